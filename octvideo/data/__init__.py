@@ -1,0 +1,28 @@
+"""Labels and batches: from lists, folders and Kinetics' csv to batches of uint8 clips.
+
+class_names.py  class names: shipped lists, files, folders
+manifest.py     lists and folders → VideoRecord; errors name file and line
+kinetics.py     the official csv with either folder layout
+augment.py      random training views: parameters sampled apart from being applied
+dataset.py      training clips; all views of one video as one item
+loading.py      orders, batches, and a loader that resumes in the middle of an epoch
+datamodule.py   all of it for Lightning
+synthetic.py    the demo data set (pictures: scenes.py)
+"""
+
+from octvideo.data.augment import Augmentation
+from octvideo.data.class_names import read_class_names
+from octvideo.data.datamodule import VideoDataModule
+from octvideo.data.dataset import EvaluationVideos, Failure, TrainingClips
+from octvideo.data.manifest import VideoRecord, read_records
+
+__all__ = [
+    "Augmentation",
+    "EvaluationVideos",
+    "Failure",
+    "TrainingClips",
+    "VideoDataModule",
+    "VideoRecord",
+    "read_class_names",
+    "read_records",
+]

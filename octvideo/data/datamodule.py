@@ -1,0 +1,198 @@
+"""VideoDataModule: everything between a folder of videos and batches on a device."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from octvideo.data.augment import Augmentation
+from octvideo.data.class_names import ClassIndex, folder_class_names, read_class_names
+from octvideo.data.dataset import EvaluationVideos, TrainingClips
+from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
+from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
+from octvideo.data.manifest import VideoRecord, check_files, read_records
+from octvideo.errors import UserError
+from octvideo.video import Decoder, ShortVideo, ViewSettings
+
+
+class VideoDataModule(L.LightningDataModule):
+    """Videos in folders or lists, as training clips and as evaluation items of all views.
+
+    Args:
+        root: folder of the data set; lists and the paths in them start from it.
+        train: list, csv of Kinetics, or folder of class folders, in `root`.
+        val: likewise, for validation; None validates nothing.
+        test: likewise; None takes `val`.
+        predict: list or folder of videos, labels not needed; None takes `test`.
+        classes: "kinetics400", "kinetics600", "kinetics700", or a file with a name a line; None takes
+            classes.txt in `root`, else the names of the class folders.
+        clip_frames: T.
+        frame_stride: from one frame of a clip to the next.
+        short_video: what follows the last frame of a video shorter than a clip.
+        augment: of training clips.
+        num_clips: of a tested video.
+        num_crops: of each of its clips, 1 or 3.
+        short_side_px: in evaluation.
+        crop_px: in evaluation.
+        val_clips: clips of a video in validation, which runs every epoch and should be quick.
+        val_crops: crops of each of these.
+        batch_size: training clips per process.
+        eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
+        num_workers: loading processes; None takes one per CPU that this process may use, 8 at most.
+        decoder: "auto" is decord where it can, else PyAV.
+        how_to_get: said where the data set is missing.
+        seed: of orders and augmentation; the CLI sets it from seed_everything.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        predict: str | None = None,
+        classes: str | None = None,
+        clip_frames: int = 8,
+        frame_stride: int = 8,
+        short_video: ShortVideo = "repeat_last",
+        augment: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+        num_clips: int = 10,
+        num_crops: int = 3,
+        short_side_px: int = 256,
+        crop_px: int = 256,
+        val_clips: int = 1,
+        val_crops: int = 1,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int | None = None,
+        decoder: Decoder = "auto",
+        how_to_get: str = "data/README.md tells how to get and lay out each data set",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise UserError(f"batch_size: got {batch_size} and {eval_batch_size} (eval), expected 1 or more")
+        self.root = Path(root)
+        self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
+        self.classes = classes
+        self.augment = augment
+        common = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
+        size = {"short_side_px": short_side_px, "crop_px": crop_px}
+        self.view_settings = ViewSettings(**common, **size, num_clips=num_clips, num_crops=num_crops)  # type: ignore[arg-type]
+        self.val_view_settings = ViewSettings(**common, **size, num_clips=val_clips, num_crops=val_crops)  # type: ignore[arg-type]
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.num_workers = min(cpus, 8) if num_workers is None else num_workers
+        self.decoder, self.how_to_get, self.seed = decoder, how_to_get, seed
+        self.records: dict[str, list[VideoRecord]] = {}
+
+    # ── what the data set holds ─────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """K names in the order of their ids.
+
+        Raises:
+            UserError: they can't be found.
+        """
+        if self.classes is not None:
+            inside = self.root / self.classes
+            return read_class_names(inside if inside.is_file() else self.classes)
+        if (self.root / "classes.txt").is_file():
+            return read_class_names(self.root / "classes.txt")
+        for role, source in self.sources.items():
+            if source is not None and (folder := self._find(role)).is_dir():
+                return folder_class_names(folder)
+        raise UserError(
+            f"no class names: give data.classes (a file with a name a line, or kinetics400/600/700), "
+            f"or write {self.root / 'classes.txt'}"
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    def _find(self, role: str) -> Path:
+        """The list or folder of a role.
+
+        Raises:
+            UserError: it is not there, with the places looked in and how to get the data.
+        """
+        source = self.sources[role]
+        if source is None:
+            raise UserError(f"data.{role} is not set: give a list of videos or a folder of class folders, in data.root")
+        places = list(dict.fromkeys([self.root / source, Path(source)]))
+        for place in places:
+            if place.exists():
+                return place
+        looked = " and ".join(str(place.absolute()) for place in places)
+        raise UserError(f"no data for data.{role} '{source}': looked for {looked}. {self.how_to_get}")
+
+    def _read(self, role: str) -> list[VideoRecord]:
+        if role in self.records:
+            return self.records[role]
+        source, labelled = self._find(role), role in ("train", "val")
+        classes = ClassIndex(self.class_names)
+        if source.is_file() and is_kinetics_csv(source):
+            records = read_kinetics_csv(source, root=self.root, classes=classes, labelled=labelled)
+        else:
+            records = read_records(source, root=self.root, classes=classes, labelled=labelled)
+        check_files(records, source, self.how_to_get)
+        self.records[role] = records
+        return records
+
+    # ── Lightning ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def setup(self, stage: str) -> None:
+        """Reads the lists that the stage needs, so that mistakes in them come before any work."""
+        for role in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
+            if role != "val" or self.sources["val"] is not None or stage == "validate":
+                self._read(role)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        records = self._read("train")
+        settings = self.view_settings
+        clips = TrainingClips(
+            records,
+            self.augment,
+            clip_frames=settings.clip_frames,
+            frame_stride=settings.frame_stride,
+            short_video=settings.short_video,
+            seed=self.seed,
+            decoder=self.decoder,
+        )
+        rank, world_size = self._process()
+        batches = TrainingBatches(len(records), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+        shape = (3, settings.clip_frames, self.augment.crop_px, self.augment.crop_px)
+        return ResumableLoader(clips, batch_sampler=batches, collate_fn=Collate(shape), **self._workers())
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return [] if self.sources["val"] is None else self._evaluation("val", self.val_view_settings)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation("test", self.view_settings)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation("predict", self.view_settings)
+
+    def _evaluation(self, role: str, views: ViewSettings) -> DataLoader[Any]:
+        records = self._read(role)
+        rank, world_size = self._process()
+        batches = EvaluationBatches(len(records), self.eval_batch_size, rank=rank, world_size=world_size)
+        shape = (views.num_views, 3, views.clip_frames, views.crop_px, views.crop_px)
+        videos: Dataset[Any] = EvaluationVideos(records, views, decoder=self.decoder)
+        return DataLoader(videos, batch_sampler=batches, collate_fn=Collate(shape), **self._workers())
+
+    def _process(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def _workers(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}

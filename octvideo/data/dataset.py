@@ -1,0 +1,135 @@
+"""Data sets for Lightning: random clips to train on, and whole videos with all their views to evaluate.
+
+A video that can't be read becomes a `Failure` in place of its item; what happens then is for training/ to decide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+
+from octvideo.data.augment import Augmentation, apply_transform, sample_transform
+from octvideo.data.manifest import VideoRecord
+from octvideo.video import Decoder, ShortVideo, VideoReadError, ViewSettings, random_clip, read_frames, read_views
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video as it goes into a batch.
+
+    Args:
+        video: uint8 (C, T, H, W) for training, (V, C, T, H, W) for evaluation.
+        label: class id, -1 where unknown.
+        index: place in the data set.
+        path: of the file.
+    """
+
+    video: Tensor
+    label: int
+    index: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that could not be read.
+
+    Args:
+        path: of the file.
+        reason: in one line.
+        index: place in the data set.
+    """
+
+    path: str
+    reason: str
+    index: int
+
+
+def item_generator(seed: int, epoch: int, index: int) -> Generator:
+    """The randomness of one item: it depends on nothing else, not on workers, processes or what came before."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+class TrainingClips(Dataset[Item | Failure]):
+    """One random clip of each video; its items are asked for by (epoch, index).
+
+    Args:
+        records: the videos.
+        augment: of the clips.
+        clip_frames: T.
+        frame_stride: from one frame of a clip to the next.
+        short_video: what follows the last frame of a video shorter than a clip.
+        seed: of all randomness.
+        decoder: see `octvideo.video.read_frames`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[VideoRecord],
+        augment: Augmentation,
+        *,
+        clip_frames: int,
+        frame_stride: int,
+        short_video: ShortVideo = "repeat_last",
+        seed: int = 0,
+        decoder: Decoder = "auto",
+    ) -> None:
+        self.records, self.augment, self.seed, self.decoder = records, augment, seed, decoder
+        self.clip_frames, self.frame_stride, self.short_video = clip_frames, frame_stride, short_video
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item | Failure:
+        epoch, index = key
+        record = self.records[index]
+        generator = item_generator(self.seed, epoch, index)
+        state = generator.get_state()
+
+        def clip_of(num_frames: int) -> Tensor:
+            generator.set_state(state)  # a second call, for a file with fewer frames than announced, draws alike
+            return random_clip(
+                num_frames,
+                clip_frames=self.clip_frames,
+                frame_stride=self.frame_stride,
+                generator=generator,
+                short_video=self.short_video,
+            )
+
+        try:
+            read = read_frames(record.path, clip_of, decoder=self.decoder)
+        except VideoReadError as error:
+            return Failure(record.path, error.reason, index)
+        height, width = read.frames.shape[1:3]
+        transform = sample_transform(self.augment, height=height, width=width, generator=generator)
+        clip = apply_transform(read.frames, transform, crop_px=self.augment.crop_px)  # (C,D,S,S)
+        return Item(clip[:, read.places], record.label, index, record.path)  # (C,T,S,S)
+
+
+class EvaluationVideos(Dataset[Item | Failure]):
+    """Every view of each video as one item, so that no video is ever split.
+
+    Args:
+        records: the videos.
+        views: which views.
+        decoder: see `octvideo.video.read_frames`.
+    """
+
+    def __init__(self, records: Sequence[VideoRecord], views: ViewSettings, *, decoder: Decoder = "auto") -> None:
+        self.records, self.views, self.decoder = records, views, decoder
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Item | Failure:
+        record = self.records[index]
+        try:
+            views = read_views(record.path, self.views, decoder=self.decoder)  # (V,C,T,S,S)
+        except VideoReadError as error:
+            return Failure(record.path, error.reason, index)
+        return Item(views, record.label, index, record.path)

@@ -1,0 +1,133 @@
+"""In which order items come, on which process, and as which batches.
+
+The order of an epoch is a function of (seed, epoch), so a run repeats; each process takes every world-size-th
+item. A loader counts the batches that it gave away, and goes on there after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from octvideo.data.dataset import Failure, Item
+
+Batch = dict[str, Any]
+
+
+class TrainingBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in a new order each epoch; the last, smaller one is left out.
+
+    Args:
+        num_items: of the data set.
+        batch_size: on this process.
+        seed: of the orders.
+        rank: of this process.
+        world_size: number of processes; all get equally many batches.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.first_batch = 0
+
+    @property
+    def sampler(self) -> TrainingBatches:
+        """Where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        # A data set smaller than a batch is one batch.
+        return max(self.num_items // self.world_size // self.batch_size, 1)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        order = torch.randperm(self.num_items, generator=generator)[self.rank :: self.world_size].tolist()
+        first, self.first_batch = self.first_batch, 0
+        for batch in range(first, len(self)):
+            items = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in items]
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """Every item once, in order, over all processes together: none is repeated to make the counts equal.
+
+    Processes that have run out get empty batches: each must call the network equally often, or the others wait.
+
+    Args:
+        num_items: of the data set.
+        batch_size: on this process.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.batch_size = batch_size
+        self.items = list(range(rank, num_items, world_size))
+        most = -(-num_items // world_size)
+        self.num_batches = max(-(-most // batch_size), 1)
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.num_batches):
+            yield self.items[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+class Collate:
+    """Items to a batch; failures are listed beside the videos that could be read.
+
+    Args:
+        shape: of one item's video, for a batch without any.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+
+    def __call__(self, items: Sequence[Item | Failure]) -> Batch:
+        """A dictionary: video uint8 (N, ...), label (N,), index (N,), path (N), failures."""
+        good = [item for item in items if isinstance(item, Item)]
+        return {
+            "video": self._stack([item.video for item in good]),
+            "label": torch.tensor([item.label for item in good], dtype=torch.int64),
+            "index": torch.tensor([item.index for item in good], dtype=torch.int64),
+            "path": [item.path for item in good],
+            "failures": [item for item in items if isinstance(item, Failure)],
+        }
+
+    def _stack(self, videos: list[Tensor]) -> Tensor:
+        if not videos:
+            return torch.empty(0, *self.shape, dtype=torch.uint8)
+        if len(videos) == 1:  # a view: one evaluation item can be 50 MB
+            return videos[0][None]
+        return torch.stack(videos)
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader over `TrainingBatches` that Lightning saves in checkpoints, and that goes on where it was."""
+
+    _given = 0  # batches of this epoch
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        assert isinstance(self.batch_sampler, TrainingBatches)
+        self._given = self.batch_sampler.first_batch
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch were given away: 0 at its end."""
+        return {"batches": self._given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Starts the next epoch behind so many batches."""
+        assert isinstance(self.batch_sampler, TrainingBatches)
+        self.batch_sampler.first_batch = state["batches"]

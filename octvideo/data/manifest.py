@@ -1,0 +1,137 @@
+"""Which videos, and which class each has: lists in the formats of the field, and folders of classes.
+
+Formats of lists, told apart line by line and always split from the right, since paths hold spaces::
+
+    dir/a clip.mp4 12          mmaction2, PySlowFast (numbers; any run of spaces, tabs, commas, semicolons)
+    dir/a clip.mp4,wave        class name, after a comma, semicolon or tab
+    dir/a clip.mp4             no label, for prediction
+    label,youtube_id,...       the official csv of Kinetics, see kinetics.py
+
+Empty lines and lines that start with # are passed over. Errors name file and line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from octvideo.data.class_names import ClassIndex
+from octvideo.errors import UserError
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".mts", ".flv", ".wmv"}
+)
+_NUMBERED = re.compile(r"^(?P<path>.*\S)[\s,;]+(?P<label>-?\d+)\s*$")
+_NAMED = re.compile(r"^(?P<path>.*\S)\s*[\t,;]\s*(?P<label>[^\t,;]*\S)\s*$")
+_CHECKED = 64  # files looked for before a run starts: a wrong root misses all of them
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRecord:
+    """One video of a data set.
+
+    Args:
+        path: as it is opened.
+        label: class id, -1 where unknown.
+    """
+
+    path: str
+    label: int
+
+
+def read_records(source: Path, *, root: Path, classes: ClassIndex | None, labelled: bool = True) -> list[VideoRecord]:
+    """The videos of a list or a folder of classes.
+
+    Args:
+        source: list file, or folder with one folder per class (or of videos, where `labelled` is off).
+        root: what relative paths in a list start from.
+        classes: to check labels against; None takes any number.
+        labelled: every video must have a label.
+
+    Raises:
+        UserError: with file and line; or there is no video.
+    """
+    records = (
+        _read_folder(source, classes, labelled) if source.is_dir() else _read_list(source, root, classes, labelled)
+    )
+    if not records:
+        raise UserError(f"{source} lists no video")
+    return records
+
+
+def check_files(records: Sequence[VideoRecord], source: str | Path, advice: str = "") -> None:
+    """Looks for some of the files, evenly spread, before hours of work start.
+
+    Raises:
+        UserError: none of them is there; single missing ones are left to reading.
+    """
+    some = records[:: max(len(records) // _CHECKED, 1)]
+    missing = [record.path for record in some if not Path(record.path).is_file()]
+    if len(missing) == len(some):
+        raise UserError(
+            f"none of the videos of {source} is there: looked for {len(missing)} of its {len(records)}, the first "
+            f"{Path(missing[0]).absolute()}. Paths in a list start from data.root. {advice}".rstrip()
+        )
+
+
+def _read_folder(folder: Path, classes: ClassIndex | None, labelled: bool) -> list[VideoRecord]:
+    records = []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() not in VIDEO_SUFFIXES or not file.is_file():
+            continue
+        name = file.relative_to(folder).parts[0] if file.parent != folder else ""
+        label = classes.find(name) if classes is not None and name else None
+        if label is None and labelled:
+            if not name:
+                raise UserError(f"{file} lies in no class folder: expected {folder}/<class>/{file.name}")
+            hint = classes.suggestion(name) if classes is not None else ""
+            raise UserError(f"{folder}: the folder {name!r} is no class of this data set{hint}")
+        records.append(VideoRecord(str(file), -1 if label is None else label))
+    return records
+
+
+def _read_list(file: Path, root: Path, classes: ClassIndex | None, labelled: bool) -> list[VideoRecord]:
+    try:
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(f"can't read the list {file}: {error.strerror}") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        path, label = _parse(line.strip(), f"{file}:{number}", root, classes)
+        if label is None and labelled:
+            raise UserError(f"{file}:{number}: got {line.strip()!r}, expected 'path label'")
+        records.append(VideoRecord(str(root / path), -1 if label is None else label))
+    return records
+
+
+def _parse(line: str, where: str, root: Path, classes: ClassIndex | None) -> tuple[str, int | None]:
+    if match := _NUMBERED.match(line):
+        path, label = match["path"].rstrip(",;"), int(match["label"])
+        if label < -1 or (classes is not None and label >= len(classes.names)):
+            top = "a class id" if classes is None else f"0 to {len(classes.names) - 1}"
+            raise UserError(f"{where}: label {label}, expected {top}")
+        _refuse_frames(path, where, root)
+        return path, label
+    if match := _NAMED.match(line):
+        if classes is None:
+            raise UserError(f"{where}: the label is a name, {match['label']!r}; give the class names as data.classes")
+        found = classes.find(match["label"])
+        if found is None:
+            hint = classes.suggestion(match["label"])
+            raise UserError(f"{where}: {match['label']!r} is no class of this data set{hint}")
+        return match["path"], found
+    head, _, last = line.rpartition(" ")
+    if head and classes is not None and (found := classes.find(last)) is not None:
+        return head.strip(), found
+    return line, None
+
+
+def _refuse_frames(path: str, where: str, root: Path) -> None:
+    """TSN's lists, `folder num_frames label`, are of extracted frames."""
+    head = re.match(r"^(.*\S)\s+\d+$", path)
+    if head and (root / head[1]).is_dir():
+        raise UserError(f"{where}: {head[1]} is a folder of frames; octvideo reads video files, 'path label'")

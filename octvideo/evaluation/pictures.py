@@ -1,0 +1,227 @@
+"""The picture of a run: training curves from Lightning's metrics.csv, confusion matrix from its scores."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import FigureBase
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from octvideo.errors import UserError
+from octvideo.evaluation.report import Figure, Pairs, confusion_matrix, figures, percent, percent_range
+from octvideo.evaluation.scores import VideoScores
+
+_TRAIN, _VAL, _QUIET, _INK = "#2a78b5", "#d9622b", "#8a8f98", "#23272e"
+_MOST_COUNTS = 24  # classes up to which the matrix shows numbers
+_MOST_NAMES = 42  # and up to which it shows class names
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One logged metric over the training.
+
+    Args:
+        epochs: how many epochs were done at each value, fractions within an epoch.
+        values: as logged.
+    """
+
+    epochs: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
+def read_curves(path: str | Path) -> dict[str, Curve]:
+    """Every column of a metrics.csv as a curve.
+
+    A column with one value per epoch is placed at the ends of epochs, any other by the steps of its rows.
+
+    Args:
+        path: of the metrics.csv.
+
+    Raises:
+        UserError: there is none, or it is something else.
+    """
+    try:
+        with Path(path).open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("epoch") and row.get("step")]
+    except OSError as error:
+        raise UserError(f"no metrics at {path} ({error.strerror}): training writes metrics.csv") from error
+    if not rows:
+        raise UserError(f"{path} is no metrics.csv of Lightning: it has no rows with epoch and step")
+    steps_per_epoch = _steps_per_epoch(rows)
+    curves: dict[str, Curve] = {}
+    for name in rows[0].keys() - {"epoch", "step"}:
+        held = [row for row in rows if row[name]]
+        by_epoch = {int(row["epoch"]): float(row[name]) for row in held}
+        if len(by_epoch) == len(held):
+            places = [epoch + 1.0 for epoch in by_epoch]
+            curves[name] = Curve(places, list(by_epoch.values()))
+        else:
+            places = [(int(row["step"]) + 1) / steps_per_epoch for row in held]
+            curves[name] = Curve(places, [float(row[name]) for row in held])
+    return curves
+
+
+def _steps_per_epoch(rows: list[dict[str, str]]) -> float:
+    # Epochs and steps count from 0. Whole epochs all give the same, the first rows of one give less.
+    return max((int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in rows)
+
+
+def draw_report(
+    path: str | Path,
+    *,
+    curves: dict[str, Curve] | None = None,
+    scores: VideoScores | None = None,
+    pairs: Pairs = (),
+    title: str = "",
+) -> None:
+    """Writes the picture of a run; what is not given is left out.
+
+    Args:
+        path: of the PNG.
+        curves: of the training.
+        scores: of the test.
+        pairs: names of opposite classes; they are put next to each other.
+        title: of the picture.
+
+    Raises:
+        UserError: there is nothing to draw.
+    """
+    if not curves and scores is None:
+        raise UserError("nothing to draw: neither training curves nor scores")
+    both = bool(curves) and scores is not None
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.10)
+    canvas = Canvas(figsize=(13 if both else 7, 6.2), layout=layout, facecolor="white")
+    FigureCanvasAgg(canvas)
+    parts: list[FigureBase] = [canvas, canvas]
+    if both:
+        parts = list(canvas.subfigures(1, 2, width_ratios=[1, 1.12], squeeze=False)[0])
+    if curves:
+        draw_curves(parts[0], curves)
+    if scores is not None:
+        draw_confusion(parts[1].subplots(), scores, pairs=pairs)
+    if title:
+        canvas.suptitle(title, fontsize=14, fontweight="bold", color=_INK, x=0.012, ha="left")
+    canvas.savefig(path, dpi=120)
+
+
+def draw_curves(canvas: FigureBase, curves: dict[str, Curve]) -> None:
+    """Loss, top-1 and learning rate above each other, training and validation in two colours."""
+    rows = [(kind, height) for kind, height in (("loss", 3), ("top1", 3), ("lr", 1)) if _drawn(kind, curves)]
+    if not rows:
+        raise UserError(f"no train/loss, train/top1 or lr among the logged {', '.join(sorted(curves))}")
+    heights = {"height_ratios": [height for _, height in rows]}
+    grid = canvas.subplots(len(rows), 1, sharex=True, squeeze=False, gridspec_kw=heights)[:, 0]
+    for axes, (kind, _) in zip(grid, rows, strict=True):
+        if kind == "lr":
+            lr = _lr(curves)
+            axes.plot(lr.epochs, lr.values, color=_QUIET, linewidth=1.5)
+            axes.set_ylim(0, None)
+        else:
+            _draw_train_and_val(axes, kind, curves)
+        axes.set_ylabel({"loss": "loss", "top1": "top-1", "lr": "learning\nrate"}[kind], color=_INK)
+        _plain(axes)
+        axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
+    canvas.align_ylabels(list(grid))
+    grid[-1].set_xlabel("epoch", color=_INK)
+    grid[-1].set_xlim(0, None)
+    grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_train_and_val(axes: Axes, kind: str, curves: dict[str, Curve]) -> None:
+    if kind == "loss" and (steps := curves.get("train/loss_step")):
+        axes.plot(steps.epochs, steps.values, color=_TRAIN, alpha=0.22, linewidth=1)
+    for split, colour, label in (("train", _TRAIN, "training"), ("val", _VAL, "validation")):
+        curve = curves.get(f"{split}/{kind}")
+        if curve is None:
+            continue
+        last = curve.values[-1]
+        shown = f"{100 * last:.1f} %" if kind == "top1" else f"{last:.3f}"
+        axes.plot(
+            curve.epochs,
+            curve.values,
+            marker="o" if len(curve.epochs) <= 40 else "",
+            markersize=3.5,
+            linewidth=2,
+            color=colour,
+            label=f"{label}  {shown}",
+        )
+    if kind == "top1":
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    else:
+        axes.set_ylim(0, None)
+    axes.legend(frameon=False, labelcolor=_INK, loc="best")
+
+
+def draw_confusion(axes: Axes, scores: VideoScores, *, pairs: Pairs = ()) -> None:
+    """Share of each true class (row) that was taken for each class (column), with counts where they fit."""
+    order = _paired_order(scores.class_names, pairs)
+    counts = confusion_matrix(scores)[np.ix_(order, order)]  # (K,K)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (K,K)
+    smooth = "antialiased" if len(counts) >= 200 else "nearest"
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation=smooth)
+    size = 10 if len(counts) <= 16 else 7
+    if len(counts) <= _MOST_COUNTS:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            colour = "white" if shares[row, column] > 0.55 else _INK
+            text = str(counts[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size + 1)
+    if len(counts) <= _MOST_NAMES:
+        names = [scores.class_names[i].replace("_", " ") for i in order]
+        axes.set_xticks(range(len(names)), names, fontsize=size)
+        axes.tick_params("x", rotation=40)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names, fontsize=size)
+        axes.set_xticks(np.arange(-0.5, len(names)), minor=True)
+        axes.set_yticks(np.arange(-0.5, len(names)), minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5)
+        axes.tick_params(which="both", length=0)
+    axes.set_xlabel("predicted", color=_INK)
+    axes.set_ylabel("true class", color=_INK)
+    axes.set_title(_caption(figures(scores, pairs=pairs)), fontsize=10, color=_INK, loc="left", pad=10)
+    _plain(axes)
+
+
+def _caption(row: list[Figure]) -> str:
+    top1, *others = [figure for figure in row if not math.isnan(figure.value)]
+    text = f"top-1 {percent(top1.value)}  (95 %: {percent_range(top1.interval)}, {top1.total} videos)"
+    return text + "\n" + "   ".join(f"{figure.name} {percent(figure.value)}" for figure in others)
+
+
+def _paired_order(class_names: list[str], pairs: Pairs) -> list[int]:
+    """Classes with each one's opposite right after it, else in their own order."""
+    opposite = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
+    ordered: list[str] = []
+    for name in class_names:
+        ordered += [c for c in (name, opposite.get(name)) if c is not None and c not in ordered]
+    return [class_names.index(name) for name in ordered]
+
+
+def _drawn(kind: str, curves: dict[str, Curve]) -> bool:
+    if kind == "lr":
+        return bool(_lr(curves).values)
+    return any(curves.get(f"{split}/{kind}", Curve()).values for split in ("train", "val"))
+
+
+def _lr(curves: dict[str, Curve]) -> Curve:
+    """The learning rate, logged as "lr" or by Lightning's LearningRateMonitor as "lr-SGD" and the like."""
+    names = [name for name in sorted(curves) if name == "lr" or name.startswith("lr-")]
+    return curves[names[0]] if names else Curve()
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#c3c7cc")
+    axes.tick_params(colors=_INK, which="both")
+    axes.set_axisbelow(True)

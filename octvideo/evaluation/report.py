@@ -1,0 +1,257 @@
+"""From the scores of videos to figures with intervals, and to tables of them for a terminal or a README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from octvideo.errors import UserError
+from octvideo.evaluation.metrics import VideoMetrics, in_top_k, pair_hits, wilson_interval
+from octvideo.evaluation.scores import VideoScores
+
+Pairs = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one evaluation.
+
+    Args:
+        name: as printed.
+        value: in [0, 1], NaN where nothing was counted.
+        hits: videos that were right; None for a mean that is no share of videos.
+        total: of how many; None likewise.
+    """
+
+    name: str
+    value: float
+    hits: int | None = None
+    total: int | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % Wilson interval, of shares of videos only."""
+        if self.hits is None or self.total is None:
+            return None
+        return wilson_interval(self.hits, self.total)
+
+
+def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
+    """Top-1, top-5 and mean class accuracy of the videos with a known label, and the decisions inside pairs.
+
+    Args:
+        scores: of an evaluation.
+        pairs: names of opposite classes.
+
+    Raises:
+        UserError: no label is known, or a pair names no class.
+    """
+    scores = scores.known()
+    if not len(scores):
+        raise UserError("no video has a known label, so there is nothing to measure")
+    values, labels = torch.from_numpy(scores.scores), torch.from_numpy(scores.labels)  # (N,K), (N,)
+    metrics = VideoMetrics(len(scores.class_names))
+    metrics.update(values, labels)
+    out = [
+        _share("top-1", in_top_k(values, labels, 1)),
+        _share("top-5", in_top_k(values, labels, 5)),
+        Figure("mean class", metrics.compute()["mean_class"]),
+    ]
+    if pairs:
+        numbers = [(_number(a, scores.class_names), _number(b, scores.class_names)) for a, b in pairs]
+        out.append(_share("opposite pairs", pair_hits(values, labels, numbers)))
+    return out
+
+
+def confusion_matrix(scores: VideoScores) -> np.ndarray:
+    """How many videos of each class (row) were taken for each class (column), int64 (K, K)."""
+    scores = scores.known()
+    k = len(scores.class_names)
+    predicted = scores.scores.argmax(1) if len(scores) else np.zeros(0, dtype=np.int64)  # (N,)
+    return np.bincount(scores.labels * k + predicted, minlength=k * k).reshape(k, k)
+
+
+def pairs_from(given: Sequence[str] | None, *, known: Pairs, class_names: Sequence[str]) -> Pairs:
+    """The pairs to measure: those given as "a,b", else the known ones whose classes are all there, else none.
+
+    Args:
+        given: from a command line.
+        known: of a data set.
+        class_names: of the scores.
+
+    Raises:
+        UserError: one of the given is no pair.
+
+    Example:
+        >>> pairs_from(["open,close"], known=(), class_names=["close", "open"])
+        [('open', 'close')]
+    """
+    if given is None:
+        return known if {name for pair in known for name in pair} <= set(class_names) else ()
+    pairs = []
+    for text in given:
+        first, comma, second = text.partition(",")
+        if not (first.strip() and comma and second.strip()) or "," in second:
+            raise UserError(f"--pairs: got '{text}', expected two class names as A,B")
+        pairs.append((first.strip(), second.strip()))
+    return pairs
+
+
+def run_names(files: Sequence[Path]) -> list[str]:
+    """A name for each file of scores: its run's, with as many folders before it as tell them apart.
+
+    Example:
+        >>> run_names([Path("runs/a/scores.npz"), Path("runs/b/scores.npz")])
+        ['a', 'b']
+    """
+    # scores.npz is the run's own; scores_val.npz and the like add their name.
+    whole = [file.resolve().with_suffix("").parts for file in files]
+    whole = [parts[:-1] if parts[-1] == "scores" else parts for parts in whole]
+    for depth in range(1, max(map(len, whole)) + 1):
+        names = ["/".join(parts[-depth:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"the same file of scores is given twice: {', '.join(map(str, files))}")
+
+
+def metrics_table(scores: VideoScores, *, pairs: Pairs = (), title: str | None = None) -> str:
+    """The figures as text for a terminal, with the number of videos below.
+
+    Args:
+        scores: of an evaluation.
+        pairs: names of opposite classes.
+        title: above the table.
+
+    Returns:
+        Lines without a newline at the end; where no label is known, one line that says so.
+    """
+    if not len(scores.known()):
+        return f"{len(scores)} videos scored; no label is known, so nothing was measured"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for header, justify in (("metric", "left"), ("value", "right"), ("95 % interval", "right")):
+        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for figure in figures(scores, pairs=pairs):
+        table.add_row(figure.name, percent(figure.value), percent_range(figure.interval))
+    return _as_text(table) + f"\n  {_counted(scores)}"
+
+
+def markdown_table(runs: Mapping[str, VideoScores], *, pairs: Pairs = ()) -> str:
+    """One row per run, ready for a README.
+
+    Args:
+        runs: scores by the name of the run.
+        pairs: names of opposite classes.
+    """
+    lines: list[str] = []
+    for name, scores in runs.items():
+        row = figures(scores, pairs=pairs)
+        if not lines:
+            lines = [
+                "| run | videos | " + " | ".join(figure.name for figure in row) + " |",
+                "|---|--:" + "|--:" * len(row) + "|",
+            ]
+        cells = [percent(figure.value) + _bracketed(figure.interval) for figure in row]
+        lines.append(f"| {name} | {len(scores.known())} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def comparison_table(runs: Mapping[str, VideoScores], *, pairs: Pairs = ()) -> str:
+    """One row per run as text; runs of the same videos are also compared with the first, video by video.
+
+    Args:
+        runs: scores by the name of the run.
+        pairs: names of opposite classes.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("run")
+    table.add_column("videos", justify="right")
+    for column, figure in enumerate(figures(next(iter(runs.values())), pairs=pairs)):
+        table.add_column(figure.name, justify="right", no_wrap=True)
+        if column == 0:
+            table.add_column("95 % interval", justify="right", no_wrap=True)
+    for name, scores in runs.items():
+        top1, *others = figures(scores, pairs=pairs)
+        cells = [percent(top1.value), percent_range(top1.interval), *(percent(f.value) for f in others)]
+        table.add_row(name, str(len(scores.known())), *cells)
+    (first, baseline), *rest = runs.items()
+    lines = [f"  {name} against {first}: {compare_top1(scores, baseline)}" for name, scores in rest]
+    return "\n".join([_as_text(table), *lines])
+
+
+def compare_top1(scores: VideoScores, baseline: VideoScores) -> str:
+    """In words: the difference in top-1 on the same videos, with the exact McNemar test.
+
+    On the same videos, intervals that overlap say little; the videos that only one run has right say more.
+    """
+    scores, baseline = scores.known(), baseline.known()
+    if sorted(scores.paths) != sorted(baseline.paths) or len(set(scores.paths)) != len(scores.paths):
+        return "not the same videos, so compared by their intervals only"
+    mine, theirs = ({p: bool(h) for p, h in zip(s.paths, _hits(s), strict=True)} for s in (scores, baseline))
+    only_mine = sum(mine[path] and not theirs[path] for path in mine)
+    only_theirs = sum(theirs[path] and not mine[path] for path in mine)
+    difference = 100 * (only_mine - only_theirs) / len(mine)
+    p = mcnemar_p(only_mine, only_theirs)
+    return f"{difference:+.1f} points top-1; {only_mine} videos won, {only_theirs} lost, McNemar p = {p:.2g}"
+
+
+def mcnemar_p(first_only: int, second_only: int) -> float:
+    """Two-sided p of the exact McNemar test: how often equally good runs differ at least as one-sidedly.
+
+    Example:
+        >>> mcnemar_p(1, 5)
+        0.21875
+    """
+    n, fewer = first_only + second_only, min(first_only, second_only)
+    tail = sum(math.comb(n, i) for i in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def percent(value: float) -> str:
+    """93.75 % as '93.8 %'; nothing counted is a dash."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def percent_range(interval: tuple[float, float] | None) -> str:
+    """'14.9 – 26.3 %'; empty for a figure without interval."""
+    return "" if interval is None else f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %"
+
+
+def _bracketed(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})"
+
+
+def _share(name: str, hits: torch.Tensor) -> Figure:
+    return Figure(name, int(hits.sum()) / len(hits) if len(hits) else math.nan, int(hits.sum()), len(hits))
+
+
+def _hits(scores: VideoScores) -> np.ndarray:
+    return in_top_k(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels), 1).numpy()
+
+
+def _number(name: str, class_names: Sequence[str]) -> int:
+    if name not in class_names:
+        raise UserError(f"pairs: no class '{name}' among {len(class_names)}: {', '.join(class_names[:12])}")
+    return class_names.index(name)
+
+
+def _counted(scores: VideoScores) -> str:
+    known = scores.known()
+    unknown = len(scores) - len(known)
+    text = f"{len(known)} videos, {len(scores.class_names)} classes"
+    return text + (f"; {unknown} more without a label" if unknown else "")
+
+
+def _as_text(table: Table) -> str:
+    # A fixed width: a log file is no terminal, and rich would fold the table to 80 columns there.
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())

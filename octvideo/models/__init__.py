@@ -1,0 +1,10 @@
+"""Networks from clips to logits: pytorchvideo's C2D, I3D and Slow, ordinary or octave."""
+
+import warnings
+
+with warnings.catch_warnings():
+    # pytorchvideo calls torch.jit.script on import; who uses octvideo can do nothing about torch's advice.
+    warnings.simplefilter("ignore", FutureWarning)
+    from octvideo.models.video import c2d_r50, c2d_small, i3d_r50, i3d_small, slow_r50, slow_small
+
+__all__ = ["c2d_r50", "c2d_small", "i3d_r50", "i3d_small", "slow_r50", "slow_small"]

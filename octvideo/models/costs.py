@@ -1,0 +1,109 @@
+"""What the networks cost at several alphas, beside the ordinary network and the paper's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+import octvideo.models as models
+from octvideo.errors import UserError
+from octvideo.octave import Cost, count_cost
+
+Clip = tuple[int, ...]
+CLIP: Clip = (1, 3, 8, 224, 224)
+# Multiply-adds in G of (network, alpha) on CLIP: Table 8 of arXiv 1904.05049.
+PAPER = {("c2d_r50", 0.0): 19.3, ("c2d_r50", 0.1): 17.4, ("i3d_r50", 0.0): 28.1, ("i3d_r50", 0.1): 25.6}
+
+HEADER = (
+    "network", "alpha", "multiply-adds (G)", "of ordinary", "paper (G)", "parameters (M)", "activations (MB)",
+    "of ordinary",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One network at one alpha.
+
+    Args:
+        network: its builder's name in octvideo.models.
+        alpha: the low share.
+        cost: of one forward pass.
+        ordinary: the same at alpha 0.
+        paper_giga: multiply-adds that the paper gives for it, where it does.
+    """
+
+    network: str
+    alpha: float
+    cost: Cost
+    ordinary: Cost
+    paper_giga: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of HEADER; activations in float32."""
+        cost, ordinary = self.cost, self.ordinary
+        return (
+            self.network,
+            f"{self.alpha:g}",
+            f"{cost.multiply_adds / 1e9:.2f}",
+            f"{100 * cost.multiply_adds / ordinary.multiply_adds:.0f} %",
+            "" if self.paper_giga is None else f"{self.paper_giga:.1f}",
+            f"{cost.parameters / 1e6:.2f}",
+            f"{4 * cost.activations / 1e6:.1f}",
+            f"{100 * cost.activations / ordinary.activations:.0f} %",
+        )
+
+
+def parse_clip(text: str) -> Clip:
+    """`1x3x8x224x224` as numbers.
+
+    Raises:
+        UserError: it is not five positive numbers, with three channels.
+    """
+    sizes = tuple(int(size) if size.isdecimal() else 0 for size in text.split("x"))
+    if len(sizes) != 5 or min(sizes) < 1 or sizes[1] != 3:
+        raise UserError(f"clip: got {text!r}, expected NxCxTxHxW with C = 3, such as 1x3x8x224x224")
+    return sizes
+
+
+def cost_rows(
+    networks: Sequence[str], alphas: Sequence[float], *, clip: Clip = CLIP, num_classes: int = 400
+) -> list[CostRow]:
+    """Counts every network at every alpha; nothing is computed, so this takes seconds.
+
+    Args:
+        networks: names of builders of octvideo.models.
+        alphas: low shares.
+        clip: (N, C, T, H, W).
+        num_classes: K.
+
+    Raises:
+        UserError: no such network, an alpha or a class count out of range, or a clip too short.
+    """
+    rows = []
+    for name in networks:
+        ordinary = _count(name, 0.0, clip, num_classes)
+        for alpha in alphas:
+            cost = ordinary if alpha == 0 else _count(name, alpha, clip, num_classes)
+            rows.append(CostRow(name, alpha, cost, ordinary, PAPER.get((name, alpha)) if clip == CLIP else None))
+    return rows
+
+
+def _count(name: str, alpha: float, clip: Clip, num_classes: int) -> Cost:
+    if name not in models.__all__:
+        raise UserError(f"no network {name!r}: there are {', '.join(models.__all__)}")
+    with torch.device("meta"):  # nothing is allocated or initialised
+        network = getattr(models, name)(num_classes=num_classes, alpha=alpha)
+    try:
+        return count_cost(network, clip)
+    except RuntimeError as error:
+        shape, reason = "x".join(map(str, clip)), str(error).splitlines()[0]
+        raise UserError(f"{name} takes no clip of {shape}: {reason}") from error
+
+
+def markdown_table(rows: Sequence[CostRow]) -> str:
+    """The rows, ready for a README."""
+    marks: list[Literal["---", "---:"]] = ["---", *["---:"] * (len(HEADER) - 1)]  # type: ignore[list-item]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, marks, *(row.cells() for row in rows)))

@@ -1,0 +1,135 @@
+"""Which channels of the ordinary network are stored at half resolution: one rounding rule, `Partition`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+# A set of channels as a slice where it is one run (a view costs nothing), else as indices.
+ChannelIndex = slice | tuple[int, ...]
+
+
+def split_channels(num_channels: int, alpha: float) -> tuple[int, int]:
+    """Number of high- and low-frequency channels: low = floor(alpha * channels + 1/2).
+
+    Every part of octvideo rounds here, so convolutions and norms always agree.
+
+    >>> split_channels(64, 0.9)
+    (6, 58)
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha is the share of low-frequency channels: expected 0 <= alpha <= 1, got {alpha}")
+    # The tiny term keeps .1 * 5 = .5 (stored a hair lower in binary for other products) on the upper side.
+    low = math.floor(alpha * num_channels + 0.5 + 1e-9)
+    return num_channels - low, low
+
+
+def as_channel_index(channels: Sequence[int]) -> ChannelIndex:
+    """One run of channels as a slice (usable as a view), any other set as a tuple of indices."""
+    if not channels:
+        return slice(0, 0)
+    first, last = channels[0], channels[-1]
+    if last - first + 1 == len(channels):
+        return slice(first, last + 1)
+    return tuple(channels)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """For each channel of an ordinary tensor, whether it is low-frequency (stored at half resolution).
+
+    An `Octave` with this partition holds the False channels, in order, in `high` and the True ones in `low`.
+
+    >>> Partition.of(8, 0.25).low
+    (6, 7)
+    >>> Partition.of(8, 0.25, groups=2).low   # each group of four split by itself
+    (3, 7)
+    """
+
+    is_low: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, num_channels: int, alpha: float, *, groups: int = 1) -> Partition:
+        """Split by `alpha`: the last channels of each group where that is a whole number, else whole groups.
+
+        Whole groups are the rule for depthwise convolutions and for groups too thin to be cut (ResNeXt 32x4d
+        at .125).
+
+        Raises:
+            ValueError: if alpha is outside [0, 1] or the channels do not divide into the groups.
+        """
+        if groups < 1 or num_channels % groups:
+            raise ValueError(f"{num_channels} channels do not divide into {groups} groups")
+        per_group = num_channels // groups
+        low_share = alpha * per_group
+        if groups == 1 or abs(low_share - round(low_share)) < 1e-9:
+            high, low = split_channels(per_group, alpha)
+            return cls(((False,) * high + (True,) * low) * groups)
+        high_groups, low_groups = split_channels(groups, alpha)
+        return cls((False,) * (high_groups * per_group) + (True,) * (low_groups * per_group))
+
+    @classmethod
+    def join(cls, parts: Iterable[Partition]) -> Partition:
+        """The partition of tensors concatenated along their channels."""
+        return cls(tuple(flag for part in parts for flag in part.is_low))
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.is_low)
+
+    @cached_property
+    def high(self) -> tuple[int, ...]:
+        """The ordinary network's numbers of the high-frequency channels, ascending."""
+        return tuple(i for i, flag in enumerate(self.is_low) if not flag)
+
+    @cached_property
+    def low(self) -> tuple[int, ...]:
+        """The ordinary network's numbers of the low-frequency channels, ascending."""
+        return tuple(i for i, flag in enumerate(self.is_low) if flag)
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether no channel is low: such a value is a Tensor, not an Octave."""
+        return not any(self.is_low)
+
+    @property
+    def alpha(self) -> float:
+        """The share of low channels that the partition really has."""
+        return len(self.low) / max(1, self.num_channels)
+
+    def __repr__(self) -> str:
+        runs: list[list[int | bool]] = []
+        for flag in self.is_low:
+            if runs and runs[-1][0] == flag:
+                runs[-1][1] += 1
+            else:
+                runs.append([flag, 1])
+        text = " ".join(f"{count}{'L' if flag else 'H'}" for flag, count in runs[:6])
+        return f"Partition({text}{' ...' if len(runs) > 6 else ''})"
+
+
+def as_partition(alpha: float | Partition, num_channels: int, *, groups: int = 1, name: str = "alpha") -> Partition:
+    """`alpha` as a Partition of `num_channels`; a Partition given is checked against that count.
+
+    Raises:
+        ValueError: if a given partition has another number of channels.
+    """
+    if isinstance(alpha, Partition):
+        if alpha.num_channels != num_channels:
+            raise ValueError(f"{name}: got a partition of {alpha.num_channels} channels, expected {num_channels}")
+        return alpha
+    return Partition.of(num_channels, float(alpha), groups=groups)
+
+
+def take_channels(x: Tensor, channels: ChannelIndex, dim: int = 1) -> Tensor:
+    """The given channels of `x`: a view where they are one run, else a gathered copy."""
+    if isinstance(channels, slice):
+        if channels == slice(0, x.shape[dim]):
+            return x
+        return x.narrow(dim, channels.start, channels.stop - channels.start)
+    return x.index_select(dim, torch.tensor(channels, device=x.device))

@@ -1,0 +1,116 @@
+"""Tracing with torch.fx: one graph that holds in training and in evaluation, or an error that says why."""
+
+from __future__ import annotations
+
+import copy
+from itertools import zip_longest
+from typing import Any
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+# Kept as modules while tracing: what they do depends on .training, which a trace would freeze.
+_MODE_DEPENDENT = ("Dropout", "DropPath", "StochasticDepth", "DropBlock", "BatchNorm")
+# Functions that are told .training, and the modules that know it.
+_DROPOUTS: dict[Any, Any] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx with mode-dependent modules as leaves, remembering where a trace failed."""
+
+    def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:  # unpickling gives none
+        super().__init__()
+        self._leaves = leaves
+        self.failed_in: str | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, self._leaves) or any(name in type(m).__name__ for name in _MODE_DEPENDENT):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or self.path_of_module(m)
+            raise
+
+
+def trace_network(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.Graph:
+    """The graph of `model`, which is the same in training and in evaluation.
+
+    Args:
+        model: is given a module for each dropout function that follows its mode; modes stay what they are.
+        leaves: module classes to keep whole.
+
+    Raises:
+        ValueError: if torch.fx cannot trace the network, or it computes something else in training.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    twin = copy.deepcopy(model, shared).eval()
+    graph, scopes = _trace(model.train(), leaves)
+    in_evaluation, _ = _trace(twin, leaves)
+    for module, training in modes:
+        module.training = training
+    dropouts = []
+    for node, other in zip_longest(graph.nodes, in_evaluation.nodes):
+        if node is not None and other is not None:
+            if _call(node) == _call(other):
+                continue
+            if node.target in _DROPOUTS and _call(node, but="training") == _call(other, but="training"):
+                dropouts.append(node)
+                continue
+        first = node or other
+        where, kind = scopes.get(str(first), ("", type(model)))
+        raise ValueError(
+            f"octavize cannot convert {where or 'the network itself'} ({kind.__name__}): in training it "
+            f"computes something else than in evaluation, from {first} on, and a trace would keep one of "
+            f"the two. Switch that off, or keep the class whole with leaf_modules=[{kind.__name__}]"
+        )
+    for node in dropouts:
+        _use_dropout_module(model, graph, node)
+    return graph
+
+
+def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Graph, dict[str, Any]]:
+    tracer = _Tracer(leaves)
+    try:
+        return tracer.trace(model), tracer.node_name_to_scope
+    except Exception as error:
+        where = tracer.failed_in or "the network itself"
+        module = dict(model.named_modules()).get(tracer.failed_in or "", model)
+        raise ValueError(
+            f"octavize cannot trace {where} ({type(module).__name__}): {error}. Keep that class whole with "
+            f"leaf_modules=[{type(module).__name__}]; it then takes and gives ordinary tensors"
+        ) from error
+
+
+def _call(node: fx.Node, *, but: str = "") -> tuple[Any, ...]:
+    """What a node does, comparable between two traces of one network."""
+    kwargs = {key: value for key, value in node.kwargs.items() if key != but}
+    return node.op, node.target, repr(node.args), repr(kwargs)
+
+
+def _use_dropout_module(model: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
+    options = {key: value for key, value in node.kwargs.items() if key != "training"}
+    path = add_operation(model, node.name, _DROPOUTS[node.target](**options))
+    with graph.inserting_before(node):
+        replacement = graph.call_module(path, node.args)
+    node.replace_all_uses_with(replacement)
+    graph.erase_node(node)
+
+
+def add_operation(model: nn.Module, name: str, module: nn.Module) -> str:
+    """Hang a parameter-free module into the network under octave_ops; returns its path."""
+    if not hasattr(model, "octave_ops"):
+        model.add_module("octave_ops", nn.Module())
+    model.octave_ops.add_module(name, module)  # type: ignore[union-attr, operator]
+    return f"octave_ops.{name}"

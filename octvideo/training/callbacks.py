@@ -1,0 +1,143 @@
+"""What a run keeps and says: checkpoints that a resume can trust, and a word on how to resume."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import cast
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from octvideo.evaluation.report import metrics_table
+from octvideo.evaluation.scores import VideoScores
+from octvideo.training.module import VideoClassifier
+from octvideo.training.run_folder import RunFolder
+
+
+def checkpoint_callbacks(
+    folder: RunFolder, *, monitor: str = "val/top1", every_minutes: float | None = None
+) -> list[Callback]:
+    """best.ckpt by validation, last.ckpt at the end of every epoch, and within epochs every so many minutes.
+
+    Args:
+        folder: the run.
+        monitor: metric that chooses the best, higher is better; skipped while the run does not log it.
+        every_minutes: also writes last.ckpt within epochs; None does not.
+    """
+    # Resolved: Lightning forgets the best score of a resumed run whose folder is spelt otherwise than it
+    # saved it.
+    where = folder.checkpoints.resolve()
+    # enable_version_counter=False: else a resumed run writes last-v1.ckpt beside the last.ckpt that it came
+    # from.
+    callbacks: list[Callback] = [
+        BestCheckpoint(
+            dirpath=where,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        ),
+        # Not `save_last`: that writes a second copy of whatever top-k has just saved.
+        ModelCheckpoint(
+            dirpath=where,
+            filename="last",
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+    ]
+    if every_minutes is not None:
+        callbacks.append(
+            ModelCheckpoint(
+                dirpath=where,
+                filename="last",
+                train_time_interval=timedelta(minutes=every_minutes),
+                enable_version_counter=False,
+            )
+        )
+    return callbacks
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that rests where there is no validation; Lightning's own stops such a run with an
+    error.
+    """
+
+    def _can_choose(self, trainer: L.Trainer) -> bool:
+        return self.monitor in trainer.callback_metrics
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._can_choose(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._can_choose(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+class ResumeHint(Callback):
+    """Says, after Ctrl-C, what is kept and the command that goes on.
+
+    Args:
+        folder: the run.
+        command: what the user typed.
+    """
+
+    def __init__(self, folder: RunFolder, command: str) -> None:
+        self._last: Path = folder.last
+        self._command = command
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero or not trainer.training:
+            return
+        if self._last.exists():
+            hint = f"{self._last} is kept. Go on with:\n  {self._command}"
+        else:
+            hint = "No checkpoint yet, the first epoch was not over: start again."
+        print(
+            f"\nStopped in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}. {hint}", file=sys.stderr
+        )
+
+
+class WriteScores(Callback):
+    """After a test or a prediction: scores.npz, predictions.csv, metrics_test.json in the run folder, and a
+    table.
+
+    Args:
+        folder: the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder.path
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        scores = self._write(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()}
+        metrics["videos"] = len(scores.paths)
+        file = self._folder / "metrics_test.json"
+        file.write_text(json.dumps({"checkpoint": str(trainer.ckpt_path), **metrics}, indent=2) + "\n")
+        print(metrics_table(scores))
+        if skipped := int(metrics.get("unreadable", 0)):
+            print(f"{skipped} videos could not be read and are in none of these figures")
+        print(f"written: {self._folder / 'scores.npz'}, predictions.csv, {file.name}")
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, pl_module)
+        if trainer.is_global_zero:
+            print(f"written: {self._folder / 'scores.npz'}, predictions.csv")
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> VideoScores:
+        scores = cast(VideoClassifier, pl_module).gather_scores()  # on every process
+        if trainer.is_global_zero:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            scores.save(self._folder / "scores.npz")
+            scores.save_csv(self._folder / "predictions.csv")
+        return scores

@@ -1,0 +1,70 @@
+"""The "octvideo" block of a checkpoint: what it takes to use its weights without config or data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from octvideo._version import __version__
+from octvideo.errors import UserError
+
+log = logging.getLogger("octvideo.training")
+
+
+def built_from(network: nn.Module) -> dict[str, Any] | None:
+    """The builder of octvideo.models and its arguments, or None for a network from elsewhere."""
+    return getattr(network, "meta", {}).get("built_from")
+
+
+def make_block(
+    network: nn.Module, class_names: Sequence[str], *, views: Any, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """The block, in plain types so that it loads with weights_only=True.
+
+    Args:
+        network: made by a builder of octvideo.models, or not.
+        class_names: K names.
+        views: the data's ViewSettings, or None.
+        mean: per channel, of pixels scaled to [0, 1].
+        std: likewise.
+    """
+    return {
+        "format": 1,
+        "version": __version__,
+        "network": built_from(network),
+        "class_names": [str(name) for name in class_names],
+        "views": None if views is None else dict(views.as_dict()),
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+    }
+
+
+def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Refuses a checkpoint of another network in words, and warns where the builder's arguments differ.
+
+    The argument that matters is alpha: weights have the same shapes for every alpha, and load without a word.
+
+    Args:
+        checkpoint: Lightning's.
+        own: state_dict of the module that is to load it.
+        network: of that module.
+
+    Raises:
+        UserError: names or shapes of weights differ.
+    """
+    theirs = checkpoint["state_dict"]
+    both = own.keys() & theirs.keys()
+    wrong = sorted(
+        (own.keys() ^ theirs.keys()) | {key for key in both if own[key].shape != theirs[key].shape}
+    )
+    then, now = (checkpoint.get("octvideo") or {}).get("network"), built_from(network)
+    if wrong:
+        raise UserError(
+            f"the checkpoint does not fit the network: {len(wrong)} weights differ, the first is {wrong[0]}; "
+            f"it was made with {then}, the config builds {now}. Use the config of its run, or --init"
+        )
+    if then is not None and now is not None and then != now:
+        log.warning("the checkpoint was trained as %s and is used as %s: its accuracy is not kept", then, now)

@@ -1,0 +1,320 @@
+"""The LightningModule: uint8 batches through a network, losses, and metrics over whole videos.
+
+It receives batches (octvideo.data's dictionaries) and never decodes. Scaling and normalising happen here, on
+the device. Metric names: train/loss, train/top1, val/top1, val/top5, val/mean_class, val/loss, and the same
+under test/.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, SumMetric
+
+from octvideo.errors import UserError
+from octvideo.evaluation.metrics import VideoMetrics, video_scores
+from octvideo.evaluation.scores import VideoScores
+from octvideo.models.weights import load_weights, read_weights
+from octvideo.training.checkpoint_block import built_from, check_fits, make_block
+from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
+from octvideo.training.results import Evaluation, ScoredBatch
+from octvideo.training.schedule import Schedule, ScheduleName
+from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
+
+Batch = dict[str, Any]
+Optimizer = Literal["sgd", "adamw"]
+
+
+class VideoClassifier(L.LightningModule):
+    """Trains and evaluates a video network.
+
+    Args:
+        network: clips (N, 3, T, H, W) to logits (N, K), its last nn.Linear being the classifier.
+        mean: per channel, of pixels scaled to [0, 1].
+        std: likewise.
+        optimizer: "sgd" has Nesterov momentum.
+        lr: at the top of the schedule, for the whole batch.
+        momentum: of sgd.
+        weight_decay: on weights; norms and biases have none.
+        schedule: see `Schedule`, as are the next three.
+        warmup_epochs: linear warm-up.
+        milestones: epochs of schedule "step".
+        gamma: factor of each.
+        label_smoothing: of the training loss.
+        mixup_alpha: of the Beta distribution that pairs of clips are mixed by; 0 is off.
+        views_per_chunk: the most views that go through the network at once in evaluation.
+        freeze: "backbone" trains the head alone; "norms" keeps norm weights and statistics.
+        init_weights: checkpoint to start from; another number of classes gets a new head.
+        on_unreadable: in evaluation, "raise" stops at a video that can't be read, "count" leaves it out and
+            says so.
+        max_unreadable_fraction: share of an epoch's videos that training may skip.
+        channels_last: keep network and clips in channels_last_3d.
+        seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch): a resumed run repeats
+            them.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: tuple[float, float, float] = (0.45, 0.45, 0.45),
+        std: tuple[float, float, float] = (0.225, 0.225, 0.225),
+        optimizer: Optimizer = "sgd",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        schedule: ScheduleName = "cosine",
+        warmup_epochs: float = 0.0,
+        milestones: list[float] | None = None,
+        gamma: float = 0.1,
+        label_smoothing: float = 0.0,
+        mixup_alpha: float = 0.0,
+        views_per_chunk: int = 8,
+        freeze: Freeze = "none",
+        init_weights: str | None = None,
+        on_unreadable: OnUnreadable = "raise",
+        max_unreadable_fraction: float = 0.01,
+        channels_last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if views_per_chunk < 1:
+            raise UserError(f"views_per_chunk: got {views_per_chunk}, expected 1 or more")
+        self.network = network
+        self.num_classes = find_head(network).out_features
+        self.mean, self.std = tuple(mean), tuple(std)
+        # Pixels are 0..255 here; not in the state_dict, they are in the checkpoint's "octvideo" block.
+        self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", 255 * torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+        self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
+        self.schedule = Schedule(schedule, warmup_epochs, tuple(milestones or ()), gamma)
+        self.label_smoothing, self.mixup_alpha, self.seed = label_smoothing, mixup_alpha, seed
+        self.views_per_chunk = views_per_chunk
+        self.init_weights = init_weights
+        self.max_unreadable_fraction = max_unreadable_fraction
+        self.channels_last = channels_last
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last_3d)
+        self._held = freeze_parameters(network, freeze)
+        self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
+        self.evaluation = Evaluation(self.num_classes, on_unreadable)
+        self.train_metrics, self.train_loss = VideoMetrics(self.num_classes), MeanMetric()
+        self.train_unreadable = SumMetric()
+        self.unreadable = UnreadableVideos("training")
+        self._largest_batch = 0
+        self._epoch_started = 0.0
+
+    # ── network ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def train(self, mode: bool = True) -> VideoClassifier:
+        """As nn.Module's, but what is frozen stays in eval: its norms keep their statistics."""
+        super().train(mode)
+        for module in self._held:
+            module.eval()
+        return self
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """uint8 clips (N, 3, T, H, W) to logits (N, K)."""
+        x = (clips.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        return self.network(x)
+
+    def view_scores(self, video: Tensor) -> Tensor:
+        """All views of each video (N, V, 3, T, H, W) to video scores (N, K), a bounded number of views at a
+        time.
+        """
+        num_views = video.shape[1]
+        views = video.flatten(0, 1)  # (N·V,C,T,H,W)
+        if not len(views):
+            return torch.empty(0, self.num_classes, device=video.device)
+        logits = torch.cat([self(chunk) for chunk in views.split(self.views_per_chunk)])  # (N·V,K)
+        return video_scores(logits.float(), num_views)  # (N,K)
+
+    # ── training ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def setup(self, stage: str) -> None:
+        """Checks the class count against the data's, and loads `init_weights` unless a checkpoint will be
+        loaded.
+        """
+        expected = getattr(self._datamodule, "num_classes", self.num_classes)
+        if expected != self.num_classes:
+            raise UserError(
+                f"the network has {self.num_classes} classes and the data {expected}: "
+                f"set model.network.init_args.num_classes to {expected}"
+            )
+        if self.init_weights is not None and not self.trainer.ckpt_path:
+            report = load_weights(self.network, read_weights(self.init_weights), head="swap")
+            self.print(f"Weights from {self.init_weights}: {report}")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = decay_groups(self.network, self.weight_decay)
+        if self.optimizer_name == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+
+    def _set_learning_rate(self, batch_idx: int) -> float:
+        trainer = self.trainer
+        per_epoch = max(trainer.num_training_batches, 1)
+        epoch = trainer.current_epoch + batch_idx / per_epoch
+        ends = [float(trainer.max_epochs)] if trainer.max_epochs not in (None, -1) else []
+        if trainer.max_steps not in (None, -1):
+            ends.append(trainer.max_steps * trainer.accumulate_grad_batches / per_epoch)
+        lr = self.lr * self.schedule.factor(epoch, total_epochs=min(ends, default=epoch + 1))
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        return lr
+
+    def on_fit_start(self) -> None:
+        total = sum(p.numel() for p in self.network.parameters())
+        learning = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        built = built_from(self.network) or {"class_path": type(self.network).__name__}
+        self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
+        self.print(f"{total:,} parameters, {learning:,} of them learning")
+
+    def on_train_epoch_start(self) -> None:
+        self._epoch_started = time.monotonic()
+        self.unreadable.start_pass()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        lr = self._set_learning_rate(batch_idx)
+        self.log("lr", lr, on_step=True)
+        # Not Lightning's global state, which a resumed run does not get back.
+        torch.manual_seed(hash((self.seed, self.trainer.current_epoch, batch_idx, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        video, labels = batch["video"], batch["label"]
+        failed = self.unreadable
+        failed.add(batch["failures"])
+        self.train_unreadable.update(len(batch["failures"]))
+        self._largest_batch = max(self._largest_batch, len(labels) + len(batch["failures"]))
+        # Stops as soon as the epoch can't keep the bound any more, not after hours at its end.
+        failed.check_bound(
+            int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction
+        )
+        if not len(labels):
+            return self._empty_loss()
+        targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
+        clips: Tensor = video
+        if self.mixup_alpha > 0:
+            share = float(torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample())
+            other = torch.randperm(len(labels), device=labels.device)
+            clips = share * video.float() + (1 - share) * video[other].float()
+            targets = share * targets + (1 - share) * targets[other]
+        logits = self(clips)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        self.train_loss.update(loss.detach(), weight=len(labels))
+        self.train_metrics.update(logits.detach().float().softmax(1), labels)
+        self.log("train/loss_step", loss.detach(), on_step=True, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def _empty_loss(self) -> Tensor | None:
+        """No video of the batch could be read. Other processes wait for our gradients: give them zeros, not
+        nothing.
+        """
+        if self.trainer.world_size == 1:
+            return None
+        return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
+
+    def on_train_epoch_end(self) -> None:
+        values = {"train/top1": float(self.train_metrics.compute()["top1"])}
+        values["train/loss"] = float(self.train_loss.compute())
+        values["train/unreadable"] = float(self.train_unreadable.compute())
+        for metric in (self.train_metrics, self.train_loss, self.train_unreadable):
+            metric.reset()
+        self._log_all(values)
+        shown = {
+            k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")
+        } | values
+        self.print(self._epoch_line(shown))
+
+    def _epoch_line(self, values: dict[str, float]) -> str:
+        parts = [f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"]
+        for name in ("train/loss", "train/top1", "val/loss", "val/top1"):
+            if name in values:
+                parts.append(
+                    f"{name} {values[name]:.4f}" if "loss" in name else f"{name} {100 * values[name]:.1f} %"
+                )
+        parts.append(f"{time.monotonic() - self._epoch_started:.0f} s")
+        return "  ".join(parts)
+
+    def on_fit_end(self) -> None:
+        if summary := self.unreadable.summary():
+            self.print(summary)
+
+    # ── evaluation ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _evaluate(self, batch: Batch, *, keep: bool) -> None:
+        """Scores one batch of videos and counts it; `keep` keeps its scores for the run folder too."""
+        self.evaluation.skip(batch["failures"])
+        scores, labels = self.view_scores(batch["video"]), batch["label"]
+        self.evaluation.count(scores, labels)
+        if keep:
+            paths = list(batch["path"])
+            self.evaluation.keep(ScoredBatch(batch["index"].cpu(), paths, labels.cpu(), scores.float().cpu()))
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation.start("validation")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, keep=False)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_all(self.evaluation.values("val"))
+
+    def on_test_epoch_start(self) -> None:
+        self.evaluation.start("test")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, keep=True)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_all(self.evaluation.values("test"))
+
+    def on_predict_epoch_start(self) -> None:
+        self.evaluation.start("prediction")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, keep=True)
+
+    def gather_scores(self) -> VideoScores:
+        """Scores of the last test or prediction, in data set order; every process must call it."""
+        return self.evaluation.scores(self.class_names)
+
+    def _log_all(self, values: dict[str, float]) -> None:
+        # torchmetrics has summed over the processes already: sync_dist only averages equal numbers.
+        self.log_dict(values, sync_dist=True)
+
+    # ── batches and checkpoints ─────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _datamodule(self) -> Any:
+        return getattr(self._trainer, "datamodule", None)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names from the data, or numbers where it has none."""
+        names = getattr(self._datamodule, "class_names", None)
+        return list(names) if names else [str(k) for k in range(self.num_classes)]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves the tensors; Lightning's own walks into the failures too, and stops at frozen dataclasses."""
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_fits(checkpoint, self.state_dict(), self.network)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        views = getattr(self._datamodule, "view_settings", None)
+        checkpoint["octvideo"] = make_block(
+            self.network, self.class_names, views=views, mean=self.mean, std=self.std
+        )

@@ -1,0 +1,113 @@
+"""One evaluation: what is counted as batches pass, and the scores of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, SumMetric
+
+from octvideo.evaluation.metrics import VideoMetrics
+from octvideo.evaluation.scores import VideoScores
+from octvideo.training.unreadable import Failure, OnUnreadable, UnreadableVideos
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Scores of one batch of videos on one process, on the CPU.
+
+    Args:
+        index: place in the data set, (N,) int64.
+        paths: N of them.
+        labels: (N,) int64, -1 where unknown.
+        scores: (N, K) float32.
+    """
+
+    index: Tensor
+    paths: list[str]
+    labels: Tensor
+    scores: Tensor
+
+
+def gather_scores(batches: list[ScoredBatch], *, class_names: list[str], num_classes: int) -> VideoScores:
+    """All processes' scores in data set order; every process must call it, and every one gets them all."""
+    index = torch.cat([b.index for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
+    labels = torch.cat([b.labels for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
+    scores = torch.cat([b.scores for b in batches] + [torch.empty(0, num_classes)]).numpy()
+    paths = [path for b in batches for path in b.paths]
+    parts = [(index, paths, labels, scores)]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [parts[0]] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, (index, paths, labels, scores))
+    # unique: a video that two processes had (a sampler that pads by repeating) is one video.
+    _, order = np.unique(np.concatenate([part[0] for part in parts]), return_index=True)
+    all_paths = [path for part in parts for path in part[1]]
+    return VideoScores(
+        paths=[all_paths[i] for i in order],
+        labels=np.concatenate([part[2] for part in parts])[order],
+        scores=np.concatenate([part[3] for part in parts])[order],
+        class_names=class_names,
+    )
+
+
+class Evaluation(nn.Module):
+    """Counts one pass over whole videos; a module, so that its sums live on the device of the network.
+
+    Args:
+        num_classes: K.
+        on_unreadable: "raise" stops at a video that can't be read, "count" leaves it out and counts it.
+    """
+
+    def __init__(self, num_classes: int, on_unreadable: OnUnreadable) -> None:
+        super().__init__()
+        self.num_classes, self.on_unreadable = num_classes, on_unreadable
+        self.metrics = VideoMetrics(num_classes)
+        self.loss, self.unreadable = MeanMetric(), SumMetric()
+        self._videos = UnreadableVideos("evaluation")
+        self._scored: list[ScoredBatch] = []
+
+    def start(self, role: str) -> None:
+        """Forgets the pass before; `role` ("validation", "test", "prediction") is for messages."""
+        self._scored = []
+        self._videos = UnreadableVideos(role)
+        for metric in (self.metrics, self.loss, self.unreadable):
+            metric.reset()
+
+    def skip(self, failures: Iterable[Failure]) -> None:
+        """Takes the videos of a batch that could not be read.
+
+        Raises:
+            UserError: there is one, and `on_unreadable` is "raise".
+        """
+        failures = list(failures)
+        if self.on_unreadable == "raise":
+            self._videos.raise_first(failures)
+        self._videos.add(failures)
+        self.unreadable.update(len(failures))
+
+    def count(self, scores: Tensor, labels: Tensor) -> None:
+        """Adds videos to the metrics: scores (N, K) and labels (N,), -1 where there is none; N may be 0."""
+        known = labels >= 0
+        self.metrics.update(scores[known], labels[known])
+        if known.any():
+            nll = F.nll_loss(scores[known].clamp_min(1e-12).log(), labels[known])
+            self.loss.update(nll, weight=int(known.sum()))
+
+    def keep(self, batch: ScoredBatch) -> None:
+        """Keeps the scores of a batch for `scores`."""
+        self._scored.append(batch)
+
+    def values(self, prefix: str) -> dict[str, float]:
+        """Metrics of the pass over all processes, by name: top1, top5, mean_class, loss, unreadable."""
+        values = {f"{prefix}/{name}": float(value) for name, value in self.metrics.compute().items()}
+        values[f"{prefix}/loss"] = float(self.loss.compute())
+        values[f"{prefix}/unreadable"] = float(self.unreadable.compute())
+        return values
+
+    def scores(self, class_names: list[str]) -> VideoScores:
+        """Scores of all processes in data set order; every process must call it."""
+        return gather_scores(self._scored, class_names=class_names, num_classes=self.num_classes)

@@ -1,0 +1,29 @@
+"""From a video file to clips: no labels, no networks.
+
+reader.py      file → distinct frames, with decord or PyAV
+sampling.py    which frames: integer maths only
+transforms.py  resize, crops, flip on uint8 frames
+views.py       file → all views of one evaluation item
+"""
+
+from octvideo.video.reader import Decoder, Frames, VideoReadError, read_frames
+from octvideo.video.sampling import ShortVideo, clip_span, random_clip, uniform_clips
+from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
+from octvideo.video.views import ViewSettings, read_views
+
+__all__ = [
+    "Box",
+    "Decoder",
+    "Frames",
+    "ShortVideo",
+    "VideoReadError",
+    "ViewSettings",
+    "clip_span",
+    "crop_and_resize",
+    "evaluation_crops",
+    "random_clip",
+    "read_frames",
+    "read_views",
+    "resize_short_side",
+    "uniform_clips",
+]

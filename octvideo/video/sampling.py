@@ -1,0 +1,105 @@
+"""Which frames make a clip: integer maths on frame numbers, no video in sight.
+
+A clip is `clip_frames` frames, `frame_stride` apart, so it spans [start, start + clip_span). With 4 frames and
+a stride of 3, and three uniform clips of a video of 20 frames::
+
+    frame   0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15 16 17 18 19
+    clip 0  x  .  .  x  .  .  x  .  .  x                                  start 0, span 10
+    clip 1                 x  .  .  x  .  .  x  .  .  x                   start 5
+    clip 2                                x  .  .  x  .  .  x  .  .  x    start 10 = 20 - span
+
+Strides are exact: a rounded `linspace`, as in SlowFast's sampler, would give strides of 4, 4, 4, 5.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+# What stands in for frames behind the end of a video shorter than a clip.
+ShortVideo = Literal["repeat_last", "loop"]
+
+
+def clip_span(clip_frames: int, frame_stride: int) -> int:
+    """Frames from the first to the last of a clip, both included.
+
+    Raises:
+        ValueError: one of them is below 1.
+
+    Example:
+        >>> clip_span(clip_frames=8, frame_stride=8)
+        57
+    """
+    if clip_frames < 1 or frame_stride < 1:
+        raise ValueError(f"got clip_frames={clip_frames} and frame_stride={frame_stride}, expected 1 or more")
+    return (clip_frames - 1) * frame_stride + 1
+
+
+def random_clip(
+    num_frames: int,
+    *,
+    clip_frames: int,
+    frame_stride: int,
+    generator: Generator,
+    short_video: ShortVideo = "repeat_last",
+) -> Tensor:
+    """Frame numbers of one clip at a random place, every place equally likely.
+
+    Args:
+        num_frames: of the video, 1 or more.
+        clip_frames: T.
+        frame_stride: from one frame of the clip to the next.
+        generator: the only source of randomness.
+        short_video: what follows the last frame of a video shorter than the clip.
+
+    Returns:
+        int64 (T,), in [0, num_frames).
+    """
+    starts = max(num_frames - clip_span(clip_frames, frame_stride) + 1, 1)
+    start = torch.randint(starts, (1,), generator=generator)
+    return _inside(start + frame_stride * torch.arange(clip_frames), num_frames, short_video)
+
+
+def uniform_clips(
+    num_frames: int,
+    *,
+    num_clips: int,
+    clip_frames: int,
+    frame_stride: int,
+    short_video: ShortVideo = "repeat_last",
+) -> Tensor:
+    """Frame numbers of clips spread evenly: the first at the start, the last at the end, a single one centred.
+
+    Args:
+        num_frames: of the video, 1 or more.
+        num_clips: how many.
+        clip_frames: T.
+        frame_stride: from one frame of a clip to the next.
+        short_video: what follows the last frame of a video shorter than the clip.
+
+    Returns:
+        int64 (num_clips, T), in [0, num_frames).
+
+    Example:
+        >>> uniform_clips(20, num_clips=3, clip_frames=4, frame_stride=3)
+        tensor([[ 0,  3,  6,  9],
+                [ 5,  8, 11, 14],
+                [10, 13, 16, 19]])
+    """
+    if num_clips < 1:
+        raise ValueError(f"got num_clips={num_clips}, expected 1 or more")
+    last_start = max(num_frames - clip_span(clip_frames, frame_stride), 0)
+    if num_clips == 1:
+        starts = torch.tensor([last_start // 2])
+    else:
+        starts = torch.arange(num_clips) * last_start // (num_clips - 1)  # (num_clips,)
+    clips = starts[:, None] + frame_stride * torch.arange(clip_frames)  # (num_clips,T)
+    return _inside(clips, num_frames, short_video)
+
+
+def _inside(frames: Tensor, num_frames: int, short_video: ShortVideo) -> Tensor:
+    if num_frames < 1:
+        raise ValueError(f"got num_frames={num_frames}, expected 1 or more")
+    return frames % num_frames if short_video == "loop" else frames.clamp(max=num_frames - 1)

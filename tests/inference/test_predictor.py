@@ -1,0 +1,134 @@
+"""Predictor and tools/infer.py on a video made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+
+from octvideo.errors import UserError
+from octvideo.inference import Predictor, command
+from octvideo.models import i3d_small
+from octvideo.training.checkpoint_block import make_block
+from octvideo.video import VideoReadError, ViewSettings, read_views
+
+VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
+NAMES = ["left", "right", "up"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    network = i3d_small(num_classes=3, alpha=0.25)
+    path = tmp_path_factory.mktemp("runs") / "demo" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    block = make_block(network, NAMES, views=VIEWS, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
+    weights = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, "octvideo": block}, path)
+    return path
+
+
+def test_scores_are_the_mean_softmax_over_the_views(checkpoint: Path, tiny_video: Path) -> None:
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    clips = (read_views(tiny_video, VIEWS).float() / 255 - 0.4) / 0.2
+    with torch.no_grad():
+        expected = torch.stack([predictor.network(clip[None])[0].softmax(0) for clip in clips]).mean(0)
+    torch.testing.assert_close(predictor.scores(tiny_video), expected, atol=1e-5, rtol=1e-4)
+    prediction = predictor.predict(tiny_video, topk=5)
+    assert [name for name, _ in prediction.top] == [NAMES[k] for k in expected.argsort(descending=True)]
+    assert sum(score for _, score in prediction.top) == pytest.approx(1, abs=1e-5)
+
+
+def test_json_of_several_files_and_folders_with_one_broken(
+    checkpoint: Path, tiny_video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    code = command.main([str(tmp_path), str(tiny_video), "--ckpt", str(checkpoint), "--json", "--topk", "2"])
+    out, err = capsys.readouterr()
+    content = json.loads(out)
+    assert code == 1
+    assert content["weights"] == str(checkpoint)
+    assert [(v["path"], len(v["top"])) for v in content["videos"]] == [(str(tiny_video), 2)]
+    assert [e["path"] for e in content["errors"]] == [str(tmp_path / "broken.mp4")]
+    assert f"error: cannot read video '{tmp_path / 'broken.mp4'}'" in err
+    assert f"weights: {checkpoint}" in err
+
+
+def test_text_and_the_newest_checkpoint(
+    checkpoint: Path, tiny_video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = checkpoint.parents[2]
+    assert command.main([str(tiny_video), "--ckpt", "last", "--runs_dir", str(runs)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == str(tiny_video)
+    assert sorted(line.split("%  ")[1] for line in out[1:]) == sorted(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nope.mp4"], "error: no file or folder nope.mp4"),
+        (["VIDEO", "--ckpt", "nope.ckpt"], "error: no checkpoint at nope.ckpt"),
+        (
+            ["VIDEO", "--ckpt", "last"],
+            "looked for */checkpoints/*.ckpt): train one first, or give --ckpt PATH",
+        ),
+        (["VIDEO", "--ckpt", "VIDEO"], "it is not a file of torch.save"),
+        (["VIDEO", "--ckpt", "CKPT", "--device", "tpu9"], "error: device 'tpu9' can't be used here"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str],
+    message: str,
+    checkpoint: Path,
+    tiny_video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"VIDEO": str(tiny_video), "CKPT": str(checkpoint)}
+    assert command.main([given.get(word, word) for word in words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_offline_without_weights_says_what_to_do(
+    tiny_video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    assert command.main([str(tiny_video)]) == 2
+    err = capsys.readouterr().err
+    for part in ("I3D_8x8_R50.pyth", "no network", "Give --ckpt PATH", "--ckpt last", "by hand"):
+        assert part in err
+
+
+def test_pytorchvideos_weights_go_through_kinetics_names(
+    tiny_video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from octvideo.models import i3d_r50
+
+    weights = i3d_r50().state_dict()
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: {"model_state": weights})
+    predictor = Predictor.from_pytorchvideo(device="cpu")
+    assert len(predictor.class_names) == 400 and predictor.class_names[0] == "abseiling"
+    assert predictor.views.num_views == 30 and "pytorchvideo" in predictor.source
+
+
+def test_a_builder_that_is_not_ours_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["octvideo"]["network"] = {"class_path": "os.system", "init_args": {"command": "true"}}
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match=r"names the builder os\.system, expected one of octvideo\.models"):
+        Predictor.from_checkpoint(tmp_path / "evil.ckpt")
+
+
+def test_an_unreadable_video_raises_its_name(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"")
+    with pytest.raises(VideoReadError, match=r"cannot read video '.*a\.mp4'"):
+        Predictor.from_checkpoint(checkpoint, device="cpu").predict(tmp_path / "a.mp4")

@@ -1,0 +1,166 @@
+"""The networks: equal to pytorchvideo's where ordinary, right in cost and wiring where octave."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import pytorchvideo.models.hub as hub
+import torch
+from torch import nn
+
+import octvideo.models as models
+from octvideo.octave import OctConv3d, count_cost
+
+SMALL = ["c2d_small", "i3d_small", "slow_small"]
+CLIP = (1, 3, 8, 224, 224)
+
+
+def randomise_norms(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(std=0.2)
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 1.5)
+        if isinstance(module, nn.Conv3d):
+            module.padding_mode = "replicate"
+
+
+@pytest.mark.parametrize("name", ["c2d_r50", "i3d_r50", "slow_r50"])
+def test_ordinary_network_is_pytorchvideos(name: str) -> None:
+    """Same keys, same logits bit for bit, at the training crop and where the head's kernel slides."""
+    published = getattr(hub, name)(pretrained=False).eval()
+    ours = getattr(models, name)().eval()
+    ours.load_state_dict(published.state_dict(), strict=True)
+    x = torch.randn(1, 3, 8, 224, 256)
+    with torch.no_grad():
+        assert torch.equal(ours(x), published(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "giga", "tolerance"),
+    [
+        # ordinary: counted on pytorchvideo's networks; octave: Table 8 of arXiv 1904.05049
+        ("i3d_r50", 0.0, 28.41, 0.005),
+        ("c2d_r50", 0.0, 19.49, 0.005),
+        ("i3d_r50", 0.1, 25.6, 0.015),
+        ("c2d_r50", 0.1, 17.4, 0.015),
+    ],
+)
+def test_multiply_adds(name: str, alpha: float, giga: float, tolerance: float) -> None:
+    cost = count_cost(getattr(models, name)(alpha=alpha), CLIP)
+    assert cost.multiply_adds / 1e9 == pytest.approx(giga, rel=tolerance)
+    assert cost.parameters / 1e6 == pytest.approx({"i3d_r50": 28.04, "c2d_r50": 24.33}[name], abs=0.005)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("name", SMALL)
+def test_constant_clip_gives_the_ordinary_logits(name: str, alpha: float) -> None:
+    """The one test that finds wrong wiring: with replicate padding a constant clip has no resolution."""
+    ordinary = getattr(models, name)(num_classes=7).eval().double()
+    randomise_norms(ordinary)
+    octave = getattr(models, name)(num_classes=7, alpha=alpha).eval().double()
+    randomise_norms(octave)
+    octave.load_state_dict(ordinary.state_dict(), strict=True)
+    x = torch.randn(2, 3, 1, 1, 1, dtype=torch.float64).expand(2, 3, 8, 49, 70)
+    torch.testing.assert_close(octave(x), ordinary(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("name", ["c2d_r50", "i3d_r50", "slow_r50"])
+def test_constant_clip_full_networks(name: str, alpha: float) -> None:
+    test_constant_clip_gives_the_ordinary_logits(name, alpha)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_any_clip_length_and_crop(name: str) -> None:
+    network = getattr(models, name)(num_classes=5, alpha=0.5).eval()
+    for shape in ((1, 3, 2, 33, 47), (2, 3, 5, 64, 64), (1, 3, 16, 97, 31)):
+        assert network(torch.randn(shape)).shape == (shape[0], 5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_octave_stages_are_the_papers(name: str) -> None:
+    network = getattr(models, name)(alpha=0.25)
+    octave = {path for path, module in network.named_modules() if isinstance(module, OctConv3d) and module.is_octave}
+    res5 = len(list(network.blocks.children())) - 2
+    assert not any(path.startswith("blocks.0.") for path in octave)
+    assert {p for p in octave if p.startswith(f"blocks.{res5}.")} == {
+        f"blocks.{res5}.res_blocks.0.branch1_conv",
+        f"blocks.{res5}.res_blocks.0.branch2.conv_a",
+    }
+    last = dict(network.named_modules())
+    assert last[f"blocks.{res5}.res_blocks.0.branch2.conv_a"].partition_out.is_ordinary
+    # "pool" is everywhere behind the stem, res5's strided convolutions included
+    assert last[f"blocks.{res5}.res_blocks.0.branch2.conv_b"].downsample == "pool"
+
+
+def test_control_arm_pools_without_octave() -> None:
+    control = models.i3d_small(downsample="pool")
+    pooled = [m for m in control.modules() if isinstance(m, OctConv3d)]
+    assert len(pooled) == 6 and not any(m.is_octave for m in pooled)  # conv_b and shortcut of res3, res4, res5
+    assert count_cost(control, CLIP).multiply_adds == count_cost(models.i3d_small(), CLIP).multiply_adds
+
+
+def test_published_checkpoint_fits_every_alpha() -> None:
+    weights = hub.i3d_r50(pretrained=False).state_dict()
+    models.i3d_r50(alpha=0.25).load_state_dict(weights, strict=True)
+
+
+def test_pickles_deep_copies_and_remembers_its_builder() -> None:
+    network = models.i3d_small(num_classes=3, alpha=0.25).eval()
+    x = torch.randn(1, 3, 4, 33, 33)
+    for clone in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+        assert torch.equal(clone(x), network(x))
+        assert clone.meta["built_from"]["class_path"] == "octvideo.models.i3d_small"
+        assert clone.meta["built_from"]["init_args"]["alpha"] == 0.25
+
+
+def test_training_step_in_bfloat16_and_channels_last() -> None:
+    # Eight frames: with two frames left behind the pool, torch's own bfloat16 conv3d (CPU, 3x1x1 kernel)
+    # sometimes returns weight gradients that were never written (seen with torch 2.15, ordinary network too).
+    network = models.i3d_small(num_classes=3, alpha=0.25).to(memory_format=torch.channels_last_3d)
+    x = torch.randn(2, 3, 8, 48, 48).to(memory_format=torch.channels_last_3d)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nn.functional.cross_entropy(network(x), torch.tensor([0, 1]))
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_width_of_the_small_networks(name: str) -> None:
+    build = getattr(models, name)
+    assert build().meta["built_from"]["init_args"]["width"] == 16
+    network = build(num_classes=3, alpha=0.25, width=10)
+    assert network.get_submodule("blocks.0.conv").out_channels == 10
+    assert network(torch.randn(2, 3, 4, 33, 33)).shape == (2, 3)
+    init_args = network.meta["built_from"]["init_args"]
+    assert init_args["width"] == 10 and build(**init_args).state_dict().keys() == network.state_dict().keys()
+    assert "width" not in models.c2d_r50(num_classes=2).meta["built_from"]["init_args"]
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_help_explains_every_argument(name: str) -> None:
+    """What all builders share is written down once, and lands in the docstring of each."""
+    builder = getattr(models, name)
+    for argument in inspect.signature(builder).parameters:
+        assert f"    {argument}: " in builder.__doc__
+    assert inspect.signature(builder).return_annotation in (nn.Module, "nn.Module")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 0}, "num_classes: got 0, expected 1 or more"),
+        ({"width": 0}, "width: got 0, expected 1 or more"),
+        ({"alpha": 1.5}, "alpha: got 1.5, expected the share of low-frequency channels, 0 to 1"),
+        ({"downsample": "max"}, "downsample: got 'max', expected 'stride' or 'pool'"),
+    ],
+)
+def test_arguments_are_checked(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        models.i3d_small(**options)

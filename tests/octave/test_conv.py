@@ -1,0 +1,201 @@
+"""OctConv against an independent slow reference: kernels, strides, dilations, groups, odd sizes, alphas."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from octvideo.octave import Octave, OctConv1d, OctConv2d, OctConv3d, Partition, split
+
+_spec = importlib.util.spec_from_file_location("octave_reference", Path(__file__).with_name("reference.py"))
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
+
+ALPHAS = [(0.0, 0.25), (0.25, 0.25), (0.5, 0.25), (0.25, 0.0), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0)]
+# kernel, stride, padding, dilation
+GEOMETRIES = {
+    "1x1x1": ((1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1)),
+    "3x1x1": ((3, 1, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1)),
+    "1x3x3": ((1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1)),
+    "1x3x3/2": ((1, 3, 3), (1, 2, 2), (0, 1, 1), (1, 1, 1)),
+    "1x1x1/2": ((1, 1, 1), (1, 2, 2), (0, 0, 0), (1, 1, 1)),
+    "3x3x3 time stride 2": ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "1x5x3 dilated": ((1, 5, 3), (1, 1, 1), (0, 4, 2), (1, 2, 2)),
+    "2x3x3 no time padding": ((2, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1)),
+}
+
+
+def pair(partition: Partition, sizes: tuple[int, ...], halved: int) -> tuple[torch.Tensor, torch.Tensor]:
+    low_sizes = (*sizes[: len(sizes) - halved], *[(s + 1) // 2 for s in sizes[len(sizes) - halved :]])
+    high = torch.randn(2, len(partition.high), *sizes, dtype=torch.float64)
+    return high, torch.randn(2, len(partition.low), *low_sizes, dtype=torch.float64)
+
+
+def check(layer: nn.Module, sizes: tuple[int, ...], halved: int) -> None:
+    high, low = pair(layer.partition_in, sizes, halved)
+    y = layer(high if layer.partition_in.is_ordinary else Octave(high, low))
+    want_high, want_low = reference.octave_conv(
+        high.numpy(), low.numpy(), layer.weight.detach().numpy(),
+        None if layer.bias is None else layer.bias.detach().numpy(),
+        is_low_in=layer.partition_in.is_low, is_low_out=layer.partition_out.is_low, stride=layer.stride,
+        padding=layer.padding, dilation=layer.dilation, groups=layer.groups, padding_mode=layer.padding_mode,
+    )  # fmt: skip
+    if layer.partition_out.is_ordinary:
+        assert isinstance(y, torch.Tensor)
+        y = Octave(y, torch.zeros(want_low.shape, dtype=torch.float64))
+    assert y.high.shape == want_high.shape and y.low.shape == want_low.shape
+    np.testing.assert_allclose(y.high.detach().numpy(), want_high, atol=1e-10)
+    np.testing.assert_allclose(y.low.detach().numpy(), want_low, atol=1e-10)
+
+
+@pytest.mark.parametrize("alphas", ALPHAS, ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_equals_reference_in_3d(geometry: str, alphas: tuple[float, float]) -> None:
+    kernel, stride, padding, dilation = GEOMETRIES[geometry]
+    for bias, sizes in itertools.product((True, False), ((3, 8, 6), (4, 7, 9))):
+        layer = OctConv3d(
+            8, 12, kernel, stride, padding, dilation, bias=bias, alpha_in=alphas[0], alpha_out=alphas[1]
+        ).double()
+        check(layer, sizes, halved=2)
+
+
+@pytest.mark.parametrize("alphas", [(0.25, 0.25), (0.0, 0.5), (0.5, 0.0), (0.5, 0.5)], ids=str)
+@pytest.mark.parametrize("groups", [2, 4, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_equals_reference_with_groups(groups: int, alphas: tuple[float, float], stride: int) -> None:
+    """Groups split inside (2, and 4 at .5), whole groups (depthwise, thin groups) and mixtures of both."""
+    layer = OctConv2d(8, 16, 3, stride, 1, groups=groups, alpha_in=alphas[0], alpha_out=alphas[1]).double()
+    check(layer, (7, 10), halved=2)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_autocast_with_groups_and_bias(groups: int) -> None:
+    """Paths that fill only part of their target are added in its type; on a CPU, upsampling gives float32."""
+    layer = OctConv2d(8, 16, 3, 1, 1, groups=groups, alpha_in=0.25, alpha_out=0.5)
+    x = split(torch.randn(2, 8, 7, 10), layer.partition_in)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    for part, want in zip(y, layer(x), strict=True):
+        torch.testing.assert_close(part.float(), want, atol=0.05, rtol=0.05)
+
+
+def test_depthwise_has_no_exchange() -> None:
+    layer = OctConv2d(8, 8, 3, padding=1, groups=8, alpha_in=0.5, alpha_out=0.5)
+    assert layer._hl is None and layer._lh is None
+    check(layer.double(), (5, 5), halved=2)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "reflect", "circular"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_equals_reference_for_every_padding_mode(padding_mode: str, stride: int) -> None:
+    layer = OctConv3d(6, 8, 3, (1, stride, stride), 1, padding_mode=padding_mode, alpha_in=0.5, alpha_out=0.25).double()
+    check(layer, (3, 8, 9), halved=2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("length", [8, 9])
+def test_equals_reference_in_1d(stride: int, length: int) -> None:
+    check(OctConv1d(6, 4, 5, stride, 2, alpha_in=0.5, alpha_out=0.5).double(), (length,), halved=1)
+
+
+def test_any_partition_equals_reference() -> None:
+    """Low channels anywhere, as concatenations and shuffles leave them."""
+    for seed in range(5):
+        flags = torch.rand(2, 10, generator=torch.Generator().manual_seed(seed)) < 0.4
+        flags[:, 0], flags[:, 1] = True, False
+        p_in, p_out = (Partition(tuple(row.tolist())) for row in flags)
+        check(OctConv2d(10, 10, 3, padding=1, alpha_in=p_in, alpha_out=p_out).double(), (6, 5), halved=2)
+
+
+@pytest.mark.parametrize("alphas", [(0.0, 0.5), (0.5, 0.5), (0.5, 0.0)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients(alphas: tuple[float, float], stride: int, groups: int) -> None:
+    geometry = ((2, 3, 3), (1, stride, stride), (0, 1, 1))  # kernel, stride, padding
+    layer = OctConv3d(4, 4, *geometry, groups=groups, alpha_in=alphas[0], alpha_out=alphas[1]).double()
+    high, low = pair(layer.partition_in, (2, 5, 4), 2)
+    inputs = (high,) if layer.partition_in.is_ordinary else (high, low)
+
+    def run(weight: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = parts[0] if len(parts) == 1 else Octave(*parts)
+        y = torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+        return tuple(y) if isinstance(y, Octave) else (y,)
+
+    args = tuple(t.detach().requires_grad_() for t in (layer.weight, layer.bias, *inputs))
+    assert torch.autograd.gradcheck(run, args)
+
+
+def test_weight_is_the_ordinary_one() -> None:
+    ordinary = nn.Conv3d(6, 8, 3, groups=2)
+    octave = OctConv3d(6, 8, 3, padding=1, groups=2, alpha_in=0.5, alpha_out=0.5)
+    assert {k: v.shape for k, v in ordinary.state_dict().items()} == {
+        k: v.shape for k, v in octave.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("stride", [1, 2, (1, 3, 2)])
+def test_zero_alphas_are_the_ordinary_convolution(stride: object) -> None:
+    layer = OctConv3d(4, 6, (3, 2, 5), stride, (0, 1, 1), alpha_in=0, alpha_out=0)
+    x = torch.randn(1, 4, 5, 9, 8)
+    want = nn.functional.conv3d(x, layer.weight, layer.bias, layer.stride, layer.padding)
+    assert torch.equal(layer(x), want)
+
+
+def test_pool_downsampling_of_an_ordinary_convolution() -> None:
+    layer = OctConv2d(4, 6, 3, 2, 1, alpha_in=0, alpha_out=0, downsample="pool").double()
+    check(layer, (7, 8), halved=2)
+    x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
+    pooled = nn.functional.conv2d(nn.functional.avg_pool2d(x, 2), layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), pooled)
+
+
+def test_sizes_equal_the_ordinary_ones_for_many_shapes() -> None:
+    for size, kernel, stride in itertools.product(range(5, 12), (1, 3, 5), (1, 2)):
+        layer = OctConv2d(4, 4, kernel, stride, kernel // 2, alpha_in=0.5, alpha_out=0.5)
+        y = layer(split(torch.zeros(1, 4, size, size + 1), 0.5))
+        want = nn.Conv2d(4, 4, kernel, stride, kernel // 2)(torch.zeros(1, 4, size, size + 1)).shape[2:]
+        assert y.high.shape[2:] == want
+        assert tuple(y.low.shape[2:]) == tuple((s + 1) // 2 for s in want)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"kernel_size": 3},
+            r"kernel 3, dilation 1 and padding .* in H do not keep the size, expected padding 1",
+        ),
+        ({"kernel_size": 2, "padding": 1}, r"expected an odd kernel"),
+        ({"kernel_size": 3, "padding": 1, "stride": 3}, r"stride 3 in H, expected 1 or 2"),
+        ({"kernel_size": 3, "padding": 1, "stride": (1, 2)}, r"differs between H and W"),
+        ({"kernel_size": 1, "alpha_in": 1.5}, r"expected 0 <= alpha <= 1, got 1.5"),
+        (
+            {"kernel_size": 1, "alpha_in": Partition((True,))},
+            r"alpha_in: got a partition of 1 channels, expected 4",
+        ),
+        ({"kernel_size": 1, "downsample": "max"}, r"downsample: got 'max', expected 'stride' or 'pool'"),
+    ],
+)
+def test_errors_name_the_fix(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OctConv2d(4, 4, **{"alpha_in": 0.5, "alpha_out": 0.5, **options})
+
+
+def test_wrong_input_is_named() -> None:
+    layer = OctConv2d(4, 4, 1, alpha_in=0.5, alpha_out=0.5)
+    with pytest.raises(TypeError, match=r"expected an Octave \(2 low channels\), got Tensor; use split\(\)"):
+        layer(torch.zeros(1, 4, 4, 4))
+    with pytest.raises(ValueError, match=r"needs low of spatial size \(3, 3\)"):
+        layer(Octave(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 2, 2)))
+
+
+def test_uneven_groups_are_refused() -> None:
+    uneven = Partition((True, True, True, False))
+    with pytest.raises(ValueError, match="do not hold equally many low channels"):
+        OctConv2d(4, 4, 1, groups=2, alpha_in=uneven, alpha_out=uneven)

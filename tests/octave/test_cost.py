@@ -1,0 +1,39 @@
+"""Counted cost against closed form."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from octvideo.octave import OctConv3d, count_cost, layer_flop_ratio, layer_memory_ratio, octavize
+
+
+@pytest.mark.parametrize(
+    ("alpha", "flops", "memory"),
+    [(0.125, 82, 91), (0.25, 67, 81), (0.5, 44, 63), (0.75, 30, 44), (0.875, 26, 35), (1, 25, 25)],
+)
+def test_closed_form_is_table_1(alpha: float, flops: int, memory: int) -> None:
+    """Per cent of an ordinary layer: Table 1 of arXiv 1904.05049."""
+    assert abs(100 * layer_flop_ratio(alpha) - flops) <= 1
+    assert abs(100 * layer_memory_ratio(alpha) - memory) <= 1
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75])
+def test_counted_layer_is_the_closed_form(alpha: float) -> None:
+    ordinary = nn.Sequential(*[nn.Conv3d(64, 64, 3, padding=1, bias=False) for _ in range(3)])
+    whole = count_cost(ordinary, (1, 64, 4, 16, 16))
+    assert whole.multiply_adds == 3 * 64 * 64 * 27 * 4 * 16 * 16
+    assert whole.parameters == 3 * 64 * 64 * 27 and whole.activations == 3 * 64 * 4 * 16 * 16
+    # The middle of three layers is octave on both sides: its cost is the rest's difference.
+    octave = octavize(ordinary, alpha)
+    inner = count_cost(octave, (1, 64, 4, 16, 16)).multiply_adds
+    edge_in = (1 - alpha) + alpha / 4  # reads a tensor: hh at full, hl at a quarter
+    edge_out = 1 - alpha + alpha / 4
+    # first conv reads the network's input and stays ordinary, the second enters, the third merges
+    assert inner == pytest.approx(whole.multiply_adds / 3 * (1 + edge_in + edge_out), rel=1e-6)
+
+
+def test_counting_changes_nothing() -> None:
+    layer = OctConv3d(4, 4, 1, alpha_in=0, alpha_out=0)
+    count_cost(layer, (1, 4, 2, 4, 4))
+    assert layer.weight.device.type == "cpu" and layer.training

@@ -1,0 +1,202 @@
+"""The LightningModule on its own, with a network small enough to compute by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from octvideo.errors import UserError
+from octvideo.training import VideoClassifier
+
+K = 3
+
+
+class Tiny(nn.Module):
+    """Colours to logits, with a norm and a record of how many clips came at once."""
+
+    def __init__(self, num_classes: int = K) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm3d(3)
+        self.head = nn.Linear(3, num_classes)
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return self.head(self.norm(x).mean((2, 3, 4)))
+
+
+@dataclass(frozen=True)
+class Failure:
+    path: str
+    reason: str
+
+
+def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> dict[str, Any]:
+    shape = (n, views, 3, 2, 4, 4) if views else (n, 3, 2, 4, 4)
+    index = torch.arange(start, start + n)
+    content = {
+        "video": torch.randint(
+            0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(start + n)
+        ),
+        "label": index % K,
+        "index": index,
+        "failures": [Failure(f"bad{i}.mp4", "broken") for i in range(failures)],
+    }
+    return content | ({"path": [f"{i}.mp4" for i in index.tolist()]} if views else {})
+
+
+def trainer(path, **kwargs: Any) -> L.Trainer:
+    kwargs = {"max_epochs": 1, "logger": False, "enable_checkpointing": False} | kwargs
+    return L.Trainer(
+        accelerator="cpu",
+        default_root_dir=path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
+def loader(batches: list[dict[str, Any]]) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(batches, batch_size=None)
+
+
+def test_normalisation_is_of_scaled_pixels() -> None:
+    module = VideoClassifier(Tiny(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).eval()
+    clips = batch(2)["video"]
+    x = (clips.double() / 255 - torch.tensor([0.1, 0.2, 0.3]).double().view(3, 1, 1, 1)) / torch.tensor(
+        [0.5, 0.6, 0.7]
+    ).double().view(3, 1, 1, 1)
+    torch.testing.assert_close(module(clips), module.network(x.float()))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_views_in_chunks_give_the_mean_of_their_scores(chunk: int) -> None:
+    module = VideoClassifier(Tiny(), views_per_chunk=chunk).eval()
+    videos = batch(2, views=3)["video"]
+    with torch.no_grad():
+        expected = torch.stack(
+            [torch.stack([module(v[None])[0].softmax(0) for v in video]).mean(0) for video in videos]
+        )
+        module.network.seen.clear()
+        scores = module.view_scores(videos)
+    torch.testing.assert_close(scores, expected)
+    assert max(module.network.seen) <= chunk and sum(module.network.seen) == 6
+
+
+def test_no_video_gives_no_scores() -> None:
+    scores = VideoClassifier(Tiny()).eval().view_scores(batch(0, views=3)["video"])
+    assert scores.shape == (0, K)
+
+
+def test_training_and_evaluation_pass_over_empty_batches(tmp_path) -> None:
+    module = VideoClassifier(Tiny(), max_unreadable_fraction=1.0, on_unreadable="count")
+    run = trainer(tmp_path)
+    run.fit(
+        module, loader([batch(2, failures=2), batch(0, failures=4)]), loader([batch(0, views=2, failures=1)])
+    )
+    assert run.callback_metrics["train/unreadable"] == 6
+    assert run.callback_metrics["val/unreadable"] == 1
+    assert torch.isfinite(run.callback_metrics["train/loss"])
+
+
+def test_too_many_unreadable_videos_stop_training_early(tmp_path) -> None:
+    module = VideoClassifier(Tiny(), max_unreadable_fraction=0.1)
+    batches = [batch(2, failures=2), *[batch(4) for _ in range(3)]]
+    with pytest.raises(
+        UserError, match=r"2 of 16 videos of this epoch could not be read.*'bad0\.mp4': broken"
+    ):
+        trainer(tmp_path).fit(module, loader(batches))
+
+
+def test_evaluation_stops_at_an_unreadable_video(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"cannot read video 'bad0\.mp4': broken\. The test stopped"):
+        trainer(tmp_path).test(
+            VideoClassifier(Tiny()), loader([batch(2, views=2, failures=1)]), verbose=False
+        )
+
+
+def test_scores_of_a_test_are_kept_in_data_set_order(tmp_path) -> None:
+    module = VideoClassifier(Tiny())
+    batches = [batch(2, views=2, start=3), batch(3, views=2, start=0)]
+    trainer(tmp_path).test(module, loader(batches), verbose=False)
+    scores = module.gather_scores()
+    assert list(scores.paths) == [f"{i}.mp4" for i in range(5)]
+    assert list(scores.labels) == [0, 1, 2, 0, 1]
+    with torch.inference_mode():
+        expected = module.eval().view_scores(batches[1]["video"])
+    torch.testing.assert_close(torch.as_tensor(scores.scores)[:3], expected, check_dtype=False)
+
+
+def test_the_learning_rate_follows_the_schedule_inside_epochs(tmp_path) -> None:
+    seen: list[float] = []
+
+    class Record(L.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    module = VideoClassifier(Tiny(), lr=1.0, schedule="step", milestones=[0.5, 1.5], warmup_epochs=0.25)
+    trainer(tmp_path, max_epochs=2, callbacks=[Record()]).fit(module, loader([batch(2)] * 4))
+    assert seen == pytest.approx([0.001, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("freeze", ["backbone", "norms"])
+def test_frozen_norms_keep_their_statistics(tmp_path, freeze: Any) -> None:
+    module = VideoClassifier(Tiny(), freeze=freeze, lr=0.1)
+    before = {k: v.clone() for k, v in module.network.state_dict().items()}
+    trainer(tmp_path).fit(module, loader([batch(4)] * 2), loader([batch(2, views=2)]))
+    after = module.network.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_mixup_and_smoothing_train(tmp_path) -> None:
+    module = VideoClassifier(
+        Tiny(), mixup_alpha=0.4, label_smoothing=0.1, optimizer="adamw", channels_last=True
+    )
+    run = trainer(tmp_path)
+    run.fit(module, loader([batch(4)] * 2))
+    assert torch.isfinite(run.callback_metrics["train/loss"])
+
+
+def test_another_number_of_classes_than_the_data_is_named(tmp_path) -> None:
+    class Data(L.LightningDataModule):
+        num_classes = 7
+
+        def train_dataloader(self) -> Any:
+            return loader([batch(2)])
+
+    with pytest.raises(
+        UserError, match=r"3 classes and the data 7: set model\.network\.init_args\.num_classes to 7"
+    ):
+        trainer(tmp_path).fit(VideoClassifier(Tiny()), datamodule=Data())
+
+
+def test_the_checkpoint_says_how_to_use_it_in_plain_types(tmp_path) -> None:
+    network = Tiny()
+    network.meta = {
+        "built_from": {"class_path": "octvideo.models.i3d_small", "init_args": {"num_classes": K}}
+    }
+    run = trainer(tmp_path)
+    run.fit(VideoClassifier(network, mean=(0.1, 0.2, 0.3)), loader([batch(2)]))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    block = torch.load(tmp_path / "a.ckpt", weights_only=True)["octvideo"]
+    assert block["network"] == network.meta["built_from"]
+    assert block["class_names"] == ["0", "1", "2"]
+    assert block["format"] == 1 and block["mean"] == [0.1, 0.2, 0.3]
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_words(tmp_path) -> None:
+    run = trainer(tmp_path)
+    run.fit(VideoClassifier(Tiny()), loader([batch(2)]))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(
+        UserError, match=r"does not fit the network: 2 weights differ, the first is network\.head"
+    ):
+        trainer(tmp_path).test(
+            VideoClassifier(Tiny(5)), loader([batch(2, views=1)]), ckpt_path=str(tmp_path / "a.ckpt")
+        )

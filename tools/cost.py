@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""What networks cost at several alphas: `python tools/cost.py [--networks NAME ...] [--alphas A ...] [--markdown]`.
+
+Multiply-adds, parameters, and the memory of what the convolutions write (float32) for one clip, beside the
+ordinary network and the figures of the paper (Table 8 of arXiv 1904.05049). Counted, not run: it takes seconds.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+# So that it runs from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from octvideo.errors import UserError
+from octvideo.models.costs import HEADER, CostRow, cost_rows, markdown_table, parse_clip
+
+
+def main() -> int:
+    """Returns 0, or 2 for a mistake of the user's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", metavar="NAME", default=["c2d_r50", "i3d_r50", "slow_r50"])
+    parser.add_argument("--alphas", nargs="+", type=float, metavar="A", default=[0, 0.1, 0.25, 0.5])
+    parser.add_argument("--clip", default="1x3x8x224x224", metavar="NxCxTxHxW", help="(1x3x8x224x224)")
+    parser.add_argument("--num-classes", type=int, default=400, metavar="K", help="(400)")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown for a README")
+    args = parser.parse_args()
+    try:
+        clip = parse_clip(args.clip)
+        rows = cost_rows(args.networks, args.alphas, clip=clip, num_classes=args.num_classes)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.markdown:
+        print(markdown_table(rows))
+    else:
+        # Wide enough in a log file too, which is no terminal.
+        Console(width=120).print(table(rows, title=f"one clip of {args.clip}"))
+    return 0
+
+
+def table(rows: list[CostRow], *, title: str) -> Table:
+    """The rows for a terminal, a line between networks."""
+    drawn = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for n, name in enumerate(HEADER):
+        drawn.add_column(name, justify="left" if n == 0 else "right", no_wrap=True)
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        drawn.add_row(*row.cells(), end_section=following is not None and following.network != row.network)
+    return drawn
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
