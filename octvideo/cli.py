@@ -9,28 +9,43 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import logging
+import itertools
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from octvideo.config_files import CONFIG_FLAGS, Subcommand, prepare_argv
+from octvideo._version import __version__
+from octvideo.config_files import CONFIG_FLAGS, Subcommand, known_configs, prepare_argv
 from octvideo.data.datamodule import VideoDataModule
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import read_checkpoint
+from octvideo.mistakes import explain, one_line
+from octvideo.models.weights import read_weights
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
-from octvideo.training.run_folder import RunCSVLogger
+from octvideo.training.callbacks import ProgressBar, SaveRunConfig
+from octvideo.training.checkpoint_io import WholeFiles
+from octvideo.training.loggers import RunBoardLogger, RunCSVLogger
+from octvideo.training.quiet import quiet_lightning
 
 _USAGE = "octvideo fit|validate|test|predict -c CONFIG [--KEY VALUE ...]   (all keys: octvideo fit --help)"
+_DESCRIPTION = """Trains and tests networks that recognise actions in videos. `octvideo infer VIDEO ...` names the
+actions in videos (octvideo infer --help). What training and tests write lies in runs/NAME/."""
+_HELP = {
+    "fit": "train a network; --resume goes on with an interrupted run",
+    "validate": "metrics on the validation set, with the few views that training validates with",
+    "test": "metrics on the test set with all views; writes scores.npz and predictions.csv",
+    "predict": "classes of videos without labels; writes predict/scores.npz and predict/predictions.csv",
+}
 
 _TRAINER_DEFAULTS = {
     # Our samplers split the videos themselves; Lightning's would count some of them twice.
@@ -40,17 +55,6 @@ _TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "enable_model_summary": False,  # the module says it in one line
 }
-# Hints of the libraries that a user of the tools can do nothing about.
-_HINTS = (
-    ".*does not have many workers.*",
-    ".*The `srun` command is available.*",
-    ".*is smaller than the logging interval.*",
-    ".*You have overridden `transfer_batch_to_device`.*",
-    ".*treespec.*is deprecated.*",
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*predict returned None.*",
-    ".*callbacks used to create the checkpoint need to be provided.*",
-)
 
 
 def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None) -> int:
@@ -61,38 +65,38 @@ def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None
         default: subcommand of a tool that is called without one.
 
     Returns:
-        0; 2 for a mistake of the user's, told on stderr; 130 after Ctrl-C.
+        0; 2 for a mistake of the user's, told on stderr; 1 where another process of the run has ended with one;
+        130 after Ctrl-C, 143 after SIGTERM.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["infer"]:
         from octvideo.inference.command import main as infer
 
         return infer(given[1:])
-    _quiet()
+    quiet_lightning()
     try:
         args, stem = prepare_argv(given, default=default)
         OctvideoCLI(args, stem)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, MisconfigurationException) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "Connection closed by peer" not in str(error):
+            raise
+        print("error: another process of this run has ended, its own message is above", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except SIGTERMException:
+        return 143
     except SystemExit as end:
         # Lightning turns Ctrl-C into exit code 1; the shell's own is 130.
         return 130 if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
     return 0
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Saves the config of a fit as config.yaml, which a later test of the same run leaves alone
-    (config_test.yaml).
-    """
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        name = getattr(stage, "value", stage)  # an enum whose str() is its own name
-        self.config_filename = "config.yaml" if name == "fit" else f"config_{name}.yaml"
-        super().setup(trainer, pl_module, stage)
 
 
 class OctvideoCLI(LightningCLI):
@@ -104,7 +108,7 @@ class OctvideoCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str], default_name: str | None) -> None:
-        self._default_name = default_name
+        self._args, self._default_name = args, default_name
         super().__init__(
             VideoClassifier,
             VideoDataModule,
@@ -114,54 +118,60 @@ class OctvideoCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_kwargs={
+                "description": _DESCRIPTION,
+                "version": __version__,
+                "exit_on_error": False,
+                **{name: {"description": text} for name, text in _HELP.items()},
+            },
             args=args,
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """As Lightning's, with `--cfg` too, without the thousand characters of usage before each error."""
-        if "description" in kwargs:  # a subcommand's parser
+        """As Lightning's, with `--cfg` too, and a usage of one line rather than of a thousand characters."""
+        if "version" not in kwargs:  # a subcommand's parser
             kwargs["usage"] = _USAGE
         parser = LightningArgumentParser(prog="octvideo", allow_abbrev=False, **kwargs)
-        parser.add_argument(
-            *CONFIG_FLAGS, action=ActionConfigFile, help="config by path or name; may be repeated"
-        )
+        parser.add_argument(*CONFIG_FLAGS, action=ActionConfigFile, help="config by path or name; may be repeated")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--name", type=str | None, default=None, help="of the run; default: the config's name"
-        )
+        parser.add_argument("--name", type=str | None, default=None, help="of the run; default: the config's name")
         parser.add_argument("--runs_dir", type=str, default="runs", help="folder of all runs")
-        parser.add_argument(
-            "--base", type=str | None, default=None, help="in a config: the config it starts from"
-        )
-        parser.add_argument(
-            "--resume", type=bool, default=False, nargs="?", const=True, help="continue the run"
-        )
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, nargs="?", const=True, help="replace the run"
-        )
-        parser.add_argument(
-            "--checkpoint_minutes", type=float | None, default=None, help="also save within epochs"
-        )
+        parser.add_argument("--base", type=str | None, default=None, help="in a config: the config it starts from")
+        parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="continue the run")
+        parser.add_argument("--overwrite", type=bool, default=False, nargs="?", const=True, help="replace the run")
+        parser.add_argument("--checkpoint_minutes", type=float | None, default=None, help="also save within epochs")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
 
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        for choice in getattr(parser._subcommands_action, "_choices_actions", ()):
+            # Lightning's texts are of its methods, and cut off.
+            choice.help = _HELP[choice.dest]
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "test":
             parser.set_defaults({"verbose": False})  # WriteScores prints a better table
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        """Parses, with mistakes in one line.
+
+        Raises:
+            UserError: for a mistake of any kind.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            asked = args[0] if args and args[0] in _HELP else "fit"
+            keys = [action.dest for action in self._subcommand_parsers[asked]._actions]
+            raise UserError(explain(str(error), subcommand=asked, keys=keys, configs=known_configs())) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning reads hyperparameters from the checkpoint here; ours hold none, the config is the one
-        source.
-        """
+        """Lightning reads hyperparameters from the checkpoint here; ours hold none, the config is the one source."""
 
     def before_instantiate_classes(self) -> None:
         """Settles the run's folder, its checkpoint and the number of classes before anything is built."""
@@ -170,12 +180,10 @@ class OctvideoCLI(LightningCLI):
         self.folder = RunFolder(Path(config.runs_dir) / config.name)
         config.trainer.default_root_dir = str(self.folder.path)
         self.checkpoint = self._find_checkpoint(config)
+        self._overwrite = config.overwrite
+        if self.subcommand == "fit" and not self._resumes() and _is_first_process():
+            self.folder.check_free(overwrite=self._overwrite)
         _link_num_classes(config)
-        if self.subcommand == "fit" and _is_first_process():
-            if self.checkpoint is None:
-                self.folder.start(overwrite=config.overwrite)
-            elif self.checkpoint == self.folder.last:
-                self.folder.forget_after(read_checkpoint(self.checkpoint)["global_step"])
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
 
@@ -185,7 +193,7 @@ class OctvideoCLI(LightningCLI):
             path = self.folder.checkpoint(asked)
         elif asked is not None:
             path = Path(asked)
-        elif self.subcommand == "fit" or config.model.init_weights is not None:
+        elif self._starts_from_init_weights(config):
             return None
         else:
             path = self.folder.best_or_last()
@@ -194,22 +202,54 @@ class OctvideoCLI(LightningCLI):
             print(f"checkpoint: {path}")
         return path
 
+    def _starts_from_init_weights(self, config: Namespace) -> bool:
+        if self.subcommand == "fit" or "--model.init_weights" in self._args:
+            return True
+        # A run's own config names what it started from: its checkpoint is meant, where it has got that far.
+        return config.model.init_weights is not None and not self.folder.last.exists()
+
+    def _resumes(self) -> bool:
+        """Whether a fit goes on with the run that is in its folder."""
+        return self.checkpoint is not None and self.checkpoint.resolve().parent == self.folder.checkpoints.resolve()
+
+    def before_fit(self) -> None:
+        """Opens the run's folder, as late as possible: a mistake in the data must not cost the run that is there."""
+        self.datamodule.setup("fit")
+        if self.checkpoint is None and self.model.init_weights is not None:
+            read_weights(self.model.init_weights)
+        if not _is_first_process():
+            return
+        if self._resumes():
+            self.folder.forget_after(self._first_step())
+        else:
+            self.folder.start(overwrite=self._overwrite)
+
+    def _first_step(self) -> int:
+        return 0 if self.checkpoint is None else int(read_checkpoint(self.checkpoint)["global_step"])
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Lightning's Trainer with our progress bar, loggers and checkpoints beside the user's callbacks."""
         config = self.config_init[self.subcommand]
         fitting = self.subcommand == "fit"
         if config.trainer.logger in (None, True):
-            board = TensorBoardLogger(self.folder.path.parent, name=self.folder.path.name, version="")
-            kwargs["logger"] = [RunCSVLogger(self.folder), board] if fitting else False
+            loggers = [RunCSVLogger(self.folder), RunBoardLogger(self.folder, first_step=self._first_step())]
+            kwargs["logger"] = loggers if fitting else False
+        plugins = config.trainer.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeFiles()]
         callbacks: list[Callback] = [*(config.trainer.callbacks or []), WriteScores(self.folder)]
         if config.trainer.enable_progress_bar is not False:
-            callbacks.append(RichProgressBar())
+            callbacks.append(ProgressBar())
         if not fitting:
             kwargs["enable_checkpointing"] = False
         elif config.trainer.enable_checkpointing is not False:
             callbacks += checkpoint_callbacks(self.folder, every_minutes=config.checkpoint_minutes)
             callbacks.append(ResumeHint(self.folder, _resume_command()))
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except ValueError as error:  # Lightning's word for a wrong argument
+            raise UserError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         path = None if self.checkpoint is None else str(self.checkpoint)
@@ -217,9 +257,7 @@ class OctvideoCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero and self.folder.last.exists():
-            print(
-                f"run: {self.folder.path}   test it with: octvideo test -c {self.folder.path / 'config.yaml'}"
-            )
+            print(f"run: {self.folder.path}   test it with: octvideo test -c {self.folder.path / 'config.yaml'}")
 
 
 def _link_num_classes(config: Namespace) -> None:
@@ -234,12 +272,12 @@ def _link_num_classes(config: Namespace) -> None:
     parser = ArgumentParser()
     parser.add_class_arguments(VideoDataModule, "data")
     expected = parser.instantiate_classes(Namespace(data=config.data)).data.num_classes
-    default = inspect.signature(_import(network.class_path)).parameters["num_classes"].default
+    argument = inspect.signature(_import(network.class_path)).parameters.get("num_classes")
+    default = None if argument is None else argument.default
     if init_args["num_classes"] not in (default, expected):
         raise UserError(
-            f"model.network.init_args.num_classes is {init_args['num_classes']}, but the data has "
-            f"{expected} classes: "
-            "leave the key out, and it follows the data"
+            f"model.network.init_args.num_classes is {init_args['num_classes']}, but the data has {expected} classes: "
+            f"leave the key out, and it follows the data, or give --model.network.init_args.num_classes {expected}"
         )
     init_args["num_classes"] = expected
 
@@ -255,17 +293,14 @@ def _is_first_process() -> bool:
 
 
 def _resume_command() -> str:
-    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    once = ("--resume", "--overwrite")
+    words = [
+        word
+        for before, word in itertools.pairwise(["", *sys.argv[1:]])
+        if not word.startswith(once) and not (before in once and word in ("true", "false"))
+    ]
     program = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else Path(sys.argv[0]).name
     return f"{program} {shlex.join(words)} --resume"
-
-
-def _quiet() -> None:
-    """Drops Lightning's advertisements, and hints that a user of the tools can do nothing about."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: "Tip:" not in record.getMessage())
-    for message in _HINTS:
-        warnings.filterwarnings("ignore", message=message)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -16,6 +16,7 @@ from octvideo.inference.checkpoint import newest_checkpoint
 Subcommand = Literal["fit", "validate", "test", "predict"]
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 CONFIG_FLAGS = ("-c", "--config", "--cfg")
+_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
 _SHORT_NAMES = {"--init": "--model.init_weights", "--ckpt": "--ckpt_path"}
 
 
@@ -29,7 +30,7 @@ def find_config(name: str, *, beside: Path | None = None) -> Path:
     Raises:
         UserError: there is none, with the places looked in.
     """
-    places = [Path(), Path("configs"), Path(__file__).resolve().parents[1] / "configs"]
+    places = [Path(), *_FOLDERS]
     if beside is not None:
         places.insert(0, beside)
     tried: list[Path] = []
@@ -39,25 +40,38 @@ def find_config(name: str, *, beside: Path | None = None) -> Path:
                 return file
             tried.append(file)
     looked = ", ".join(dict.fromkeys(map(str, tried)))
-    known = sorted({file.name for place in places[-2:] for file in place.glob("*.yaml")})
-    raise UserError(f"no config '{name}': looked for {looked}; there are {', '.join(known) or 'none'}")
+    raise UserError(f"no config '{name}': looked for {looked}; there are {', '.join(known_configs()) or 'none'}")
+
+
+def known_configs() -> list[str]:
+    """Names of the configs that are found by name."""
+    return sorted({file.stem for place in _FOLDERS for file in place.glob("*.yaml")})
 
 
 def with_bases(config: Path) -> list[Path]:
     """The config after those that it starts from (its `base:`, and theirs), in the order to read them."""
     chain = [config]
     while True:
-        try:
-            content = yaml.safe_load(chain[0].read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{chain[0]} is not YAML: {error}") from error
-        base = content.get("base") if isinstance(content, dict) else None
+        base = _read(chain[0]).get("base")
         if base is None:
             return chain
         found = find_config(str(base), beside=chain[0].parent)
         if found.resolve() in [file.resolve() for file in chain]:
             raise UserError(f"{chain[0]}: its base {found} starts from it again")
         chain.insert(0, found)
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = config if mark is None else f"{config}:{mark.line + 1}"
+        raise UserError(f"{where}: not YAML, {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(content, dict):
+        got = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"{config}: got {got}, expected keys such as `model:` and `data:`")
+    return content
 
 
 def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> tuple[list[str], str | None]:
@@ -71,15 +85,13 @@ def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> t
         The arguments, and the name for a run that is given none: that of its last config.
 
     Raises:
-        UserError: a config can't be found.
+        UserError: a config or a run can't be found.
     """
     argv = list(argv)
     if default is not None and (not argv or argv[0] not in SUBCOMMANDS):
         argv.insert(0, default)
     # `--flag=value` as two words, so that below there is one form.
-    words = [
-        word for arg in argv for word in (arg.split("=", 1) if arg.startswith("-") and "=" in arg else [arg])
-    ]
+    words = [word for arg in argv for word in (arg.split("=", 1) if arg.startswith("-") and "=" in arg else [arg])]
     out: list[str] = []
     stem = None
     previous = ""
@@ -93,26 +105,33 @@ def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> t
         else:
             out.append(_SHORT_NAMES.get(word, word))
         previous = word
-    if out and out[0] in ("validate", "test", "predict") and stem is None:
-        config = _config_of_run(out)
-        if config is not None:
-            out[1:1] = ["--config", str(config)]
+    # A run that is there already has its own config.
+    if stem is None and out and (out[0] in ("validate", "test", "predict") or "--resume" in out):
+        own = _config_of_run(out)
+        if own is not None:
+            out[1:1] = ["--config", str(own)]
     return out, stem
 
 
 def _config_of_run(args: list[str]) -> Path | None:
-    """The config.yaml saved with the checkpoint or the run that the arguments name, where they name no
-    config.
+    """The config.yaml saved with the checkpoint or the run that the arguments name, where they name no config.
+
+    Raises:
+        UserError: they name a run that there is not, and no data either.
     """
     values = dict(itertools.pairwise(args))
     ckpt, name = values.get("--ckpt_path"), values.get("--name")
     runs = Path(values.get("--runs_dir", "runs"))
     if name is not None:
         run = runs / name
+        if not (run / "config.yaml").is_file() and "--data.root" not in values:
+            known = sorted(file.parent.name for file in runs.glob("*/config.yaml"))
+            there = f"in {runs} there are {', '.join(known)}" if known else f"there are none in {runs}"
+            raise UserError(f"no run '{name}': {there}. Give another --name, or a config with -c")
     elif ckpt in ("last", "best"):
-        run = newest_checkpoint(runs).parents[1]
+        run = newest_checkpoint(runs).parent.parent
     elif ckpt is not None:
-        run = Path(ckpt).absolute().parents[1]
+        run = Path(ckpt).absolute().parent.parent
     else:
         return None
     return run / "config.yaml" if (run / "config.yaml").is_file() else None

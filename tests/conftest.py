@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -24,6 +29,57 @@ def real_videos() -> Path:
 def repo() -> Path:
     """The root of the checkout, for tests that run tools and configs."""
     return REPO
+
+
+def moving_frames(num_frames: int = 20, height: int = 48, width: int = 64) -> Tensor:
+    """RGB frames (T, H, W, C) that all differ, and differ left from right and top from bottom."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    frames = []
+    for t in range(num_frames):
+        image = np.stack([40 + x * 160 // width, 40 + y * 160 // height, np.full_like(x, 60 + t % 40 * 3)], -1)
+        left = (5 * t) % (width - 8)
+        image[height // 4 : height // 2, left : left + 8] = 230, 10 * t % 256, 20
+        frames.append(image.astype(np.uint8))
+    return torch.from_numpy(np.stack(frames))
+
+
+def encode_video(path: Path, frames: Tensor, codec: str = "libx264", *, rotation: int = 0, **options: Any) -> Path:
+    """Encodes RGB frames with PyAV.
+
+    Args:
+        path: of the file; its folder is made.
+        frames: uint8 (T, H, W, C).
+        codec: an encoder of FFmpeg.
+        rotation: in degrees, counter-clockwise, for players to apply.
+        options: of the encoder, with _ for -; also pix_fmt, rate, and movflags, of the container.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pix_fmt, rate = options.pop("pix_fmt", "yuv420p"), options.pop("rate", 20)
+    flags = {key: options.pop(key) for key in ("movflags",) if key in options}
+    with av.open(str(path.absolute()), "w", options=flags) as container:
+        settings = {key.replace("_", "-"): str(value) for key, value in options.items()}
+        stream = container.add_stream(codec, rate=rate, options=settings)
+        _, stream.height, stream.width, _ = frames.shape
+        stream.pix_fmt = pix_fmt
+        stream.thread_count = 1
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for image in frames.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def moving() -> Callable[..., Tensor]:
+    """`moving_frames`, for tests that need pictures."""
+    return moving_frames
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., Path]:
+    """`encode_video`, for tests that need files."""
+    return encode_video
 
 
 @pytest.fixture(autouse=True)

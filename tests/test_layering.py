@@ -25,7 +25,8 @@ PARTS: dict[str, set[str]] = {
     "training": {"models", "evaluation", "octave"},
     "inference": {"video", "models", "evaluation"},
     "config_files": {"inference"},
-    "cli": {"data", "training", "inference", "config_files", "models", "octave", "video", "evaluation"},
+    "mistakes": set(),
+    "cli": {"data", "training", "inference", "config_files", "mistakes", "models", "octave", "video", "evaluation"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.
 LIBRARIES: dict[str, set[str]] = {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes the demo data set: `python tools/make_demo_data.py [--out data/demo] [--videos-per-class 40]`.
+"""Writes the demo data set: `python tools/make_demo_data.py [--out data/demo] [--videos-per-class 60]`.
 
 Small H.264 videos of moving shapes in eight classes of motion. Run again, it writes only what is missing.
 """
@@ -18,11 +18,9 @@ from octvideo.errors import UserError
 
 def main() -> int:
     """Returns 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write (data/demo)")
-    parser.add_argument("--videos-per-class", type=int, default=40, help="training videos of each class (40)")
+    parser.add_argument("--videos-per-class", type=int, default=60, help="training videos of each class (60)")
     parser.add_argument("--test-videos-per-class", type=int, default=10, help="and test videos (10)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other videos (0)")
     parser.add_argument("--workers", type=int, help="videos made at once (one per CPU)")

@@ -21,9 +21,7 @@ from octvideo.evaluation.scores import VideoScores, find_scores
 
 def main() -> int:
     """Returns 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run")
     parser.add_argument("--scores", type=Path, help="file of scores (RUN_DIR/scores.npz, else scores_*.npz)")
     parser.add_argument("--pairs", nargs="+", metavar="A,B", help="opposite classes (known for the demo)")

@@ -20,9 +20,7 @@ from octvideo.evaluation.scores import VideoScores, find_scores
 
 def main() -> int:
     """Returns 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR|FILE", help="run folders, or files of scores")
     parser.add_argument("--pairs", nargs="+", metavar="A,B", help="opposite classes (known for the demo)")
     parser.add_argument("--join", action="store_true", help="the files are parts of one evaluation")

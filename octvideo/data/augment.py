@@ -39,8 +39,10 @@ class Augmentation:
     colour: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.crop_px < 1:
+            raise UserError(f"augment.crop_px: got {self.crop_px}, expected 1 or more")
         low, high = self.short_side_px
-        if self.crop_px < 1 or not self.crop_px <= low <= high:
+        if self.area is None and not self.crop_px <= low <= high:
             raise UserError(
                 f"augment.short_side_px: got {[low, high]}, expected crop_px ({self.crop_px}) <= smallest <= largest"
             )

@@ -35,7 +35,7 @@ def read_class_names(source: str | Path) -> list[str]:
         text = files("octvideo.data").joinpath(f"labels/{source}.txt").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(source).read_text(encoding="utf-8")
+            text = Path(source).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"no class names at {source} ({error}): give a text file with a name a line, "

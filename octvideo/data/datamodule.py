@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from octvideo.data.augment import Augmentation
-from octvideo.data.class_names import ClassIndex, folder_class_names, read_class_names
+from octvideo.data.class_names import SHIPPED, ClassIndex, folder_class_names, read_class_names
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
 from octvideo.data.manifest import VideoRecord, check_files, read_records
 from octvideo.errors import UserError
 from octvideo.video import Decoder, ShortVideo, ViewSettings
+
+log = logging.getLogger("octvideo.data")
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -102,8 +106,9 @@ class VideoDataModule(L.LightningDataModule):
             UserError: they can't be found.
         """
         if self.classes is not None:
-            inside = self.root / self.classes
-            return read_class_names(inside if inside.is_file() else self.classes)
+            return read_class_names(
+                self.classes if self.classes in SHIPPED else self._look_for("classes", self.classes)
+            )
         if (self.root / "classes.txt").is_file():
             return read_class_names(self.root / "classes.txt")
         for role, source in self.sources.items():
@@ -128,12 +133,15 @@ class VideoDataModule(L.LightningDataModule):
         source = self.sources[role]
         if source is None:
             raise UserError(f"data.{role} is not set: give a list of videos or a folder of class folders, in data.root")
+        return self._look_for(role, source)
+
+    def _look_for(self, key: str, source: str) -> Path:
         places = list(dict.fromkeys([self.root / source, Path(source)]))
         for place in places:
             if place.exists():
                 return place
         looked = " and ".join(str(place.absolute()) for place in places)
-        raise UserError(f"no data for data.{role} '{source}': looked for {looked}. {self.how_to_get}")
+        raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {self.how_to_get}")
 
     def _read(self, role: str) -> list[VideoRecord]:
         if role in self.records:
@@ -145,6 +153,12 @@ class VideoDataModule(L.LightningDataModule):
         else:
             records = read_records(source, root=self.root, classes=classes, labelled=labelled)
         check_files(records, source, self.how_to_get)
+        unlabelled = [record.path for record in records if record.label < 0]
+        if role == "test" and 0 < len(unlabelled) < len(records):
+            counts = f"{len(unlabelled)} of its {len(records)}"
+            log.warning(
+                "%s: %s videos have no label, the first %s; no metric counts them", source, counts, unlabelled[0]
+            )
         self.records[role] = records
         return records
 
@@ -152,6 +166,7 @@ class VideoDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads the lists that the stage needs, so that mistakes in them come before any work."""
+        stage = getattr(stage, "value", stage)  # Lightning's is an enum whose str() is its own name
         for role in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             if role != "val" or self.sources["val"] is not None or stage == "validate":
                 self._read(role)
@@ -195,4 +210,9 @@ class VideoDataModule(L.LightningDataModule):
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def _workers(self) -> dict[str, Any]:
-        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            # Without it the module's non_blocking copies to a GPU block.
+            "pin_memory": torch.cuda.is_available(),
+        }

@@ -23,8 +23,8 @@ log = logging.getLogger("octvideo.data")
 
 def is_kinetics_csv(file: Path) -> bool:
     """Whether a file starts with the header of the official csv."""
-    with file.open(encoding="utf-8", errors="replace") as text:
-        return "youtube_id" in text.readline().split(",")
+    with file.open(encoding="utf-8-sig", errors="replace") as text:
+        return "youtube_id" in next(csv.reader([text.readline()]), [])
 
 
 def read_kinetics_csv(file: Path, *, root: Path, classes: ClassIndex, labelled: bool = True) -> list[VideoRecord]:
@@ -42,9 +42,10 @@ def read_kinetics_csv(file: Path, *, root: Path, classes: ClassIndex, labelled: 
     found: dict[str, str] | None = None
     records: list[VideoRecord] = []
     missing: list[str] = []
-    with file.open(newline="", encoding="utf-8") as text:
-        for row in csv.DictReader(text):
-            line = f"{file}:{len(records) + len(missing) + 2}"
+    with file.open(newline="", encoding="utf-8-sig") as text:
+        rows = csv.DictReader(text)
+        for row in rows:
+            line = f"{file}:{rows.line_num}"
             name, label = _name_of(row, line), _label_of(row, line, classes, labelled)
             if found is None:
                 found = _index(root, [row.get("split") or "", file.stem])

@@ -32,7 +32,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __init__(self, num_items: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = self.first_batch = 0
+        self.epoch = 0
+        self.resume_epoch = self.resume_batch = 0  # where a resumed run begins
 
     @property
     def sampler(self) -> TrainingBatches:
@@ -43,6 +44,11 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
+    @property
+    def first_batch(self) -> int:
+        """Of this epoch: 0, unless a checkpoint was written in the middle of it."""
+        return self.resume_batch if self.epoch == self.resume_epoch else 0
+
     def __len__(self) -> int:
         # A data set smaller than a batch is one batch.
         return max(self.num_items // self.world_size // self.batch_size, 1)
@@ -50,8 +56,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
         order = torch.randperm(self.num_items, generator=generator)[self.rank :: self.world_size].tolist()
-        first, self.first_batch = self.first_batch, 0
-        for batch in range(first, len(self)):
+        for batch in range(self.first_batch, len(self)):
             items = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(self.epoch, index) for index in items]
 
@@ -124,10 +129,11 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch were given away: 0 at its end."""
-        return {"batches": self._given % len(self)}
+        """The epoch, and how many of its batches were given away: 0 at its end."""
+        assert isinstance(self.batch_sampler, TrainingBatches)
+        return {"epoch": self.batch_sampler.epoch, "batches": self._given % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Starts the next epoch behind so many batches."""
+        """Starts that epoch behind so many batches. Any other starts at 0: an epoch may end before its last batch."""
         assert isinstance(self.batch_sampler, TrainingBatches)
-        self.batch_sampler.first_batch = state["batches"]
+        self.batch_sampler.resume_epoch, self.batch_sampler.resume_batch = state["epoch"], state["batches"]

@@ -3,7 +3,7 @@
 Formats of lists, told apart line by line and always split from the right, since paths hold spaces::
 
     dir/a clip.mp4 12          mmaction2, PySlowFast (numbers; any run of spaces, tabs, commas, semicolons)
-    dir/a clip.mp4,wave        class name, after a comma, semicolon or tab
+    dir/a clip.mp4,wave        class name, after a comma, semicolon or tab (or a space, if it is one word)
     dir/a clip.mp4             no label, for prediction
     label,youtube_id,...       the official csv of Kinetics, see kinetics.py
 
@@ -12,6 +12,7 @@ Empty lines and lines that start with # are passed over. Errors name file and li
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,23 +79,30 @@ def check_files(records: Sequence[VideoRecord], source: str | Path, advice: str 
 
 def _read_folder(folder: Path, classes: ClassIndex | None, labelled: bool) -> list[VideoRecord]:
     records = []
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in VIDEO_SUFFIXES or not file.is_file():
+    # Links are followed: class folders are often links into a larger data set.
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        videos = sorted(name for name in files if _is_video(name) and not name.startswith("."))
+        if not videos:
             continue
-        name = file.relative_to(folder).parts[0] if file.parent != folder else ""
-        label = classes.find(name) if classes is not None and name else None
+        inside = Path(here).relative_to(folder).parts
+        label = classes.find(inside[0]) if classes is not None and inside else None
         if label is None and labelled:
-            if not name:
-                raise UserError(f"{file} lies in no class folder: expected {folder}/<class>/{file.name}")
-            hint = classes.suggestion(name) if classes is not None else ""
-            raise UserError(f"{folder}: the folder {name!r} is no class of this data set{hint}")
-        records.append(VideoRecord(str(file), -1 if label is None else label))
+            if not inside:
+                raise UserError(f"{folder / videos[0]} lies in no class folder: expected {folder}/<class>/{videos[0]}")
+            hint = classes.suggestion(inside[0]) if classes is not None else ""
+            raise UserError(f"{folder}: the folder {inside[0]!r} is no class of this data set{hint}")
+        records += [VideoRecord(str(Path(here, name)), -1 if label is None else label) for name in videos]
     return records
+
+
+def _is_video(name: str) -> bool:
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def _read_list(file: Path, root: Path, classes: ClassIndex | None, labelled: bool) -> list[VideoRecord]:
     try:
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise UserError(f"can't read the list {file}: {error.strerror}") from error
     records = []
@@ -102,7 +110,7 @@ def _read_list(file: Path, root: Path, classes: ClassIndex | None, labelled: boo
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         path, label = _parse(line.strip(), f"{file}:{number}", root, classes)
-        if label is None and labelled:
+        if (label is None or label < 0) and labelled:
             raise UserError(f"{file}:{number}: got {line.strip()!r}, expected 'path label'")
         records.append(VideoRecord(str(root / path), -1 if label is None else label))
     return records
@@ -110,28 +118,30 @@ def _read_list(file: Path, root: Path, classes: ClassIndex | None, labelled: boo
 
 def _parse(line: str, where: str, root: Path, classes: ClassIndex | None) -> tuple[str, int | None]:
     if match := _NUMBERED.match(line):
-        path, label = match["path"].rstrip(",;"), int(match["label"])
+        path, label = match["path"].rstrip(",; \t"), int(match["label"])
+        _refuse_more_numbers(path, where, root)
         if label < -1 or (classes is not None and label >= len(classes.names)):
             top = "a class id" if classes is None else f"0 to {len(classes.names) - 1}"
             raise UserError(f"{where}: label {label}, expected {top}")
-        _refuse_frames(path, where, root)
         return path, label
-    if match := _NAMED.match(line):
-        if classes is None:
-            raise UserError(f"{where}: the label is a name, {match['label']!r}; give the class names as data.classes")
-        found = classes.find(match["label"])
-        if found is None:
-            hint = classes.suggestion(match["label"])
-            raise UserError(f"{where}: {match['label']!r} is no class of this data set{hint}")
+    match = _NAMED.match(line)
+    if match and classes is not None and (found := classes.find(match["label"])) is not None:
         return match["path"], found
     head, _, last = line.rpartition(" ")
     if head and classes is not None and (found := classes.find(last)) is not None:
         return head.strip(), found
+    if match and not _is_video(match["label"]):  # else a name with a comma, and no label
+        if classes is None:
+            raise UserError(f"{where}: the label is a name, {match['label']!r}; give the class names as data.classes")
+        hint = classes.suggestion(match["label"])
+        raise UserError(f"{where}: {match['label']!r} is no class of this data set{hint}")
     return line, None
 
 
-def _refuse_frames(path: str, where: str, root: Path) -> None:
-    """TSN's lists, `folder num_frames label`, are of extracted frames."""
-    head = re.match(r"^(.*\S)\s+\d+$", path)
+def _refuse_more_numbers(path: str, where: str, root: Path) -> None:
+    """TSN's lists, `folder num_frames label`, are of extracted frames; others give start and end, or several labels."""
+    head = re.match(r"^(.*\S)[\s,;]+-?\d+$", path)
     if head and (root / head[1]).is_dir():
         raise UserError(f"{where}: {head[1]} is a folder of frames; octvideo reads video files, 'path label'")
+    if head and _is_video(head[1]):
+        raise UserError(f"{where}: got several numbers behind {head[1]}, expected 'path label'")

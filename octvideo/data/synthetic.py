@@ -59,7 +59,7 @@ class DemoSettings:
         UserError: a number that no video can have.
     """
 
-    videos_per_class: int = 40
+    videos_per_class: int = 60
     test_videos_per_class: int = 10
     seed: int = 0
     num_frames: int = 32

@@ -58,7 +58,8 @@ def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
     if not len(scores):
         raise UserError("no video has a known label, so there is nothing to measure")
     values, labels = torch.from_numpy(scores.scores), torch.from_numpy(scores.labels)  # (N,K), (N,)
-    metrics = VideoMetrics(len(scores.class_names))
+    # Not summed over processes: these are all videos, and the others are not here.
+    metrics = VideoMetrics(len(scores.class_names), sync_on_compute=False)
     metrics.update(values, labels)
     out = [
         _share("top-1", in_top_k(values, labels, 1)),

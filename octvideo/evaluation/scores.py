@@ -108,9 +108,7 @@ class VideoScores:
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, TypeError) as error:
             raise UserError(f"{path} holds no octvideo scores ({error})") from error
         if int(content["format"]) > _FORMAT:
-            raise UserError(
-                f"{path}: got format {content['format']}, expected {_FORMAT} or less: update octvideo"
-            )
+            raise UserError(f"{path}: got format {content['format']}, expected {_FORMAT} or less: update octvideo")
         names = content["class_names"].tolist()
         return cls(content["paths"].tolist(), content["labels"], content["scores"], names)
 

@@ -71,7 +71,5 @@ def build_network(block: dict[str, Any], path: str | Path) -> nn.Module:
     module, _, name = built_from["class_path"].rpartition(".")
     # A path in a file is code to run: our own builders only.
     if module != "octvideo.models":
-        raise UserError(
-            f"{path} names the builder {built_from['class_path']}, expected one of octvideo.models"
-        )
+        raise UserError(f"{path} names the builder {built_from['class_path']}, expected one of octvideo.models")
     return getattr(importlib.import_module(module), name)(**built_from["init_args"])

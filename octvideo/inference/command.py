@@ -88,15 +88,12 @@ def as_text(predictions: Sequence[Prediction]) -> str:
     return "\n\n".join(blocks)
 
 
-def as_json(
-    predictor: Predictor, predictions: Sequence[Prediction], failures: Sequence[VideoReadError]
-) -> str:
+def as_json(predictor: Predictor, predictions: Sequence[Prediction], failures: Sequence[VideoReadError]) -> str:
     """One JSON object: weights, videos (path, top), errors (path, reason)."""
     content = {
         "weights": predictor.source,
         "videos": [
-            {"path": p.path, "top": [{"name": name, "score": score} for name, score in p.top]}
-            for p in predictions
+            {"path": p.path, "top": [{"name": name, "score": score} for name, score in p.top]} for p in predictions
         ],
         "errors": [{"path": str(e.path), "reason": e.reason} for e in failures],
     }
@@ -115,8 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("videos", nargs="+", metavar="VIDEO|FOLDER")
     parser.add_argument(
         "--ckpt",
-        help="checkpoint of `octvideo fit`, or 'last' for the newest; default: "
-        "pytorchvideo's Kinetics-400 I3D",
+        help="checkpoint of `octvideo fit`, or 'last' for the newest; default: pytorchvideo's Kinetics-400 I3D",
     )
     parser.add_argument("--topk", type=_positive, default=5, help="classes to print per video (5)")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -6,10 +6,12 @@ import json
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from octvideo.evaluation.report import metrics_table
 from octvideo.evaluation.scores import VideoScores
@@ -91,23 +93,41 @@ class ResumeHint(Callback):
         self._last: Path = folder.last
         self._command = command
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero or not trainer.training:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
+            return
+        if trainer.state.fn != TrainerFn.FITTING:
             return
         if self._last.exists():
             hint = f"{self._last} is kept. Go on with:\n  {self._command}"
         else:
             hint = "No checkpoint yet, the first epoch was not over: start again."
-        print(
-            f"\nStopped in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}. {hint}", file=sys.stderr
-        )
+        print(f"\nStopped in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}. {hint}", file=sys.stderr)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the config of a fit as config.yaml, and that of a later test beside it, as config_test.yaml."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        name = getattr(stage, "value", stage)  # an enum whose str() is its own name
+        self.config_filename = "config.yaml" if name == "fit" else f"config_{name}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, which counts epochs from 0, with epochs from 1 as everything else here has them."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = self.trainer.max_epochs
+        of_total = "" if total in (None, -1) else f"/{total}"
+        # As wide as the word below it, or the bars jump.
+        return f"{f'Epoch {current_epoch + 1}{of_total}':{len(self.validation_description)}}"
 
 
 class WriteScores(Callback):
-    """After a test or a prediction: scores.npz, predictions.csv, metrics_test.json in the run folder, and a
-    table.
+    """After a test: scores.npz, predictions.csv, metrics_test.json in the run folder, and a table.
+
+    A prediction writes the first two into predict/ of the run folder, and leaves those of a test alone.
 
     Args:
         folder: the run.
@@ -117,7 +137,7 @@ class WriteScores(Callback):
         self._folder = folder.path
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        scores = self._write(trainer, pl_module)
+        scores = self._write(trainer, pl_module, self._folder)
         if not trainer.is_global_zero:
             return
         metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()}
@@ -130,14 +150,14 @@ class WriteScores(Callback):
         print(f"written: {self._folder / 'scores.npz'}, predictions.csv, {file.name}")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, pl_module)
+        self._write(trainer, pl_module, self._folder / "predict")
         if trainer.is_global_zero:
-            print(f"written: {self._folder / 'scores.npz'}, predictions.csv")
+            print(f"written: {self._folder / 'predict' / 'scores.npz'}, predictions.csv")
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> VideoScores:
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> VideoScores:
         scores = cast(VideoClassifier, pl_module).gather_scores()  # on every process
         if trainer.is_global_zero:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            scores.save(self._folder / "scores.npz")
-            scores.save_csv(self._folder / "predictions.csv")
+            folder.mkdir(parents=True, exist_ok=True)
+            scores.save(folder / "scores.npz")
+            scores.save_csv(folder / "predictions.csv")
         return scores

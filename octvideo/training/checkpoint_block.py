@@ -57,9 +57,7 @@ def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], network
     """
     theirs = checkpoint["state_dict"]
     both = own.keys() & theirs.keys()
-    wrong = sorted(
-        (own.keys() ^ theirs.keys()) | {key for key in both if own[key].shape != theirs[key].shape}
-    )
+    wrong = sorted((own.keys() ^ theirs.keys()) | {key for key in both if own[key].shape != theirs[key].shape})
     then, now = (checkpoint.get("octvideo") or {}).get("network"), built_from(network)
     if wrong:
         raise UserError(

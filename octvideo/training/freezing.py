@@ -23,8 +23,7 @@ def find_head(network: nn.Module) -> nn.Linear:
     linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not linears:
         raise UserError(
-            f"the network {type(network).__name__} has no nn.Linear: expected a classifier as its last "
-            "linear layer"
+            f"the network {type(network).__name__} has no nn.Linear: expected a classifier as its last linear layer"
         )
     return linears[-1]
 
@@ -43,19 +42,15 @@ def freeze_parameters(network: nn.Module, freeze: Freeze) -> list[nn.Module]:
     if freeze == "none":
         return []
     if freeze == "norms":
-        held = [module for module in network.modules() if isinstance(module, _NORMS)]
-        for module in held:
+        norms: list[nn.Module] = [module for module in network.modules() if isinstance(module, _NORMS)]
+        for module in norms:
             module.requires_grad_(False)
-        return held
+        return norms
     head = find_head(network)
     network.requires_grad_(False)
     head.requires_grad_(True)
     # Leaves only, and not the dropout before the head, which belongs to the head's training.
-    return [
-        m
-        for m in network.modules()
-        if not list(m.children()) and m is not head and not isinstance(m, nn.Dropout)
-    ]
+    return [m for m in network.modules() if not list(m.children()) and m is not head and not isinstance(m, nn.Dropout)]
 
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -198,9 +198,7 @@ class VideoClassifier(L.LightningModule):
         self.train_unreadable.update(len(batch["failures"]))
         self._largest_batch = max(self._largest_batch, len(labels) + len(batch["failures"]))
         # Stops as soon as the epoch can't keep the bound any more, not after hours at its end.
-        failed.check_bound(
-            int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction
-        )
+        failed.check_bound(int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction)
         if not len(labels):
             return self._empty_loss()
         targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
@@ -232,22 +230,19 @@ class VideoClassifier(L.LightningModule):
         for metric in (self.train_metrics, self.train_loss, self.train_unreadable):
             metric.reset()
         self._log_all(values)
-        shown = {
-            k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")
-        } | values
+        shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))
 
     def _epoch_line(self, values: dict[str, float]) -> str:
         parts = [f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"]
         for name in ("train/loss", "train/top1", "val/loss", "val/top1"):
             if name in values:
-                parts.append(
-                    f"{name} {values[name]:.4f}" if "loss" in name else f"{name} {100 * values[name]:.1f} %"
-                )
+                parts.append(f"{name} {values[name]:.4f}" if "loss" in name else f"{name} {100 * values[name]:.1f} %")
         parts.append(f"{time.monotonic() - self._epoch_started:.0f} s")
         return "  ".join(parts)
 
     def on_fit_end(self) -> None:
+        self.unreadable.gather()  # on every process
         if summary := self.unreadable.summary():
             self.print(summary)
 
@@ -315,6 +310,4 @@ class VideoClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         views = getattr(self._datamodule, "view_settings", None)
-        checkpoint["octvideo"] = make_block(
-            self.network, self.class_names, views=views, mean=self.mean, std=self.std
-        )
+        checkpoint["octvideo"] = make_block(self.network, self.class_names, views=views, mean=self.mean, std=self.std)

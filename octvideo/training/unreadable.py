@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterable
 from typing import Literal, Protocol
 
+import torch
+
 from octvideo.errors import UserError
 
 OnUnreadable = Literal["raise", "count"]
@@ -44,9 +46,7 @@ class UnreadableVideos:
             self.count += 1
             if failure.path not in self.paths:
                 self.paths[failure.path] = failure.reason
-                log.warning(
-                    "skipped in %s: cannot read video '%s': %s", self.role, failure.path, failure.reason
-                )
+                log.warning("skipped in %s: cannot read video '%s': %s", self.role, failure.path, failure.reason)
 
     def raise_first(self, failures: Iterable[Failure]) -> None:
         """Stops an evaluation at its first unreadable video.
@@ -80,6 +80,13 @@ class UnreadableVideos:
                 f"{reason}. "
                 "Look at the data, or raise the bound"
             )
+
+    def gather(self) -> None:
+        """Learns of the videos that other processes could not read; every process must call it."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts: list[dict[str, str]] = [{}] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, self.paths)
+            self.paths = {path: reason for part in parts for path, reason in part.items()}
 
     def summary(self) -> str:
         """A line on all passes; empty where every video could be read."""

@@ -1,6 +1,7 @@
 """From a video file to clips: no labels, no networks.
 
 reader.py      file → distinct frames, with decord or PyAV
+packets.py     how many frames a file shows, and whether decord would get them right
 sampling.py    which frames: integer maths only
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item

@@ -1,6 +1,6 @@
 """A video file as distinct frames, with decord where it can, else with PyAV.
 
-Both give the same uint8 RGB frames. The choice is made per file: `auto` looks into the container (a few
+Both give the same uint8 RGB frames. The choice is made per file: `auto` looks through its packets (a few
 milliseconds), gives decord what its FFmpeg 4.1 reads without surprises, and PyAV everything else. No reader
 outlives a call: an idle decord reader goes on decoding in the background (94 MB grew to 2.35 GB in 8 s), and
 one opened before a fork hangs the child.
@@ -25,16 +25,18 @@ import decord  # isort: skip  (before torch, both crash)
 from decord._ffi.base import DECORDLimitReachedError  # isort: skip
 
 from octvideo.errors import UserError
+from octvideo.video.packets import Packets, look_through_packets
 
 Decoder = Literal["auto", "decord", "pyav"]
 
 log = logging.getLogger("octvideo.video")
 
-# What decord 0.6 decodes exactly; it has no AV1 and gives garbage for more than 8 bits.
-_DECORD_CODECS = frozenset({"h264", "hevc", "vp9", "vp8", "mpeg4", "mpeg2video", "mjpeg"})
-_DECORD_PIXELS = frozenset({"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"})
-_DECORD_CONTAINERS = ("mp4", "matroska", "avi")
+# PyAV 19 drops the argument, and replaces by itself.
+_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _told: set[str] = set()
+
+# Failures reach the caller as exceptions: decord's FFmpeg need not write each rotten block to the terminal too.
+decord.logging.set_level(decord.logging.QUIET)
 
 
 class VideoReadError(UserError):
@@ -70,8 +72,8 @@ class Frames:
     decoder: Literal["decord", "pyav"]
 
 
-class _NotForDecordError(Exception):
-    """Why decord does not get a file."""
+class _DecordError(Exception):
+    """decord could not read a file."""
 
 
 class _FewerFramesError(Exception):
@@ -93,7 +95,7 @@ def read_frames(
     Args:
         path: of the video.
         choose: from the number of frames to the frame numbers wanted, int64 of any shape.
-        decoder: "auto" is decord where it can, else PyAV.
+        decoder: "auto" is decord where its frames are sure to be the right ones, else PyAV.
         num_threads: of the decoder; in a DataLoader worker 1.
 
     Raises:
@@ -103,16 +105,22 @@ def read_frames(
     if decoder not in ("auto", "decord", "pyav"):
         raise UserError(f"decoder: got {decoder!r}, expected 'auto', 'decord' or 'pyav'")
     _check_file(path)
-    if decoder != "pyav":
+    packets = _look_inside(path)
+    num_frames, trouble = packets.num_frames, packets.trouble
+    if num_frames == 0:
+        raise VideoReadError(path, "it holds no frames")
+    if decoder == "pyav":
+        return _read_pyav(path, choose, packets, num_threads)
+    if trouble is None:
         try:
-            if decoder == "auto":
-                _check_suits_decord(path)
-            return _read_decord(path, choose, num_threads)
-        except _NotForDecordError as reason:
-            if decoder == "decord":
-                raise VideoReadError(path, f"{reason} (with decoder 'decord'; 'auto' tries PyAV)") from None
-            _say_once(path, str(reason))
-    return _read_pyav(path, choose, num_threads)
+            return _read_decord(path, choose, num_frames, num_threads)
+        except _DecordError as error:
+            trouble = str(error)
+    if decoder == "decord":
+        raise VideoReadError(path, f"{trouble} (with decoder 'decord'; 'auto' takes PyAV)")
+    read = _read_pyav(path, choose, packets, num_threads)
+    _say_once(path, trouble)
+    return read
 
 
 def _check_file(path: str | Path) -> None:
@@ -140,44 +148,30 @@ def _sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
 # ── decord ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_suits_decord(path: str | Path) -> None:
-    """A look into the container, without decoding.
-
-    Raises:
-        _NotForDecordError: with the reason.
-    """
-    with _opened(path) as container:
-        stream = _video_stream(path, container)
-        codec = stream.codec_context
-        if codec.name not in _DECORD_CODECS:
-            raise _NotForDecordError(f"codec {codec.name}")
-        if codec.pix_fmt not in _DECORD_PIXELS:
-            raise _NotForDecordError(f"pixel format {codec.pix_fmt}")
-        if not any(name in container.format.name for name in _DECORD_CONTAINERS):
-            raise _NotForDecordError(f"container {container.format.name}")
-
-
-def _read_decord(path: str | Path, choose: Callable[[int], Tensor], num_threads: int) -> Frames:
+def _read_decord(path: str | Path, choose: Callable[[int], Tensor], num_frames: int, num_threads: int) -> Frames:
+    wanted, places = _sorted_unique(choose(num_frames), num_frames)
+    reader = None
     try:
         # fault_tol: a frame that can't be decoded is an error. By default decord fills the gap with a copy of
-        # another frame and says nothing (VP8's invisible frames, frames dropped in an AVI, rotten ones).
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
-        num_frames = len(reader)
-        wanted, places = _sorted_unique(choose(num_frames), num_frames)
+        # another frame and says nothing.
+        reader = decord.VideoReader(_absolute(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
+        if len(reader) != num_frames:
+            raise _DecordError("decord counts other frames")
         batch = reader.get_batch(wanted)
-        del reader  # see above: it would go on decoding
-    except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError) as error:
-        raise _NotForDecordError(f"decord fails: {_first_line(error)}") from error
-    # The bridge is one switch for the whole process: somebody may have set it to torch.
-    frames = batch if isinstance(batch, Tensor) else torch.from_numpy(batch.asnumpy())
+    except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, UnicodeError) as error:
+        raise _DecordError(f"decord fails: {_first_line(error)}") from error
+    finally:
+        del reader  # see above: it would go on decoding, as long as anybody holds the traceback
+    # The bridge is one switch for the whole process: somebody may have set it to torch. Without it, no copy either.
+    frames = batch if isinstance(batch, Tensor) else torch.from_dlpack(batch.to_dlpack())
     return Frames(frames, places, num_frames, "decord")
 
 
 # ── PyAV ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_pyav(path: str | Path, choose: Callable[[int], Tensor], num_threads: int) -> Frames:
-    num_frames = announced = _count_packets(path)
+def _read_pyav(path: str | Path, choose: Callable[[int], Tensor], packets: Packets, num_threads: int) -> Frames:
+    num_frames, announced = packets.num_frames, packets.num_frames + packets.num_missing
     while num_frames > 0:
         wanted, places = _sorted_unique(choose(num_frames), num_frames)
         try:
@@ -189,21 +183,7 @@ def _read_pyav(path: str | Path, choose: Callable[[int], Tensor], num_threads: i
         if num_frames < announced:
             log.warning("%s: only %d of its %d frames can be read", path, num_frames, announced)
         return Frames(frames, places, num_frames, "pyav")
-    raise VideoReadError(path, "no frame can be decoded" if announced else "it holds no frames")
-
-
-def _count_packets(path: str | Path) -> int:
-    """Packets of the video stream, one a frame; what the header says may be missing or wrong."""
-    count = 0
-    with _opened(path) as container:
-        stream = _video_stream(path, container)
-        try:
-            for packet in container.demux(stream):
-                count += packet.size > 0 and not packet.is_corrupt
-        except (av.FFmpegError, ValueError) as error:
-            if count == 0:
-                _fail(path, error)
-    return count
+    raise VideoReadError(path, "no frame can be decoded")
 
 
 def _decode(path: str | Path, wanted: list[int], num_threads: int) -> Tensor:
@@ -212,17 +192,21 @@ def _decode(path: str | Path, wanted: list[int], num_threads: int) -> Tensor:
     Raises:
         _FewerFramesError: the file ends before the last of them.
     """
-    images: list[np.ndarray] = []
-    seen = 0
+    images = np.empty(0)
+    seen = found = 0
     with _opened(path) as container:
         stream = _video_stream(path, container)
         stream.thread_count = num_threads
         stream.thread_type = "NONE" if num_threads == 1 else "AUTO"
         for frame in _decoded(container, stream):
-            if seen == wanted[len(images)]:
-                images.append(_as_rgb(frame, images[0].shape if images else None))
-                if len(images) == len(wanted):
-                    return torch.from_numpy(np.stack(images))
+            if seen == wanted[found]:
+                image = _as_rgb(path, frame, images.shape[1:])  # (H,W,C)
+                if found == 0:
+                    images = np.empty((len(wanted), *image.shape), np.uint8)  # (D,H,W,C)
+                images[found] = image
+                found += 1
+                if found == len(wanted):
+                    return torch.from_numpy(images)
             seen += 1
     raise _FewerFramesError(seen)
 
@@ -240,26 +224,45 @@ def _decoded(container: Any, stream: VideoStream) -> Iterator[av.VideoFrame]:
         except (av.FFmpegError, ValueError):
             continue
         for frame in frames:
-            if not getattr(frame, "is_corrupt", False):
+            if not frame.is_corrupt:
                 yield frame
 
 
-def _as_rgb(frame: av.VideoFrame, shape: tuple[int, ...] | None) -> np.ndarray:
-    """RGB (H, W, C), upright, and of the first frame's shape where the resolution changes in mid-stream."""
-    image = frame.to_ndarray(format="rgb24")
-    quarters = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise, as in numpy
-    image = np.rot90(image, quarters) if quarters else image
-    if shape is not None and image.shape != shape:
-        height, width = shape[:2] if quarters % 2 == 0 else shape[1::-1]
-        image = frame.to_ndarray(format="rgb24", width=width, height=height)
-        image = np.rot90(image, quarters) if quarters else image
+def _as_rgb(path: str | Path, frame: av.VideoFrame, shape: tuple[int, ...]) -> np.ndarray:
+    """RGB (H, W, C), upright, and of the first frame's shape, if any, where the resolution changes in mid-stream."""
+    quarters, rest = divmod(frame.rotation, 90)  # counter-clockwise, as in numpy
+    if rest or abs(quarters) > 4:  # a rotten header
+        quarters = 0
+    try:
+        image = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
+        if shape and image.shape != shape:
+            height, width = shape[:2] if quarters % 2 == 0 else shape[1::-1]
+            image = np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), quarters)
+    except (av.FFmpegError, ValueError) as error:
+        _fail(path, error)
     return image
+
+
+# ── both ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _look_inside(path: str | Path) -> Packets:
+    with _opened(path) as container:
+        stream = _video_stream(path, container)
+        try:
+            return look_through_packets(container, stream)
+        except (av.FFmpegError, ValueError) as error:
+            _fail(path, error)
+
+
+def _absolute(path: str | Path) -> str:
+    """FFmpeg takes a name such as `concat:...` or `a:b.mp4` for something else; after a slash it does not."""
+    return str(Path(path).absolute())
 
 
 def _opened(path: str | Path) -> Any:
     try:
-        # Absolute: FFmpeg would take a name such as "concat:..." or "-x.mp4" for something else.
-        return av.open(str(Path(path).absolute()), metadata_errors="replace")
+        return av.open(_absolute(path), **_OPEN_OPTIONS)
     except (av.FFmpegError, ValueError, OSError) as error:
         _fail(path, error)
 
@@ -281,5 +284,6 @@ def _fail(path: str | Path, error: Exception) -> NoReturn:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # decord puts the time, its own source line and the path before its message.
-    return re.sub(r"^(\[[\d:]+\] )?\S+\.cc:\d+: (\[[^]]*\])?", "", lines[0] if lines else type(error).__name__)
+    line = lines[0] if lines else type(error).__name__
+    # decord puts the time, its own source lines, the path or the check that failed before its message.
+    return re.sub(r"^(\[.*?\] ?|Check failed: .*? \(\S+ vs\. \S+\) )", "", re.sub(r"^.*\.cc:\d+: ", "", line))

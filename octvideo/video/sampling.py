@@ -13,7 +13,7 @@ Strides are exact: a rounded `linspace`, as in SlowFast's sampler, would give st
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -102,4 +102,6 @@ def uniform_clips(
 def _inside(frames: Tensor, num_frames: int, short_video: ShortVideo) -> Tensor:
     if num_frames < 1:
         raise ValueError(f"got num_frames={num_frames}, expected 1 or more")
+    if short_video not in get_args(ShortVideo):
+        raise ValueError(f"short_video: got {short_video!r}, expected 'repeat_last' or 'loop'")
     return frames % num_frames if short_video == "loop" else frames.clamp(max=num_frames - 1)

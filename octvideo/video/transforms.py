@@ -37,8 +37,8 @@ def short_side_size(height: int, width: int, short_side_px: int) -> tuple[int, i
         (256, 341)
     """
     if height <= width:
-        return short_side_px, max(short_side_px * width // height, short_side_px)
-    return max(short_side_px * height // width, short_side_px), short_side_px
+        return short_side_px, short_side_px * width // height
+    return short_side_px * height // width, short_side_px
 
 
 def resize_short_side(frames: Tensor, short_side_px: int) -> Tensor:

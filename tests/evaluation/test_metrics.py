@@ -55,9 +55,7 @@ def test_video_scores_average_the_softmax_of_neighbouring_rows() -> None:
 
 
 def test_video_scores_refuse_part_of_a_video() -> None:
-    with pytest.raises(
-        ValueError, match=r"got shape \(10, 7\) with num_views=4, expected \(N·num_views, K\)"
-    ):
+    with pytest.raises(ValueError, match=r"got shape \(10, 7\) with num_views=4, expected \(N·num_views, K\)"):
         video_scores(torch.zeros(10, K), num_views=4)
 
 

@@ -57,9 +57,7 @@ def test_json_of_several_files_and_folders_with_one_broken(
     assert f"weights: {checkpoint}" in err
 
 
-def test_text_and_the_newest_checkpoint(
-    checkpoint: Path, tiny_video: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_text_and_the_newest_checkpoint(checkpoint: Path, tiny_video: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = checkpoint.parents[2]
     assert command.main([str(tiny_video), "--ckpt", "last", "--runs_dir", str(runs)]) == 0
     out = capsys.readouterr().out.splitlines()
@@ -108,9 +106,7 @@ def test_offline_without_weights_says_what_to_do(
         assert part in err
 
 
-def test_pytorchvideos_weights_go_through_kinetics_names(
-    tiny_video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pytorchvideos_weights_go_through_kinetics_names(tiny_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from octvideo.models import i3d_r50
 
     weights = i3d_r50().state_dict()

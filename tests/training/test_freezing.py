@@ -28,9 +28,7 @@ def test_decay_is_for_weights_and_each_parameter_is_in_one_group() -> None:
     net = network()
     decayed, free = decay_groups(net, 0.1)
     assert {id(p) for p in decayed["params"]} == {id(net[0].weight), id(net[5].weight)}
-    assert {id(p) for p in free["params"]} == {
-        id(p) for p in (net[0].bias, net[1].weight, net[1].bias, net[5].bias)
-    }
+    assert {id(p) for p in free["params"]} == {id(p) for p in (net[0].bias, net[1].weight, net[1].bias, net[5].bias)}
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
 
 

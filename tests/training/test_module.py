@@ -40,9 +40,7 @@ def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> dict[
     shape = (n, views, 3, 2, 4, 4) if views else (n, 3, 2, 4, 4)
     index = torch.arange(start, start + n)
     content = {
-        "video": torch.randint(
-            0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(start + n)
-        ),
+        "video": torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(start + n)),
         "label": index % K,
         "index": index,
         "failures": [Failure(f"bad{i}.mp4", "broken") for i in range(failures)],
@@ -96,9 +94,7 @@ def test_no_video_gives_no_scores() -> None:
 def test_training_and_evaluation_pass_over_empty_batches(tmp_path) -> None:
     module = VideoClassifier(Tiny(), max_unreadable_fraction=1.0, on_unreadable="count")
     run = trainer(tmp_path)
-    run.fit(
-        module, loader([batch(2, failures=2), batch(0, failures=4)]), loader([batch(0, views=2, failures=1)])
-    )
+    run.fit(module, loader([batch(2, failures=2), batch(0, failures=4)]), loader([batch(0, views=2, failures=1)]))
     assert run.callback_metrics["train/unreadable"] == 6
     assert run.callback_metrics["val/unreadable"] == 1
     assert torch.isfinite(run.callback_metrics["train/loss"])
@@ -107,17 +103,13 @@ def test_training_and_evaluation_pass_over_empty_batches(tmp_path) -> None:
 def test_too_many_unreadable_videos_stop_training_early(tmp_path) -> None:
     module = VideoClassifier(Tiny(), max_unreadable_fraction=0.1)
     batches = [batch(2, failures=2), *[batch(4) for _ in range(3)]]
-    with pytest.raises(
-        UserError, match=r"2 of 16 videos of this epoch could not be read.*'bad0\.mp4': broken"
-    ):
+    with pytest.raises(UserError, match=r"2 of 16 videos of this epoch could not be read.*'bad0\.mp4': broken"):
         trainer(tmp_path).fit(module, loader(batches))
 
 
 def test_evaluation_stops_at_an_unreadable_video(tmp_path) -> None:
     with pytest.raises(UserError, match=r"cannot read video 'bad0\.mp4': broken\. The test stopped"):
-        trainer(tmp_path).test(
-            VideoClassifier(Tiny()), loader([batch(2, views=2, failures=1)]), verbose=False
-        )
+        trainer(tmp_path).test(VideoClassifier(Tiny()), loader([batch(2, views=2, failures=1)]), verbose=False)
 
 
 def test_scores_of_a_test_are_kept_in_data_set_order(tmp_path) -> None:
@@ -155,9 +147,7 @@ def test_frozen_norms_keep_their_statistics(tmp_path, freeze: Any) -> None:
 
 
 def test_mixup_and_smoothing_train(tmp_path) -> None:
-    module = VideoClassifier(
-        Tiny(), mixup_alpha=0.4, label_smoothing=0.1, optimizer="adamw", channels_last=True
-    )
+    module = VideoClassifier(Tiny(), mixup_alpha=0.4, label_smoothing=0.1, optimizer="adamw", channels_last=True)
     run = trainer(tmp_path)
     run.fit(module, loader([batch(4)] * 2))
     assert torch.isfinite(run.callback_metrics["train/loss"])
@@ -170,17 +160,13 @@ def test_another_number_of_classes_than_the_data_is_named(tmp_path) -> None:
         def train_dataloader(self) -> Any:
             return loader([batch(2)])
 
-    with pytest.raises(
-        UserError, match=r"3 classes and the data 7: set model\.network\.init_args\.num_classes to 7"
-    ):
+    with pytest.raises(UserError, match=r"3 classes and the data 7: set model\.network\.init_args\.num_classes to 7"):
         trainer(tmp_path).fit(VideoClassifier(Tiny()), datamodule=Data())
 
 
 def test_the_checkpoint_says_how_to_use_it_in_plain_types(tmp_path) -> None:
     network = Tiny()
-    network.meta = {
-        "built_from": {"class_path": "octvideo.models.i3d_small", "init_args": {"num_classes": K}}
-    }
+    network.meta = {"built_from": {"class_path": "octvideo.models.i3d_small", "init_args": {"num_classes": K}}}
     run = trainer(tmp_path)
     run.fit(VideoClassifier(network, mean=(0.1, 0.2, 0.3)), loader([batch(2)]))
     run.save_checkpoint(tmp_path / "a.ckpt")
@@ -194,9 +180,7 @@ def test_a_checkpoint_of_another_network_is_refused_in_words(tmp_path) -> None:
     run = trainer(tmp_path)
     run.fit(VideoClassifier(Tiny()), loader([batch(2)]))
     run.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(
-        UserError, match=r"does not fit the network: 2 weights differ, the first is network\.head"
-    ):
+    with pytest.raises(UserError, match=r"does not fit the network: 2 weights differ, the first is network\.head"):
         trainer(tmp_path).test(
             VideoClassifier(Tiny(5)), loader([batch(2, views=1)]), ckpt_path=str(tmp_path / "a.ckpt")
         )

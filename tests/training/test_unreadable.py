@@ -42,8 +42,6 @@ def test_the_bound_holds_exactly() -> None:
     videos.add([Failure("a.mp4", "broken")])
     videos.check_bound(100, 0.01)
     videos.add([Failure("b.mp4", "broken")])
-    with pytest.raises(
-        UserError, match=r"2 of 100 videos.*1\.0% that model\.max_unreadable_fraction allows.*'a\.mp4'"
-    ):
+    with pytest.raises(UserError, match=r"2 of 100 videos.*1\.0% that model\.max_unreadable_fraction allows.*'a\.mp4'"):
         videos.check_bound(100, 0.01)
     assert UnreadableVideos("training").summary() == ""

@@ -1,0 +1,47 @@
+# make demo    installs, makes a small data set, trains Oct-I3D on it, tests it, uses it, and draws a report
+# make test    installs the development tools too, and runs linters, types and tests
+# make clean   removes what these two made: .venv, data/demo, runs/demo and caches; other runs and data stay
+#
+# Needs Python 3.10 or newer, make and git. Another Python: make demo PYTHON=/path/to/python3.12
+
+# Tried rather than looked up: a python3.11 may be on the path and not work (pyenv).
+PYTHON ?= $(shell for python in python3.11 python3; do $$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+RUN := runs/demo
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test clean
+
+help:
+	@sed -n 's/^# //p' Makefile | sed -n '/^make/p'
+
+# An interrupted demo goes on where it was, a finished one is not trained again (make clean starts anew).
+demo: .venv/.installed
+	$(BIN)/python tools/make_demo_data.py
+	$(BIN)/python tools/train.py --cfg demo $(if $(wildcard $(RUN)/checkpoints/last.ckpt),--resume)
+	$(BIN)/python tools/test.py --cfg demo
+	$(BIN)/python tools/infer.py data/demo/test/rotate_clockwise/000.mp4 --ckpt $(RUN)/checkpoints/last.ckpt
+	$(BIN)/python tools/report.py $(RUN)
+	@echo "Everything of this run is in $(RUN)/; training curves and confusion matrix: $(RUN)/report.png"
+
+test: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# torch and torchvision in one resolution: builds that differ do not import together.
+.venv/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "octvideo needs Python 3.10 or newer; if it has another name: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv data/demo $(RUN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find octvideo tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,126 @@
+"""Items depend on (seed, epoch, index) alone, and a video that can't be read becomes a Failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import octvideo.data.dataset as dataset_module
+from octvideo.data import Augmentation, EvaluationVideos, Failure, TrainingClips, VideoRecord
+from octvideo.data.augment import apply_transform, sample_transform
+from octvideo.data.dataset import Item, item_generator
+from octvideo.video import Decoder, Frames, ViewSettings, random_clip, read_frames, read_views
+
+AUGMENT = Augmentation(crop_px=32, short_side_px=(32, 40), flip=0.5, colour=0.2)
+
+
+@pytest.fixture(scope="module")
+def records(
+    tmp_path_factory: pytest.TempPathFactory, encode: Callable[..., Path], moving: Callable[..., Tensor]
+) -> list[VideoRecord]:
+    folder = tmp_path_factory.mktemp("videos")
+    frames = moving(30, 48, 64)
+    return [
+        VideoRecord(str(encode(folder / f"{n}.mp4", frames[n : n + length], g=8)), n % 3)
+        for n, length in enumerate([20, 25, 6, 20])
+    ]
+
+
+def clips(records: list[VideoRecord], *, seed: int = 0, augment: Augmentation = AUGMENT) -> TrainingClips:
+    return TrainingClips(records, augment, clip_frames=4, frame_stride=3, seed=seed)
+
+
+def identity(items: list[Item]) -> list[Item]:
+    return items
+
+
+def videos_of(dataset: TrainingClips, keys: list[tuple[int, int]], num_workers: int) -> dict[tuple[int, int], Tensor]:
+    """Items by key, loaded in the order of `keys`."""
+    loader = DataLoader(dataset, sampler=keys, batch_size=2, num_workers=num_workers, collate_fn=identity)  # type: ignore[arg-type]
+    items = [item for batch in loader for item in batch]
+    return {key: item.video for key, item in zip(keys, items, strict=True)}
+
+
+def test_items_do_not_depend_on_workers_order_or_the_global_seed(records: list[VideoRecord]) -> None:
+    keys = [(epoch, index) for epoch in range(2) for index in range(4)]
+    dataset = clips(records)
+    alone = videos_of(dataset, keys, 0)
+    for other in (keys, keys[::-1], keys[1::2] + keys[::2]):
+        torch.manual_seed(len(other) + other[0][1])
+        for num_workers in (0, 2):
+            got = videos_of(dataset, other, num_workers)
+            assert all(torch.equal(got[key], alone[key]) for key in keys)
+
+
+def test_items_differ_between_epochs_seeds_and_places(records: list[VideoRecord]) -> None:
+    twice = [records[0], records[0]]  # the same video
+    items = [clips(twice, seed=seed)[epoch, index] for seed in (0, 1) for epoch in (0, 1) for index in (0, 1)]
+    videos = {item.video.numpy().tobytes() for item in items if isinstance(item, Item)}
+    assert len(videos) == 8
+
+
+def test_generators_do_not_collide() -> None:
+    seeds = {
+        item_generator(seed, epoch, index).initial_seed()
+        for seed in (0, 1, 11)
+        for epoch in range(30)
+        for index in range(30)
+    }
+    assert len(seeds) == 3 * 30 * 30
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_an_item_is_a_random_clip_of_a_random_region(records: list[VideoRecord], index: int) -> None:
+    """The reference: the same draws, then frame after frame."""
+    item = clips(records)[5, index]
+    assert isinstance(item, Item)
+    assert (item.label, item.index, item.path) == (index % 3, index, records[index].path)
+    assert item.video.shape == (3, 4, 32, 32) and item.video.dtype == torch.uint8
+    frames = read_frames(item.path, torch.arange, decoder="pyav").frames
+    generator = item_generator(0, 5, index)
+    numbers = random_clip(len(frames), clip_frames=4, frame_stride=3, generator=generator)
+    transform = sample_transform(AUGMENT, height=48, width=64, generator=generator)
+    for t, number in enumerate(numbers.tolist()):
+        expected = apply_transform(frames[[number]], transform, crop_px=32)[:, 0]
+        assert torch.equal(item.video[:, t], expected)
+
+
+def test_a_video_with_fewer_frames_than_announced_draws_as_if_it_had_said_so(
+    records: list[VideoRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`choose` is asked a second time there: what is drawn must not depend on that."""
+
+    def asked_twice(path: str, choose: Callable[[int], Tensor], *, decoder: Decoder) -> Frames:
+        choose(1000)
+        return read_frames(path, choose, decoder=decoder)
+
+    expected = clips(records)[0, 0]
+    monkeypatch.setattr(dataset_module, "read_frames", asked_twice)
+    got = clips(records)[0, 0]
+    assert isinstance(got, Item) and isinstance(expected, Item)
+    assert torch.equal(got.video, expected.video)
+
+
+def test_evaluation_items_are_all_views(records: list[VideoRecord]) -> None:
+    views = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
+    dataset = EvaluationVideos(records, views)
+    assert len(dataset) == 4
+    item = dataset[2]
+    assert isinstance(item, Item) and item.video.shape == (6, 3, 4, 32, 32)
+    assert (item.label, item.index, item.path) == (2, 2, records[2].path)
+    assert torch.equal(item.video, read_views(records[2].path, views))
+
+
+def test_failures_say_which_and_why(records: list[VideoRecord], tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    listed = [records[0], VideoRecord(str(tmp_path / "gone.mp4"), 1), VideoRecord(str(tmp_path / "empty.mp4"), 2)]
+    training, evaluation = clips(listed), EvaluationVideos(listed, ViewSettings(short_side_px=32, crop_px=32))
+    for index, reason in ((1, "no such file"), (2, "the file is empty")):
+        expected = Failure(listed[index].path, reason, index)
+        assert training[0, index] == expected and evaluation[index] == expected
+    assert isinstance(training[0, 0], Item)

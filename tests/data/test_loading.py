@@ -1,0 +1,186 @@
+"""Orders over epochs and processes, batches, and a loader that goes on in the middle of an epoch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from octvideo.data.dataset import Failure, Item
+from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
+
+SIZES = [1, 2, 3, 7, 8, 9, 30]
+
+
+def order(num_items: int, epoch: int, *, seed: int = 0, rank: int = 0, world_size: int = 1, size: int = 1) -> list[int]:
+    batches = TrainingBatches(num_items, size, seed=seed, rank=rank, world_size=world_size)
+    batches.set_epoch(epoch)
+    keys = [key for batch in batches for key in batch]
+    assert all(key[0] == epoch for key in keys)
+    return [index for _, index in keys]
+
+
+# ── evaluation ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("num_items", [0, *SIZES])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_every_item_is_evaluated_exactly_once(num_items: int, world_size: int, batch_size: int) -> None:
+    ranks = [EvaluationBatches(num_items, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    batches = [list(rank) for rank in ranks]
+    assert sorted(index for rank in batches for batch in rank for index in batch) == list(range(num_items))
+    # All call the network equally often; those that have run out have empty batches.
+    assert {len(rank) for rank in batches} == {len(ranks[0])} and len(batches[0]) == len(ranks[0]) >= 1
+    assert all(len(batch) <= batch_size for rank in batches for batch in rank)
+    assert list(ranks[0]) == batches[0]  # again
+
+
+# ── training ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    orders = {(seed, epoch): tuple(order(30, epoch, seed=seed)) for seed in range(3) for epoch in range(3)}
+    assert len(set(orders.values())) == 9
+    torch.manual_seed(5)
+    assert all(tuple(order(30, epoch, seed=seed)) == known for (seed, epoch), known in orders.items())
+    assert all(sorted(known) == list(range(30)) for known in orders.values())
+
+
+@pytest.mark.parametrize("num_items", SIZES)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_processes_share_an_epoch_without_overlap(num_items: int, world_size: int, batch_size: int) -> None:
+    ranks = [
+        TrainingBatches(num_items, batch_size, seed=0, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    batches = [list(rank) for rank in ranks]
+    items = [key for rank in batches for batch in rank for key in batch]
+    assert len(items) == len(set(items))
+    assert {len(rank) for rank in batches} == {len(ranks[0])}
+    full = num_items // world_size // batch_size
+    if full:  # only a remainder is left out
+        assert all(len(batch) == batch_size for rank in batches for batch in rank)
+        assert num_items - len(items) < world_size * (batch_size + 1)
+    else:  # a data set smaller than a batch is one batch
+        assert len(ranks[0]) == 1 and len(items) == num_items
+
+
+def test_other_epochs_leave_other_items_out() -> None:
+    left_out = {tuple(sorted(set(range(9)) - set(order(9, epoch, size=4)))) for epoch in range(20)}
+    assert len(left_out) > 5
+
+
+def test_lightning_finds_set_epoch() -> None:
+    batches = TrainingBatches(4, 2, seed=0)
+    assert batches.sampler is batches
+
+
+# ── batches ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def item(index: int, value: int = 0) -> Item:
+    return Item(torch.full((2, 3, 4), value, dtype=torch.uint8), index + 10, index, f"{index}.mp4")
+
+
+def test_a_batch_lists_its_failures_beside_its_items() -> None:
+    failure = Failure("x.mp4", "no such file", 7)
+    batch = Collate((2, 3, 4))([item(3, 1), failure, item(5, 2)])
+    assert batch["video"].shape == (2, 2, 3, 4) and batch["video"][:, 0, 0, 0].tolist() == [1, 2]
+    assert batch["label"].tolist() == [13, 15] and batch["index"].tolist() == [3, 5]
+    assert batch["label"].dtype == batch["index"].dtype == torch.int64
+    assert batch["path"] == ["3.mp4", "5.mp4"] and batch["failures"] == [failure]
+
+
+@pytest.mark.parametrize("items", [[], [Failure("x.mp4", "no such file", 7)]])
+def test_a_batch_without_items_has_their_shape(items: list[Item | Failure]) -> None:
+    batch = Collate((2, 3, 4))(items)
+    assert batch["video"].shape == (0, 2, 3, 4) and batch["video"].dtype == torch.uint8
+    assert batch["label"].shape == batch["index"].shape == (0,)
+    assert batch["path"] == [] and batch["failures"] == items
+
+
+def test_a_single_item_is_not_copied() -> None:
+    video = torch.zeros(6, 4, 8, 8, 3, dtype=torch.uint8).permute(0, 4, 1, 2, 3)  # as read_views gives it
+    batch = Collate(video.shape)([Item(video, 0, 0, "a.mp4"), Failure("x.mp4", "no such file", 7)])
+    assert batch["video"].shape == (1, *video.shape)
+    assert batch["video"].data_ptr() == video.data_ptr() and batch["video"].stride()[1:] == video.stride()
+
+
+# ── going on ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Echo(Dataset[Item]):
+    """Items that hold their own key."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        return Item(torch.tensor(key), key[0], key[1], f"{key}")
+
+
+def loader(num_items: int = 11, batch_size: int = 2, num_workers: int = 0) -> ResumableLoader:
+    batches = TrainingBatches(num_items, batch_size, seed=3)
+    settings = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    return ResumableLoader(Echo(), batch_sampler=batches, collate_fn=Collate((2,)), **settings)
+
+
+def start(loader: ResumableLoader, epoch: int) -> ResumableLoader:
+    """As Lightning does before each epoch."""
+    loader.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    return loader
+
+
+def keys(batches: list[dict[str, Tensor]]) -> list[list[tuple[int, int]]]:
+    return [[(int(e), int(i)) for e, i in batch["video"]] for batch in batches]
+
+
+def epoch_of(loader: ResumableLoader, epoch: int) -> list[list[tuple[int, int]]]:
+    return keys(list(start(loader, epoch)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("given", [0, 1, 3, 4])
+def test_a_resume_gives_exactly_the_remaining_batches(num_workers: int, given: int) -> None:
+    whole = epoch_of(loader(), 4)
+    assert len(whole) == 5
+    first = loader(num_workers=num_workers)
+    running = iter(start(first, 4))
+    seen = keys([next(running) for _ in range(given)])  # workers have fetched more by then
+    state = first.state_dict()
+    assert state == {"epoch": 4, "batches": given}
+    second = loader(num_workers=num_workers)
+    second.load_state_dict(state)
+    assert seen + epoch_of(second, 4) == whole
+    assert second.state_dict() == {"epoch": 4, "batches": 0}
+    assert epoch_of(second, 5) == epoch_of(loader(), 5)  # the next one is whole
+
+
+def test_a_second_resume_in_the_same_epoch_counts_from_its_start() -> None:
+    whole = epoch_of(loader(), 0)
+    second = loader()
+    second.load_state_dict({"epoch": 0, "batches": 2})
+    running = iter(start(second, 0))
+    next(running)
+    state = second.state_dict()
+    assert state == {"epoch": 0, "batches": 3}
+    third = loader()
+    third.load_state_dict(state)
+    assert epoch_of(third, 0) == whole[3:]
+
+
+def test_an_epoch_cut_short_does_not_cut_the_next_one() -> None:
+    """limit_train_batches ends an epoch before the loader's end, and the checkpoint is written there."""
+    first = loader()
+    running = iter(start(first, 0))
+    next(running), next(running)
+    state = first.state_dict()
+    second = loader()
+    second.load_state_dict(state)
+    assert epoch_of(second, 1) == epoch_of(loader(), 1)
+
+
+def test_the_length_is_that_of_a_whole_epoch() -> None:
+    resumed = loader()
+    resumed.load_state_dict({"epoch": 0, "batches": 2})
+    assert len(resumed) == len(loader()) == 5
+    assert isinstance(resumed, DataLoader)

@@ -1,0 +1,379 @@
+"""The command line as it is used: train, test, resume, predict, and every mistake told in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from octvideo.config_files import prepare_argv
+from octvideo.evaluation.scores import VideoScores
+
+Cli = Callable[..., tuple[str, str]]
+FIT = ("fit", "-c", "tiny", "--trainer.enable_progress_bar", "false")
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def different(one: Path, other: Path) -> list[str]:
+    """Keys whose weights are not equal bit for bit."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    return [key for key in first if not torch.equal(first[key], second[key])]
+
+
+def last(name: str) -> Path:
+    return Path("runs", name, "checkpoints", "last.ckpt")
+
+
+# ── a run from beginning to end ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_fit_test_and_infer_on_one_run(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
+    out, _ = octvideo(*FIT)
+    assert "octvideo.models.i3d_small {'num_classes': 3, 'alpha': 0.25" in out
+    assert re.search(r"epoch 2/2  train/loss [\d.]+  train/top1 [\d.]+ %  val/loss [\d.]+  val/top1 [\d.]+ %", out)
+    run = Path("runs/tiny")
+    there = {path.name.partition(".tfevents.")[0] for path in run.rglob("*") if path.is_file()}
+    assert there == {"config.yaml", "metrics.csv", "events.out", "last.ckpt", "best.ckpt"}
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows if row["train/loss"]] == ["0", "1"]
+    assert [row["step"] for row in rows if row["val/top1"]] == ["2", "5"]
+
+    # As the last line of the fit says.
+    assert "test it with: octvideo test -c runs/tiny/config.yaml" in out
+    out, _ = octvideo("test", "-c", "runs/tiny/config.yaml")
+    assert "checkpoint: runs/tiny/checkpoints/best.ckpt" in out and "top-1" in out and "5 videos, 3 classes" in out
+    scores = VideoScores.load(run / "scores.npz")
+    listed = [line.rpartition(" ")[0] for line in (tiny_data / "test.txt").read_text().splitlines()]
+    assert scores.paths == [str(tiny_data / path) for path in listed]
+    metrics = json.loads((run / "metrics_test.json").read_text())
+    assert metrics["top1"] == pytest.approx(np.mean(scores.scores.argmax(1) == scores.labels))
+    assert (metrics["videos"], metrics["unreadable"]) == (5, 0)
+    with (run / "predictions.csv").open() as file:
+        assert [row["path"] for row in csv.DictReader(file)] == scores.paths
+
+    video = tiny_data / listed[0]
+    out, _ = octvideo("infer", video, "--ckpt", run / "checkpoints" / "best.ckpt", "--json", "--topk", 3)
+    top = {entry["name"]: entry["score"] for entry in json.loads(out)["videos"][0]["top"]}
+    expected = dict(zip(scores.class_names, scores.scores[0].tolist(), strict=True))
+    assert top == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_saved_config_repeats_the_run(octvideo: Cli, workplace: Path) -> None:
+    octvideo(*FIT, "--model.lr", 0.02, "--trainer.max_epochs=1", "--name", "a")
+    saved = yaml.safe_load(Path("runs/a/config.yaml").read_text())
+    assert (saved["model"]["lr"], saved["trainer"]["max_epochs"], saved["name"]) == (0.02, 1, "a")
+    assert saved["model"]["network"]["init_args"]["num_classes"] == 3
+    octvideo("fit", "-c", "runs/a/config.yaml", "--name", "b")
+    assert different(last("a"), last("b")) == []
+
+
+def test_a_config_starts_from_its_base_and_the_command_line_has_the_last_word(octvideo: Cli, workplace: Path) -> None:
+    Path("more.yaml").write_text("base: tiny.yaml\nmodel:\n  network:\n    init_args: {alpha: 0.5}\n  lr: 0.5\n")
+    out, _ = octvideo("fit", "-c", "more", "--model.lr", 0.25, "--print_config")
+    config = yaml.safe_load(out)
+    assert config["model"]["network"]["init_args"]["alpha"] == 0.5
+    assert config["model"]["network"]["init_args"]["width"] == 8
+    assert config["model"]["lr"] == 0.25
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(octvideo: Cli, workplace: Path) -> None:
+    octvideo(*FIT, "--name", "none", "--data.num_workers", 0)
+    octvideo(*FIT, "--name", "two", "--data.num_workers", 2)
+    octvideo(*FIT, "--name", "other", "--seed_everything", 1)
+    assert different(last("none"), last("two")) == []
+    assert different(last("none"), last("other")) != []
+
+
+def test_predict_takes_a_folder_without_labels_and_leaves_the_tests_scores(
+    octvideo: Cli, workplace: Path, tiny_data: Path
+) -> None:
+    octvideo(*FIT)
+    octvideo("test", "--name", "tiny")
+    before = Path("runs/tiny/scores.npz").read_bytes()
+    folder = workplace / "to name"
+    folder.mkdir()
+    for number, source in enumerate(sorted(tiny_data.glob("test/*/*.mp4"))[:3]):
+        (folder / f"{number}.mp4").write_bytes(source.read_bytes())
+    out, _ = octvideo("predict", "--name", "tiny", "--data.predict", folder)
+    assert "written: runs/tiny/predict/scores.npz, predictions.csv" in out
+    scores = VideoScores.load("runs/tiny/predict/scores.npz")
+    assert scores.paths == [str(folder / f"{number}.mp4") for number in range(3)]
+    assert scores.labels.tolist() == [-1, -1, -1]
+    with Path("runs/tiny/predict/predictions.csv").open() as file:
+        assert [row["label"] for row in csv.DictReader(file)] == ["", "", ""]
+    assert Path("runs/tiny/scores.npz").read_bytes() == before
+
+
+# ── data as data/README.md lays it out ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_of_class_folders(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
+    for split in ("train", "test"):
+        (workplace / "mine").mkdir(exist_ok=True)
+        (workplace / "mine" / split).symlink_to(tiny_data / split)
+    mine = ("--data.train", "train", "--data.val", "null", "--data.test", "test", "--data.classes", "null")
+    octvideo(*FIT, "--name", "mine", "--data.root", "mine", *mine)
+    out, _ = octvideo("test", "--name", "mine")
+    assert "checkpoint: runs/mine/checkpoints/last.ckpt" in out and "5 videos, 3 classes" in out
+    assert VideoScores.load("runs/mine/scores.npz").class_names == ["down", "left", "right"]
+
+
+@pytest.mark.parametrize("layout", ["train/{file}", "train/{label}/{file}"])
+def test_the_kinetics_download(layout: str, octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
+    names = {"down": "abseiling", "left": "air drumming", "right": "zumba"}
+    rows = ["label,youtube_id,time_start,time_end,split", "zumba,-__________-,0,10,train"]  # one that is gone
+    for number, source in enumerate(sorted(tiny_data.glob("train/*/*.mp4"))):
+        label, start = names[source.parent.name], 100 * number
+        file = f"-_{number:09d}_{start:06d}_{start + 10:06d}.mp4"
+        path = workplace / "k400" / layout.format(file=file, label=label.replace(" ", "_"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(source)
+        rows.append(f'"{label}",-_{number:09d},{start},{start + 10},train')
+    (workplace / "k400" / "annotations").mkdir()
+    (workplace / "k400" / "annotations" / "train.csv").write_text("\n".join(rows))
+    kinetics = ("--data.train", "annotations/train.csv", "--data.val", "null", "--data.classes", "kinetics400")
+    octvideo(*FIT, "--data.root", "k400", *kinetics)
+    block = torch.load(last("tiny"), weights_only=True)["octvideo"]
+    assert block["network"]["init_args"]["num_classes"] == 400 and block["class_names"][399] == "zumba"
+    out, _ = octvideo("test", "--name", "tiny", "--data.test", "annotations/train.csv")
+    assert "9 videos, 400 classes" in out
+    assert sorted(set(VideoScores.load("runs/tiny/scores.npz").labels)) == [0, 1, 399]
+
+
+# ── other weights, other classes ────────────────────────────────────────────────────────────────────────────
+
+
+def test_init_swaps_the_head_and_a_frozen_backbone_stays(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
+    octvideo(*FIT)
+    Path("two.txt").write_text("down\nleft\n")
+    for split in ("train", "test"):
+        lines = [line for line in (tiny_data / f"{split}.txt").read_text().splitlines() if not line.endswith("2")]
+        Path(f"{split}.txt").write_text("\n".join(lines))
+    two = ["--data.train", workplace / "train.txt", "--data.val", workplace / "test.txt"]
+    two += ["--data.classes", workplace / "two.txt", "--name", "two"]
+    out, _ = octvideo(*FIT, *two, "--init", last("tiny"), "--model.freeze", "backbone")
+    assert "new head (3 -> 2 classes)" in out
+    before, after = weights(last("tiny")), weights(last("two"))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {key for key in before if ".proj." in key}
+    assert {after[key].shape[0] for key in changed} == {2}
+
+    # The run's config names the weights that it started from; a test of the run takes what it learnt.
+    out, _ = octvideo("test", "--name", "two")
+    assert "checkpoint: runs/two/checkpoints/best.ckpt" in out and "2 classes" in out
+    # A resumed run does not start from them again.
+    octvideo("fit", "--name", "two", "--resume", "--trainer.max_epochs", 3)
+    assert torch.load(last("two"), weights_only=True)["epoch"] == 2
+
+
+def test_weights_without_a_run_are_tested_with_init(octvideo: Cli, workplace: Path) -> None:
+    octvideo(*FIT)
+    octvideo("test", "-c", "tiny", "--ckpt", "last")
+    out, _ = octvideo("test", "-c", "tiny", "--init", last("tiny"), "--name", "other")
+    assert "checkpoint:" not in out
+    one, other = (VideoScores.load(f"runs/{name}/scores.npz") for name in ("tiny", "other"))
+    assert np.array_equal(one.scores, other.scores)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(octvideo: Cli, workplace: Path) -> None:
+    octvideo(*FIT)
+    Path("four.txt").write_text("down\nleft\nright\nup\n")
+    _, err = octvideo("test", "-c", "tiny", "--data.classes", workplace / "four.txt", code=2)
+    assert "error: the checkpoint does not fit the network: 2 weights differ" in err
+
+
+# ── interrupted runs ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("how", "step", "options", "code"),
+    [
+        # 3 batches an epoch: step 4 is in the second epoch, and last.ckpt is of the end of the first.
+        ("SIGINT", 4, (), 130),
+        ("SIGKILL", 4, (), -signal.SIGKILL),
+        # A checkpoint after every batch: goes on within the epoch.
+        ("SIGKILL", 5, ("--checkpoint_minutes", 0), -signal.SIGKILL),
+    ],
+)
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    how: str,
+    step: int,
+    options: tuple[object, ...],
+    code: int,
+    octvideo: Cli,
+    start: Callable[..., object],
+    workplace: Path,
+) -> None:
+    stop = ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", step)
+    ended = start(*FIT, "--name", "stopped", *options, *stop, "--trainer.callbacks.how", how)
+    assert ended.returncode == code, ended.stderr
+    assert torch.load(last("stopped"), weights_only=True)["global_step"] == (step if options else 3)
+    if how == "SIGINT":
+        assert "Stopped in epoch 2 of 2. runs/stopped/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
+        assert "--name stopped" in ended.stderr and "--resume" in ended.stderr
+        assert "Traceback" not in ended.stderr
+    octvideo(*FIT, "--name", "stopped", "--resume")
+    octvideo(*FIT, "--name", "whole")
+    assert different(last("stopped"), last("whole")) == []
+    if not options:  # the averages of a half epoch are of its half
+        rows = [Path("runs", name, "metrics.csv").read_text() for name in ("stopped", "whole")]
+        assert rows[0] == rows[1]
+    best = [torch.load(last(name), weights_only=True)["callbacks"] for name in ("stopped", "whole")]
+    scores = [[s["best_model_score"] for key, s in state.items() if "val/top1" in key] for state in best]
+    assert scores[0] == scores[1] and len(scores[0]) == 1
+
+
+def test_a_run_stopped_by_sigterm_says_so(start: Callable[..., object], workplace: Path) -> None:
+    stop = ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", 4)
+    ended = start(*FIT, *stop, "--trainer.callbacks.how", "SIGTERM")
+    assert ended.returncode == 143, ended.stderr
+    assert last("tiny").exists() and "Traceback" not in ended.stderr
+
+
+def test_a_finished_run_is_not_trained_again(octvideo: Cli, workplace: Path) -> None:
+    octvideo(*FIT)
+    before = weights(last("tiny"))
+    out, _ = octvideo(*FIT, "--resume")
+    assert "epoch 3" not in out
+    assert all(torch.equal(value, before[key]) for key, value in weights(last("tiny")).items())
+
+
+# ── a run that is there already ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_is_not_replaced_unasked(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
+    octvideo(*FIT)
+    before = last("tiny").read_bytes()
+    _, err = octvideo(*FIT, code=2)
+    assert "runs/tiny already holds a run: add --resume to continue it" in err
+    # Asked, but with a mistake in the data or the weights: the old run is still there.
+    octvideo(*FIT, "--overwrite", "--data.train", "none.txt", code=2)
+    octvideo(*FIT, "--overwrite", "--init", "none.ckpt", code=2)
+    # Nor does a fit from another run's checkpoint mix with it.
+    octvideo(*FIT, "--ckpt", "runs/tiny/checkpoints/last.ckpt", "--name", "other", "--trainer.max_epochs", 3)
+    _, err = octvideo(*FIT, "--ckpt", "runs/other/checkpoints/last.ckpt", code=2)
+    assert "runs/tiny already holds a run" in err
+    assert last("tiny").read_bytes() == before
+    octvideo(*FIT, "--overwrite", "--trainer.max_epochs", 1)
+    assert torch.load(last("tiny"), weights_only=True)["epoch"] == 0
+    assert len(list(Path("runs/tiny").glob("events.out.tfevents.*"))) == 1
+
+
+# ── videos that can't be read ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def broken(workplace: Path, tiny_data: Path) -> Path:
+    """A folder with train.txt and test.txt, each with one broken video in the middle."""
+    (workplace / "broken.mp4").write_bytes(b"no video")
+    for split in ("train", "test"):
+        lines = [str(tiny_data / line) for line in (tiny_data / f"{split}.txt").read_text().splitlines()]
+        lines.insert(3, f"{workplace / 'broken.mp4'} 1")
+        (workplace / f"{split}.txt").write_text("\n".join(lines))
+    return workplace
+
+
+def test_training_skips_and_counts_a_broken_video_up_to_a_bound(
+    octvideo: Cli, broken: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = (*FIT, "--data.train", broken / "train.txt", "--data.batch_size", 5)
+    _, err = octvideo(*words, code=2)
+    assert "1 of 10 videos of this epoch could not be read, more than the 1.0% that" in err
+    assert f"the first: '{broken / 'broken.mp4'}'" in err
+    out, _ = octvideo(*words, "--model.max_unreadable_fraction", 0.1)
+    assert f"1 videos could not be read in training:\n  {broken / 'broken.mp4'}: " in out
+    assert f"skipped in training: cannot read video '{broken / 'broken.mp4'}'" in caplog.text
+    with Path("runs/tiny/metrics.csv").open() as file:
+        assert [row["train/unreadable"] for row in csv.DictReader(file) if row["train/loss"]] == ["1.0", "1.0"]
+
+
+def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, broken: Path) -> None:
+    octvideo(*FIT)
+    words = ("test", "--name", "tiny", "--data.test", broken / "test.txt")
+    _, err = octvideo(*words, code=2)
+    assert f"error: cannot read video '{broken / 'broken.mp4'}': " in err and "--model.on_unreadable count" in err
+    assert not Path("runs/tiny/scores.npz").exists()
+    out, _ = octvideo(*words, "--model.on_unreadable", "count")
+    assert "1 videos could not be read and are in none of these figures" in out
+    metrics = json.loads(Path("runs/tiny/metrics_test.json").read_text())
+    assert (metrics["videos"], metrics["unreadable"]) == (5, 1)
+
+
+# ── mistakes ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fit -c nope", "no config 'nope': looked for nope.yaml"),
+        ("fit", "model.network, data.root not given: start from a config, octvideo fit -c "),
+        ("", "no command given"),
+        ("train -c tiny", "no command 'train': there are fit, validate, test, predict, infer"),
+        ("fit -c tiny --model.lrr 3", "no option --model.lrr (did you mean --model.lr?)"),
+        ("fit -c tiny stray", "'stray' belongs to no option"),
+        ("fit -c tiny --model.lr high", "model.lr: expected float, got high"),
+        ("fit -c tiny --trainer.max_epochs x", "trainer.max_epochs: expected int or null, got x"),
+        ("fit -c tiny --model.schedule line", "model.schedule: expected cosine, step or constant, got line"),
+        ("fit -c tiny --model.network.init_args.alpah 1", "has no argument 'alpah' (did you mean alpha?)"),
+        ("fit -c tiny --model.network.init_args.alpha x", "alpha of octvideo.models.i3d_small: expected float, got x"),
+        ("fit -c tiny --model.network.init_args.alpha 3", "alpha: got 3.0, expected the share of low-frequency"),
+        ("fit -c tiny --model.network octvideo.models.i3d", "octvideo.models has no 'i3d': there are c2d_r50, "),
+        ("fit -c tiny --model.network nowhere.net", "can't import nowhere.net (No module named 'nowhere')"),
+        ("fit -c tiny --model.network.init_args.num_classes 7", "num_classes is 7, but the data has 3 classes"),
+        ("fit -c tiny --data.root nowhere", "no data for data.train 'train.txt': looked for "),
+        ("fit -c tiny --data.train no.txt", "no data for data.train 'no.txt': looked for "),
+        ("fit -c tiny --data.augment.crop_px 99", "augment.short_side_px: got [32, 40], expected crop_px (99)"),
+        ("fit -c tiny --trainer.accelerator abacus", "trainer: You selected an invalid accelerator name"),
+        ("fit -c tiny --init no.ckpt", "no weights at no.ckpt: got no such file"),
+        ("fit -c tiny --resume", "no last checkpoint: looked for runs/tiny/checkpoints/last.ckpt"),
+        ("fit -c tiny --runs_dir tiny.yaml", "Not a directory: tiny.yaml/tiny"),
+        ("fit -c key", "no key model.learning_rates"),
+        ("fit -c value", "model.lr: expected float, got high"),
+        ("fit -c text", "text.yaml: got a str, expected keys such as `model:` and `data:`"),
+        ("fit -c torn", "torn.yaml:2: not YAML"),
+        ("test -c tiny", "no last checkpoint: looked for runs/tiny/checkpoints/last.ckpt; train first"),
+        ("test -c tiny --ckpt no.ckpt", "no checkpoint at no.ckpt"),
+        ("test -c tiny --ckpt tiny.yaml", "tiny.yaml can't be read as a checkpoint"),
+        ("test --name nope", "no run 'nope': there are none in runs. Give another --name, or a config with -c"),
+        ("predict -c tiny --data.predict nope --init x.ckpt", "no data for data.predict 'nope': looked for "),
+        ("infer nope.mp4", "no file or folder nope.mp4"),
+    ],
+)
+def test_mistakes_are_one_line(words: str, message: str, octvideo: Cli, workplace: Path) -> None:
+    Path("key.yaml").write_text("base: tiny.yaml\nmodel: {learning_rates: 1}\n")
+    Path("value.yaml").write_text("base: tiny.yaml\nmodel: {lr: high}\n")
+    Path("text.yaml").write_text("just words\n")
+    Path("torn.yaml").write_text("model: {lr: 0.1\n")
+    _, err = octvideo(*words.split(), code=2)
+    lines = [line for line in err.splitlines() if not re.match(r"Seed set|GPU available|TPU available", line)]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    assert message in lines[0]
+    assert not last("tiny").exists()
+
+
+def test_help_and_version(octvideo: Cli) -> None:
+    out, _ = octvideo("--help")
+    assert "octvideo infer" in out and "train a network" in out
+    assert re.fullmatch(r"octvideo \d+\.\d+\.\d+\S*\n", octvideo("--version")[0])
+    out, _ = octvideo("fit", "--help")
+    assert out.startswith("usage: octvideo fit|validate|test|predict -c CONFIG") and "--model.lr" in out
+
+
+def test_resuming_by_name_takes_the_runs_own_config(workplace: Path) -> None:
+    Path("runs/demo").mkdir(parents=True)
+    Path("runs/demo/config.yaml").write_text("{}")
+    args, _ = prepare_argv(["fit", "--name", "demo", "--resume"])
+    assert args == ["fit", "--config", "runs/demo/config.yaml", "--name", "demo", "--resume"]

@@ -1,0 +1,85 @@
+"""Two processes on one machine: the same videos counted once each, and nobody left waiting."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octvideo.evaluation.scores import VideoScores
+
+Start = Callable[..., subprocess.CompletedProcess[str]]
+TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp")
+FIT = ("fit", "-c", "tiny", "--trainer.enable_progress_bar", "false")
+
+
+@pytest.fixture
+def trained(octvideo: Callable[..., tuple[str, str]], workplace: Path) -> Path:
+    """A folder with tiny.yaml and its trained run."""
+    octvideo(*FIT, "--trainer.max_epochs", 1)
+    return workplace
+
+
+def absolute_list(tiny_data: Path, count: int, extra: str = "") -> str:
+    lines = (tiny_data / "train.txt").read_text().splitlines()
+    return "\n".join([*(str(tiny_data / line) for line in lines[:count]), extra])
+
+
+def results() -> tuple[dict[str, float], VideoScores]:
+    """Of the last test; taken away, so that the next one must write its own."""
+    files = Path("runs/tiny/metrics_test.json"), Path("runs/tiny/scores.npz")
+    found = json.loads(files[0].read_text()), VideoScores.load(files[1])
+    for file in files:
+        file.unlink()
+    return found
+
+
+@pytest.mark.parametrize("videos", [5, 1])  # odd; fewer than processes
+def test_two_processes_count_what_one_counts(
+    videos: int, octvideo: Callable[..., tuple[str, str]], start: Start, trained: Path, tiny_data: Path
+) -> None:
+    (trained / "some.txt").write_text(absolute_list(tiny_data, videos))
+    words = ("test", "--name", "tiny", "--data.test", trained / "some.txt")
+    out, _ = octvideo(*words)
+    one, one_scores = results()
+    ended = start(*words, *TWO, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert f"{videos} videos, 3 classes" in out and f"{videos} videos, 3 classes" in ended.stdout
+    two, two_scores = results()
+    assert one["videos"] == two["videos"] == len(two_scores) == videos
+    for name in ("top1", "top5", "mean_class", "unreadable"):
+        assert one[name] == two[name], name
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert one_scores.paths == two_scores.paths
+    assert np.array_equal(one_scores.labels, two_scores.labels)
+    assert np.array_equal(one_scores.scores, two_scores.scores)
+
+
+def test_two_processes_train_past_a_broken_video(start: Start, workplace: Path, tiny_data: Path) -> None:
+    """Batches of one: the process that has the broken video has nothing to compute, and the other waits for it."""
+    (workplace / "broken.mp4").write_bytes(b"no video")
+    (workplace / "train.txt").write_text(absolute_list(tiny_data, 7, f"{workplace / 'broken.mp4'} 0"))
+    words = ("--data.train", workplace / "train.txt", "--data.batch_size", 1, "--model.max_unreadable_fraction", 0.3)
+    ended = start(*FIT, *words, *TWO, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert f"1 videos could not be read in training:\n  {workplace / 'broken.mp4'}" in ended.stdout
+    assert ended.stdout.count("epoch 2/2") == 1
+    with Path("runs/tiny/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["train/unreadable"] for row in rows if row["train/loss"]] == ["1.0", "1.0"]
+    assert [row["step"] for row in rows if row["val/top1"]] == ["3", "7"]  # 8 videos are 4 steps of two processes
+
+
+@pytest.mark.slow
+def test_a_broken_video_of_the_second_process_ends_the_test(start: Start, trained: Path, tiny_data: Path) -> None:
+    (trained / "broken.mp4").write_bytes(b"no video")
+    (trained / "some.txt").write_text(absolute_list(tiny_data, 5, f"{trained / 'broken.mp4'} 0"))
+    ended = start("test", "--name", "tiny", "--data.test", trained / "some.txt", *TWO, timeout=120)
+    assert ended.returncode != 0 and "Traceback" not in ended.stderr
+    assert f"error: cannot read video '{trained / 'broken.mp4'}'" in ended.stderr
+    assert not Path("runs/tiny/scores.npz").exists()
