@@ -29,6 +29,8 @@ from octvideo.config_files import CONFIG_FLAGS, Subcommand, known_configs, prepa
 from octvideo.data.datamodule import VideoDataModule
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import read_checkpoint
+from octvideo.inference.command import main as infer
+from octvideo.inference.command import print_any_name
 from octvideo.mistakes import explain, one_line
 from octvideo.models.weights import read_weights
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
@@ -70,10 +72,9 @@ def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None
     """
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["infer"]:
-        from octvideo.inference.command import main as infer
-
         return infer(given[1:])
     quiet_lightning()
+    print_any_name()
     try:
         args, stem = prepare_argv(given, default=default)
         OctvideoCLI(args, stem)
@@ -176,8 +177,8 @@ class OctvideoCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settles the run's folder, its checkpoint and the number of classes before anything is built."""
         config = self.config[self.subcommand]
-        config.name = config.name or self._default_name or "run"
-        self.folder = RunFolder(Path(config.runs_dir) / config.name)
+        self.folder = self._run_of(config)
+        config.runs_dir, config.name = str(self.folder.path.parent), self.folder.path.name
         config.trainer.default_root_dir = str(self.folder.path)
         self.checkpoint = self._find_checkpoint(config)
         self._overwrite = config.overwrite
@@ -186,6 +187,15 @@ class OctvideoCLI(LightningCLI):
         _link_num_classes(config)
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
+
+    def _run_of(self, config: Namespace) -> RunFolder:
+        given = config.ckpt_path
+        if self.subcommand != "fit" and given not in (None, "best", "last") and "--name" not in self._args:
+            # What a checkpoint scores belongs to its own run, whatever the config is called.
+            checkpoint = Path(given)
+            if checkpoint.parent.name == "checkpoints" and checkpoint.is_file():
+                return RunFolder(checkpoint.parent.parent)
+        return RunFolder(Path(config.runs_dir) / (config.name or self._default_name or "run"))
 
     def _find_checkpoint(self, config: Namespace) -> Path | None:
         asked = "last" if config.resume else config.ckpt_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 when some video could not be read (the others are done); 2 for a mistake of the user's.
     """
     args = _parser().parse_args(argv)
+    print_any_name()
     try:
         videos = list(find_videos(args.videos))
         predictor = _predictor(args.ckpt, args.runs_dir, args.device)
@@ -42,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def print_any_name() -> None:
+    """Lets file names that are no text in this locale be printed as they are on the disk, rather than as an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def find_videos(names: Sequence[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from urllib.error import URLError
 
@@ -55,6 +56,23 @@ def test_json_of_several_files_and_folders_with_one_broken(
     assert [e["path"] for e in content["errors"]] == [str(tmp_path / "broken.mp4")]
     assert f"error: cannot read video '{tmp_path / 'broken.mp4'}'" in err
     assert f"weights: {checkpoint}" in err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_name_that_is_no_text_is_printed_as_it_is(
+    options: list[str], checkpoint: Path, tiny_video: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = tmp_path / "caf\udce9.mp4"  # Latin-1 on the disk
+    try:
+        path.write_bytes(tiny_video.read_bytes())
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    logging.getLogger("octvideo.video").setLevel(logging.ERROR)  # pytest-xdist can't send a warning with this name
+    try:
+        assert command.main([str(path), "--ckpt", str(checkpoint), *options]) == 0
+    finally:
+        logging.getLogger("octvideo.video").setLevel(logging.NOTSET)
+    assert b"caf\xe9.mp4" in capsysbinary.readouterr().out
 
 
 def test_text_and_the_newest_checkpoint(checkpoint: Path, tiny_video: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,18 @@ def test_weights_without_a_run_are_tested_with_init(octvideo: Cli, workplace: Pa
     assert np.array_equal(one.scores, other.scores)
 
 
+def test_what_a_checkpoint_scores_lies_in_its_own_run(
+    octvideo: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    octvideo(*FIT, "--name", "other")
+    octvideo("test", "-c", "tiny", "--ckpt", last("other"))
+    assert Path("runs/other/scores.npz").exists() and not Path("runs/tiny").exists()
+    (workplace / "elsewhere").mkdir()
+    monkeypatch.chdir(workplace / "elsewhere")
+    octvideo("predict", "--ckpt", workplace / last("other"))
+    assert (workplace / "runs/other/predict/scores.npz").exists() and not Path("runs").exists()
+
+
 def test_a_checkpoint_of_other_classes_is_refused(octvideo: Cli, workplace: Path) -> None:
     octvideo(*FIT)
     Path("four.txt").write_text("down\nleft\nright\nup\n")
