@@ -7,16 +7,19 @@ is one line, not a traceback.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import itertools
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+# Before torch is imported. Threads of OpenMP that wait for work otherwise spin, which takes the cores from the loading
+# processes: with the demo on two busy cores (also at work: two other trainings) 8 steps took 16-22 s, not 132-142 s.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from octvideo._version import __version__
+from octvideo.class_count import link_num_classes
 from octvideo.config_files import CONFIG_FLAGS, Subcommand, known_configs, prepare_argv
 from octvideo.data.datamodule import VideoDataModule
 from octvideo.errors import UserError
@@ -184,7 +188,7 @@ class OctvideoCLI(LightningCLI):
         self._overwrite = config.overwrite
         if self.subcommand == "fit" and not self._resumes() and _is_first_process():
             self.folder.check_free(overwrite=self._overwrite)
-        _link_num_classes(config)
+        link_num_classes(config)
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
 
@@ -268,33 +272,6 @@ class OctvideoCLI(LightningCLI):
     def after_fit(self) -> None:
         if self.trainer.is_global_zero and self.folder.last.exists():
             print(f"run: {self.folder.path}   test it with: octvideo test -c {self.folder.path / 'config.yaml'}")
-
-
-def _link_num_classes(config: Namespace) -> None:
-    """Gives the network the data's number of classes, unless the config states another one.
-
-    jsonargparse links arguments into classes, not into builder functions, so this is done here.
-    """
-    network = config.model.network
-    init_args = network.get("init_args")
-    if init_args is None or "num_classes" not in init_args:
-        return
-    parser = ArgumentParser()
-    parser.add_class_arguments(VideoDataModule, "data")
-    expected = parser.instantiate_classes(Namespace(data=config.data)).data.num_classes
-    argument = inspect.signature(_import(network.class_path)).parameters.get("num_classes")
-    default = None if argument is None else argument.default
-    if init_args["num_classes"] not in (default, expected):
-        raise UserError(
-            f"model.network.init_args.num_classes is {init_args['num_classes']}, but the data has {expected} classes: "
-            f"leave the key out, and it follows the data, or give --model.network.init_args.num_classes {expected}"
-        )
-    init_args["num_classes"] = expected
-
-
-def _import(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _is_first_process() -> bool:

@@ -26,7 +26,8 @@ PARTS: dict[str, set[str]] = {
     "inference": {"video", "models", "evaluation"},
     "config_files": {"inference"},
     "mistakes": set(),
-    "cli": {"data", "training", "inference", "config_files", "mistakes", "models", "octave", "video", "evaluation"},
+    "class_count": {"data"},
+    "cli": {"data", "training", "inference", "config_files", "class_count", "mistakes", "models"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.
 LIBRARIES: dict[str, set[str]] = {

@@ -24,8 +24,7 @@ def newest_checkpoint(runs_dir: str | Path = "runs") -> Path:
     newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None:
         raise UserError(
-            f"no checkpoint under {Path(runs_dir).absolute()} (looked for */checkpoints/*.ckpt): train one "
-            "first, "
+            f"no checkpoint under {Path(runs_dir).absolute()} (looked for */checkpoints/*.ckpt): train one first, "
             "or give --ckpt PATH"
         )
     return newest

@@ -56,10 +56,8 @@ class UnreadableVideos:
         """
         for failure in failures:
             raise UserError(
-                f"cannot read video '{failure.path}': {failure.reason}. The {self.role} stopped, since a "
-                "figure over "
-                "fewer videos is another figure; to leave such videos out and count them: "
-                "--model.on_unreadable count"
+                f"cannot read video '{failure.path}': {failure.reason}. The {self.role} stopped, since a figure over "
+                "fewer videos is another figure; to leave such videos out and count them: --model.on_unreadable count"
             )
 
     def check_bound(self, num_items: int, max_fraction: float) -> None:
@@ -76,8 +74,7 @@ class UnreadableVideos:
             path, reason = next(iter(self.paths.items()))
             raise UserError(
                 f"{self.count} of {num_items} videos of this epoch could not be read, more than the "
-                f"{max_fraction:.1%} that model.max_unreadable_fraction allows; the first: '{path}': "
-                f"{reason}. "
+                f"{max_fraction:.1%} that model.max_unreadable_fraction allows; the first: '{path}': {reason}. "
                 "Look at the data, or raise the bound"
             )
 

@@ -1,0 +1,45 @@
+"""The number of classes of a network, from the data that it is built for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from octvideo.data.datamodule import VideoDataModule
+from octvideo.errors import UserError
+
+
+def link_num_classes(config: Namespace) -> None:
+    """Gives the network the data's number of classes, unless the config states another one.
+
+    jsonargparse links arguments into classes, not into builder functions, so this is done here.
+
+    Args:
+        config: of a subcommand; its model.network.init_args.num_classes is set.
+
+    Raises:
+        UserError: the data has no class names, or the config states another number.
+    """
+    network = config.model.network
+    init_args = network.get("init_args")
+    if init_args is None or "num_classes" not in init_args:
+        return
+    parser = ArgumentParser()
+    parser.add_class_arguments(VideoDataModule, "data")
+    expected = parser.instantiate_classes(Namespace(data=config.data)).data.num_classes
+    argument = inspect.signature(_import(network.class_path)).parameters.get("num_classes")
+    default = None if argument is None else argument.default
+    if init_args["num_classes"] not in (default, expected):
+        raise UserError(
+            f"model.network.init_args.num_classes is {init_args['num_classes']}, but the data has {expected} classes: "
+            f"leave the key out, and it follows the data, or give --model.network.init_args.num_classes {expected}"
+        )
+    init_args["num_classes"] = expected
+
+
+def _import(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
