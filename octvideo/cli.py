@@ -188,6 +188,8 @@ class OctvideoCLI(LightningCLI):
         self._overwrite = config.overwrite
         if self.subcommand == "fit" and not self._resumes() and _is_first_process():
             self.folder.check_free(overwrite=self._overwrite)
+        if self.subcommand != "fit" and self.checkpoint is not None:
+            config.model.init_weights = None  # what the run once started from is not read again
         link_num_classes(config)
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
