@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -112,6 +113,15 @@ def start() -> Start:
         helpers = str(Path(__file__).parent)  # StopRun is there
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": helpers, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "octvideo.cli", *map(str, words)]
-        return subprocess.run(command, env=env, text=True, capture_output=True, timeout=timeout, check=False)
+        return subprocess.run(
+            command,
+            env=env,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            # A shell's background jobs ignore Ctrl-C, and so do their children: these tests may run in one.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     return run
