@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,8 +99,10 @@ def sample_transform(augment: Augmentation, *, height: int, width: int, generato
     return ClipTransform(Box(top, left, crop_height, crop_width), flip, factors)  # type: ignore[arg-type]
 
 
-def _area_crop(augment: Augmentation, height: int, width: int, between: object) -> tuple[int, int]:
-    assert augment.area is not None and callable(between)
+def _area_crop(
+    augment: Augmentation, height: int, width: int, between: Callable[[float, float], float]
+) -> tuple[int, int]:
+    assert augment.area is not None
     area = between(*augment.area) * height * width
     aspect = math.exp(between(math.log(augment.aspect[0]), math.log(augment.aspect[1])))
     # Clamped rather than drawn again: one clip, one fixed number of draws.

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from octvideo.data.class_names import ClassIndex
-from octvideo.data.manifest import VIDEO_SUFFIXES, VideoRecord
+from octvideo.data.manifest import VideoRecord
 from octvideo.errors import UserError
+from octvideo.video import VIDEO_SUFFIXES
 
 log = logging.getLogger("octvideo.data")
 

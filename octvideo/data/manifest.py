@@ -20,10 +20,8 @@ from pathlib import Path
 
 from octvideo.data.class_names import ClassIndex
 from octvideo.errors import UserError
+from octvideo.video import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".mts", ".flv", ".wmv"}
-)
 _NUMBERED = re.compile(r"^(?P<path>.*\S)[\s,;]+(?P<label>-?\d+)\s*$")
 _NAMED = re.compile(r"^(?P<path>.*\S)\s*[\t,;]\s*(?P<label>[^\t,;]*\S)\s*$")
 _CHECKED = 64  # files looked for before a run starts: a wrong root misses all of them

@@ -15,11 +15,7 @@ from rich.progress import track
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import newest_checkpoint
 from octvideo.inference.predictor import Prediction, Predictor
-from octvideo.video import VideoReadError
-
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".flv", ".wmv"}
-)
+from octvideo.video import VIDEO_SUFFIXES, VideoReadError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

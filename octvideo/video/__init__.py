@@ -7,12 +7,13 @@ transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item
 """
 
-from octvideo.video.reader import Decoder, Frames, VideoReadError, read_frames
+from octvideo.video.reader import VIDEO_SUFFIXES, Decoder, Frames, VideoReadError, read_frames
 from octvideo.video.sampling import ShortVideo, clip_span, random_clip, uniform_clips
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
 from octvideo.video.views import ViewSettings, read_views
 
 __all__ = [
+    "VIDEO_SUFFIXES",
     "Box",
     "Decoder",
     "Frames",

@@ -29,6 +29,11 @@ from octvideo.video.packets import Packets, look_through_packets
 
 Decoder = Literal["auto", "decord", "pyav"]
 
+# What counts as a video when a folder is searched; a file that is named may be called anything.
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".mts", ".flv", ".wmv"}
+)
+
 log = logging.getLogger("octvideo.video")
 
 # PyAV 19 drops the argument, and replaces by itself.

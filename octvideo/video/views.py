@@ -108,7 +108,7 @@ def read_views(path: str | Path, settings: ViewSettings, *, decoder: Decoder = "
     views = torch.from_numpy(np.empty(shape, np.uint8))
     for crop, box in enumerate(boxes):
         # Pixels stay together as decoded: a crop is copied row by row, a frame in one piece. Writing planes
-        # instead took twice as long as all the rest of this function.
+        # instead took about twice as long (41-54 against 24 ms for 30 views of 256 pixels).
         cut = box.of(frames).permute(0, 2, 3, 1)  # (D,S,S,C), a view
         for clip, places in enumerate(read.places.tolist()):
             for t, place in enumerate(places):
