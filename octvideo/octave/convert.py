@@ -12,10 +12,10 @@ from octvideo.octave.conv import Downsample, Exchange
 from octvideo.octave.features import Factor, as_factor
 from octvideo.octave.report import OctaveReport
 from octvideo.octave.rewrite import Settings, rewrite
-from octvideo.octave.roles import CONVS, Network
+from octvideo.octave.roles import Network
 from octvideo.octave.shares import Alpha, InvertedResiduals, wanted_shares
 from octvideo.octave.solve import PartitionSolver
-from octvideo.octave.trace import trace_network
+from octvideo.octave.trace import CONVS, trace_network
 
 
 class OctaveNetwork(fx.GraphModule):

@@ -24,7 +24,7 @@ def _fit(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Crop the axes behind the channels to `size`, or repeat their last values up to it."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
-    x = x[(slice(None), slice(None), *(slice(s) for s in size))]
+    x = x[(slice(None), slice(None)) + tuple(slice(s) for s in size)]  # noqa: RUF005 (mypy's Python 3.10)
     missing = [want - have for want, have in zip(size, x.shape[2:], strict=True)]
     if any(missing):
         x = F.pad(x, [pad for n in reversed(missing) for pad in (0, n)], mode="replicate")
@@ -69,7 +69,7 @@ class OctPool(nn.Module):
         self.pool, self.args, self.kwargs, self.factor = pool, args, kwargs, factor
         if isinstance(pool, nn.Module):  # keeps the border pixel, which the ordinary size may need
             self.pool_low: Operation = copy.deepcopy(pool)
-            self.pool_low.ceil_mode = True  # type: ignore[attr-defined]
+            self.pool_low.ceil_mode = True  # type: ignore[attr-defined, assignment]
             self.kwargs_low = kwargs
         else:
             self.pool_low, self.kwargs_low = pool, {**kwargs, "ceil_mode": True}

@@ -30,19 +30,17 @@ from octvideo.octave.partition import Partition
 from octvideo.octave.report import conv_cost_ratio
 from octvideo.octave.roles import (
     ADDITIONS,
-    CONVS,
     NORMS,
     Network,
     changes_in_place,
     holds_activation,
-    is_conv,
     mean_dims,
     operand_nodes,
     parts_of,
 )
 from octvideo.octave.shares import reads_input
 from octvideo.octave.solve import Solution
-from octvideo.octave.trace import add_operation
+from octvideo.octave.trace import CONVS, add_operation, is_conv
 
 _OCTAVE_CLASS: dict[type[nn.Module], Any] = {
     **dict(zip(CONVS, (OctConv1d, OctConv2d, OctConv3d), strict=True)),
@@ -167,9 +165,10 @@ class _Rewriter:
             new = OctShuffle(source_partition, module.groups)  # type: ignore[union-attr, arg-type]
         else:
             function = _function(node)
-            make = OctFunction if role == "function" else OctPool
-            factor = {} if role == "function" else {"factor": self.factor}
-            new = make(function, *node.args[1:], **node.kwargs, **factor)  # type: ignore[operator]
+            if role == "function":
+                new = OctFunction(function, *node.args[1:], **node.kwargs)
+            else:
+                new = OctPool(function, *node.args[1:], factor=self.factor, **node.kwargs)  # type: ignore[arg-type]
         return self._replace(node, new, inputs)
 
     def _convert_reader(self, node: fx.Node) -> None:

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from octvideo.octave.conv import octave_problem
 from octvideo.octave.features import Factor
-from octvideo.octave.trace import ACTIVATIONS_BY_NAME, is_norm
+from octvideo.octave.trace import ACTIVATIONS_BY_NAME, is_conv, is_norm
 
 Role = Literal[
     "conv", "norm",  # with parameters
@@ -25,7 +25,6 @@ Role = Literal[
     "tensor",  # everything else: can neither take nor give a pair
 ]  # fmt: skip
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Element-wise and without parameters: they act on each frequency by itself.
 ELEMENTWISE = (
@@ -71,12 +70,6 @@ class Network:
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, or None."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
-
-
-def is_conv(module: nn.Module | None) -> bool:
-    """Whether a module computes what nn.Conv1d, 2d or 3d does; torchvision's video networks subclass them."""
-    kind = type(module)
-    return isinstance(module, CONVS) and kind.forward in {base.forward for base in CONVS}
 
 
 def operand_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -230,10 +223,8 @@ def globally_pooled(network: Network) -> set[fx.Node]:
     sizes: set[fx.Node] = set()
     for node in network.graph.nodes:
         inputs = node.all_input_nodes
-        if is_shape(node) or (inputs and all(source in sizes for source in inputs)):
+        if is_shape(node) or (inputs and sizes.issuperset(inputs)):
             sizes.add(node)
-        elif pools_globally(node, network):
-            pooled.add(node)
-        elif inputs and all(source in pooled or source in sizes for source in inputs):
+        elif pools_globally(node, network) or (inputs and (sizes | pooled).issuperset(inputs)):
             pooled.add(node)
     return pooled

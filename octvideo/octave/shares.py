@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import fx, nn
 
-from octvideo.octave.roles import CONVS, ELEMENTWISE, ELEMENTWISE_FUNCTIONS, ELEMENTWISE_METHODS, Network
-from octvideo.octave.trace import ACTIVATIONS_BY_NAME, is_norm
+from octvideo.octave.roles import ELEMENTWISE, ELEMENTWISE_FUNCTIONS, ELEMENTWISE_METHODS, Network
+from octvideo.octave.trace import ACTIVATIONS_BY_NAME, CONVS, is_norm
 from octvideo.octave.value_classes import ValueClasses
 
 Alpha = float | Mapping[str, float]
@@ -17,7 +17,9 @@ InvertedResiduals = Literal["hidden", "all"]
 _NOT_ACTIVATIONS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
 
-def wanted_shares(alpha: Alpha, network: Network, *, inverted_residuals: InvertedResiduals) -> Callable[[fx.Node], float]:
+def wanted_shares(
+    alpha: Alpha, network: Network, *, inverted_residuals: InvertedResiduals
+) -> Callable[[fx.Node], float]:
     """For each convolution's node, the low share that its output should have.
 
     Args:
@@ -97,4 +99,6 @@ def _is_activation(node: fx.Node, network: Network) -> bool:
     if module is not None:
         known = isinstance(module, ELEMENTWISE) or type(module).__name__ in ACTIVATIONS_BY_NAME
         return known and not isinstance(module, _NOT_ACTIVATIONS)
-    return node.target in ELEMENTWISE_FUNCTIONS or (node.op == "call_method" and node.target in ELEMENTWISE_METHODS[:-1])
+    return node.target in ELEMENTWISE_FUNCTIONS or (
+        node.op == "call_method" and node.target in ELEMENTWISE_METHODS[:-1]
+    )

@@ -17,7 +17,8 @@ from torch import fx
 
 from octvideo.octave.conv import octave_problem, plan_path
 from octvideo.octave.partition import Partition
-from octvideo.octave.roles import Network, Role, is_conv, parts_of
+from octvideo.octave.roles import Network, Role, parts_of
+from octvideo.octave.trace import is_conv
 from octvideo.octave.value_classes import ValueClass, ValueClasses, name_of
 
 
@@ -141,9 +142,9 @@ class PartitionSolver:
     def _takes_pair(self, reader: fx.Node, group: ValueClass, partitions: dict[fx.Node, Partition]) -> bool:
         role = self.roles[reader]
         # A convolution before a global pool merges at no cost; a concatenation before it would upsample.
-        return (
-            role == "conv" or (role in ("cat", "shuffle") and reader in partitions)
-        ) or (role == "squeeze" and bool(group.derived))
+        return (role == "conv" or (role in ("cat", "shuffle") and reader in partitions)) or (
+            role == "squeeze" and bool(group.derived)
+        )
 
     def _unreadable(self, partitions: dict[fx.Node, Partition]) -> bool:
         """Make ordinary every class that no reader takes as a pair: its convolution then merges by itself."""
@@ -189,9 +190,9 @@ class PartitionSolver:
             if role == "conv":
                 if self.wanted(node) > 0:
                     reasons.setdefault(name_of(node), f"gives an ordinary tensor: {group.ordinary}")
-            elif any(source in octave for source in node.all_input_nodes):
-                reasons.setdefault(name_of(node), self._why_merged(node, group))
-            elif is_conv(self.network.module(node)) and self.wanted(node) > 0:
+            elif any(source in octave for source in node.all_input_nodes) or (
+                is_conv(self.network.module(node)) and self.wanted(node) > 0
+            ):
                 reasons.setdefault(name_of(node), self._why_merged(node, group))
         return reasons
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Of pytorchvideo, fvcore and timm; parameter-free and element-wise.
 ACTIVATIONS_BY_NAME = (
     "Swish", "SwishMe", "SwishJit", "MishMe", "MishJit", "HardSwish", "HardSwishMe", "HardSwishJit", "HardMish",
@@ -44,7 +45,9 @@ class _Tracer(fx.Tracer):
             return True
         if type(m) is nn.Identity:  # may carry a list of pathways, which a node cannot
             return False
-        if any(name in type(m).__name__ for name in _MODE_DEPENDENT) or is_norm(m) or is_activation(m):
+        if any(name in type(m).__name__ for name in _MODE_DEPENDENT):
+            return True
+        if is_conv(m) or is_norm(m) or is_activation(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -61,6 +64,11 @@ class _Tracer(fx.Tracer):
         except Exception:
             self.failed_in = self.failed_in or self.path_of_module(m)
             raise
+
+
+def is_conv(module: nn.Module | None) -> bool:
+    """Whether a module computes what nn.Conv1d, 2d or 3d does; torchvision's video networks subclass them."""
+    return isinstance(module, CONVS) and type(module).forward in {base.forward for base in CONVS}
 
 
 def is_norm(module: nn.Module) -> bool:

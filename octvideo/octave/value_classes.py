@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from octvideo.octave.roles import (
-    CONVS,
     KEEP_CHANNELS,
     KEEP_CHANNELS_FUNCTIONS,
     NORMS,
@@ -19,6 +18,7 @@ from octvideo.octave.roles import (
     operand_nodes,
     parts_of,
 )
+from octvideo.octave.trace import CONVS
 
 # Give the partition that they take, so that what they read and write is one class.
 _PASSES_ON: tuple[Role, ...] = ("norm", "map", "function", "drop", "pool", "add", "mul")
