@@ -98,7 +98,7 @@ def _count(name: str, alpha: float, clip: Clip, num_classes: int) -> Cost:
         network = getattr(models, name)(num_classes=num_classes, alpha=alpha)
     try:
         return count_cost(network, clip)
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:
         shape, reason = "x".join(map(str, clip)), str(error).splitlines()[0]
         raise UserError(f"{name} takes no clip of {shape}: {reason}") from error
 
