@@ -72,7 +72,7 @@ def choose_downsample(downsample: Downsample | None, alpha: Alpha) -> Downsample
     return downsample or ("pool" if is_octave else "stride")
 
 
-def remember(network: nn.Module, builder: str, **init_args: Any) -> nn.Module:
+def remember(network: nn.Module, builder: str, /, **init_args: Any) -> nn.Module:
     """Notes in the network's `meta` which builder of octvideo.models made it from what; checkpoints keep that."""
     network.meta["built_from"] = {"class_path": f"octvideo.models.{builder}", "init_args": init_args}  # type: ignore
     return network
