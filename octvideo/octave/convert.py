@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,8 +127,17 @@ def octavize(
     return network
 
 
-def _reads_input(node: fx.Node) -> bool:
-    return node.all_input_nodes[0].op == "placeholder"
+def _reads_input(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a convolution reads the network's input: as it is, or what layers without parameters take from it."""
+    source = node.all_input_nodes[0]
+    while source.op != "placeholder":
+        chosen = source.target is operator.getitem or (
+            source.op == "call_module" and not any(True for _ in modules[str(source.target)].parameters())
+        )
+        if not chosen or len(source.all_input_nodes) != 1:
+            return False
+        source = source.all_input_nodes[0]
+    return True
 
 
 def _wanted_alpha(alpha: float | Mapping[str, float], graph: fx.Graph, modules: dict[str, nn.Module]) -> Any:
@@ -148,7 +158,7 @@ def _wanted_alpha(alpha: float | Mapping[str, float], graph: fx.Graph, modules: 
 
     def wanted(node: fx.Node) -> float:
         prefixes = [prefix for prefix in shares if matches(str(node.target), prefix)]
-        if not prefixes or (not isinstance(alpha, Mapping) and _reads_input(node)):
+        if not prefixes or (not isinstance(alpha, Mapping) and _reads_input(node, modules)):
             return 0.0
         return shares[max(prefixes, key=len)]
 
@@ -216,7 +226,7 @@ def _convert_conv(
 def _pool_ordinary(node: fx.Node, modules: dict[str, nn.Module], downsample: Downsample) -> None:
     """Let a strided ordinary convolution pool first, where asked and possible; the stem stays as it is."""
     conv = modules[str(node.target)]
-    if downsample == "stride" or not isinstance(conv, CONVS) or type(conv) not in CONVS or _reads_input(node):
+    if downsample == "stride" or not isinstance(conv, CONVS) or type(conv) not in CONVS or _reads_input(node, modules):
         return
     if octave_problem(conv) is None and any(int(s) == 2 for s in conv.stride[-2:]):
         none_in, none_out = (Partition((False,) * n) for n in (conv.in_channels, conv.out_channels))
