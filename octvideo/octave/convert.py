@@ -131,9 +131,9 @@ def _reads_input(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a convolution reads the network's input: as it is, or what layers without parameters take from it."""
     source = node.all_input_nodes[0]
     while source.op != "placeholder":
-        chosen = source.target is operator.getitem or (
-            source.op == "call_module" and not any(True for _ in modules[str(source.target)].parameters())
-        )
+        # Modules that are not in the table are operations on pairs, which have no parameters either.
+        module = modules.get(str(source.target), nn.Identity()) if source.op == "call_module" else None
+        chosen = source.target is operator.getitem or (module is not None and not list(module.parameters()))
         if not chosen or len(source.all_input_nodes) != 1:
             return False
         source = source.all_input_nodes[0]
