@@ -117,7 +117,7 @@ class _Rewriter:
     def _pool_ordinary(self, node: fx.Node) -> None:
         """Let a strided ordinary convolution pool first, where asked and possible; the stem stays as it is."""
         conv = self.traced.module(node)
-        if self.settings.downsample == "stride" or not is_conv(conv) or reads_input(node):
+        if self.settings.downsample == "stride" or not is_conv(conv) or reads_input(node, self.traced):
             return
         assert isinstance(conv, nn.modules.conv._ConvNd)
         if octave_problem(conv, self.factor) is None and any(int(s) == 2 for s in conv.stride[-2:]):

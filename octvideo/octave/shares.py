@@ -45,7 +45,7 @@ def wanted_shares(
     def wanted(node: fx.Node) -> float:
         path = str(node.target)
         prefixes = [prefix for prefix in shares if _matches(path, prefix)]
-        if not prefixes or path in ends or (not isinstance(alpha, Mapping) and reads_input(node)):
+        if not prefixes or path in ends or (not isinstance(alpha, Mapping) and reads_input(node, network)):
             return 0.0
         return shares[max(prefixes, key=len)]
 
@@ -56,12 +56,16 @@ def _matches(path: str, prefix: str) -> bool:
     return prefix == "" or path == prefix or path.startswith(prefix + ".")
 
 
-def reads_input(node: fx.Node) -> bool:
-    """Whether a convolution is a stem: nothing but indexing lies between it and the network's input."""
+def reads_input(node: fx.Node, network: Network) -> bool:
+    """Whether a convolution is a stem: it reads the input, or what indexing and layers without weights make of it."""
     source = node.all_input_nodes[0]
-    while source.op != "placeholder" and source.op != "call_module" and len(source.all_input_nodes) == 1:
+    while source.op != "placeholder":
+        module = network.module(source)
+        weights = module is not None and next(module.parameters(), None) is not None
+        if weights or len(source.all_input_nodes) != 1:
+            return False
         source = source.all_input_nodes[0]
-    return source.op == "placeholder"
+    return True
 
 
 def thin_ends(network: Network) -> set[str]:
