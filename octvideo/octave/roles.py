@@ -69,7 +69,7 @@ class Network:
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, or None."""
-        return self.modules[str(node.target)] if node.op == "call_module" else None
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
 
 def operand_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
