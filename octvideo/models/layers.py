@@ -77,7 +77,7 @@ class TimePool(nn.MaxPool3d):
         Raises:
             UserError: T < 2.
         """
-        if input.shape[2] < 2:
+        if input.shape[2] < 2 and not self.ceil_mode:  # a time octave's low map may have one frame
             raise UserError(
                 "the clip has 1 frame, expected 2 or more: this network pools pairs of frames after res2; raise "
                 "data.clip_frames, or use a network without that pool (slow_r50, slow_small)"

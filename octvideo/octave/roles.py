@@ -126,7 +126,7 @@ def _module_role(module: nn.Module, network: Network) -> Role:
         return "map"
     if any(name in kind.__name__ for name in DROP_PATHS):
         return "drop"
-    if kind in MAX_POOLS + AVG_POOLS and keeps_pairs(module, vars(module), average=kind in AVG_POOLS):
+    if isinstance(module, MAX_POOLS + AVG_POOLS) and keeps_pairs(vars(module), average=isinstance(module, AVG_POOLS)):
         return "pool"
     return "shuffle" if kind is nn.ChannelShuffle else "tensor"
 
@@ -144,7 +144,7 @@ def _function_role(node: fx.Node, pooled: set[fx.Node]) -> Role:
         return "function"
     if node.target in MAX_POOL_FUNCTIONS + AVG_POOL_FUNCTIONS and len(operands) == 1:
         average = node.target in AVG_POOL_FUNCTIONS
-        return "pool" if keeps_pairs(None, pool_options(node), average=average) else "tensor"
+        return "pool" if keeps_pairs(pool_options(node), average=average) else "tensor"
     if node.target in CONCATENATIONS and node.args and isinstance(node.args[0], list | tuple):
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         return "cat" if dim == 1 and all(isinstance(part, fx.Node) for part in node.args[0]) else "tensor"
@@ -169,7 +169,7 @@ def pool_options(node: fx.Node) -> dict[str, Any]:
     return {"kernel_size": given.get("kernel_size", 0), "padding": 0, "count_include_pad": True, **given}
 
 
-def keeps_pairs(module: nn.Module | None, options: Mapping[str, Any], *, average: bool) -> bool:
+def keeps_pairs(options: Mapping[str, Any], *, average: bool) -> bool:
     """Whether a pool acts on each frequency by itself: it keeps sizes, or halves them up to a border pixel.
 
     Averages that count padding are no such pool: the border weighs more at half resolution.
