@@ -171,16 +171,16 @@ def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None
     if len(factor) == 3 and factor[0] == 2:
         x = _repeat_time(x)  # time first, on the smaller map
         if len(size) == 3:
-            x = _crop(x, size[:1], first=2)
+            x = crop(x, size[:1], first=2)
     if factor[-2:] == (1, 1):
         return x
     x, folded = _fold_time(x)
     x = F.interpolate(x, scale_factor=tuple(float(f) for f in factor[-2:]), mode="nearest")
     size = size[-2:]
-    return _unfold_time(_crop(x, size, first=x.dim() - len(size)), folded)
+    return _unfold_time(crop(x, size, first=x.dim() - len(size)), folded)
 
 
-def _crop(x: Tensor, size: Sequence[int], *, first: int = 2) -> Tensor:
+def crop(x: Tensor, size: Sequence[int], *, first: int = 2) -> Tensor:
     """The leading part of `x` that has `size` from axis `first` on; `x` itself where nothing is cut."""
     for axis, length in enumerate(size, start=first):
         if x.shape[axis] != length:
