@@ -170,19 +170,16 @@ def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None
     factor = as_factor(factor, x.dim() - 2)
     if len(factor) == 3 and factor[0] == 2:
         x = _repeat_time(x)  # time first, on the smaller map
-        if len(size) == 3:
-            x = _crop(x, size[:1], first=2)
-    if factor[-2:] == (1, 1):
-        return x
-    x, folded = _fold_time(x)
-    x = F.interpolate(x, scale_factor=tuple(float(f) for f in factor[-2:]), mode="nearest")
-    size = size[-2:]
-    return _unfold_time(_crop(x, size, first=x.dim() - len(size)), folded)
+    if factor[-2:] != (1, 1):
+        x, folded = _fold_time(x)
+        x = F.interpolate(x, scale_factor=tuple(float(f) for f in factor[-2:]), mode="nearest")
+        x = _unfold_time(x, folded)
+    return crop(x, size)  # last: a cropped map folds into no view
 
 
-def _crop(x: Tensor, size: Sequence[int], *, first: int = 2) -> Tensor:
-    """The leading part of `x` that has `size` from axis `first` on; `x` itself where nothing is cut."""
-    for axis, length in enumerate(size, start=first):
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The leading part of `x` that has `size` in its last axes; `x` itself where nothing is cut."""
+    for axis, length in enumerate(size, start=x.dim() - len(size)):
         if x.shape[axis] != length:
             x = x.narrow(axis, 0, length)
     return x
