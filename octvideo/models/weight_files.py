@@ -147,6 +147,13 @@ def _why_unreadable(path: str | Path, source: str, error: Exception) -> str:
         )
     first_line = (str(error) or type(error).__name__).splitlines()[0]
     reason = first_line if zipfile.is_zipfile(path) else "it is not a file of torch.save"
+    with Path(path).open("rb") as file:
+        # The .pkl files in PySlowFast's zoo: {"blobs": {name: numpy array}}.
+        if b"blobs" in file.read(64):
+            reason = (
+                "it is a Caffe2 file, which PySlowFast can load (TRAIN.CHECKPOINT_TYPE caffe2) and save as .pyth; "
+                "pytorchvideo's zoo has most of the same networks"
+            )
     return f"{source} can't be read as weights: {reason}; expected {EXPECTED}"
 
 

@@ -72,7 +72,7 @@ class WeightsReport:
         if self.owner is not None:
             lines.append(f"  {self.translated} found under {self.owner} names")
         if self.inflated:
-            lines.append(f"  {len(self.inflated)} kernels inflated over time ({self.inflation})")
+            lines.append(f"  {len(self.inflated)} inflated over time ({self.inflation})")
         for what, keys in (
             ("missing in the file, left as initialised", self.missing),
             ("of another shape in the file, left as initialised", self.misfits),

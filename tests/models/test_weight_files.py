@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,3 +88,12 @@ def test_a_pickled_network_is_refused_in_words(tmp_path: Path, zipped: bool) -> 
         "reading those can run code from the file. Where it was made, save the weights alone: "
         "torch.save(model.state_dict(), PATH)"
     )
+
+
+def test_caffe2s_files_are_called_by_their_name(tmp_path: Path) -> None:
+    with (tmp_path / "I3D_8x8_R50.pkl").open("wb") as file:
+        pickle.dump({"blobs": {"conv1_w": torch.ones(2).numpy()}}, file, protocol=2)
+    with pytest.raises(
+        UserError, match=r"I3D_8x8_R50\.pkl can't be read as weights: it is a Caffe2 file, which PySlow"
+    ):
+        read_file(tmp_path / "I3D_8x8_R50.pkl")
