@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.features import Factor, Octave, as_factor, low_size, merge, split
-from octvideo.octave.partition import Partition, take_channels
+from octvideo.octave.features import Factor, Octave, as_factor, join, low_size, merge, split
+from octvideo.octave.partition import Partition, reorder, take_channels
 
 Operation = Callable[..., Any]  # a module or a function
 
@@ -129,12 +129,13 @@ class OctGate(nn.Module):
     def __init__(self, operation: Operation, partition: Partition, factor: Factor | None = None) -> None:
         super().__init__()
         self.operation, self.partition, self.factor = operation, partition, factor
+        self.high, self.low = partition.indices
 
     def forward(self, x: Octave, gate: Tensor) -> Octave:
         """x of partition's C channels; gate (N, C or 1, [T,] 1, 1), or any tensor that broadcasts."""
         behind = gate.shape[2:]
         if gate.dim() != x.high.dim() or gate.shape[1] not in (1, self.partition.num_channels):
-            full = self.operation(merge(x, self.partition, self.factor), gate)
+            full = self.operation(merge(x, self.partition, self.factor), gate)  # any other tensor
             return split(full, self.partition, self.factor)  # type: ignore[return-value]
         halved = [f == 2 for f in as_factor(self.factor, len(behind))]
         if any(h and size > 1 for h, size in zip(halved, behind, strict=True)):  # not one value a channel
@@ -143,7 +144,7 @@ class OctGate(nn.Module):
             return Octave(self.operation(x.high, pair.high), self.operation(x.low, pair.low))  # type: ignore
         if gate.shape[1] == 1:
             return Octave(self.operation(x.high, gate), self.operation(x.low, gate))
-        high, low = (take_channels(gate, index) for index in self.partition.indices)
+        high, low = take_channels(gate, self.high), take_channels(gate, self.low)
         return Octave(self.operation(x.high, high), self.operation(x.low, low))
 
     def extra_repr(self) -> str:
@@ -172,15 +173,16 @@ class OctSqueeze(nn.Module):
         super().__init__()
         self.pool, self.args, self.kwargs = pool, args, kwargs
         self.partition, self.factor, self.dims = partition, factor, dims
+        self.order = partition.reordering()
 
     def forward(self, x: Octave) -> Tensor:
         """(N, C, 1, ...), or (N, C) where a mean keeps no dimensions."""
         if not self._covers(x.high):
-            return self.pool(merge(x, self.partition, self.factor), *self.args, **self.kwargs)
-        low = self.pool(x.low, *self.args, **self.kwargs)
-        if x.high.shape[1] == 0:
-            return self.partition.reorder(low)
-        return self.partition.reorder(torch.cat([self.pool(x.high, *self.args, **self.kwargs), low], dim=1))
+            return self.pool(reorder(join(x, self.factor), self.order), *self.args, **self.kwargs)
+        pooled = self.pool(x.low, *self.args, **self.kwargs)
+        if x.high.shape[1] > 0:
+            pooled = torch.cat([self.pool(x.high, *self.args, **self.kwargs), pooled], dim=1)
+        return reorder(pooled, self.order)
 
     def _covers(self, x: Tensor) -> bool:
         """Whether the mean is over every halved axis, so that resolution does not matter."""
@@ -246,10 +248,10 @@ class OctMerge(nn.Module):
 
     def __init__(self, partition: Partition, factor: Factor | None = None) -> None:
         super().__init__()
-        self.partition, self.factor = partition, factor
+        self.partition, self.factor, self.order = partition, factor, partition.reordering()
 
     def forward(self, x: Octave) -> Tensor:
-        return merge(x, self.partition, self.factor)
+        return reorder(join(x, self.factor), self.order)
 
     def extra_repr(self) -> str:
         return repr(self.partition)
