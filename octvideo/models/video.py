@@ -16,6 +16,7 @@ from torch import nn
 
 from octvideo.models.builders import check_arguments, choose_downsample, explained, remember
 from octvideo.models.layers import LEAVES, ClipHead, TimePool, initialise
+from octvideo.models.non_local import Attention, NonLocalStage
 from octvideo.octave import Downsample, octavize
 
 Kernel = tuple[int, int, int]
@@ -32,6 +33,8 @@ class ResNetPlan:
     conv_a: tuple[tuple[Kernel, ...], ...]
     pool_time_after_res2: bool
     head_pool: Kernel
+    # Residual blocks, counted from 0, that a non-local block follows, stage by stage.
+    non_local: tuple[tuple[int, ...], ...] = ((), (), (), ())
 
 
 _FRAME: tuple[Kernel, ...] = ((1, 1, 1),)
@@ -48,11 +51,16 @@ _EVERY_OTHER: tuple[Kernel, ...] = ((3, 1, 1), (1, 1, 1))
 _C2D = ResNetPlan((3, 4, 6, 3), 64, (1, 7, 7), (_FRAME, _FRAME, _FRAME, _FRAME), True, (4, 7, 7))
 _I3D = ResNetPlan((3, 4, 6, 3), 64, (5, 7, 7), (_TIME, _EVERY_OTHER, _EVERY_OTHER, _EVERY_OTHER[::-1]), True, (4, 7, 7))
 _SLOW = ResNetPlan((3, 4, 6, 3), 64, (1, 7, 7), (_FRAME, _FRAME, _TIME, _TIME), False, (8, 7, 7))
+# Every other block of res3 and res4, five in all (arXiv 1711.07971, "adding 5 blocks"; PySlowFast's
+# configs/Kinetics/I3D_NLN_8x8_R50.yaml counts them the same way).
+_FIVE_BLOCKS = ((), (1, 3), (1, 3, 5), ())
 
 
 def _small(plan: ResNetPlan, width: int) -> ResNetPlan:
     """For CPUs and small data: fewer channels, and two blocks a stage."""
-    return replace(plan, depths=(2, 2, 2, 2), width=width)
+    depths = (2, 2, 2, 2)
+    after = tuple(tuple(n for n in blocks if n < depth) for blocks, depth in zip(plan.non_local, depths, strict=True))
+    return replace(plan, depths=depths, width=width, non_local=after)
 
 
 def _ordinary(plan: ResNetPlan, num_classes: int, dropout: float) -> Net:
@@ -74,19 +82,18 @@ def _ordinary(plan: ResNetPlan, num_classes: int, dropout: float) -> Net:
     for stage, (depth, kernels) in enumerate(zip(plan.depths, plan.conv_a, strict=True)):
         stride = 1 if stage == 0 else 2
         conv_a = [kernels[block % len(kernels)] for block in range(depth)]
-        blocks.append(
-            create_res_stage(
-                depth=depth,
-                dim_in=dim_in,
-                dim_inner=dim_out // 4,
-                dim_out=dim_out,
-                bottleneck=create_bottleneck_block,
-                conv_a_kernel_size=conv_a,
-                conv_a_stride=(1, 1, 1),
-                conv_a_padding=[tuple(k // 2 for k in kernel) for kernel in conv_a],
-                conv_b_stride=(1, stride, stride),
-            )
+        block = create_res_stage(
+            depth=depth,
+            dim_in=dim_in,
+            dim_inner=dim_out // 4,
+            dim_out=dim_out,
+            bottleneck=create_bottleneck_block,
+            conv_a_kernel_size=conv_a,
+            conv_a_stride=(1, 1, 1),
+            conv_a_padding=[tuple(k // 2 for k in kernel) for kernel in conv_a],
+            conv_b_stride=(1, stride, stride),
         )
+        blocks.append(NonLocalStage(block, dim_out, plan.non_local[stage]) if plan.non_local[stage] else block)
         dim_in, dim_out = dim_out, dim_out * 2
         if stage == 0 and plan.pool_time_after_res2:
             blocks.append(TimePool())
@@ -119,7 +126,7 @@ def _build(
     stages = [n for n, block in enumerate(ordinary.blocks) if isinstance(block, ResStage)]
     chosen = choose_downsample(downsample, alpha)
     shares = {f"blocks.{n}": alpha for n in stages[:-1]}  # res5 stays ordinary
-    network = octavize(ordinary, shares, downsample=chosen, leaf_modules=LEAVES)
+    network = octavize(ordinary, shares, downsample=chosen, leaf_modules=[*LEAVES, Attention])
     return remember(
         network,
         name,
@@ -214,3 +221,46 @@ def slow_small(
     """Slow with a quarter of the channels and two blocks a stage, for CPUs and small data."""
     plan = _small(_SLOW, width)
     return _build("slow_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)
+
+
+@explained()
+def c2d_nl_r50(
+    num_classes: int = 400,
+    alpha: float = 0.0,
+    *,
+    downsample: Downsample | None = None,
+    dropout: float = 0.5,
+    zero_init_last_norm: bool = True,
+) -> nn.Module:
+    """C2D ResNet-50 with five non-local blocks (arXiv 1711.07971). T >= 2."""
+    plan = replace(_C2D, non_local=_FIVE_BLOCKS)
+    return _build("c2d_nl_r50", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+
+
+@explained()
+def i3d_nl_r50(
+    num_classes: int = 400,
+    alpha: float = 0.0,
+    *,
+    downsample: Downsample | None = None,
+    dropout: float = 0.5,
+    zero_init_last_norm: bool = True,
+) -> nn.Module:
+    """I3D ResNet-50 with five non-local blocks (arXiv 1711.07971). T >= 2."""
+    plan = replace(_I3D, non_local=_FIVE_BLOCKS)
+    return _build("i3d_nl_r50", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+
+
+@explained()
+def i3d_nl_small(
+    num_classes: int = 400,
+    alpha: float = 0.0,
+    *,
+    width: int = 16,
+    downsample: Downsample | None = None,
+    dropout: float = 0.5,
+    zero_init_last_norm: bool = True,
+) -> nn.Module:
+    """I3D with a quarter of the channels, two blocks a stage and a non-local block after res3 and res4. T >= 2."""
+    plan = _small(replace(_I3D, non_local=_FIVE_BLOCKS), width)
+    return _build("i3d_nl_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)
