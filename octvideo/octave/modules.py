@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave.features import Factor, Octave, as_factor, join, low_size, merge, split
-from octvideo.octave.partition import Partition, reorder, take_channels
+from octvideo.octave.partition import ChannelIndex, Partition, reorder, take_channels
 
 Operation = Callable[..., Any]  # a module or a function
 
@@ -60,27 +60,23 @@ class OctPool(nn.Module):
     """Pools each frequency by itself, so that low stays ceil(high / 2).
 
     Args:
-        pool: the ordinary network's pooling module, or a function with its other arguments.
+        pool: the ordinary network's pooling module.
         factor: which axes the Octave halves; None for height and width.
     """
 
-    def __init__(self, pool: Operation, *args: object, factor: Factor | None = None, **kwargs: object) -> None:
+    def __init__(self, pool: nn.Module, factor: Factor | None = None) -> None:
         super().__init__()
-        self.pool, self.args, self.kwargs, self.factor = pool, args, kwargs, factor
-        if isinstance(pool, nn.Module):  # keeps the border pixel, which the ordinary size may need
-            self.pool_low: Operation = copy.deepcopy(pool)
-            self.pool_low.ceil_mode = True  # type: ignore[attr-defined, assignment]
-            self.kwargs_low = kwargs
-        else:
-            self.pool_low, self.kwargs_low = pool, {**kwargs, "ceil_mode": True}
+        self.pool, self.factor = pool, factor
+        self.pool_low = copy.deepcopy(pool)
+        self.pool_low.ceil_mode = True  # type: ignore[assignment]  # keeps the border pixel: the size may need it
 
     def forward(self, x: Octave) -> Octave:
         if x.high.shape[1] > 0:
-            high = self.pool(x.high, *self.args, **self.kwargs)
+            high = self.pool(x.high)
         else:  # alpha = 1: pooling refuses an empty map, and only its size is wanted
-            high = self.pool(x.high.new_zeros(1, 1, *x.high.shape[2:]), *self.args, **self.kwargs)
+            high = self.pool(x.high.new_zeros(1, 1, *x.high.shape[2:]))
             high = high.new_empty(x.high.shape[0], 0, *high.shape[2:])
-        low = self.pool_low(x.low, *self.args, **self.kwargs_low)
+        low = self.pool_low(x.low)
         return Octave(high, _fit(low, low_size(high.shape[2:], self.factor)))
 
 
@@ -233,8 +229,9 @@ class OctShuffle(nn.Module):
         per_group = partition.num_channels // groups
         order = [g * per_group + i for i in range(per_group) for g in range(groups)]
         high, low = ({c: n for n, c in enumerate(channels)} for channels in (partition.high, partition.low))
-        self.high = tuple(high[c] for c in order if c in high)
-        self.low = tuple(low[c] for c in order if c in low)
+        none = slice(0, 0)
+        self.high: ChannelIndex = tuple(high[c] for c in order if c in high) or none
+        self.low: ChannelIndex = tuple(low[c] for c in order if c in low) or none
 
     def forward(self, x: Octave) -> Octave:
         return Octave(take_channels(x.high, self.high), take_channels(x.low, self.low))

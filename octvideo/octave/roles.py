@@ -162,11 +162,18 @@ def _each(value: Any) -> tuple[int, ...]:
 
 def pool_options(node: fx.Node) -> dict[str, Any]:
     """Kernel, stride, padding and the rest of a pooling function's call."""
-    names = ("input", "kernel_size", "stride", "padding")
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     if len(node.args) > 4:
         return {}  # more options by position: not worth the bookkeeping
-    return {"kernel_size": given.get("kernel_size", 0), "padding": 0, "count_include_pad": True, **given}
+    names = ("input", "kernel_size", "stride", "padding")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given.pop("input", None)
+    return given
+
+
+def pool_module(node: fx.Node) -> nn.Module:
+    """The module that does what a call of a pooling function does; functions of torch do not all pickle."""
+    functions, kinds = MAX_POOL_FUNCTIONS + AVG_POOL_FUNCTIONS, MAX_POOLS + AVG_POOLS
+    return kinds[functions.index(node.target)](**pool_options(node))  # type: ignore[arg-type]
 
 
 def keeps_pairs(options: Mapping[str, Any], *, average: bool) -> bool:
@@ -174,7 +181,11 @@ def keeps_pairs(options: Mapping[str, Any], *, average: bool) -> bool:
 
     Averages that count padding are no such pool: the border weighs more at half resolution.
     """
-    values = [options.get("kernel_size"), options.get("stride") or options.get("kernel_size"), options.get("padding")]
+    values = [
+        options.get("kernel_size"),
+        options.get("stride") or options.get("kernel_size"),
+        options.get("padding", 0),
+    ]
     if any(isinstance(value, fx.Node) or value is None for value in values) or options.get("return_indices"):
         return False
     kernel, stride, padding = (_each(value) for value in values)

@@ -36,18 +36,9 @@ def test_table_1_is_the_closed_form() -> None:
         assert numbers[4] == numbers[5] == pytest.approx(memory, abs=0.75)  # .875 is printed as 35: 34.4
 
 
-@pytest.mark.parametrize("table", ["6", "8", pytest.param("5", marks=pytest.mark.slow)])
-def test_rows_agree_or_say_why(table: str) -> None:
-    check_rows(table)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("table", ["4", "7"])
-def test_deep_networks_agree_or_say_why(table: str) -> None:
-    check_rows(table)
-
-
-def check_rows(table: str) -> None:
+@pytest.mark.parametrize("table", ["4", "5", "6", "7", "8"])
+def test_rows_agree_or_say_why(table: str) -> None:
     for row in paper_rows([table]):
         expected = DIFFERENT.get((row.network, row.alpha))
         if expected is not None:
