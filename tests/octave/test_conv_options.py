@@ -209,7 +209,7 @@ OPTIONS = {
 @pytest.mark.parametrize("stride", [1, (1, 2, 2)], ids=str)
 def test_gradients(stride: object, options: dict) -> None:
     layer = OctConv3d(2, 2, 3, stride, 1, alpha_in=0.5, alpha_out=0.5, **options).double()
-    assert gradcheck(layer, (3, 3, 2))
+    assert gradcheck(layer, (3, 3, 2), fast_mode=True)
 
 
 def net(options: dict) -> nn.Module:
@@ -224,7 +224,13 @@ def net(options: dict) -> nn.Module:
     return nn.Sequential(*layers).eval()
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+COMPILED = [  # one of them in the fast tests: each takes seconds
+    pytest.param(options, id=name, marks=() if name == "strided time octave" else pytest.mark.slow)
+    for name, options in OPTIONS.items()
+]
+
+
+@pytest.mark.parametrize("options", COMPILED)
 def test_compiles_as_one_graph_and_exports(options: dict) -> None:
     model, x = net(options), torch.randn(1, 3, 3, 7, 8)
     torch._dynamo.reset()

@@ -44,7 +44,7 @@ def test_pool_and_upsample_in_both_layouts(memory_format: torch.memory_format) -
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("factor", [(2, 2, 2), (2, 1, 1), (1, 2, 1), (2, 1, 2)], ids=str)
 def test_any_axes_can_be_halved(factor: tuple[int, ...], memory_format: torch.memory_format) -> None:
-    for sizes in ((5, 7, 6), (4, 6, 9), (1, 2, 1)):
+    for sizes in ((5, 7, 6), (4, 6, 9), (4, 6, 8)):
         x = torch.randn(2, 3, *sizes).to(memory_format=memory_format)
         pooled = pool_down(x, factor)
         assert tuple(pooled.shape[2:]) == low_size(sizes, factor)
@@ -69,11 +69,13 @@ def test_wrong_factor_is_named(factor: tuple[int, ...]) -> None:
 
 
 def test_split_then_merge_in_a_time_octave() -> None:
-    """Odd numbers of frames round up; the last low frame is the last frame itself."""
+    """Odd numbers of frames round up; the last low frame is the last frame itself, a single one too."""
     x = torch.arange(5.0).reshape(1, 1, 5, 1, 1).expand(1, 2, 5, 3, 4)
     pair = split(x, 0.5, (2, 2, 2))
     assert isinstance(pair, Octave) and pair.low[0, 0, :, 0, 0].tolist() == [0.5, 2.5, 4.0]
     assert merge(pair, factor=(2, 2, 2))[0, 1, :, 0, 0].tolist() == [0.5, 0.5, 2.5, 2.5, 4.0]
+    frame = torch.randn(1, 2, 1, 1, 1)
+    assert torch.equal(merge(split(frame, 0.5, (2, 2, 2)), factor=(2, 2, 2)), frame)
 
 
 def test_split_then_merge_keeps_constant_maps_and_order() -> None:
