@@ -139,22 +139,29 @@ def _read_safetensors(path: str | Path, source: str) -> dict[str, Tensor]:
 
 def _why_unreadable(path: str | Path, source: str, error: Exception) -> str:
     refused = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-    if isinstance(error, pickle.UnpicklingError) and refused:
+    if _is_caffe2(path):
+        reason = (
+            "it is a Caffe2 file, which PySlowFast can load (TRAIN.CHECKPOINT_TYPE caffe2) and save as .pyth; "
+            "pytorchvideo's zoo has most of the same networks"
+        )
+    elif isinstance(error, pickle.UnpicklingError) and refused:
         return (
             f"{source} is refused: besides tensors it holds Python objects ({refused[1]}), and reading those "
             "can run code from the file. Where it was made, save the weights alone: "
             "torch.save(model.state_dict(), PATH)"
         )
-    first_line = (str(error) or type(error).__name__).splitlines()[0]
-    reason = first_line if zipfile.is_zipfile(path) else "it is not a file of torch.save"
-    with Path(path).open("rb") as file:
-        # The .pkl files in PySlowFast's zoo: {"blobs": {name: numpy array}}.
-        if b"blobs" in file.read(64):
-            reason = (
-                "it is a Caffe2 file, which PySlowFast can load (TRAIN.CHECKPOINT_TYPE caffe2) and save as .pyth; "
-                "pytorchvideo's zoo has most of the same networks"
-            )
+    elif zipfile.is_zipfile(path):
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    else:
+        reason = "it is not a file of torch.save"
     return f"{source} can't be read as weights: {reason}; expected {EXPECTED}"
+
+
+def _is_caffe2(path: str | Path) -> bool:
+    """Whether it is like the .pkl files in PySlowFast's zoo: a pickle of {"blobs": {name: numpy array}}."""
+    with Path(path).open("rb") as file:
+        start = file.read(64)
+    return start[:1] == b"\x80" and b"blobs" in start
 
 
 def weights_in(content: Any, *, source: str) -> Weights:
