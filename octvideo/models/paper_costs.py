@@ -148,9 +148,9 @@ _IMAGE_NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shares]] = {
     "1.125 MobileNetV2": (lambda: torchvision.models.mobilenet_v2(width_mult=1.125), _MOBILENET_V2),
 }
 
-_DEEP = "10.9 G would be 0.95 of the ordinary network; the stages of Table 2 leave 0.84 at alpha .125, the first two alone 0.96"
+_DEEP = "10.9 G are 0.95 of the ordinary network; at alpha .125 the stages of Table 2 leave 0.84, the first two 0.96"
 _V1 = "the paper does not say which layers are octave; these are those at 56 x 56 to 14 x 14"
-_V2 = _V1 + "; without the two at 56 x 56 they cost 0.256 G"
+_V2 = _V1 + "; without the first of them it would be 0.256 G"
 _V2_WIDE = _V1 + "; with every block octave 0.301 G are left"
 
 # table, network, alpha, multiply-adds in G, parameters in M, note
