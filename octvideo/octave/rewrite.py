@@ -147,6 +147,7 @@ class _Rewriter:
             wrap = {"map": OctMap, "drop": OctDropPath}.get(role)
             source = module if once else copy.deepcopy(module)
             new = wrap(source) if wrap is not None else OctPool(source, self.factor)  # type: ignore[arg-type]
+            new.training = source.training  # type: ignore[union-attr]
             if once:
                 self.model.set_submodule(str(node.target), new)
             else:  # shared with places where the value is ordinary
