@@ -8,10 +8,18 @@ from pytorchvideo.models.head import ResNetBasicHead
 from pytorchvideo.models.resnet import ResStage
 from torch import nn
 
-from octvideo.models.builders import Alpha, check_arguments, choose_downsample, explained, remember
+from octvideo.models.builders import (
+    Alpha,
+    OctaveOptions,
+    check_arguments,
+    choose_downsample,
+    explained,
+    make_octave,
+    remember,
+)
 from octvideo.models.image_networks import check_known, classifier_path, set_dropout, split_name
 from octvideo.models.layers import FittingAvgPool
-from octvideo.octave import Downsample, octavize
+from octvideo.octave import Downsample
 
 # Convolutional ones with a linear classifier; the others of these libraries are transformers, or (s3d) end in a
 # convolution.
@@ -39,6 +47,7 @@ def video_network(
     alpha: Alpha = 0.0,
     *,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
 ) -> nn.Module:
     """A video network of pytorchvideo or torchvision, with the library's keys and initialisation."""
@@ -46,14 +55,15 @@ def video_network(
     chosen = choose_downsample(downsample, alpha)
     ordinary = _ordinary(network, num_classes, dropout)
     shares = alpha if isinstance(alpha, dict) else {stage: alpha for stage in _stages(ordinary)[:-1]}
-    octave = octavize(ordinary, shares, downsample=chosen, leaf_modules=[ResNetBasicHead])
+    converted = make_octave(ordinary, shares, downsample=chosen, octave=octave, leaf_modules=[ResNetBasicHead])
     return remember(
-        octave,
+        converted,
         "video_network",
         network=network,
         num_classes=num_classes,
         alpha=alpha,
         downsample=chosen,
+        octave=octave and dict(octave),
         dropout=dropout,
     )
 
