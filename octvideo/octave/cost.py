@@ -49,12 +49,12 @@ def layer_memory_ratio(alpha: float) -> float:
     return 1 - 0.75 * alpha
 
 
-def count_cost(model: nn.Module, input_shape: Sequence[int]) -> Cost:
+def count_cost(model: nn.Module, input_shape: Sequence[int] | Sequence[Sequence[int]]) -> Cost:
     """Count one evaluation forward pass of `model` on a Tensor of `input_shape`, batch included.
 
     Args:
         model: any network of one input; not changed.
-        input_shape: for instance (1, 3, 8, 224, 224).
+        input_shape: for instance (1, 3, 8, 224, 224); several shapes for a network that takes a list.
     """
     model = copy.deepcopy(model).to("meta").eval()
     written = 0
@@ -67,6 +67,12 @@ def count_cost(model: nn.Module, input_shape: Sequence[int]) -> Cost:
         if isinstance(module, nn.modules.conv._ConvNd):
             module.register_forward_hook(add_output)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(*input_shape, device="meta"))
+        model(_zeros(input_shape))
     # torch counts a multiply-add as two operations.
     return Cost(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()), written)
+
+
+def _zeros(shape: Any) -> Tensor | list[Tensor]:
+    if isinstance(shape[0], int):
+        return torch.zeros(*shape, device="meta")
+    return [torch.zeros(*each, device="meta") for each in shape]

@@ -1,112 +1,51 @@
-"""Layers that act on an Octave: batch norm with one set of statistics, and modules without parameters.
+"""Operations on an Octave, as modules without parameters: activation, pooling, addition, concatenation, gates.
 
-`octavize` puts these in place of an ordinary network's layers and operations; their state_dict keys are the
-ordinary ones. Operations are modules, not functions: an `isinstance` in a traced function would see a Proxy.
+`octavize` puts these in place of an ordinary network's operations. They are modules, not functions, since an
+`isinstance` in a traced function would see a Proxy.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.features import Octave, merge
-from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, as_partition, take_channels
+from octvideo.octave.features import Factor, Octave, as_factor, low_size, merge, split
+from octvideo.octave.partition import Partition, take_channels
+
+Operation = Callable[..., Any]  # a module or a function
 
 
-class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of each frequency by itself; weight, bias, statistics are the ordinary layer's vectors."""
-
-    partition: Partition
-
-    def __init__(self, num_features: int, *args: object, alpha: float | Partition, **kwargs: object) -> None:
-        super().__init__(num_features, *args, **kwargs)  # type: ignore[arg-type]
-        self.set_octave(alpha)
-
-    def set_octave(self, alpha: float | Partition) -> None:
-        """Choose which channels are low; parameters and statistics are not touched."""
-        self.partition = as_partition(alpha, self.num_features)
-        self._high = as_channel_index(self.partition.high)
-        self._low = as_channel_index(self.partition.low)
-
-    def forward(self, input: Tensor | Octave) -> Tensor | Octave:  # type: ignore[override]
-        """Normalise; same sizes out as in.
-
-        Raises:
-            TypeError: if a Tensor comes where low channels are expected, or the other way round.
-        """
-        if self.partition.is_ordinary and not isinstance(input, Octave):
-            return super().forward(input)
-        if not isinstance(input, Octave) or self.partition.is_ordinary:
-            want = "a Tensor" if self.partition.is_ordinary else "an Octave"
-            got = type(input).__name__
-            raise TypeError(f"octave batch norm with {self.partition}: expected {want}, got {got}")
-        momentum = self.momentum if self.momentum is not None else 0.0
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # cumulative average, as in nn.BatchNorm
-                momentum = 1.0 / float(self.num_batches_tracked)
-        high = self._norm(input.high, self._high, momentum)
-        return Octave(high, self._norm(input.low, self._low, momentum))
-
-    def _norm(self, x: Tensor, channels: ChannelIndex, momentum: float) -> Tensor:
-        if x.shape[1] == 0:
-            return x
-        use_batch = self.training or self.running_mean is None
-        update = self.training and self.track_running_stats
-        mean = var = None
-        if self.running_mean is not None and self.running_var is not None and (update or not use_batch):
-            # A run of channels is a view, which F.batch_norm updates in place; others are written back.
-            mean = take_channels(self.running_mean, channels, 0)
-            var = take_channels(self.running_var, channels, 0)
-        weight = None if self.weight is None else take_channels(self.weight, channels, 0)
-        bias = None if self.bias is None else take_channels(self.bias, channels, 0)
-        y = F.batch_norm(x, mean, var, weight, bias, use_batch, momentum, self.eps)
-        if update and mean is not None and var is not None and not isinstance(channels, slice):
-            index = torch.tensor(channels, device=mean.device)
-            with torch.no_grad():
-                self.running_mean.index_copy_(0, index, mean)  # type: ignore[union-attr]
-                self.running_var.index_copy_(0, index, var)  # type: ignore[union-attr]
-        return y
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + f", alpha={self.partition.alpha:.3g}"
-
-
-class OctBatchNorm1d(_OctBatchNorm, nn.BatchNorm1d):
-    """Batch norm of an Octave of signals. A BatchNorm1d for every rule that looks for one."""
-
-
-class OctBatchNorm2d(_OctBatchNorm, nn.BatchNorm2d):
-    """Batch norm of an Octave of images. A BatchNorm2d for every rule that looks for one."""
-
-
-class OctBatchNorm3d(_OctBatchNorm, nn.BatchNorm3d):
-    """Batch norm of an Octave of clips. A BatchNorm3d for every rule (weight decay) that looks for one."""
+def _fit(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Crop the axes behind the channels to `size`, or repeat their last values up to it."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    x = x[(slice(None), slice(None)) + tuple(slice(s) for s in size)]  # noqa: RUF005 (mypy's Python 3.10)
+    missing = [want - have for want, have in zip(size, x.shape[2:], strict=True)]
+    if any(missing):
+        x = F.pad(x, [pad for n in reversed(missing) for pad in (0, n)], mode="replicate")
+    return x
 
 
 class OctMap(nn.Module):
-    """Applies one parameter-free module to each frequency: activations, dropout, pooling over time."""
+    """Applies one parameter-free, element-wise module to each frequency: activations and dropout."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, x: Octave) -> Octave:
-        low = self.module(x.low)
-        if x.high.shape[1] > 0:
-            return Octave(self.module(x.high), low)
-        # alpha = 1: pooling refuses an empty map; only the number of frames of a clip can change.
-        sizes = (low.shape[2], *x.high.shape[3:]) if x.high.dim() == 5 else x.high.shape[2:]
-        return Octave(x.high.new_empty(x.high.shape[0], 0, *sizes), low)
+        return Octave(self.module(x.high), self.module(x.low))
 
 
 class OctFunction(nn.Module):
     """Applies one element-wise function to each frequency, with the function's other arguments fixed."""
 
-    def __init__(self, function: Callable[..., Tensor], *args: object, **kwargs: object) -> None:
+    def __init__(self, function: Operation, *args: object, **kwargs: object) -> None:
         super().__init__()
         self.function, self.args, self.kwargs = function, args, kwargs
 
@@ -117,11 +56,156 @@ class OctFunction(nn.Module):
         return getattr(self.function, "__name__", str(self.function))
 
 
+class OctPool(nn.Module):
+    """Pools each frequency by itself, so that low stays ceil(high / 2).
+
+    Args:
+        pool: the ordinary network's pooling module, or a function with its other arguments.
+        factor: which axes the Octave halves; None for height and width.
+    """
+
+    def __init__(self, pool: Operation, *args: object, factor: Factor | None = None, **kwargs: object) -> None:
+        super().__init__()
+        self.pool, self.args, self.kwargs, self.factor = pool, args, kwargs, factor
+        if isinstance(pool, nn.Module):  # keeps the border pixel, which the ordinary size may need
+            self.pool_low: Operation = copy.deepcopy(pool)
+            self.pool_low.ceil_mode = True  # type: ignore[attr-defined, assignment]
+            self.kwargs_low = kwargs
+        else:
+            self.pool_low, self.kwargs_low = pool, {**kwargs, "ceil_mode": True}
+
+    def forward(self, x: Octave) -> Octave:
+        if x.high.shape[1] > 0:
+            high = self.pool(x.high, *self.args, **self.kwargs)
+        else:  # alpha = 1: pooling refuses an empty map, and only its size is wanted
+            high = self.pool(x.high.new_zeros(1, 1, *x.high.shape[2:]), *self.args, **self.kwargs)
+            high = high.new_empty(x.high.shape[0], 0, *high.shape[2:])
+        low = self.pool_low(x.low, *self.args, **self.kwargs_low)
+        return Octave(high, _fit(low, low_size(high.shape[2:], self.factor)))
+
+
+class OctDropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): drops both frequencies of a sample, or neither.
+
+    Args:
+        module: timm's DropPath, torchvision's StochasticDepth, or another that scales whole samples.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Octave) -> Octave:
+        if not self.module.training:
+            return x
+        # What it does to ones is what it does to the samples: one draw for both maps.
+        scale = self.module(x.low.new_ones(x.low.shape[0], *[1] * (x.low.dim() - 1)))
+        return Octave(x.high * scale, x.low * scale)
+
+
 class OctAdd(nn.Module):
     """Adds two Octaves of the same partition, frequency by frequency."""
 
     def forward(self, a: Octave, b: Octave) -> Octave:
         return Octave(a.high + b.high, a.low + b.low)
+
+
+class OctMul(nn.Module):
+    """Multiplies two Octaves of the same partition, frequency by frequency (x * sigmoid(x))."""
+
+    def forward(self, a: Octave, b: Octave) -> Octave:
+        return Octave(a.high * b.high, a.low * b.low)
+
+
+class OctGate(nn.Module):
+    """Scales (or shifts) an Octave by an ordinary tensor: the gates of squeeze-excitation, split again.
+
+    Args:
+        operation: torch.mul or torch.add.
+        partition: of the Octave.
+        factor: which axes it halves; None for height and width.
+    """
+
+    def __init__(self, operation: Operation, partition: Partition, factor: Factor | None = None) -> None:
+        super().__init__()
+        self.operation, self.partition, self.factor = operation, partition, factor
+
+    def forward(self, x: Octave, gate: Tensor) -> Octave:
+        """x of partition's C channels; gate (N, C or 1, [T,] 1, 1), or any tensor that broadcasts."""
+        behind = gate.shape[2:]
+        if gate.dim() != x.high.dim() or gate.shape[1] not in (1, self.partition.num_channels):
+            full = self.operation(merge(x, self.partition, self.factor), gate)
+            return split(full, self.partition, self.factor)  # type: ignore[return-value]
+        halved = [f == 2 for f in as_factor(self.factor, len(behind))]
+        if any(h and size > 1 for h, size in zip(halved, behind, strict=True)):  # not one value a channel
+            full_gate = gate.expand(-1, self.partition.num_channels, *x.high.shape[2:])
+            pair = split(full_gate, self.partition, self.factor)
+            return Octave(self.operation(x.high, pair.high), self.operation(x.low, pair.low))  # type: ignore
+        if gate.shape[1] == 1:
+            return Octave(self.operation(x.high, gate), self.operation(x.low, gate))
+        high, low = (take_channels(gate, index) for index in self.partition.indices)
+        return Octave(self.operation(x.high, high), self.operation(x.low, low))
+
+    def extra_repr(self) -> str:
+        return f"{getattr(self.operation, '__name__', self.operation)}, {self.partition!r}"
+
+
+class OctSqueeze(nn.Module):
+    """A global pool of an Octave, as an ordinary tensor: each frequency pooled by itself, channels in their places.
+
+    Args:
+        pool: the ordinary network's module or function (a mean over the axes behind the channels).
+        partition: of the Octave.
+        factor: which axes it halves; None for height and width.
+        dims: of a mean, for which a clip may keep its frames.
+    """
+
+    def __init__(
+        self,
+        pool: Operation,
+        *args: object,
+        partition: Partition,
+        factor: Factor | None = None,
+        dims: tuple[int, ...] | None = None,
+        **kwargs: object,
+    ) -> None:
+        super().__init__()
+        self.pool, self.args, self.kwargs = pool, args, kwargs
+        self.partition, self.factor, self.dims = partition, factor, dims
+
+    def forward(self, x: Octave) -> Tensor:
+        """(N, C, 1, ...), or (N, C) where a mean keeps no dimensions."""
+        if not self._covers(x.high):
+            return self.pool(merge(x, self.partition, self.factor), *self.args, **self.kwargs)
+        low = self.pool(x.low, *self.args, **self.kwargs)
+        if x.high.shape[1] == 0:
+            return self.partition.reorder(low)
+        return self.partition.reorder(torch.cat([self.pool(x.high, *self.args, **self.kwargs), low], dim=1))
+
+    def _covers(self, x: Tensor) -> bool:
+        """Whether the mean is over every halved axis, so that resolution does not matter."""
+        if self.dims is None:
+            return True
+        factor = as_factor(self.factor, x.dim() - 2)
+        halved = {axis for axis, f in enumerate(factor, start=2) if f == 2}
+        return halved <= {dim % x.dim() for dim in self.dims}
+
+    def extra_repr(self) -> str:
+        return f"{getattr(self.pool, '__name__', type(self.pool).__name__)}, {self.partition!r}"
+
+
+class OctShape(nn.Module):
+    """The size of the ordinary tensor that an Octave stands for, without making it."""
+
+    def __init__(self, function: Operation, *args: object) -> None:
+        super().__init__()
+        self.function, self.args = function, args
+
+    def forward(self, x: Octave) -> Any:
+        channels = x.high.shape[1] + x.low.shape[1]
+        # Takes no memory: one value, repeated by strides.
+        stand_in = x.low.new_empty(1).expand(x.high.shape[0], channels, *x.high.shape[2:])
+        return self.function(stand_in, *self.args)
 
 
 class OctCat(nn.Module):
@@ -133,15 +217,39 @@ class OctCat(nn.Module):
         return Octave(torch.cat(highs, 1), torch.cat(lows, 1))
 
 
+class OctShuffle(nn.Module):
+    """A channel shuffle of an Octave: each frequency's channels in their new order.
+
+    Args:
+        partition: of the Octave that comes in.
+        groups: of the shuffle.
+    """
+
+    def __init__(self, partition: Partition, groups: int) -> None:
+        super().__init__()
+        self.partition, self.groups = partition, groups
+        per_group = partition.num_channels // groups
+        order = [g * per_group + i for i in range(per_group) for g in range(groups)]
+        high, low = ({c: n for n, c in enumerate(channels)} for channels in (partition.high, partition.low))
+        self.high = tuple(high[c] for c in order if c in high)
+        self.low = tuple(low[c] for c in order if c in low)
+
+    def forward(self, x: Octave) -> Octave:
+        return Octave(take_channels(x.high, self.high), take_channels(x.low, self.low))
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}, {self.partition!r}"
+
+
 class OctMerge(nn.Module):
     """An ordinary tensor from an Octave, for operations that cannot work on a pair."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: Partition, factor: Factor | None = None) -> None:
         super().__init__()
-        self.partition = partition
+        self.partition, self.factor = partition, factor
 
     def forward(self, x: Octave) -> Tensor:
-        return merge(x, self.partition)
+        return merge(x, self.partition, self.factor)
 
     def extra_repr(self) -> str:
         return repr(self.partition)

@@ -78,6 +78,11 @@ class Partition:
         """The partition of tensors concatenated along their channels."""
         return cls(tuple(flag for part in parts for flag in part.is_low))
 
+    def shuffle(self, groups: int) -> Partition:
+        """The partition after a channel shuffle (ShuffleNet, arXiv 1707.01083): the groups dealt out in turn."""
+        per_group = self.num_channels // groups
+        return Partition(tuple(self.is_low[g * per_group + i] for i in range(per_group) for g in range(groups)))
+
     @property
     def num_channels(self) -> int:
         return len(self.is_low)
@@ -91,6 +96,23 @@ class Partition:
     def low(self) -> tuple[int, ...]:
         """The ordinary network's numbers of the low-frequency channels, ascending."""
         return tuple(i for i, flag in enumerate(self.is_low) if flag)
+
+    @cached_property
+    def indices(self) -> tuple[ChannelIndex, ChannelIndex]:
+        """The high and the low channels, as slices where they are runs."""
+        return as_channel_index(self.high), as_channel_index(self.low)
+
+    def reorder(self, x: Tensor) -> Tensor:
+        """Channels that come high ones first, put in the ordinary network's order.
+
+        Args:
+            x: (N, C, ...).
+        """
+        order = self.high + self.low
+        if order == tuple(range(len(order))):
+            return x
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return x.index_select(1, torch.tensor(inverse, device=x.device))
 
     @property
     def is_ordinary(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,10 +12,19 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from octvideo.octave.conv import octave_problem
+from octvideo.octave.features import Factor
+from octvideo.octave.trace import ACTIVATIONS_BY_NAME, is_conv, is_norm
 
-Role = Literal["conv", "norm", "map", "function", "add", "cat", "tensor"]
+Role = Literal[
+    "conv", "norm",  # with parameters
+    "map", "function", "drop", "pool", "add", "mul",  # give the partition that they take
+    "gate",  # a pair scaled or shifted by an ordinary value
+    "cat",  # gives its parts' partitions, side by side
+    "shuffle",  # gives a rearrangement of the partition that it takes
+    "squeeze", "shape",  # read a pair and give what the ordinary network would
+    "tensor",  # everything else: can neither take nor give a pair
+]  # fmt: skip
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Element-wise and without parameters: they act on each frequency by itself.
 ELEMENTWISE = (
@@ -26,63 +36,195 @@ ELEMENTWISE_FUNCTIONS: tuple[Callable[..., object], ...] = (
     torch.relu, torch.relu_, torch.sigmoid, torch.tanh,
 )  # fmt: skip
 ELEMENTWISE_METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "contiguous")
-POOLS_OVER_TIME = (nn.MaxPool3d, nn.AvgPool3d)
-ADDITIONS = (operator.add, operator.iadd, torch.add)
-CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
-# Only make ordinary tensors, but with the channels of what they read.
-KEEP_CHANNELS: tuple[type[nn.Module], ...] = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Upsample,
+# Drop whole samples: both frequencies of a sample together.
+DROP_PATHS = ("DropPath", "StochasticDepth")
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+AVG_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+MAX_POOL_FUNCTIONS: tuple[Callable[..., object], ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+AVG_POOL_FUNCTIONS: tuple[Callable[..., object], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+GLOBAL_POOLS = (
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
 )  # fmt: skip
-KEEP_CHANNELS_FUNCTIONS: tuple[Callable[..., object], ...] = (
-    F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.interpolate,
+GLOBAL_POOL_FUNCTIONS: tuple[Callable[..., object], ...] = (
     F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
 )  # fmt: skip
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul)
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
+# Only make ordinary tensors, but with the channels of what they read.
+KEEP_CHANNELS: tuple[type[nn.Module], ...] = (*MAX_POOLS, *AVG_POOLS, *GLOBAL_POOLS, nn.Upsample)
+KEEP_CHANNELS_FUNCTIONS: tuple[Callable[..., object], ...] = (
+    *MAX_POOL_FUNCTIONS, *AVG_POOL_FUNCTIONS, *GLOBAL_POOL_FUNCTIONS, F.interpolate,
+)  # fmt: skip
 
 
-def _triple(value: Any) -> tuple[int, ...]:
-    return (int(value),) * 3 if not isinstance(value, tuple | list) else tuple(int(v) for v in value)
+@dataclass(frozen=True)
+class Network:
+    """A traced network: its operations in order, its modules by path, and which axes an Octave halves."""
+
+    graph: fx.Graph
+    modules: Mapping[str, nn.Module]
+    factor: Factor | None = None
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, or None."""
+        return self.modules[str(node.target)] if node.op == "call_module" else None
 
 
-def changes_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the operation writes into its first input, so that what reads that later sees the change."""
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    named_so = name.endswith("_") and not name.endswith("__")
-    return node.op in ("call_method", "call_function") and (named_so or node.kwargs.get("inplace") is True)
-
-
-def role_of(node: fx.Node, modules: dict[str, nn.Module]) -> Role:
-    """What a node does to a pair; "tensor" means it can neither take nor give one."""
-    inputs = node.all_input_nodes
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        if type(module) in CONVS:
-            return "conv" if octave_problem(module) is None else "tensor"  # type: ignore[arg-type]
-        if type(module) in NORMS:
-            return "norm"
-        if type(module) in ELEMENTWISE and len(inputs) == 1:
-            return "map"
-        if isinstance(module, POOLS_OVER_TIME) and not getattr(module, "return_indices", False):
-            # Height and width untouched: low stays ceil(high / 2). Other pools take a merged tensor.
-            spatial = [_triple(v)[1:] for v in (module.kernel_size, module.stride, module.padding)]
-            if spatial == [(1, 1), (1, 1), (0, 0)]:
-                return "map"
-    elif node.op == "call_function":
-        if node.target in ADDITIONS and len(node.args) == 2 and len(inputs) == 2 and not node.kwargs:
-            return "add"
-        if node.target in ELEMENTWISE_FUNCTIONS and len(inputs) == 1 and node.args:
-            return "function"
-        if node.target in CONCATENATIONS and node.args and isinstance(node.args[0], list | tuple):
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-            if dim == 1 and all(isinstance(part, fx.Node) for part in node.args[0]):
-                return "cat"
-    elif node.op == "call_method" and len(inputs) == 1 and len(node.args) == 1:
-        return "function" if node.target in ELEMENTWISE_METHODS else "tensor"
-    return "tensor"
+def operand_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The values that an operation of two takes, in order; the same value may come twice."""
+    return tuple(arg for arg in node.args if isinstance(arg, fx.Node))
 
 
 def parts_of(cat: fx.Node) -> tuple[fx.Node, ...]:
     """What a concatenation joins, in order; the same value may come twice."""
     return tuple(cat.args[0])  # type: ignore[arg-type]
+
+
+def changes_in_place(node: fx.Node, network: Network) -> bool:
+    """Whether the operation writes into its first input, so that what reads that later sees the change."""
+    module = network.module(node)
+    if module is not None:
+        act = getattr(module, "act", None)  # of timm's norms that hold their activation
+        return bool(getattr(module, "inplace", False)) or (is_norm(module) and bool(getattr(act, "inplace", False)))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    named_so = (name.endswith("_") and not name.endswith("__")) or node.target in (operator.iadd, operator.imul)
+    return node.op in ("call_method", "call_function") and (named_so or node.kwargs.get("inplace") is True)
+
+
+def find_roles(network: Network) -> dict[fx.Node, Role]:
+    """The role of every node; "tensor" where it can neither take nor give a pair."""
+    pooled = globally_pooled(network)
+    return {node: _role(node, network, pooled) for node in network.graph.nodes}
+
+
+def _role(node: fx.Node, network: Network, pooled: set[fx.Node]) -> Role:
+    inputs = node.all_input_nodes
+    if is_shape(node):
+        return "shape"
+    if pools_globally(node, network):
+        return "squeeze"
+    if node in pooled:  # has one value a channel: no resolution to halve
+        return "tensor"
+    if node.op == "call_module":
+        return _module_role(network.modules[str(node.target)], network) if len(inputs) == 1 else "tensor"
+    if node.op == "call_function":
+        return _function_role(node, pooled)
+    if node.op == "call_method" and len(inputs) == 1 and len(node.args) == 1:
+        return "function" if node.target in ELEMENTWISE_METHODS else "tensor"
+    return "tensor"
+
+
+def _module_role(module: nn.Module, network: Network) -> Role:
+    kind = type(module)
+    if is_conv(module):
+        return "conv" if octave_problem(module, network.factor) is None else "tensor"  # type: ignore[arg-type]
+    if kind in NORMS or (isinstance(module, NORMS) and holds_activation(module)):
+        return "norm"
+    if kind in ELEMENTWISE or kind.__name__ in ACTIVATIONS_BY_NAME:
+        return "map"
+    if any(name in kind.__name__ for name in DROP_PATHS):
+        return "drop"
+    if kind in MAX_POOLS + AVG_POOLS and keeps_pairs(module, vars(module), average=kind in AVG_POOLS):
+        return "pool"
+    return "shuffle" if kind is nn.ChannelShuffle else "tensor"
+
+
+def _function_role(node: fx.Node, pooled: set[fx.Node]) -> Role:
+    operands = operand_nodes(node)
+    if node.target in ADDITIONS + MULTIPLICATIONS and not node.kwargs and len(node.args) == 2:
+        adds = node.target in ADDITIONS
+        if len(operands) == 2:
+            if any(operand in pooled for operand in operands):
+                return "gate"
+            return "add" if adds else "mul"
+        return "function" if not adds and isinstance(node.args[1], int | float) else "tensor"
+    if node.target in ELEMENTWISE_FUNCTIONS and len(operands) == 1 and node.args:
+        return "function"
+    if node.target in MAX_POOL_FUNCTIONS + AVG_POOL_FUNCTIONS and len(operands) == 1:
+        average = node.target in AVG_POOL_FUNCTIONS
+        return "pool" if keeps_pairs(None, pool_options(node), average=average) else "tensor"
+    if node.target in CONCATENATIONS and node.args and isinstance(node.args[0], list | tuple):
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        return "cat" if dim == 1 and all(isinstance(part, fx.Node) for part in node.args[0]) else "tensor"
+    return "tensor"
+
+
+def holds_activation(norm: nn.Module) -> bool:
+    """Whether a norm applies its own dropout and activation after it, as timm's BatchNormAct2d does."""
+    return {name for name, _ in norm.named_children()} == {"drop", "act"}
+
+
+def _each(value: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in value) if isinstance(value, tuple | list) else (int(value),)
+
+
+def pool_options(node: fx.Node) -> dict[str, Any]:
+    """Kernel, stride, padding and the rest of a pooling function's call."""
+    names = ("input", "kernel_size", "stride", "padding")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if len(node.args) > 4:
+        return {}  # more options by position: not worth the bookkeeping
+    return {"kernel_size": given.get("kernel_size", 0), "padding": 0, "count_include_pad": True, **given}
+
+
+def keeps_pairs(module: nn.Module | None, options: Mapping[str, Any], *, average: bool) -> bool:
+    """Whether a pool acts on each frequency by itself: it keeps sizes, or halves them up to a border pixel.
+
+    Averages that count padding are no such pool: the border weighs more at half resolution.
+    """
+    values = [options.get("kernel_size"), options.get("stride") or options.get("kernel_size"), options.get("padding")]
+    if any(isinstance(value, fx.Node) or value is None for value in values) or options.get("return_indices"):
+        return False
+    kernel, stride, padding = (_each(value) for value in values)
+    if _each(options.get("dilation", 1)) not in ((1,), (1, 1), (1, 1, 1)) or options.get("divisor_override"):
+        return False
+    if average and any(padding) and options.get("count_include_pad", True):
+        return False
+    length = max(len(kernel), len(stride), len(padding))
+    axes = zip(*(value * (length if len(value) == 1 else 1) for value in (kernel, stride, padding)), strict=True)
+    return all(k <= 3 and s in (1, 2) and (s == 2 or 2 * p == k - 1) for k, s, p in axes)
+
+
+# -- values without a resolution ----------------------------------------------------------------------------
+
+
+def is_shape(node: fx.Node) -> bool:
+    """Whether a node reads the size of a tensor."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")
+
+
+def pools_globally(node: fx.Node, network: Network) -> bool:
+    """Whether a node gives one value a channel: a global pool, or a mean over all that lies behind the channels."""
+    module = network.module(node)
+    if module is not None:
+        return isinstance(module, GLOBAL_POOLS) and set(_each(module.output_size or 0)) == {1}  # type: ignore
+    if node.op == "call_function" and node.target in GLOBAL_POOL_FUNCTIONS:
+        size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size", 0)
+        return not isinstance(size, fx.Node) and set(_each(size)) == {1}
+    dims = mean_dims(node)
+    return dims is not None and (set(dims) in ({2}, {2, 3}, {2, 3, 4}) or set(dims) in ({-1, -2}, {-1, -2, -3}))
+
+
+def mean_dims(node: fx.Node) -> tuple[int, ...] | None:
+    """The dimensions that a mean is taken over, or None where the node is no mean."""
+    if not (node.op == "call_method" and node.target == "mean") and node.target is not torch.mean:
+        return None
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return _each(dims) if isinstance(dims, int | tuple | list) else None
+
+
+def globally_pooled(network: Network) -> set[fx.Node]:
+    """Values that come from global pools alone, such as the gates of squeeze-excitation."""
+    pooled: set[fx.Node] = set()
+    sizes: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        inputs = node.all_input_nodes
+        if is_shape(node) or (inputs and sizes.issuperset(inputs)):
+            sizes.add(node)
+        elif pools_globally(node, network) or (inputs and (sizes | pooled).issuperset(inputs)):
+            pooled.add(node)
+    return pooled

@@ -8,9 +8,18 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-# Kept as modules while tracing: what they do depends on .training, which a trace would freeze.
-_MODE_DEPENDENT = ("Dropout", "DropPath", "StochasticDepth", "DropBlock", "BatchNorm")
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Of pytorchvideo, fvcore and timm; parameter-free and element-wise.
+ACTIVATIONS_BY_NAME = (
+    "Swish", "SwishMe", "SwishJit", "MishMe", "MishJit", "HardSwish", "HardSwishMe", "HardSwishJit", "HardMish",
+    "HardMishMe", "HardSigmoid", "HardSigmoidMe", "HardSigmoidJit", "GELUTanh", "QuickGELU",
+)  # fmt: skip
+
+# Kept as modules while tracing: what they do depends on .training, which a trace would freeze. By name, since
+# timm, torchvision and pytorchvideo each have their own.
+_MODE_DEPENDENT = ("Dropout", "DropPath", "StochasticDepth", "DropBlock")
 # Functions that are told .training, and the modules that know it.
 _DROPOUTS: dict[Any, Any] = {
     F.dropout: nn.Dropout,
@@ -25,15 +34,29 @@ _DROPOUTS: dict[Any, Any] = {
 class _Tracer(fx.Tracer):
     """torch.fx with mode-dependent modules as leaves, remembering where a trace failed."""
 
-    def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:  # unpickling gives none
+    # Unpickling gives no arguments.
+    def __init__(self, leaves: tuple[type[nn.Module], ...] = (), pathways: int = 0) -> None:
         super().__init__()
-        self._leaves = leaves
+        self._leaves, self._pathways = leaves, pathways
         self.failed_in: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, self._leaves) or any(name in type(m).__name__ for name in _MODE_DEPENDENT):
+        if isinstance(m, self._leaves):
+            return True
+        if type(m) is nn.Identity:  # may carry a list of pathways, which a node cannot
+            return False
+        if any(name in type(m).__name__ for name in _MODE_DEPENDENT):
+            return True
+        if is_conv(m) or is_norm(m) or is_activation(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """The network's inputs; a list of pathways is one input that is indexed."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        if self._pathways:
+            args[1] = [args[1][n] for n in range(self._pathways)]
+        return function, args
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         try:
@@ -41,6 +64,29 @@ class _Tracer(fx.Tracer):
         except Exception:
             self.failed_in = self.failed_in or self.path_of_module(m)
             raise
+
+
+def is_conv(module: nn.Module | None) -> bool:
+    """Whether a module computes what nn.Conv1d, 2d or 3d does; torchvision's video networks subclass them."""
+    return isinstance(module, CONVS) and type(module).forward in {base.forward for base in CONVS}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether `module` is one normalisation layer (timm's may hold their activation), by its class's name."""
+    own = next(module.parameters(recurse=False), None) is not None or isinstance(module, _BatchNorm)
+    return "Norm" in type(module).__name__ and own
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether `module` is an activation of another library with its own gradient, which a trace would lose."""
+    return type(module).__name__ in ACTIVATIONS_BY_NAME and not list(module.children())
+
+
+def count_pathways(model: nn.Module) -> int:
+    """How many tensors the list holds that `model` takes (pytorchvideo's SlowFast), 0 where it takes a tensor."""
+    blocks = getattr(model, "blocks", None)
+    first = blocks[0] if type(model).__name__ == "Net" and isinstance(blocks, nn.ModuleList) else model
+    return len(first.multipathway_blocks) if type(first).__name__ == "MultiPathWayWithFuse" else 0  # type: ignore
 
 
 def trace_network(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.Graph:
@@ -81,7 +127,7 @@ def trace_network(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.G
 
 
 def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Graph, dict[str, Any]]:
-    tracer = _Tracer(leaves)
+    tracer = _Tracer(leaves, count_pathways(model))
     try:
         return tracer.trace(model), tracer.node_name_to_scope
     except Exception as error:
@@ -101,7 +147,7 @@ def _call(node: fx.Node, *, but: str = "") -> tuple[Any, ...]:
 
 def _use_dropout_module(model: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
     options = {key: value for key, value in node.kwargs.items() if key != "training"}
-    path = add_operation(model, node.name, _DROPOUTS[node.target](**options))
+    path = add_operation(model, node.name, _DROPOUTS[node.target](**options).train(model.training))
     with graph.inserting_before(node):
         replacement = graph.call_module(path, node.args)
     node.replace_all_uses_with(replacement)

@@ -58,11 +58,11 @@ class Dense(nn.Module):
 
 
 class Awkward(nn.Module):
-    """What must merge: spatial pooling, a kernel of even size, a gate, and a module that is called twice."""
+    """A gate, a pool and a module that is called twice work on pairs; a kernel of even size must merge."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.a, self.twice = conv(3, 8), conv(8, 8), conv(8, 8)
+        self.stem, self.a, self.twice, self.b = conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 8)
         self.even = nn.Conv2d(8, 8, 2)
         self.pool = nn.MaxPool2d(2)
         self.gate = nn.Conv2d(8, 8, 1)
@@ -73,7 +73,7 @@ class Awkward(nn.Module):
         x = self.act(self.a(self.act(self.stem(x))))
         x = self.act(self.twice(self.act(self.twice(x))))
         x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
-        return self.even(self.pool(self.a(x))).mean((2, 3))
+        return self.even(self.pool(self.b(x))).mean((2, 3))
 
 
 NETWORKS = [Residual, Dense, Awkward]
@@ -201,7 +201,8 @@ def test_first_and_last_convolution_are_ordinary_outside() -> None:
 def test_report_names_what_merged() -> None:
     octave = octavize(Awkward(), 0.5)
     text = str(octave.octave_report)
-    assert "a: " in text and "twice" in text
+    assert "  twice  0.500 -> 0.500    44 %" in text  # 1 - 3/4 alpha (2 - alpha)
+    assert "even: kernel 2" in text and "gate: reads globally pooled values" in text
     assert type(octave.even) is nn.Conv2d  # a kernel of 2 fits no two resolutions
 
 

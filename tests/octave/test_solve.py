@@ -17,7 +17,7 @@ class Body(nn.Module):
         self.stem, self.last = self.conv(3, 8), self.conv(8, 4)
         self.a, self.b, self.c = self.conv(8, 8), self.conv(8, 8), self.conv(8, 16)
         self.wide = self.conv(16, 8)
-        self.narrow, self.even, self.pool = self.conv(8, 1), nn.Conv2d(8, 8, 2), nn.MaxPool2d(3, 1, 1)
+        self.narrow, self.even, self.pool = self.conv(8, 1), nn.Conv2d(8, 8, 2), nn.MaxPool2d(5, 1, 2)
         self.relu = nn.ReLU(inplace=True)
 
     @staticmethod
@@ -87,7 +87,7 @@ class Attention(Body):
 
 def test_broadcast_over_channels_merges_and_is_named() -> None:
     merged = converted(Attention()).octave_report.merged
-    assert merged["a"] == "gives an ordinary tensor: values of 1 and 8 channels are added"
+    assert merged["a"] == "gives an ordinary tensor: values of 1 and 8 channels are added or multiplied"
 
 
 class ReadAfterChange(Body):

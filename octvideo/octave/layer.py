@@ -1,0 +1,183 @@
+"""What the octave convolutions, ordinary and transposed, have in common; and which convolutions can be one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from octvideo.octave.features import AXES, Factor, Octave, as_factor, low_size, upsample
+from octvideo.octave.partition import Partition, as_channel_index, as_partition, take_channels
+from octvideo.octave.paths import ConvPath, Exchange, Paths
+
+
+class OctaveLayer(nn.modules.conv._ConvNd):
+    """Four paths over one ordinary weight; mixed in before a torch class, whose constructor and weights stay.
+
+    A subclass places the paths (what each pools, strides and repeats) and says how one part convolves.
+    """
+
+    partition_in: Partition
+    partition_out: Partition
+    factor: Factor
+    exchange: Exchange
+
+    def _choose(
+        self,
+        alpha_in: float | Partition,
+        alpha_out: float | Partition,
+        factor: Sequence[int] | None,
+        exchange: Exchange,
+    ) -> Paths:
+        """Set which channels are low; return the four paths, less those that `exchange` switches off."""
+        self.factor = as_factor(factor, len(self.kernel_size))
+        self.exchange = exchange
+        self.partition_in = as_partition(alpha_in, self.in_channels, groups=self.groups, name="alpha_in")
+        self.partition_out = as_partition(alpha_out, self.out_channels, groups=self.groups, name="alpha_out")
+        self.stride = tuple(int(s) for s in self.stride)  # pytorchvideo passes numpy integers
+        self.is_octave = not (self.partition_in.is_ordinary and self.partition_out.is_ordinary)
+        paths = Paths.of(self.partition_in, self.partition_out, self.groups, transposed=self.transposed)
+        return paths.with_exchange(exchange)
+
+    def _place(self, paths: Paths) -> None:
+        self._hh, self._hl, self._lh, self._ll = paths.hh, paths.hl, paths.lh, paths.ll
+
+    def _check(self) -> None:
+        problem = octave_problem(self, self.factor)
+        if problem:
+            raise ValueError(
+                f"{type(self).__name__}: {problem}; keep this convolution ordinary (alpha_in = alpha_out = 0) and "
+                "merge before it"
+            )
+
+    def _unpack(self, x: Tensor | Octave) -> tuple[Tensor, Tensor | None]:
+        expects_octave = not self.partition_in.is_ordinary
+        if isinstance(x, Octave) != expects_octave:
+            want = f"an Octave ({len(self.partition_in.low)} low channels)" if expects_octave else "a Tensor"
+            raise TypeError(
+                f"{type(self).__name__} with {self.partition_in} in: expected {want}, got {type(x).__name__}; "
+                "use split() or merge()"
+            )
+        high, low = x if isinstance(x, Octave) else (x, None)
+        if self.is_octave and high.dim() != 2 + len(self.factor):
+            axes = ", ".join(("N", "C", *AXES[len(self.factor)]))
+            raise ValueError(f"{type(self).__name__}: expected ({axes}), got shape {tuple(high.shape)}")
+        if low is not None:
+            expected = low_size(high.shape[2:], self.factor)
+            if tuple(low.shape[2:]) != expected:
+                raise ValueError(
+                    f"Octave sizes do not fit: high {tuple(high.shape)} needs low of spatial size {expected} "
+                    f"(factor {self.factor}), got {tuple(low.shape)}"
+                )
+        return high, low
+
+    def _combine(self, high: Tensor, low: Tensor | None, size: Sequence[int]) -> Tensor | Octave:
+        """Run the paths and add up what reaches each frequency; `size` is y_high's on the halved axes."""
+        y_high = self._run(self._hh, high, None, size, to_low=False)
+        y_low = None
+        if low is not None:
+            y_high = self._run(self._lh, low, y_high, size, to_low=False)
+            y_low = self._run(self._ll, low, None, size, to_low=True)
+        y_low = self._run(self._hl, high, y_low, size, to_low=True)
+        if self.partition_out.is_ordinary:
+            assert y_high is not None
+            return y_high
+        assert y_low is not None
+        if y_high is None:  # alpha_out = 1: no high channel, but the full size is kept
+            y_high = y_low.new_empty(y_low.shape[0], 0, *self._sized(y_low, size))
+        return Octave(y_high, y_low)
+
+    def _sized(self, y: Tensor, size: Sequence[int]) -> tuple[int, ...]:
+        """`size` on the halved axes, y's own on the others, where all resolutions agree."""
+        own = y.shape[2:]
+        return tuple(size[n] if f == 2 else own[n] for n, f in enumerate(self.factor))
+
+    def _run(
+        self, path: ConvPath | None, x: Tensor, total: Tensor | None, size: Sequence[int], *, to_low: bool
+    ) -> Tensor | None:
+        """Add a path's result to `total` (None: nothing yet); the first path of a target adds the bias."""
+        if path is None:
+            return total
+        target = self.partition_out.low if to_low else self.partition_out.high
+        bias = None
+        if self.bias is not None and total is None:
+            bias = take_channels(self.bias, as_channel_index(target), 0)
+        x = take_channels(x, path.inputs, -1 - len(self.factor))  # an ordinary layer takes (C, ...) too
+        y = self._convolve(x, path, path.weight(self.weight), bias if path.covers_target else None)
+        y = self._fit(y, path, size, to_low=to_low)
+        if path.covers_target:
+            return y if total is None else total + y
+        if total is None:
+            total = y.new_zeros(y.shape[0], len(target), *y.shape[2:])
+            if bias is not None:
+                total = total + bias.to(y.dtype).reshape(-1, *([1] * (y.dim() - 2)))
+        # Under autocast the two can differ: on a CPU, upsampling returns float32.
+        return total.index_add(1, path.output_index(y.device), y.to(total.dtype))
+
+    def _convolve(self, x: Tensor, path: ConvPath, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _fit(self, y: Tensor, path: ConvPath, size: Sequence[int], *, to_low: bool) -> Tensor:
+        """A path's result at its target's resolution."""
+        return y if path.up is None else upsample(y, self._sized(y, size), path.up)
+
+    def extra_repr(self) -> str:
+        text = (
+            f"{super().extra_repr()}, alpha_in={self.partition_in.alpha:.3g}, alpha_out={self.partition_out.alpha:.3g}"
+        )
+        if self.factor != as_factor(None, len(self.factor)):
+            text += f", factor={self.factor}"
+        return text if self.exchange == "both" else f"{text}, exchange={self.exchange}"
+
+
+def octave_problem(conv: nn.modules.conv._ConvNd, factor: Sequence[int] | None = None) -> str | None:
+    """Why `conv` cannot work on two resolutions (or by pooling), or None where it can.
+
+    Both maps fit if, in each axis that `factor` halves, 2 * padding = dilation * (kernel - 1) and the stride
+    is 1 or 2. A transposed convolution must give stride times the size there, at any stride:
+    2 * padding = dilation * (kernel - 1) + output_padding + 1 - stride. Other axes are free.
+
+    Raises:
+        ValueError: if `factor` does not fit the number of axes.
+    """
+    num_axes = len(conv.kernel_size)
+    for n, (axis, f) in enumerate(zip(AXES[num_axes], as_factor(factor, num_axes), strict=True)):
+        problem = None if f == 1 else (_transposed_problem if conv.transposed else _problem)(conv, n, axis)
+        if problem:
+            return problem
+    return None
+
+
+def _problem(conv: nn.modules.conv._ConvNd, n: int, axis: str) -> str | None:
+    kernel, stride, dilation = int(conv.kernel_size[n]), int(conv.stride[n]), int(conv.dilation[n])
+    if stride not in (1, 2):
+        return f"stride {stride} in {axis}, expected 1 or 2"
+    needed = dilation * (kernel - 1)
+    padding: Any = 0 if conv.padding == "valid" else conv.padding
+    if padding == "same":
+        padding = needed / 2 if needed % 2 == 0 else -1.0
+    elif padding != 0:
+        padding = int(padding[n])
+    if 2 * padding == needed:
+        return None
+    want = f"padding {needed // 2}" if needed % 2 == 0 else "an odd kernel"
+    return (
+        f"kernel {kernel}, dilation {dilation} and padding {conv.padding} in {axis} do not keep the "
+        f"size, expected {want}"
+    )
+
+
+def _transposed_problem(conv: nn.modules.conv._ConvNd, n: int, axis: str) -> str | None:
+    kernel, stride, dilation = int(conv.kernel_size[n]), int(conv.stride[n]), int(conv.dilation[n])
+    padding, output_padding = int(conv.padding[n]), int(conv.output_padding[n])  # type: ignore[arg-type]
+    spare = dilation * (kernel - 1) + 1 - stride  # 2 * padding - output_padding
+    if 2 * padding == spare + output_padding:
+        return None
+    # torch wants output_padding below stride or dilation.
+    fits = [op for op in range(max(stride, dilation)) if spare + op >= 0 and (spare + op) % 2 == 0]
+    want = f"padding {(spare + fits[0]) // 2} and output_padding {fits[0]}" if fits else "a larger or odd kernel"
+    return (
+        f"kernel {kernel}, stride {stride}, dilation {dilation}, padding {padding} and output_padding "
+        f"{output_padding} in {axis} do not give {stride} times the size, expected {want}"
+    )

@@ -1,0 +1,95 @@
+"""Batch norm of an Octave: each frequency by itself, with the ordinary layer's parameters and statistics."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octvideo.octave.features import Octave
+from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, as_partition, take_channels
+
+
+class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm of each frequency by itself; weight, bias, statistics are the ordinary layer's vectors."""
+
+    partition: Partition
+
+    def __init__(self, num_features: int, *args: object, alpha: float | Partition, **kwargs: object) -> None:
+        super().__init__(num_features, *args, **kwargs)  # type: ignore[arg-type]
+        self.set_octave(alpha)
+
+    def set_octave(self, alpha: float | Partition) -> None:
+        """Choose which channels are low; parameters and statistics are not touched."""
+        self.partition = as_partition(alpha, self.num_features)
+        self._high = as_channel_index(self.partition.high)
+        self._low = as_channel_index(self.partition.low)
+
+    def forward(self, input: Tensor | Octave) -> Tensor | Octave:  # type: ignore[override]
+        """Normalise; same sizes out as in.
+
+        Raises:
+            TypeError: if a Tensor comes where low channels are expected, or the other way round.
+        """
+        if self.partition.is_ordinary and not isinstance(input, Octave):
+            return super().forward(input)
+        if not isinstance(input, Octave) or self.partition.is_ordinary:
+            want = "a Tensor" if self.partition.is_ordinary else "an Octave"
+            got = type(input).__name__
+            raise TypeError(f"octave batch norm with {self.partition}: expected {want}, got {got}")
+        momentum = self.momentum if self.momentum is not None else 0.0
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # cumulative average, as in nn.BatchNorm
+                momentum = 1.0 / float(self.num_batches_tracked)
+        high = self._norm(input.high, self._high, momentum)
+        return Octave(high, self._norm(input.low, self._low, momentum))
+
+    def _norm(self, x: Tensor, channels: ChannelIndex, momentum: float) -> Tensor:
+        if x.shape[1] == 0:
+            return x
+        use_batch = self.training or self.running_mean is None
+        update = self.training and self.track_running_stats
+        mean = var = None
+        if self.running_mean is not None and self.running_var is not None and (update or not use_batch):
+            # A run of channels is a view, which F.batch_norm updates in place; others are written back.
+            mean = take_channels(self.running_mean, channels, 0)
+            var = take_channels(self.running_var, channels, 0)
+        weight = None if self.weight is None else take_channels(self.weight, channels, 0)
+        bias = None if self.bias is None else take_channels(self.bias, channels, 0)
+        y = F.batch_norm(x, mean, var, weight, bias, use_batch, momentum, self.eps)
+        if update and mean is not None and var is not None and not isinstance(channels, slice):
+            index = torch.tensor(channels, device=mean.device)
+            with torch.no_grad():
+                self.running_mean.index_copy_(0, index, mean)  # type: ignore[union-attr]
+                self.running_var.index_copy_(0, index, var)  # type: ignore[union-attr]
+        return y
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + f", alpha={self.partition.alpha:.3g}"
+
+
+class OctBatchNorm1d(_OctBatchNorm, nn.BatchNorm1d):
+    """Batch norm of an Octave of signals. A BatchNorm1d for every rule that looks for one."""
+
+
+class OctBatchNorm2d(_OctBatchNorm, nn.BatchNorm2d):
+    """Batch norm of an Octave of images. A BatchNorm2d for every rule that looks for one."""
+
+
+class OctBatchNorm3d(_OctBatchNorm, nn.BatchNorm3d):
+    """Batch norm of an Octave of clips. A BatchNorm3d for every rule (weight decay) that looks for one."""
+
+
+class OctBatchNormAct2d(_OctBatchNorm, nn.BatchNorm2d):
+    """timm's BatchNormAct2d on an Octave: batch norm, then the dropout and activation that the layer holds."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor | Octave) -> Tensor | Octave:  # type: ignore[override]
+        """Normalise and activate; same sizes out as in."""
+        x = super().forward(input)
+        if isinstance(x, Octave):
+            return Octave(self.act(self.drop(x.high)), self.act(self.drop(x.low)))
+        return self.act(self.drop(x))

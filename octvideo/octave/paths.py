@@ -1,0 +1,145 @@
+"""The four paths of an octave convolution: which part of the ordinary weight connects which channels.
+
+Of W_hh, W_hl, W_lh and W_ll (source first), hl and lh exchange information between the two frequencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from octvideo.octave.features import Factor
+from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, take_channels
+
+# Which of the two exchange paths run: the ablation of the paper's Table 3 (arXiv 1904.05049).
+Exchange = Literal["both", "none", "high_to_low", "low_to_high"]
+
+
+@dataclass(frozen=True)
+class ConvPath:
+    """One of the four parts: its weights, the channels that they connect, and the resolutions between them."""
+
+    rows: ChannelIndex  # of the weight's axis 0: output channels, in a transposed convolution input channels
+    # Of axis 1: positions inside a group; one tuple for each row where they differ between groups.
+    columns: ChannelIndex | tuple[tuple[int, ...], ...]
+    groups: int
+    inputs: ChannelIndex  # positions in the source map (x_high or x_low)
+    outputs: ChannelIndex  # positions in the target map (y_high or y_low)
+    covers_target: bool
+    pool: Factor | None = None  # average pooling before the convolution
+    stride: tuple[int, ...] = ()
+    up: Factor | None = None  # repetition of pixels after it
+
+    def weight(self, weight: Tensor) -> Tensor:
+        if isinstance(self.columns, tuple) and self.columns and isinstance(self.columns[0], tuple):
+            rows = torch.arange(weight.shape[0], device=weight.device)[
+                self.rows if isinstance(self.rows, slice) else torch.tensor(self.rows, device=weight.device)
+            ]
+            return weight[rows[:, None], torch.tensor(self.columns, device=weight.device)]
+        return take_channels(take_channels(weight, self.rows, dim=0), self.columns, dim=1)  # type: ignore[arg-type]
+
+    def output_index(self, device: torch.device) -> Tensor:
+        return torch.tensor(_positions(self.outputs), device=device)
+
+
+def plan_path(
+    source: Partition, target: Partition, groups: int, *, from_low: bool, to_low: bool, transposed: bool = False
+) -> ConvPath | None:
+    """The part of a grouped convolution from one frequency to another; None where no kernel connects them.
+
+    Args:
+        source, target: which channels of the input and of the output are low.
+        groups: of the ordinary convolution.
+        from_low, to_low: which of the four parts.
+        transposed: the weight is a transposed convolution's, (C_in, C_out / groups, ...).
+
+    Raises:
+        ValueError: if the groups that take part are not alike (such a convolution needs a merged input).
+    """
+    in_size, out_size = source.num_channels // groups, target.num_channels // groups
+    taken: list[tuple[list[int], list[int]]] = []
+    for g in range(groups):
+        inputs = [i for i in range(g * in_size, (g + 1) * in_size) if source.is_low[i] == from_low]
+        outputs = [o for o in range(g * out_size, (g + 1) * out_size) if target.is_low[o] == to_low]
+        if inputs and outputs:
+            taken.append((inputs, outputs))
+    if not taken:
+        return None
+    if len({(len(inputs), len(outputs)) for inputs, outputs in taken}) > 1:
+        raise ValueError(
+            f"the {groups} groups of this convolution do not hold equally many low channels "
+            f"(in {source}, out {target}); split each group alike, or merge before the convolution"
+        )
+    # Axis 0 of the weight counts channels throughout, axis 1 inside a group.
+    axis_0, axis_1 = (0, 1) if transposed else (1, 0)
+    size_1 = out_size if transposed else in_size
+    per_group = [tuple(c % size_1 for c in pair[axis_1]) for pair in taken]
+    columns: ChannelIndex | tuple[tuple[int, ...], ...] = as_channel_index(per_group[0])
+    if len(set(per_group)) > 1:
+        columns = tuple(own for own, pair in zip(per_group, taken, strict=True) for _ in pair[axis_0])
+    in_position = {c: n for n, c in enumerate(source.low if from_low else source.high)}
+    out_position = {c: n for n, c in enumerate(target.low if to_low else target.high)}
+    all_outputs = [out_position[o] for _, outputs in taken for o in outputs]
+    return ConvPath(
+        rows=as_channel_index([c for pair in taken for c in pair[axis_0]]),
+        columns=columns,
+        groups=len(taken),
+        inputs=as_channel_index([in_position[i] for inputs, _ in taken for i in inputs]),
+        outputs=as_channel_index(all_outputs),
+        covers_target=len(all_outputs) == len(out_position),
+    )
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The paths of one layer; None where no weight connects two frequencies, or an exchange is switched off."""
+
+    hh: ConvPath | None
+    hl: ConvPath | None
+    lh: ConvPath | None
+    ll: ConvPath | None
+
+    @classmethod
+    def of(cls, source: Partition, target: Partition, groups: int, *, transposed: bool = False) -> Paths:
+        """All four, both exchanges included.
+
+        Raises:
+            ValueError: as `plan_path`.
+        """
+
+        def plan(from_low: bool, to_low: bool) -> ConvPath | None:
+            return plan_path(source, target, groups, from_low=from_low, to_low=to_low, transposed=transposed)
+
+        return cls(hh=plan(False, False), hl=plan(False, True), lh=plan(True, False), ll=plan(True, True))
+
+    def with_exchange(self, exchange: Exchange) -> Paths:
+        """Without the exchange paths that `exchange` excludes.
+
+        One stays where it is the only way in or out for some channel: in the first and last octave layers
+        (alpha 0, or 1, on one side), and in grouped layers that move whole groups from one frequency to the
+        other. The paper's Table 3 has to keep these, too: without them its networks would fall apart.
+
+        Raises:
+            ValueError: if `exchange` is no such choice.
+        """
+        if exchange not in get_args(Exchange):
+            raise ValueError(f"exchange: got {exchange!r}, expected one of {', '.join(map(repr, get_args(Exchange)))}")
+        keep_hl = exchange in ("both", "high_to_low") or _is_needed(self.hl, self.hh, self.ll)
+        keep_lh = exchange in ("both", "low_to_high") or _is_needed(self.lh, self.ll, self.hh)
+        return replace(self, hl=self.hl if keep_hl else None, lh=self.lh if keep_lh else None)
+
+
+def _is_needed(path: ConvPath | None, same_source: ConvPath | None, same_target: ConvPath | None) -> bool:
+    """Whether some channel has no other way out of the source, or into the target, than `path`."""
+    if path is None:
+        return False
+    left = set(_positions(path.inputs)) - set(_positions(same_source.inputs if same_source else slice(0, 0)))
+    reached = set(_positions(path.outputs)) - set(_positions(same_target.outputs if same_target else slice(0, 0)))
+    return bool(left or reached)
+
+
+def _positions(channels: ChannelIndex) -> tuple[int, ...]:
+    return tuple(range(channels.start, channels.stop)) if isinstance(channels, slice) else channels

@@ -1,0 +1,62 @@
+"""What `octavize` did to a network, layer by layer, in numbers and words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from octvideo.octave.features import as_factor
+from octvideo.octave.partition import Partition
+
+
+@dataclass(frozen=True)
+class OctaveReport:
+    """What `octavize` did: each octave convolution; what merged or stayed ordinary, and why.
+
+    Args:
+        layers: path of each octave convolution to the low shares that it reads and writes.
+        costs: path to its multiply-adds over the ordinary convolution's, on even sizes.
+        merged: path or operation to the reason.
+    """
+
+    layers: Mapping[str, tuple[float, float]]
+    costs: Mapping[str, float]
+    merged: Mapping[str, str]
+
+    def __str__(self) -> str:
+        width = max([len(path) for path in self.layers], default=0)
+        lines = [f"{len(self.layers)} octave convolutions (alpha in -> out, share of the ordinary multiply-adds):"]
+        for path, (a_in, a_out) in self.layers.items():
+            lines.append(f"  {path:<{width}}  {a_in:5.3f} -> {a_out:5.3f}  {100 * self.costs[path]:4.0f} %")
+        if self.merged:
+            lines.append("ordinary, merged, or at another alpha than asked for:")
+            lines += [f"  {path}: {reason}" for path, reason in self.merged.items()]
+        return "\n".join(lines)
+
+
+def conv_cost_ratio(
+    conv: nn.modules.conv._ConvNd, source: Partition, target: Partition, factor: Sequence[int] | None
+) -> float:
+    """Multiply-adds of an octave convolution over the ordinary one's, where all sizes are even.
+
+    Args:
+        conv: kernel, groups and stride.
+        source: partition of what it reads.
+        target: of what it writes.
+        factor: which axes are halved.
+    """
+    factor = as_factor(factor, len(conv.kernel_size))
+    low, low_to_high = 1.0, 1.0
+    for f, stride in zip(factor, conv.stride, strict=True):
+        low /= f
+        low_to_high /= f if stride == 1 else 1  # a strided layer's low input already has the size of its output
+    size_in, size_out = source.num_channels // conv.groups, target.num_channels // conv.groups
+    total = 0.0
+    for g in range(conv.groups):
+        low_in = sum(source.is_low[g * size_in : (g + 1) * size_in])
+        low_out = sum(target.is_low[g * size_out : (g + 1) * size_out])
+        total += (size_in - low_in) * (size_out - low_out)
+        total += low_in * (size_out - low_out) * low_to_high + size_in * low_out * low
+    return total / (conv.groups * size_in * size_out)

@@ -1,0 +1,227 @@
+"""Changes the modules and the graph of a traced network to what was solved for it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d, octave_problem
+from octvideo.octave.features import Factor
+from octvideo.octave.modules import (
+    OctAdd,
+    OctCat,
+    OctDropPath,
+    OctFunction,
+    OctGate,
+    OctMap,
+    OctMerge,
+    OctMul,
+    OctPool,
+    OctShape,
+    OctShuffle,
+    OctSqueeze,
+)
+from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d, OctBatchNormAct2d
+from octvideo.octave.partition import Partition
+from octvideo.octave.report import conv_cost_ratio
+from octvideo.octave.roles import (
+    ADDITIONS,
+    NORMS,
+    Network,
+    changes_in_place,
+    holds_activation,
+    mean_dims,
+    operand_nodes,
+    parts_of,
+)
+from octvideo.octave.shares import reads_input
+from octvideo.octave.solve import Solution
+from octvideo.octave.trace import CONVS, add_operation, is_conv
+
+_OCTAVE_CLASS: dict[type[nn.Module], Any] = {
+    **dict(zip(CONVS, (OctConv1d, OctConv2d, OctConv3d), strict=True)),
+    **dict(zip(NORMS, (OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d), strict=True)),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How octave layers work, the same for a whole network; see `octavize`."""
+
+    downsample: Downsample = "stride"
+    octave_downsample: Downsample = "pool"
+    exchange: Exchange = "both"
+    factor: Factor | None = None
+
+
+def rewrite(
+    model: nn.Module, traced: Network, solution: Solution, settings: Settings
+) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+    """Makes `model` and its graph octave, in place.
+
+    Returns:
+        For each convolution that became octave: its low shares in and out, and its share of the multiply-adds.
+    """
+    return _Rewriter(model, traced, solution, settings).run()
+
+
+class _Rewriter:
+    def __init__(self, model: nn.Module, traced: Network, solution: Solution, settings: Settings) -> None:
+        self.model, self.traced, self.solution, self.settings = model, traced, solution, settings
+        self.graph, self.factor = traced.graph, traced.factor
+        self.merges: dict[fx.Node, fx.Node] = {}
+        self.layers: dict[str, tuple[float, float]] = {}
+        self.costs: dict[str, float] = {}
+
+    def run(self) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+        calls = [str(node.target) for node in self.graph.nodes if node.op == "call_module"]
+        for node in list(self.graph.nodes):
+            role, out = self.solution.roles[node], self.solution.partition(node)
+            changed = node.all_input_nodes[0] if changes_in_place(node, self.traced) else None
+            if role == "conv":
+                self._convert_conv(node)
+            elif role in ("squeeze", "shape"):
+                self._convert_reader(node)
+            elif role == "tensor" or out is None:
+                self._pool_ordinary(node)
+                for source in list(node.all_input_nodes):
+                    self._merge_before(node, source)
+            elif role == "norm":
+                _retype(self.traced.modules[str(node.target)], out)
+            else:
+                new = self._convert_operation(node, role, out, once=calls.count(str(node.target)) == 1)
+                self.solution.partitions[new] = out
+            if changed is not None:
+                self.merges.pop(changed, None)  # made before the change
+        self.graph.lint()
+        return self.layers, self.costs
+
+    # -- convolutions ----------------------------------------------------------------------------------------
+
+    def _convert_conv(self, node: fx.Node) -> None:
+        path, conv = str(node.target), self.traced.modules[str(node.target)]
+        assert isinstance(conv, nn.modules.conv._ConvNd)
+        p_in = self.solution.partition(node.all_input_nodes[0]) or Partition((False,) * conv.in_channels)
+        p_out = self.solution.partition(node) or Partition((False,) * conv.out_channels)
+        if p_in.is_ordinary and p_out.is_ordinary:
+            self._pool_ordinary(node)
+            return
+        self._set_octave(conv, p_in, p_out)
+        self.layers[path] = (p_in.alpha, p_out.alpha)
+        self.costs[path] = conv_cost_ratio(conv, p_in, p_out, self.factor)
+
+    def _pool_ordinary(self, node: fx.Node) -> None:
+        """Let a strided ordinary convolution pool first, where asked and possible; the stem stays as it is."""
+        conv = self.traced.module(node)
+        if self.settings.downsample == "stride" or not is_conv(conv) or reads_input(node):
+            return
+        assert isinstance(conv, nn.modules.conv._ConvNd)
+        if octave_problem(conv, self.factor) is None and any(int(s) == 2 for s in conv.stride[-2:]):
+            none_in, none_out = (Partition((False,) * n) for n in (conv.in_channels, conv.out_channels))
+            self._set_octave(conv, none_in, none_out)
+
+    def _set_octave(self, conv: nn.modules.conv._ConvNd, p_in: Partition, p_out: Partition) -> None:
+        s = self.settings
+        _retype(
+            conv,
+            p_in,
+            p_out,
+            downsample=s.downsample,
+            octave_downsample=s.octave_downsample,
+            exchange=s.exchange,
+            factor=self.factor,
+        )
+
+    # -- operations ------------------------------------------------------------------------------------------
+
+    def _convert_operation(self, node: fx.Node, role: str, out: Partition, *, once: bool) -> fx.Node:
+        """Replace an activation, addition, pool, ... by the module that does it on a pair."""
+        module = self.traced.module(node)
+        if role in ("map", "drop") or (role == "pool" and module is not None):
+            wrap = {"map": OctMap, "drop": OctDropPath}.get(role)
+            source = module if once else copy.deepcopy(module)
+            new = wrap(source) if wrap is not None else OctPool(source, factor=self.factor)  # type: ignore[arg-type]
+            if once:
+                self.model.set_submodule(str(node.target), new)
+            else:  # shared with places where the value is ordinary
+                node.target = add_operation(self.model, node.name, new)
+            return node
+        inputs: tuple[fx.Node, ...] = operand_nodes(node)
+        if role == "add" or role == "mul":
+            new = OctAdd() if role == "add" else OctMul()
+        elif role == "cat":
+            new, inputs = OctCat(), parts_of(node)
+        elif role == "gate":
+            if self.solution.partition(inputs[0]) is None:
+                inputs = inputs[::-1]
+            operation = torch.add if node.target in ADDITIONS else torch.mul
+            new = OctGate(operation, out, self.factor)
+        elif role == "shuffle":
+            source_partition = self.solution.partitions[node.all_input_nodes[0]]
+            new = OctShuffle(source_partition, module.groups)  # type: ignore[union-attr, arg-type]
+        else:
+            function = _function(node)
+            if role == "function":
+                new = OctFunction(function, *node.args[1:], **node.kwargs)
+            else:
+                new = OctPool(function, *node.args[1:], factor=self.factor, **node.kwargs)  # type: ignore[arg-type]
+        return self._replace(node, new, inputs)
+
+    def _convert_reader(self, node: fx.Node) -> None:
+        """Let a global pool or a question for the size read the pair itself."""
+        source = node.all_input_nodes[0]
+        partition = self.solution.partition(source)
+        if partition is None:
+            return
+        if any(other in self.solution.partitions for other in node.all_input_nodes[1:]):
+            raise ValueError(f"octavize: {node.name} reads more than one Octave")  # no known operation does
+        function, args, kwargs = _function(node), node.args[1:], node.kwargs
+        if self.solution.roles[node] == "shape":
+            self._replace(node, OctShape(function, *args), (source,))
+            return
+        module = self.traced.module(node)
+        squeeze = OctSqueeze(
+            function if module is None else copy.deepcopy(module),
+            *args,
+            partition=partition,
+            factor=self.factor,
+            dims=mean_dims(node),
+            **kwargs,
+        )
+        self._replace(node, squeeze, (source,))
+
+    def _replace(self, node: fx.Node, new: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
+        with self.graph.inserting_before(node):
+            replacement = self.graph.call_module(add_operation(self.model, node.name, new), inputs)
+        node.replace_all_uses_with(replacement)
+        self.graph.erase_node(node)
+        return replacement
+
+    def _merge_before(self, reader: fx.Node, source: fx.Node) -> None:
+        partition = self.solution.partition(source)
+        if partition is None:
+            return
+        if source not in self.merges:
+            # Before the reader, not after the source: an in-place activation may lie between.
+            with self.graph.inserting_before(reader):
+                merge = OctMerge(partition, self.factor)
+                path = add_operation(self.model, f"merge_{source.name}", merge)
+                self.merges[source] = self.graph.call_module(path, (source,))
+        reader.replace_input_with(source, self.merges[source])
+
+
+def _function(node: fx.Node) -> Any:
+    return getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
+
+
+def _retype(module: nn.Module, *partitions: Partition, **options: Any) -> None:
+    """Turn an ordinary layer into its octave subclass in place: parameters, hooks and mode stay."""
+    if not hasattr(module, "set_octave"):  # one that is called twice has it already
+        holds = isinstance(module, nn.BatchNorm2d) and holds_activation(module)
+        ordinary = next(base for base in _OCTAVE_CLASS if isinstance(module, base))
+        module.__class__ = OctBatchNormAct2d if holds else _OCTAVE_CLASS[ordinary]
+    module.set_octave(*partitions, **options)  # type: ignore[operator]

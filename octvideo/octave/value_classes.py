@@ -1,0 +1,157 @@
+"""Values of a traced network that must be stored alike, gathered into classes before anything is solved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from octvideo.octave.roles import (
+    KEEP_CHANNELS,
+    KEEP_CHANNELS_FUNCTIONS,
+    NORMS,
+    Network,
+    Role,
+    changes_in_place,
+    find_roles,
+    globally_pooled,
+    operand_nodes,
+    parts_of,
+)
+from octvideo.octave.trace import CONVS
+
+# Give the partition that they take, so that what they read and write is one class.
+_PASSES_ON: tuple[Role, ...] = ("norm", "map", "function", "drop", "pool", "add", "mul")
+# Write a partition that follows from those they read.
+_DERIVES: tuple[Role, ...] = ("cat", "shuffle")
+
+
+@dataclass
+class ValueClass:
+    """Values with one partition, and what is known of it."""
+
+    nodes: list[fx.Node] = field(default_factory=list)
+    convs: list[fx.Node] = field(default_factory=list)  # depthwise ones excepted: they write what they read
+    derived: list[fx.Node] = field(default_factory=list)  # concatenations and shuffles that write it
+    groups: set[int] = field(default_factory=set)  # of the grouped convolutions that read or write it
+    ordinary: str | None = None  # why, where it is
+
+
+class ValueClasses:
+    """The classes of one network, found by joining what operations tie together.
+
+    Args:
+        network: the traced network.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.nodes = list(network.graph.nodes)
+        self.roles = find_roles(network)
+        self._parent: dict[fx.Node, fx.Node] = {node: node for node in self.nodes}
+        self._tie()
+        self._by_root = self._collect()
+
+    def __getitem__(self, node: fx.Node) -> ValueClass:
+        return self._by_root[self._find(node)]
+
+    def all(self) -> list[ValueClass]:
+        """Every class, in the order of the graph."""
+        return list(self._by_root.values())
+
+    def conv(self, node: fx.Node) -> nn.modules.conv._ConvNd:
+        """The convolution that a node of role "conv" calls."""
+        module = self.network.module(node)
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        return module
+
+    def is_depthwise(self, node: fx.Node) -> bool:
+        """Whether a node of role "conv" has one kernel a channel, so that it writes the partition it reads."""
+        conv = self.conv(node)
+        return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
+
+    def passes_on(self, node: fx.Node) -> bool:
+        """Whether a node writes the partition that it reads."""
+        role = self.roles[node]
+        return role in (*_PASSES_ON, "gate") or (role == "conv" and self.is_depthwise(node))
+
+    def _find(self, node: fx.Node) -> fx.Node:
+        while self._parent[node] is not node:
+            node = self._parent[node]
+        return node
+
+    def _unite(self, a: fx.Node, b: fx.Node) -> None:
+        self._parent[self._find(a)] = self._find(b)
+
+    def _tie(self) -> None:
+        pooled = globally_pooled(self.network)
+        calls: dict[str, fx.Node] = {}
+        for node in self.nodes:
+            role = self.roles[node]
+            if self.passes_on(node):
+                for source in operand_nodes(node):
+                    if not (role == "gate" and source in pooled):
+                        self._unite(source, node)
+            if role in ("conv", "norm"):  # a module called twice has one partition in and one out
+                first = calls.setdefault(str(node.target), node)
+                self._unite(first, node)
+                self._unite(first.all_input_nodes[0], node.all_input_nodes[0])
+
+    def _collect(self) -> dict[fx.Node, ValueClass]:
+        classes: dict[fx.Node, ValueClass] = {}
+        for node in self.nodes:
+            group = classes.setdefault(self._find(node), ValueClass())
+            group.nodes.append(node)
+            role = self.roles[node]
+            if role == "conv" and not self.is_depthwise(node):
+                group.convs.append(node)
+            elif role in _DERIVES:
+                group.derived.append(node)
+            elif role in ("tensor", "squeeze", "shape"):
+                group.ordinary = f"{name_of(node)} makes an ordinary tensor"
+        for node in self.nodes:
+            if self.roles[node] == "tensor" and changes_in_place(node, self.network):
+                changed = node.all_input_nodes[0]
+                if len(changed.users) > 1:  # it would change a merged copy, which the others do not read
+                    classes[self._find(changed)].ordinary = f"{name_of(node)} changes it in place"
+            if self.roles[node] == "conv" and self.conv(node).groups > 1:
+                for value in (node, node.all_input_nodes[0]):
+                    classes[self._find(value)].groups.add(self.conv(node).groups)
+        return classes
+
+    # -- channels --------------------------------------------------------------------------------------------
+
+    def channel_counts(self, group: ValueClass) -> set[int]:
+        """How many channels the convolutions and norms of a class write: one number, unless it broadcasts."""
+        counts = {self._written_channels(node) for node in group.nodes}
+        return {count for count in counts if count is not None}
+
+    def _written_channels(self, node: fx.Node) -> int | None:
+        module = self.network.module(node)
+        if isinstance(module, CONVS):
+            return module.out_channels
+        return module.num_features if isinstance(module, NORMS) else None
+
+    def channels(self, node: fx.Node, seen: frozenset[fx.Node] = frozenset()) -> int | None:
+        """Channels of an ordinary value: of its class, or of what pooling and concatenation make it from."""
+        root = self._find(node)
+        if root in seen:
+            return None
+        seen = seen | {root}
+        for value in self[node].nodes:
+            count = self._written_channels(value)
+            module = self.network.module(value)
+            kept = type(module) if module is not None else value.target
+            if count is None and kept in KEEP_CHANNELS + KEEP_CHANNELS_FUNCTIONS:
+                count = self.channels(value.all_input_nodes[0], seen)
+            elif count is None and self.roles[value] == "cat":
+                parts = [self.channels(part, seen) for part in parts_of(value)]
+                count = None if None in parts else sum(filter(None, parts))
+            if count is not None:
+                return count
+        return None
+
+
+def name_of(node: fx.Node) -> str:
+    """A node as messages name it: the path of its module, or the name of its operation."""
+    return str(node.target) if node.op == "call_module" else node.name
