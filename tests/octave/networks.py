@@ -23,6 +23,7 @@ class Network:
     build: Callable[[], nn.Module]
     inputs: tuple[tuple[int, ...], ...]  # shapes; more than one: the network takes a list
     cost_inputs: tuple[tuple[int, ...], ...]  # the sizes that its paper counts
+    left: float = 0.7  # share of the multiply-adds that may be left at alpha = .5
     small: bool = False  # runs in the fast tests, and with inductor
 
     def random_input(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:

