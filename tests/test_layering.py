@@ -35,7 +35,7 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
     "octave": {"torch"},
-    "models": {"torch", "pytorchvideo"},
+    "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock", "rich"},
     "evaluation": {"torch", "numpy", "torchmetrics", "rich", "matplotlib"},
 }
 # The others may use any library but these.

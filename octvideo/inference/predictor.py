@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from octvideo.errors import UserError
 from octvideo.evaluation.metrics import video_scores
 from octvideo.inference.checkpoint import build_network, read_checkpoint
 from octvideo.models import i3d_r50
-from octvideo.models.weights import load_weights, read_weights, weights_in
+from octvideo.models.weights import load_weights, read_weights
 from octvideo.video import ViewSettings, read_views
 
 
@@ -112,16 +111,13 @@ class Predictor:
 
         url = checkpoint_paths["i3d_r50"]
         try:
-            content = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-        except (URLError, OSError) as error:
-            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            weights = read_weights(url)
+        except UserError as error:
             raise UserError(
-                f"no weights given, and pytorchvideo's can't be downloaded from {url} ({error}). Give "
-                "--ckpt PATH (or "
-                f"--ckpt last for the newest of your own), or put {Path(url).name} into {folder} by hand"
+                f"no weights given, and {error}. Give --ckpt PATH (or --ckpt last for the newest of your own)"
             ) from error
         network = i3d_r50(num_classes=400, alpha=0.0)
-        load_weights(network, weights_in(content, source=url), head="strict")
+        load_weights(network, weights, head="strict")
         # Read as a file: octvideo.data, whose list it is, is not for inference to import.
         labels = files("octvideo").joinpath("data/labels/kinetics400.txt").read_text(encoding="utf-8")
         return cls(

@@ -28,7 +28,7 @@ class CostRow:
     """One network at one alpha.
 
     Args:
-        network: its builder's name in octvideo.models.
+        network: its builder's name in octvideo.models, or that of an image network.
         alpha: the low share.
         cost: of one forward pass.
         ordinary: the same at alpha 0.
@@ -74,7 +74,7 @@ def cost_rows(
     """Counts every network at every alpha; nothing is computed, so this takes seconds.
 
     Args:
-        networks: names of builders of octvideo.models.
+        networks: names of builders of octvideo.models, or image networks for `frame_network` (timm:resnet26).
         alphas: low shares.
         clip: (N, C, T, H, W).
         num_classes: K.
@@ -92,13 +92,16 @@ def cost_rows(
 
 
 def _count(name: str, alpha: float, clip: Clip, num_classes: int) -> Cost:
-    if name not in models.__all__:
-        raise UserError(f"no network {name!r}: there are {', '.join(models.__all__)}")
+    if name not in models.__all__ and ":" not in name:
+        raise UserError(f"no network {name!r}: there are {', '.join(models.__all__)}, and torchvision:NAME, timm:NAME")
     with torch.device("meta"):  # nothing is allocated or initialised
-        network = getattr(models, name)(num_classes=num_classes, alpha=alpha)
+        if ":" in name:
+            network = models.frame_network(name, num_classes=num_classes, alpha=alpha)
+        else:
+            network = getattr(models, name)(num_classes=num_classes, alpha=alpha)
     try:
         return count_cost(network, clip)
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:
         shape, reason = "x".join(map(str, clip)), str(error).splitlines()[0]
         raise UserError(f"{name} takes no clip of {shape}: {reason}") from error
 

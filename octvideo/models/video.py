@@ -6,48 +6,20 @@ ordinary, so the first block of res5 merges. All networks take clips (N, 3, T, H
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ParamSpec
 
-import torch.nn.functional as F
-from pytorchvideo.models.head import ResNetBasicHead, create_res_basic_head
+from pytorchvideo.models.head import create_res_basic_head
 from pytorchvideo.models.net import Net
 from pytorchvideo.models.resnet import ResStage, create_bottleneck_block, create_res_stage
 from pytorchvideo.models.stem import create_res_basic_stem
-from torch import Tensor, nn
+from torch import nn
 
-from octvideo.errors import UserError
+from octvideo.models.builders import check_arguments, choose_downsample, explained, remember
+from octvideo.models.layers import LEAVES, ClipHead, TimePool, initialise
+from octvideo.models.non_local import Attention, NonLocalStage
 from octvideo.octave import Downsample, octavize
 
-P = ParamSpec("P")
 Kernel = tuple[int, int, int]
-
-
-class ClipHead(nn.Module):
-    """pytorchvideo's classification head for any clip length and crop size; same keys, same published scores.
-
-    The published heads pool with one fixed kernel. Here it shrinks to the feature map where that is smaller;
-    where it is larger, the kernel slides and the predictions of all its places are averaged, as pytorchvideo
-    does.
-    """
-
-    def __init__(self, head: ResNetBasicHead) -> None:
-        super().__init__()
-        self.pool_kernel = tuple(int(k) for k in head.pool.kernel_size)
-        self.dropout = head.dropout if head.dropout is not None else nn.Identity()
-        self.proj = head.proj
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (N, C, T, H, W) to logits (N, K)."""
-        kernel = [min(k, size) for k, size in zip(self.pool_kernel, x.shape[2:], strict=True)]
-        x = F.avg_pool3d(x, kernel, stride=1)  # (N,C,T',H',W')
-        x = self.proj(self.dropout(x).permute(0, 2, 3, 4, 1))  # (N,T',H',W',K)
-        return x.mean((1, 2, 3))  # (N,K)
-
-    def extra_repr(self) -> str:
-        return f"pool_kernel={self.pool_kernel}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +33,8 @@ class ResNetPlan:
     conv_a: tuple[tuple[Kernel, ...], ...]
     pool_time_after_res2: bool
     head_pool: Kernel
+    # Residual blocks, counted from 0, that a non-local block follows, stage by stage.
+    non_local: tuple[tuple[int, ...], ...] = ((), (), (), ())
 
 
 _FRAME: tuple[Kernel, ...] = ((1, 1, 1),)
@@ -77,11 +51,16 @@ _EVERY_OTHER: tuple[Kernel, ...] = ((3, 1, 1), (1, 1, 1))
 _C2D = ResNetPlan((3, 4, 6, 3), 64, (1, 7, 7), (_FRAME, _FRAME, _FRAME, _FRAME), True, (4, 7, 7))
 _I3D = ResNetPlan((3, 4, 6, 3), 64, (5, 7, 7), (_TIME, _EVERY_OTHER, _EVERY_OTHER, _EVERY_OTHER[::-1]), True, (4, 7, 7))
 _SLOW = ResNetPlan((3, 4, 6, 3), 64, (1, 7, 7), (_FRAME, _FRAME, _TIME, _TIME), False, (8, 7, 7))
+# Every other block of res3 and res4, five in all (arXiv 1711.07971, "adding 5 blocks"; PySlowFast's
+# configs/Kinetics/I3D_NLN_8x8_R50.yaml counts them the same way).
+_FIVE_BLOCKS = ((), (1, 3), (1, 3, 5), ())
 
 
 def _small(plan: ResNetPlan, width: int) -> ResNetPlan:
     """For CPUs and small data: fewer channels, and two blocks a stage."""
-    return replace(plan, depths=(2, 2, 2, 2), width=width)
+    depths = (2, 2, 2, 2)
+    after = tuple(tuple(n for n in blocks if n < depth) for blocks, depth in zip(plan.non_local, depths, strict=True))
+    return replace(plan, depths=depths, width=width, non_local=after)
 
 
 def _ordinary(plan: ResNetPlan, num_classes: int, dropout: float) -> Net:
@@ -103,22 +82,21 @@ def _ordinary(plan: ResNetPlan, num_classes: int, dropout: float) -> Net:
     for stage, (depth, kernels) in enumerate(zip(plan.depths, plan.conv_a, strict=True)):
         stride = 1 if stage == 0 else 2
         conv_a = [kernels[block % len(kernels)] for block in range(depth)]
-        blocks.append(
-            create_res_stage(
-                depth=depth,
-                dim_in=dim_in,
-                dim_inner=dim_out // 4,
-                dim_out=dim_out,
-                bottleneck=create_bottleneck_block,
-                conv_a_kernel_size=conv_a,
-                conv_a_stride=(1, 1, 1),
-                conv_a_padding=[tuple(k // 2 for k in kernel) for kernel in conv_a],
-                conv_b_stride=(1, stride, stride),
-            )
+        block = create_res_stage(
+            depth=depth,
+            dim_in=dim_in,
+            dim_inner=dim_out // 4,
+            dim_out=dim_out,
+            bottleneck=create_bottleneck_block,
+            conv_a_kernel_size=conv_a,
+            conv_a_stride=(1, 1, 1),
+            conv_a_padding=[tuple(k // 2 for k in kernel) for kernel in conv_a],
+            conv_b_stride=(1, stride, stride),
         )
+        blocks.append(NonLocalStage(block, dim_out, plan.non_local[stage]) if plan.non_local[stage] else block)
         dim_in, dim_out = dim_out, dim_out * 2
         if stage == 0 and plan.pool_time_after_res2:
-            blocks.append(nn.MaxPool3d((2, 1, 1), stride=(2, 1, 1)))
+            blocks.append(TimePool())
     head = create_res_basic_head(
         in_features=dim_in,
         out_features=num_classes,
@@ -131,19 +109,6 @@ def _ordinary(plan: ResNetPlan, num_classes: int, dropout: float) -> Net:
     return Net(blocks=nn.ModuleList(blocks))
 
 
-def _initialise(network: nn.Module, zero_init_last_norm: bool) -> None:
-    """He initialisation as in the Non-local-net recipe; each residual branch's last norm may start at 0."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm3d):
-            nn.init.constant_(module.weight, 0.0 if zero_init_last_norm and name.endswith("norm_c") else 1.0)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
-
-
 def _build(
     name: str,
     plan: ResNetPlan,
@@ -154,55 +119,27 @@ def _build(
     zero_init_last_norm: bool,
     **of_this_builder: int,
 ) -> nn.Module:
-    for argument, value in {"num_classes": num_classes, **of_this_builder}.items():
-        if value < 1:
-            raise UserError(f"{argument}: got {value}, expected 1 or more")
-    if not 0.0 <= alpha <= 1.0:
-        raise UserError(f"alpha: got {alpha}, expected the share of low-frequency channels, 0 to 1")
+    check_arguments(alpha, dropout, num_classes=num_classes, **of_this_builder)
     ordinary = _ordinary(plan, num_classes, dropout)
-    _initialise(ordinary, zero_init_last_norm)
+    initialise(ordinary, zero_init_last_norm)
     # blocks: 0 stem, 1 res2, (2 pool over time,) then res3, res4, res5, head.
     stages = [n for n, block in enumerate(ordinary.blocks) if isinstance(block, ResStage)]
-    chosen: Downsample = downsample or ("pool" if alpha > 0 else "stride")
+    chosen = choose_downsample(downsample, alpha)
     shares = {f"blocks.{n}": alpha for n in stages[:-1]}  # res5 stays ordinary
-    network = octavize(ordinary, shares, downsample=chosen, leaf_modules=[ClipHead])
-    network.meta["built_from"] = {
-        "class_path": f"octvideo.models.{name}",
-        "init_args": {
-            "num_classes": num_classes,
-            "alpha": alpha,
-            "downsample": chosen,
-            "dropout": dropout,
-            "zero_init_last_norm": zero_init_last_norm,
-            **of_this_builder,
-        },
-    }
-    return network
+    network = octavize(ordinary, shares, downsample=chosen, leaf_modules=[*LEAVES, Attention])
+    return remember(
+        network,
+        name,
+        num_classes=num_classes,
+        alpha=alpha,
+        downsample=chosen,
+        dropout=dropout,
+        zero_init_last_norm=zero_init_last_norm,
+        **of_this_builder,
+    )
 
 
-# What the builders' arguments mean, said once; help() shows it for each.
-_ARGUMENTS = {
-    "num_classes": "K.",
-    "alpha": "share of low-frequency channels in res2 to res4; 0 is the ordinary network.",
-    "downsample": """"stride", or "pool" (average pooling before every strided convolution of res3 to res5);
-        None takes the paper's way, "pool" for octave networks and "stride" for ordinary ones. alpha = 0 with
-        "pool" is the control between the two.""",
-    "dropout": "before the classifier.",
-    "zero_init_last_norm": "start every residual branch at zero.",
-    "width": "channels of the stem, a quarter of res2's; the full networks have 64.",
-}
-
-
-def _explained(builder: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
-    """Adds the Args and Returns that all builders share to a builder's docstring."""
-    names = inspect.signature(builder).parameters
-    arguments = "\n".join(f"    {name}: {_ARGUMENTS[name]}" for name in names)
-    returns = "Returns:\n    A network of clips (N, 3, T, H, W) to logits (N, K)."
-    builder.__doc__ = f"{inspect.getdoc(builder)}\n\nArgs:\n{arguments}\n\n{returns}\n"
-    return builder
-
-
-@_explained
+@explained()
 def c2d_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -215,7 +152,7 @@ def c2d_r50(
     return _build("c2d_r50", _C2D, num_classes, alpha, downsample, dropout, zero_init_last_norm)
 
 
-@_explained
+@explained()
 def i3d_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -228,7 +165,7 @@ def i3d_r50(
     return _build("i3d_r50", _I3D, num_classes, alpha, downsample, dropout, zero_init_last_norm)
 
 
-@_explained
+@explained()
 def slow_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -241,7 +178,7 @@ def slow_r50(
     return _build("slow_r50", _SLOW, num_classes, alpha, downsample, dropout, zero_init_last_norm)
 
 
-@_explained
+@explained()
 def c2d_small(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -256,7 +193,7 @@ def c2d_small(
     return _build("c2d_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)
 
 
-@_explained
+@explained()
 def i3d_small(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -271,7 +208,7 @@ def i3d_small(
     return _build("i3d_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)
 
 
-@_explained
+@explained()
 def slow_small(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -284,3 +221,46 @@ def slow_small(
     """Slow with a quarter of the channels and two blocks a stage, for CPUs and small data."""
     plan = _small(_SLOW, width)
     return _build("slow_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)
+
+
+@explained()
+def c2d_nl_r50(
+    num_classes: int = 400,
+    alpha: float = 0.0,
+    *,
+    downsample: Downsample | None = None,
+    dropout: float = 0.5,
+    zero_init_last_norm: bool = True,
+) -> nn.Module:
+    """C2D ResNet-50 with five non-local blocks (arXiv 1711.07971). T >= 2."""
+    plan = replace(_C2D, non_local=_FIVE_BLOCKS)
+    return _build("c2d_nl_r50", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+
+
+@explained()
+def i3d_nl_r50(
+    num_classes: int = 400,
+    alpha: float = 0.0,
+    *,
+    downsample: Downsample | None = None,
+    dropout: float = 0.5,
+    zero_init_last_norm: bool = True,
+) -> nn.Module:
+    """I3D ResNet-50 with five non-local blocks (arXiv 1711.07971). T >= 2."""
+    plan = replace(_I3D, non_local=_FIVE_BLOCKS)
+    return _build("i3d_nl_r50", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+
+
+@explained()
+def i3d_nl_small(
+    num_classes: int = 400,
+    alpha: float = 0.0,
+    *,
+    width: int = 16,
+    downsample: Downsample | None = None,
+    dropout: float = 0.5,
+    zero_init_last_norm: bool = True,
+) -> nn.Module:
+    """I3D with a quarter of the channels, two blocks a stage and a non-local block after res3 and res4. T >= 2."""
+    plan = _small(replace(_I3D, non_local=_FIVE_BLOCKS), width)
+    return _build("i3d_nl_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)

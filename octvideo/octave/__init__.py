@@ -3,22 +3,28 @@
 Needs torch only. Start with `octavize` (a network) or `OctConv3d` (a layer).
 """
 
-from octvideo.octave.conv import Downsample, OctConv1d, OctConv2d, OctConv3d
-from octvideo.octave.convert import OctaveNetwork, OctaveReport, octavize
+from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d
+from octvideo.octave.convert import OctaveNetwork, octavize
 from octvideo.octave.cost import Cost, count_cost, layer_flop_ratio, layer_memory_ratio
-from octvideo.octave.features import Octave, merge, pool_down, split, upsample
+from octvideo.octave.features import Octave, low_size, merge, pool_down, split, upsample
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
+from octvideo.octave.report import OctaveReport
+from octvideo.octave.transposed import OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
 
 __all__ = [
     "Cost",
     "Downsample",
+    "Exchange",
     "OctBatchNorm1d",
     "OctBatchNorm2d",
     "OctBatchNorm3d",
     "OctConv1d",
     "OctConv2d",
     "OctConv3d",
+    "OctConvTranspose1d",
+    "OctConvTranspose2d",
+    "OctConvTranspose3d",
     "Octave",
     "OctaveNetwork",
     "OctaveReport",
@@ -26,6 +32,7 @@ __all__ = [
     "count_cost",
     "layer_flop_ratio",
     "layer_memory_ratio",
+    "low_size",
     "merge",
     "octavize",
     "pool_down",

@@ -13,7 +13,7 @@ from octvideo.octave.features import Factor, as_factor
 from octvideo.octave.report import OctaveReport
 from octvideo.octave.rewrite import Settings, rewrite
 from octvideo.octave.roles import Network
-from octvideo.octave.shares import Alpha, InvertedResiduals, wanted_shares
+from octvideo.octave.shares import Alpha, InvertedResiduals, Shares
 from octvideo.octave.solve import PartitionSolver
 from octvideo.octave.trace import CONVS, trace_network
 
@@ -98,15 +98,27 @@ def octavize(
     settings = Settings(downsample, octave_downsample, exchange, factor)
     _check(settings, inverted_residuals)
     model = copy.deepcopy(model)
+    _use_plain_integers(model)
     graph = trace_network(model, tuple(leaf_modules))
     traced = Network(graph, dict(model.named_modules()), _factor(factor, model))
-    wanted = wanted_shares(alpha, traced, inverted_residuals=inverted_residuals)
-    solution = PartitionSolver(traced, wanted).solve()
+    shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
+    solution = PartitionSolver(traced, shares).solve()
     layers, costs = rewrite(model, traced, solution, settings)
     network = OctaveNetwork(model, graph, type(model).__name__)
     _keep_unused_state(model, network)
     network.meta["octave"] = OctaveReport(layers, costs, solution.merged)
     return network
+
+
+def _use_plain_integers(model: nn.Module) -> None:
+    """Replace NumPy's integers in kernels and strides (pytorchvideo's), which torch.compile takes for data."""
+    for module in model.modules():
+        for name in ("kernel_size", "stride", "padding", "dilation", "_reversed_padding_repeated_twice"):
+            value: Any = vars(module).get(name)
+            if isinstance(value, tuple | list):
+                setattr(module, name, type(value)(v.__index__() if hasattr(v, "__index__") else v for v in value))
+            elif hasattr(value, "__index__"):
+                setattr(module, name, value.__index__())
 
 
 def _check(settings: Settings, inverted_residuals: str) -> None:

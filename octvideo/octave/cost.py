@@ -17,17 +17,29 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from octvideo.octave.features import Octave
 
+# Products of two computed values; weights come in as convolutions and addmm.
+_ATTENTION = (
+    torch.ops.aten.bmm, torch.ops.aten.baddbmm,
+    torch.ops.aten._scaled_dot_product_flash_attention, torch.ops.aten._scaled_dot_product_efficient_attention,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Cost:
     """The cost of one forward pass.
 
-    `activations` counts the numbers that convolutions write (the memory of the paper's Table 1 is theirs).
+    Args:
+        multiply_adds: of convolutions and matrix products.
+        parameters: learnt numbers.
+        activations: numbers that convolutions write (the memory of the paper's Table 1 is theirs).
+        convolutions: of the multiply-adds, those of convolutions and classifiers: without attention's products,
+            which some papers leave out.
     """
 
     multiply_adds: int
     parameters: int
     activations: int
+    convolutions: int
 
     def __str__(self) -> str:
         return (
@@ -69,7 +81,9 @@ def count_cost(model: nn.Module, input_shape: Sequence[int] | Sequence[Sequence[
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(_zeros(input_shape))
     # torch counts a multiply-add as two operations.
-    return Cost(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()), written)
+    attention = sum(counter.get_flop_counts()["Global"].get(op, 0) for op in _ATTENTION)
+    total, parameters = counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters())
+    return Cost(total, parameters, written, total - attention // 2)
 
 
 def _zeros(shape: Any) -> Tensor | list[Tensor]:

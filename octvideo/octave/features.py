@@ -8,6 +8,7 @@ width, (2, 2) for images and (1, 2, 2) for clips, whose time is kept; (2,) for s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.partition import Partition, as_channel_index, as_partition, take_channels
+from octvideo.octave.partition import Partition, as_channel_index, as_partition, reorder, take_channels
 
 # For each axis after the channels, 2 where the low map has half (ceil) the size, else 1.
 Factor = tuple[int, ...]
 
 AXES = {1: ("L",), 2: ("H", "W"), 3: ("T", "H", "W")}
 _DEFAULT_FACTOR: dict[int, Factor] = {1: (2,), 2: (2, 2), 3: (1, 2, 2)}
+_CHECKED: dict[int, list[Factor]] = {n: list(itertools.product((1, 2), repeat=n))[1:] for n in AXES}
 
 
 def as_factor(factor: Sequence[int] | None, num_axes: int) -> Factor:
@@ -30,6 +32,8 @@ def as_factor(factor: Sequence[int] | None, num_axes: int) -> Factor:
     Raises:
         ValueError: if an entry is missing, too many, or not 1 or 2, or if no axis is halved.
     """
+    if factor in _CHECKED.get(num_axes, ()):
+        return factor  # type: ignore[return-value]
     if num_axes not in AXES:
         raise ValueError(f"got {num_axes} axes after N and C, expected 1 (L), 2 (H, W) or 3 (T, H, W)")
     if factor is None:
@@ -170,19 +174,16 @@ def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None
     factor = as_factor(factor, x.dim() - 2)
     if len(factor) == 3 and factor[0] == 2:
         x = _repeat_time(x)  # time first, on the smaller map
-        if len(size) == 3:
-            x = _crop(x, size[:1], first=2)
-    if factor[-2:] == (1, 1):
-        return x
-    x, folded = _fold_time(x)
-    x = F.interpolate(x, scale_factor=tuple(float(f) for f in factor[-2:]), mode="nearest")
-    size = size[-2:]
-    return _unfold_time(_crop(x, size, first=x.dim() - len(size)), folded)
+    if factor[-2:] != (1, 1):
+        x, folded = _fold_time(x)
+        x = F.interpolate(x, scale_factor=tuple(float(f) for f in factor[-2:]), mode="nearest")
+        x = _unfold_time(x, folded)
+    return crop(x, size)  # last: a cropped map folds into no view
 
 
-def _crop(x: Tensor, size: Sequence[int], *, first: int = 2) -> Tensor:
-    """The leading part of `x` that has `size` from axis `first` on; `x` itself where nothing is cut."""
-    for axis, length in enumerate(size, start=first):
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The leading part of `x` that has `size` in its last axes; `x` itself where nothing is cut."""
+    for axis, length in enumerate(size, start=x.dim() - len(size)):
         if x.shape[axis] != length:
             x = x.narrow(axis, 0, length)
     return x
@@ -224,9 +225,9 @@ def merge(x: Tensor | Octave, partition: Partition | None = None, factor: Sequen
     """
     if not isinstance(x, Octave):
         return x
-    joined = torch.cat([x.high, upsample(x.low, spatial_size(x.high), factor)], dim=1)
-    order = None if partition is None else partition.high + partition.low
-    if order is None or order == tuple(range(len(order))):
-        return joined
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    return joined.index_select(1, torch.tensor(inverse, device=joined.device))
+    return reorder(join(x, factor), None if partition is None else partition.reordering())
+
+
+def join(x: Octave, factor: Sequence[int] | None = None) -> Tensor:
+    """All channels at full resolution, high ones first: (N, C, [T,] H, W)."""
+    return torch.cat([x.high, upsample(x.low, spatial_size(x.high), factor)], dim=1)

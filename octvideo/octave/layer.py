@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octvideo.octave.features import AXES, Factor, Octave, as_factor, low_size, upsample
-from octvideo.octave.partition import Partition, as_channel_index, as_partition, take_channels
+from octvideo.octave.partition import Partition, as_partition, take_channels
 from octvideo.octave.paths import ConvPath, Exchange, Paths
 
 
@@ -36,7 +36,11 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         self.partition_in = as_partition(alpha_in, self.in_channels, groups=self.groups, name="alpha_in")
         self.partition_out = as_partition(alpha_out, self.out_channels, groups=self.groups, name="alpha_out")
         self.stride = tuple(int(s) for s in self.stride)  # pytorchvideo passes numpy integers
-        self.is_octave = not (self.partition_in.is_ordinary and self.partition_out.is_ordinary)
+        # Decided once, not in every forward: torch.compile would trace each look at a partition's channels.
+        self._takes_pair, self._gives_pair = not self.partition_in.is_ordinary, not self.partition_out.is_ordinary
+        self.is_octave = self._takes_pair or self._gives_pair
+        self._targets = self.partition_out.indices  # high, low
+        self._target_sizes = len(self.partition_out.high), len(self.partition_out.low)
         paths = Paths.of(self.partition_in, self.partition_out, self.groups, transposed=self.transposed)
         return paths.with_exchange(exchange)
 
@@ -52,9 +56,8 @@ class OctaveLayer(nn.modules.conv._ConvNd):
             )
 
     def _unpack(self, x: Tensor | Octave) -> tuple[Tensor, Tensor | None]:
-        expects_octave = not self.partition_in.is_ordinary
-        if isinstance(x, Octave) != expects_octave:
-            want = f"an Octave ({len(self.partition_in.low)} low channels)" if expects_octave else "a Tensor"
+        if isinstance(x, Octave) != self._takes_pair:
+            want = f"an Octave ({len(self.partition_in.low)} low channels)" if self._takes_pair else "a Tensor"
             raise TypeError(
                 f"{type(self).__name__} with {self.partition_in} in: expected {want}, got {type(x).__name__}; "
                 "use split() or merge()"
@@ -80,7 +83,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
             y_high = self._run(self._lh, low, y_high, size, to_low=False)
             y_low = self._run(self._ll, low, None, size, to_low=True)
         y_low = self._run(self._hl, high, y_low, size, to_low=True)
-        if self.partition_out.is_ordinary:
+        if not self._gives_pair:
             assert y_high is not None
             return y_high
         assert y_low is not None
@@ -99,17 +102,16 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         """Add a path's result to `total` (None: nothing yet); the first path of a target adds the bias."""
         if path is None:
             return total
-        target = self.partition_out.low if to_low else self.partition_out.high
         bias = None
         if self.bias is not None and total is None:
-            bias = take_channels(self.bias, as_channel_index(target), 0)
+            bias = take_channels(self.bias, self._targets[to_low], 0)
         x = take_channels(x, path.inputs, -1 - len(self.factor))  # an ordinary layer takes (C, ...) too
         y = self._convolve(x, path, path.weight(self.weight), bias if path.covers_target else None)
         y = self._fit(y, path, size, to_low=to_low)
         if path.covers_target:
             return y if total is None else total + y
         if total is None:
-            total = y.new_zeros(y.shape[0], len(target), *y.shape[2:])
+            total = y.new_zeros(y.shape[0], self._target_sizes[to_low], *y.shape[2:])
             if bias is not None:
                 total = total + bias.to(y.dtype).reshape(-1, *([1] * (y.dim() - 2)))
         # Under autocast the two can differ: on a CPU, upsampling returns float32.

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.features import Factor, Octave, as_factor, low_size, merge, split
-from octvideo.octave.partition import Partition, take_channels
+from octvideo.octave.features import Factor, Octave, as_factor, join, low_size, merge, split
+from octvideo.octave.partition import ChannelIndex, Partition, reorder, take_channels
 
 Operation = Callable[..., Any]  # a module or a function
 
@@ -60,27 +60,23 @@ class OctPool(nn.Module):
     """Pools each frequency by itself, so that low stays ceil(high / 2).
 
     Args:
-        pool: the ordinary network's pooling module, or a function with its other arguments.
+        pool: the ordinary network's pooling module.
         factor: which axes the Octave halves; None for height and width.
     """
 
-    def __init__(self, pool: Operation, *args: object, factor: Factor | None = None, **kwargs: object) -> None:
+    def __init__(self, pool: nn.Module, factor: Factor | None = None) -> None:
         super().__init__()
-        self.pool, self.args, self.kwargs, self.factor = pool, args, kwargs, factor
-        if isinstance(pool, nn.Module):  # keeps the border pixel, which the ordinary size may need
-            self.pool_low: Operation = copy.deepcopy(pool)
-            self.pool_low.ceil_mode = True  # type: ignore[attr-defined, assignment]
-            self.kwargs_low = kwargs
-        else:
-            self.pool_low, self.kwargs_low = pool, {**kwargs, "ceil_mode": True}
+        self.pool, self.factor = pool, factor
+        self.pool_low = copy.deepcopy(pool)
+        self.pool_low.ceil_mode = True  # type: ignore[assignment]  # keeps the border pixel: the size may need it
 
     def forward(self, x: Octave) -> Octave:
         if x.high.shape[1] > 0:
-            high = self.pool(x.high, *self.args, **self.kwargs)
+            high = self.pool(x.high)
         else:  # alpha = 1: pooling refuses an empty map, and only its size is wanted
-            high = self.pool(x.high.new_zeros(1, 1, *x.high.shape[2:]), *self.args, **self.kwargs)
+            high = self.pool(x.high.new_zeros(1, 1, *x.high.shape[2:]))
             high = high.new_empty(x.high.shape[0], 0, *high.shape[2:])
-        low = self.pool_low(x.low, *self.args, **self.kwargs_low)
+        low = self.pool_low(x.low)
         return Octave(high, _fit(low, low_size(high.shape[2:], self.factor)))
 
 
@@ -129,12 +125,13 @@ class OctGate(nn.Module):
     def __init__(self, operation: Operation, partition: Partition, factor: Factor | None = None) -> None:
         super().__init__()
         self.operation, self.partition, self.factor = operation, partition, factor
+        self.high, self.low = partition.indices
 
     def forward(self, x: Octave, gate: Tensor) -> Octave:
         """x of partition's C channels; gate (N, C or 1, [T,] 1, 1), or any tensor that broadcasts."""
         behind = gate.shape[2:]
         if gate.dim() != x.high.dim() or gate.shape[1] not in (1, self.partition.num_channels):
-            full = self.operation(merge(x, self.partition, self.factor), gate)
+            full = self.operation(merge(x, self.partition, self.factor), gate)  # any other tensor
             return split(full, self.partition, self.factor)  # type: ignore[return-value]
         halved = [f == 2 for f in as_factor(self.factor, len(behind))]
         if any(h and size > 1 for h, size in zip(halved, behind, strict=True)):  # not one value a channel
@@ -143,7 +140,7 @@ class OctGate(nn.Module):
             return Octave(self.operation(x.high, pair.high), self.operation(x.low, pair.low))  # type: ignore
         if gate.shape[1] == 1:
             return Octave(self.operation(x.high, gate), self.operation(x.low, gate))
-        high, low = (take_channels(gate, index) for index in self.partition.indices)
+        high, low = take_channels(gate, self.high), take_channels(gate, self.low)
         return Octave(self.operation(x.high, high), self.operation(x.low, low))
 
     def extra_repr(self) -> str:
@@ -172,15 +169,16 @@ class OctSqueeze(nn.Module):
         super().__init__()
         self.pool, self.args, self.kwargs = pool, args, kwargs
         self.partition, self.factor, self.dims = partition, factor, dims
+        self.order = partition.reordering()
 
     def forward(self, x: Octave) -> Tensor:
         """(N, C, 1, ...), or (N, C) where a mean keeps no dimensions."""
         if not self._covers(x.high):
-            return self.pool(merge(x, self.partition, self.factor), *self.args, **self.kwargs)
-        low = self.pool(x.low, *self.args, **self.kwargs)
-        if x.high.shape[1] == 0:
-            return self.partition.reorder(low)
-        return self.partition.reorder(torch.cat([self.pool(x.high, *self.args, **self.kwargs), low], dim=1))
+            return self.pool(reorder(join(x, self.factor), self.order), *self.args, **self.kwargs)
+        pooled = self.pool(x.low, *self.args, **self.kwargs)
+        if x.high.shape[1] > 0:
+            pooled = torch.cat([self.pool(x.high, *self.args, **self.kwargs), pooled], dim=1)
+        return reorder(pooled, self.order)
 
     def _covers(self, x: Tensor) -> bool:
         """Whether the mean is over every halved axis, so that resolution does not matter."""
@@ -231,8 +229,9 @@ class OctShuffle(nn.Module):
         per_group = partition.num_channels // groups
         order = [g * per_group + i for i in range(per_group) for g in range(groups)]
         high, low = ({c: n for n, c in enumerate(channels)} for channels in (partition.high, partition.low))
-        self.high = tuple(high[c] for c in order if c in high)
-        self.low = tuple(low[c] for c in order if c in low)
+        none = slice(0, 0)
+        self.high: ChannelIndex = tuple(high[c] for c in order if c in high) or none
+        self.low: ChannelIndex = tuple(low[c] for c in order if c in low) or none
 
     def forward(self, x: Octave) -> Octave:
         return Octave(take_channels(x.high, self.high), take_channels(x.low, self.low))
@@ -246,10 +245,10 @@ class OctMerge(nn.Module):
 
     def __init__(self, partition: Partition, factor: Factor | None = None) -> None:
         super().__init__()
-        self.partition, self.factor = partition, factor
+        self.partition, self.factor, self.order = partition, factor, partition.reordering()
 
     def forward(self, x: Octave) -> Tensor:
-        return merge(x, self.partition, self.factor)
+        return reorder(join(x, self.factor), self.order)
 
     def extra_repr(self) -> str:
         return repr(self.partition)

@@ -22,6 +22,7 @@ class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
     def set_octave(self, alpha: float | Partition) -> None:
         """Choose which channels are low; parameters and statistics are not touched."""
         self.partition = as_partition(alpha, self.num_features)
+        self._is_octave = not self.partition.is_ordinary  # decided once: torch.compile would trace every channel
         self._high = as_channel_index(self.partition.high)
         self._low = as_channel_index(self.partition.low)
 
@@ -31,10 +32,10 @@ class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
         Raises:
             TypeError: if a Tensor comes where low channels are expected, or the other way round.
         """
-        if self.partition.is_ordinary and not isinstance(input, Octave):
+        if not (self._is_octave or isinstance(input, Octave)):
             return super().forward(input)
-        if not isinstance(input, Octave) or self.partition.is_ordinary:
-            want = "a Tensor" if self.partition.is_ordinary else "an Octave"
+        if not (isinstance(input, Octave) and self._is_octave):
+            want = "an Octave" if self._is_octave else "a Tensor"
             got = type(input).__name__
             raise TypeError(f"octave batch norm with {self.partition}: expected {want}, got {got}")
         momentum = self.momentum if self.momentum is not None else 0.0

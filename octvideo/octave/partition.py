@@ -102,17 +102,11 @@ class Partition:
         """The high and the low channels, as slices where they are runs."""
         return as_channel_index(self.high), as_channel_index(self.low)
 
-    def reorder(self, x: Tensor) -> Tensor:
-        """Channels that come high ones first, put in the ordinary network's order.
-
-        Args:
-            x: (N, C, ...).
-        """
+    def reordering(self) -> tuple[int, ...] | None:
+        """Where each channel lies among the high ones and, after them, the low ones; None where all lie in order."""
         order = self.high + self.low
-        if order == tuple(range(len(order))):
-            return x
-        inverse = sorted(range(len(order)), key=order.__getitem__)
-        return x.index_select(1, torch.tensor(inverse, device=x.device))
+        in_order = order == tuple(range(len(order)))
+        return None if in_order else tuple(sorted(range(len(order)), key=order.__getitem__))
 
     @property
     def is_ordinary(self) -> bool:
@@ -155,3 +149,8 @@ def take_channels(x: Tensor, channels: ChannelIndex, dim: int = 1) -> Tensor:
             return x
         return x.narrow(dim, channels.start, channels.stop - channels.start)
     return x.index_select(dim, torch.tensor(channels, device=x.device))
+
+
+def reorder(x: Tensor, channels: tuple[int, ...] | None) -> Tensor:
+    """The channels of `x` (N, C, ...) in another order, see `Partition.reordering`; None leaves them."""
+    return x if channels is None else x.index_select(1, torch.tensor(channels, device=x.device))

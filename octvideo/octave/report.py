@@ -31,8 +31,11 @@ class OctaveReport:
         for path, (a_in, a_out) in self.layers.items():
             lines.append(f"  {path:<{width}}  {a_in:5.3f} -> {a_out:5.3f}  {100 * self.costs[path]:4.0f} %")
         if self.merged:
-            lines.append("ordinary, merged, or at another alpha than asked for:")
-            lines += [f"  {path}: {reason}" for path, reason in self.merged.items()]
+            lines.append("ordinary outputs, merged inputs, and other alphas than asked for:")
+            for reason in dict.fromkeys(self.merged.values()):
+                paths = [path for path, own in self.merged.items() if own == reason]
+                more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+                lines.append(f"  {', '.join(paths[:3])}{more}: {reason}")
         return "\n".join(lines)
 
 

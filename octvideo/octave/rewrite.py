@@ -37,6 +37,7 @@ from octvideo.octave.roles import (
     mean_dims,
     operand_nodes,
     parts_of,
+    pool_module,
 )
 from octvideo.octave.shares import reads_input
 from octvideo.octave.solve import Solution
@@ -117,7 +118,7 @@ class _Rewriter:
     def _pool_ordinary(self, node: fx.Node) -> None:
         """Let a strided ordinary convolution pool first, where asked and possible; the stem stays as it is."""
         conv = self.traced.module(node)
-        if self.settings.downsample == "stride" or not is_conv(conv) or reads_input(node):
+        if self.settings.downsample == "stride" or not is_conv(conv) or reads_input(node, self.traced):
             return
         assert isinstance(conv, nn.modules.conv._ConvNd)
         if octave_problem(conv, self.factor) is None and any(int(s) == 2 for s in conv.stride[-2:]):
@@ -144,7 +145,7 @@ class _Rewriter:
         if role in ("map", "drop") or (role == "pool" and module is not None):
             wrap = {"map": OctMap, "drop": OctDropPath}.get(role)
             source = module if once else copy.deepcopy(module)
-            new = wrap(source) if wrap is not None else OctPool(source, factor=self.factor)  # type: ignore[arg-type]
+            new = wrap(source) if wrap is not None else OctPool(source, self.factor)  # type: ignore[arg-type]
             if once:
                 self.model.set_submodule(str(node.target), new)
             else:  # shared with places where the value is ordinary
@@ -168,7 +169,7 @@ class _Rewriter:
             if role == "function":
                 new = OctFunction(function, *node.args[1:], **node.kwargs)
             else:
-                new = OctPool(function, *node.args[1:], factor=self.factor, **node.kwargs)  # type: ignore[arg-type]
+                new = OctPool(pool_module(node), self.factor)
         return self._replace(node, new, inputs)
 
     def _convert_reader(self, node: fx.Node) -> None:

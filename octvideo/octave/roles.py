@@ -69,7 +69,7 @@ class Network:
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, or None."""
-        return self.modules[str(node.target)] if node.op == "call_module" else None
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
 
 def operand_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -126,7 +126,7 @@ def _module_role(module: nn.Module, network: Network) -> Role:
         return "map"
     if any(name in kind.__name__ for name in DROP_PATHS):
         return "drop"
-    if kind in MAX_POOLS + AVG_POOLS and keeps_pairs(module, vars(module), average=kind in AVG_POOLS):
+    if isinstance(module, MAX_POOLS + AVG_POOLS) and keeps_pairs(vars(module), average=isinstance(module, AVG_POOLS)):
         return "pool"
     return "shuffle" if kind is nn.ChannelShuffle else "tensor"
 
@@ -144,7 +144,7 @@ def _function_role(node: fx.Node, pooled: set[fx.Node]) -> Role:
         return "function"
     if node.target in MAX_POOL_FUNCTIONS + AVG_POOL_FUNCTIONS and len(operands) == 1:
         average = node.target in AVG_POOL_FUNCTIONS
-        return "pool" if keeps_pairs(None, pool_options(node), average=average) else "tensor"
+        return "pool" if keeps_pairs(pool_options(node), average=average) else "tensor"
     if node.target in CONCATENATIONS and node.args and isinstance(node.args[0], list | tuple):
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         return "cat" if dim == 1 and all(isinstance(part, fx.Node) for part in node.args[0]) else "tensor"
@@ -162,19 +162,30 @@ def _each(value: Any) -> tuple[int, ...]:
 
 def pool_options(node: fx.Node) -> dict[str, Any]:
     """Kernel, stride, padding and the rest of a pooling function's call."""
-    names = ("input", "kernel_size", "stride", "padding")
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     if len(node.args) > 4:
         return {}  # more options by position: not worth the bookkeeping
-    return {"kernel_size": given.get("kernel_size", 0), "padding": 0, "count_include_pad": True, **given}
+    names = ("input", "kernel_size", "stride", "padding")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given.pop("input", None)
+    return given
 
 
-def keeps_pairs(module: nn.Module | None, options: Mapping[str, Any], *, average: bool) -> bool:
+def pool_module(node: fx.Node) -> nn.Module:
+    """The module that does what a call of a pooling function does; functions of torch do not all pickle."""
+    functions, kinds = MAX_POOL_FUNCTIONS + AVG_POOL_FUNCTIONS, MAX_POOLS + AVG_POOLS
+    return kinds[functions.index(node.target)](**pool_options(node))  # type: ignore[arg-type]
+
+
+def keeps_pairs(options: Mapping[str, Any], *, average: bool) -> bool:
     """Whether a pool acts on each frequency by itself: it keeps sizes, or halves them up to a border pixel.
 
     Averages that count padding are no such pool: the border weighs more at half resolution.
     """
-    values = [options.get("kernel_size"), options.get("stride") or options.get("kernel_size"), options.get("padding")]
+    values = [
+        options.get("kernel_size"),
+        options.get("stride") or options.get("kernel_size"),
+        options.get("padding", 0),
+    ]
     if any(isinstance(value, fx.Node) or value is None for value in values) or options.get("return_indices"):
         return False
     kernel, stride, padding = (_each(value) for value in values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import fx, nn
@@ -17,9 +17,7 @@ InvertedResiduals = Literal["hidden", "all"]
 _NOT_ACTIVATIONS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
 
-def wanted_shares(
-    alpha: Alpha, network: Network, *, inverted_residuals: InvertedResiduals
-) -> Callable[[fx.Node], float]:
+class Shares:
     """For each convolution's node, the low share that its output should have.
 
     Args:
@@ -30,38 +28,55 @@ def wanted_shares(
     Raises:
         ValueError: a share outside [0, 1], or a prefix of no convolution.
     """
-    shares = dict(alpha) if isinstance(alpha, Mapping) else {"": float(alpha)}
-    calls = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
-    convs = [path for path in network.modules if path in calls and isinstance(network.modules[path], CONVS)]
-    for prefix, share in shares.items():
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"octavize: alpha of {prefix or 'the network'!r} is {share}, expected 0 <= alpha <= 1")
-        if prefix and not any(_matches(path, prefix) for path in convs):
-            raise ValueError(
-                f"octavize: no convolution of this network is called {prefix!r} or lies in it; it has {convs[:4]} ..."
-            )
-    ends = thin_ends(network) if inverted_residuals == "hidden" else set()
 
-    def wanted(node: fx.Node) -> float:
-        path = str(node.target)
-        prefixes = [prefix for prefix in shares if _matches(path, prefix)]
-        if not prefixes or path in ends or (not isinstance(alpha, Mapping) and reads_input(node)):
+    def __init__(self, alpha: Alpha, network: Network, *, inverted_residuals: InvertedResiduals) -> None:
+        self._shares = dict(alpha) if isinstance(alpha, Mapping) else {"": float(alpha)}
+        self._keeps_stem = not isinstance(alpha, Mapping)
+        self._network = network
+        calls = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+        convs = [path for path in network.modules if path in calls and isinstance(network.modules[path], CONVS)]
+        for prefix, share in self._shares.items():
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"octavize: alpha of {prefix or 'the network'!r} is {share}, expected 0 <= alpha <= 1")
+            if prefix and not any(_matches(path, prefix) for path in convs):
+                raise ValueError(
+                    f"octavize: no convolution of this network is called {prefix!r} or lies in it; "
+                    f"it has {convs[:4]} ..."
+                )
+        self._ends = thin_ends(network) if inverted_residuals == "hidden" else set()
+
+    def __call__(self, node: fx.Node) -> float:
+        prefixes = [prefix for prefix in self._shares if _matches(str(node.target), prefix)]
+        if not prefixes or self._exception(node) is not None:
             return 0.0
-        return shares[max(prefixes, key=len)]
+        return self._shares[max(prefixes, key=len)]
 
-    return wanted
+    def reason(self, node: fx.Node) -> str:
+        """Why a convolution is asked for no low channel."""
+        return self._exception(node) or "alpha is 0 here"
+
+    def _exception(self, node: fx.Node) -> str | None:
+        if str(node.target) in self._ends:
+            return "ends an inverted residual, of which only the expanded width is split"
+        if self._keeps_stem and reads_input(node, self._network):
+            return "reads the network's input"
+        return None
 
 
 def _matches(path: str, prefix: str) -> bool:
     return prefix == "" or path == prefix or path.startswith(prefix + ".")
 
 
-def reads_input(node: fx.Node) -> bool:
-    """Whether a convolution is a stem: nothing but indexing lies between it and the network's input."""
+def reads_input(node: fx.Node, network: Network) -> bool:
+    """Whether a convolution is a stem: it reads the input, or what indexing and layers without weights make of it."""
     source = node.all_input_nodes[0]
-    while source.op != "placeholder" and source.op != "call_module" and len(source.all_input_nodes) == 1:
+    while source.op != "placeholder":
+        module = network.module(source)
+        weights = module is not None and next(module.parameters(), None) is not None
+        if weights or len(source.all_input_nodes) != 1:
+            return False
         source = source.all_input_nodes[0]
-    return source.op == "placeholder"
+    return True
 
 
 def thin_ends(network: Network) -> set[str]:

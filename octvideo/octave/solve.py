@@ -10,7 +10,7 @@ it merges at no extra cost.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -18,6 +18,7 @@ from torch import fx
 from octvideo.octave.conv import octave_problem, plan_path
 from octvideo.octave.partition import Partition
 from octvideo.octave.roles import Network, Role, parts_of
+from octvideo.octave.shares import Shares
 from octvideo.octave.trace import is_conv
 from octvideo.octave.value_classes import ValueClass, ValueClasses, name_of
 
@@ -40,10 +41,10 @@ class PartitionSolver:
 
     Args:
         network: the traced network.
-        wanted: for each convolution's path, the low share its output should have.
+        wanted: the low share that each convolution's output should have.
     """
 
-    def __init__(self, network: Network, wanted: Callable[[fx.Node], float]) -> None:
+    def __init__(self, network: Network, wanted: Shares) -> None:
         self.network, self.wanted = network, wanted
         self.classes = ValueClasses(network)
         self.nodes, self.roles = self.classes.nodes, self.classes.roles
@@ -188,11 +189,11 @@ class PartitionSolver:
             if node in octave or role in ("squeeze", "shape"):
                 continue
             if role == "conv":
-                if self.wanted(node) > 0:
+                if self.wanted(node) > 0 or self.classes.is_depthwise(node):
                     reasons.setdefault(name_of(node), f"gives an ordinary tensor: {group.ordinary}")
-            elif any(source in octave for source in node.all_input_nodes) or (
-                is_conv(self.network.module(node)) and self.wanted(node) > 0
-            ):
+                else:
+                    reasons.setdefault(name_of(node), self.wanted.reason(node))
+            elif is_conv(self.network.module(node)) or any(source in octave for source in node.all_input_nodes):
                 reasons.setdefault(name_of(node), self._why_merged(node, group))
         return reasons
 

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric, SumMetric
 from octvideo.errors import UserError
 from octvideo.evaluation.metrics import VideoMetrics, video_scores
 from octvideo.evaluation.scores import VideoScores
-from octvideo.models.weights import load_weights, read_weights
+from octvideo.models.weights import PixelScale, load_weights, read_weights
 from octvideo.training.checkpoint_block import built_from, check_fits, make_block
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
 from octvideo.training.results import Evaluation, ScoredBatch
@@ -49,7 +49,8 @@ class VideoClassifier(L.LightningModule):
         mixup_alpha: of the Beta distribution that pairs of clips are mixed by; 0 is off.
         views_per_chunk: the most views that go through the network at once in evaluation.
         freeze: "backbone" trains the head alone; "norms" keeps norm weights and statistics.
-        init_weights: checkpoint to start from; another number of classes gets a new head.
+        init_weights: what to start from: a checkpoint's path or https URL, torchvision:NAME or timm:NAME;
+            another number of classes gets a new head, an image network's kernels are inflated over time.
         on_unreadable: in evaluation, "raise" stops at a video that can't be read, "count" leaves it out and
             says so.
         max_unreadable_fraction: share of an epoch's videos that training may skip.
@@ -154,6 +155,8 @@ class VideoClassifier(L.LightningModule):
         if self.init_weights is not None and not self.trainer.ckpt_path:
             report = load_weights(self.network, read_weights(self.init_weights), head="swap")
             self.print(f"Weights from {self.init_weights}: {report}")
+            if advice := report.pixel_advice(PixelScale(self.mean, self.std)):
+                self.print(f"  {advice}")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = decay_groups(self.network, self.weight_decay)

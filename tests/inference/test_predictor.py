@@ -112,23 +112,27 @@ def test_mistakes_are_one_line(
 
 
 def test_offline_without_weights_says_what_to_do(
-    tiny_video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise URLError("no network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("octvideo.models.download.urlopen", offline)
     assert command.main([str(tiny_video)]) == 2
     err = capsys.readouterr().err
     for part in ("I3D_8x8_R50.pyth", "no network", "Give --ckpt PATH", "--ckpt last", "by hand"):
         assert part in err
 
 
-def test_pytorchvideos_weights_go_through_kinetics_names(tiny_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorchvideos_weights_go_through_kinetics_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from octvideo.models import i3d_r50
+    from octvideo.models.download import cache_path
 
-    weights = i3d_r50().state_dict()
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: {"model_state": weights})
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = cache_path("https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/I3D_8x8_R50.pyth")
+    cached.parent.mkdir(parents=True)
+    torch.save({"model_state": i3d_r50().state_dict()}, cached)
     predictor = Predictor.from_pytorchvideo(device="cpu")
     assert len(predictor.class_names) == 400 and predictor.class_names[0] == "abseiling"
     assert predictor.views.num_views == 30 and "pytorchvideo" in predictor.source

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import octvideo.models as models
+from octvideo.errors import UserError
 from octvideo.octave import OctConv3d, count_cost
 
 SMALL = ["c2d_small", "i3d_small", "slow_small"]
@@ -81,6 +82,16 @@ def test_any_clip_length_and_crop(name: str) -> None:
     network = getattr(models, name)(num_classes=5, alpha=0.5).eval()
     for shape in ((1, 3, 2, 33, 47), (2, 3, 5, 64, 64), (1, 3, 16, 97, 31)):
         assert network(torch.randn(shape)).shape == (shape[0], 5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("name", ["c2d_small", "i3d_small"])
+def test_a_clip_of_one_frame_is_refused_in_words(name: str, alpha: float) -> None:
+    network = getattr(models, name)(num_classes=3, alpha=alpha, width=4)
+    message = "the clip has 1 frame, expected 2 or more: this network pools pairs of frames after res2; raise data.clip"
+    with pytest.raises(UserError, match=message):
+        network(torch.zeros(1, 3, 1, 32, 32))
+    assert models.slow_small(num_classes=3, width=4)(torch.zeros(2, 3, 1, 32, 32)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -49,8 +49,8 @@ def check(layer: nn.Module, sizes: tuple[int, ...]) -> None:
     np.testing.assert_allclose(y.low.detach().numpy(), want_low, atol=1e-10)
 
 
-def gradcheck(layer: nn.Module, sizes: tuple[int, ...]) -> bool:
-    """Gradients of weight, bias and inputs against finite differences."""
+def gradcheck(layer: nn.Module, sizes: tuple[int, ...], *, fast_mode: bool = False) -> bool:
+    """Gradients of weight, bias and inputs against finite differences; fast: along one random direction."""
     high, low = pair(layer, sizes)
     inputs = (high[:1],) if layer.partition_in.is_ordinary else (high[:1], low[:1])
 
@@ -60,4 +60,4 @@ def gradcheck(layer: nn.Module, sizes: tuple[int, ...]) -> bool:
         return tuple(y) if isinstance(y, Octave) else (y,)
 
     args = tuple(t.detach().clone().requires_grad_() for t in (layer.weight, layer.bias, *inputs))
-    return torch.autograd.gradcheck(run, args)
+    return torch.autograd.gradcheck(run, args, fast_mode=fast_mode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from octvideo.octave import OctConv3d, count_cost, layer_flop_ratio, layer_memory_ratio, octavize
 
@@ -37,3 +37,31 @@ def test_counting_changes_nothing() -> None:
     layer = OctConv3d(4, 4, 1, alpha_in=0, alpha_out=0)
     count_cost(layer, (1, 4, 2, 4, 4))
     assert layer.weight.device.type == "cpu" and layer.training
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)  # (N,4,L)
+        return x @ (x.transpose(1, 2) @ x)
+
+
+def test_attention_is_counted_apart() -> None:
+    cost = count_cost(Attention(), (2, 4, 8))
+    assert cost.convolutions == 2 * 4 * 4 * 8
+    assert cost.multiply_adds - cost.convolutions == 2 * (8 * 4 * 8 + 4 * 8 * 8)
+
+
+def test_a_list_of_inputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(2, 3, 1), nn.Conv1d(4, 3, 1)
+
+        def forward(self, x: list[Tensor]) -> Tensor:
+            return self.a(x[0]) + self.b(x[1])
+
+    assert count_cost(Two(), [(1, 2, 5), (1, 4, 5)]).multiply_adds == (2 + 4) * 3 * 5

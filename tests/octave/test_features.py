@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from octvideo.octave import Octave, Partition, merge, pool_down, split, split_channels, upsample
+from octvideo.octave import Octave, Partition, low_size, merge, pool_down, split, split_channels, upsample
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,43 @@ def test_pool_and_upsample_in_both_layouts(memory_format: torch.memory_format) -
     assert pooled.is_contiguous(memory_format=memory_format)
     up = upsample(pooled, (7, 6))
     torch.testing.assert_close(up, pooled.repeat_interleave(2, 3)[:, :, :, :7].repeat_interleave(2, 4))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("factor", [(2, 2, 2), (2, 1, 1), (1, 2, 1), (2, 1, 2)], ids=str)
+def test_any_axes_can_be_halved(factor: tuple[int, ...], memory_format: torch.memory_format) -> None:
+    for sizes in ((5, 7, 6), (4, 6, 9), (4, 6, 8)):
+        x = torch.randn(2, 3, *sizes).to(memory_format=memory_format)
+        pooled = pool_down(x, factor)
+        assert tuple(pooled.shape[2:]) == low_size(sizes, factor)
+        want = torch.nn.functional.avg_pool3d(x, factor, ceil_mode=True, count_include_pad=False)
+        torch.testing.assert_close(pooled, want)
+        up = pooled
+        for axis, (size, f) in enumerate(zip(sizes, factor, strict=True), start=2):
+            up = up.repeat_interleave(f, axis).narrow(axis, 0, size)
+        assert torch.equal(upsample(pooled, sizes, factor), up)
+        if all(size % f == 0 for size, f in zip(sizes, factor, strict=True)):  # else a cropped view
+            assert upsample(pooled, sizes, factor).is_contiguous(memory_format=memory_format)
+
+
+def test_an_empty_map_is_halved_too() -> None:
+    assert pool_down(torch.zeros(2, 0, 5, 7, 6), (2, 2, 2)).shape == (2, 0, 3, 4, 3)
+
+
+@pytest.mark.parametrize("factor", [(2, 2), (1, 1, 1), (1, 2, 3), ()])
+def test_wrong_factor_is_named(factor: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected 3 of 1 or 2 for \(T, H, W\), at least one of them 2"):
+        pool_down(torch.zeros(1, 2, 4, 4, 4), factor)
+
+
+def test_split_then_merge_in_a_time_octave() -> None:
+    """Odd numbers of frames round up; the last low frame is the last frame itself, a single one too."""
+    x = torch.arange(5.0).reshape(1, 1, 5, 1, 1).expand(1, 2, 5, 3, 4)
+    pair = split(x, 0.5, (2, 2, 2))
+    assert isinstance(pair, Octave) and pair.low[0, 0, :, 0, 0].tolist() == [0.5, 2.5, 4.0]
+    assert merge(pair, factor=(2, 2, 2))[0, 1, :, 0, 0].tolist() == [0.5, 0.5, 2.5, 2.5, 4.0]
+    frame = torch.randn(1, 2, 1, 1, 1)
+    assert torch.equal(merge(split(frame, 0.5, (2, 2, 2)), factor=(2, 2, 2)), frame)
 
 
 def test_split_then_merge_keeps_constant_maps_and_order() -> None:

@@ -127,6 +127,7 @@ class Reasons(Body):
 
 def test_every_merge_has_its_reason() -> None:
     assert converted(Reasons()).octave_report.merged == {
+        "stem": "reads the network's input",
         "b": "gives an ordinary tensor: pool makes an ordinary tensor",
         "pool": "takes ordinary tensors",
         "even": "kernel 2, dilation 1 and padding (0, 0) in H do not keep the size, expected an odd kernel",

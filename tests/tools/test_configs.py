@@ -41,6 +41,8 @@ TINY = {
     "trainer.limit_val_batches": 1,
     "trainer.enable_progress_bar": "false",
 }
+# What a network needs of them.
+OWN = {name: {"data.clip_frames": 8} for name in ("slowfast", "slowfast_oct")}  # Slow sees every 8th frame
 
 
 def merged(file: Path) -> dict:
@@ -69,7 +71,7 @@ def test_it_trains_and_tests(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     content = merged(CONFIGS / f"{name}.yaml")
-    words = [word for key, value in TINY.items() for word in (f"--{key}", value)]
+    words = [word for key, value in {**TINY, **OWN.get(name, {})}.items() for word in (f"--{key}", value)]
     words += ["--data.root", tiny_data, "--data.val", "test.txt" if content["data"].get("val") else "null"]
     out, _ = octvideo("fit", "-c", name, *words)
     assert "epoch 1/1  train/loss" in out
@@ -96,7 +98,20 @@ def test_bases_are_used() -> None:
     assert without_network == set(BASES)
 
 
-@pytest.mark.parametrize("name", ["i3d", "i3d_pool", "i3d_oct", "c2d", "c2d_oct"])
+@pytest.mark.parametrize("name", ["slowfast", "slowfast_oct"])
+def test_slowfasts_recipe_is_pyslowfasts(name: str) -> None:
+    """Its configs/Kinetics/SLOWFAST_4x16_R50.yaml."""
+    content = merged(CONFIGS / f"{name}.yaml")
+    model, data = content["model"], content["data"]
+    assert (model["lr"], model["schedule"], model["warmup_epochs"]) == (0.1, "cosine", 34)
+    assert content["trainer"]["max_epochs"] == 196
+    assert (model["weight_decay"], model["momentum"], 8 * data["batch_size"]) == (1e-4, 0.9, 64)
+    assert (data["clip_frames"], data["frame_stride"], data["crop_px"]) == (32, 2, 256)
+    assert data["augment"] == {"crop_px": 224, "short_side_px": [256, 320], "flip": 0.5}
+    assert model["network"]["init_args"]["dropout"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["i3d", "i3d_pool", "i3d_oct", "c2d", "c2d_oct", "i3d_nl", "i3d_nl_oct"])
 def test_the_kinetics_recipe_is_the_papers(name: str) -> None:
     """Non-local networks' recipe, from arXiv 1904.05049: in iterations and clips, as printed there."""
     content = merged(CONFIGS / f"{name}.yaml")

@@ -184,3 +184,33 @@ def test_a_checkpoint_of_another_network_is_refused_in_words(tmp_path) -> None:
         trainer(tmp_path).test(
             VideoClassifier(Tiny(5)), loader([batch(2, views=1)]), ckpt_path=str(tmp_path / "a.ckpt")
         )
+
+
+class Filmed(nn.Module):
+    """A convolution over space and time, and a classifier."""
+
+    def __init__(self, num_classes: int = K) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (3, 3, 3), padding=1)
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("mean", [(0.45, 0.45, 0.45), (0.485, 0.456, 0.406)])
+def test_starting_from_an_image_network_is_reported_once(tmp_path, capsys, mean: tuple[float, float, float]) -> None:
+    image = nn.Sequential()
+    image.conv, image.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 1000)
+    torch.save(image.state_dict(), tmp_path / "image.pth")
+    std = (0.225, 0.225, 0.225) if mean[0] == 0.45 else (0.229, 0.224, 0.225)
+    module = VideoClassifier(Filmed(), mean=mean, std=std, init_weights=str(tmp_path / "image.pth"))
+    trainer(tmp_path).test(module, loader([batch(2, views=1)]), verbose=False)
+    torch.testing.assert_close(module.network.conv.weight.sum(2), image.conv.weight)
+    said = [line for line in capsys.readouterr().out.splitlines() if "weight" in line or line.startswith("  ")]
+    assert said[:2] == [
+        f"Weights from {tmp_path / 'image.pth'}: 2 of 4 weights loaded, new head (1000 -> 3 classes)",
+        "  1 inflated over time (average)",
+    ]
+    advice = [line for line in said[2:] if line.endswith("set model.mean and model.std to match")]
+    assert len(advice) == (1 if mean[0] == 0.45 else 0)

@@ -1,0 +1,141 @@
+"""Parts of the networks that depend on the size of the clip, and so stay whole when a network is traced.
+
+Hand all of them to `octavize` as `leaf_modules=LEAVES`: what they ask about shapes can't be asked in a trace.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pytorchvideo.models.head import ResNetBasicHead
+from torch import Tensor, nn
+
+from octvideo.errors import UserError
+
+
+class ClipHead(nn.Module):
+    """pytorchvideo's classification head for any clip length and crop size; same keys, same published scores.
+
+    The published heads pool with one fixed kernel. Here it shrinks to the feature map where that is smaller;
+    where it is larger, the kernel slides and the predictions of all its places are averaged, as pytorchvideo
+    does. A head without a pool stands behind `PathwayPool`.
+    """
+
+    def __init__(self, head: ResNetBasicHead) -> None:
+        super().__init__()
+        self.pool_kernel = None if head.pool is None else tuple(int(k) for k in head.pool.kernel_size)
+        self.dropout = head.dropout if head.dropout is not None else nn.Identity()
+        self.proj = head.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, C, T, H, W) to logits (N, K)."""
+        if self.pool_kernel is not None:
+            kernel = [min(k, size) for k, size in zip(self.pool_kernel, x.shape[2:], strict=True)]
+            x = F.avg_pool3d(x, kernel, stride=1)  # (N,C,T',H',W')
+        x = self.proj(self.dropout(x).permute(0, 2, 3, 4, 1))  # (N,T',H',W',K)
+        return x.mean((1, 2, 3))  # (N,K)
+
+    def extra_repr(self) -> str:
+        return f"pool_kernel={self.pool_kernel}"
+
+
+class PathwayPool(nn.Module):
+    """Average of each pathway over its whole time, in windows over its map, then all pathways' channels.
+
+    pytorchvideo's PoolConcatPathway has fixed kernels, which only one clip length fits; for that one the two
+    are equal.
+
+    Args:
+        window: sides in H and W; it shrinks to the map where that is smaller, and slides where it is larger.
+    """
+
+    def __init__(self, window: tuple[int, int] = (7, 7)) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(self, pathways: list[Tensor]) -> Tensor:
+        """Features (N, C_i, T_i, H, W) to (N, sum of C_i, 1, H', W')."""
+        pooled = []
+        for x in pathways:
+            height, width = (min(k, size) for k, size in zip(self.window, x.shape[3:], strict=True))
+            pooled.append(F.avg_pool3d(x, (x.shape[2], height, width), stride=1))
+        return torch.cat(pooled, 1)
+
+    def extra_repr(self) -> str:
+        return f"window={self.window}"
+
+
+class TimePool(nn.MaxPool3d):
+    """Max-pooling of pairs of frames, with words for clips that have none."""
+
+    def __init__(self) -> None:
+        super().__init__((2, 1, 1), stride=(2, 1, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, T, H, W) to (N, C, T // 2, H, W).
+
+        Raises:
+            UserError: T < 2.
+        """
+        if input.shape[2] < 2 and not self.ceil_mode:  # a time octave's low map may have one frame
+            raise UserError(
+                "the clip has 1 frame, expected 2 or more: this network pools pairs of frames after res2; raise "
+                "data.clip_frames, or use a network without that pool (slow_r50, slow_small)"
+            )
+        return super().forward(input)
+
+
+class EveryNthFrame(nn.Module):
+    """The Slow pathway's frames: every `ratio`-th, from the first.
+
+    PySlowFast and pytorchvideo take frames at truncated equal parts of the clip, first and last included: the
+    same number, a little further apart (of 32 frames 0, 4, 8, 13, 17, 22, 26, 31, here 0, 4, ..., 28, as the
+    paper has it: arXiv 1812.03982).
+    """
+
+    def __init__(self, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """(N, C, T, H, W) to (N, C, T / ratio, H, W).
+
+        Raises:
+            UserError: T is not a multiple of the ratio.
+        """
+        frames = clip.shape[2]
+        if frames < 1 or frames % self.ratio:
+            more = (frames // self.ratio + 1) * self.ratio
+            raise UserError(
+                f"the clip has {frames} frames, expected a multiple of {self.ratio}, the ratio of the frame rates of "
+                f"SlowFast's pathways (frame_ratio): set data.clip_frames to {more}"
+            )
+        return clip[:, :, :: self.ratio]
+
+    def extra_repr(self) -> str:
+        return f"ratio={self.ratio}"
+
+
+LEAVES: tuple[type[nn.Module], ...] = (ClipHead, PathwayPool, TimePool, EveryNthFrame)
+
+
+def initialise(network: nn.Module, zero_init_last_norm: bool) -> None:
+    """He initialisation as in the Non-local-net recipe; each residual branch's last norm may start at 0.
+
+    Args:
+        network: of pytorchvideo's blocks; changed in place.
+        zero_init_last_norm: also of non-local blocks.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm3d):
+            # "norm" by itself ends a non-local block; stems have theirs under blocks.0.
+            last = name.endswith("norm_c") or (".nonlocal_blocks." in name and name.endswith(".norm"))
+            nn.init.constant_(module.weight, 0.0 if zero_init_last_norm and last else 1.0)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
