@@ -44,7 +44,7 @@ def work(rank: int, rendezvous: str, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["torchvision-mobilenet_v3_small", "pytorchvideo-slowfast-small"])
+@pytest.mark.parametrize("name", ["torchvision-mobilenet_v3-few", "pytorchvideo-slowfast-small"])
 def test_gradients_are_the_mean_of_both_processes(name: str, tmp_path: Path) -> None:
     """Each process sees other data; batch norm keeps its own statistics, so that the mean is exact."""
     torch.multiprocessing.spawn(work, (f"file://{tmp_path}/rendezvous", name), nprocs=RANKS)
