@@ -6,6 +6,7 @@ with warnings.catch_warnings():
     # pytorchvideo calls torch.jit.script on import; who uses octvideo can do nothing about torch's advice.
     warnings.simplefilter("ignore", FutureWarning)
     from octvideo.models.frames import frame_network
+    from octvideo.models.library import video_network
     from octvideo.models.slowfast import slowfast_4x16_r50, slowfast_8x8_r50, slowfast_small
     from octvideo.models.video import (
         c2d_nl_r50,
@@ -33,4 +34,5 @@ __all__ = [
     "slowfast_8x8_r50",
     "slowfast_small",
     "frame_network",
+    "video_network",
 ]

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypedDict
 
 from torch import nn
 
 from octvideo.errors import UserError
-from octvideo.octave import Downsample
+from octvideo.octave import Downsample, Exchange, OctaveNetwork, octavize
 
 P = ParamSpec("P")
 # One share, or shares of module path prefixes.
 Alpha = float | dict[str, float]
+
+
+class OctaveOptions(TypedDict, total=False):
+    """How octave layers work, where not the paper's way; see `octvideo.octave.octavize`."""
+
+    octave_downsample: Downsample
+    exchange: Exchange
+    factor: list[int]
+
 
 # What the builders' arguments mean, said once; help() shows it for each.
 _ARGUMENTS = {
@@ -22,6 +31,8 @@ _ARGUMENTS = {
     "downsample": """"stride", or "pool" (average pooling before every strided convolution behind the stem);
         None takes the paper's way, "pool" for octave networks and "stride" for ordinary ones. alpha = 0 with
         "pool" is the control between the two.""",
+    "octave": """how octave layers work, where not the paper's way: octave_downsample ("pool" or "stride"), exchange
+        ("both", "none", "high_to_low" or "low_to_high") and factor ([2, 2, 2] is a time octave); see octavize.""",
     "dropout": "before the classifier.",
     "zero_init_last_norm": "start every residual branch at zero.",
     "width": "channels of the stem, a quarter of res2's; the full networks have 64.",
@@ -70,6 +81,31 @@ def choose_downsample(downsample: Downsample | None, alpha: Alpha) -> Downsample
     """What was asked for, or the paper's way: octave networks pool."""
     is_octave = any(alpha.values()) if isinstance(alpha, Mapping) else alpha > 0
     return downsample or ("pool" if is_octave else "stride")
+
+
+def make_octave(
+    ordinary: nn.Module,
+    alpha: Alpha,
+    *,
+    downsample: Downsample,
+    octave: OctaveOptions | None,
+    leaf_modules: Sequence[type[nn.Module]] = (),
+) -> OctaveNetwork:
+    """`octavize` with a user's choices.
+
+    Raises:
+        UserError: an option that there is not, or what octavize refuses.
+    """
+    unknown = sorted(set(octave or {}) - set(OctaveOptions.__annotations__))
+    if unknown:
+        raise UserError(f"octave: got {unknown[0]!r}, expected {', '.join(OctaveOptions.__annotations__)}")
+    options: dict[str, Any] = dict(octave or {})
+    if options.get("factor") is not None:
+        options["factor"] = tuple(options["factor"])
+    try:
+        return octavize(ordinary, alpha, downsample=downsample, leaf_modules=leaf_modules, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def remember(network: nn.Module, builder: str, /, **init_args: Any) -> nn.Module:

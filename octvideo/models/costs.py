@@ -10,6 +10,7 @@ import torch
 
 import octvideo.models as models
 from octvideo.errors import UserError
+from octvideo.models.library import LIBRARY_NETWORKS
 from octvideo.octave import Cost, count_cost
 
 Clip = tuple[int, ...]
@@ -28,7 +29,7 @@ class CostRow:
     """One network at one alpha.
 
     Args:
-        network: its builder's name in octvideo.models, or that of an image network.
+        network: its builder's name in octvideo.models, or a library's network.
         alpha: the low share.
         cost: of one forward pass.
         ordinary: the same at alpha 0.
@@ -74,7 +75,7 @@ def cost_rows(
     """Counts every network at every alpha; nothing is computed, so this takes seconds.
 
     Args:
-        networks: names of builders of octvideo.models, or image networks for `frame_network` (timm:resnet26).
+        networks: names of builders of octvideo.models, or networks of libraries (pytorchvideo:x3d_s, timm:resnet26).
         alphas: low shares.
         clip: (N, C, T, H, W).
         num_classes: K.
@@ -93,10 +94,11 @@ def cost_rows(
 
 def _count(name: str, alpha: float, clip: Clip, num_classes: int) -> Cost:
     if name not in models.__all__ and ":" not in name:
-        raise UserError(f"no network {name!r}: there are {', '.join(models.__all__)}, and torchvision:NAME, timm:NAME")
+        raise UserError(f"no network {name!r}: there are {', '.join(models.__all__)}, and LIBRARY:NAME")
     with torch.device("meta"):  # nothing is allocated or initialised
         if ":" in name:
-            network = models.frame_network(name, num_classes=num_classes, alpha=alpha)
+            build = models.video_network if name in LIBRARY_NETWORKS else models.frame_network
+            network = build(name, num_classes=num_classes, alpha=alpha)
         else:
             network = getattr(models, name)(num_classes=num_classes, alpha=alpha)
     try:

@@ -11,9 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octvideo.models.builders import Alpha, check_arguments, choose_downsample, explained, remember
+from octvideo.models.builders import (
+    Alpha,
+    OctaveOptions,
+    check_arguments,
+    choose_downsample,
+    explained,
+    make_octave,
+    remember,
+)
 from octvideo.models.image_networks import image_network
-from octvideo.octave import Downsample, OctaveReport, octavize
+from octvideo.octave import Downsample, OctaveReport
 
 _RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -68,20 +76,24 @@ def frame_network(
     alpha: Alpha = 0.0,
     *,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
 ) -> nn.Module:
     """An image network of torchvision or timm on every frame, its logits averaged over time. Any T."""
     check_arguments(alpha, dropout, num_classes=num_classes)
     chosen = choose_downsample(downsample, alpha)
     ordinary = image_network(network, num_classes, dropout=dropout)
-    octave = octavize(ordinary, alpha if isinstance(alpha, dict) else _shares(ordinary, alpha), downsample=chosen)
+    network_2d = make_octave(
+        ordinary, alpha if isinstance(alpha, dict) else _shares(ordinary, alpha), downsample=chosen, octave=octave
+    )
     return remember(
-        FrameNetwork(octave),
+        FrameNetwork(network_2d),
         "frame_network",
         network=network,
         num_classes=num_classes,
         alpha=alpha,
         downsample=chosen,
+        octave=octave and dict(octave),
         dropout=dropout,
     )
 

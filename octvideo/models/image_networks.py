@@ -82,7 +82,7 @@ def image_network(name: str, num_classes: int, *, dropout: float = 0.0) -> nn.Mo
     # Two old networks give tuples in training unless told otherwise.
     options = {"aux_logits": False, "init_weights": False} if own_name in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(own_name, weights=None, num_classes=num_classes, **options)
-    _set_dropout(network, classifier_path(network, name, num_classes), dropout)
+    set_dropout(network, classifier_path(network, name, num_classes), dropout)
     return network
 
 
@@ -98,7 +98,7 @@ def classifier_path(network: nn.Module, name: str, num_classes: int) -> str:
     return linears[-1]
 
 
-def _set_dropout(network: nn.Module, path: str, dropout: float) -> None:
+def set_dropout(network: nn.Module, path: str, dropout: float) -> None:
     """Gives the dropouts beside the classifier this probability, or the classifier one where there are none."""
     parent = network.get_submodule(path.rpartition(".")[0])
     own = [module for module in parent.children() if isinstance(module, nn.Dropout)]

@@ -39,6 +39,15 @@ class ClipHead(nn.Module):
         return f"pool_kernel={self.pool_kernel}"
 
 
+class FittingAvgPool(nn.AvgPool3d):
+    """Average pooling with stride 1 whose kernel shrinks to the map where that is smaller."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, T, H, W) to (N, C, T', H', W')."""
+        kernel = [min(int(k), size) for k, size in zip(self.kernel_size, input.shape[2:], strict=True)]  # type: ignore
+        return F.avg_pool3d(input, kernel, stride=1)
+
+
 class PathwayPool(nn.Module):
     """Average of each pathway over its whole time, in windows over its map, then all pathways' channels.
 

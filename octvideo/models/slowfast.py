@@ -17,9 +17,9 @@ from pytorchvideo.models.stem import create_res_basic_stem
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.models.builders import check_arguments, choose_downsample, explained, remember
+from octvideo.models.builders import OctaveOptions, check_arguments, choose_downsample, explained, make_octave, remember
 from octvideo.models.layers import LEAVES, ClipHead, EveryNthFrame, PathwayPool, initialise
-from octvideo.octave import Downsample, octavize
+from octvideo.octave import Downsample
 
 _CHANNEL_RATIO = 8  # the paper's 1 / beta: Slow has so many times the channels of Fast
 _FUSED_RATIO = 2  # channels of a lateral convolution's result, over Fast's
@@ -142,6 +142,7 @@ def _build(
     num_classes: int,
     alpha: float,
     downsample: Downsample | None,
+    octave: OctaveOptions | None,
     dropout: float,
     zero_init_last_norm: bool,
     **of_this_builder: int,
@@ -156,13 +157,14 @@ def _build(
     chosen = choose_downsample(downsample, alpha)
     # blocks: 0 stems, 1 to 4 res2 to res5, 5 pool, 6 head.
     shares = {f"blocks.{n}": alpha for n in (1, 2, 3)}
-    network = octavize(ordinary, shares, downsample=chosen, leaf_modules=LEAVES)
+    network = make_octave(ordinary, shares, downsample=chosen, octave=octave, leaf_modules=LEAVES)
     return remember(
         network,
         name,
         num_classes=num_classes,
         alpha=alpha,
         downsample=chosen,
+        octave=octave and dict(octave),
         dropout=dropout,
         zero_init_last_norm=zero_init_last_norm,
         **of_this_builder,
@@ -179,11 +181,12 @@ def slowfast_4x16_r50(
     alpha: float = 0.0,
     *,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """SlowFast 4x16, ResNet-50: of 32 frames Slow sees every 8th. T is a multiple of 8."""
-    return _build("slowfast_4x16_r50", _R50_4X16, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+    return _build("slowfast_4x16_r50", _R50_4X16, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
 @explained(alpha=_ALPHA)
@@ -192,11 +195,12 @@ def slowfast_8x8_r50(
     alpha: float = 0.0,
     *,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """SlowFast 8x8, ResNet-50: of 32 frames Slow sees every 4th; pytorchvideo's slowfast_r50. T is a multiple of 4."""
-    return _build("slowfast_8x8_r50", _R50_8X8, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+    return _build("slowfast_8x8_r50", _R50_8X8, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
 @explained(
@@ -211,10 +215,11 @@ def slowfast_small(
     width: int = 32,
     frame_ratio: int = 4,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """SlowFast with half the channels and two blocks a stage, for CPUs and small data."""
     plan = SlowFastPlan((2, 2, 2, 2), width, frame_ratio, fusion_kernel=5)
     own = {"width": width, "frame_ratio": frame_ratio}
-    return _build("slowfast_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, **own)
+    return _build("slowfast_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, **own)

@@ -14,10 +14,10 @@ from pytorchvideo.models.resnet import ResStage, create_bottleneck_block, create
 from pytorchvideo.models.stem import create_res_basic_stem
 from torch import nn
 
-from octvideo.models.builders import check_arguments, choose_downsample, explained, remember
+from octvideo.models.builders import OctaveOptions, check_arguments, choose_downsample, explained, make_octave, remember
 from octvideo.models.layers import LEAVES, ClipHead, TimePool, initialise
 from octvideo.models.non_local import Attention, NonLocalStage
-from octvideo.octave import Downsample, octavize
+from octvideo.octave import Downsample
 
 Kernel = tuple[int, int, int]
 
@@ -115,6 +115,7 @@ def _build(
     num_classes: int,
     alpha: float,
     downsample: Downsample | None,
+    octave: OctaveOptions | None,
     dropout: float,
     zero_init_last_norm: bool,
     **of_this_builder: int,
@@ -126,13 +127,14 @@ def _build(
     stages = [n for n, block in enumerate(ordinary.blocks) if isinstance(block, ResStage)]
     chosen = choose_downsample(downsample, alpha)
     shares = {f"blocks.{n}": alpha for n in stages[:-1]}  # res5 stays ordinary
-    network = octavize(ordinary, shares, downsample=chosen, leaf_modules=[*LEAVES, Attention])
+    network = make_octave(ordinary, shares, downsample=chosen, octave=octave, leaf_modules=[*LEAVES, Attention])
     return remember(
         network,
         name,
         num_classes=num_classes,
         alpha=alpha,
         downsample=chosen,
+        octave=octave and dict(octave),
         dropout=dropout,
         zero_init_last_norm=zero_init_last_norm,
         **of_this_builder,
@@ -145,11 +147,12 @@ def c2d_r50(
     alpha: float = 0.0,
     *,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """C2D ResNet-50: frames by themselves, joined by pooling over time (arXiv 1711.07971). T >= 2."""
-    return _build("c2d_r50", _C2D, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+    return _build("c2d_r50", _C2D, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
 @explained()
@@ -158,11 +161,12 @@ def i3d_r50(
     alpha: float = 0.0,
     *,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """I3D ResNet-50: 3x1x1 convolutions in every other block (Wang et al., arXiv 1711.07971). T >= 2."""
-    return _build("i3d_r50", _I3D, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+    return _build("i3d_r50", _I3D, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
 @explained()
@@ -171,11 +175,12 @@ def slow_r50(
     alpha: float = 0.0,
     *,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """The Slow pathway of SlowFast by itself, ResNet-50 (Feichtenhofer et al., arXiv 1812.03982)."""
-    return _build("slow_r50", _SLOW, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+    return _build("slow_r50", _SLOW, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
 @explained()
@@ -185,12 +190,13 @@ def c2d_small(
     *,
     width: int = 16,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """C2D with a quarter of the channels and two blocks a stage, for CPUs and small data. T >= 2."""
     plan = _small(_C2D, width)
-    return _build("c2d_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)
+    return _build("c2d_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, width=width)
 
 
 @explained()
@@ -200,12 +206,13 @@ def i3d_small(
     *,
     width: int = 16,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """I3D with a quarter of the channels and two blocks a stage, for CPUs and small data. T >= 2."""
     plan = _small(_I3D, width)
-    return _build("i3d_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)
+    return _build("i3d_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, width=width)
 
 
 @explained()
@@ -215,12 +222,13 @@ def slow_small(
     *,
     width: int = 16,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """Slow with a quarter of the channels and two blocks a stage, for CPUs and small data."""
     plan = _small(_SLOW, width)
-    return _build("slow_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)
+    return _build("slow_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, width=width)
 
 
 @explained()
@@ -229,12 +237,13 @@ def c2d_nl_r50(
     alpha: float = 0.0,
     *,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """C2D ResNet-50 with five non-local blocks (arXiv 1711.07971). T >= 2."""
     plan = replace(_C2D, non_local=_FIVE_BLOCKS)
-    return _build("c2d_nl_r50", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+    return _build("c2d_nl_r50", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
 @explained()
@@ -243,12 +252,13 @@ def i3d_nl_r50(
     alpha: float = 0.0,
     *,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """I3D ResNet-50 with five non-local blocks (arXiv 1711.07971). T >= 2."""
     plan = replace(_I3D, non_local=_FIVE_BLOCKS)
-    return _build("i3d_nl_r50", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm)
+    return _build("i3d_nl_r50", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
 @explained()
@@ -258,9 +268,12 @@ def i3d_nl_small(
     *,
     width: int = 16,
     downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
     dropout: float = 0.5,
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """I3D with a quarter of the channels, two blocks a stage and a non-local block after res3 and res4. T >= 2."""
     plan = _small(replace(_I3D, non_local=_FIVE_BLOCKS), width)
-    return _build("i3d_nl_small", plan, num_classes, alpha, downsample, dropout, zero_init_last_norm, width=width)
+    return _build(
+        "i3d_nl_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, width=width
+    )

@@ -8,7 +8,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +34,30 @@ class OctaveSetting:
     Args:
         alpha: the low share, or shares of module path prefixes.
         downsample: "stride" or "pool".
+        octave: other options of octave layers; see octvideo.models.builders.
     """
 
     alpha: float | Mapping[str, float] = 0.0
     downsample: str = "stride"
+    octave: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         alpha = self.alpha if isinstance(self.alpha, Mapping) else f"{self.alpha:g}"
-        return f"alpha {alpha} with downsample {self.downsample}"
+        others = "".join(f", {name} {value}" for name, value in self.octave.items())
+        return f"alpha {alpha} with downsample {self.downsample}{others}"
 
     def is_close(self, other: OctaveSetting) -> bool:
         a, b = self.alpha, other.alpha
         same = a == b if isinstance(a, Mapping) or isinstance(b, Mapping) else math.isclose(a, b)
-        return same and self.downsample == other.downsample
+        return same and self.downsample == other.downsample and self.octave == other.octave
 
     @classmethod
     def built_from(cls, built_from: Mapping[str, Any]) -> OctaveSetting:
         """Of a network that a builder of octvideo.models has made, from its record of that."""
         init_args = built_from["init_args"]
         alpha = init_args.get("alpha", 0.0)
-        return cls(dict(alpha) if isinstance(alpha, Mapping) else float(alpha), init_args.get("downsample") or "stride")
+        alpha = dict(alpha) if isinstance(alpha, Mapping) else float(alpha)
+        return cls(alpha, init_args.get("downsample") or "stride", init_args.get("octave") or {})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d, octave_problem
-from octvideo.octave.features import Factor
+from octvideo.octave.features import Factor, as_factor
 from octvideo.octave.modules import (
     OctAdd,
     OctCat,
@@ -121,7 +121,8 @@ class _Rewriter:
         if self.settings.downsample == "stride" or not is_conv(conv) or reads_input(node, self.traced):
             return
         assert isinstance(conv, nn.modules.conv._ConvNd)
-        if octave_problem(conv, self.factor) is None and any(int(s) == 2 for s in conv.stride[-2:]):
+        halved = zip(conv.stride, as_factor(self.factor, len(conv.stride)), strict=True)
+        if octave_problem(conv, self.factor) is None and any(stride == 2 and f == 2 for stride, f in halved):
             none_in, none_out = (Partition((False,) * n) for n in (conv.in_channels, conv.out_channels))
             self._set_octave(conv, none_in, none_out)
 
@@ -146,6 +147,7 @@ class _Rewriter:
             wrap = {"map": OctMap, "drop": OctDropPath}.get(role)
             source = module if once else copy.deepcopy(module)
             new = wrap(source) if wrap is not None else OctPool(source, self.factor)  # type: ignore[arg-type]
+            new.training = source.training  # type: ignore[union-attr]
             if once:
                 self.model.set_submodule(str(node.target), new)
             else:  # shared with places where the value is ordinary

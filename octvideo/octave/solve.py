@@ -98,7 +98,7 @@ class PartitionSolver:
 
     def _zero_reason(self, group: ValueClass) -> str | None:
         zero = next((conv for conv in group.convs if self.wanted(conv) == 0), None)
-        return None if zero is None else f"alpha is 0 in {name_of(zero)}, which is added to it"
+        return None if zero is None else f"alpha is 0 in {name_of(zero)}, which is tied to it"
 
     def _derived_partition(self, group: ValueClass, solved: dict[int, Partition | None]) -> Partition | None:
         found = [self._derive(node, solved) for node in group.derived]

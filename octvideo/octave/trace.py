@@ -147,7 +147,7 @@ def _call(node: fx.Node, *, but: str = "") -> tuple[Any, ...]:
 
 def _use_dropout_module(model: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
     options = {key: value for key, value in node.kwargs.items() if key != "training"}
-    path = add_operation(model, node.name, _DROPOUTS[node.target](**options).train(model.training))
+    path = add_operation(model, node.name, _DROPOUTS[node.target](**options))
     with graph.inserting_before(node):
         replacement = graph.call_module(path, node.args)
     node.replace_all_uses_with(replacement)
@@ -157,6 +157,7 @@ def _use_dropout_module(model: nn.Module, graph: fx.Graph, node: fx.Node) -> Non
 def add_operation(model: nn.Module, name: str, module: nn.Module) -> str:
     """Hang a parameter-free module into the network under octave_ops; returns its path."""
     if not hasattr(model, "octave_ops"):
-        model.add_module("octave_ops", nn.Module())
+        model.add_module("octave_ops", nn.Module().train(model.training))
+    module.train(model.training)
     model.octave_ops.add_module(name, module)  # type: ignore[union-attr, operator]
     return f"octave_ops.{name}"

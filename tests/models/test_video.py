@@ -70,6 +70,43 @@ def test_constant_clip_gives_the_ordinary_logits(name: str, alpha: float) -> Non
     torch.testing.assert_close(octave(x), ordinary(x))
 
 
+@pytest.mark.parametrize(
+    "octave",
+    [{"factor": [2, 2, 2]}, {"factor": [2, 1, 1]}, {"octave_downsample": "stride"}],
+    ids=str,
+)
+@pytest.mark.parametrize("frames", [8, 5, 2])
+def test_other_ways_to_be_octave_on_a_constant_clip(octave: dict, frames: int) -> None:
+    """Time octaves and strided convolutions, on odd numbers of frames too."""
+    ordinary = models.i3d_small(num_classes=7).eval().double()
+    randomise_norms(ordinary)
+    network = models.i3d_small(num_classes=7, alpha=0.25, octave=octave).eval().double()
+    randomise_norms(network)
+    network.load_state_dict(ordinary.state_dict(), strict=True)
+    x = torch.randn(2, 3, 1, 1, 1, dtype=torch.float64).expand(2, 3, frames, 49, 70)
+    torch.testing.assert_close(network(x), ordinary(x))
+
+
+def test_a_time_octave_stores_half_the_frames() -> None:
+    network = models.slow_small(num_classes=2, alpha=0.5, octave={"factor": [2, 2, 2]})
+    seen = []
+    conv = network.get_submodule("blocks.1.res_blocks.0.branch2.conv_b")
+    conv.register_forward_hook(lambda module, args, output: seen.append(output))
+    network(torch.randn(2, 3, 8, 48, 48))
+    assert seen[0].high.shape[2:] == (8, 12, 12) and seen[0].low.shape[2:] == (4, 6, 6)
+    cost, plain = (count_cost(n, CLIP) for n in (network, models.slow_small(num_classes=2, alpha=0.5)))
+    assert cost.multiply_adds < plain.multiply_adds
+
+
+def test_options_reach_every_layer_and_the_record() -> None:
+    network = models.i3d_small(num_classes=2, alpha=0.25, octave={"exchange": "high_to_low"})
+    octave = [m for m in network.modules() if isinstance(m, OctConv3d) and m.is_octave]
+    assert octave and all(m.exchange == "high_to_low" for m in octave)
+    init_args = network.meta["built_from"]["init_args"]
+    assert init_args["octave"] == {"exchange": "high_to_low"}
+    assert models.i3d_small(**init_args).state_dict().keys() == network.state_dict().keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5])
 @pytest.mark.parametrize("name", ["c2d_r50", "i3d_r50", "slow_r50"])
@@ -168,6 +205,7 @@ def test_help_explains_every_argument(name: str) -> None:
     [
         ({"num_classes": 0}, "num_classes: got 0, expected 1 or more"),
         ({"width": 0}, "width: got 0, expected 1 or more"),
+        ({"octave": {"factr": 2}}, "octave: got 'factr', expected octave_downsample, exchange, factor"),
         ({"alpha": 1.5}, "alpha: got 1.5, expected the share of low-frequency channels, 0 to 1"),
         ({"downsample": "max"}, "downsample: got 'max', expected 'stride' or 'pool'"),
     ],

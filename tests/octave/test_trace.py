@@ -86,3 +86,10 @@ def test_frozen_parts_stay_in_evaluation() -> None:
     octave = octavize(network, 0.0)
     assert [octave.get_submodule(str(n)).training for n in range(3)] == [True, False, True]
     assert [m.training for m in network] == [True, False, True]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_operations_that_octavize_puts_in_have_the_networks_mode(training: bool) -> None:
+    convs = [nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8)]
+    layers = nn.Sequential(convs[0], convs[1], nn.ReLU(), convs[2], nn.AdaptiveAvgPool2d(1)).train(training)
+    assert {module.training for module in octavize(layers, 0.5).modules()} == {training}

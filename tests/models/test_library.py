@@ -1,0 +1,120 @@
+"""Video networks of other libraries by name: their keys and costs, logits instead of softmax, any clip."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import pytorchvideo.models.hub as hub
+import torch
+import torchvision
+from torch import nn
+
+from octvideo.errors import UserError
+from octvideo.inference.checkpoint import build_network
+from octvideo.models import video_network
+from octvideo.octave import OctConv3d, count_cost
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25])
+@pytest.mark.parametrize("name", ["r2plus1d_r50", "csn_r101", "x3d_s"])
+def test_keys_are_pytorchvideos(name: str, alpha: float) -> None:
+    with torch.device("meta"):
+        theirs = getattr(hub, name)(pretrained=False).state_dict()
+        ours = video_network(f"pytorchvideo:{name}", alpha=alpha).state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "clip", "giga"),
+    [
+        # Published with 1x3xTxHxW; X3D-S by PySlowFast's MODEL_ZOO.md, R(2+1)D-18 by torchvision's documentation.
+        ("pytorchvideo:x3d_s", (1, 3, 13, 160, 160), 1.96),
+        ("torchvision:r2plus1d_18", (1, 3, 16, 112, 112), 40.52),
+    ],
+)
+def test_multiply_adds(name: str, clip: tuple[int, ...], giga: float) -> None:
+    with torch.device("meta"):
+        ordinary, octave = video_network(name), video_network(name, alpha=0.25)
+    cost = count_cost(ordinary, clip)
+    assert cost.multiply_adds / 1e9 == pytest.approx(giga, abs=0.01)
+    assert count_cost(octave, clip).multiply_adds < 0.95 * cost.multiply_adds
+
+
+def test_logits_not_probabilities() -> None:
+    """pytorchvideo's X3D ends in a softmax: ours is what comes before it."""
+    published = hub.x3d_xs(pretrained=False, model_num_class=5).eval()
+    ours = video_network("pytorchvideo:x3d_xs", 5).eval()
+    ours.load_state_dict(published.state_dict(), strict=True)
+    x = torch.randn(2, 3, 4, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x).softmax(1), published(x))
+        assert ours(torch.randn(1, 3, 2, 65, 97)).shape == (1, 5)  # theirs has one fixed size
+
+
+def test_torchvisions_network_is_the_same() -> None:
+    published = torchvision.models.video.r2plus1d_18(num_classes=5).eval()
+    ours = video_network("torchvision:r2plus1d_18", 5).eval()
+    ours.load_state_dict(published.state_dict(), strict=True)
+    x = torch.randn(1, 3, 4, 33, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), published(x))
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+@pytest.mark.parametrize("name", ["pytorchvideo:x3d_xs", "torchvision:r2plus1d_18"])
+def test_constant_clip_gives_the_ordinary_logits(name: str, alpha: float) -> None:
+    networks = [video_network(name, 7, a).eval().double() for a in (0.0, alpha)]
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_(std=0.2)
+            if isinstance(module, nn.Conv3d):
+                module.padding_mode = "replicate"
+    ordinary, octave = networks
+    octave.load_state_dict(ordinary.state_dict(), strict=True)
+    x = torch.randn(1, 3, 1, 1, 1, dtype=torch.float64).expand(1, 3, 4, 49, 70)
+    with torch.no_grad():
+        torch.testing.assert_close(octave(x), ordinary(x))
+
+
+def test_last_stage_is_ordinary() -> None:
+    with torch.device("meta"):
+        network = video_network("pytorchvideo:r2plus1d_r50", alpha=0.25)
+    written = {
+        path.split(".")[1]
+        for path, m in network.named_modules()
+        if isinstance(m, OctConv3d) and not m.partition_out.is_ordinary
+    }
+    assert written == {"1", "2", "3"}  # blocks: 0 stem, 1 to 4 res2 to res5, 5 head
+
+
+def test_trains_pickles_and_is_built_again() -> None:
+    network = video_network("pytorchvideo:x3d_xs", 3, 0.25, dropout=0.1)
+    x = torch.randn(2, 3, 4, 33, 33)
+    nn.functional.cross_entropy(network(x), torch.tensor([0, 1])).backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+    network.eval()
+    again = build_network({"network": network.meta["built_from"]}, "last.ckpt").eval()
+    again.load_state_dict(network.state_dict(), strict=True)
+    for clone in (again, pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+        assert torch.equal(clone(x), network(x))
+    dropouts = [m.p for m in again.modules() if isinstance(m, nn.Dropout)]
+    assert dropouts == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "x3d_s"}, "network: got 'x3d_s', expected pytorchvideo:NAME or torchvision:NAME, such as"),
+        ({"network": "pytorchvideo:x3d_xl"}, "pytorchvideo has no network 'x3d_xl': did you mean pytorchvideo:x3d_"),
+        ({"network": "torchvision:swin3d_t"}, "torchvision has no network 'swin3d_t'"),
+        ({"num_classes": 0}, "num_classes: got 0, expected 1 or more"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        video_network(**options)
