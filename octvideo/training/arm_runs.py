@@ -25,6 +25,8 @@ Arm = Literal["ordinary", "pool", "oct"]
 ARMS: tuple[Arm, ...] = ("ordinary", "pool", "oct")
 # A command and the log that its output is added to, to the command's exit code.
 Runner = Callable[[list[str], Path], int]
+# How long a command that we stop may take to end by itself, and after SIGTERM.
+PATIENCE_SEC = (5.0, 30.0)
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def run_in_process(command: list[str], log: Path) -> int:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    for patience_sec, harder in ((5, process.terminate), (30, process.kill)):
+    for patience_sec, harder in zip(PATIENCE_SEC, (process.terminate, process.kill), strict=True):
         try:
             process.wait(patience_sec)
             return
