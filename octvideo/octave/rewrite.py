@@ -169,7 +169,7 @@ class _Rewriter:
         else:
             function = _function(node)
             if role == "function":
-                new = OctFunction(function, *node.args[1:], **node.kwargs)
+                new = OctFunction(function, *_plain(node.args[1:]), **_plain(node.kwargs))
             else:
                 new = OctPool(pool_module(node), self.factor)
         return self._replace(node, new, inputs)
@@ -182,7 +182,7 @@ class _Rewriter:
             return
         if any(other in self.solution.partitions for other in node.all_input_nodes[1:]):
             raise ValueError(f"octavize: {node.name} reads more than one Octave")  # no known operation does
-        function, args, kwargs = _function(node), node.args[1:], node.kwargs
+        function, args, kwargs = _function(node), _plain(node.args[1:]), _plain(node.kwargs)
         if self.solution.roles[node] == "shape":
             self._replace(node, OctShape(function, *args), (source,))
             return
@@ -219,6 +219,13 @@ class _Rewriter:
 
 def _function(node: fx.Node) -> Any:
     return getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
+
+
+def _plain(value: Any) -> Any:
+    """Arguments of a node as Python's own tuples, lists and dicts: torch.compile knows torch.fx's not."""
+    if isinstance(value, tuple | list):
+        return (list if isinstance(value, list) else tuple)(_plain(part) for part in value)
+    return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def _retype(module: nn.Module, *partitions: Partition, **options: Any) -> None:
