@@ -113,7 +113,7 @@ class _Rewriter:
             return
         self._set_octave(conv, p_in, p_out)
         self.layers[path] = (p_in.alpha, p_out.alpha)
-        self.costs[path] = conv_cost_ratio(conv, p_in, p_out, self.factor)
+        self.costs[path] = conv_cost_ratio(conv)  # type: ignore[arg-type]
 
     def _pool_ordinary(self, node: fx.Node) -> None:
         """Let a strided ordinary convolution pool first, where asked and possible; the stem stays as it is."""
