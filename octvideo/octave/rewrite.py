@@ -23,6 +23,7 @@ from octvideo.octave.modules import (
     OctPool,
     OctShape,
     OctShuffle,
+    OctSlice,
     OctSqueeze,
 )
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d, OctBatchNormAct2d
@@ -38,6 +39,8 @@ from octvideo.octave.roles import (
     operand_nodes,
     parts_of,
     pool_module,
+    shuffle_groups,
+    slice_range,
 )
 from octvideo.octave.shares import reads_input
 from octvideo.octave.solve import Solution
@@ -87,6 +90,10 @@ class _Rewriter:
                 self._convert_conv(node)
             elif role in ("squeeze", "shape"):
                 self._convert_reader(node)
+            elif role == "slice":
+                self._convert_slice(node, out)
+            elif role == "chunk":
+                continue
             elif role == "tensor" or out is None:
                 self._pool_ordinary(node)
                 for source in list(node.all_input_nodes):
@@ -165,7 +172,7 @@ class _Rewriter:
             new = OctGate(operation, out, self.factor)
         elif role == "shuffle":
             source_partition = self.solution.partitions[node.all_input_nodes[0]]
-            new = OctShuffle(source_partition, module.groups)  # type: ignore[union-attr, arg-type]
+            new, inputs = OctShuffle(source_partition, shuffle_groups(node, self.traced)), inputs[:1]  # type: ignore
         else:
             function = _function(node)
             if role == "function":
@@ -196,6 +203,25 @@ class _Rewriter:
             **kwargs,
         )
         self._replace(node, squeeze, (source,))
+
+    def _convert_slice(self, node: fx.Node, out: Partition | None) -> None:
+        """Let each part of a chunked pair be cut from the pair itself."""
+        chunk = node.all_input_nodes[0]
+        source = chunk.all_input_nodes[0]
+        partition = self.solution.partition(source)
+        if partition is None:
+            return
+        piece = OctSlice(partition, *slice_range(node, partition.num_channels))
+        new = self._replace(node, piece, (source,))
+        if out is not None:
+            self.solution.partitions[new] = out
+        elif not piece.part.is_ordinary:  # nobody reads it as a pair
+            users = list(new.users)
+            self.solution.partitions[new] = piece.part
+            for user in users:
+                self._merge_before(user, new)
+        if not chunk.users:
+            self.graph.erase_node(chunk)
 
     def _replace(self, node: fx.Node, new: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
         with self.graph.inserting_before(node):

@@ -35,8 +35,10 @@ class _Tracer(fx.Tracer):
     """torch.fx with mode-dependent modules as leaves, remembering where a trace failed."""
 
     # Unpickling gives no arguments.
-    def __init__(self, leaves: tuple[type[nn.Module], ...] = (), pathways: int = 0) -> None:
-        super().__init__()
+    def __init__(
+        self, leaves: tuple[type[nn.Module], ...] = (), pathways: int = 0, shuffles: tuple[Any, ...] = ()
+    ) -> None:
+        super().__init__(autowrap_functions=shuffles)
         self._leaves, self._pathways = leaves, pathways
         self.failed_in: str | None = None
 
@@ -127,7 +129,9 @@ def trace_network(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.G
 
 
 def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Graph, dict[str, Any]]:
-    tracer = _Tracer(leaves, count_pathways(model))
+    # Kept whole, by name: ShuffleNets each have their own.
+    found = (getattr(type(m).forward, "__globals__", {}).get("channel_shuffle") for m in model.modules())
+    tracer = _Tracer(leaves, count_pathways(model), tuple({function for function in found if function is not None}))
     try:
         return tracer.trace(model), tracer.node_name_to_scope
     except Exception as error:
