@@ -51,13 +51,13 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Trains what is missing, unless told not to, and prints the table of what there is."""
-    if not args.cfg and not args.only_table:
-        raise UserError("--cfg not given: trainings start from a config, such as --cfg jhmdb")
     settings = ArmSettings(
         args.cfg, args.runs_dir, Path(__file__).resolve().parent, args.epochs, args.num_clips, tuple(args.options)
     )
     runs = plan_runs(args.networks, args.seeds, alpha=args.alpha)
     check_networks(runs)
+    if not args.cfg and not args.only_table:
+        raise UserError("--cfg not given: trainings start from a config, such as --cfg jhmdb")
     good = args.only_table or train_runs(runs, settings, runner=run_in_process, say=tell)
     comparison = compare(runs, settings, rounds=args.rounds)
     if args.markdown:
