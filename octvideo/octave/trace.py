@@ -47,8 +47,8 @@ class _Tracer(fx.Tracer):
             return True
         if type(m) is nn.Identity:  # may carry a list of pathways, which a node cannot
             return False
-        if any(name in type(m).__name__ for name in _MODE_DEPENDENT):
-            return True
+        if any(name in type(m).__name__ for name in _MODE_DEPENDENT) and not any(is_conv(part) for part in m.modules()):
+            return True  # a block of convolutions may be named after its dropout
         if is_conv(m) or is_norm(m) or is_activation(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
