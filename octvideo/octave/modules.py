@@ -240,6 +240,30 @@ class OctShuffle(nn.Module):
         return f"groups={self.groups}, {self.partition!r}"
 
 
+class OctSlice(nn.Module):
+    """A run of an Octave's channels, counted as in the ordinary tensor: an Octave, or a Tensor if none is low.
+
+    Args:
+        partition: of the Octave that comes in.
+        start: the first channel.
+        stop: one behind the last.
+    """
+
+    def __init__(self, partition: Partition, start: int, stop: int) -> None:
+        super().__init__()
+        self.part = Partition(partition.is_low[start:stop])
+        low_before = sum(partition.is_low[:start])
+        self.low = slice(low_before, low_before + len(self.part.low))
+        self.high = slice(start - low_before, start - low_before + len(self.part.high))
+
+    def forward(self, x: Octave) -> Tensor | Octave:
+        high = take_channels(x.high, self.high)
+        return high if self.low.start == self.low.stop else Octave(high, take_channels(x.low, self.low))
+
+    def extra_repr(self) -> str:
+        return repr(self.part)
+
+
 class OctMerge(nn.Module):
     """An ordinary tensor from an Octave, for operations that cannot work on a pair."""
 

@@ -33,6 +33,14 @@ class ConvPath:
     stride: tuple[int, ...] = ()
     up: Factor | None = None  # repetition of pixels after it
 
+    @property
+    def num_connections(self) -> int:
+        """Pairs of an input and an output channel that it connects."""
+        columns = self.columns
+        if isinstance(columns, tuple) and columns and isinstance(columns[0], tuple):
+            return sum(map(len, columns))  # type: ignore[arg-type]
+        return len(_positions(self.rows)) * len(_positions(columns))  # type: ignore[arg-type]
+
     def weight(self, weight: Tensor) -> Tensor:
         if isinstance(self.columns, tuple) and self.columns and isinstance(self.columns[0], tuple):
             rows = torch.arange(weight.shape[0], device=weight.device)[

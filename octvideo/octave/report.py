@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
-from octvideo.octave.features import as_factor
-from octvideo.octave.partition import Partition
+from octvideo.octave.conv import _OctConvNd
 
 
 @dataclass(frozen=True)
@@ -39,27 +36,12 @@ class OctaveReport:
         return "\n".join(lines)
 
 
-def conv_cost_ratio(
-    conv: nn.modules.conv._ConvNd, source: Partition, target: Partition, factor: Sequence[int] | None
-) -> float:
-    """Multiply-adds of an octave convolution over the ordinary one's, where all sizes are even.
-
-    Args:
-        conv: kernel, groups and stride.
-        source: partition of what it reads.
-        target: of what it writes.
-        factor: which axes are halved.
-    """
-    factor = as_factor(factor, len(conv.kernel_size))
-    low, low_to_high = 1.0, 1.0
-    for f, stride in zip(factor, conv.stride, strict=True):
+def conv_cost_ratio(conv: _OctConvNd) -> float:
+    """Multiply-adds of an octave convolution over the ordinary one's, where all sizes are even."""
+    low = low_to_high = 1.0
+    for f, stride in zip(conv.factor, conv.stride, strict=True):
         low /= f
         low_to_high /= f if stride == 1 else 1  # a strided layer's low input already has the size of its output
-    size_in, size_out = source.num_channels // conv.groups, target.num_channels // conv.groups
-    total = 0.0
-    for g in range(conv.groups):
-        low_in = sum(source.is_low[g * size_in : (g + 1) * size_in])
-        low_out = sum(target.is_low[g * size_out : (g + 1) * size_out])
-        total += (size_in - low_in) * (size_out - low_out)
-        total += low_in * (size_out - low_out) * low_to_high + size_in * low_out * low
-    return total / (conv.groups * size_in * size_out)
+    shares = ((conv._hh, 1.0), (conv._hl, low), (conv._lh, low_to_high), (conv._ll, low))
+    done = sum(path.num_connections * share for path, share in shares if path is not None)
+    return done / (conv.out_channels * conv.in_channels // conv.groups)

@@ -23,6 +23,7 @@ from octvideo.octave.modules import (
     OctPool,
     OctShape,
     OctShuffle,
+    OctSlice,
     OctSqueeze,
 )
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d, OctBatchNormAct2d
@@ -38,6 +39,8 @@ from octvideo.octave.roles import (
     operand_nodes,
     parts_of,
     pool_module,
+    shuffle_groups,
+    slice_range,
 )
 from octvideo.octave.shares import reads_input
 from octvideo.octave.solve import Solution
@@ -87,6 +90,10 @@ class _Rewriter:
                 self._convert_conv(node)
             elif role in ("squeeze", "shape"):
                 self._convert_reader(node)
+            elif role == "slice":
+                self._convert_slice(node, out)
+            elif role == "chunk":
+                continue
             elif role == "tensor" or out is None:
                 self._pool_ordinary(node)
                 for source in list(node.all_input_nodes):
@@ -113,7 +120,7 @@ class _Rewriter:
             return
         self._set_octave(conv, p_in, p_out)
         self.layers[path] = (p_in.alpha, p_out.alpha)
-        self.costs[path] = conv_cost_ratio(conv, p_in, p_out, self.factor)
+        self.costs[path] = conv_cost_ratio(conv)  # type: ignore[arg-type]
 
     def _pool_ordinary(self, node: fx.Node) -> None:
         """Let a strided ordinary convolution pool first, where asked and possible; the stem stays as it is."""
@@ -165,11 +172,11 @@ class _Rewriter:
             new = OctGate(operation, out, self.factor)
         elif role == "shuffle":
             source_partition = self.solution.partitions[node.all_input_nodes[0]]
-            new = OctShuffle(source_partition, module.groups)  # type: ignore[union-attr, arg-type]
+            new, inputs = OctShuffle(source_partition, shuffle_groups(node, self.traced)), inputs[:1]  # type: ignore
         else:
             function = _function(node)
             if role == "function":
-                new = OctFunction(function, *node.args[1:], **node.kwargs)
+                new = OctFunction(function, *_plain(node.args[1:]), **_plain(node.kwargs))
             else:
                 new = OctPool(pool_module(node), self.factor)
         return self._replace(node, new, inputs)
@@ -182,7 +189,7 @@ class _Rewriter:
             return
         if any(other in self.solution.partitions for other in node.all_input_nodes[1:]):
             raise ValueError(f"octavize: {node.name} reads more than one Octave")  # no known operation does
-        function, args, kwargs = _function(node), node.args[1:], node.kwargs
+        function, args, kwargs = _function(node), _plain(node.args[1:]), _plain(node.kwargs)
         if self.solution.roles[node] == "shape":
             self._replace(node, OctShape(function, *args), (source,))
             return
@@ -196,6 +203,25 @@ class _Rewriter:
             **kwargs,
         )
         self._replace(node, squeeze, (source,))
+
+    def _convert_slice(self, node: fx.Node, out: Partition | None) -> None:
+        """Let each part of a chunked pair be cut from the pair itself."""
+        chunk = node.all_input_nodes[0]
+        source = chunk.all_input_nodes[0]
+        partition = self.solution.partition(source)
+        if partition is None:
+            return
+        piece = OctSlice(partition, *slice_range(node, partition.num_channels))
+        new = self._replace(node, piece, (source,))
+        if out is not None:
+            self.solution.partitions[new] = out
+        elif not piece.part.is_ordinary:  # nobody reads it as a pair
+            users = list(new.users)
+            self.solution.partitions[new] = piece.part
+            for user in users:
+                self._merge_before(user, new)
+        if not chunk.users:
+            self.graph.erase_node(chunk)
 
     def _replace(self, node: fx.Node, new: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
         with self.graph.inserting_before(node):
@@ -219,6 +245,13 @@ class _Rewriter:
 
 def _function(node: fx.Node) -> Any:
     return getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
+
+
+def _plain(value: Any) -> Any:
+    """Arguments of a node as Python's own tuples, lists and dicts: torch.compile knows torch.fx's not."""
+    if isinstance(value, tuple | list):
+        return (list if isinstance(value, list) else tuple)(_plain(part) for part in value)
+    return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def _retype(module: nn.Module, *partitions: Partition, **options: Any) -> None:

@@ -20,7 +20,8 @@ Role = Literal[
     "map", "function", "drop", "pool", "add", "mul",  # give the partition that they take
     "gate",  # a pair scaled or shifted by an ordinary value
     "cat",  # gives its parts' partitions, side by side
-    "shuffle",  # gives a rearrangement of the partition that it takes
+    "shuffle", "slice",  # give a rearrangement, or a part, of the partition that they take
+    "chunk",  # only slices read it
     "squeeze", "shape",  # read a pair and give what the ordinary network would
     "tensor",  # everything else: can neither take nor give a pair
 ]  # fmt: skip
@@ -82,6 +83,33 @@ def parts_of(cat: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(cat.args[0])  # type: ignore[arg-type]
 
 
+def shuffle_groups(node: fx.Node, network: Network) -> int | None:
+    """The groups of a channel shuffle, or None where the node is none."""
+    module = network.module(node)
+    if isinstance(module, nn.ChannelShuffle):
+        return module.groups
+    named_so = node.op == "call_function" and getattr(node.target, "__name__", "") == "channel_shuffle"
+    groups = node.args[1] if named_so and len(node.args) == 2 else None
+    return groups if isinstance(groups, int) else None
+
+
+def is_chunk(node: fx.Node) -> bool:
+    """Whether a node cuts a value into equal parts along its channels, each of which is picked by number."""
+    if not (node.op == "call_method" and node.target == "chunk") and node.target is not torch.chunk:
+        return False
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    picked = all(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)
+    return bool(dim == 1 and len(node.args) > 1 and isinstance(node.args[1], int) and picked)
+
+
+def slice_range(node: fx.Node, num_channels: int) -> tuple[int, int]:
+    """The channels that a part of a chunked value has: first, and one behind the last."""
+    chunks, index = (int(value) for value in (node.all_input_nodes[0].args[1], node.args[1]))  # type: ignore[arg-type]
+    size = -(-num_channels // chunks)
+    start = (index % -(-num_channels // size)) * size
+    return start, min(start + size, num_channels)
+
+
 def changes_in_place(node: fx.Node, network: Network) -> bool:
     """Whether the operation writes into its first input, so that what reads that later sees the change."""
     module = network.module(node)
@@ -103,6 +131,12 @@ def _role(node: fx.Node, network: Network, pooled: set[fx.Node]) -> Role:
     inputs = node.all_input_nodes
     if is_shape(node):
         return "shape"
+    if is_chunk(node):
+        return "chunk"
+    if inputs and is_chunk(inputs[0]):
+        return "slice"
+    if shuffle_groups(node, network) is not None:
+        return "shuffle"
     if pools_globally(node, network):
         return "squeeze"
     if node in pooled:  # has one value a channel: no resolution to halve
@@ -128,7 +162,7 @@ def _module_role(module: nn.Module, network: Network) -> Role:
         return "drop"
     if isinstance(module, MAX_POOLS + AVG_POOLS) and keeps_pairs(vars(module), average=isinstance(module, AVG_POOLS)):
         return "pool"
-    return "shuffle" if kind is nn.ChannelShuffle else "tensor"
+    return "tensor"
 
 
 def _function_role(node: fx.Node, pooled: set[fx.Node]) -> Role:

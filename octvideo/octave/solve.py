@@ -17,7 +17,7 @@ from torch import fx
 
 from octvideo.octave.conv import octave_problem, plan_path
 from octvideo.octave.partition import Partition
-from octvideo.octave.roles import Network, Role, parts_of
+from octvideo.octave.roles import Network, Role, shuffle_groups, slice_range
 from octvideo.octave.shares import Shares
 from octvideo.octave.trace import is_conv
 from octvideo.octave.value_classes import ValueClass, ValueClasses, name_of
@@ -117,9 +117,9 @@ class PartitionSolver:
         return partition
 
     def _derive(self, node: fx.Node, solved: dict[int, Partition | None]) -> Partition | None:
-        """The partition that a concatenation or a shuffle makes of those it reads."""
+        """The partition that a concatenation, a shuffle or a slice makes of those it reads."""
         parts = []
-        for source in parts_of(node) if self.roles[node] == "cat" else node.all_input_nodes:
+        for source in self.classes.sources(node):
             part = self._partition(self.classes[source], solved)
             if part is None:  # an ordinary part: all its channels are high, if we can tell how many
                 channels = self.classes.channels(source)
@@ -128,22 +128,26 @@ class PartitionSolver:
                 part = Partition((False,) * channels)
             parts.append(part)
         joined = Partition.join(parts)
-        if self.roles[node] == "shuffle":
-            return joined.shuffle(self.network.module(node).groups)  # type: ignore[union-attr, arg-type]
-        return joined
+        if self.roles[node] == "slice":
+            start, stop = slice_range(node, joined.num_channels)
+            return Partition(joined.is_low[start:stop])
+        groups = shuffle_groups(node, self.network)
+        return joined if groups is None else joined.shuffle(groups)
 
     def _readers(self, group: ValueClass) -> Iterator[fx.Node]:
         inside = set(group.nodes)
         for node in group.nodes:
             for user in node.users:
                 passes_on = self.roles[user] != "conv" or self.classes.is_depthwise(user)
-                if user not in inside or not passes_on:
+                if self.roles[user] == "chunk":
+                    yield from user.users
+                elif user not in inside or not passes_on:
                     yield user
 
     def _takes_pair(self, reader: fx.Node, group: ValueClass, partitions: dict[fx.Node, Partition]) -> bool:
         role = self.roles[reader]
         # A convolution before a global pool merges at no cost; a concatenation before it would upsample.
-        return (role == "conv" or (role in ("cat", "shuffle") and reader in partitions)) or (
+        return (role == "conv" or (role in ("cat", "shuffle", "slice") and reader in partitions)) or (
             role == "squeeze" and bool(group.derived)
         )
 
@@ -186,7 +190,7 @@ class PartitionSolver:
         reasons = {**self._notes, **self._unfit_reasons}
         for node in self.nodes:
             group, role = self.classes[node], self.roles[node]
-            if node in octave or role in ("squeeze", "shape"):
+            if node in octave or role in ("squeeze", "shape", "chunk", "slice"):
                 continue
             if role == "conv":
                 if self.wanted(node) > 0 or self.classes.is_depthwise(node):

@@ -35,8 +35,10 @@ class _Tracer(fx.Tracer):
     """torch.fx with mode-dependent modules as leaves, remembering where a trace failed."""
 
     # Unpickling gives no arguments.
-    def __init__(self, leaves: tuple[type[nn.Module], ...] = (), pathways: int = 0) -> None:
-        super().__init__()
+    def __init__(
+        self, leaves: tuple[type[nn.Module], ...] = (), pathways: int = 0, shuffles: tuple[Any, ...] = ()
+    ) -> None:
+        super().__init__(autowrap_functions=shuffles)
         self._leaves, self._pathways = leaves, pathways
         self.failed_in: str | None = None
 
@@ -45,8 +47,8 @@ class _Tracer(fx.Tracer):
             return True
         if type(m) is nn.Identity:  # may carry a list of pathways, which a node cannot
             return False
-        if any(name in type(m).__name__ for name in _MODE_DEPENDENT):
-            return True
+        if any(name in type(m).__name__ for name in _MODE_DEPENDENT) and not any(is_conv(part) for part in m.modules()):
+            return True  # a block of convolutions may be named after its dropout
         if is_conv(m) or is_norm(m) or is_activation(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
@@ -127,7 +129,9 @@ def trace_network(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.G
 
 
 def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Graph, dict[str, Any]]:
-    tracer = _Tracer(leaves, count_pathways(model))
+    # Kept whole, by name: ShuffleNets each have their own.
+    found = (getattr(type(m).forward, "__globals__", {}).get("channel_shuffle") for m in model.modules())
+    tracer = _Tracer(leaves, count_pathways(model), tuple({function for function in found if function is not None}))
     try:
         return tracer.trace(model), tracer.node_name_to_scope
     except Exception as error:

@@ -17,13 +17,14 @@ from octvideo.octave.roles import (
     globally_pooled,
     operand_nodes,
     parts_of,
+    slice_range,
 )
 from octvideo.octave.trace import CONVS
 
 # Give the partition that they take, so that what they read and write is one class.
 _PASSES_ON: tuple[Role, ...] = ("norm", "map", "function", "drop", "pool", "add", "mul")
 # Write a partition that follows from those they read.
-_DERIVES: tuple[Role, ...] = ("cat", "shuffle")
+_DERIVES: tuple[Role, ...] = ("cat", "shuffle", "slice")
 
 
 @dataclass
@@ -32,7 +33,7 @@ class ValueClass:
 
     nodes: list[fx.Node] = field(default_factory=list)
     convs: list[fx.Node] = field(default_factory=list)  # depthwise ones excepted: they write what they read
-    derived: list[fx.Node] = field(default_factory=list)  # concatenations and shuffles that write it
+    derived: list[fx.Node] = field(default_factory=list)  # concatenations, shuffles and slices that write it
     groups: set[int] = field(default_factory=set)  # of the grouped convolutions that read or write it
     ordinary: str | None = None  # why, where it is
 
@@ -74,6 +75,13 @@ class ValueClasses:
         """Whether a node writes the partition that it reads."""
         role = self.roles[node]
         return role in (*_PASSES_ON, "gate") or (role == "conv" and self.is_depthwise(node))
+
+    def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """What a concatenation, a shuffle or a slice makes its value from."""
+        if self.roles[node] == "cat":
+            return parts_of(node)
+        source = node.all_input_nodes[0]
+        return (source.all_input_nodes[0] if self.roles[node] == "slice" else source,)
 
     def _find(self, node: fx.Node) -> fx.Node:
         while self._parent[node] is not node:
@@ -144,9 +152,12 @@ class ValueClasses:
             kept = type(module) if module is not None else value.target
             if count is None and kept in KEEP_CHANNELS + KEEP_CHANNELS_FUNCTIONS:
                 count = self.channels(value.all_input_nodes[0], seen)
-            elif count is None and self.roles[value] == "cat":
-                parts = [self.channels(part, seen) for part in parts_of(value)]
+            elif count is None and self.roles[value] in _DERIVES:
+                parts = [self.channels(part, seen) for part in self.sources(value)]
                 count = None if None in parts else sum(filter(None, parts))
+                if count is not None and self.roles[value] == "slice":
+                    start, stop = slice_range(value, count)
+                    count = stop - start
             if count is not None:
                 return count
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from octvideo.octave import OctConv3d, count_cost, layer_flop_ratio, layer_memory_ratio, octavize
 
@@ -65,3 +67,27 @@ def test_a_list_of_inputs() -> None:
             return self.a(x[0]) + self.b(x[1])
 
     assert count_cost(Two(), [(1, 2, 5), (1, 4, 5)]).multiply_adds == (2 + 4) * 3 * 5
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"exchange": "none"}, {"octave_downsample": "stride"}, {"factor": (1, 2)}], ids=str
+)
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_reports_share_of_a_layer_is_what_is_counted(options: dict, groups: int, stride: int) -> None:
+    """On even sizes: the low and high parts of convolutions before and behind are taken off."""
+    layers = [
+        nn.Conv2d(c, 16, 3, s, 1, groups=g) for c, s, g in ((4, 1, 1), (16, 1, 1), (16, stride, groups), (16, 1, 1))
+    ]
+    ordinary = nn.Sequential(*layers)
+    octave = octavize(ordinary, {"1": 0.5, "2": 0.25}, **options)
+    counted = []
+    for network in (ordinary, octave):
+        seen = []
+        layer = network.get_submodule("2")
+        layer.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        network(torch.zeros(1, 4, 16, 16))
+        with FlopCounterMode(display=False) as counter:
+            layer(seen[0])
+        counted.append(counter.get_total_flops())
+    assert octave.octave_report.costs["2"] == pytest.approx(counted[1] / counted[0])

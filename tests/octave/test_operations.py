@@ -99,6 +99,34 @@ class Shuffle(Body):
         return self.norm(self.shuffle(x)).relu()
 
 
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """As torchvision's ShuffleNetV2 has it."""
+    n, c, h, w = x.size()
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class Halves(Body):
+    """ShuffleNetV2's block: half of the channels is left alone, half is convolved, then both are dealt out."""
+
+    def layers(self) -> None:
+        self.c, self.norm = conv(4, 4), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(self.stem(x))
+        for _ in range(2):
+            left, right = x.chunk(2, dim=1)
+            x = channel_shuffle(torch.cat((left, self.c(right)), dim=1), 2)
+        return self.last(self.b(self.norm(x))).mean((2, 3))
+
+
+class Thirds(Body):
+    """Parts of unequal size, one of which nobody takes as a pair."""
+
+    def between(self, x: Tensor) -> Tensor:
+        first, second, third = torch.chunk(x, 3, 1)  # 3, 3 and 2 channels
+        return torch.cat([third, second, first * first.cumsum(2)[:, :, :1]], 1)
+
+
 class DropPath(nn.Module):
     """Stochastic depth as timm has it: scales whole samples in training."""
 
@@ -116,7 +144,7 @@ class Residual(Body):
         return x + self.drop_path(self.c(x))
 
 
-NETWORKS = [SqueezeExcitation, PooledGate, LinearGate, GlobalShift, SelfGate, Pools, Shuffle, Residual]
+NETWORKS = [SqueezeExcitation, PooledGate, LinearGate, GlobalShift, SelfGate, Pools, Shuffle, Halves, Thirds, Residual]
 
 
 def converted(network: nn.Module, alpha: float = 0.5) -> OctaveNetwork:
@@ -131,7 +159,7 @@ def converted(network: nn.Module, alpha: float = 0.5) -> OctaveNetwork:
 def test_a_constant_image_gives_the_ordinary_output(kind: type[Body], alpha: float) -> None:
     network = kind()
     octave = converted(network, alpha)
-    assert octave.octave_report.layers["b"][0] == alpha  # it got through as a pair
+    assert 0 < octave.octave_report.layers["b"][0] <= alpha  # it got through as a pair
     x = torch.randn(2, 3, 1, 1, dtype=torch.float64).expand(2, 3, 13, 18)
     torch.testing.assert_close(octave(x), network(x))
 

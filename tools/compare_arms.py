@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+"""What octave does to networks trained alike: `python tools/compare_arms.py --cfg jhmdb --networks
+octvideo.models.i3d_small timm:mobilenetv2_050 --seeds 0 1 2 --epochs 12 --num-clips 3`.
+
+Trains and tests every network three times for each seed (ordinary, ordinary with pooling, octave), by
+tools/train.py and tools/test.py, into runs/arms_NETWORK_ARM_sSEED, and prints a table: multiply-adds, time of a
+training step, top-1 and top-5 with intervals, and the differences between twins, video by video. Given again, it
+keeps finished runs and goes on with interrupted ones. --only-table trains nothing. Words after -- go to train.py.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+# So that it runs from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from octvideo.errors import UserError
+from octvideo.training.arm_runs import ArmSettings, plan_runs, run_in_process, train_runs
+from octvideo.training.arm_table import check_networks, compare, drawn_table, markdown_table
+
+
+def main() -> int:
+    """Returns 0; 1 where a run has failed, 2 for a mistake of the user's, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", metavar="CONFIG", help="what all runs share, by path or name")
+    parser.add_argument("--networks", nargs="+", required=True, metavar="NAME", help="builders, or timm:NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="(0)")
+    parser.add_argument("--alpha", type=float, default=0.25, metavar="A", help="of the octave arm (0.25)")
+    parser.add_argument("--epochs", type=int, metavar="E", help="of each training (the config's)")
+    parser.add_argument("--num-clips", type=int, metavar="C", help="of each test video (the config's)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="(runs)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="R", help="of timed steps, 0 for none (7)")
+    parser.add_argument("--only-table", action="store_true", help="train nothing")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown for a README")
+    parser.add_argument("options", nargs="*", metavar="-- --KEY VALUE", help="for train.py, the same in all runs")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or a training in progress would be left alone
+    try:
+        return run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; given again, the command goes on from here", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains what is missing, unless told not to, and prints the table of what there is."""
+    settings = ArmSettings(
+        args.cfg, args.runs_dir, Path(__file__).resolve().parent, args.epochs, args.num_clips, tuple(args.options)
+    )
+    runs = plan_runs(args.networks, args.seeds, alpha=args.alpha)
+    check_networks(runs)
+    if not args.cfg and not args.only_table:
+        raise UserError("--cfg not given: trainings start from a config, such as --cfg jhmdb")
+    good = args.only_table or train_runs(runs, settings, runner=run_in_process, say=tell)
+    comparison = compare(runs, settings, rounds=args.rounds)
+    if args.markdown:
+        print(markdown_table(comparison))
+    else:
+        # Wide enough in a log file too, which is no terminal.
+        console = Console(width=220)
+        console.print(drawn_table(comparison))
+        console.print(*comparison.notes, sep="\n", highlight=False, markup=False)
+    return 0 if good else 1
+
+
+def tell(message: str) -> None:
+    """Progress belongs to no table."""
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
