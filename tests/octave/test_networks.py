@@ -201,19 +201,17 @@ def distance(got: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_memory_format_and_bfloat16(case: Case, alpha: float) -> None:
-    """Channels last is as good as contiguous, and bfloat16 (autocast) as good as it is in the ordinary network."""
-    is_clip = len(case.entry.inputs[0]) == 5
-    layout = torch.channels_last_3d if is_clip else torch.channels_last
-    errors = []
-    for network in (case.octave(alpha), case.ordinary):
-        expected = case.run(network)
-        last = copy.deepcopy(network).to(memory_format=layout)
-        with torch.no_grad():
+    """Channels last equals contiguous to 1e-4 of the output, bfloat16 (autocast) to a tenth."""
+    octave = case.octave(alpha)
+    expected = case.run(octave)
+    layout = torch.channels_last_3d if len(case.entry.inputs[0]) == 5 else torch.channels_last
+    last = copy.deepcopy(octave).to(memory_format=layout)
+    with torch.no_grad():
+        error = distance(last(in_layout(case.entry.random_input(), layout)), expected)
+        assert error < 1e-4
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             error = distance(last(in_layout(case.entry.random_input(), layout)), expected)
-            assert error < 1e-4
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                errors.append(distance(last(in_layout(case.entry.random_input(), layout)), expected))
-    assert errors[0] < 2 * errors[1] + 0.02
+    assert error < 0.1
 
 
 def in_layout(x: Any, layout: torch.memory_format) -> Any:
