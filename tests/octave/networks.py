@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 IMAGES = ((2, 3, 33, 47),)
 CLIPS = ((2, 3, 8, 33, 47),)
+# More of the same blocks as a shallower sibling: these are not compiled (a minute each), all else is tested.
+REPEATED = (
+    "resnet101", "resnet152", "resnet200", "resnext101_32x8d", "resnext101_32x4d", "x3d_m", "slowfast_r50_4x16",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,10 @@ class Network:
     cost_inputs: tuple[tuple[int, ...], ...]  # the sizes that its paper counts
     left: float  # share of the multiply-adds that may be left at alpha = .5
     small: bool = False  # runs in the fast tests, and with inductor
+
+    @property
+    def repeats_blocks(self) -> bool:
+        return self.name.endswith(REPEATED)
 
     def random_input(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
         """Noise; made anew for each call, because pytorchvideo's SlowFast changes the list that it is given."""

@@ -219,6 +219,8 @@ def in_layout(x: Any, layout: torch.memory_format) -> Any:
 
 
 def test_compiles_as_one_graph(case: Case) -> None:
+    if case.entry.repeats_blocks:
+        pytest.skip("a shallower network of the same blocks is compiled")
     octave = case.octave(0.5)
     compiled = torch.compile(octave, backend="aot_eager", fullgraph=True)
     error = distance(case.run(compiled), case.run(octave))
@@ -236,6 +238,8 @@ def test_compiles_with_inductor(case: Case) -> None:
 
 
 def test_exports(case: Case) -> None:
+    if case.entry.repeats_blocks:
+        pytest.skip("a shallower network of the same blocks is exported")
     octave = case.octave(0.25)
     exported = torch.export.export(octave, (case.entry.random_input(),)).module()
     for seed in (0, 2):
