@@ -16,6 +16,7 @@ CLIPS = ((2, 3, 8, 33, 47),)
 # More of the same blocks as a shallower sibling: these are not compiled (a minute each), all else is tested.
 REPEATED = (
     "resnet101", "resnet152", "resnet200", "resnext101_32x8d", "resnext101_32x4d", "x3d_m", "slowfast_r50_4x16",
+    "c2d_r50-non_local",
 )  # fmt: skip
 
 
@@ -107,6 +108,16 @@ def _slow_r50() -> nn.Module:
     return create_resnet(
         stem_conv_kernel_size=(1, 7, 7), stage_conv_a_kernel_size=kernels, head_pool_kernel_size=(8, 2, 2)
     )
+
+
+def _non_local(name: str) -> nn.Module:
+    """The hub's C2D or I3D with non-local blocks after res3 blocks 1, 3 and res4 blocks 1, 3, 5 (from 0)."""
+    from octvideo.models.non_local import NonLocalStage
+
+    network = _hub(name, head_pool_kernel_size=(4, 2, 2))
+    blocks: Any = network.blocks
+    blocks[3], blocks[4] = NonLocalStage(blocks[3], 512, (1, 3)), NonLocalStage(blocks[4], 1024, (1, 3, 5))
+    return network
 
 
 def _csn_r101() -> nn.Module:
@@ -211,6 +222,8 @@ IMAGE_NETWORKS = [
 VIDEO_NETWORKS = [
     _clip("pytorchvideo-c2d_r50", partial(_hub, "c2d_r50", head_pool_kernel_size=(4, 2, 2)), left=0.51),
     _clip("pytorchvideo-i3d_r50", partial(_hub, "i3d_r50", head_pool_kernel_size=(4, 2, 2)), left=0.57),
+    _clip("pytorchvideo-c2d_r50-non_local", partial(_non_local, "c2d_r50"), left=0.59),
+    _clip("pytorchvideo-i3d_r50-non_local", partial(_non_local, "i3d_r50"), left=0.61),
     _clip("pytorchvideo-slow_r50", _slow_r50, left=0.49),
     _clip("pytorchvideo-slowfast_r50", partial(_slowfast, 50, 7, 2), left=0.52, **SLOWFAST),
     _clip("pytorchvideo-slowfast_r50_4x16", partial(_slowfast, 50, 5, 1), left=0.54, **SLOWFAST_4X16),
