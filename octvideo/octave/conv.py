@@ -21,11 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave.features import Factor, Octave, pool_down
-from octvideo.octave.layer import OctaveLayer, octave_problem
+from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.partition import Partition
-from octvideo.octave.paths import ConvPath, Exchange, Paths, plan_path
-
-__all__ = ["Downsample", "Exchange", "OctConv1d", "OctConv2d", "OctConv3d", "octave_problem", "plan_path"]
+from octvideo.octave.paths import ConvPath, Exchange, Paths
 
 Downsample = Literal["stride", "pool"]
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d, octave_problem
+from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d
 from octvideo.octave.features import Factor, as_factor
+from octvideo.octave.layer import octave_problem
 from octvideo.octave.modules import (
     OctAdd,
     OctCat,

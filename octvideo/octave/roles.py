@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from octvideo.octave.conv import octave_problem
 from octvideo.octave.features import Factor
+from octvideo.octave.layer import octave_problem
 from octvideo.octave.trace import ACTIVATIONS_BY_NAME, is_conv, is_norm
 
 Role = Literal[

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from octvideo.octave.conv import octave_problem, plan_path
+from octvideo.octave.layer import octave_problem
 from octvideo.octave.partition import Partition
+from octvideo.octave.paths import plan_path
 from octvideo.octave.roles import Network, Role, shuffle_groups, slice_range
 from octvideo.octave.shares import Shares
 from octvideo.octave.trace import is_conv
