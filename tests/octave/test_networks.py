@@ -34,6 +34,8 @@ class Case:
         self.ordinary = entry.build()
         measure_norms(self.ordinary, entry.random_input(1))
         self.ordinary.eval()
+        is_clip = len(entry.inputs[0]) == 5
+        self.layout = torch.channels_last_3d if is_clip else torch.channels_last
         self._octave: dict[float, OctaveNetwork] = {}
 
     def octave(self, alpha: float) -> OctaveNetwork:
@@ -201,21 +203,27 @@ def distance(got: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_memory_format_and_bfloat16(case: Case, alpha: float) -> None:
-    """Channels last equals contiguous to 1e-4 of the output, bfloat16 (autocast) to a tenth."""
+    """Channels last equals contiguous to 1e-4 of the output; bfloat16 (autocast) is off by less than a tenth, or
+    than in the ordinary network: with these random norms .15 in ResNet-152 and .46 in S3D, octave .10 and .14."""
     octave = case.octave(alpha)
+    last = copy.deepcopy(octave).to(memory_format=case.layout)
     expected = case.run(octave)
-    layout = torch.channels_last_3d if len(case.entry.inputs[0]) == 5 else torch.channels_last
-    last = copy.deepcopy(octave).to(memory_format=layout)
-    with torch.no_grad():
-        error = distance(last(in_layout(case.entry.random_input(), layout)), expected)
-        assert error < 1e-4
+    assert distance(run_in_layout(case, last), expected) < 1e-4
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        error = distance(run_in_layout(case, last), expected)
+    if error >= 0.1:
+        expected = case.run(case.ordinary)
+        ordinary = copy.deepcopy(case.ordinary).to(memory_format=case.layout)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            error = distance(last(in_layout(case.entry.random_input(), layout)), expected)
-    assert error < 0.1
+            assert error < distance(run_in_layout(case, ordinary), expected)
 
 
-def in_layout(x: Any, layout: torch.memory_format) -> Any:
-    return [part.to(memory_format=layout) for part in x] if isinstance(x, list) else x.to(memory_format=layout)
+def run_in_layout(case: Case, network: Any) -> Tensor:
+    x = case.entry.random_input()
+    with torch.no_grad():
+        if isinstance(x, list):
+            return network([part.to(memory_format=case.layout) for part in x])
+        return network(x.to(memory_format=case.layout))
 
 
 def test_compiles_as_one_graph(case: Case) -> None:
