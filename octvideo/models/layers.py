@@ -11,6 +11,7 @@ from pytorchvideo.models.head import ResNetBasicHead
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
+from octvideo.octave.arrange import max_pool
 
 
 class ClipHead(nn.Module):
@@ -91,7 +92,7 @@ class TimePool(nn.MaxPool3d):
                 "the clip has 1 frame, expected 2 or more: this network pools pairs of frames after res2; raise "
                 "data.clip_frames, or use a network without that pool (slow_r50, slow_small)"
             )
-        return super().forward(input)
+        return max_pool(input, (2, 1, 1), (2, 1, 1), (0, 0, 0), ceil_mode=self.ceil_mode)
 
 
 class EveryNthFrame(nn.Module):

@@ -3,13 +3,17 @@
 Needs torch only. Start with `octavize` (a network) or `OctConv3d` (a layer).
 """
 
+from octvideo.octave.arrange import arrange
 from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d
 from octvideo.octave.convert import OctaveNetwork, octavize
 from octvideo.octave.cost import Cost, count_cost, layer_flop_ratio, layer_memory_ratio
-from octvideo.octave.features import Octave, low_size, merge, pool_down, split, upsample
+from octvideo.octave.factor import low_size
+from octvideo.octave.features import Octave, merge, split
+from octvideo.octave.inference import prepare_inference
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
 from octvideo.octave.report import OctaveReport
+from octvideo.octave.resample import pool_down, upsample
 from octvideo.octave.transposed import OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "OctaveNetwork",
     "OctaveReport",
     "Partition",
+    "arrange",
     "count_cost",
     "layer_flop_ratio",
     "layer_memory_ratio",
@@ -36,6 +41,7 @@ __all__ = [
     "merge",
     "octavize",
     "pool_down",
+    "prepare_inference",
     "split",
     "split_channels",
     "upsample",

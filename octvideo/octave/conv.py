@@ -20,10 +20,13 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.features import Factor, Octave, pool_down
+from octvideo.octave.arrange import convolve
+from octvideo.octave.factor import Factor
+from octvideo.octave.features import Octave
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.partition import Partition
 from octvideo.octave.paths import ConvPath, Exchange, Paths
+from octvideo.octave.resample import pool_down
 
 Downsample = Literal["stride", "pool"]
 
@@ -141,16 +144,13 @@ class _OctConvNd(OctaveLayer):
         return self._combine(high, low, size)
 
     def _convolve(self, x: Tensor, path: ConvPath, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if path.pool is not None:
-            x = pool_down(x, path.pool)
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+            padding = (0,) * len(self.kernel_size)
         elif padding == "same" and max(path.stride) > 1:  # torch refuses "same" with a stride
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice), 0
-        conv = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
-        return conv(x, weight, bias, path.stride, padding, self.dilation, path.groups)
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice), (0,) * len(self.kernel_size)
+        return convolve(x, weight, bias, path.stride, padding, self.dilation, path.groups)
 
     def extra_repr(self) -> str:
         text = super().extra_repr() + (", downsample=pool" if self._pooled else "")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from octvideo.octave.conv import Downsample, Exchange
-from octvideo.octave.features import Factor, as_factor
+from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.report import OctaveReport
 from octvideo.octave.rewrite import Settings, rewrite
 from octvideo.octave.roles import Network

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from octvideo.octave.features import AXES, Factor, Octave, as_factor, low_size, upsample
+from octvideo.octave.factor import AXES, Factor, as_factor, low_size
+from octvideo.octave.features import Octave
 from octvideo.octave.partition import Partition, as_partition, take_channels
-from octvideo.octave.paths import ConvPath, Exchange, Paths
+from octvideo.octave.paths import ConvPath, Exchange, Paths, Term
+from octvideo.octave.resample import add_upsampled, pool_down, upsample
 
 
 class OctaveLayer(nn.modules.conv._ConvNd):
@@ -46,6 +49,9 @@ class OctaveLayer(nn.modules.conv._ConvNd):
 
     def _place(self, paths: Paths) -> None:
         self._hh, self._hl, self._lh, self._ll = paths.hh, paths.hl, paths.lh, paths.ll
+        order = self.partition_in.order
+        self._high_terms = Term.of("high", paths.hh, paths.lh, order)
+        self._low_terms = Term.of("low", paths.hl, paths.ll, order)
 
     def _check(self) -> None:
         problem = octave_problem(self, self.factor)
@@ -76,16 +82,12 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         return high, low
 
     def _combine(self, high: Tensor, low: Tensor | None, size: Sequence[int]) -> Tensor | Octave:
-        """Run the paths and add up what reaches each frequency; `size` is y_high's on the halved axes."""
-        y_high = self._run(self._hh, high, None, size, to_low=False)
-        y_low = None
-        if low is not None:
-            y_high = self._run(self._lh, low, y_high, size, to_low=False)
-            y_low = self._run(self._ll, low, None, size, to_low=True)
-        y_low = self._run(self._hl, high, y_low, size, to_low=True)
+        """Run the terms and add up what reaches each frequency; `size` is y_high's on the halved axes."""
+        y_high = self._run(self._high_terms, high, low, size, to_low=False)
         if not self._gives_pair:
             assert y_high is not None
             return y_high
+        y_low = self._run(self._low_terms, high, low, size, to_low=True)
         assert y_low is not None
         if y_high is None:  # alpha_out = 1: no high channel, but the full size is kept
             y_high = y_low.new_empty(y_low.shape[0], 0, *self._sized(y_low, size))
@@ -94,19 +96,48 @@ class OctaveLayer(nn.modules.conv._ConvNd):
     def _sized(self, y: Tensor, size: Sequence[int]) -> tuple[int, ...]:
         """`size` on the halved axes, y's own on the others, where all resolutions agree."""
         own = y.shape[2:]
-        return tuple(size[n] if f == 2 else own[n] for n, f in enumerate(self.factor))
+        return tuple([size[n] if f == 2 else own[n] for n, f in enumerate(self.factor)])
 
     def _run(
-        self, path: ConvPath | None, x: Tensor, total: Tensor | None, size: Sequence[int], *, to_low: bool
+        self, terms: tuple[Term, ...], high: Tensor, low: Tensor | None, size: Sequence[int], *, to_low: bool
     ) -> Tensor | None:
-        """Add a path's result to `total` (None: nothing yet); the first path of a target adds the bias."""
-        if path is None:
-            return total
-        bias = None
-        if self.bias is not None and total is None:
-            bias = take_channels(self.bias, self._targets[to_low], 0)
+        """The sum of the terms of one target; the first one adds the bias."""
+        total: Tensor | None = None
+        for term in terms:
+            path = term.path
+            bias = None
+            if self.bias is not None and total is None:
+                bias = take_channels(self.bias, self._targets[to_low], 0)
+            sources = [self._source(x, source) for x, source in zip((high, low), term.sources, strict=True) if source]
+            x = sources[0] if len(sources) == 1 else torch.cat(sources, 1)
+            y = self._convolve(x, path, self._weight(term), bias if path.covers_target else None)
+            total = self._add(total, y, path, bias, size, to_low=to_low)
+        return total
+
+    def _source(self, x: Tensor | None, path: ConvPath) -> Tensor:
+        """What a path reads of its source, at the resolution at which it convolves."""
+        assert x is not None
         x = take_channels(x, path.inputs, -1 - len(self.factor))  # an ordinary layer takes (C, ...) too
-        y = self._convolve(x, path, path.weight(self.weight), bias if path.covers_target else None)
+        return x if path.pool is None else pool_down(x, path.pool)
+
+    def _weight(self, term: Term) -> Tensor:
+        return term.path.weight(self.weight) if self.weight is not None else getattr(self, f"weight_{term.name}")
+
+    def cut_weights(self) -> None:
+        """Keep each term's part of the weight as a tensor of its own, in place of the weight: inference alone."""
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(self.weight.dim(), torch.contiguous_format)
+        terms = (*self._high_terms, *self._low_terms)
+        parts = [self._weight(term).detach().clone(memory_format=torch.contiguous_format) for term in terms]
+        self.weight = None  # type: ignore[assignment]
+        for term, part in zip(terms, parts, strict=True):
+            self.register_buffer(f"weight_{term.name}", part.contiguous(memory_format=layout))
+
+    def _add(
+        self, total: Tensor | None, y: Tensor, path: ConvPath, bias: Tensor | None, size: Sequence[int], *, to_low: bool
+    ) -> Tensor:
+        """`total` (None: nothing yet) plus a path's result, brought to the target's resolution and channels."""
+        if total is not None and path.covers_target and path.up is not None:
+            return add_upsampled(total, y, path.up)
         y = self._fit(y, path, size, to_low=to_low)
         if path.covers_target:
             return y if total is None else total + y

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.features import Factor, Octave, as_factor, join, low_size, merge, split
+from octvideo.octave.factor import Factor, as_factor, low_size
+from octvideo.octave.features import Octave, join, merge, split
 from octvideo.octave.partition import ChannelIndex, Partition, reorder, take_channels
 
 Operation = Callable[..., Any]  # a module or a function
@@ -100,9 +101,13 @@ class OctDropPath(nn.Module):
 
 
 class OctAdd(nn.Module):
-    """Adds two Octaves of the same partition, frequency by frequency."""
+    """Adds two Octaves of the same partition, frequency by frequency; `inplace` overwrites the first."""
+
+    inplace = False
 
     def forward(self, a: Octave, b: Octave) -> Octave:
+        if self.inplace:
+            return Octave(a.high.add_(b.high), a.low.add_(b.low))
         return Octave(a.high + b.high, a.low + b.low)
 
 

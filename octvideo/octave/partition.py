@@ -102,11 +102,16 @@ class Partition:
         """The high and the low channels, as slices where they are runs."""
         return as_channel_index(self.high), as_channel_index(self.low)
 
+    @property
+    def order(self) -> ChannelIndex:
+        """All channels, the high ones first."""
+        order = self.high + self.low
+        return slice(0, len(order)) if order == tuple(range(len(order))) else order
+
     def reordering(self) -> tuple[int, ...] | None:
         """Where each channel lies among the high ones and, after them, the low ones; None where all lie in order."""
-        order = self.high + self.low
-        in_order = order == tuple(range(len(order)))
-        return None if in_order else tuple(sorted(range(len(order)), key=order.__getitem__))
+        order = self.order
+        return None if isinstance(order, slice) else tuple(sorted(range(len(order)), key=order.__getitem__))
 
     @property
     def is_ordinary(self) -> bool:

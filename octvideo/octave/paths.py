@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from octvideo.octave.features import Factor
+from octvideo.octave.factor import Factor
 from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, take_channels
 
 # Which of the two exchange paths run: the ablation of the paper's Table 3 (arXiv 1904.05049).
@@ -48,6 +48,18 @@ class ConvPath:
             ]
             return weight[rows[:, None], torch.tensor(self.columns, device=weight.device)]
         return take_channels(take_channels(weight, self.rows, dim=0), self.columns, dim=1)  # type: ignore[arg-type]
+
+    def join(self, other: ConvPath, order: ChannelIndex) -> ConvPath | None:
+        """This path and one of other sources as one, over both sources' channels side by side; None if it can't be.
+
+        Args:
+            other: with the same target, at the same resolution.
+            order: of the ordinary input's channels, in which the sources hold them.
+        """
+        alike = self.rows == other.rows and self.stride == other.stride and self.up is None and other.up is None
+        if not alike or self.groups != 1 or other.groups != 1:
+            return None
+        return replace(self, columns=order)
 
     def output_index(self, device: torch.device) -> Tensor:
         return torch.tensor(_positions(self.outputs), device=device)
@@ -138,6 +150,39 @@ class Paths:
         keep_hl = exchange in ("both", "high_to_low") or _is_needed(self.hl, self.hh, self.ll)
         keep_lh = exchange in ("both", "low_to_high") or _is_needed(self.lh, self.ll, self.hh)
         return replace(self, hl=self.hl if keep_hl else None, lh=self.lh if keep_lh else None)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One convolution of a layer: of one source, or of both side by side where they meet at one resolution.
+
+    One of K channels is faster than two of fewer and an addition, though the sources must be copied together:
+    where whole networks were compared, by 4 to 6 % of their octave layers' time (tools/benchmark.py).
+    """
+
+    name: str
+    path: ConvPath
+    sources: tuple[ConvPath | None, ConvPath | None]  # how x_high and x_low come in; None: not at all
+
+    @classmethod
+    def of(
+        cls, target: str, from_high: ConvPath | None, from_low: ConvPath | None, order: ChannelIndex
+    ) -> tuple[Term, ...]:
+        """The terms of one target, the one at full resolution first.
+
+        Args:
+            target: its name.
+            from_high, from_low: the paths that reach it.
+            order: of the ordinary input's channels: the high ones, then the low ones.
+        """
+        if from_high is not None and from_low is not None and (joined := from_high.join(from_low, order)) is not None:
+            return (cls(target, joined, (from_high, from_low)),)
+        terms = []
+        if from_high is not None:
+            terms.append(cls(f"high_to_{target}", from_high, (from_high, None)))
+        if from_low is not None:
+            terms.append(cls(f"low_to_{target}", from_low, (None, from_low)))
+        return tuple(terms)
 
 
 def _is_needed(path: ConvPath | None, same_source: ConvPath | None, same_target: ConvPath | None) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d
-from octvideo.octave.features import Factor, as_factor
+from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.layer import octave_problem
 from octvideo.octave.modules import (
     OctAdd,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from octvideo.octave.features import Factor
+from octvideo.octave.factor import Factor
 from octvideo.octave.layer import octave_problem
 from octvideo.octave.trace import ACTIVATIONS_BY_NAME, is_conv, is_norm
 

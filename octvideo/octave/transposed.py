@@ -19,10 +19,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.features import Octave, crop, low_size, pool_down
+from octvideo.octave.factor import low_size
+from octvideo.octave.features import Octave
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.partition import Partition
 from octvideo.octave.paths import ConvPath, Exchange, Paths
+from octvideo.octave.resample import crop
 
 
 class _OctConvTransposeNd(OctaveLayer):
@@ -126,8 +128,6 @@ class _OctConvTransposeNd(OctaveLayer):
         *,
         output_padding: tuple[int, ...] | None = None,
     ) -> Tensor:
-        if path.pool is not None:
-            x = pool_down(x, path.pool)
         conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(self.kernel_size) - 1]
         extra: Any = self.output_padding if output_padding is None else output_padding
         return conv(x, weight, bias, self.stride, self.padding, extra, path.groups, self.dilation)  # type: ignore[arg-type]

@@ -1,0 +1,182 @@
+"""In which form the operations run: the one place that decides it, with the figures that say why.
+
+The same sums can be asked of torch in several ways, whose times differ by factors, and the best way depends
+on the layout. Everything here is for the CPU and channels-last maps, (N, C, T, H, W) in
+torch.channels_last_3d or (N, C, H, W) in torch.channels_last, where a map is a matrix of pixels by channels;
+torch.compile on the CPU gets the same forms. Other maps, CUDA and exports (octvideo/octave/export_form.py) get
+torch's own operations.
+
+Milliseconds below: one thread of an AMD EPYC (AVX2), torch 2.14, float32; tools/benchmark.py measures whole
+networks. Nothing in this file needs an octave pair: `arrange` does the same for ordinary networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octvideo.octave.export_form import is_recorded_plainly
+
+# Below so many pixels a pointwise convolution is a plain matrix product: oneDNN first reorders the weights at
+# every call, which a small map does not pay back. 256 to 1024 channels: 784 pixels .50 as a product and .67
+# as a convolution (64 to 256: 25,088 pixels 15.5 and 12.2).
+_FEW_PIXELS = 2048
+
+Sizes = tuple[int, ...]
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Any,
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """F.conv1d, conv2d or conv3d of `x` (with zeros outside), in the fastest form for its layout.
+
+    Args:
+        x: (N, C_in, [T,] [H,] W).
+        weight: (C_out, C_in / groups, ...).
+        bias: (C_out,) or None.
+        stride, dilation: one number for each axis of the kernel.
+        padding: likewise, or torch's words "same" and "valid".
+        groups: as in torch.
+    """
+    axes = weight.dim() - 2
+    if axes >= 2 and x.dim() == axes + 2 and not isinstance(padding, str) and is_channels_last(x):
+        if axes == 2:
+            return _convolve_images(x, weight, bias, stride, padding, dilation, groups)
+        return _convolve_clips(x, weight, bias, stride, padding, dilation, groups)
+    return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias, stride, padding, dilation, groups)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether `x` is a map that this file arranges: on the CPU, channels last, not recorded for another engine."""
+    if x.device.type != "cpu" or x.dim() not in (4, 5) or is_recorded_plainly():
+        return False
+    if torch.compiler.is_compiling():
+        return True  # layouts are inductor's choice then, and what torch predicts of them does not hold
+    return x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+def fold_frames(x: Tensor) -> Tensor:
+    """Channels-last clips (N, C, T, H, W) as images (N·T, C, H, W), a view.
+
+    By way of (N, T, H, W, C), whose views have regular strides: others may not where N is 1, and torch then takes
+    them for maps of another layout.
+    """
+    return x.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def unfold_frames(x: Tensor, num_clips: int) -> Tensor:
+    """Channels-last images (N·T, C, H, W) as clips (N, C, T, H, W), a view."""
+    frames = x.shape[0] // num_clips if num_clips else 0
+    return x.permute(0, 2, 3, 1).unflatten(0, (num_clips, frames)).permute(0, 4, 1, 2, 3)
+
+
+def _convolve_images(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    """(N, C, H, W), channels last."""
+    if tuple(weight.shape[2:]) == (1, 1) and groups == 1 and tuple(padding) == (0, 0):
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        if pixels < _FEW_PIXELS and tuple(stride) == (1, 1):
+            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+        # A kernel of one pixel has nothing to dilate, but torch gives dilated convolutions to oneDNN, and others
+        # of few maps on one thread to a loop of its own: 64 to 256 channels on 8x56x56 12.2 against 27.2.
+        if not torch.compiler.is_compiling():
+            dilation = (2, 2)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _convolve_clips(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    """(N, C, T, H, W), channels last. A kernel without an extent in time, or in space, becomes two-dimensional.
+
+    On one thread torch gives conv3d to a loop of its own: 256 to 64 channels, 3x1x1 on 8x56x56, 138 (conv3d)
+    against 38; 1x1x1 of as many 38 against 14.
+    """
+    if weight.shape[2] == 1 and padding[0] == 0:
+        frames = fold_frames(x if stride[0] == 1 else x[:, :, :: stride[0]])
+        y = _convolve_images(frames, weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups)
+        return unfold_frames(y, x.shape[0])
+    if tuple(weight.shape[3:]) == tuple(stride[1:]) == (1, 1) and tuple(padding[1:]) == (0, 0):
+        kernel, stride, padding, dilation = weight.squeeze(4), (stride[0], 1), (padding[0], 0), (dilation[0], 1)
+        height, width = x.shape[3:]
+        lines = x.permute(0, 2, 3, 4, 1).flatten(2, 3).permute(0, 3, 1, 2)  # (N,C,T,H·W)
+        y = F.conv2d(lines, kernel, bias, stride, padding, dilation, groups)  # (N,C_out,T',H·W)
+        return y.permute(0, 2, 3, 1).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+    return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def max_pool(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, *, ceil_mode: bool = False) -> Tensor:
+    """F.max_pool3d of clips (N, C, T, H, W), in two dimensions where it leaves time alone.
+
+    The stem's 1x3x3 pool on 64x8x112x112 takes 46 (contiguous) and 17 (channels last) in three dimensions, 3.4 in
+    two; pairs of frames of 256x8x56x56 4.4 as a pool and 1.5 as a maximum (a pool of lines would lose the layout).
+    """
+    t = x.shape[2]
+    if is_channels_last(x):
+        if (kernel[0], stride[0], padding[0]) == (1, 1, 0):
+            y = F.max_pool2d(fold_frames(x), kernel[1:], stride[1:], padding[1:], ceil_mode=ceil_mode)
+            return unfold_frames(y, x.shape[0])
+        if not x.requires_grad and kernel == stride == (2, 1, 1) and not any(padding) and not (ceil_mode and t % 2):
+            return torch.maximum(x[:, :, 0 : t - t % 2 : 2], x[:, :, 1::2])  # (N,C,T//2,H,W)
+    return F.max_pool3d(x, kernel, stride, padding, ceil_mode=ceil_mode)
+
+
+class _ArrangedConv:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":  # type: ignore[attr-defined]
+            return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+        return convolve(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore
+
+
+class ArrangedConv2d(_ArrangedConv, nn.Conv2d):  # type: ignore[misc]
+    """nn.Conv2d by `convolve`."""
+
+
+class ArrangedConv3d(_ArrangedConv, nn.Conv3d):  # type: ignore[misc]
+    """nn.Conv3d by `convolve`."""
+
+
+class ArrangedMaxPool3d(nn.MaxPool3d):
+    """nn.MaxPool3d by `max_pool`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, T, H, W) to (N, C, T', H', W')."""
+        sizes = [(s,) * 3 if isinstance(s, int) else s for s in (self.kernel_size, self.stride, self.padding)]
+        return max_pool(input, *sizes, ceil_mode=self.ceil_mode)
+
+
+def arrange(network: nn.Module) -> nn.Module:
+    """Give a network channels-last weights, and its ordinary convolutions and max-pools the forms of this file.
+
+    Octave layers choose theirs by themselves. Results agree to rounding; keys, parameters and hooks stay; it
+    trains, pickles and copies as before. On CUDA it is channels-last weights alone.
+
+    Args:
+        network: any; changed in place. Feed it channels-last maps: clips.to(memory_format=torch.channels_last_3d).
+
+    Returns:
+        The network.
+    """
+    classes: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: ArrangedConv2d, nn.Conv3d: ArrangedConv3d}
+    for module in network.modules():
+        if type(module) is nn.MaxPool3d:
+            if not module.return_indices and module.dilation in (1, (1, 1, 1)) and module.stride is not None:
+                module.__class__ = ArrangedMaxPool3d
+        elif type(module) in classes:
+            module.__class__ = classes[type(module)]
+    for parameter in network.parameters():
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(parameter.dim())
+        if layout is not None:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    return network

@@ -1,0 +1,52 @@
+"""Which form pooling, upsampling and convolutions of clips take in a graph that is exported: engines differ.
+
+OpenVINO computes 3-D maps with channels last, and reorders a map wherever a graph folds its frames away; ONNX Runtime
+is fast on folded frames only; inductor takes the form that octvideo/octave/arrange.py has for the CPU. Oct-I3D-50
+(alpha .25, one thread with AVX2) took, as a share of I3D-50's time in the same engine, in OpenVINO 1.06 with frames
+folded into channels and .88 without; in ONNX Runtime .89 and 1.41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+Form = Literal["folded", "unfolded", "arranged"]
+_form: Form = "folded"  # not a ContextVar, which torch.compile does not read
+
+
+@contextmanager
+def export_form(form: Form) -> Iterator[None]:
+    """Within it, torch.export records clips in that form.
+
+    Args:
+        form: "folded" folds the frames into the channels around pooling and upsampling (ONNX Runtime, and what is
+            recorded without asking); "unfolded" has torch's 3-D operations (OpenVINO); "arranged" is the form of
+            octvideo/octave/arrange.py (AOTInductor).
+    """
+    global _form
+    before, _form = _form, form
+    try:
+        yield
+    finally:
+        _form = before
+
+
+def clips_stay_unfolded() -> bool:
+    """Whether graphs are recorded with 3-D operations."""
+    return _form == "unfolded"
+
+
+def is_recorded_plainly() -> bool:
+    """Whether a graph is being recorded for an engine that wants torch's own operations on any layout."""
+    if torch.jit.is_tracing():
+        return True
+    return _is_exporting() and _form != "arranged"
+
+
+def _is_exporting() -> bool:
+    asked = getattr(torch.compiler, "is_exporting", None)  # torch 2.7
+    return bool(asked()) if asked is not None else False
