@@ -80,6 +80,16 @@ def unfold_frames(x: Tensor, num_clips: int) -> Tensor:
     return x.permute(0, 2, 3, 1).unflatten(0, (num_clips, frames)).permute(0, 4, 1, 2, 3)
 
 
+def fold_space(x: Tensor) -> Tensor:
+    """Channels-last clips (N, C, T, H, W) as images (N, C, T, H·W), a view."""
+    return x.permute(0, 2, 3, 4, 1).flatten(2, 3).permute(0, 3, 1, 2)
+
+
+def unfold_space(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Channels-last images (N, C, T, H·W) as clips (N, C, T, H, W) of that height and width, a view."""
+    return x.permute(0, 2, 3, 1).unflatten(2, tuple(size)).permute(0, 4, 1, 2, 3)
+
+
 def _convolve_images(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:
@@ -109,10 +119,8 @@ def _convolve_clips(
         return unfold_frames(y, x.shape[0])
     if tuple(weight.shape[3:]) == tuple(stride[1:]) == (1, 1) and tuple(padding[1:]) == (0, 0):
         kernel, stride, padding, dilation = weight.squeeze(4), (stride[0], 1), (padding[0], 0), (dilation[0], 1)
-        height, width = x.shape[3:]
-        lines = x.permute(0, 2, 3, 4, 1).flatten(2, 3).permute(0, 3, 1, 2)  # (N,C,T,H·W)
-        y = F.conv2d(lines, kernel, bias, stride, padding, dilation, groups)  # (N,C_out,T',H·W)
-        return y.permute(0, 2, 3, 1).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+        y = F.conv2d(fold_space(x), kernel, bias, stride, padding, dilation, groups)  # (N,C_out,T',H·W)
+        return unfold_space(y, x.shape[3:])
     return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
 
 

@@ -53,6 +53,7 @@ def octavize(
     exchange: Exchange = "both",
     factor: Factor | None = None,
     inverted_residuals: InvertedResiduals = "hidden",
+    channel_multiple: int = 1,
     leaf_modules: Sequence[type[nn.Module]] = (),
 ) -> OctaveNetwork:
     """A new network that computes `model` with part of its channels at half resolution.
@@ -79,6 +80,9 @@ def octavize(
             octave, at half the frame rate too.
         inverted_residuals: "hidden" splits only the expanded width of inverted residuals (MobileNetV2 and its
             kin), as the paper does; "all" splits their thin ends too.
+        channel_multiple: round the number of low channels to a multiple of this, so that both parts fill vector
+            units: at alpha .1, 6 of 64 channels become 8 with a multiple of 8. Shares then differ a little from
+            alpha, see `octave_report`; grouped and very thin layers are not rounded.
         leaf_modules: module classes to keep whole (they take and give ordinary tensors), for code that cannot
             be traced.
 
@@ -95,6 +99,8 @@ def octavize(
         >>> octavize(net, 0.5).octave_report.layers["2"]
         (0.0, 0.5)
     """
+    if channel_multiple < 1:
+        raise ValueError(f"channel_multiple: got {channel_multiple}, expected 1 or more")
     settings = Settings(downsample, octave_downsample, exchange, factor)
     _check(settings, inverted_residuals)
     model = copy.deepcopy(model)
@@ -102,7 +108,7 @@ def octavize(
     graph = trace_network(model, tuple(leaf_modules))
     traced = Network(graph, dict(model.named_modules()), _factor(factor, model))
     shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
-    solution = PartitionSolver(traced, shares).solve()
+    solution = PartitionSolver(traced, shares, channel_multiple).solve()
     layers, costs = rewrite(model, traced, solution, settings)
     network = OctaveNetwork(model, graph, type(model).__name__)
     _keep_unused_state(model, network)

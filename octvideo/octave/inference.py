@@ -7,25 +7,29 @@ import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from octvideo.octave.arrange import arrange
+from octvideo.octave.conv import _OctConvNd
 from octvideo.octave.layer import OctaveLayer
-from octvideo.octave.modules import OctAdd, OctMap
+from octvideo.octave.modules import OctAdd, OctMap, OctPool
 from octvideo.octave.norms import OctBatchNormAct2d
-from octvideo.octave.trace import trace_network
+from octvideo.octave.prepared import PreparedConv, PreparedOctConv
+from octvideo.octave.trace import is_conv, trace_network
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_MAKERS = (PreparedConv, PreparedOctConv, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 
 
 def prepare_inference(network: nn.Module) -> nn.Module:
     """A copy of `network` for inference: the same scores to rounding, in less time.
 
-    Batch norms go into the convolutions before them, ordinary and octave alike; convolutions and pools take
-    the forms of octvideo/octave/arrange.py, with octave weights cut beforehand; activations and residual
-    additions overwrite what nobody else reads. The copy has no gradients and other keys; give it
-    channels-last clips.
+    Batch norms go into the convolutions before them, ordinary and octave alike; these then take on the ReLU and
+    the residual addition behind them (octvideo/octave/prepared.py), and all else takes the forms of
+    octvideo/octave/arrange.py. The copy has no gradients and other keys; give it channels-last clips, one at a time
+    where the processor's cache is small.
 
     Args:
         network: any; not changed. One that torch.fx cannot trace keeps its batch norms and is only arranged.
@@ -39,11 +43,11 @@ def prepare_inference(network: nn.Module) -> nn.Module:
         model = traced
         modules = dict(model.named_modules())
         _fold_norms(model, modules)
-        _write_in_place(model, modules)
+        _prepare_convolutions(model, modules)
         model.graph.lint()
         model.recompile()
     for module in model.modules():
-        if isinstance(module, OctaveLayer):
+        if isinstance(module, OctaveLayer) and module.weight is not None:
             module.cut_weights()
     return arrange(model)
 
@@ -90,31 +94,61 @@ def _activation(norm: nn.Module) -> nn.Module | None:
     return OctMap(act) if isinstance(norm, OctBatchNormAct2d) and norm.partition.low else act
 
 
-def _write_in_place(model: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
-    """Let ReLUs and residual additions overwrite a result that nobody else reads: fewer large maps to allocate."""
-
-    def is_fresh(node: Any) -> bool:
-        """Whether `node` makes a tensor of its own, which one operation reads."""
-        if not isinstance(node, fx.Node) or len(node.users) != 1:
-            return False
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        return isinstance(module, nn.modules.conv._ConvNd | OctAdd) or node.target in _ADDITIONS
-
+def _prepare_convolutions(model: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """Put prepared convolutions in place; each takes on the residual addition and the ReLU behind it."""
     calls = [node.target for node in model.graph.nodes if node.op == "call_module"]
-    for node in model.graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        relu = module.module if isinstance(module, OctMap) else module
-        if isinstance(relu, nn.ReLU):
-            if calls.count(node.target) == 1 and is_fresh(node.args[0]):
-                relu.inplace = True
-        elif isinstance(module, OctAdd) or node.target in _ADDITIONS:
-            if len(node.args) != 2 or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
-                continue
-            if is_fresh(node.args[1]) and not is_fresh(node.args[0]):
-                node.args = node.args[::-1]  # what is overwritten comes first
-            if not is_fresh(node.args[0]):
-                continue
-            if isinstance(module, OctAdd):
-                module.inplace = True
-            else:
-                node.target = operator.iadd
+    for node in list(model.graph.nodes):
+        conv = modules.get(str(node.target)) if node.op == "call_module" else None
+        if calls.count(node.target) != 1 or not (is_conv(conv) or isinstance(conv, _OctConvNd)):
+            continue
+        prepared = PreparedOctConv.of(conv) if isinstance(conv, _OctConvNd) else PreparedConv.of(conv)  # type: ignore
+        if prepared is not None:
+            model.set_submodule(str(node.target), prepared)
+            modules[str(node.target)] = prepared
+    order = {node: n for n, node in enumerate(model.graph.nodes)}
+    for node in list(model.graph.nodes):
+        prepared = modules.get(str(node.target)) if node.op == "call_module" else None  # type: ignore[assignment]
+        if isinstance(prepared, PreparedConv | PreparedOctConv):
+            _take_on_addition(model, modules, node, order)
+            _take_on_relu(model, modules, node, prepared)
+
+
+def _take_on_addition(
+    model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, order: dict[fx.Node, int]
+) -> None:
+    """Let a convolution add its result to the shortcut, where nobody reads the shortcut afterwards."""
+    addition = next(iter(conv.users))
+    if len(conv.users) != 1 or not _is_addition(addition, modules):
+        return
+    shortcut = addition.args[1] if addition.args[0] is conv else addition.args[0]
+    assert isinstance(shortcut, fx.Node)
+    last = max(shortcut.users, key=order.__getitem__)
+    if order[shortcut] < order[conv] and last is addition and _is_fresh(shortcut, modules):
+        conv.args = (*conv.args, shortcut)
+        addition.replace_all_uses_with(conv)
+        model.graph.erase_node(addition)
+
+
+def _take_on_relu(
+    model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, prepared: PreparedConv | PreparedOctConv
+) -> None:
+    user = next(iter(conv.users))
+    module = modules.get(str(user.target)) if user.op == "call_module" else None
+    relu = module.module if isinstance(module, OctMap) else module
+    if len(conv.users) == 1 and (isinstance(relu, nn.ReLU) or user.target in (F.relu, torch.relu)):
+        prepared.relu = True
+        user.replace_all_uses_with(conv)
+        model.graph.erase_node(user)
+
+
+def _is_addition(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether `node` adds two computed values, and does nothing else."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    plain = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
+    return plain and node.args[0] is not node.args[1] and (isinstance(module, OctAdd) or node.target in _ADDITIONS)
+
+
+def _is_fresh(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether `node` makes tensors of its own, which no other node's result shares."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    return node.target in (operator.add, torch.add) or isinstance(module, _MAKERS)

@@ -12,7 +12,7 @@ from octvideo.octave.factor import AXES, Factor, as_factor, low_size
 from octvideo.octave.features import Octave
 from octvideo.octave.partition import Partition, as_partition, take_channels
 from octvideo.octave.paths import ConvPath, Exchange, Paths, Term
-from octvideo.octave.resample import add_upsampled, pool_down, upsample
+from octvideo.octave.resample import add_upsampled, upsample
 
 
 class OctaveLayer(nn.modules.conv._ConvNd):
@@ -108,17 +108,10 @@ class OctaveLayer(nn.modules.conv._ConvNd):
             bias = None
             if self.bias is not None and total is None:
                 bias = take_channels(self.bias, self._targets[to_low], 0)
-            sources = [self._source(x, source) for x, source in zip((high, low), term.sources, strict=True) if source]
-            x = sources[0] if len(sources) == 1 else torch.cat(sources, 1)
+            x = term.gather(high, low, len(self.factor))
             y = self._convolve(x, path, self._weight(term), bias if path.covers_target else None)
             total = self._add(total, y, path, bias, size, to_low=to_low)
         return total
-
-    def _source(self, x: Tensor | None, path: ConvPath) -> Tensor:
-        """What a path reads of its source, at the resolution at which it convolves."""
-        assert x is not None
-        x = take_channels(x, path.inputs, -1 - len(self.factor))  # an ordinary layer takes (C, ...) too
-        return x if path.pool is None else pool_down(x, path.pool)
 
     def _weight(self, term: Term) -> Tensor:
         return term.path.weight(self.weight) if self.weight is not None else getattr(self, f"weight_{term.name}")

@@ -101,13 +101,9 @@ class OctDropPath(nn.Module):
 
 
 class OctAdd(nn.Module):
-    """Adds two Octaves of the same partition, frequency by frequency; `inplace` overwrites the first."""
-
-    inplace = False
+    """Adds two Octaves of the same partition, frequency by frequency."""
 
     def forward(self, a: Octave, b: Octave) -> Octave:
-        if self.inplace:
-            return Octave(a.high.add_(b.high), a.low.add_(b.low))
         return Octave(a.high + b.high, a.low + b.low)
 
 

@@ -54,11 +54,18 @@ class Partition:
     is_low: tuple[bool, ...]
 
     @classmethod
-    def of(cls, num_channels: int, alpha: float, *, groups: int = 1) -> Partition:
+    def of(cls, num_channels: int, alpha: float, *, groups: int = 1, multiple: int = 1) -> Partition:
         """Split by `alpha`: the last channels of each group where that is a whole number, else whole groups.
 
         Whole groups are the rule for depthwise convolutions and for groups too thin to be cut (ResNeXt 32x4d
         at .125).
+
+        Args:
+            num_channels: of the ordinary tensor.
+            alpha: the low share.
+            groups: of the convolutions that read or write it.
+            multiple: of channels that both parts should be, for the sake of vector units: the nearest one, but no
+                part vanishes. Tensors of fewer than two multiples, or of several groups, stay as they are.
 
         Raises:
             ValueError: if alpha is outside [0, 1] or the channels do not divide into the groups.
@@ -66,6 +73,9 @@ class Partition:
         if groups < 1 or num_channels % groups:
             raise ValueError(f"{num_channels} channels do not divide into {groups} groups")
         per_group = num_channels // groups
+        if groups == 1 and 0 < alpha < 1 and num_channels >= 2 * multiple > 2:
+            low = multiple * min(max(1, round(alpha * num_channels / multiple)), num_channels // multiple - 1)
+            return cls((False,) * (num_channels - low) + (True,) * low)
         low_share = alpha * per_group
         if groups == 1 or abs(low_share - round(low_share)) < 1e-9:
             high, low = split_channels(per_group, alpha)

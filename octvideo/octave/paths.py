@@ -13,6 +13,7 @@ from torch import Tensor
 
 from octvideo.octave.factor import Factor
 from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, take_channels
+from octvideo.octave.resample import pool_down
 
 # Which of the two exchange paths run: the ablation of the paper's Table 3 (arXiv 1904.05049).
 Exchange = Literal["both", "none", "high_to_low", "low_to_high"]
@@ -183,6 +184,22 @@ class Term:
         if from_low is not None:
             terms.append(cls(f"low_to_{target}", from_low, (None, from_low)))
         return tuple(terms)
+
+    def gather(self, high: Tensor, low: Tensor | None, axes: int) -> Tensor:
+        """What the convolution reads: its sources' channels, pooled where they have to be, side by side.
+
+        Args:
+            high: (N, C_high, ...), or (C_high, ...) in an ordinary layer.
+            low: (N, C_low, ...) or None.
+            axes: behind the channels.
+        """
+        parts = []
+        for x, path in zip((high, low), self.sources, strict=True):
+            if path is not None:
+                assert x is not None
+                part = take_channels(x, path.inputs, -1 - axes)
+                parts.append(part if path.pool is None else pool_down(part, path.pool))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _is_needed(path: ConvPath | None, same_source: ConvPath | None, same_target: ConvPath | None) -> bool:

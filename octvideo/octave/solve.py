@@ -43,10 +43,11 @@ class PartitionSolver:
     Args:
         network: the traced network.
         wanted: the low share that each convolution's output should have.
+        channel_multiple: of channels that parts should have; see `Partition.of`.
     """
 
-    def __init__(self, network: Network, wanted: Shares) -> None:
-        self.network, self.wanted = network, wanted
+    def __init__(self, network: Network, wanted: Shares, channel_multiple: int = 1) -> None:
+        self.network, self.wanted, self.channel_multiple = network, wanted, channel_multiple
         self.classes = ValueClasses(network)
         self.nodes, self.roles = self.classes.nodes, self.classes.roles
         self._unfit_reasons: dict[str, str] = {}
@@ -91,7 +92,8 @@ class PartitionSolver:
             if self.wanted(conv) != share:
                 wanted = f"{share:g} instead of {self.wanted(conv):g}"
                 self._notes[name_of(conv)] = f"added to values with a smaller alpha: {wanted}"
-        partition = Partition.of(channels.pop(), share, groups=math.lcm(*group.groups) if group.groups else 1)
+        groups = math.lcm(*group.groups) if group.groups else 1
+        partition = Partition.of(channels.pop(), share, groups=groups, multiple=self.channel_multiple)
         if partition.is_ordinary:
             group.ordinary = self._zero_reason(group) or f"alpha {share:g} is less than a channel"
             return None

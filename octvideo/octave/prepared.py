@@ -1,0 +1,228 @@
+"""Convolutions of a network that only computes scores: weights packed, ReLU and additions done in passing.
+
+`prepare_inference` puts these in the places of ordinary and octave convolutions. On the CPU they call oneDNN's
+fused convolution through torch.ops.mkldnn, the operations that inductor's CPU code calls; where a build of torch
+lacks them, on CUDA, and in a graph that is compiled or exported, they are a convolution, an addition and a ReLU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octvideo.octave.arrange import convolve, fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
+from octvideo.octave.conv import _OctConvNd
+from octvideo.octave.features import Octave
+from octvideo.octave.partition import take_channels
+from octvideo.octave.paths import Term
+from octvideo.octave.resample import add_upsampled, pool_down, upsample
+
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class PreparedConv(nn.Module):
+    """relu(conv(x) + base), of which relu and base are optional.
+
+    Args:
+        weight: (C_out, C_in / groups, ...).
+        bias: (C_out,) or None.
+        stride, padding, dilation: one number for each axis of the kernel.
+        groups: as in nn.Conv3d.
+        relu: apply a ReLU.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int = 1,
+        relu: bool = False,
+    ) -> None:
+        super().__init__()
+        layout = _LAYOUTS.get(weight.dim(), torch.contiguous_format)
+        own = weight.detach().clone(memory_format=torch.contiguous_format)
+        self.register_buffer("weight", own.contiguous(memory_format=layout))
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
+        self.groups, self.relu = groups, relu
+        self._packed: tuple[Tensor, list[int], list[int], list[int]] | None = None
+
+    @classmethod
+    def of(cls, conv: nn.modules.conv._ConvNd) -> PreparedConv | None:
+        """What computes `conv`; None where it pads in a way that torch's functions do not."""
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or conv.transposed:
+            return None
+        sizes: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "dilation")}
+        return cls(conv.weight, conv.bias, groups=conv.groups, **sizes)
+
+    def forward(self, x: Tensor, base: Tensor | None = None) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: (N, C_in, [T,] H, W).
+            base: what is added; where it has the result's shape it is overwritten with the result.
+
+        Returns:
+            (N, C_out, [T',] H', W').
+        """
+        if torch.compiler.is_compiling() or not is_channels_last(x) or not self._is_packable(x, base):
+            y = self.convolve(x) if base is None else self.convolve(x) + base
+            return y.relu() if self.relu else y
+        if x.dim() == 4:
+            return self._run(x, base)
+        clips = x.shape[0]
+        if self.weight.shape[2] == 1:
+            y = self._run(fold_frames(x), None if base is None else fold_frames(base))
+            return unfold_frames(y, clips)
+        y = self._run(fold_space(x), None if base is None else fold_space(base))
+        return unfold_space(y, x.shape[3:])
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _is_packable(self, x: Tensor, base: Tensor | None) -> bool:
+        """Whether the kernel is two-dimensional, and torch has the operations."""
+        kernel = self.weight.shape[2:]
+        frames = len(kernel) == 3 and (kernel[0], self.stride[0], self.padding[0]) == (1, 1, 0)
+        lines = len(kernel) == 3 and tuple(kernel[1:]) == self.stride[1:] == (1, 1) and self.padding[1:] == (0, 0)
+        if not (len(kernel) == 2 or frames or lines) or x.dtype != self.weight.dtype or not _has_fused_convolution():
+            return False
+        return base is None or self._fits(base, x)
+
+    def _run(self, x: Tensor, base: Tensor | None) -> Tensor:
+        """The fused convolution of images (N, C, H, W)."""
+        if self._packed is None:
+            self._packed = self._pack(x)
+        weight, *sizes = self._packed
+        ops = torch.ops.mkldnn
+        if base is None:
+            attr = "relu" if self.relu else "none"
+            return ops._convolution_pointwise(x, weight, self.bias, *sizes, self.groups, attr, [], "")
+        unary = "relu" if self.relu else None
+        total = base.contiguous(memory_format=torch.channels_last)
+        ops._convolution_pointwise_.binary(total, x, weight, self.bias, *sizes, self.groups, "add", 1.0, unary, [], "")
+        return total
+
+    def _fits(self, base: Tensor, x: Tensor) -> bool:
+        """Whether `base` has the result's shape, so that it can be overwritten; else it is broadcast."""
+        if base.shape[:2] != (x.shape[0], self.weight.shape[0]) or base.dtype != x.dtype:
+            return False
+        kernel, sizes = self.weight.shape[2:], (self.stride, self.padding, self.dilation)
+        maps = zip(x.shape[2:], base.shape[2:], kernel, *sizes, strict=True)
+        return all((n + 2 * p - d * (k - 1) - 1) // s + 1 == have for n, have, k, s, p, d in maps)
+
+    def _pack(self, x: Tensor) -> tuple[Tensor, list[int], list[int], list[int]]:
+        """The weight in oneDNN's own order, for maps like `x`, and padding, stride and dilation of two axes."""
+        weight, axes = self.weight, [0, 1]
+        if weight.dim() == 5:
+            weight, axes = (weight.squeeze(2), [1, 2]) if weight.shape[2] == 1 else (weight.squeeze(4), [0, 1])
+        padding, stride, dilation = ([s[a] for a in axes] for s in (self.padding, self.stride, self.dilation))
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        return reorder(weight, padding, stride, dilation, self.groups, list(x.shape)), padding, stride, dilation
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_packed": None}  # oneDNN's tensors neither copy nor pickle
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PreparedConv:
+        self._packed = None
+        return super()._apply(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, relu={self.relu}"
+
+
+class PreparedOctConv(nn.Module):
+    """An octave convolution as `PreparedConv`s, one for each term.
+
+    y_low is one convolution of the pooled high and the low channels side by side; y_high is one of the high channels,
+    added to what the low ones give, repeated, and to the residual: two passes over y_high that the ordinary layer
+    does not need.
+    """
+
+    def __init__(self, conv: _OctConvNd) -> None:
+        super().__init__()
+        self.pool_first, self.gives_pair = conv._pool_first, conv._gives_pair
+        self.axes = len(conv.kernel_size)
+        self._terms = (*conv._high_terms, *conv._low_terms)
+        self.high = nn.ModuleList(_prepared(conv, term, to_low=False) for term in conv._high_terms)
+        self.low = nn.ModuleList(_prepared(conv, term, to_low=True) for term in conv._low_terms)
+
+    @classmethod
+    def of(cls, conv: _OctConvNd) -> PreparedOctConv | None:
+        """What computes `conv`; None for layers of another form: grouped with an exchange, or padded unusually."""
+        terms = (*conv._high_terms, *conv._low_terms)
+        usual = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        whole = all(term.path.covers_target for term in terms)
+        one_each = bool(conv._high_terms) and len(conv._low_terms) == int(conv._gives_pair)
+        return cls(conv) if usual and whole and one_each and conv._high_terms[0].path.up is None else None
+
+    @property
+    def relu(self) -> bool:
+        return self.high[0].relu  # type: ignore[return-value]
+
+    @relu.setter
+    def relu(self, value: bool) -> None:
+        # Before the repeated low part is added, there is nothing to rectify.
+        for conv in (self.high[0], *self.low):
+            conv.relu = value  # type: ignore[assignment]
+
+    def forward(self, x: Tensor | Octave, base: Tensor | Octave | None = None) -> Tensor | Octave:
+        """Convolve; `base`, of the result's form, is added and overwritten. See `PreparedConv`."""
+        high, low = x if isinstance(x, Octave) else (x, None)
+        base_high, base_low = base if isinstance(base, Octave) else (base, None)
+        if self.pool_first is not None:
+            high = pool_down(high, self.pool_first)
+        y_high = self._high(high, low, base_high)
+        if not self.gives_pair:
+            return y_high
+        return Octave(y_high, self.low[0](self._terms[-1].gather(high, low, self.axes), base_low))
+
+    def _high(self, high: Tensor, low: Tensor | None, base: Tensor | None) -> Tensor:
+        first, *others = self._terms[: len(self.high)]
+        x = first.gather(high, low, self.axes)
+        if not others:
+            return self.high[0](x, base)
+        up = others[0].path.up
+        assert up is not None
+        repeated = self.high[1](others[0].gather(high, low, self.axes))  # at low resolution
+        if torch.compiler.is_compiling():  # an engine fuses the additions and the ReLU behind the convolution
+            y = add_upsampled(self.high[0].convolve(x), repeated, up)  # type: ignore[operator]
+            y = y if base is None else y + base
+            return y.relu() if self.relu else y
+        if base is not None:
+            return self.high[0](x, add_upsampled(base, repeated, up))
+        size = [h if u == 2 else r for h, r, u in zip(high.shape[2:], repeated.shape[2:], up, strict=True)]
+        return self.high[0](x, upsample(repeated, size, up))
+
+
+def _prepared(conv: _OctConvNd, term: Term, *, to_low: bool) -> PreparedConv:
+    first = term in (conv._high_terms[0], *conv._low_terms)  # it brings the bias
+    bias = take_channels(conv.bias, conv._targets[to_low], 0) if conv.bias is not None and first else None
+    sizes: dict[str, Any] = {"stride": term.path.stride, "padding": conv.padding, "dilation": conv.dilation}
+    return PreparedConv(conv._weight(term), bias, groups=term.path.groups, **sizes)
+
+
+@functools.cache
+def _has_fused_convolution() -> bool:
+    """Whether this torch has oneDNN's fused convolutions, and they compute what is expected."""
+    ops, x = torch.ops.mkldnn, torch.ones(1, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    try:
+        weight = ops._reorder_convolution_weight(torch.ones(8, 8, 1, 1), [0, 0], [1, 1], [1, 1], 1, [1, 8, 4, 4])
+        sizes: tuple[Any, ...] = (None, [0, 0], [1, 1], [1, 1], 1)
+        y = ops._convolution_pointwise(x, weight, *sizes, "relu", [], "")
+        ops._convolution_pointwise_.binary(y, x, weight, *sizes, "add", 1.0, "relu", [], "")
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return bool((y == 16).all())
