@@ -13,7 +13,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from octvideo.octave.arrange import arrange
 from octvideo.octave.conv import _OctConvNd
-from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.modules import OctAdd, OctMap, OctPool
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.prepared import PreparedConv, PreparedOctConv
@@ -46,9 +45,6 @@ def prepare_inference(network: nn.Module) -> nn.Module:
         _prepare_convolutions(model, modules)
         model.graph.lint()
         model.recompile()
-    for module in model.modules():
-        if isinstance(module, OctaveLayer) and module.weight is not None:
-            module.cut_weights()
     return arrange(model)
 
 

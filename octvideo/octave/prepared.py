@@ -211,7 +211,7 @@ def _prepared(conv: _OctConvNd, term: Term, *, to_low: bool) -> PreparedConv:
     first = term in (conv._high_terms[0], *conv._low_terms)  # it brings the bias
     bias = take_channels(conv.bias, conv._targets[to_low], 0) if conv.bias is not None and first else None
     sizes: dict[str, Any] = {"stride": term.path.stride, "padding": conv.padding, "dilation": conv.dilation}
-    return PreparedConv(conv._weight(term), bias, groups=term.path.groups, **sizes)
+    return PreparedConv(term.path.weight(conv.weight), bias, groups=term.path.groups, **sizes)
 
 
 @functools.cache

@@ -184,8 +184,8 @@ class _AddRepeated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, low: Tensor, factor: tuple[int, ...]) -> Tensor:
         ctx.factor, ctx.dtype = factor, low.dtype
-        ctx.mark_dirty(y)
-        return _add_repeated_(y, low, factor)
+        # Not in place: y is a view of what conv2d made, whose gradient autograd would copy piece by piece.
+        return _add_repeated(y, low, factor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
