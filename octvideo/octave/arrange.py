@@ -58,36 +58,53 @@ def convolve(
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether `x` is a map that this file arranges: on the CPU, channels last, not recorded for another engine."""
-    if x.device.type != "cpu" or x.dim() not in (4, 5) or is_recorded_plainly():
+    if x.device.type != "cpu":
         return False
+    axes = x.dim()
     if torch.compiler.is_compiling():
-        return True  # layouts are inductor's choice then, and what torch predicts of them does not hold
-    return x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+        # Layouts are inductor's choice then, and what torch predicts of them does not hold.
+        return axes in (4, 5) and not is_recorded_plainly()
+    layout = torch.channels_last if axes == 4 else torch.channels_last_3d
+    return axes in (4, 5) and x.is_contiguous(memory_format=layout) and not torch.jit.is_tracing()
+
+
+# The views below are single calls of as_strided, since a prepared network makes hundreds (three calls for each cost
+# Oct-I3D-50 about 1 % of its time). They also keep regular strides where N is 1; those of other views may not be, and
+# torch then takes them for maps of another layout. Graphs get the same by permuting.
 
 
 def fold_frames(x: Tensor) -> Tensor:
-    """Channels-last clips (N, C, T, H, W) as images (N·T, C, H, W), a view.
-
-    By way of (N, T, H, W, C), whose views have regular strides: others may not where N is 1, and torch then takes
-    them for maps of another layout.
-    """
-    return x.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
+    """Channels-last clips (N, C, T, H, W) as images (N·T, C, H, W), a view."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return x.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
+    n, c, t, h, w = x.shape
+    return x.as_strided((n * t, c, h, w), (h * w * c, 1, w * c, c))
 
 
 def unfold_frames(x: Tensor, num_clips: int) -> Tensor:
     """Channels-last images (N·T, C, H, W) as clips (N, C, T, H, W), a view."""
     frames = x.shape[0] // num_clips if num_clips else 0
-    return x.permute(0, 2, 3, 1).unflatten(0, (num_clips, frames)).permute(0, 4, 1, 2, 3)
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return x.permute(0, 2, 3, 1).unflatten(0, (num_clips, frames)).permute(0, 4, 1, 2, 3)
+    c, h, w = x.shape[1:]
+    return x.as_strided((num_clips, c, frames, h, w), (frames * h * w * c, 1, h * w * c, w * c, c))
 
 
 def fold_space(x: Tensor) -> Tensor:
     """Channels-last clips (N, C, T, H, W) as images (N, C, T, H·W), a view."""
-    return x.permute(0, 2, 3, 4, 1).flatten(2, 3).permute(0, 3, 1, 2)
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return x.permute(0, 2, 3, 4, 1).flatten(2, 3).permute(0, 3, 1, 2)
+    n, c, t, h, w = x.shape
+    return x.as_strided((n, c, t, h * w), (t * h * w * c, 1, h * w * c, c))
 
 
 def unfold_space(x: Tensor, size: Sequence[int]) -> Tensor:
     """Channels-last images (N, C, T, H·W) as clips (N, C, T, H, W) of that height and width, a view."""
-    return x.permute(0, 2, 3, 1).unflatten(2, tuple(size)).permute(0, 4, 1, 2, 3)
+    height, width = size
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return x.permute(0, 2, 3, 1).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+    n, c, t, pixels = x.shape
+    return x.as_strided((n, c, t, height, width), (t * pixels * c, 1, pixels * c, width * c, c))
 
 
 def _convolve_images(

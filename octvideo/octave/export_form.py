@@ -41,12 +41,6 @@ def clips_stay_unfolded() -> bool:
 
 
 def is_recorded_plainly() -> bool:
-    """Whether a graph is being recorded for an engine that wants torch's own operations on any layout."""
-    if torch.jit.is_tracing():
-        return True
-    return _is_exporting() and _form != "arranged"
-
-
-def _is_exporting() -> bool:
+    """Whether a graph is being exported for an engine that wants torch's own operations."""
     asked = getattr(torch.compiler, "is_exporting", None)  # torch 2.7
-    return bool(asked()) if asked is not None else False
+    return _form != "arranged" and asked is not None and bool(asked())

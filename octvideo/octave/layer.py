@@ -134,9 +134,8 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         if not self._is_split:
             return {term.name: term.path.weight(self.weight) for term in terms}
         weights = {}
-        for rows, own in zip(
-            self.weight.split(self._target_sizes, 0), (self._high_terms, self._low_terms), strict=True
-        ):
+        targets = self._high_terms, self._low_terms
+        for rows, own in zip(self.weight.split(self._target_sizes, 0), targets, strict=True):
             parts = (rows,) if len(own) == 1 else rows.split(self._source_sizes, 1)
             weights.update({term.name: part for term, part in zip(own, parts, strict=True)})
         return weights

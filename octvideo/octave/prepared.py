@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,15 @@ class PreparedConv(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups, self.relu = groups, relu
+        # How its kernel becomes a two-dimensional one.
+        self._form: Literal["images", "frames", "lines"] | None = None
+        kernel = tuple(weight.shape[2:])
+        if len(kernel) == 2:
+            self._form = "images"
+        elif len(kernel) == 3 and (kernel[0], self.stride[0], self.padding[0]) == (1, 1, 0):
+            self._form = "frames"
+        elif len(kernel) == 3 and kernel[1:] == self.stride[1:] == (1, 1) and self.padding[1:] == (0, 0):
+            self._form = "lines"
         self._packed: tuple[Tensor, list[int], list[int], list[int]] | None = None
 
     @classmethod
@@ -76,15 +85,14 @@ class PreparedConv(nn.Module):
         Returns:
             (N, C_out, [T',] H', W').
         """
-        if torch.compiler.is_compiling() or not is_channels_last(x) or not self._is_packable(x, base):
+        if not (self._is_fast(x) and (base is None or self._fits(base, x))):
             y = self.convolve(x) if base is None else self.convolve(x) + base
             return y.relu() if self.relu else y
         if x.dim() == 4:
             return self._run(x, base)
-        clips = x.shape[0]
-        if self.weight.shape[2] == 1:
+        if self._form == "frames":
             y = self._run(fold_frames(x), None if base is None else fold_frames(base))
-            return unfold_frames(y, clips)
+            return unfold_frames(y, x.shape[0])
         y = self._run(fold_space(x), None if base is None else fold_space(base))
         return unfold_space(y, x.shape[3:])
 
@@ -92,14 +100,11 @@ class PreparedConv(nn.Module):
         """The convolution alone."""
         return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def _is_packable(self, x: Tensor, base: Tensor | None) -> bool:
-        """Whether the kernel is two-dimensional, and torch has the operations."""
-        kernel = self.weight.shape[2:]
-        frames = len(kernel) == 3 and (kernel[0], self.stride[0], self.padding[0]) == (1, 1, 0)
-        lines = len(kernel) == 3 and tuple(kernel[1:]) == self.stride[1:] == (1, 1) and self.padding[1:] == (0, 0)
-        if not (len(kernel) == 2 or frames or lines) or x.dtype != self.weight.dtype or not _has_fused_convolution():
+    def _is_fast(self, x: Tensor) -> bool:
+        """Whether the fused convolution can do it."""
+        if self._form is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
             return False
-        return base is None or self._fits(base, x)
+        return is_channels_last(x) and x.dtype == self.weight.dtype and _has_fused_convolution()
 
     def _run(self, x: Tensor, base: Tensor | None) -> Tensor:
         """The fused convolution of images (N, C, H, W)."""
@@ -126,14 +131,14 @@ class PreparedConv(nn.Module):
     def _pack(self, x: Tensor) -> tuple[Tensor, list[int], list[int], list[int]]:
         """The weight in oneDNN's own order, for maps like `x`, and padding, stride and dilation of two axes."""
         weight, axes = self.weight, [0, 1]
-        if weight.dim() == 5:
-            weight, axes = (weight.squeeze(2), [1, 2]) if weight.shape[2] == 1 else (weight.squeeze(4), [0, 1])
+        if self._form != "images":
+            weight, axes = (weight.squeeze(2), [1, 2]) if self._form == "frames" else (weight.squeeze(4), [0, 1])
         padding, stride, dilation = ([s[a] for a in axes] for s in (self.padding, self.stride, self.dilation))
         reorder = torch.ops.mkldnn._reorder_convolution_weight
         return reorder(weight, padding, stride, dilation, self.groups, list(x.shape)), padding, stride, dilation
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_packed": None}  # oneDNN's tensors neither copy nor pickle
+        return {**self.__dict__, "_packed": None}  # oneDNN's tensors neither copy nor pickle
 
     def _apply(self, *args: Any, **kwargs: Any) -> PreparedConv:
         self._packed = None
