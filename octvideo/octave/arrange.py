@@ -131,7 +131,9 @@ def _convolve_clips(
     against 38; 1x1x1 of as many 38 against 14.
     """
     if weight.shape[2] == 1 and padding[0] == 0:
-        frames = fold_frames(x if stride[0] == 1 else x[:, :, :: stride[0]])
+        if stride[0] > 1:
+            x = x[:, :, :: stride[0]].contiguous(memory_format=torch.channels_last_3d)
+        frames = fold_frames(x)
         y = _convolve_images(frames, weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups)
         return unfold_frames(y, x.shape[0])
     if tuple(weight.shape[3:]) == tuple(stride[1:]) == (1, 1) and tuple(padding[1:]) == (0, 0):

@@ -119,7 +119,8 @@ def _take_on_addition(
     shortcut = addition.args[1] if addition.args[0] is conv else addition.args[0]
     assert isinstance(shortcut, fx.Node)
     last = max(shortcut.users, key=order.__getitem__)
-    if order[shortcut] < order[conv] and last is addition and _is_fresh(shortcut, modules):
+    is_read = last is not addition or shortcut in conv.all_input_nodes  # afterwards, or while it is overwritten
+    if order[shortcut] < order[conv] and not is_read and _is_fresh(shortcut, modules):
         conv.args = (*conv.args, shortcut)
         addition.replace_all_uses_with(conv)
         model.graph.erase_node(addition)

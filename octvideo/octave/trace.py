@@ -104,10 +104,12 @@ def trace_network(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.G
     modes = [(module, module.training) for module in model.modules()]
     shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, shared).eval()
-    graph, scopes = _trace(model.train(), leaves)
-    in_evaluation, _ = _trace(twin, leaves)
-    for module, training in modes:
-        module.training = training
+    try:
+        graph, scopes = _trace(model.train(), leaves)
+        in_evaluation, _ = _trace(twin, leaves)
+    finally:
+        for module, training in modes:
+            module.training = training
     dropouts = []
     for node, other in zip_longest(graph.nodes, in_evaluation.nodes):
         if node is not None and other is not None:

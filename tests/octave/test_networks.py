@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave import OctaveNetwork, OctConv1d, OctConv2d, OctConv3d, count_cost, octavize
+from octvideo.octave import (
+    OctaveNetwork,
+    OctConv1d,
+    OctConv2d,
+    OctConv3d,
+    arrange,
+    count_cost,
+    octavize,
+    prepare_inference,
+)
 from tests.octave.networks import NETWORKS, Network
 
 ALPHAS = (0.25, 0.5)
@@ -219,11 +228,37 @@ def test_memory_format_and_bfloat16(case: Case, alpha: float) -> None:
 
 
 def run_in_layout(case: Case, network: Any) -> Tensor:
-    x = case.entry.random_input()
+    """Channels last; the input may not change."""
+    given = case.entry.random_input()
+    parts = [part.to(memory_format=case.layout) for part in (given if isinstance(given, list) else [given])]
     with torch.no_grad():
-        if isinstance(x, list):
-            return network([part.to(memory_format=case.layout) for part in x])
-        return network(x.to(memory_format=case.layout))
+        y = network(list(parts) if isinstance(given, list) else parts[0])
+    assert all(map(torch.equal, parts, given if isinstance(given, list) else [given]))
+    return y
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5])
+def test_prepared_for_inference(case: Case, alpha: float) -> None:
+    """The same scores in either layout, again and again: what is overwritten was nobody's, the input least of all."""
+    network = case.octave(alpha) if alpha else case.ordinary
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    prepared, expected = prepare_inference(network), case.run(network)
+    for _ in range(2):
+        assert distance(case.run(prepared), expected) < 1e-5
+        assert distance(run_in_layout(case, prepared), expected) < 1e-5
+    assert distance(run_in_layout(case, copy.deepcopy(prepared)), expected) < 1e-5
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_arranged(case: Case) -> None:
+    """The same keys, weights and scores, and it learns."""
+    network = copy.deepcopy(case.octave(0.25))
+    assert arrange(network) is network
+    assert distance(run_in_layout(case, network), case.run(case.octave(0.25))) < 1e-5
+    assert network.state_dict().keys() == case.ordinary.state_dict().keys()
+    clone = pickle.loads(pickle.dumps(network))
+    assert distance(run_in_layout(case, clone), case.run(case.octave(0.25))) < 1e-5
+    assert step(clone, case.entry.random_input()).isfinite().all()
 
 
 def test_compiles_as_one_graph(case: Case) -> None:

@@ -1,0 +1,214 @@
+"""The forms of octvideo/octave/arrange.py and prepared.py against torch's own operations."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octvideo.octave import OctConv3d, arrange, octavize, prepare_inference
+from octvideo.octave.arrange import ArrangedConv3d, convolve, max_pool
+from octvideo.octave.prepared import PreparedConv, PreparedOctConv
+from octvideo.octave.resample import add_upsampled, upsample
+
+_spec = importlib.util.spec_from_file_location("against_reference", Path(__file__).with_name("against_reference.py"))
+against_reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(against_reference)
+gradcheck = against_reference.gradcheck
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+# kernel, stride, padding, dilation, groups
+KERNELS = {
+    "1x1x1": ((1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1),
+    "1x1x1/2": ((1, 1, 1), (1, 2, 2), (0, 0, 0), (1, 1, 1), 1),
+    "1x1x1/2x1x1": ((1, 1, 1), (2, 1, 1), (0, 0, 0), (1, 1, 1), 1),
+    "1x1x1 padded in time": ((1, 1, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1), 1),
+    "3x1x1": ((3, 1, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1), 1),
+    "3x1x1/2x1x1 dilated": ((3, 1, 1), (2, 1, 1), (2, 0, 0), (2, 1, 1), 1),
+    "3x1x1/1x2x2": ((3, 1, 1), (1, 2, 2), (1, 0, 0), (1, 1, 1), 1),
+    "1x3x3": ((1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1), 1),
+    "1x3x3/2x2x2 grouped": ((1, 3, 3), (2, 2, 2), (0, 1, 1), (1, 1, 1), 4),
+    "1x3x3 depthwise, dilated": ((1, 3, 3), (1, 1, 1), (0, 2, 2), (1, 2, 2), 8),
+    "3x3x3": ((3, 3, 3), (1, 2, 2), (1, 1, 1), (1, 1, 1), 1),
+}
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=LAST[x.dim()])
+
+
+@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_convolutions_are_torchs(kernel: str, clips: int) -> None:
+    """Few and many pixels, clips and images, with gradients."""
+    size, stride, padding, dilation, groups = KERNELS[kernel]
+    for sizes in ((4, 7, 9), (3, 40, 50)):
+        x, weight, bias = random(clips, 8, *sizes), random(16, 8 // groups, *size, seed=1), random(16, seed=2)
+        expected = F.conv3d(x, weight, bias, stride, padding, dilation, groups)
+        got = convolve(last(x), weight, bias, stride, padding, dilation, groups)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        # torch's own conv3d, on one thread, makes other layouts.
+        assert kernel in ("3x1x1/1x2x2", "3x3x3") or got.is_contiguous(memory_format=torch.channels_last_3d)
+        if size[0] == stride[0] == 1 and padding[0] == 0:
+            images = (x[:, :, 0], weight[:, :, 0], bias, stride[1:], padding[1:], dilation[1:], groups)
+            got = convolve(last(images[0]), *images[1:])
+            torch.testing.assert_close(got, F.conv2d(*images), atol=1e-4, rtol=1e-4)
+    leaves = [random(clips, 8, 4, 6, 6), random(16, 8 // groups, *size), random(16)]
+    gradients = []
+    for run, x in ((F.conv3d, leaves[0]), (convolve, last(leaves[0]))):
+        parts = [part.clone().requires_grad_() for part in (x, *leaves[1:])]
+        run(*parts, stride, padding, dilation, groups).square().sum().backward()
+        gradients.append([part.grad for part in parts])
+    for want, have in zip(*gradients, strict=True):
+        torch.testing.assert_close(have, want, atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["none", "fits", "broadcast"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_prepared_convolutions_are_torchs(kernel: str, base: str) -> None:
+    size, stride, padding, dilation, groups = KERNELS[kernel]
+    conv = nn.Conv3d(8, 16, size, stride, padding, dilation, groups)
+    prepared = PreparedConv.of(conv)
+    assert prepared is not None
+    prepared.relu = True
+    with torch.inference_mode():
+        for n, sizes in enumerate(((4, 7, 9), (3, 20, 30), (4, 7, 9))):  # packed once, then other sizes
+            x = random(2, 8, *sizes, seed=n)
+            expected = conv(x)
+            added = {"none": 0.0, "fits": random(*expected.shape), "broadcast": random(2, 16, 1, 1, 1)}[base]
+            given = (last(added),) if isinstance(added, Tensor) else ()
+            torch.testing.assert_close(prepared(last(x), *given), (expected + added).relu(), atol=1e-4, rtol=1e-4)
+    for clone in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared)), prepared.double()):
+        y = clone(last(x).to(clone.weight.dtype))
+        torch.testing.assert_close(y.float(), expected.relu(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [(1, 2, 2), (2, 2, 2), (1, 2, 1)])
+@pytest.mark.parametrize("sizes", [(4, 6, 8), (3, 5, 7)], ids=["even", "odd"])
+def test_adds_an_upsampled_map(factor: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    high = random(2, 3, *sizes)
+    low = random(2, 3, *[-(-n // f) for n, f in zip(sizes, factor, strict=True)], seed=1)
+    expected = high + upsample(low, sizes, factor)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        parts = [x.clone().contiguous(memory_format=layout) for x in (high, low)]
+        assert torch.equal(add_upsampled(*parts, factor), expected)
+        leaves = [x.double().contiguous(memory_format=layout).requires_grad_() for x in (high, low)]
+
+        def run(y: Tensor, x: Tensor) -> Tensor:
+            return add_upsampled(y * 1.0, x, factor)
+
+        assert torch.autograd.gradcheck(run, leaves) and torch.autograd.gradgradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (2, 1, 1), (3, 3, 3)])
+def test_max_pools_are_torchs(kernel: tuple[int, int, int]) -> None:
+    padding = tuple(k // 2 if k == 3 else 0 for k in kernel)
+    stride = (kernel[0] if kernel[0] == 2 else 1, 2 if kernel[1] > 1 else 1, 2 if kernel[2] > 1 else 1)
+    for sizes in ((4, 8, 8), (5, 7, 9)):
+        for ceil_mode in (False, True):
+            x = last(random(1, 6, *sizes))
+            expected = F.max_pool3d(x.contiguous(), kernel, stride, padding, ceil_mode=ceil_mode)
+            assert torch.equal(max_pool(x, kernel, stride, padding, ceil_mode=ceil_mode), expected)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1, 1), (3, 1, 1), (1, 3, 3)])
+def test_gradients_of_channels_last_octave_layers(kernel: tuple[int, int, int]) -> None:
+    padding = tuple(k // 2 for k in kernel)
+    layer = OctConv3d(4, 4, kernel, padding=padding, alpha_in=0.5, alpha_out=0.25).double()
+    assert gradcheck(layer, (2, 4, 4), fast_mode=True, layout=torch.channels_last_3d)
+
+
+class Residual(nn.Module):
+    """Two blocks, whose shortcuts are read where that forbids overwriting, or not."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.case = case
+        self.first, self.norm = nn.Conv3d(3, 16, 3, padding=1), nn.BatchNorm3d(16)
+        self.second, self.third = nn.Conv3d(16, 16, 1), nn.Conv3d(16, 16, 1)
+        self.relu, self.same, self.pool = nn.ReLU(), nn.Identity(), nn.AdaptiveAvgPool3d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        if self.case == "read later":
+            return self.relu(x + self.second(x)) + x
+        if self.case == "alias read later":
+            alias = self.same(x)
+            return self.relu(alias + self.second(x)) * x
+        if self.case == "broadcast":
+            return x + self.second(self.pool(x))
+        if self.case == "twice":
+            y = self.second(x)
+            return self.relu(y + y)
+        if self.case == "one convolution called twice":
+            return self.relu(x + self.second(self.second(x)))
+        if self.case == "two convolutions":
+            return self.relu(self.second(x) + self.third(x))
+        return self.relu(x + self.second(x))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "usual",
+        "read later",
+        "alias read later",
+        "broadcast",
+        "twice",
+        "one convolution called twice",
+        "two convolutions",
+    ],
+)
+def test_overwrites_only_what_nobody_reads(case: str, alpha: float) -> None:
+    torch.manual_seed(0)
+    network = Residual(case).eval()
+    nn.init.normal_(network.norm.running_mean)
+    network = octavize(network, {"first": alpha, "second": alpha}) if alpha else network
+    prepared, x = prepare_inference(network), last(random(2, 3, 4, 8, 8))
+    with torch.inference_mode():
+        for _ in range(2):
+            torch.testing.assert_close(prepared(x), network(x), atol=1e-5, rtol=1e-5)
+
+
+def test_preparation_takes_everything_on() -> None:
+    """Norms, ReLU and residual additions are all in the convolutions; the network given is as it was."""
+    network = octavize(Residual("usual"), {"first": 0.25, "second": 0.25}).eval()
+    prepared = prepare_inference(network)
+    kinds = [type(prepared.get_submodule(str(n.target))) for n in prepared.graph.nodes if n.op == "call_module"]
+    assert kinds[:2] == [PreparedOctConv, PreparedOctConv]
+    assert not any(issubclass(kind, nn.ReLU | nn.modules.batchnorm._BatchNorm) for kind in kinds)
+    assert sum(isinstance(m, nn.BatchNorm3d) for m in network.modules()) == 1
+    assert not any(p.requires_grad for p in prepared.parameters())
+
+
+def test_a_network_that_cannot_be_traced_is_arranged() -> None:
+    class Untraceable(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+    network, x = Untraceable("usual").eval(), last(random(1, 3, 4, 8, 8))
+    prepared = prepare_inference(network)
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared(x), network(x), atol=1e-5, rtol=1e-5)
+    assert isinstance(prepared.first, ArrangedConv3d)
+
+
+def test_arranging_keeps_what_is_there() -> None:
+    network = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.MaxPool3d((1, 2, 2)), nn.Conv3d(8, 8, 1))
+    keys, x = list(network.state_dict()), random(1, 3, 4, 8, 8)
+    expected = network(x)
+    torch.testing.assert_close(arrange(network)(last(x)), expected, atol=1e-5, rtol=1e-5)
+    assert list(network.state_dict()) == keys
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert isinstance(network[0], nn.Conv3d) and isinstance(network[0].weight, nn.Parameter)
