@@ -65,7 +65,9 @@ def is_channels_last(x: Tensor) -> bool:
         # Layouts are inductor's choice then, and what torch predicts of them does not hold.
         return axes in (4, 5) and not is_recorded_plainly()
     layout = torch.channels_last if axes == 4 else torch.channels_last_3d
-    return axes in (4, 5) and x.is_contiguous(memory_format=layout) and not torch.jit.is_tracing()
+    if axes not in (4, 5) or torch.jit.is_tracing():
+        return False
+    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
 # The views below are single calls of as_strided, since a prepared network makes hundreds (three calls for each cost
@@ -78,6 +80,7 @@ def fold_frames(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return x.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
     n, c, t, h, w = x.shape
+    x = x.contiguous(memory_format=torch.channels_last_3d)  # a cropped map is not
     return x.as_strided((n * t, c, h, w), (h * w * c, 1, w * c, c))
 
 
@@ -87,6 +90,7 @@ def unfold_frames(x: Tensor, num_clips: int) -> Tensor:
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return x.permute(0, 2, 3, 1).unflatten(0, (num_clips, frames)).permute(0, 4, 1, 2, 3)
     c, h, w = x.shape[1:]
+    x = x.contiguous(memory_format=torch.channels_last)
     return x.as_strided((num_clips, c, frames, h, w), (frames * h * w * c, 1, h * w * c, w * c, c))
 
 
@@ -95,6 +99,7 @@ def fold_space(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return x.permute(0, 2, 3, 4, 1).flatten(2, 3).permute(0, 3, 1, 2)
     n, c, t, h, w = x.shape
+    x = x.contiguous(memory_format=torch.channels_last_3d)
     return x.as_strided((n, c, t, h * w), (t * h * w * c, 1, h * w * c, c))
 
 
@@ -104,6 +109,7 @@ def unfold_space(x: Tensor, size: Sequence[int]) -> Tensor:
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return x.permute(0, 2, 3, 1).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
     n, c, t, pixels = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
     return x.as_strided((n, c, t, height, width), (t * pixels * c, 1, pixels * c, width * c, c))
 
 
@@ -131,9 +137,7 @@ def _convolve_clips(
     against 38; 1x1x1 of as many 38 against 14.
     """
     if weight.shape[2] == 1 and padding[0] == 0:
-        if stride[0] > 1:
-            x = x[:, :, :: stride[0]].contiguous(memory_format=torch.channels_last_3d)
-        frames = fold_frames(x)
+        frames = fold_frames(x if stride[0] == 1 else x[:, :, :: stride[0]])
         y = _convolve_images(frames, weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups)
         return unfold_frames(y, x.shape[0])
     if tuple(weight.shape[3:]) == tuple(stride[1:]) == (1, 1) and tuple(padding[1:]) == (0, 0):
