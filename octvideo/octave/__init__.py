@@ -7,6 +7,7 @@ from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, Oct
 from octvideo.octave.convert import OctaveNetwork, octavize
 from octvideo.octave.cost import Cost, count_cost, layer_flop_ratio, layer_memory_ratio
 from octvideo.octave.features import Octave, low_size, merge, pool_down, split, upsample
+from octvideo.octave.inference import prepare_inference
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
 from octvideo.octave.report import OctaveReport
@@ -36,6 +37,7 @@ __all__ = [
     "merge",
     "octavize",
     "pool_down",
+    "prepare_inference",
     "split",
     "split_channels",
     "upsample",
