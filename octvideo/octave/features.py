@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octvideo.octave.export_form import clips_stay_unfolded
 from octvideo.octave.partition import Partition, as_channel_index, as_partition, reorder, take_channels
 
 # For each axis after the channels, 2 where the low map has half (ceil) the size, else 1.
@@ -154,9 +155,12 @@ def pool_down(x: Tensor, factor: Sequence[int] | None = None) -> Tensor:
     if len(factor) == 1:
         return F.avg_pool1d(x, 2, ceil_mode=True, count_include_pad=False)
     if factor[-2:] != (1, 1):  # space first: it leaves a quarter to the pass over time
-        x, folded = _fold_time(x)
-        x = F.avg_pool2d(x, factor[-2:], ceil_mode=True, count_include_pad=False)
-        x = _unfold_time(x, folded)
+        if clips_stay_unfolded() and x.dim() == 5:
+            x = F.avg_pool3d(x, (1, *factor[-2:]), ceil_mode=True, count_include_pad=False)
+        else:
+            x, folded = _fold_time(x)
+            x = F.avg_pool2d(x, factor[-2:], ceil_mode=True, count_include_pad=False)
+            x = _unfold_time(x, folded)
     return _pool_time(x) if len(factor) == 3 and factor[0] == 2 else x
 
 
@@ -175,6 +179,9 @@ def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None
     if len(factor) == 3 and factor[0] == 2:
         x = _repeat_time(x)  # time first, on the smaller map
     if factor[-2:] != (1, 1):
+        if clips_stay_unfolded() and x.dim() == 5:
+            x = F.interpolate(x, scale_factor=(1.0, *map(float, factor[-2:])), mode="nearest")
+            return crop(x, size)
         x, folded = _fold_time(x)
         x = F.interpolate(x, scale_factor=tuple(float(f) for f in factor[-2:]), mode="nearest")
         x = _unfold_time(x, folded)
