@@ -141,11 +141,11 @@ def _check(
     exported = load_model(engine, model, shape, precision=precision, num_threads=num_threads, device=device)
     load_seconds = time.perf_counter() - start
     start = time.perf_counter()
-    scores = exported(clips).cpu().softmax(1)
+    logits = exported(clips).cpu()
     seconds = (time.perf_counter() - start) / len(clips)
-    eager = build_engine("eager", network, example_shape=shape, device=device)(clips).cpu().softmax(1)
-    difference = float((scores - eager).abs().max())
-    agreeing = int((scores.argmax(1) == eager.argmax(1)).sum())
+    eager = build_engine("eager", network, example_shape=shape, device=device)(clips).cpu()
+    difference = float((logits.softmax(1) - eager.softmax(1)).abs().max())
+    agreeing = int((logits.argmax(1) == eager.argmax(1)).sum())
     if exported.precision == "f32" and not difference <= 1e-4:
         raise UserError(
             f"{model}: scores differ from eager PyTorch's by {difference:.2g}, expected 1e-4 at most; not to be used"
@@ -153,6 +153,8 @@ def _check(
     return {
         "clips": len(clips),
         "max_score_difference": difference,
+        "max_logit_difference": float((logits - eager).abs().max()),
+        "logit_range": float(eager.max() - eager.min()),
         "same_best_class": agreeing,
         "computed_in": exported.precision,
         "load_seconds": round(load_seconds, 2),

@@ -111,7 +111,8 @@ def summary(settings: dict[str, Any], folder: Path) -> str:
             f"written in {settings['write_seconds']:.1f} s, loaded in {check['load_seconds']:.2f} s",
             f"made with {versions}; {settings['input_shape'][0]} view(s) per call of "
             f"{' x '.join(map(str, settings['input_shape'][1:]))}, {check['seconds_per_view']:.3f} s per view",
-            f"checked on {clips}: scores differ from eager PyTorch's by {check['max_score_difference']:.2g} at most, "
+            f"checked on {clips} against eager PyTorch: scores differ by {check['max_score_difference']:.2g} at most "
+            f"(logits by {check['max_logit_difference']:.2g} of a range of {check['logit_range']:.2g}), "
             f"the best class is the same in {check['same_best_class']}",
             f"use: python tools/infer.py VIDEO --model {folder}, or python {folder / 'classify.py'} VIDEO",
         ]
