@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
-_UNFOLDED = ContextVar("octvideo_unfolded_clips", default=False)
+# A plain global, which every torch.compile can read. Results do not depend on it, so threads need none of their own.
+_unfolded = False
 
 
 @contextmanager
 def unfolded_clips() -> Iterator[None]:
     """Within it, clips are pooled and upsampled by torch's 3-D operations."""
-    token = _UNFOLDED.set(True)
+    global _unfolded
+    before, _unfolded = _unfolded, True
     try:
         yield
     finally:
-        _UNFOLDED.reset(token)
+        _unfolded = before
 
 
 def clips_stay_unfolded() -> bool:
     """Whether `unfolded_clips` is in force."""
-    return _UNFOLDED.get()
+    return _unfolded

@@ -93,7 +93,7 @@ def test_the_program_beside_it_needs_no_octvideo(exported: Path, video: Path) ->
     expected = eager().scores(video)
     # Resized pixels may differ by one level of 256 (sums in float32 there, in 16-bit whole numbers in torch).
     np.testing.assert_allclose([got[name] for name in NAMES], expected, atol=2e-3)
-    assert list(got)[0] == NAMES[int(expected.argmax())]
+    assert next(iter(got)) == NAMES[int(expected.argmax())]
 
 
 @pytest.fixture(scope="module")

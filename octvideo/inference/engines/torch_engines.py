@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from octvideo.errors import UserError
 from octvideo.inference.engines.engine import first_line, in_batches
+from octvideo.octave.export_form import unfolded_clips
 
 
 class InPrecision(nn.Module):
@@ -100,7 +101,8 @@ def write_aot(
     whole = InPrecision(network, precision, device)
     options: dict[str, Any] = {"freezing": True} if device.type == "cpu" else {}
     try:
-        with torch.no_grad():
+        # Unfolded: the exported graph fixes how frames fold, and inductor then chooses another layout.
+        with torch.no_grad(), unfolded_clips():
             exported = torch.export.export(whole, (torch.zeros(example_shape, device=device),))
             aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
     except Exception as error:  # export and inductor have many
