@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from octvideo._version import __version__
 from octvideo.errors import UserError
 from octvideo.inference.engines import MODEL_FILES, build_engine, check_choice, load_model, write_model
-from octvideo.inference.predictor import Predictor, clip_shape, pick_device
+from octvideo.inference.predictor import Predictor, choose_views_per_call, clip_shape, pick_device
 from octvideo.video import ViewSettings
 
 SETTINGS_FILE, PROGRAM = "octvideo.json", "classify.py"
@@ -46,7 +46,7 @@ def write_export(
     std: Sequence[float],
     source: str,
     device: torch.device,
-    views_per_call: int = 1,
+    views_per_call: int | None = None,
     num_threads: int | None = None,
     calibration: Tensor | None = None,
     check_clips: Tensor | None = None,
@@ -61,7 +61,7 @@ def write_export(
         engine, precision, num_threads, calibration: see `build_engine`.
         class_names, views, mean, std, source: see `Predictor`.
         device: that the model is made for.
-        views_per_call: the batch size of the model.
+        views_per_call: the batch size of the model; None is `choose_views_per_call`.
         check_clips: normalised clips to compare on, float32 (M, 3, T, H, W); None is noise.
         overwrite: whether `folder` may hold another export.
         say: told what takes time.
@@ -77,7 +77,7 @@ def write_export(
         raise UserError(f"engine: got '{engine}', expected one with model files: {', '.join(MODEL_FILES)}")
     folder = Path(folder)
     _make_free(folder, overwrite)
-    shape = clip_shape(views, views_per_call)
+    shape = clip_shape(views, views_per_call or choose_views_per_call(views, device))
     if check_clips is None:
         check_clips = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     start = time.perf_counter()

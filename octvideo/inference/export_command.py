@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibrate", nargs="+", metavar="VIDEO|FOLDER", help="typical videos: for int8, and to check the scores on"
     )
-    parser.add_argument("--views_per_call", type=positive, default=1, help="the model's batch size (1)")
+    parser.add_argument("--views_per_call", type=positive, help="the model's batch size (by the size of views)")
     parser.add_argument("--threads", type=positive, help="CPU threads of the check (all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...: aot compiles for it")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in FOLDER")

@@ -186,7 +186,7 @@ def test_the_tool_exports_a_checkpoint(
     words = ["--ckpt", "my.ckpt", "--engine", "onnx", "-o", str(tmp_path / "out"), "--calibrate", str(video)]
     assert export_command.main(words) == 0
     out = capsys.readouterr().out
-    assert "onnx f32" in out and "checked on 6 clips" in out and "1 view(s) per call of 3 x 4 x 32 x 32" in out
+    assert "onnx f32" in out and "checked on 6 clips" in out and "6 view(s) per call of 3 x 4 x 32 x 32" in out
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["classify.py", "model.onnx", "octvideo.json"]
     assert export_command.main([*words[:2], "--engine", "openvino", "--precision", "int8", "-o", "x"]) == 2
     assert "--calibrate VIDEO|FOLDER" in capsys.readouterr().err
