@@ -87,7 +87,7 @@ def test_the_program_beside_it_needs_no_octvideo(exported: Path, video: Path) ->
     words.remove("classify.py")
     done = subprocess.run(words, cwd=exported.parent, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.strip() == "error: cannot read video 'nope.mp4': no such file"
+    assert done.stderr.strip().endswith("error: cannot read video 'nope.mp4': no such file")  # torch warns, too
     content = json.loads(done.stdout)
     got = {one["name"]: one["score"] for one in content["videos"][0]["top"]}
     expected = eager().scores(video)
