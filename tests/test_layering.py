@@ -23,7 +23,7 @@ PARTS: dict[str, set[str]] = {
     "data": {"video"},
     "evaluation": set(),
     "training": {"models", "evaluation", "octave"},
-    "inference": {"video", "models", "evaluation"},
+    "inference": {"video", "models", "evaluation", "octave"},
     "config_files": {"inference"},
     "mistakes": set(),
     "class_count": {"data"},
@@ -81,8 +81,18 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
     return found
 
 
+# Programs that are copied beside an exported model, and there use nothing of ours.
+STANDALONE = PACKAGE / "inference" / "standalone"
+
+
 def files() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent != STANDALONE)
+
+
+@pytest.mark.parametrize("path", STANDALONE.glob("*.py"), ids=lambda path: path.name)
+def test_programs_beside_exported_models_import_engines_and_a_decoder_alone(path: Path) -> None:
+    tops = {name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"), path.stem)}
+    assert tops - sys.stdlib_module_names == {"numpy", "av", "onnxruntime", "openvino", "torch"}
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))

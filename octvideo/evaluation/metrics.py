@@ -1,7 +1,4 @@
-"""Metrics over videos: pure functions, and one torchmetrics metric that counts with them.
-
-Softmax happens here and nowhere else, once per view; everything after it works on scores.
-"""
+"""Metrics over videos, from their scores: pure functions, and one torchmetrics metric that counts with them."""
 
 from __future__ import annotations
 
@@ -13,33 +10,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from octvideo.errors import UserError
-
-
-def video_scores(logits: Tensor, num_views: int) -> Tensor:
-    """Scores of videos: softmax of each view, averaged over a video's views.
-
-    Args:
-        logits: all views of all videos, the views of one video next to each other, (N·V, K).
-        num_views: V.
-
-    Returns:
-        Scores that sum to 1 for each video, (N, K).
-
-    Raises:
-        ValueError: the rows are no whole number of videos.
-
-    Example:
-        >>> video_scores(torch.zeros(6, 4), num_views=3)
-        tensor([[0.2500, 0.2500, 0.2500, 0.2500],
-                [0.2500, 0.2500, 0.2500, 0.2500]])
-    """
-    if logits.ndim != 2 or num_views < 1 or len(logits) % num_views:
-        raise ValueError(
-            f"logits: got shape {tuple(logits.shape)} with num_views={num_views}, "
-            "expected (N·num_views, K): all views of every video"
-        )
-    scores = logits.softmax(1)  # (N·V,K)
-    return scores.unflatten(0, (len(logits) // num_views, num_views)).mean(1)  # (N,K)
 
 
 def in_top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -1,4 +1,13 @@
-"""A video in, class names out."""
+"""A video in, class names out.
+
+checkpoint.py   checkpoints as files
+engines/        ways to run a network: eager, compiled, ONNX Runtime, OpenVINO
+preparation.py  videos are decoded and cut beside the engine
+predictor.py    all that scores depend on, in one object
+command.py      tools/infer.py
+export.py       a folder that serves by itself (export_command.py: tools/export.py)
+standalone/     the program copied into it
+"""
 
 from octvideo.inference.predictor import Prediction, Predictor
 

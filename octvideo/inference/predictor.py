@@ -1,14 +1,14 @@
-"""Predictor: a checkpoint (or pytorchvideo's published weights) and everything its scores depend on, in one
-object.
+"""Predictor: a network in an engine and everything its scores depend on, in one object.
 
-The checkpoint itself says how the network was built, how clips are cut from a video and what the classes are
-called (its "octvideo" block), so no config is needed to use it.
+A checkpoint says how its network was built, how clips are cut from a video and what the classes are called (its
+"octvideo" block); an exported model says the same in its octvideo.json. So no config is needed to use either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.evaluation.metrics import video_scores
+from octvideo.evaluation.view_scores import video_scores
 from octvideo.inference.checkpoint import build_network, read_checkpoint
-from octvideo.models import i3d_r50
-from octvideo.models.weights import load_weights, read_weights
-from octvideo.video import ViewSettings, read_views
+from octvideo.inference.engines import Engine, build_engine, check_choice
+from octvideo.inference.preparation import Failure, Normaliser, Preparation, Timing
+from octvideo.video import VideoReadError, ViewSettings
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,33 @@ class Prediction:
     Args:
         path: the video.
         top: (class name, score) from best to worst; scores are softmax, averaged over the views.
+        timing: where the time went.
     """
 
     path: str
     top: list[tuple[str, float]]
+    timing: Timing = field(default_factory=Timing, compare=False)
 
 
 class Predictor:
     """Classifies videos with one network.
 
     Args:
-        network: clips (N, 3, T, H, W) to logits (N, K).
+        network: clips (N, 3, T, H, W) to logits (N, K), left as it is; or an Engine that runs one.
         class_names: K names.
         views: how clips are cut from a video.
         mean: per channel, of pixels scaled to [0, 1].
         std: likewise.
         source: which weights these are, for people.
-        device: "auto" is CUDA where there is one.
-        views_per_chunk: the most views that go through the network at once.
+        device: "auto" is CUDA where there is one and the engine has it.
+        engine: what runs the network: "eager", "compile", "aot", "onnx" or "openvino".
+        precision: that it computes in: "f32", "bf16" or (openvino) "int8".
+        num_threads: of the CPU; None leaves it to the engine.
+        views_per_chunk: views that go through the network at once; None is `choose_views_per_call`.
+        calibration: for int8: typical normalised clips, float32 (M, 3, T, H, W).
+
+    Raises:
+        UserError: no such engine, precision or device, or a library that is not installed.
 
     Example:
         >>> predictor = Predictor.from_checkpoint("runs/demo/checkpoints/last.ckpt")  # doctest: +SKIP
@@ -57,7 +66,7 @@ class Predictor:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | Engine,
         class_names: Sequence[str],
         *,
         views: ViewSettings,
@@ -65,68 +74,85 @@ class Predictor:
         std: Sequence[float] = (0.225, 0.225, 0.225),
         source: str = "given network",
         device: str = "auto",
-        views_per_chunk: int = 8,
+        engine: str = "eager",
+        precision: str = "f32",
+        num_threads: int | None = None,
+        views_per_chunk: int | None = None,
+        calibration: Tensor | None = None,
     ) -> None:
-        self.device = pick_device(device)
-        self.network = network.to(self.device).eval()
         self.class_names = list(class_names)
-        self.views, self.source, self.views_per_chunk = views, source, views_per_chunk
-        self._mean = 255 * torch.tensor(list(mean), device=self.device).view(3, 1, 1, 1)
-        self._std = 255 * torch.tensor(list(std), device=self.device).view(3, 1, 1, 1)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.views, self.source = views, source
+        if isinstance(network, nn.Module):
+            self.device = engine_device(engine, precision, device)
+            self.views_per_chunk = views_per_chunk or choose_views_per_call(views, self.device)
+            self.engine = build_engine(
+                engine,
+                network,
+                example_shape=clip_shape(views, self.views_per_chunk),
+                precision=precision,
+                num_threads=num_threads,
+                device=self.device,
+                calibration=calibration,
+            )
+        else:
+            self.engine, self.device = network, getattr(network, "device", torch.device("cpu"))
+            self.views_per_chunk = views_per_chunk or network.views_per_call or 1
+        self.normalise = Normaliser(mean, std, self.device)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, *, device: str = "auto") -> Predictor:
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        engine: str = "eager",
+        precision: str = "f32",
+        num_threads: int | None = None,
+    ) -> Predictor:
         """Builds the network that a checkpoint of `octvideo fit` describes, with its weights.
 
         Args:
             path: of the checkpoint.
             device: "auto", "cpu", "cuda", "cuda:1", ...
+            engine, precision, num_threads: see `Predictor`.
 
         Raises:
-            UserError: no such file, or none of ours.
+            UserError: no such file, or none of ours; no such engine, precision or device.
         """
-        block = read_checkpoint(path)["octvideo"]
-        network = build_network(block, path)
-        load_weights(network, read_weights(path), head="strict")
-        views = ViewSettings() if block["views"] is None else ViewSettings.from_dict(block["views"])
-        return cls(
-            network,
-            block["class_names"],
-            views=views,
-            mean=block["mean"],
-            std=block["std"],
-            source=str(path),
-            device=device,
-        )
+        engine_device(engine, precision, device)  # what can't be is said before the file is read
+        network, settings = network_of_checkpoint(path)
+        return cls(network, **settings, device=device, engine=engine, precision=precision, num_threads=num_threads)
 
     @classmethod
-    def from_pytorchvideo(cls, *, device: str = "auto") -> Predictor:
+    def from_export(cls, path: str | Path, *, device: str = "auto", num_threads: int | None = None) -> Predictor:
+        """Loads a model that tools/export.py wrote: no network is built, and neither Lightning nor pytorchvideo needed.
+
+        Args:
+            path: of the folder.
+            device: "auto" is the one it was written for.
+            num_threads: see `Predictor`.
+
+        Raises:
+            UserError: no such model, a missing library, or another device than it was written for.
+        """
+        from octvideo.inference.export import load_export
+
+        return load_export(path, device=device, num_threads=num_threads)
+
+    @classmethod
+    def from_pytorchvideo(
+        cls, *, device: str = "auto", engine: str = "eager", precision: str = "f32", num_threads: int | None = None
+    ) -> Predictor:
         """I3D ResNet-50 8x8 with pytorchvideo's published Kinetics-400 weights, downloaded once into torch's
         cache.
 
         Raises:
-            UserError: neither in the cache nor to be had from the network.
+            UserError: neither in the cache nor to be had from the network; no such engine, precision or device.
         """
-        from pytorchvideo.models.hub.resnet import checkpoint_paths
-
-        url = checkpoint_paths["i3d_r50"]
-        try:
-            weights = read_weights(url)
-        except UserError as error:
-            raise UserError(
-                f"no weights given, and {error}. Give --ckpt PATH (or --ckpt last for the newest of your own)"
-            ) from error
-        network = i3d_r50(num_classes=400, alpha=0.0)
-        load_weights(network, weights, head="strict")
-        # Read as a file: octvideo.data, whose list it is, is not for inference to import.
-        labels = files("octvideo").joinpath("data/labels/kinetics400.txt").read_text(encoding="utf-8")
-        return cls(
-            network,
-            labels.splitlines(),
-            views=ViewSettings(),
-            source=f"pytorchvideo's Kinetics-400 I3D ({url})",
-            device=device,
-        )
+        engine_device(engine, precision, device)
+        network, settings = network_of_pytorchvideo()
+        return cls(network, **settings, device=device, engine=engine, precision=precision, num_threads=num_threads)
 
     def scores(self, path: str | Path) -> Tensor:
         """Scores (K,) of a video, on the CPU.
@@ -134,13 +160,10 @@ class Predictor:
         Raises:
             VideoReadError: the video can't be read.
         """
-        views = read_views(path, self.views)  # uint8 (V,C,T,H,W)
-        logits = []
-        with torch.inference_mode():
-            for chunk in views.split(self.views_per_chunk):
-                clips = (chunk.to(self.device, torch.float32) - self._mean) / self._std
-                logits.append(self.network(clips).float())
-        return video_scores(torch.cat(logits), len(views))[0].cpu()  # (V,K) → (K,)
+        (result,) = self._scores_of([path])
+        if isinstance(result, VideoReadError):
+            raise result
+        return result[0]
 
     def predict(self, path: str | Path, *, topk: int = 5) -> Prediction:
         """The `topk` best classes of a video.
@@ -148,9 +171,120 @@ class Predictor:
         Raises:
             VideoReadError: the video can't be read.
         """
-        values, classes = self.scores(path).topk(min(topk, len(self.class_names)))
-        top = [(self.class_names[k], value) for k, value in zip(classes.tolist(), values.tolist(), strict=True)]
-        return Prediction(str(path), top)
+        (result,) = self.predict_many([path], topk=topk)
+        if isinstance(result, VideoReadError):
+            raise result
+        return result
+
+    def predict_many(
+        self, paths: Sequence[str | Path], *, topk: int = 5
+    ) -> Generator[Prediction | VideoReadError, None, None]:
+        """The same of many videos, in order: the next is decoded while one is computed.
+
+        Returns:
+            For each video its prediction, or the error why it can't be read.
+        """
+        for path, result in zip(paths, self._scores_of(paths), strict=True):
+            if isinstance(result, VideoReadError):
+                yield result
+                continue
+            scores, timing = result
+            values, classes = scores.topk(min(topk, len(self.class_names)))
+            top = [(self.class_names[k], value) for k, value in zip(classes.tolist(), values.tolist(), strict=True)]
+            yield Prediction(str(path), top, timing)
+
+    def _scores_of(self, paths: Sequence[str | Path]) -> Generator[tuple[Tensor, Timing] | VideoReadError, None, None]:
+        logits: list[Tensor] = []
+        timing = Timing()
+        start = time.perf_counter()
+        with Preparation(paths, self.views, self.normalise, views_per_chunk=self.views_per_chunk) as prepared:
+            for item in prepared:
+                if isinstance(item, Failure):
+                    assert isinstance(item.error, VideoReadError)
+                    yield item.error
+                    start = time.perf_counter()
+                    continue
+                began = time.perf_counter()
+                # On a GPU calls return before they are done: the copy waits, and the next chunk is being prepared.
+                logits.append(self.engine(item.clips).float().cpu())
+                timing.engine += time.perf_counter() - began
+                timing.decode += item.decode
+                timing.prepare += item.prepare
+                if item.is_last:
+                    scores = video_scores(torch.cat(logits), self.views.num_views)[0]  # (V,K) → (K,)
+                    timing.total = time.perf_counter() - start
+                    yield scores, timing
+                    logits, timing, start = [], Timing(), time.perf_counter()
+
+
+def network_of_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
+    """The network of a checkpoint with its weights, and the arguments of `Predictor` that belong to it.
+
+    Raises:
+        UserError: no such file, or none of ours.
+    """
+    from octvideo.models.weights import load_weights, read_weights
+
+    block = read_checkpoint(path)["octvideo"]
+    network = build_network(block, path)
+    load_weights(network, read_weights(path), head="strict")
+    views = ViewSettings() if block["views"] is None else ViewSettings.from_dict(block["views"])
+    settings = {"class_names": block["class_names"], "views": views, "mean": block["mean"], "std": block["std"]}
+    return network.eval(), {**settings, "source": str(path)}
+
+
+def network_of_pytorchvideo() -> tuple[nn.Module, dict]:
+    """pytorchvideo's Kinetics-400 I3D, and the arguments of `Predictor` that belong to it.
+
+    Raises:
+        UserError: its weights are neither in the cache nor to be had from the network.
+    """
+    from pytorchvideo.models.hub.resnet import checkpoint_paths
+
+    from octvideo.models import i3d_r50
+    from octvideo.models.weights import load_weights, read_weights
+
+    url = checkpoint_paths["i3d_r50"]
+    try:
+        weights = read_weights(url)
+    except UserError as error:
+        raise UserError(
+            f"no weights given, and {error}. Give --ckpt PATH (or --ckpt last for the newest of your own)"
+        ) from error
+    network = i3d_r50(num_classes=400, alpha=0.0)
+    load_weights(network, weights, head="strict")
+    # Read as a file: octvideo.data, whose list it is, is not for inference to import.
+    labels = files("octvideo").joinpath("data/labels/kinetics400.txt").read_text(encoding="utf-8")
+    settings = {"class_names": labels.splitlines(), "views": ViewSettings()}
+    return network.eval(), {**settings, "source": f"pytorchvideo's Kinetics-400 I3D ({url})"}
+
+
+def clip_shape(views: ViewSettings, num_views: int) -> tuple[int, int, int, int, int]:
+    """(N, 3, T, H, W) of `num_views` clips."""
+    return num_views, 3, views.clip_frames, views.crop_px, views.crop_px
+
+
+def choose_views_per_call(views: ViewSettings, device: torch.device) -> int:
+    """How many views go through a network at once: a divisor of all, so that no batch has to be filled up.
+
+    8 on a GPU. On a CPU as many as have the pixels of one view of 8 x 256 x 256: larger batches only wait longer for
+    their last view, but single small views leave the time to the calls (Oct-I3D-small, 8 x 64 x 64, eager, one thread:
+    35 ms a view, eight at once 20).
+    """
+    most = 8
+    if device.type == "cpu":
+        most = max(1, min(8, 8 * 256 * 256 // (views.clip_frames * views.crop_px**2)))
+    return max(n for n in range(1, most + 1) if views.num_views % n == 0)
+
+
+def engine_device(engine: str, precision: str, device: str) -> torch.device:
+    """The device that an engine computes on; "auto" is the CPU for engines that have no other.
+
+    Raises:
+        UserError: there is no such engine, precision or device.
+    """
+    check_choice(engine, precision)
+    return pick_device("cpu" if device == "auto" and engine in ("onnx", "openvino") else device)
 
 
 def pick_device(name: str) -> torch.device:

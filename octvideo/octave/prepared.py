@@ -85,6 +85,7 @@ class PreparedConv(nn.Module):
         Returns:
             (N, C_out, [T',] H', W').
         """
+        x = x.to(self.weight.dtype)  # weights in bfloat16 set the precision
         if not (self._is_fast(x) and (base is None or self._fits(base, x))):
             y = self.convolve(x) if base is None else self.convolve(x) + base
             return y.relu() if self.relu else y
@@ -104,7 +105,7 @@ class PreparedConv(nn.Module):
         """Whether the fused convolution can do it."""
         if self._form is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
             return False
-        return is_channels_last(x) and x.dtype == self.weight.dtype and _has_fused_convolution()
+        return is_channels_last(x) and x.dtype in (torch.float32, torch.bfloat16) and _has_fused_convolution()
 
     def _run(self, x: Tensor, base: Tensor | None) -> Tensor:
         """The fused convolution of images (N, C, H, W)."""

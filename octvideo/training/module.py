@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
 from octvideo.errors import UserError
-from octvideo.evaluation.metrics import VideoMetrics, video_scores
+from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
+from octvideo.evaluation.view_scores import video_scores
 from octvideo.models.weights import PixelScale, load_weights, read_weights
 from octvideo.training.checkpoint_block import built_from, check_fits, make_block
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters

@@ -10,7 +10,7 @@ views.py       file → all views of one evaluation item
 from octvideo.video.reader import VIDEO_SUFFIXES, Decoder, Frames, VideoReadError, read_frames
 from octvideo.video.sampling import ShortVideo, clip_span, random_clip, uniform_clips
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
-from octvideo.video.views import ViewSettings, read_views
+from octvideo.video.views import ViewSettings, cut_views, decode_clips, read_views
 
 __all__ = [
     "VIDEO_SUFFIXES",
@@ -22,6 +22,8 @@ __all__ = [
     "ViewSettings",
     "clip_span",
     "crop_and_resize",
+    "cut_views",
+    "decode_clips",
     "evaluation_crops",
     "random_clip",
     "read_frames",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,15 @@ def crop_and_resize(frames: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
 
 
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing, uint8 (T, H, W, C) to (T, C, h, w)."""
+    """Bilinear with antialiasing, uint8 (T, H, W, C) to (T, C, h, w).
+
+    It is what torchvision's resize calls for such frames: a test holds the two equal. Importing torchvision would take
+    a third of the time in which `infer` starts.
+    """
     frames = frames.permute(0, 3, 1, 2)  # (T,C,H,W), a channels-last view: the fast path of torch's uint8 resize
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
-    return TF.resize(frames, list(size), antialias=True)
+    return F.interpolate(frames, size, mode="bilinear", antialias=True)
 
 
 def evaluation_crops(height: int, width: int, *, num_crops: int, crop_px: int) -> list[Box]:

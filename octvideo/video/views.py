@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video.reader import Decoder, read_frames
+from octvideo.video.reader import Decoder, Frames, read_frames
 from octvideo.video.sampling import ShortVideo, uniform_clips
 from octvideo.video.transforms import evaluation_crops, resize_short_side
 
@@ -89,6 +89,15 @@ def read_views(path: str | Path, settings: ViewSettings, *, decoder: Decoder = "
     Raises:
         VideoReadError: the video can't be read.
     """
+    return cut_views(decode_clips(path, settings, decoder=decoder), settings)
+
+
+def decode_clips(path: str | Path, settings: ViewSettings, *, decoder: Decoder = "auto") -> Frames:
+    """The first half of `read_views`: the distinct frames of all clips, `places` (num_clips, T).
+
+    Raises:
+        VideoReadError: the video can't be read.
+    """
 
     def clips_of(num_frames: int) -> Tensor:
         return uniform_clips(
@@ -99,7 +108,11 @@ def read_views(path: str | Path, settings: ViewSettings, *, decoder: Decoder = "
             short_video=settings.short_video,
         )
 
-    read = read_frames(path, clips_of, decoder=decoder)
+    return read_frames(path, clips_of, decoder=decoder)
+
+
+def cut_views(read: Frames, settings: ViewSettings) -> Tensor:
+    """The second half of `read_views`: frames resized once and cut, uint8 (V, C, T, crop_px, crop_px)."""
     frames = resize_short_side(read.frames, settings.short_side_px)  # (D,C,h,w)
     boxes = evaluation_crops(*frames.shape[-2:], num_crops=settings.num_crops, crop_px=settings.crop_px)
     size = settings.crop_px

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 from octvideo.video import Box, crop_and_resize, evaluation_crops, resize_short_side
 from octvideo.video.transforms import resize, short_side_size
@@ -110,3 +111,10 @@ def test_errors() -> None:
         evaluation_crops(32, 32, num_crops=2, crop_px=32)
     with pytest.raises(ValueError, match="crop_px: got 33, expected at most 32, the frame's short side"):
         evaluation_crops(32, 64, num_crops=3, crop_px=33)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(51, 33, (40, 25)), (20, 31, (32, 49))])
+def test_resize_is_torchvisions(height: int, width: int, size: tuple[int, int]) -> None:
+    frames = torch.randint(0, 256, (4, height, width, 3), dtype=torch.uint8)
+    expected = TF.resize(frames.permute(0, 3, 1, 2), list(size), antialias=True)
+    assert torch.equal(resize(frames, size), expected)

@@ -1,0 +1,139 @@
+"""tools/export.py: a checkpoint in, a folder with one engine's model out, checked against eager PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from octvideo.errors import UserError
+from octvideo.inference.checkpoint import newest_checkpoint
+from octvideo.inference.command import find_videos, positive, print_any_name
+from octvideo.inference.engines import MODEL_FILES, check_choice
+from octvideo.inference.export import write_export
+from octvideo.inference.predictor import engine_device, network_of_checkpoint, network_of_pytorchvideo
+from octvideo.inference.preparation import Normaliser
+from octvideo.video import ViewSettings, read_views
+
+# Clips to choose int8 scales from; more changed the scores no further.
+_CALIBRATION_CLIPS = 300
+_CHECK_CLIPS = 6
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exports what the command line names.
+
+    Returns:
+        0; 2 for a mistake of the user's; 130 when stopped.
+    """
+    args = _parser().parse_args(argv)
+    print_any_name()
+    console = Console(stderr=True)
+    try:
+        settings = export(args, console)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(summary(settings, Path(args.output)))
+    return 0
+
+
+def export(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Does it; the arguments are the command line's."""
+    check_choice(args.engine, args.precision)
+    device = engine_device(args.engine, args.precision, args.device)
+    if args.precision == "int8" and not args.calibrate:
+        raise UserError("int8 needs typical videos to choose its scales from: --calibrate VIDEO|FOLDER ...")
+    videos = list(find_videos(args.calibrate or []))
+    if args.ckpt is None:
+        network, settings = network_of_pytorchvideo()
+    else:
+        path = newest_checkpoint(args.runs_dir) if args.ckpt == "last" else Path(args.ckpt)
+        network, settings = network_of_checkpoint(path)
+    console.print(f"weights: {settings['source']}", highlight=False, soft_wrap=True)
+    views: ViewSettings = settings["views"]
+    normalise = Normaliser(
+        settings.setdefault("mean", (0.45,) * 3), settings.setdefault("std", (0.225,) * 3), torch.device("cpu")
+    )
+    clips = _some_clips(videos, views, normalise, console) if videos else None
+    with console.status(f"exporting for {args.engine}"):
+        return write_export(
+            network,
+            args.output,
+            engine=args.engine,
+            precision=args.precision,
+            device=device,
+            views_per_call=args.views_per_call,
+            num_threads=args.threads,
+            calibration=clips,
+            check_clips=None if clips is None else clips[:: max(1, len(clips) // _CHECK_CLIPS)][:_CHECK_CLIPS],
+            overwrite=args.overwrite,
+            say=lambda text: console.print(text, highlight=False, soft_wrap=True),
+            **settings,
+        )
+
+
+def _some_clips(videos: Sequence[str], views: ViewSettings, normalise: Normaliser, console: Console) -> Tensor:
+    """Normalised views of the videos, (M, 3, T, H, W): as many of each, `_CALIBRATION_CLIPS` at most.
+
+    Raises:
+        VideoReadError: one can't be read.
+    """
+    videos = videos[:: -(-len(videos) // _CALIBRATION_CLIPS)]
+    each = max(1, _CALIBRATION_CLIPS // len(videos))
+    clips = []
+    for video in track(videos, description="reading", console=console):
+        cut = read_views(video, views)  # uint8 (V,3,T,S,S)
+        clips.append(normalise(cut[:: -(-len(cut) // each)]))
+    return torch.cat(clips)
+
+
+def summary(settings: dict[str, Any], folder: Path) -> str:
+    """What was written and how it compares, in lines."""
+    check = settings["check"]
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    clips = f"{check['clips']} clip" + ("s" if check["clips"] != 1 else "")
+    computed = "" if check["computed_in"] == settings["precision"] else f" (computed in {check['computed_in']} here)"
+    return "\n".join(
+        [
+            f"{folder}: {settings['engine']} {settings['precision']}{computed}, {size / 1e6:.1f} MB, "
+            f"written in {settings['write_seconds']:.1f} s, loaded in {check['load_seconds']:.2f} s",
+            f"made with {versions}; {settings['input_shape'][0]} view(s) per call of "
+            f"{' x '.join(map(str, settings['input_shape'][1:]))}, {check['seconds_per_view']:.3f} s per view",
+            f"checked on {clips} against eager PyTorch: scores differ by {check['max_score_difference']:.2g} at most "
+            f"(logits by {check['max_logit_difference']:.2g} of a range of {check['logit_range']:.2g}), "
+            f"the best class is the same in {check['same_best_class']}",
+            f"use: python tools/infer.py VIDEO --model {folder}, or python {folder / 'classify.py'} VIDEO",
+        ]
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="export", description="Writes a trained network for one engine.")
+    parser.add_argument(
+        "--ckpt",
+        help="checkpoint of `octvideo fit`, or 'last' for the newest; default: pytorchvideo's Kinetics-400 I3D",
+    )
+    parser.add_argument("--engine", required=True, choices=list(MODEL_FILES))
+    parser.add_argument("--precision", default="f32", help="f32, bf16 (aot, openvino) or int8 (openvino)")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="made here")
+    parser.add_argument(
+        "--calibrate", nargs="+", metavar="VIDEO|FOLDER", help="typical videos: for int8, and to check the scores on"
+    )
+    parser.add_argument("--views_per_call", type=positive, help="the model's batch size (by the size of views)")
+    parser.add_argument("--threads", type=positive, help="CPU threads of the check (all)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...: aot compiles for it")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in FOLDER")
+    parser.add_argument("--runs_dir", default="runs", help="where --ckpt last looks (runs)")
+    return parser

@@ -1,0 +1,231 @@
+#!/usr/bin/env python
+"""Names the actions in videos with the model beside this file: `python classify.py VIDEO ... [--topk 5] [--json]`.
+
+Needs Python 3.10, numpy, PyAV (`av`), and the model's engine: onnxruntime, openvino, or torch (.pt2). It cuts the
+same views as octvideo, which wrote it, and gives the same scores but for the rounding of resized pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+Run = Callable[[np.ndarray], np.ndarray]  # clips float32 (N,3,T,H,W) to logits (N,K)
+
+
+def main() -> int:
+    """Classifies the videos named on the command line; 1 if some could not be read."""
+    parser = argparse.ArgumentParser(description="Names the actions in videos.")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO")
+    parser.add_argument("--topk", type=int, default=5, help="classes to print per video (5)")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU (all)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args()
+    settings = json.loads((HERE / "octvideo.json").read_text(encoding="utf-8"))
+    run = load_engine(settings, args.threads)
+    results, errors = [], []
+    for path in args.videos:
+        try:
+            scores = video_scores(path, settings, run)
+        except (OSError, ValueError) as error:  # av.FFmpegError is one of the two
+            errors.append({"path": path, "reason": str(error)})
+            print(f"error: cannot read video '{path}': {error}", file=sys.stderr)
+            continue
+        best = np.argsort(-scores, kind="stable")[: args.topk]
+        top = [{"name": settings["class_names"][k], "score": float(scores[k])} for k in best]
+        results.append({"path": path, "top": top})
+        if not args.json:
+            print("\n".join([path, *(f"  {100 * t['score']:5.1f} %  {t['name']}" for t in top)]), flush=True)
+    if args.json:
+        print(json.dumps({"weights": settings["source"], "videos": results, "errors": errors}, indent=2))
+    return 1 if errors else 0
+
+
+def video_scores(path: str, settings: dict[str, Any], run: Run) -> np.ndarray:
+    """Softmax of each view's logits, averaged over the views: (K,)."""
+    size, total, count = settings["input_shape"][0], 0.0, 0
+    views = list(cut_views(path, settings["views"]))
+    mean, std = (255 * np.array(settings[key], np.float32).reshape(3, 1, 1, 1) for key in ("mean", "std"))
+    for start in range(0, len(views), size):
+        chunk = views[start : start + size]
+        clips = np.zeros((size, *chunk[0].shape), np.float32)  # the model's batch size, filled up with zeros
+        for n, view in enumerate(chunk):
+            clips[n] = (view.astype(np.float32) - mean) / std
+        logits = run(clips)[: len(chunk)].astype(np.float64)
+        scores = np.exp(logits - logits.max(1, keepdims=True))
+        total = total + (scores / scores.sum(1, keepdims=True)).sum(0)
+        count += len(chunk)
+    return np.asarray(total / count)
+
+
+# ── views ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cut_views(path: str, views: dict[str, Any]) -> Iterator[np.ndarray]:
+    """uint8 (3, T, S, S), clip by clip and, in each, crop by crop."""
+    num_frames = sum(1 for _ in decoded(path))
+    if num_frames == 0:
+        raise ValueError("it holds no frames")
+    clips = clip_frames(num_frames, views)  # (num_clips,T)
+    wanted = set(clips.ravel().tolist())
+    frames: dict[int, np.ndarray] = {}  # each once, resized
+    shape = None
+    for n, frame in enumerate(decoded(path)):
+        if n in wanted:
+            image = upright(frame, shape)
+            shape = image.shape
+            frames[n] = resize_short_side(image, views["short_side_px"])
+    size = views["crop_px"]
+    height, width = frames[min(frames)].shape[:2]
+    corners = crop_corners(height, width, views["num_crops"], size)
+    for clip in clips.tolist():
+        for top, left in corners:
+            cut = np.stack([frames[n][top : top + size, left : left + size] for n in clip])  # (T,S,S,3)
+            yield cut.transpose(3, 0, 1, 2)
+
+
+def clip_frames(num_frames: int, views: dict[str, Any]) -> np.ndarray:
+    """Frame numbers of clips spread evenly over the video, (num_clips, T)."""
+    span = (views["clip_frames"] - 1) * views["frame_stride"] + 1
+    last_start, count = max(num_frames - span, 0), views["num_clips"]
+    starts = np.array([last_start // 2]) if count == 1 else np.arange(count) * last_start // (count - 1)
+    clips = starts[:, None] + views["frame_stride"] * np.arange(views["clip_frames"])
+    return clips % num_frames if views["short_video"] == "loop" else np.minimum(clips, num_frames - 1)
+
+
+def crop_corners(height: int, width: int, num_crops: int, size: int) -> list[tuple[int, int]]:
+    """Top and left of the crops: the centre, or three along the longer side."""
+    spare_y, spare_x = height - size, width - size
+    halves = [1] if num_crops == 1 else [0, 1, 2]
+    if width >= height:
+        return [(spare_y // 2, spare_x * n // 2) for n in halves]
+    return [(spare_y * n // 2, spare_x // 2) for n in halves]
+
+
+def decoded(path: str) -> Iterator[av.VideoFrame]:
+    """The frames of the main video stream in the order of display; packets that can't be decoded give none."""
+    if not Path(path).is_file():
+        raise ValueError("no such file")
+    with av.open(str(Path(path).absolute())) as container:  # absolute: FFmpeg takes a:b.mp4 for a protocol
+        stream = container.streams.best("video")
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            raise ValueError("no video stream")
+        stream.thread_type = "AUTO"
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (StopIteration, av.FFmpegError):
+                return
+            try:
+                frames = packet.decode()
+            except (av.FFmpegError, ValueError):
+                continue
+            yield from (frame for frame in frames if not frame.is_corrupt)
+
+
+def upright(frame: av.VideoFrame, shape: tuple[int, ...] | None) -> np.ndarray:
+    """RGB (H, W, 3), turned as the file says, in the first frame's size where a video changes it."""
+    quarters, rest = divmod(frame.rotation, 90)
+    quarters = 0 if rest or abs(quarters) > 4 else quarters
+    image = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
+    if shape is not None and image.shape != shape:
+        height, width = shape[:2] if quarters % 2 == 0 else shape[1::-1]
+        image = np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), quarters)
+    return image
+
+
+# ── resizing ────────────────────────────────────────────────────────────────────────────────────────────────
+
+_WEIGHTS: dict[tuple[int, int], np.ndarray] = {}
+
+
+def resize_short_side(image: np.ndarray, short_side_px: int) -> np.ndarray:
+    """uint8 (H, W, 3) to (h, w, 3), the aspect kept and rounded down: bilinear, antialiased, first along rows."""
+    height, width = image.shape[:2]
+    if height <= width:
+        size = short_side_px, short_side_px * width // height
+    else:
+        size = short_side_px * height // width, short_side_px
+    if size == (height, width):
+        return image
+    x = image.astype(np.float32)
+    if size[1] != width:
+        x = rounded(np.einsum("hwc,vw->hvc", x, weights(width, size[1]), optimize=True))
+    if size[0] != height:
+        x = rounded(np.tensordot(weights(height, size[0]), x, axes=(1, 0)))
+    return x.astype(np.uint8)
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """To whole grey levels, as after each pass of torch's resize of uint8."""
+    return np.floor(np.clip(x, 0, 255) + 0.5)
+
+
+def weights(old: int, new: int) -> np.ndarray:
+    """Triangle filter, (new, old): each row holds the shares of the old pixels in a new one."""
+    if (old, new) not in _WEIGHTS:
+        scale = old / new
+        support = max(scale, 1.0)
+        centres = scale * (np.arange(new)[:, None] + 0.5)
+        matrix = np.maximum(0.0, 1 - np.abs((np.arange(old)[None] + 0.5 - centres) / support))
+        _WEIGHTS[old, new] = (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
+    return _WEIGHTS[old, new]
+
+
+# ── engines ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_engine(settings: dict[str, Any], threads: int) -> Run:
+    """The model beside this file, in its engine."""
+    file, engine = str(HERE / settings["model"]), settings["engine"]
+    try:
+        return {"onnx": load_onnx, "openvino": load_openvino, "aot": load_aot}[engine](file, settings, threads)
+    except ImportError as error:
+        package = {"onnx": "onnxruntime", "openvino": "openvino", "aot": "torch"}[engine]
+        sys.exit(f"error: this model needs {package} ({error}): pip install {package}")
+
+
+def load_onnx(file: str, settings: dict[str, Any], threads: int) -> Run:
+    """ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda clips: session.run(["logits"], {"clips": clips})[0]
+
+
+def load_openvino(file: str, settings: dict[str, Any], threads: int) -> Run:
+    """OpenVINO on the CPU."""
+    import openvino
+
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    options["INFERENCE_PRECISION_HINT"] = "bf16" if settings["precision"] == "bf16" else "f32"
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    request = openvino.compile_model(file, "CPU", options).create_infer_request()
+    return lambda clips: request.infer([clips])[0]
+
+
+def load_aot(file: str, settings: dict[str, Any], threads: int) -> Run:
+    """A package of AOTInductor in torch, on the device that it was compiled for."""
+    import torch
+    from torch._inductor import aoti_load_package
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = aoti_load_package(file)
+    return lambda clips: model(torch.from_numpy(clips).to(settings["device"])).cpu().numpy()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,194 @@
+"""Exported models: whole folders, the scores of the network they were made from, and programs that need no octvideo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from octvideo.errors import UserError
+from octvideo.inference import Predictor, command, export_command
+from octvideo.inference.export import write_export
+from octvideo.video import ViewSettings, read_views
+
+VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
+NAMES = ["left", "right", "up"]
+
+
+class Head(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3, 4))
+
+
+def tiny_network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv3d(3, 8, 3, 2, 1), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 3, 1), Head()).eval()
+
+
+def write(folder: Path, engine: str, **options: object) -> None:
+    arguments: dict = {"precision": "f32", "views_per_call": 4, "say": lambda text: None, **options}
+    write_export(
+        tiny_network(),
+        folder,
+        engine=engine,
+        class_names=NAMES,
+        views=VIEWS,
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.1, 0.3),
+        source="a test",
+        device=torch.device("cpu"),
+        **arguments,
+    )
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino", pytest.param("aot", marks=pytest.mark.slow)])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / request.param
+    write(folder, request.param)
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path: Path, encode: object, moving: object) -> Path:
+    return encode(tmp_path / "moving.mp4", moving(30, 46, 62), crf=10)  # type: ignore[operator]
+
+
+def eager() -> Predictor:
+    return Predictor(tiny_network(), NAMES, views=VIEWS, mean=(0.4, 0.5, 0.6), std=(0.2, 0.1, 0.3), device="cpu")
+
+
+def test_an_exported_model_gives_the_networks_scores(exported: Path, video: Path) -> None:
+    predictor = Predictor.from_export(exported)
+    torch.testing.assert_close(predictor.scores(video), eager().scores(video), atol=1e-5, rtol=0)
+    assert (predictor.class_names, predictor.views, predictor.mean) == (NAMES, VIEWS, (0.4, 0.5, 0.6))
+    assert predictor.source == f"a test ({exported})" and predictor.engine.name == exported.name
+
+
+def test_octvideo_json_says_what_it_was_made_from(exported: Path) -> None:
+    settings = json.loads((exported / "octvideo.json").read_text())
+    assert settings["input_shape"] == [4, 3, 4, 32, 32]
+    assert settings["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert settings["check"]["max_score_difference"] < 1e-5 and settings["check"]["clips"] == 4
+
+
+def test_the_program_beside_it_needs_no_octvideo(exported: Path, video: Path) -> None:
+    """Run elsewhere, where importing octvideo, decord or (but for aot) torch would fail."""
+    blocked = ["octvideo", "decord", "torchvision", *([] if exported.name == "aot" else ["torch"])]
+    code = f"import sys, runpy; sys.modules.update(dict.fromkeys({blocked})); sys.argv[0] = 'classify.py'; "
+    code += f"runpy.run_path({str(exported / 'classify.py')!r}, run_name='__main__')"
+    words = [sys.executable, "-c", code, "classify.py", str(video), "nope.mp4", "--json", "--threads", "1"]
+    words.remove("classify.py")
+    done = subprocess.run(words, cwd=exported.parent, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.strip().endswith("error: cannot read video 'nope.mp4': no such file")  # torch warns, too
+    content = json.loads(done.stdout)
+    got = {one["name"]: one["score"] for one in content["videos"][0]["top"]}
+    expected = eager().scores(video)
+    # Resized pixels may differ by one level of 256 (sums in float32 there, in 16-bit whole numbers in torch).
+    np.testing.assert_allclose([got[name] for name in NAMES], expected, atol=2e-3)
+    assert next(iter(got)) == NAMES[int(expected.argmax())]
+
+
+@pytest.fixture(scope="module")
+def program() -> dict:
+    """What classify.py defines."""
+    import runpy
+
+    from octvideo.inference import export
+
+    return runpy.run_path(str(Path(export.__file__).parent / "standalone" / "classify.py"))
+
+
+@pytest.mark.parametrize(
+    ("size", "frames", "settings"),
+    [
+        ((46, 62), 30, VIEWS),
+        ((62, 46), 9, VIEWS),  # upright, shorter than two clips
+        ((90, 64), 5, ViewSettings(4, 3, 1, 1, 40, 32, short_video="loop")),
+        ((20, 28), 24, ViewSettings(2, 5, 4, 3, 48, 48)),  # enlarged
+    ],
+)
+def test_the_program_cuts_the_same_views(
+    size: tuple[int, int], frames: int, settings: ViewSettings, program: dict, tmp_path: Path, encode, moving
+) -> None:
+    video = encode(tmp_path / "v.mp4", moving(frames, *size))
+    ours = read_views(video, settings).numpy().astype(int)
+    theirs = np.stack(list(program["cut_views"](str(video), settings.as_dict()))).astype(int)
+    assert theirs.shape == ours.shape
+    assert np.abs(theirs - ours).max() <= 1
+    assert (theirs != ours).mean() < 0.02
+
+
+def test_serving_imports_no_training_libraries(tmp_path: Path, video: Path) -> None:
+    write(tmp_path / "model", "openvino")
+    blocked = ["lightning", "pytorch_lightning", "pytorchvideo", "torchmetrics", "torchvision", "fvcore", "matplotlib"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked}))\n"
+        "from octvideo.inference.command import main\n"
+        f"sys.exit(main([{str(video)!r}, '--model', {str(tmp_path / 'model')!r}, '--json', '--threads', '1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    top = json.loads(done.stdout)["videos"][0]["top"]
+    assert sorted(one["name"] for one in top) == NAMES
+
+
+def test_int8_is_quantised_on_the_clips_given(tmp_path: Path, video: Path) -> None:
+    clips = eager().normalise(read_views(video, VIEWS))
+    write(tmp_path / "model", "openvino", precision="int8", calibration=clips, check_clips=clips)
+    predictor = Predictor.from_export(tmp_path / "model")
+    assert predictor.engine.precision == "int8"
+    assert "FakeQuantize" in (tmp_path / "model" / "model.xml").read_text()
+    torch.testing.assert_close(predictor.scores(video), eager().scores(video), atol=0.02, rtol=0)
+
+
+def test_mistakes_with_a_model_folder(tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "model", "onnx")
+    with pytest.raises(UserError, match=r"already holds a model: add --overwrite"):
+        write(tmp_path / "model", "onnx")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"holds other files: give another folder"):
+        write(tmp_path / "full", "onnx", overwrite=True)
+    with pytest.raises(UserError, match=r"expected one with model files: aot, onnx, openvino"):
+        write(tmp_path / "new", "eager")
+
+    def infer(*words: object) -> str:
+        assert command.main([str(video), *map(str, words)]) == 2
+        return capsys.readouterr().err
+
+    assert "no exported model in" in infer("--model", tmp_path)
+    assert "--engine onnx with --model: an exported model has its own" in infer(
+        "--model", tmp_path / "model", "--engine", "onnx"
+    )
+    assert "export once with tools/export.py" in infer("--engine", "openvino", "--precision", "int8")
+    broken = shutil.copytree(tmp_path / "model", tmp_path / "broken")
+    (broken / "model.onnx").write_bytes(b"not a model")
+    assert "ONNX Runtime can't load" in infer("--model", broken)
+    (broken / "model.onnx").unlink()
+    assert "is not whole: model.onnx is missing" in infer("--model", broken)
+    (broken / "octvideo.json").write_text('{"format": 9}')
+    assert "has format 9, this octvideo reads 1" in infer("--model", broken)
+
+
+def test_the_tool_exports_a_checkpoint(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"class_names": NAMES, "views": VIEWS, "mean": (0.4,) * 3, "std": (0.2,) * 3, "source": "my.ckpt"}
+    monkeypatch.setattr(export_command, "network_of_checkpoint", lambda path: (tiny_network(), dict(settings)))
+    words = ["--ckpt", "my.ckpt", "--engine", "onnx", "-o", str(tmp_path / "out"), "--calibrate", str(video)]
+    assert export_command.main(words) == 0
+    out = capsys.readouterr().out
+    assert "onnx f32" in out and "checked on 6 clips" in out and "6 view(s) per call of 3 x 4 x 32 x 32" in out
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["classify.py", "model.onnx", "octvideo.json"]
+    assert export_command.main([*words[:2], "--engine", "openvino", "--precision", "int8", "-o", "x"]) == 2
+    assert "--calibrate VIDEO|FOLDER" in capsys.readouterr().err
+    assert command.main([str(video), "--model", str(tmp_path / "out"), "--timing"]) == 0
+    assert " s in all (x " in capsys.readouterr().out
