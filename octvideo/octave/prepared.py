@@ -105,7 +105,7 @@ class PreparedConv(nn.Module):
         """Whether the fused convolution can do it."""
         if self._form is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
             return False
-        return is_channels_last(x) and x.dtype in (torch.float32, torch.bfloat16) and _has_fused_convolution()
+        return is_channels_last(x) and _has_fused_convolution(x.dtype)
 
     def _run(self, x: Tensor, base: Tensor | None) -> Tensor:
         """The fused convolution of images (N, C, H, W)."""
@@ -221,11 +221,12 @@ def _prepared(conv: _OctConvNd, term: Term, *, to_low: bool) -> PreparedConv:
 
 
 @functools.cache
-def _has_fused_convolution() -> bool:
-    """Whether this torch has oneDNN's fused convolutions, and they compute what is expected."""
-    ops, x = torch.ops.mkldnn, torch.ones(1, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+def _has_fused_convolution(dtype: torch.dtype) -> bool:
+    """Whether this torch and this CPU have oneDNN's fused convolutions in `dtype`, and they compute what they should."""
+    ops, x = torch.ops.mkldnn, torch.ones(1, 8, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    kernel = torch.ones(8, 8, 1, 1, dtype=dtype)
     try:
-        weight = ops._reorder_convolution_weight(torch.ones(8, 8, 1, 1), [0, 0], [1, 1], [1, 1], 1, [1, 8, 4, 4])
+        weight = ops._reorder_convolution_weight(kernel, [0, 0], [1, 1], [1, 1], 1, [1, 8, 4, 4])
         sizes: tuple[Any, ...] = (None, [0, 0], [1, 1], [1, 1], 1)
         y = ops._convolution_pointwise(x, weight, *sizes, "relu", [], "")
         ops._convolution_pointwise_.binary(y, x, weight, *sizes, "add", 1.0, "relu", [], "")

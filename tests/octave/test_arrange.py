@@ -107,7 +107,7 @@ def test_adds_an_upsampled_map(factor: tuple[int, ...], sizes: tuple[int, ...]) 
         def run(y: Tensor, x: Tensor) -> Tensor:
             return add_upsampled(y * 1.0, x, factor)
 
-        assert torch.autograd.gradcheck(run, leaves) and torch.autograd.gradgradcheck(run, leaves)
+        assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (2, 1, 1), (3, 3, 3)])
