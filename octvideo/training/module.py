@@ -28,6 +28,7 @@ from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
 Batch = dict[str, Any]
 Optimizer = Literal["sgd", "adamw"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 class VideoClassifier(L.LightningModule):
@@ -55,6 +56,7 @@ class VideoClassifier(L.LightningModule):
             says so.
         max_unreadable_fraction: share of an epoch's videos that training may skip.
         channels_last: keep network and clips in channels_last_3d.
+        compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
         seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch): a resumed run repeats
             them.
     """
@@ -84,6 +86,7 @@ class VideoClassifier(L.LightningModule):
         on_unreadable: OnUnreadable = "raise",
         max_unreadable_fraction: float = 0.01,
         channels_last: bool = False,
+        compile: bool | CompileMode = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -104,6 +107,9 @@ class VideoClassifier(L.LightningModule):
         self.channels_last = channels_last
         if channels_last:
             self.network.to(memory_format=torch.channels_last_3d)
+        if compile:
+            # In place: the network stays the module it is, so that no key of a checkpoint gets a prefix.
+            self.network.compile(mode=None if compile is True else compile)
         self._held = freeze_parameters(network, freeze)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
