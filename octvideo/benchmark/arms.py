@@ -167,7 +167,7 @@ def _parse(text: str, defaults: dict[str, Any]) -> list[Arm]:
     if not network or "=" in network or " " in text:
         raise UserError(f"arm: got {text!r}, expected {_FORM}")
     given: dict[str, list[Any]] = {}
-    for option in options.split(",") if options else []:
+    for option in options.split(",") if network != text else []:
         key, equals, value = option.partition("=")
         if not equals or not value:
             raise UserError(f"arm {text!r}: got {option!r}, expected KEY=VALUE")
@@ -227,12 +227,12 @@ def arm_text(arm: Arm) -> str:
 def labels(arms: Sequence[Arm]) -> list[str]:
     """A short name for each arm: network, alpha, and whatever the arms do not have in common."""
     differing = [f.name for f in fields(Arm)[2:] if len({getattr(arm, f.name) for arm in arms}) > 1]
-    several = len({arm.network for arm in arms}) > 1 or not differing
-    return [_label(arm, differing, with_network=several or len(arms) == 1) for arm in arms]
+    with_network = len({arm.network for arm in arms}) > 1 or not differing
+    return [_label(arm, differing, with_network=with_network) for arm in arms]
 
 
 def _label(arm: Arm, differing: Sequence[str], *, with_network: bool) -> str:
-    parts = [arm.network, f"α {arm.alpha:g}"]
+    parts = [arm.network] * with_network + [f"α {arm.alpha:g}"]
     for name in differing:
         value = getattr(arm, name)
         if name == "octave":

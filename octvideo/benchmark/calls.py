@@ -83,10 +83,9 @@ def _engine(arm: Arm, network: nn.Module, threads: int | None, device: torch.dev
         return _torch_engine(arm, network.to(device), device)
     from octvideo.inference.engines import build_engine
 
-    options: dict[str, Any] = {"calibration": None}
+    calibration = None
     if arm.precision == "int8":
-        batches = [smooth_clips(arm.clip_shape, seed=SEED + 10 + n) for n in range(8)]
-        options["calibration"] = batches
+        calibration = torch.cat([smooth_clips((1, *arm.clip_shape[1:]), seed=SEED + 10 + n) for n in range(16)])
     return build_engine(
         arm.engine,
         network,
@@ -94,7 +93,7 @@ def _engine(arm: Arm, network: nn.Module, threads: int | None, device: torch.dev
         precision=arm.precision,
         num_threads=threads,
         device=device,
-        **options,
+        calibration=calibration,
     )
 
 

@@ -7,6 +7,7 @@ weights, whichever library built them.
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -146,5 +147,5 @@ class WeightStore:
             clip = "x".join(map(str, arm.clip_shape))
             reason = str(error).splitlines()[0]
             raise UserError(f"{arm.network} takes no clips of {clip} (frames, crop): {reason}") from error
-        self._states[arm.function] = network.state_dict()
+        self._states[arm.function] = copy.deepcopy(network.state_dict())  # the network's own may be trained
         return network

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from octvideo.benchmark.arms import Arm
+from octvideo.benchmark.arms import Arm, Precision
 from octvideo.benchmark.presets import PRESETS, paper_points
 from octvideo.benchmark.results import Pass, Run
 from octvideo.benchmark.summary import Spread, summarise
@@ -26,7 +27,7 @@ _COLOURS = {
     "eager": "#2a78b5", "plain": "#7f868f", "compile": "#d9622b", "aot": "#b3922f", "onnx": "#8357a8",
     "openvino": "#2b8a5c",
 }  # fmt: skip
-_LINES = {"f32": "-", "bf16": "--", "int8": ":"}
+_LINES: dict[Precision, Literal["-", "--", ":"]] = {"f32": "-", "bf16": "--", "int8": ":"}
 _MARKERS = "osD^v"
 _NETWORKS = ("#2a78b5", "#d9622b", "#2b8a5c", "#8357a8", "#b3922f")
 _ONE_THREAD = "one thread"
@@ -123,7 +124,7 @@ def _key(arm: Arm) -> tuple[object, ...]:
 class _Style:
     label: str
     colour: str
-    line: str
+    line: Literal["-", "--", ":"]
     marker: str
     shift: float  # beside the true FLOP ratio, so that quartiles of several engines do not hide each other
 

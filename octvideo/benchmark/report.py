@@ -99,11 +99,11 @@ def _counts(run: Run, rows: Sequence[Row]) -> Sheet:
     for result in run.arms:
         row = by_label.get(result.label)
         cells = [result.label, f"{result.multiply_adds / 1e9:.2f}", f"{result.parameters / 1e6:.2f}"]
-        cells += [_mega(result.traffic), _number(row and row.traffic_ratio, 3)]
+        cells += [_mega(result.traffic), _number(row.traffic_ratio if row else None, 3)]
         if remembers:
             memory = result.memory
             peak, call = ("", "") if memory is None else (_mega(memory.peak), _mega(memory.call))
-            cells += [peak, _number(row and row.memory_ratio, 3), call]
+            cells += [peak, _number(row.memory_ratio if row else None, 3), call]
         if agrees:
             cells += _agreement(result)
         lines.append(tuple(cells))
