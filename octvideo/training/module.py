@@ -107,6 +107,7 @@ class VideoClassifier(L.LightningModule):
         self.channels_last = channels_last
         if channels_last:
             self.network.to(memory_format=torch.channels_last_3d)
+        self.compiles = bool(compile)
         if compile:
             # In place: the network stays the module it is, so that no key of a checkpoint gets a prefix.
             self.network.compile(mode=None if compile is True else compile)
@@ -133,7 +134,18 @@ class VideoClassifier(L.LightningModule):
         x = (clips.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        return self.network(x)
+        if not self.compiles:
+            return self.network(x)
+        try:
+            return self.network(x)
+        except RuntimeError as error:  # torch._dynamo's and torch._inductor's errors are all of this type
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            cause = getattr(error, "inner_exception", error)
+            reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            raise UserError(
+                f"model.compile: torch can't compile here ({reason}); train with model.compile false"
+            ) from error
 
     def view_scores(self, video: Tensor) -> Tensor:
         """All views of each video (N, V, 3, T, H, W) to video scores (N, K), a bounded number of views at a
