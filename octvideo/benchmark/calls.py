@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from octvideo.benchmark.arms import Arm
 from octvideo.benchmark.networks import SEED, WeightStore, smooth_clips
 from octvideo.errors import UserError
-from octvideo.training.module import VideoClassifier
-from octvideo.training.step_time import training_step
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,10 @@ def make_call(arm: Arm, weights: WeightStore, *, threads: int | None, device: to
 
 
 def _training_call(arm: Arm, network: nn.Module, device: torch.device) -> Call:
+    # Here, since a process that measures the memory of an engine has no use for Lightning and the seconds it takes.
+    from octvideo.training.module import VideoClassifier
+    from octvideo.training.step_time import training_step
+
     if arm.engine != "plain":
         network = _arranged(network)
     layout = arm.layout == "channels_last"

@@ -53,7 +53,7 @@ def _on_cuda(arm: Arm, device: torch.device) -> Memory:
     gc.collect()
     torch.cuda.empty_cache()
     before_all = torch.cuda.memory_allocated(device)
-    call = make_call(arm, WeightStore(), threads=None, device=device)
+    call = make_call(arm, WeightStore(as_built=True), threads=None, device=device)
     for _ in range(2):
         call.once()
     torch.cuda.synchronize(device)
@@ -76,7 +76,7 @@ def _in_this_process(arm: Arm, threads: int) -> tuple[int, int]:
             import onnxruntime  # noqa: F401
         _give_back()
         start = _resident("VmRSS")
-        call = make_call(arm, WeightStore(), threads=threads, device=torch.device("cpu"))
+        call = make_call(arm, WeightStore(as_built=True), threads=threads, device=torch.device("cpu"))
         for _ in range(2):
             call.once()
         _give_back()
