@@ -24,6 +24,7 @@ from octvideo.benchmark.memory import peak_memory
 from octvideo.benchmark.networks import WeightStore
 from octvideo.benchmark.picture import draw
 from octvideo.benchmark.presets import PRESETS
+from octvideo.benchmark.profile import write_profile
 from octvideo.benchmark.report import remarks, sheets
 from octvideo.benchmark.results import ArmResult, Clock, Pass, Run
 from octvideo.errors import UserError
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory (on a CPU, a process per arm)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw time against multiply-adds")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="write which operations take the time")
     parser.add_argument("--markdown", action="store_true", help="print Markdown for a README")
     parser.add_argument("--from", nargs="+", dest="merge", metavar="FILE", help="show results of --json, run nothing")
     return parser
@@ -110,7 +112,7 @@ def _measured(args: argparse.Namespace, words: Sequence[str]) -> Run:
     with _bar() as progress:
         try:
             for number in threads:
-                _add_pass(run, number, options["rounds"], device, progress)
+                _add_pass(run, number, options["rounds"], device, progress, None if run.passes else args.profile)
                 if run.interrupted:
                     break
             if not args.no_memory and not run.interrupted:
@@ -153,7 +155,9 @@ def _threads(texts: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(most if text == "all" else int(text) for text in texts))
 
 
-def _add_pass(run: Run, threads: int, rounds: int, device: torch.device, progress: Progress) -> None:
+def _add_pass(
+    run: Run, threads: int, rounds: int, device: torch.device, progress: Progress, profile: Path | None
+) -> None:
     on_gpu = device.type == "cuda"
     clock: Clock = "wall" if on_gpu or threads > 1 else "cpu"
     found = Pass(device.type, threads, clock)
@@ -166,6 +170,8 @@ def _add_pass(run: Run, threads: int, rounds: int, device: torch.device, progres
         run.interrupted = not complete
         if len(run.passes) == 1 and complete:
             _add_agreements(run, arms, calls)
+        if profile is not None and complete:
+            write_profile(profile, calls, device)
 
 
 def _leave_out(run: Run, left_out: dict[str, str]) -> None:

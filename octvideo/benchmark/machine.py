@@ -37,7 +37,7 @@ def describe(device: torch.device) -> dict[str, str]:
 def machine_line(facts: dict[str, str]) -> str:
     """The facts in one line."""
     parts = [facts[key] for key in ("gpu", "cpu") if key in facts]
-    parts += [f"{facts['cores']} threads", facts["flags"]]
+    parts += ["1 thread" if facts["cores"] == "1" else f"{facts['cores']} threads", facts["flags"]]
     parts += [f"{key} {facts[key]}" for key in ("torch", "cuda", "cudnn", *_ENGINES) if key in facts]
     return ", ".join(part for part in parts if part)
 

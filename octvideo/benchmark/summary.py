@@ -47,8 +47,8 @@ class Row:
         flop_ratio: multiply-adds over the twin's.
         traffic_ratio: bytes that convolutions move, over the twin's.
         memory_ratio: peak memory over the twin's.
-        of_peak: multiply-adds per second over the best of the machine's matrix product in this pass; None where none
-            was measured at this precision.
+        of_peak: multiply-adds per second over the best of the machine's matrix product in this pass, at this precision
+            or in f32, whichever is faster; None where none was measured at this precision.
     """
 
     result: ArmResult
@@ -87,7 +87,8 @@ def _row(
 ) -> Row:
     own, arm = times[result.label], result.arm
     seconds = spread(own)
-    peaks = found.peak.get(arm.precision)
+    # Where the machine has no unit for bf16, engines fall back to f32: its peak is then the higher one.
+    peaks = found.peak.get(arm.precision) and found.peak[arm.precision] + found.peak.get("f32", [])
     row = {
         "clips_per_sec": arm.batch / seconds.median,
         "faster": _median(ratios(reference, own)),

@@ -165,6 +165,4 @@ def test_networks_that_cannot_be_built(text: str, message: str) -> None:
 def test_the_machine_in_one_line() -> None:
     facts = describe(CPU)
     line = machine_line(facts)
-    assert (
-        f"torch {torch.__version__}" in line and f"{torch.get_num_threads()} threads" in line and facts["cpu"] in line
-    )
+    assert f"torch {torch.__version__}" in line and f"{torch.get_num_threads()} thread" in line and facts["cpu"] in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def test_another_reference_and_another_clock() -> None:
     assert rows[slow].faster == 1 and rows[plain].faster == pytest.approx(statistics.median(by_hand(slow, plain)))
     run.passes[0].clock = "wall"
     assert summarise(run, run.passes[0])[0].seconds.median == 2 * statistics.median(SECONDS[plain])
+
+
+def test_without_bf16_units_the_peak_is_that_of_f32() -> None:
+    run = made_up_run()
+    run.arms[0].arm = replace(run.arms[0].arm, precision="bf16")
+    [row, *_] = summarise(run, run.passes[0])
+    assert row.of_peak is None
+    run.passes[0].peak["bf16"] = [500.0]
+    [row, *_] = summarise(run, run.passes[0])
+    assert row.of_peak == pytest.approx(4000 / row.seconds.median / 10000)
+    run.passes[0].peak["bf16"] = [500.0, 20000.0]
+    assert summarise(run, run.passes[0])[0].of_peak == pytest.approx(row.of_peak / 2)
 
 
 def test_json_gives_the_run_again(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_comparison_its_files_and_its_results_shown_again(run: Tool, tmp_path:
     found, picture = tmp_path / "a.json", tmp_path / "a.png"
     arms = ("i3d_small:engine=plain,width=8", "i3d_small:alpha=0/.5,width=8")
     threads = torch.get_num_threads()
-    files = ("--json", str(found), "--png", str(picture))
+    files = ("--json", str(found), "--png", str(picture), "--profile", str(tmp_path / "a.txt"))
     code, out, err = run(*arms, *TINY, "--threads", "1", "--no-memory", *files)
     assert code == 0, err
     assert torch.get_num_threads() == threads
@@ -45,6 +45,8 @@ def test_a_comparison_its_files_and_its_results_shown_again(run: Tool, tmp_path:
         ["α", "0", "plain"], ["α", "0", "eager"], ["α", "0.5", "eager"],
     ]  # fmt: skip
     assert "measuring on 1 thread" in err and picture.stat().st_size > 10_000
+    operations = (tmp_path / "a.txt").read_text()
+    assert operations.count("== α ") == 3 and "convolution" in operations
     saved = Run.load(found)
     assert saved.reference == "α 0 plain" and [each.rounds for each in saved.passes] == [2]
     plain, ordinary, octave = saved.arms
