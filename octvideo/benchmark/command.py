@@ -195,7 +195,10 @@ def _add_memory(run: Run, device: torch.device, progress: Progress) -> None:
     progress.begin("measuring memory", len(run.arms))
     for result in run.arms:
         progress.now(result.label)
-        result.memory = peak_memory(result.arm, device)
+        try:
+            result.memory = peak_memory(result.arm, device)
+        except UserError as error:  # the times are worth keeping
+            print(f"not measured: {error}", file=sys.stderr)
         progress.done()
 
 

@@ -52,8 +52,8 @@ def build_calls(
         try:
             call = make_call(arm, weights, threads=threads, device=device)
             call.once()
-        except UserError as error:
-            left_out[label] = str(error)
+        except (UserError, RuntimeError) as error:  # torch's, for want of memory or of a compiler
+            left_out[label] = first_line(error)
         else:
             calls[label] = call
         progress.done()
@@ -175,6 +175,11 @@ def _logits(arm: Arm, call: Call) -> torch.Tensor:
     clips = torch.cat([smooth_clips((1, *arm.clip_shape[1:]), seed=SEED + 100 + n) for n in range(_COMPARED_CLIPS)])
     batches = [clips[torch.arange(start, start + arm.batch) % len(clips)] for start in range(0, len(clips), arm.batch)]
     return torch.cat([call.logits(batch) for batch in batches])[: len(clips)]
+
+
+def first_line(error: BaseException) -> str:
+    """What a message of several lines begins with, or the error's type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _threads_text(threads: int) -> str:

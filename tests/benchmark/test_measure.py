@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from octvideo.benchmark import measure
 from octvideo.benchmark.arms import Arm, parse_arms
 from octvideo.benchmark.calls import Call, make_call
 from octvideo.benchmark.counts import count
@@ -44,17 +46,19 @@ def test_a_pass_measures_each_call_by_both_clocks_and_the_peak_with_them() -> No
     assert len(found.peak["f32"]) == 2 and 1e8 < max(found.peak["f32"]) < 1e13 and " x " in found.peak_how["f32"]
 
 
-def test_a_short_call_is_repeated_and_its_mean_taken() -> None:
-    number = 0
+def test_a_short_call_is_repeated_and_its_mean_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, number = 0.0, 0
 
     def once() -> None:
-        nonlocal number
-        number += 1
-        busy(0.004)
+        nonlocal now, number
+        now, number = now + 0.004, number + 1
 
-    found = Pass("cpu", 1, "cpu")
-    run_pass({"a": TINY}, {"a": Call(once)}, found, rounds=2, device=CPU, progress=Progress())
-    assert number > 10 and all(0.004 <= seconds < 0.02 for seconds in found.seconds["a"]["cpu"])
+    clock = SimpleNamespace(process_time=lambda: now / 2, perf_counter=lambda: now)
+    monkeypatch.setattr(measure, "time", clock)
+    turn = measure._turn(once, CPU)
+    assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1
+    assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1 + 13  # 50 ms of them
+    assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1 + 2 * 13
 
 
 def test_ctrl_c_keeps_the_complete_rounds() -> None:
@@ -113,6 +117,21 @@ def test_arms_of_one_function_have_one_set_of_weights_and_sound_scores() -> None
     assert found["ours"].difference < 1e-4 < found["bf16"].difference < found["bf16"].spread
     assert found["ours"].clips == found["bf16"].clips == found["ours"].same_top1 == 4
     assert 0.1 < found["ours"].spread < 100
+
+
+def test_what_cannot_be_built_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(self: object, arm: Arm) -> nn.Module:
+        raise RuntimeError("\nout of memory\nmore of it")
+
+    arms = {"int8": replace(TINY, engine="plain", precision="int8"), "plain": replace(TINY, engine="plain")}
+    calls, left_out = build_calls(arms, WeightStore(), threads=1, device=CPU, progress=Progress())
+    assert list(calls) == ["plain"] and list(left_out) == ["int8"]
+    assert left_out["int8"].startswith("engine plain: precision: got 'int8', expected f32 or bf16")
+    monkeypatch.setattr(WeightStore, "network", no_memory)
+    assert build_calls(arms, WeightStore(), threads=1, device=CPU, progress=Progress()) == (
+        {},
+        dict.fromkeys(arms, "out of memory"),
+    )
 
 
 def test_statistics_are_of_the_clips_so_that_no_layer_is_dead() -> None:
