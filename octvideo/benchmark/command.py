@@ -227,6 +227,7 @@ def _show(runs: Sequence[Run], args: argparse.Namespace) -> None:
             if args.markdown:
                 print(sheet.markdown(), *sheet.notes, sep="\n\n", end="\n\n")
             else:
+                console.print(sheet.title, highlight=False, markup=False)
                 console.print(sheet.drawn())
                 console.print(*sheet.notes, "", sep="\n", highlight=False, markup=False)
         print(*remarks(run), sep="\n")

@@ -26,8 +26,8 @@ class Sheet:
     notes: tuple[str, ...] = ()
 
     def drawn(self) -> Table:
-        """For a terminal."""
-        table = Table(box=box.SIMPLE_HEAD, title=self.title, title_justify="left")
+        """For a terminal, without the title, which a narrow table would break."""
+        table = Table(box=box.SIMPLE_HEAD)
         for place, name in enumerate(self.header):
             table.add_column(name, justify="left" if place == 0 else "right", no_wrap=place == 0)
         for line in self.lines:

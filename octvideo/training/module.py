@@ -21,6 +21,7 @@ from octvideo.evaluation.metrics import VideoMetrics, video_scores
 from octvideo.evaluation.scores import VideoScores
 from octvideo.models.weights import PixelScale, load_weights, read_weights
 from octvideo.training.checkpoint_block import built_from, check_fits, make_block
+from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
 from octvideo.training.results import Evaluation, ScoredBatch
 from octvideo.training.schedule import Schedule, ScheduleName
@@ -28,7 +29,6 @@ from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
 Batch = dict[str, Any]
 Optimizer = Literal["sgd", "adamw"]
-CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 class VideoClassifier(L.LightningModule):
@@ -107,10 +107,8 @@ class VideoClassifier(L.LightningModule):
         self.channels_last = channels_last
         if channels_last:
             self.network.to(memory_format=torch.channels_last_3d)
-        self.compiles = bool(compile)
         if compile:
-            # In place: the network stays the module it is, so that no key of a checkpoint gets a prefix.
-            self.network.compile(mode=None if compile is True else compile)
+            compile_in_place(network, None if compile is True else compile)
         self._held = freeze_parameters(network, freeze)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
@@ -134,18 +132,8 @@ class VideoClassifier(L.LightningModule):
         x = (clips.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        if not self.compiles:
+        with compiler_errors_in_words():
             return self.network(x)
-        try:
-            return self.network(x)
-        except RuntimeError as error:  # torch._dynamo's and torch._inductor's errors are all of this type
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            cause = getattr(error, "inner_exception", error)
-            reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-            raise UserError(
-                f"model.compile: torch can't compile here ({reason}); train with model.compile false"
-            ) from error
 
     def view_scores(self, video: Tensor) -> Tensor:
         """All views of each video (N, V, 3, T, H, W) to video scores (N, K), a bounded number of views at a
@@ -235,6 +223,11 @@ class VideoClassifier(L.LightningModule):
         self.train_metrics.update(logits.detach().float().softmax(1), labels)
         self.log("train/loss_step", loss.detach(), on_step=True, prog_bar=True, batch_size=len(labels))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's; a compiled network's backward pass is compiled here."""
+        with compiler_errors_in_words():
+            super().backward(loss, *args, **kwargs)
 
     def _empty_loss(self) -> Tensor | None:
         """No video of the batch could be read. Other processes wait for our gradients: give them zeros, not
