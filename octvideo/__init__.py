@@ -5,7 +5,8 @@ How a video becomes a score, and where each step lives::
     file.mp4 ─ video/ ─▶ frames uint8 (T,H,W,C) ─ video/ ─▶ clip, views (V,C,T,H,W) ─ data/ ─▶ batch
        ─ models/ (octave/ inside) ─▶ logits (N·V,K) ─ evaluation/ ─▶ video scores (N,K) ─▶ top-1, top-5
 
-Around it: training/ (Lightning), inference/ (a video in, class names out), cli.py (the command line).
+Around it: training/ (Lightning), inference/ (a video in, class names out), benchmark/ (what octave saves on the clock),
+cli.py (the command line).
 Shape letters everywhere: N batch, V views, C channels, T frames, H height, W width, K classes.
 """
 

@@ -17,13 +17,15 @@ PARTS: dict[str, set[str]] = {
     "": set(),  # octvideo/__init__.py
     "errors": set(),
     "_version": set(),
+    "timing": set(),
     "octave": set(),
     "models": {"octave"},
     "video": set(),
     "data": {"video"},
     "evaluation": set(),
-    "training": {"models", "evaluation", "octave"},
+    "training": {"models", "evaluation", "octave", "timing"},
     "inference": {"video", "models", "evaluation", "octave"},
+    "benchmark": {"models", "octave", "inference", "training", "timing"},
     "config_files": {"inference"},
     "mistakes": set(),
     "class_count": {"data"},
@@ -34,6 +36,7 @@ LIBRARIES: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "_version": set(),
+    "timing": set(),
     "octave": {"torch"},
     "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock", "rich"},
     "evaluation": {"torch", "numpy", "torchmetrics", "rich", "matplotlib"},
@@ -44,6 +47,7 @@ NOT_FOR: dict[str, set[str]] = {
     "video": {"lightning", "pytorch_lightning"},
     "training": DECODERS,
     "inference": DECODERS | {"lightning", "pytorch_lightning"},
+    "benchmark": DECODERS,
 }
 
 

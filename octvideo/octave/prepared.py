@@ -222,7 +222,7 @@ def _prepared(conv: _OctConvNd, term: Term, *, to_low: bool) -> PreparedConv:
 
 @functools.cache
 def _has_fused_convolution(dtype: torch.dtype) -> bool:
-    """Whether this torch and this CPU have oneDNN's fused convolutions in `dtype`, and they compute what they should."""
+    """Whether this torch and this CPU have oneDNN's fused convolutions in `dtype`, and they give what they should."""
     ops, x = torch.ops.mkldnn, torch.ones(1, 8, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
     kernel = torch.ones(8, 8, 1, 1, dtype=dtype)
     try:

@@ -21,7 +21,9 @@ from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import video_scores
 from octvideo.models.weights import PixelScale, load_weights, read_weights
+from octvideo.octave import arrange
 from octvideo.training.checkpoint_block import built_from, check_fits, make_block
+from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
 from octvideo.training.results import Evaluation, ScoredBatch
 from octvideo.training.schedule import Schedule, ScheduleName
@@ -55,7 +57,9 @@ class VideoClassifier(L.LightningModule):
         on_unreadable: in evaluation, "raise" stops at a video that can't be read, "count" leaves it out and
             says so.
         max_unreadable_fraction: share of an epoch's videos that training may skip.
-        channels_last: keep network and clips in channels_last_3d.
+        channels_last: keep network and clips in channels_last_3d, and arrange the network's convolutions for it
+            (octvideo/octave/arrange.py): the faster layout on CPUs.
+        compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
         seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch): a resumed run repeats
             them.
     """
@@ -85,6 +89,7 @@ class VideoClassifier(L.LightningModule):
         on_unreadable: OnUnreadable = "raise",
         max_unreadable_fraction: float = 0.01,
         channels_last: bool = False,
+        compile: bool | CompileMode = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -104,7 +109,9 @@ class VideoClassifier(L.LightningModule):
         self.max_unreadable_fraction = max_unreadable_fraction
         self.channels_last = channels_last
         if channels_last:
-            self.network.to(memory_format=torch.channels_last_3d)
+            arrange(network)
+        if compile:
+            compile_in_place(network, None if compile is True else compile)
         self._held = freeze_parameters(network, freeze)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
@@ -128,7 +135,8 @@ class VideoClassifier(L.LightningModule):
         x = (clips.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        return self.network(x)
+        with compiler_errors_in_words():
+            return self.network(x)
 
     def view_scores(self, video: Tensor) -> Tensor:
         """All views of each video (N, V, 3, T, H, W) to video scores (N, K), a bounded number of views at a
@@ -218,6 +226,11 @@ class VideoClassifier(L.LightningModule):
         self.train_metrics.update(logits.detach().float().softmax(1), labels)
         self.log("train/loss_step", loss.detach(), on_step=True, prog_bar=True, batch_size=len(labels))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's; a compiled network's backward pass is compiled here."""
+        with compiler_errors_in_words():
+            super().backward(loss, *args, **kwargs)
 
     def _empty_loss(self) -> Tensor | None:
         """No video of the batch could be read. Other processes wait for our gradients: give them zeros, not

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octvideo.timing import rounds_of
 from octvideo.training.module import VideoClassifier
 
 
@@ -17,9 +19,9 @@ def step_seconds(
 ) -> dict[str, list[float]]:
     """CPU seconds of a training step (normalise, forward, cross-entropy, backward), a number per round.
 
-    All networks take turns in each round, in another order every time, so that whatever slows the machine slows all:
-    compare numbers of the same round. The time is the process's own on one thread; there is one more round, first,
-    that warms up. Optimizer, data loading and evaluation are not in it: they cost every arm the same.
+    All networks take turns in each round (`rounds_of`): compare numbers of the same round. The time is the process's
+    own on one thread; there is one more round, first, that warms up. Optimizer, data loading and evaluation are not in
+    it: they cost every arm the same.
 
     Args:
         networks: by name, clips (N, 3, T, H, W) to logits (N, K).
@@ -30,26 +32,38 @@ def step_seconds(
     Raises:
         ValueError: no round is asked for.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds: got {rounds}, expected 1 or more")
     modules = {name: VideoClassifier(network, channels_last=channels_last) for name, network in networks.items()}
     clips = torch.randint(0, 256, tuple(clip_shape), dtype=torch.uint8)
-    seconds: dict[str, list[float]] = {name: [] for name in modules}
-    names, threads = list(modules), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for number in range(rounds + 1):
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
-                seconds[name].append(_step(modules[name], clips))
+        turns = {name: partial(_timed_step, module, clips) for name, module in modules.items()}
+        measured = list(rounds_of(turns, rounds=rounds))
     finally:
         torch.set_num_threads(threads)
-    return {name: times[1:] for name, times in seconds.items()}
+    return {name: [seconds[name] for seconds in measured] for name in modules}
 
 
-def _step(module: VideoClassifier, clips: Tensor) -> float:
-    labels = torch.arange(len(clips)) % module.num_classes  # (N,)
+def training_step(module: VideoClassifier, clips: Tensor, *, autocast: torch.dtype | None = None) -> Tensor:
+    """Forward and backward of one batch as training has them, without logging and metrics; gradients start at None.
+
+    Args:
+        module: in training mode.
+        clips: uint8 (N, 3, T, H, W).
+        autocast: as trainer.precision "bf16-mixed" (torch.bfloat16) has it; None is off.
+
+    Returns:
+        The loss, a scalar.
+    """
+    labels = torch.arange(len(clips), device=clips.device) % module.num_classes  # (N,)
     module.zero_grad(set_to_none=True)
+    with torch.autocast(clips.device.type, autocast, enabled=autocast is not None):
+        loss = F.cross_entropy(module(clips), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def _timed_step(module: VideoClassifier, clips: Tensor) -> float:
     started = time.process_time()
-    F.cross_entropy(module(clips), labels).backward()
+    training_step(module, clips)
     return time.process_time() - started

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -70,6 +72,45 @@ def test_normalisation_is_of_scaled_pixels() -> None:
         [0.5, 0.6, 0.7]
     ).double().view(3, 1, 1, 1)
     torch.testing.assert_close(module(clips), module.network(x.float()))
+
+
+class TinyUnseen(Tiny):
+    """Tiny without the record, which is no affair of a compiler's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x).mean((2, 3, 4)))
+
+
+def test_a_compiled_network_has_its_own_keys_and_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        ran.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    network, clips = TinyUnseen(), batch(2)["video"]
+    module = VideoClassifier(copy.deepcopy(network), compile=True, channels_last=True)
+    plain = VideoClassifier(network)
+    torch.testing.assert_close(module(clips), plain(clips))
+    assert ran and list(module.state_dict()) == list(plain.state_dict())
+    copied = copy.deepcopy(module)
+    torch.testing.assert_close(copied(clips), plain(clips))
+
+
+def test_what_torch_cannot_compile_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        raise RuntimeError("no C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    module = VideoClassifier(TinyUnseen(), compile=True)
+    told = r"model.compile: torch can't compile here \(no C\+\+ compiler found\); train with model.compile false$"
+    with pytest.raises(UserError, match=told):
+        module(batch(2)["video"])
+    # What the network itself raises is not the compiler's.
+    with pytest.raises(RuntimeError, match="size") as other:
+        VideoClassifier(TinyUnseen())(torch.zeros(2, 4, 2, 4, 4, dtype=torch.uint8))
+    assert not isinstance(other.value, UserError)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])

@@ -1,0 +1,258 @@
+"""An arm of a benchmark: which network runs how, from a short text such as `i3d_r50:alpha=.25,engine=openvino`."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from octvideo.errors import UserError
+from octvideo.models.builders import OctaveOptions
+
+Mode = Literal["inference", "training"]
+Engine = Literal["plain", "eager", "compile", "aot", "onnx", "openvino"]
+Precision = Literal["f32", "bf16", "int8"]
+Layout = Literal["auto", "contiguous", "channels_last"]
+Optimizer = Literal["none", "sgd"]
+
+_TRAINS: tuple[Engine, ...] = ("plain", "eager", "compile")
+_FORM = "NETWORK or NETWORK:KEY=VALUE,KEY=VALUE, such as i3d_r50:alpha=.25,engine=openvino"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network, run in one way.
+
+    Args:
+        network: a builder of octvideo.models, or LIBRARY:NAME of pytorchvideo, torchvision or timm; at alpha 0
+            engine "plain" runs the library's own network, untouched.
+        alpha: share of low-frequency channels, 0 to 1.
+        downsample: "stride" or "pool"; None is the builder's choice.
+        octave: options of octave layers, as pairs of name and value.
+        width: of the small networks' stem; None is the builder's choice.
+        classes: K.
+        engine: "plain" is the network as it is; "eager" is arranged for speed; the others compile it.
+        precision: of the arithmetic.
+        layout: memory format of clips and weights; "auto" leaves it to the engine.
+        batch: clips of one call, N.
+        frames: of a clip, T; 1 for images.
+        crop: pixels of a frame's side.
+        mode: "training" is forward and backward.
+        optimizer: a step of it after the backward pass, in training.
+    """
+
+    network: str
+    alpha: float = 0.0
+    downsample: Literal["stride", "pool"] | None = None
+    octave: tuple[tuple[str, Any], ...] = ()
+    width: int | None = None
+    classes: int = 400
+    engine: Engine = "eager"
+    precision: Precision = "f32"
+    layout: Layout = "auto"
+    batch: int = 1
+    frames: int = 8
+    crop: int = 224
+    mode: Mode = "inference"
+    optimizer: Optimizer = "none"
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int, int]:
+        """Of one call's input, (N, 3, T, H, W)."""
+        return (self.batch, 3, self.frames, self.crop, self.crop)
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether it is the ordinary network, which others are compared with."""
+        return self.alpha == 0 and self.downsample in (None, "stride")
+
+    @property
+    def function(self) -> tuple[Any, ...]:
+        """What decides its scores but for rounding: arms that have this in common must agree."""
+        own_name = self.network.removeprefix("pytorchvideo:")  # ours has the library's keys and arithmetic
+        shape = (self.classes, self.frames, self.crop)
+        return (own_name, self.alpha, self.downsample, self.octave, self.width, *shape)
+
+    def is_twin(self, ordinary: Arm) -> bool:
+        """Whether `ordinary` is this network without octave, run by the same engine; layouts may differ, since each
+        may have its own best one.
+        """
+        free = {"alpha": 0.0, "downsample": None, "octave": (), "layout": "auto"}
+        return ordinary.is_ordinary and replace(self, **free) == replace(ordinary, **free)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self) | {"octave": dict(self.octave)}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Arm:
+        """The arm that `to_dict` was called on."""
+        octave = tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in content["octave"].items())
+        return cls(**{**content, "octave": octave})
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise ValueError
+    return int(text)
+
+
+def _choice(kind: Any) -> tuple[Callable[[str], str], str]:
+    known = get_args(kind)
+
+    def choose(text: str) -> str:
+        if text not in known:
+            raise ValueError
+        return text
+
+    return choose, " or ".join([", ".join(known[:-1]), known[-1]])
+
+
+def _option(text: str) -> Any:
+    """A value of an octave option: numbers as such, 2x2x2 as several."""
+    if text.replace("x", "").isdecimal():
+        numbers = tuple(int(number) for number in text.split("x"))
+        return numbers if len(numbers) > 1 else numbers[0]
+    return text
+
+
+# Key -> how its text is read, and what is expected.
+_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "alpha": (_share, "the share of low-frequency channels, 0 to 1"),
+    "downsample": _choice(Literal["stride", "pool"]),
+    "engine": _choice(Engine),
+    "precision": _choice(Precision),
+    "layout": _choice(Layout),
+    "mode": _choice(Mode),
+    "optimizer": _choice(Optimizer),
+    **{name: (_count, "a whole number above 0") for name in ("batch", "frames", "crop", "classes", "width")},
+}
+_OCTAVE_KEYS = tuple(OctaveOptions.__annotations__)
+
+
+def parse_arms(texts: Sequence[str], **defaults: Any) -> list[Arm]:
+    """Arms from texts: NETWORK:KEY=VALUE,...; several values with / between them are as many arms.
+
+    Args:
+        texts: for instance ["i3d_r50:alpha=0/.25"], which is two arms.
+        defaults: of fields that a text leaves open.
+
+    Returns:
+        The arms in their order.
+
+    Raises:
+        UserError: a mistake in one, or the same arm twice.
+    """
+    arms = [arm for text in texts for arm in _parse(text, defaults)]
+    for place, arm in enumerate(arms):
+        if arm in arms[:place]:
+            raise UserError(f"arm {arm_text(arm)!r} is given twice, expected once")
+    return arms
+
+
+def _parse(text: str, defaults: dict[str, Any]) -> list[Arm]:
+    network, options = text, ""
+    head, colon, tail = text.rpartition(":")
+    if colon and ("=" in tail or not tail):
+        network, options = head, tail
+    if not network or "=" in network or " " in text:
+        raise UserError(f"arm: got {text!r}, expected {_FORM}")
+    given: dict[str, list[Any]] = {}
+    for option in options.split(",") if network != text else []:
+        key, equals, value = option.partition("=")
+        if not equals or not value:
+            raise UserError(f"arm {text!r}: got {option!r}, expected KEY=VALUE")
+        if key in given:
+            raise UserError(f"arm {text!r}: {key} is given twice, expected once (several values: {key}=A/B)")
+        given[key] = [_read(text, key, one) for one in value.split("/")]
+    # What a user of that library runs.
+    base: dict[str, Any] = {"network": network, **defaults}
+    if network.startswith("pytorchvideo:") and "alpha" not in given and "engine" not in given:
+        base["engine"] = "plain"
+    arms = []
+    for values in itertools.product(*given.values()):
+        chosen = dict(zip(given, values, strict=True))
+        octave = tuple((key, chosen.pop(key)) for key in _OCTAVE_KEYS if key in chosen)
+        arm = Arm(**{**base, **chosen, "octave": octave})
+        _check(text, arm)
+        arms.append(arm)
+    return arms
+
+
+def _read(text: str, key: str, value: str) -> Any:
+    if key in _OCTAVE_KEYS:
+        return _option(value)
+    if key not in _KEYS:
+        known = [*_KEYS, *_OCTAVE_KEYS]
+        close = difflib.get_close_matches(key, known, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"arm {text!r}: got key {key!r}{meant}, expected one of {', '.join(known)}")
+    read, expected = _KEYS[key]
+    try:
+        return read(value)
+    except ValueError:
+        raise UserError(f"arm {text!r}: {key}: got {value!r}, expected {expected}") from None
+
+
+def _check(text: str, arm: Arm) -> None:
+    if arm.mode == "training" and arm.engine not in _TRAINS:
+        raise UserError(f"arm {text!r}: engine: got {arm.engine!r}, expected {', '.join(_TRAINS)} in training")
+    if arm.mode == "training" and arm.precision == "int8":
+        raise UserError(f"arm {text!r}: precision: got 'int8', expected f32 or bf16 in training")
+    if arm.mode == "inference" and arm.optimizer != "none":
+        raise UserError(f"arm {text!r}: optimizer: got {arm.optimizer!r}, expected none in inference")
+
+
+def arm_text(arm: Arm) -> str:
+    """The text that gives this arm: what is not a default of `Arm` is named."""
+    parts = []
+    for field in fields(Arm)[1:]:
+        value = getattr(arm, field.name)
+        if field.name == "octave":
+            parts += [f"{key}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in value]
+        elif value != field.default or (field.name == "engine" and arm.network.startswith("pytorchvideo:")):
+            parts.append(f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}")
+    return f"{arm.network}:{','.join(parts)}" if parts else arm.network
+
+
+def labels(arms: Sequence[Arm]) -> list[str]:
+    """A short name for each arm: network, alpha, and whatever the arms do not have in common."""
+    differing = [f.name for f in fields(Arm)[2:] if len({getattr(arm, f.name) for arm in arms}) > 1]
+    with_network = len({arm.network for arm in arms}) > 1 or not differing
+    return [_label(arm, differing, with_network=with_network) for arm in arms]
+
+
+def _label(arm: Arm, differing: Sequence[str], *, with_network: bool) -> str:
+    parts = [arm.network] * with_network + [f"α {arm.alpha:g}"]
+    for name in differing:
+        value = getattr(arm, name)
+        if name == "octave":
+            parts += [f"{key} {'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in value]
+        elif name in ("batch", "frames", "crop", "classes", "width") and value is not None:
+            parts.append(f"{name} {value}")
+        elif value not in (None, "none", "auto"):
+            parts.append(str(value))
+    return " ".join(parts)
+
+
+def common(arms: Sequence[Arm]) -> str:
+    """In words, what all arms have in common."""
+    first = arms[0]
+    alike = {f.name for f in fields(Arm) if len({getattr(arm, f.name) for arm in arms}) == 1}
+    parts = [str(getattr(first, name)) for name in ("network", "mode", "engine", "precision") if name in alike]
+    if {"batch", "frames", "crop"} <= alike:
+        parts.append(f"input {'x'.join(map(str, first.clip_shape))}")
+    if "optimizer" in alike and first.optimizer != "none":
+        parts.append(f"with a step of {first.optimizer}")
+    if "layout" in alike and first.layout != "auto":
+        parts.append(first.layout)
+    return ", ".join(parts)

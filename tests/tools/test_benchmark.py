@@ -1,0 +1,93 @@
+"""tools/benchmark.py as the user runs it: a tiny comparison, its files, results shown again, mistakes in one line."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from octvideo.benchmark.results import Run
+
+Tool = Callable[..., tuple[int, str, str]]
+TINY = ("--frames", "4", "--crop", "32", "--rounds", "2", "--classes", "5")
+
+
+@pytest.fixture
+def run(repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
+    """Runs the tool as __main__ in this process; returns its exit code, stdout and stderr."""
+
+    def run_tool(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *args])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(repo / "tools" / "benchmark.py"), run_name="__main__")
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run_tool
+
+
+def test_a_comparison_its_files_and_its_results_shown_again(run: Tool, tmp_path: Path) -> None:
+    found, picture = tmp_path / "a.json", tmp_path / "a.png"
+    arms = ("i3d_small:engine=plain,width=8", "i3d_small:alpha=0/.5,width=8")
+    threads = torch.get_num_threads()
+    files = ("--json", str(found), "--png", str(picture), "--profile", str(tmp_path / "a.txt"))
+    code, out, err = run(*arms, *TINY, "--threads", "1", "--no-memory", *files)
+    assert code == 0, err
+    assert torch.get_num_threads() == threads
+    assert "process CPU time, one thread, 2 rounds in turns: i3d_small, inference, f32, input 1x3x4x32x32" in out
+    assert [line.split()[:3] for line in out.splitlines() if " α " in line and "–" in line] == [
+        ["α", "0", "plain"], ["α", "0", "eager"], ["α", "0.5", "eager"],
+    ]  # fmt: skip
+    assert "measuring on 1 thread" in err and picture.stat().st_size > 10_000
+    operations = (tmp_path / "a.txt").read_text()
+    assert operations.count("== α ") == 3 and "convolution" in operations
+    saved = Run.load(found)
+    assert saved.reference == "α 0 plain" and [each.rounds for each in saved.passes] == [2]
+    plain, ordinary, octave = saved.arms
+    assert ordinary.multiply_adds == plain.multiply_adds > octave.multiply_adds
+    assert ordinary.agreement is not None and ordinary.agreement.difference < 1e-4 and octave.agreement is None
+
+    again = tmp_path / "b.png"
+    code, out, _ = run("--from", str(found), str(found), "--markdown", "--png", str(again))
+    assert code == 0 and out.count("| α 0.5 eager |") == 4 and again.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_on_all_threads_with_memory(run: Tool, tmp_path: Path) -> None:
+    found = tmp_path / "a.json"
+    arms = ("i3d_small:alpha=0/.5,width=8,batch=2", "i3d_small:engine=compile,width=8,batch=2,precision=bf16")
+    code, out, err = run(*arms, *TINY, "--mode", "training", "--optimizer", "sgd", "--json", str(found))
+    assert code == 0, err
+    saved = Run.load(found)
+    assert len(saved.passes) == (1 if torch.get_num_threads() == 1 else 2) and "with a step of sgd" in out
+    # Weights, gradients and momentum at least; less than a network of millions of parameters could take.
+    for result in saved.arms:
+        assert result.memory is not None and 3 * 4 * result.parameters < result.memory.peak < 3e9
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["i3d_small"], "arms: got 1, expected two or more, such as i3d_r50 i3d_r50:alpha=.25, or --preset"),
+        (["i3d_small:alpha=0/2"], "arm 'i3d_small:alpha=0/2': alpha: got '2', expected the share"),
+        (["i3d_small:alpha=0/.5", "--engine", "tvm"], "arm 'options:"),
+        (["i3d_small:alpha=0/.5", "--rounds", "0"], "rounds: got 0, expected 1 or more"),
+        (["i3d_small:alpha=0/.5", "--threads", "none"], "threads: got 'none', expected a number above 0, or all"),
+        (["i3d_small:alpha=0/.5", "--reference", "c2d_small"], "reference: got 'c2d_small', expected one of the arms"),
+        (["--preset", "cpu"], "preset: got 'cpu', expected one of cpu-eager, cpu-training, "),
+        (["i3d_tiny:alpha=0/.5"], "network: got 'i3d_tiny', expected one of c2d_r50, "),
+        (["--from", "nowhere.json"], "no results at nowhere.json"),
+        (["i3d_small:alpha=0/.5", "--device", "tpu"], "device 'tpu' can't be used here"),
+    ],
+)
+def test_mistakes_are_one_line(args: list[str], message: str, run: Tool) -> None:
+    code, out, err = run(*args)
+    assert code == 2 and not out
+    assert err.startswith(f"error: {message}") and len(err.splitlines()) == 1, err

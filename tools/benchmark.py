@@ -1,0 +1,15 @@
+#!/usr/bin/env python
+"""Times networks beside each other: `python tools/benchmark.py i3d_r50 i3d_r50:alpha=.25 --rounds 10`, or
+`--preset cpu-eager`; all options: `--help`.
+"""
+
+import sys
+from pathlib import Path
+
+# So that it runs from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from octvideo.benchmark.command import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
