@@ -36,16 +36,25 @@ def prepare_inference(network: nn.Module) -> nn.Module:
     Returns:
         A module with the network's inputs and outputs, in eval mode.
     """
-    model = copy.deepcopy(network).eval().requires_grad_(False)
+    return arrange(_prepare(copy.deepcopy(network).eval().requires_grad_(False)))
+
+
+def _prepare(model: nn.Module) -> nn.Module:
+    if not isinstance(model, fx.GraphModule) and any(isinstance(part, fx.GraphModule) for part in model.modules()):
+        for name, child in list(model.named_children()):  # an octave network within another module: frame_network
+            if any(isinstance(part, fx.GraphModule) for part in child.modules()):
+                setattr(model, name, _prepare(child))
+        return model
     traced = _traced(model)
-    if traced is not None:
-        model = traced
-        modules = dict(model.named_modules())
-        _fold_norms(model, modules)
-        _prepare_convolutions(model, modules)
-        model.graph.lint()
-        model.recompile()
-    return arrange(model)
+    if traced is None:
+        return model
+    modules = dict(traced.named_modules())
+    _fold_norms(traced, modules)
+    _prepare_convolutions(traced, modules)
+    traced.delete_all_unused_submodules()
+    traced.graph.lint()
+    traced.recompile()
+    return traced
 
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:

@@ -192,6 +192,23 @@ def test_preparation_takes_everything_on() -> None:
     assert not any(p.requires_grad for p in prepared.parameters())
 
 
+def test_a_network_within_a_module_is_prepared_too() -> None:
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = octavize(Residual("usual"), {"first": 0.25, "second": 0.25})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x).mean() if x.sum() > 0 else self.network(-x).mean()
+
+    frames, x = Frames().eval(), last(random(1, 3, 4, 8, 8))
+    prepared = prepare_inference(frames)
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared(x), frames(x), atol=1e-5, rtol=1e-5)
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in prepared.modules())
+    assert any(isinstance(module, nn.BatchNorm3d) for module in frames.modules())
+
+
 def test_a_network_that_cannot_be_traced_is_arranged() -> None:
     class Untraceable(Residual):
         def forward(self, x: Tensor) -> Tensor:
