@@ -4,6 +4,7 @@ its time.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -82,7 +83,9 @@ def draw(path: str | Path, runs: Sequence[Run]) -> None:
     for axes in grid:
         axes.set_xlabel(f"multiply-adds, of the ordinary network's{beside}", color=_INK)
     _legend(canvas, drawn, paper=paper)
-    canvas.suptitle(_title(panels), fontsize=12, fontweight="bold", color=_INK, x=0.02, ha="left")
+    canvas.suptitle(
+        textwrap.fill(_title(panels), 60 * len(panels)), fontsize=12, fontweight="bold", color=_INK, x=0.02, ha="left"
+    )
     canvas.savefig(path, dpi=130)
 
 

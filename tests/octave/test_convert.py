@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave import OctBatchNorm2d, OctConv2d, octavize
+from octvideo.octave import OctBatchNorm2d, OctConv2d, Partition, octavize
 
 
 def conv(c_in: int, c_out: int, k: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -247,3 +247,23 @@ def test_names_of_shared_and_unread_modules_are_kept(alpha: object) -> None:
 def test_downsample_is_checked() -> None:
     with pytest.raises(ValueError, match="downsample: got 'max', expected 'stride' or 'pool'"):
         octavize(Residual(), 0.0, downsample="max")
+
+
+@pytest.mark.parametrize("multiple, low", [(1, 6), (8, 8), (16, 16)])
+def test_channel_multiple_rounds_both_parts(multiple: int, low: int) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 12, 1), nn.ReLU(), nn.Conv2d(12, 4, 1)
+    )
+    octave = octavize(network, {"0": 0.1, "2": 0.3}, channel_multiple=multiple)
+    first, second = (octave.get_submodule(name).partition_out for name in ("0", "2"))
+    assert (len(first.high), len(first.low)) == (64 - low, low)
+    assert len(second.low) == 4  # too thin to be rounded by 8 or 16
+    assert octave.octave_report.layers["0"] == (0.0, low / 64)
+    assert octave(torch.zeros(1, 3, 9, 9)).shape == (1, 4, 9, 9)
+
+
+def test_channel_multiple_never_empties_a_part() -> None:
+    for alpha, low in ((0.01, 8), (0.99, 24), (0.0, 0), (1.0, 32)):
+        assert len(Partition.of(32, alpha, multiple=8).low) == low
+    with pytest.raises(ValueError, match="channel_multiple: got 0, expected 1 or more"):
+        octavize(nn.Conv2d(3, 4, 1), 0.5, channel_multiple=0)
