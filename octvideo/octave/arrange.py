@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from octvideo.octave.export_form import is_recorded_plainly
 
 # Below so many pixels a pointwise convolution is a plain matrix product: oneDNN first reorders the weights at
-# every call, which a small map does not pay back. 256 to 1024 channels: 784 pixels .50 as a product and .67
-# as a convolution (64 to 256: 25,088 pixels 15.5 and 12.2).
+# every call, which a small map does not pay back. 64 to 1024 channels on 196 pixels .40 as a product and .51 as a
+# convolution (64 to 256 on 25,088 pixels 14.1 and 12.1).
 _FEW_PIXELS = 2048
 
 Sizes = tuple[int, ...]
@@ -122,7 +122,7 @@ def _convolve_images(
         if pixels < _FEW_PIXELS and tuple(stride) == (1, 1):
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         # A kernel of one pixel has nothing to dilate, but torch gives dilated convolutions to oneDNN, and others
-        # of few maps on one thread to a loop of its own: 64 to 256 channels on 8x56x56 12.2 against 27.2.
+        # of few maps on one thread to a loop of its own: 64 to 256 channels on 8x56x56 12.1 against 15.9.
         if not torch.compiler.is_compiling():
             dilation = (2, 2)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -148,18 +148,14 @@ def _convolve_clips(
 
 
 def max_pool(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, *, ceil_mode: bool = False) -> Tensor:
-    """F.max_pool3d of clips (N, C, T, H, W), in two dimensions where it leaves time alone.
+    """F.max_pool3d of clips (N, C, T, H, W); of pairs of frames as one maximum, where no gradient is wanted.
 
-    The stem's 1x3x3 pool on 64x8x112x112 takes 46 (contiguous) and 17 (channels last) in three dimensions, 3.4 in
-    two; pairs of frames of 256x8x56x56 4.4 as a pool and 1.5 as a maximum (a pool of lines would lose the layout).
+    Pairs of 256x8x56x56: 5.9 as a pool and 1.6 as a maximum.
     """
     t = x.shape[2]
-    if is_channels_last(x):
-        if (kernel[0], stride[0], padding[0]) == (1, 1, 0):
-            y = F.max_pool2d(fold_frames(x), kernel[1:], stride[1:], padding[1:], ceil_mode=ceil_mode)
-            return unfold_frames(y, x.shape[0])
-        if not x.requires_grad and kernel == stride == (2, 1, 1) and not any(padding) and not (ceil_mode and t % 2):
-            return torch.maximum(x[:, :, 0 : t - t % 2 : 2], x[:, :, 1::2])  # (N,C,T//2,H,W)
+    pairs = kernel == stride == (2, 1, 1) and not any(padding) and not (ceil_mode and t % 2)
+    if pairs and is_channels_last(x) and not x.requires_grad:
+        return torch.maximum(x[:, :, 0 : t - t % 2 : 2], x[:, :, 1::2])  # (N,C,T//2,H,W)
     return F.max_pool3d(x, kernel, stride, padding, ceil_mode=ceil_mode)
 
 
@@ -178,17 +174,8 @@ class ArrangedConv3d(_ArrangedConv, nn.Conv3d):  # type: ignore[misc]
     """nn.Conv3d by `convolve`."""
 
 
-class ArrangedMaxPool3d(nn.MaxPool3d):
-    """nn.MaxPool3d by `max_pool`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, T, H, W) to (N, C, T', H', W')."""
-        sizes = [(s,) * 3 if isinstance(s, int) else s for s in (self.kernel_size, self.stride, self.padding)]
-        return max_pool(input, *sizes, ceil_mode=self.ceil_mode)
-
-
 def arrange(network: nn.Module) -> nn.Module:
-    """Give a network channels-last weights, and its ordinary convolutions and max-pools the forms of this file.
+    """Give a network channels-last weights, and its ordinary convolutions the forms of this file.
 
     Octave layers choose theirs by themselves. Results agree to rounding; keys, parameters and hooks stay; it
     trains, pickles and copies as before. On CUDA it is channels-last weights alone.
@@ -201,10 +188,7 @@ def arrange(network: nn.Module) -> nn.Module:
     """
     classes: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: ArrangedConv2d, nn.Conv3d: ArrangedConv3d}
     for module in network.modules():
-        if type(module) is nn.MaxPool3d:
-            if not module.return_indices and module.dilation in (1, (1, 1, 1)) and module.stride is not None:
-                module.__class__ = ArrangedMaxPool3d
-        elif type(module) in classes:
+        if type(module) in classes:
             module.__class__ = classes[type(module)]
     for parameter in network.parameters():
         layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(parameter.dim())

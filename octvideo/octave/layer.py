@@ -127,8 +127,8 @@ class OctaveLayer(nn.modules.conv._ConvNd):
     def _weights(self) -> dict[str, Tensor]:
         """The part of the weight that each term needs.
 
-        By splitting where that is possible: the gradient of a split is one copy, that of each slice a weight of zeros
-        to be added up (in a training step of Oct-I3D-50 on one clip, a tenth of the time).
+        By splitting where that is possible: the gradient of a split is one copy, that of each slice is a whole weight
+        of zeros around its part, and these are added up.
         """
         terms = (*self._high_terms, *self._low_terms)
         if not self._is_split:
