@@ -49,7 +49,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
 
     def _place(self, paths: Paths) -> None:
         self._hh, self._hl, self._lh, self._ll = paths.hh, paths.hl, paths.lh, paths.ll
-        order = self.partition_in.order
+        order = self.partition_in.order if self.groups == 1 else None
         self._high_terms = Term.of("high", paths.hh, paths.lh, order)
         self._low_terms = Term.of("low", paths.hl, paths.ll, order)
         complete = paths.hh and paths.hl and paths.lh and paths.ll

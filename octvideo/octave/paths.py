@@ -58,9 +58,7 @@ class ConvPath:
             order: of the ordinary input's channels, in which the sources hold them.
         """
         alike = self.rows == other.rows and self.stride == other.stride and self.up is None and other.up is None
-        if not alike or self.groups != 1 or other.groups != 1:
-            return None
-        return replace(self, columns=order)
+        return replace(self, columns=order) if alike else None
 
     def output_index(self, device: torch.device) -> Tensor:
         return torch.tensor(_positions(self.outputs), device=device)
@@ -167,17 +165,20 @@ class Term:
 
     @classmethod
     def of(
-        cls, target: str, from_high: ConvPath | None, from_low: ConvPath | None, order: ChannelIndex
+        cls, target: str, from_high: ConvPath | None, from_low: ConvPath | None, order: ChannelIndex | None
     ) -> tuple[Term, ...]:
         """The terms of one target, the one at full resolution first.
 
         Args:
             target: its name.
             from_high, from_low: the paths that reach it.
-            order: of the ordinary input's channels: the high ones, then the low ones.
+            order: of the ordinary input's channels: the high ones, then the low ones; None in a grouped layer, where
+                sources cannot lie side by side.
         """
-        if from_high is not None and from_low is not None and (joined := from_high.join(from_low, order)) is not None:
-            return (cls(target, joined, (from_high, from_low)),)
+        if from_high is not None and from_low is not None and order is not None:
+            joined = from_high.join(from_low, order)
+            if joined is not None:
+                return (cls(target, joined, (from_high, from_low)),)
         terms = []
         if from_high is not None:
             terms.append(cls(f"high_to_{target}", from_high, (from_high, None)))

@@ -141,12 +141,13 @@ def add_upsampled(y: Tensor, low: Tensor, factor: Sequence[int] | None = None) -
 
     Args:
         y: (N, C, [T,] H, W); it may be changed, so nobody else may need it.
-        low: (N, C, [t,] h, w), half of y's size, rounded up, along the halved axes.
+        low: (N, C, [t,] h, w), half of y's size, rounded up, along the halved axes; what is more is cropped.
         factor: which axes are halved.
     """
     factor = as_factor(factor, y.dim() - 2)
     size = y.shape[2:]
-    if not is_channels_last(y) or any(n % f for n, f in zip(size, factor, strict=True)):
+    fits = all([n == m * f for n, m, f in zip(size, low.shape[2:], factor, strict=True)])  # else the border is cropped
+    if not fits or not is_channels_last(y):
         return y + upsample(low, size, factor)
     if torch.compiler.is_compiling():
         return _add_repeated(y, low, factor)
