@@ -84,7 +84,7 @@ def draw(path: str | Path, runs: Sequence[Run]) -> None:
         axes.set_xlabel(f"multiply-adds, of the ordinary network's{beside}", color=_INK)
     _legend(canvas, drawn, paper=paper)
     canvas.suptitle(
-        textwrap.fill(_title(panels), 60 * len(panels)), fontsize=12, fontweight="bold", color=_INK, x=0.02, ha="left"
+        textwrap.fill(_title(panels), 46 * len(panels)), fontsize=12, fontweight="bold", color=_INK, x=0.02, ha="left"
     )
     canvas.savefig(path, dpi=130)
 

@@ -26,7 +26,10 @@ class Preset:
 PRESETS = {
     "cpu-eager": Preset(
         "I3D-50 and C2D-50 without a compiler, one clip",
-        ("i3d_r50:alpha=0/.1/.125/.25/.5", "c2d_r50:alpha=0/.1/.125/.25/.5"),
+        (
+            "i3d_r50:alpha=0/.1/.125/.25/.5", "i3d_r50:alpha=.1,channel_multiple=8",
+            "c2d_r50:alpha=0/.1/.125/.25/.5", "c2d_r50:alpha=.1,channel_multiple=8",
+        ),
         {"engine": "eager", "rounds": 10},
     ),
     "cpu-training": Preset(
