@@ -263,7 +263,8 @@ class PreparedOctConv(nn.Module):
         up = others[0].path.up
         assert up is not None
         repeated = self.high[1](others[0].gather(high, low, self.axes))  # at low resolution
-        if torch.compiler.is_compiling():  # an engine fuses the additions and the ReLU behind the convolution
+        fits = base is None or self.high[0]._fits(base, high.shape)  # type: ignore[operator]
+        if torch.compiler.is_compiling() or not fits:  # an engine fuses the additions and the ReLU behind it
             y = add_upsampled(self.high[0].convolve(x), repeated, up)  # type: ignore[operator]
             y = y if base is None else y + base
             return y.relu() if self.relu else y

@@ -147,6 +147,9 @@ class Residual(nn.Module):
             return self.relu(alias + self.second(x)) * x
         if self.case == "broadcast":
             return x + self.second(self.pool(x))
+        if self.case == "broadcast shortcut":
+            gate = self.third(self.pool(x))
+            return self.relu(self.second(x) + gate)
         if self.case == "twice":
             y = self.second(x)
             return self.relu(y + y)
@@ -165,6 +168,7 @@ class Residual(nn.Module):
         "read later",
         "alias read later",
         "broadcast",
+        "broadcast shortcut",
         "twice",
         "one convolution called twice",
         "two convolutions",
