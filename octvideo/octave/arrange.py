@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.export_form import is_recorded_plainly
+from octvideo.octave.export_form import is_exporting
 
 # Below so many pixels a pointwise convolution is a plain matrix product: oneDNN first reorders the weights at
 # every call, which a small map does not pay back. 64 to 1024 channels on 196 pixels .40 as a product and .51 as a
@@ -63,7 +63,7 @@ def is_channels_last(x: Tensor) -> bool:
     axes = x.dim()
     if torch.compiler.is_compiling():
         # Layouts are inductor's choice then, and what torch predicts of them does not hold.
-        return axes in (4, 5) and not is_recorded_plainly()
+        return axes in (4, 5) and not is_exporting()
     layout = torch.channels_last if axes == 4 else torch.channels_last_3d
     if axes not in (4, 5) or torch.jit.is_tracing():
         return False

@@ -1,9 +1,8 @@
-"""Which form pooling, upsampling and convolutions of clips take in a graph that is exported: engines differ.
+"""Which form pooling and upsampling of clips take in a graph that is exported: engines differ.
 
 OpenVINO computes 3-D maps with channels last, and reorders a map wherever a graph folds its frames away; ONNX Runtime
-is fast on folded frames only; inductor takes the form that octvideo/octave/arrange.py has for the CPU. Oct-I3D-50
-(alpha .25, one thread with AVX2) took, as a share of I3D-50's time in the same engine, in OpenVINO 1.06 with frames
-folded into channels and .88 without; in ONNX Runtime .89 and 1.41.
+is fast on folded frames only. Oct-I3D-50 (alpha .25, one thread with AVX2) took, as a share of I3D-50's time in the
+same engine, in OpenVINO 1.06 with frames folded into channels and .88 without; in ONNX Runtime .89 and 1.41.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Literal
 
 import torch
 
-Form = Literal["folded", "unfolded", "arranged"]
+Form = Literal["folded", "unfolded"]
 _form: Form = "folded"  # not a ContextVar, which torch.compile does not read
 
 
@@ -24,8 +23,7 @@ def export_form(form: Form) -> Iterator[None]:
 
     Args:
         form: "folded" folds the frames into the channels around pooling and upsampling (ONNX Runtime, and what is
-            recorded without asking); "unfolded" has torch's 3-D operations (OpenVINO); "arranged" is the form of
-            octvideo/octave/arrange.py (AOTInductor).
+            recorded without asking); "unfolded" has torch's 3-D operations (OpenVINO, AOTInductor).
     """
     global _form
     before, _form = _form, form
@@ -40,7 +38,10 @@ def clips_stay_unfolded() -> bool:
     return _form == "unfolded"
 
 
-def is_recorded_plainly() -> bool:
-    """Whether a graph is being exported for an engine that wants torch's own operations."""
-    asked = getattr(torch.compiler, "is_exporting", None)  # torch 2.7
-    return _form != "arranged" and asked is not None and bool(asked())
+def is_exporting() -> bool:
+    """Whether torch.export records a graph: for engines that want torch's own operations.
+
+    Before torch 2.7 nothing tells; graphs then have the forms of octvideo/octave/arrange.py: right, and slower there.
+    """
+    asked = getattr(torch.compiler, "is_exporting", None)
+    return asked is not None and bool(asked())
