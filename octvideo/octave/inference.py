@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from octvideo.octave.arrange import arrange
@@ -142,9 +142,23 @@ def _take_on_relu(
     module = modules.get(str(user.target)) if user.op == "call_module" else None
     relu = module.module if isinstance(module, OctMap) else module
     if len(conv.users) == 1 and (isinstance(relu, nn.ReLU) or user.target in (F.relu, torch.relu)):
+        pool = next(iter(user.users))
+        is_pool = pool.op == "call_module" and isinstance(modules.get(str(pool.target)), nn.MaxPool2d | nn.MaxPool3d)
+        if isinstance(prepared, PreparedConv) and not prepared.fuses and is_pool and len(user.users) == 1:
+            # I3D's stem: behind the pool it is the same, of a quarter of the numbers.
+            user.replace_all_uses_with(conv)
+            with model.graph.inserting_after(pool):
+                after = model.graph.call_function(_relu_, (pool,))
+            pool.replace_all_uses_with(after, lambda node: node is not after)
+            model.graph.erase_node(user)
+            return
         prepared.relu = True
         user.replace_all_uses_with(conv)
         model.graph.erase_node(user)
+
+
+def _relu_(x: Tensor) -> Tensor:
+    return torch.relu(x) if torch.compiler.is_compiling() else torch.relu_(x)  # the pool made it for this alone
 
 
 def _is_addition(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -66,7 +66,14 @@ class PreparedConv(nn.Module):
             self._form = "frames"
         elif len(kernel) == 3 and kernel[1:] == self.stride[1:] == (1, 1) and self.padding[1:] == (0, 0):
             self._form = "lines"
-        self._packed: tuple[Tensor, list[int], list[int], list[int]] | None = None
+        # oneDNN's order depends on the map's size. Weights in another one are sorted anew in every call: Oct-I3D-50
+        # took twice as long for clips of 224 after one of 32.
+        self._packed: tuple[torch.Size, Tensor, list[int], list[int], list[int]] | None = None
+
+    @property
+    def fuses(self) -> bool:
+        """Whether its kernel is one that oneDNN's fused convolution, of two axes, can do."""
+        return self._form is not None
 
     @classmethod
     def of(cls, conv: nn.modules.conv._ConvNd) -> PreparedConv | None:
@@ -89,7 +96,7 @@ class PreparedConv(nn.Module):
         x = x.to(self.weight.dtype)  # weights in bfloat16 set the precision
         if not (self._is_fast(x) and (base is None or self._fits(base, x.shape))):
             y = self.convolve(x) if base is None else self.convolve(x) + base
-            return y.relu() if self.relu else y
+            return _rectified(y) if self.relu else y
         if x.dim() == 4:
             return self._run(x, base)
         if self._form == "frames":
@@ -122,9 +129,10 @@ class PreparedConv(nn.Module):
 
     def _run(self, x: Tensor, base: Tensor | None) -> Tensor:
         """The fused convolution of images (N, C, H, W)."""
-        if self._packed is None:
-            self._packed = self._pack(x)
-        weight, *sizes = self._packed
+        packed = self._packed
+        if packed is None or packed[0] != x.shape:
+            packed = self._packed = self._pack(x)
+        _, weight, *sizes = packed
         ops = torch.ops.mkldnn
         if base is None:
             attr = "relu" if self.relu else "none"
@@ -142,14 +150,15 @@ class PreparedConv(nn.Module):
         maps = zip(shape[2:], base.shape[2:], kernel, *sizes, strict=True)
         return all((n + 2 * p - d * (k - 1) - 1) // s + 1 == have for n, have, k, s, p, d in maps)
 
-    def _pack(self, x: Tensor) -> tuple[Tensor, list[int], list[int], list[int]]:
-        """The weight in oneDNN's own order, for maps like `x`, and padding, stride and dilation of two axes."""
+    def _pack(self, x: Tensor) -> tuple[torch.Size, Tensor, list[int], list[int], list[int]]:
+        """The size of `x`, the weight in oneDNN's order for it, and padding, stride and dilation of two axes."""
         weight, axes = self.weight, [0, 1]
         if self._form != "images":
             weight, axes = (weight.squeeze(2), [1, 2]) if self._form == "frames" else (weight.squeeze(4), [0, 1])
         padding, stride, dilation = ([s[a] for a in axes] for s in (self.padding, self.stride, self.dilation))
-        reorder = torch.ops.mkldnn._reorder_convolution_weight
-        return reorder(weight, padding, stride, dilation, self.groups, list(x.shape)), padding, stride, dilation
+        sizes = (padding, stride, dilation)
+        ordered = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, self.groups, list(x.shape))
+        return x.shape, ordered, *sizes
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # oneDNN's tensors neither copy nor pickle
@@ -160,6 +169,11 @@ class PreparedConv(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, relu={self.relu}"
+
+
+def _rectified(y: Tensor) -> Tensor:
+    """The ReLU of a result that nobody else has."""
+    return y.relu() if torch.compiler.is_compiling() or y.requires_grad else y.relu_()
 
 
 def _as_lines(x: Tensor, clips: int) -> Tensor:
@@ -267,7 +281,7 @@ class PreparedOctConv(nn.Module):
         if torch.compiler.is_compiling() or not fits:  # an engine fuses the additions and the ReLU behind it
             y = add_upsampled(self.high[0].convolve(x), repeated, up)  # type: ignore[operator]
             y = y if base is None else y + base
-            return y.relu() if self.relu else y
+            return _rectified(y) if self.relu else y
         if base is not None:
             return self.high[0](x, add_upsampled(base, repeated, up))
         size = [h if u == 2 else r for h, r, u in zip(high.shape[2:], repeated.shape[2:], up, strict=True)]

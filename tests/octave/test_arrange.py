@@ -196,6 +196,29 @@ def test_preparation_takes_everything_on() -> None:
     assert not any(p.requires_grad for p in prepared.parameters())
 
 
+def test_weights_are_packed_for_the_size_at_hand() -> None:
+    """Weights in oneDNN's order for another size are right, and reordered in every call."""
+    conv = nn.Conv3d(16, 16, (1, 3, 3), padding=(0, 1, 1)).eval()
+    prepared = PreparedConv.of(conv)
+    assert prepared is not None
+    with torch.inference_mode():
+        for size in (4, 24, 4):
+            x = last(random(1, 16, 2, size, size))
+            torch.testing.assert_close(prepared(x), conv(x), atol=1e-5, rtol=1e-5)
+            if prepared._packed is not None:  # this machine has the fused convolution
+                assert prepared._packed[0] == (2, 16, size, size)
+
+
+def test_the_relu_of_a_stem_comes_behind_its_pool() -> None:
+    stem = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))).eval()
+    prepared, x = prepare_inference(stem), last(random(2, 3, 4, 8, 8))
+    names = [node.name for node in prepared.graph.nodes if node.op != "placeholder"]
+    assert names == ["_0", "_2", "_relu_", "output"]
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared(x), stem(x), atol=1e-5, rtol=1e-5)
+        assert (prepared(x) == 0).any()
+
+
 def test_a_network_within_a_module_is_prepared_too() -> None:
     class Frames(nn.Module):
         def __init__(self) -> None:
