@@ -1,5 +1,6 @@
 """From a video file to clips: no labels, no networks.
 
+source.py      a file, or its content in memory
 reader.py      file → distinct frames, with decord or PyAV
 packets.py     how many frames a file shows, and whether decord would get them right
 sampling.py    which frames: integer maths only
@@ -7,8 +8,9 @@ transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item
 """
 
-from octvideo.video.reader import VIDEO_SUFFIXES, Decoder, Frames, VideoReadError, read_frames
+from octvideo.video.reader import Decoder, Frames, VideoReadError, read_frames
 from octvideo.video.sampling import ShortVideo, clip_span, random_clip, uniform_clips
+from octvideo.video.source import VIDEO_SUFFIXES, Source, VideoBytes
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
 from octvideo.video.views import ViewSettings, cut_views, decode_clips, read_views
 
@@ -18,6 +20,8 @@ __all__ = [
     "Decoder",
     "Frames",
     "ShortVideo",
+    "Source",
+    "VideoBytes",
     "VideoReadError",
     "ViewSettings",
     "clip_span",

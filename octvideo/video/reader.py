@@ -12,7 +12,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import av
@@ -26,13 +25,9 @@ from decord._ffi.base import DECORDLimitReachedError  # isort: skip
 
 from octvideo.errors import UserError
 from octvideo.video.packets import Packets, look_through_packets
+from octvideo.video.source import Source, for_ffmpeg, missing_reason
 
 Decoder = Literal["auto", "decord", "pyav"]
-
-# What counts as a video when a folder is searched; a file that is named may be called anything.
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".mts", ".flv", ".wmv"}
-)
 
 log = logging.getLogger("octvideo.video")
 
@@ -52,9 +47,9 @@ class VideoReadError(UserError):
         reason: in one line.
     """
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: Source, reason: str) -> None:
         super().__init__(f"cannot read video '{path}': {reason}")
-        self.path, self.reason = path, reason
+        self.path, self.reason = str(path), reason
 
     def __reduce__(self) -> tuple[Any, ...]:  # worker processes pickle their errors
         return VideoReadError, (self.path, self.reason)
@@ -90,7 +85,7 @@ class _FewerFramesError(Exception):
 
 
 def read_frames(
-    path: str | Path, choose: Callable[[int], Tensor], *, decoder: Decoder = "auto", num_threads: int = 1
+    path: Source, choose: Callable[[int], Tensor], *, decoder: Decoder = "auto", num_threads: int = 1
 ) -> Frames:
     """Reads the frames that `choose` wants, each once, in the order of the video.
 
@@ -98,7 +93,7 @@ def read_frames(
     announces (cut off, rotten), `choose` is asked again with the number that can be read, and a warning says so.
 
     Args:
-        path: of the video.
+        path: of the video; or its content.
         choose: from the number of frames to the frame numbers wanted, int64 of any shape.
         decoder: "auto" is decord where its frames are sure to be the right ones, else PyAV.
         num_threads: of the decoder; in a DataLoader worker 1.
@@ -109,7 +104,8 @@ def read_frames(
     """
     if decoder not in ("auto", "decord", "pyav"):
         raise UserError(f"decoder: got {decoder!r}, expected 'auto', 'decord' or 'pyav'")
-    _check_file(path)
+    if (reason := missing_reason(path)) is not None:
+        raise VideoReadError(path, reason)
     packets = _look_inside(path)
     num_frames, trouble = packets.num_frames, packets.trouble
     if num_frames == 0:
@@ -128,15 +124,7 @@ def read_frames(
     return read
 
 
-def _check_file(path: str | Path) -> None:
-    file = Path(path)
-    if not file.is_file():
-        raise VideoReadError(path, "it is a folder" if file.is_dir() else "no such file")
-    if file.stat().st_size == 0:
-        raise VideoReadError(path, "the file is empty")
-
-
-def _say_once(path: str | Path, reason: str) -> None:
+def _say_once(path: Source, reason: str) -> None:
     """Each reason aloud for its first file, quietly for the others: a data set may be all AV1."""
     level = logging.INFO if reason in _told else logging.WARNING
     _told.add(reason)
@@ -153,13 +141,13 @@ def _sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
 # ── decord ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_decord(path: str | Path, choose: Callable[[int], Tensor], num_frames: int, num_threads: int) -> Frames:
+def _read_decord(path: Source, choose: Callable[[int], Tensor], num_frames: int, num_threads: int) -> Frames:
     wanted, places = _sorted_unique(choose(num_frames), num_frames)
     reader = None
     try:
         # fault_tol: a frame that can't be decoded is an error. By default decord fills the gap with a copy of
         # another frame and says nothing.
-        reader = decord.VideoReader(_absolute(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
+        reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
         if len(reader) != num_frames:
             raise _DecordError("decord counts other frames")
         batch = reader.get_batch(wanted)
@@ -175,7 +163,7 @@ def _read_decord(path: str | Path, choose: Callable[[int], Tensor], num_frames: 
 # ── PyAV ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_pyav(path: str | Path, choose: Callable[[int], Tensor], packets: Packets, num_threads: int) -> Frames:
+def _read_pyav(path: Source, choose: Callable[[int], Tensor], packets: Packets, num_threads: int) -> Frames:
     num_frames, announced = packets.num_frames, packets.num_frames + packets.num_missing
     while num_frames > 0:
         wanted, places = _sorted_unique(choose(num_frames), num_frames)
@@ -191,7 +179,7 @@ def _read_pyav(path: str | Path, choose: Callable[[int], Tensor], packets: Packe
     raise VideoReadError(path, "no frame can be decoded")
 
 
-def _decode(path: str | Path, wanted: list[int], num_threads: int) -> Tensor:
+def _decode(path: Source, wanted: list[int], num_threads: int) -> Tensor:
     """The wanted frames, (D, H, W, C).
 
     Raises:
@@ -233,7 +221,7 @@ def _decoded(container: Any, stream: VideoStream) -> Iterator[av.VideoFrame]:
                 yield frame
 
 
-def _as_rgb(path: str | Path, frame: av.VideoFrame, shape: tuple[int, ...]) -> np.ndarray:
+def _as_rgb(path: Source, frame: av.VideoFrame, shape: tuple[int, ...]) -> np.ndarray:
     """RGB (H, W, C), upright, and of the first frame's shape, if any, where the resolution changes in mid-stream."""
     quarters, rest = divmod(frame.rotation, 90)  # counter-clockwise, as in numpy
     if rest or abs(quarters) > 4:  # a rotten header
@@ -251,7 +239,7 @@ def _as_rgb(path: str | Path, frame: av.VideoFrame, shape: tuple[int, ...]) -> n
 # ── both ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _look_inside(path: str | Path) -> Packets:
+def _look_inside(path: Source) -> Packets:
     with _opened(path) as container:
         stream = _video_stream(path, container)
         try:
@@ -260,19 +248,14 @@ def _look_inside(path: str | Path) -> Packets:
             _fail(path, error)
 
 
-def _absolute(path: str | Path) -> str:
-    """FFmpeg takes a name such as `concat:...` or `a:b.mp4` for something else; after a slash it does not."""
-    return str(Path(path).absolute())
-
-
-def _opened(path: str | Path) -> Any:
+def _opened(path: Source) -> Any:
     try:
-        return av.open(_absolute(path), **_OPEN_OPTIONS)
+        return av.open(for_ffmpeg(path), **_OPEN_OPTIONS)
     except (av.FFmpegError, ValueError, OSError) as error:
         _fail(path, error)
 
 
-def _video_stream(path: str | Path, container: Any) -> VideoStream:
+def _video_stream(path: Source, container: Any) -> VideoStream:
     """The stream that FFmpeg (and with it decord) takes for the main one, cover pictures left aside."""
     stream = container.streams.best("video")
     is_cover = stream is not None and stream.disposition & av.stream.Disposition.attached_pic
@@ -282,7 +265,7 @@ def _video_stream(path: str | Path, container: Any) -> VideoStream:
     raise VideoReadError(path, f"no video stream that FFmpeg can decode (streams: {', '.join(kinds) or 'none'})")
 
 
-def _fail(path: str | Path, error: Exception) -> NoReturn:
+def _fail(path: Source, error: Exception) -> NoReturn:
     reason = getattr(error, "strerror", None) or _first_line(error)
     raise VideoReadError(path, reason) from error
 

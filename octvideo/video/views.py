@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from octvideo.errors import UserError
 from octvideo.video.reader import Decoder, Frames, read_frames
 from octvideo.video.sampling import ShortVideo, uniform_clips
+from octvideo.video.source import Source
 from octvideo.video.transforms import evaluation_crops, resize_short_side
 
 
@@ -75,11 +75,11 @@ class ViewSettings:
         return cls(**values)
 
 
-def read_views(path: str | Path, settings: ViewSettings, *, decoder: Decoder = "auto") -> Tensor:
+def read_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto") -> Tensor:
     """Reads all views of a video.
 
     Args:
-        path: of the video.
+        path: of the video; or its content.
         settings: which views.
         decoder: see `read_frames`.
 
@@ -92,7 +92,7 @@ def read_views(path: str | Path, settings: ViewSettings, *, decoder: Decoder = "
     return cut_views(decode_clips(path, settings, decoder=decoder), settings)
 
 
-def decode_clips(path: str | Path, settings: ViewSettings, *, decoder: Decoder = "auto") -> Frames:
+def decode_clips(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto") -> Frames:
     """The first half of `read_views`: the distinct frames of all clips, `places` (num_clips, T).
 
     Raises:

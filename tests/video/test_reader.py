@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import octvideo.video.reader as reader
 from octvideo.errors import UserError
-from octvideo.video import Decoder, VideoReadError, read_frames
+from octvideo.video import Decoder, VideoBytes, VideoReadError, read_frames
 
 Encode = Callable[..., Path]
 Moving = Callable[..., Tensor]
@@ -128,6 +128,21 @@ def test_every_decoder_gives_the_frames_of_plain_decoding(file: Path, caplog: py
             assert torch.equal(read.frames[read.places], frames[choose(40)]), (decoder, choose(40))
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert said == ([f"{file}: {reason}; read with PyAV"] if reason else [])
+
+
+def test_a_file_in_memory_is_the_file(file: Path) -> None:
+    held = VideoBytes("in memory", file.read_bytes())
+    of_file = read_frames(file, wanted(39, 3, 21))
+    of_bytes = read_frames(held, wanted(39, 3, 21))
+    assert of_bytes.decoder == of_file.decoder and torch.equal(of_bytes.frames, of_file.frames)
+
+
+def test_what_is_wrong_with_a_file_in_memory_is_told_by_its_name() -> None:
+    for content, reason in ((b"", "the file is empty"), (b"nothing", "Invalid data found when processing input")):
+        with pytest.raises(VideoReadError) as error:
+            read_frames(VideoBytes("shard.tar/a.mp4", content), every)
+        assert str(error.value) == f"cannot read video 'shard.tar/a.mp4': {reason}"
+        assert pickle.loads(pickle.dumps(error.value)).path == "shard.tar/a.mp4"
 
 
 def test_decord_is_refused_where_it_would_give_other_frames(file: Path) -> None:
