@@ -41,6 +41,19 @@ def read_class_names(source: str | Path) -> list[str]:
                 f"no class names at {source} ({error}): give a text file with a name a line, "
                 f"or one of {', '.join(SHIPPED)}"
             ) from error
+    return class_names_of(text, source)
+
+
+def class_names_of(text: str, source: str | Path) -> list[str]:
+    """Class names from the text of a file, a name a line.
+
+    Args:
+        text: of the file.
+        source: for messages.
+
+    Raises:
+        UserError: there are none, or a name is there twice.
+    """
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise UserError(f"{source} holds no class names: expected a name a line")

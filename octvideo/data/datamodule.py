@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from octvideo.data.augment import Augmentation
-from octvideo.data.class_names import SHIPPED, ClassIndex, folder_class_names, read_class_names
+from octvideo.data.class_names import SHIPPED, ClassIndex, class_names_of, folder_class_names, read_class_names
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
 from octvideo.data.manifest import VideoRecord, check_files, read_records
+from octvideo.data.shards import ShardedVideos, holds_shards, is_address, read_shards, read_text
 from octvideo.errors import UserError
 from octvideo.video import Decoder, ShortVideo, ViewSettings
 
@@ -29,7 +31,7 @@ class VideoDataModule(L.LightningDataModule):
 
     Args:
         root: folder of the data set; lists and the paths in them start from it.
-        train: list, csv of Kinetics, or folder of class folders, in `root`.
+        train: list, csv of Kinetics, folder of class folders or of shards, in `root`; or the address of shards.
         val: likewise, for validation; None validates nothing.
         test: likewise; None takes `val`.
         predict: list or folder of videos, labels not needed; None takes `test`.
@@ -94,7 +96,7 @@ class VideoDataModule(L.LightningDataModule):
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = min(cpus, 8) if num_workers is None else num_workers
         self.decoder, self.how_to_get, self.seed = decoder, how_to_get, seed
-        self.records: dict[str, list[VideoRecord]] = {}
+        self.records: dict[str, Sequence[VideoRecord]] = {}
 
     # ── what the data set holds ─────────────────────────────────────────────────────────────────────────────
 
@@ -112,8 +114,14 @@ class VideoDataModule(L.LightningDataModule):
         if (self.root / "classes.txt").is_file():
             return read_class_names(self.root / "classes.txt")
         for role, source in self.sources.items():
-            if source is not None and (folder := self._find(role)).is_dir():
-                return folder_class_names(folder)
+            if source is None:
+                continue
+            place = self._find(role)
+            if holds_shards(str(place)):
+                if (text := read_text(str(place), "classes.txt", wanted=False)) is not None:
+                    return class_names_of(text, f"{place}/classes.txt")
+            elif Path(place).is_dir():
+                return folder_class_names(Path(place))
         raise UserError(
             f"no class names: give data.classes (a file with a name a line, or kinetics400/600/700), "
             f"or write {self.root / 'classes.txt'}"
@@ -124,8 +132,8 @@ class VideoDataModule(L.LightningDataModule):
         """K."""
         return len(self.class_names)
 
-    def _find(self, role: str) -> Path:
-        """The list or folder of a role.
+    def _find(self, role: str) -> Path | str:
+        """The list or folder of a role; or the address of its shards.
 
         Raises:
             UserError: it is not there, with the places looked in and how to get the data.
@@ -133,6 +141,8 @@ class VideoDataModule(L.LightningDataModule):
         source = self.sources[role]
         if source is None:
             raise UserError(f"data.{role} is not set: give a list of videos or a folder of class folders, in data.root")
+        if is_address(source):
+            return source
         return self._look_for(role, source)
 
     def _look_for(self, key: str, source: str) -> Path:
@@ -143,10 +153,22 @@ class VideoDataModule(L.LightningDataModule):
         looked = " and ".join(str(place.absolute()) for place in places)
         raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {self.how_to_get}")
 
-    def _read(self, role: str) -> list[VideoRecord]:
+    def videos(self, role: str) -> Sequence[VideoRecord]:
+        """The videos of a role, read once.
+
+        Args:
+            role: "train" or "val", whose videos must all have a label, "test" or "predict".
+
+        Raises:
+            UserError: they can't be found, or a list has a mistake.
+        """
         if role in self.records:
             return self.records[role]
         source, labelled = self._find(role), role in ("train", "val")
+        if holds_shards(str(source)):
+            self.records[role] = self._read_shards(str(source), labelled=labelled)
+            return self.records[role]
+        source = Path(source)
         classes = ClassIndex(self.class_names)
         if source.is_file() and is_kinetics_csv(source):
             records = read_kinetics_csv(source, root=self.root, classes=classes, labelled=labelled)
@@ -162,6 +184,19 @@ class VideoDataModule(L.LightningDataModule):
         self.records[role] = records
         return records
 
+    def _read_shards(self, source: str, *, labelled: bool) -> ShardedVideos:
+        videos = read_shards(source, labelled=labelled)
+        videos.check()
+        text = read_text(source, "classes.txt", wanted=False)
+        if text is not None and class_names_of(text, f"{source}/classes.txt") != self.class_names:
+            raise UserError(
+                f"{source} was written for other classes than data.classes gives: compare its classes.txt, "
+                "or write the shards again with these classes"
+            )
+        if (highest := max(record.label for record in videos.videos)) >= self.num_classes:
+            raise UserError(f"{source} has the label {highest}, expected 0 to {self.num_classes - 1}")
+        return videos
+
     # ── Lightning ───────────────────────────────────────────────────────────────────────────────────────────
 
     def setup(self, stage: str) -> None:
@@ -169,10 +204,10 @@ class VideoDataModule(L.LightningDataModule):
         stage = getattr(stage, "value", stage)  # Lightning's is an enum whose str() is its own name
         for role in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             if role != "val" or self.sources["val"] is not None or stage == "validate":
-                self._read(role)
+                self.videos(role)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        records = self._read("train")
+        records = self.videos("train")
         settings = self.view_settings
         clips = TrainingClips(
             records,
@@ -198,7 +233,7 @@ class VideoDataModule(L.LightningDataModule):
         return self._evaluation("predict", self.view_settings)
 
     def _evaluation(self, role: str, views: ViewSettings) -> DataLoader[Any]:
-        records = self._read(role)
+        records = self.videos(role)
         rank, world_size = self._process()
         batches = EvaluationBatches(len(records), self.eval_batch_size, rank=rank, world_size=world_size)
         shape = (views.num_views, 3, views.clip_frames, views.crop_px, views.crop_px)

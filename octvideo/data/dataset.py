@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from octvideo.data.augment import Augmentation, apply_transform, sample_transform
 from octvideo.data.manifest import VideoRecord
+from octvideo.data.shards import source_of
 from octvideo.video import Decoder, ShortVideo, VideoReadError, ViewSettings, random_clip, read_frames, read_views
 
 
@@ -102,7 +103,7 @@ class TrainingClips(Dataset[Item | Failure]):
             )
 
         try:
-            read = read_frames(record.path, clip_of, decoder=self.decoder)
+            read = read_frames(source_of(record), clip_of, decoder=self.decoder)
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
         height, width = read.frames.shape[1:3]
@@ -129,7 +130,7 @@ class EvaluationVideos(Dataset[Item | Failure]):
     def __getitem__(self, index: int) -> Item | Failure:
         record = self.records[index]
         try:
-            views = read_views(record.path, self.views, decoder=self.decoder)  # (V,C,T,S,S)
+            views = read_views(source_of(record), self.views, decoder=self.decoder)  # (V,C,T,S,S)
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
         return Item(views, record.label, index, record.path)

@@ -28,16 +28,33 @@ _CHECKED = 64  # files looked for before a run starts: a wrong root misses all o
 
 
 @dataclass(frozen=True, slots=True)
+class ArchiveMember:
+    """Where a video lies in an archive.
+
+    Args:
+        url: of the archive, or its path.
+        offset: of the video's first byte.
+        size: in bytes.
+    """
+
+    url: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class VideoRecord:
     """One video of a data set.
 
     Args:
-        path: as it is opened.
+        path: as it is opened; in an archive its name.
         label: class id, -1 where unknown.
+        archive: that holds it; None where it is a file.
     """
 
     path: str
     label: int
+    archive: ArchiveMember | None = None
 
 
 def read_records(source: Path, *, root: Path, classes: ClassIndex | None, labelled: bool = True) -> list[VideoRecord]:

@@ -1,0 +1,97 @@
+"""An index for archives of videos that another program wrote, so that octvideo can read them."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from octvideo.data.class_names import ClassIndex, read_class_names
+from octvideo.data.shards import INDEX, index_lines
+from octvideo.errors import UserError
+from octvideo.video import VIDEO_SUFFIXES
+
+
+def index_shards(folder: Path) -> int:
+    """Writes index.jsonl for the WebDataset archives (*.tar) in a folder.
+
+    A sample is what shares a name up to the first dot of the file's name. Its label is in a `.cls` (a number, or a
+    name of classes.txt), or in a `.json` as "label", "cls" or "class"; else it has none.
+
+    Args:
+        folder: with the archives, and classes.txt where labels are names.
+
+    Returns:
+        The number of videos.
+
+    Raises:
+        UserError: there is an index, there are no archives or videos, or one can't be read.
+    """
+    if (folder / INDEX).exists():
+        raise UserError(f"{folder / INDEX} is there: move it away to index the archives anew")
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        raise UserError(f"no archives in {folder}: expected *.tar")
+    classes = None
+    if (folder / "classes.txt").is_file():
+        classes = ClassIndex(read_class_names(folder / "classes.txt"))
+    rows: list[dict[str, Any]] = []
+    for shard in shards:
+        try:
+            rows += [{"index": len(rows) + n, **row} for n, row in enumerate(_samples(shard, classes))]
+        except (tarfile.TarError, OSError) as error:
+            raise UserError(f"can't read the archive {shard}: {error}") from error
+    if not rows:
+        raise UserError(f"no videos in the {len(shards)} archives of {folder}: looked for {', '.join(VIDEO_SUFFIXES)}")
+    part = folder / (INDEX + ".part")
+    part.write_text(index_lines(rows), encoding="utf-8")
+    part.replace(folder / INDEX)
+    return len(rows)
+
+
+def _samples(shard: Path, classes: ClassIndex | None) -> Iterator[dict[str, Any]]:
+    """Rows without their number. An archive's members of one sample stand behind each other."""
+    sample: dict[str, Any] = {}
+    current = None
+    with tarfile.open(shard, "r:") as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            folder, slash, file = member.name.rpartition("/")
+            stem, _, ending = file.partition(".")
+            key = folder + slash + stem
+            if key != current:
+                if "size" in sample:
+                    yield sample
+                current, sample = key, {"name": member.name, "label": -1}
+            if f".{ending.lower()}" in VIDEO_SUFFIXES:
+                sample |= {"shard": shard.name, "offset": member.offset_data, "size": member.size}
+            elif ending in ("cls", "json"):
+                stream = archive.extractfile(member)
+                assert stream is not None
+                sample |= _described(stream.read(), ending, f"{shard}:{member.name}", classes)
+        if "size" in sample:
+            yield sample
+
+
+def _described(content: bytes, ending: str, where: str, classes: ClassIndex | None) -> dict[str, Any]:
+    """The label, and the name that our own archives give."""
+    try:
+        text = content.decode("utf-8").strip()
+        given: Any = json.loads(text) if ending == "json" else {"cls": text}
+    except ValueError as error:
+        raise UserError(f"{where}: neither text nor JSON ({error})") from error
+    if not isinstance(given, dict):
+        return {}
+    found = {"name": given["name"]} if isinstance(given.get("name"), str) else {}
+    label = next((given[key] for key in ("label", "cls", "class") if given.get(key) is not None), None)
+    if label is None:
+        return found
+    if str(label).lstrip("-").isdigit():
+        return found | {"label": int(label)}
+    number = classes.find(str(label)) if classes is not None else None
+    if number is None:
+        raise UserError(f"{where}: the label {label!r} is no class of {Path(where).parent / 'classes.txt'}")
+    return found | {"label": number}

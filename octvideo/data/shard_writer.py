@@ -1,0 +1,214 @@
+"""Writing shards (octvideo/data/shards.py): one archive after another, each with its name only when it is whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octvideo.data.manifest import VideoRecord
+from octvideo.data.shards import ABOUT, INDEX, index_lines
+from octvideo.errors import UserError
+from octvideo.video import VIDEO_SUFFIXES
+
+_FORMAT = 1
+
+
+@dataclass
+class ShardReport:
+    """What a run of `write_shards` did.
+
+    Args:
+        written: videos put into archives by this run.
+        kept: videos that earlier runs had put there.
+        num_shards: archives now.
+        left_out: name and reason of videos whose files could not be read.
+    """
+
+    written: int = 0
+    kept: int = 0
+    num_shards: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def write_shards(
+    records: Sequence[VideoRecord],
+    out: Path,
+    *,
+    root: Path,
+    class_names: Sequence[str],
+    shard_bytes: int = 512 * 2**20,
+    shuffle: int | None = None,
+    advance: Callable[[], object] = lambda: None,
+) -> ShardReport:
+    """Copies videos into archives, with their index and class names beside them.
+
+    Stopped at any moment, it goes on behind the last whole archive when it is called again; what could not be read
+    is tried again then.
+
+    Args:
+        records: the videos; their files are only read.
+        out: folder of the archives; is made.
+        root: where the names of videos start; those outside keep their whole path.
+        class_names: K names, in the order of their ids.
+        shard_bytes: an archive ends with the video that reaches it.
+        shuffle: seed of the order in the archives, for programs that take them as streams; ours needs none. None
+            keeps the order of the list.
+        advance: called after each video.
+
+    Raises:
+        UserError: `out` holds shards of other videos or settings, or other things; or it can't be written.
+    """
+    settings: dict[str, Any] = {
+        "format": _FORMAT,
+        "videos": len(records),
+        "shard_bytes": shard_bytes,
+        "shuffle": shuffle,
+    }
+    settings["classes"] = list(class_names)
+    names = [_name(record.path, root) for record in records]
+    rows = _begin(out, settings)
+    for row in rows:
+        if row["index"] >= len(names) or row["name"] != names[row["index"]]:
+            raise _other_shards(out, f"video {row['index']} there is {row['name']}")
+    report = ShardReport(kept=len(rows), num_shards=len({row["shard"] for row in rows}))
+    done = {row["index"] for row in rows}
+    order = np.arange(len(records)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(records))
+    queue = iter([index for index in order.tolist() if index not in done])
+    for _ in done:
+        advance()
+    while True:
+        shard = out / f"shard-{report.num_shards:06d}.tar"
+        rows = _write_shard(shard, queue, records, names, shard_bytes, report, advance)
+        if not rows:
+            break
+        with (out / INDEX).open("a", encoding="utf-8") as file:
+            file.write(index_lines(rows))
+            _to_disk(file)
+        report.num_shards += 1
+        report.written += len(rows)
+    left_out = "".join(f"{name}\t{reason}\n" for name, reason in report.left_out)
+    (out / "left_out.tsv").write_text(left_out, encoding="utf-8", errors="surrogateescape")
+    _write_settings(out, settings, complete=True)
+    return report
+
+
+def _write_shard(
+    shard: Path,
+    queue: Iterator[int],
+    records: Sequence[VideoRecord],
+    names: Sequence[str],
+    shard_bytes: int,
+    report: ShardReport,
+    advance: Callable[[], object],
+) -> list[dict[str, Any]]:
+    """Fills one archive from the queue; its rows of the index, none where the queue has no video left."""
+    part = shard.with_name(shard.name + ".part")
+    rows: list[dict[str, Any]] = []
+    with part.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        while archive.offset < shard_bytes and (index := next(queue, None)) is not None:
+            record = records[index]
+            try:
+                content = Path(record.path).read_bytes()
+            except OSError as error:
+                report.left_out.append((names[index], error.strerror or str(error)))
+                advance()
+                continue
+            suffix = Path(record.path).suffix.lower()
+            _add(archive, f"{index:09d}{suffix if suffix in VIDEO_SUFFIXES else '.mp4'}", content)
+            padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            offset = archive.offset - padded
+            _add(archive, f"{index:09d}.json", json.dumps({"name": names[index], "label": record.label}).encode())
+            if record.label >= 0:
+                _add(archive, f"{index:09d}.cls", str(record.label).encode())
+            place = {"shard": shard.name, "offset": offset, "size": len(content)}
+            rows.append({"index": index, "name": names[index], "label": record.label, **place})
+            advance()
+        archive.close()
+        _to_disk(file)
+    if rows:
+        part.replace(shard)
+    else:
+        part.unlink()
+    return rows
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)  # no times, no owners: the same videos give the same bytes
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def _begin(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Makes the folder, or takes up what is there: the rows of its whole archives."""
+    about = out / ABOUT
+    if not about.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is there and holds no shards: give a new folder")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            names = "".join(f"{name}\n" for name in settings["classes"])
+            (out / "classes.txt").write_text(names, encoding="utf-8")
+            _write_settings(out, settings, complete=False)
+        except OSError as error:
+            raise UserError(f"can't write to {out}: {error.strerror}") from error
+        return []
+    there = json.loads(about.read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        if there.get(key) != value:
+            raise _other_shards(out, f"{key} was {_short(there.get(key))}, now {_short(value)}")
+    _write_settings(out, settings, complete=False)
+    if not (out / INDEX).exists():
+        return []
+    text = (out / INDEX).read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may have cut the last one
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    if rows:
+        # It may also have lost lines of the last archive, which is written again then.
+        last = rows[-1]["shard"]
+        with tarfile.open(out / last) as archive:
+            there_are = sum(name.endswith(".json") for name in archive.getnames())
+        if there_are != sum(row["shard"] == last for row in rows):
+            rows = [row for row in rows if row["shard"] != last]
+    if len(index_lines(rows)) != len(text):
+        _write_whole(out / INDEX, index_lines(rows))
+    return rows
+
+
+def _other_shards(out: Path, difference: str) -> UserError:
+    return UserError(f"{out} holds shards of other videos or settings ({difference}): give a new folder")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _name(path: str, root: Path) -> str:
+    """Relative to the root, if it lies there; as text with / on every system."""
+    file = Path(path)
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
+
+
+def _write_settings(out: Path, settings: dict[str, Any], *, complete: bool) -> None:
+    _write_whole(out / ABOUT, json.dumps({**settings, "complete": complete}, indent=2) + "\n")
+
+
+def _write_whole(file: Path, text: str) -> None:
+    part = file.with_name(file.name + ".part")
+    with part.open("w", encoding="utf-8") as writing:
+        writing.write(text)
+        _to_disk(writing)
+    part.replace(file)
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

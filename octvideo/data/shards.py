@@ -1,0 +1,205 @@
+"""Videos in tar archives ("shards"), on disks or in an object store, read one by one from any place.
+
+The archives are those of WebDataset: a video is one sample, `00000012.mp4` with `00000012.cls` (its class id) and
+`00000012.json` behind it, so that WebDataset's own tools read them too. Beside them lies what this reader uses,
+`index.jsonl`, with a line for each video::
+
+    {"index": 12, "name": "wave/a b.mp4", "label": 3, "shard": "shard-000000.tar", "offset": 1536, "size": 81920}
+
+So a shard is not a stream here: any process reads any video with one request for its bytes. Orders, resuming and
+counts are those of single files, on any number of nodes, and training from shards gives the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, overload
+
+import fsspec
+import numpy as np
+
+from octvideo.data.manifest import ArchiveMember, VideoRecord
+from octvideo.errors import UserError
+from octvideo.video import Source, VideoBytes, VideoReadError
+
+INDEX, ABOUT = "index.jsonl", "shards.json"
+_TRIES = 3  # of a request to an object store
+_KEYS = ("index", "name", "label", "shard", "offset", "size")
+
+log = logging.getLogger("octvideo.data")
+
+
+class ShardedVideos(Sequence[VideoRecord]):
+    """The videos of some shards, in the order of the list that they were written from.
+
+    Args:
+        videos: names and labels.
+        shards: addresses of the archives.
+        shard: number of each video's archive, (N,).
+        offset: of its first byte there, (N,).
+        size: in bytes, (N,).
+    """
+
+    def __init__(
+        self, videos: Sequence[VideoRecord], shards: list[str], shard: np.ndarray, offset: np.ndarray, size: np.ndarray
+    ) -> None:
+        self.videos, self.shards = videos, shards
+        self.shard, self.offset, self.size = shard, offset, size
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @overload
+    def __getitem__(self, index: int) -> VideoRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[VideoRecord]: ...
+    def __getitem__(self, index: int | slice) -> VideoRecord | list[VideoRecord]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        member = ArchiveMember(self.shards[self.shard[index]], int(self.offset[index]), int(self.size[index]))
+        return replace(self.videos[index], archive=member)
+
+    def check(self) -> None:
+        """Looks whether the archives are there and long enough: all of a disk, the first and the last of a store.
+
+        Raises:
+            UserError: with the first that is not.
+        """
+        ends = np.zeros(len(self.shards), np.int64)
+        np.maximum.at(ends, self.shard, self.offset + self.size)
+        numbers = range(len(self.shards)) if not is_address(self.shards[0]) else {0, len(self.shards) - 1}
+        for number in numbers:
+            url = self.shards[number]
+            file_system, path = fsspec.core.url_to_fs(url)
+            try:
+                size = file_system.info(path)["size"]
+            except Exception as error:  # each store has errors of its own
+                raise UserError(f"no shard at {url} ({_words(error)}), which the index names") from error
+            if size is not None and size < ends[number]:
+                raise UserError(f"the shard {url} has {size} bytes, its index says {ends[number]}: copy it again")
+
+
+def is_address(source: str) -> bool:
+    """Whether `source` is an address (s3://, gs://, https://, ...) rather than a path."""
+    return "://" in source
+
+
+def holds_shards(source: str) -> bool:
+    """Whether a folder, or an address, has an index of shards. An address without one is an error of `read_shards`."""
+    return is_address(source) or Path(source, INDEX).is_file()
+
+
+def read_shards(source: str, *, labelled: bool = True) -> ShardedVideos:
+    """The videos of the shards in a folder or at an address.
+
+    Args:
+        source: what holds index.jsonl; addresses are those of fsspec, which may ask for its extras (s3fs, gcsfs).
+        labelled: every video must have a label.
+
+    Raises:
+        UserError: the index can't be read, is not complete, or lacks a label.
+    """
+    about = read_text(source, ABOUT, wanted=False)
+    if about is not None and not json.loads(about).get("complete", True):
+        raise UserError(f"the shards in {source} are not complete: run the command that writes them once more")
+    rows = sorted(_rows(source), key=lambda row: row[0])
+    if not rows:
+        raise UserError(f"{source}/{INDEX} lists no video")
+    shards = list(dict.fromkeys(row[3] for row in rows))
+    numbers = {name: n for n, name in enumerate(shards)}
+    if labelled and (bare := [row[1] for row in rows if row[2] < 0]):
+        raise UserError(f"{source}: {len(bare)} of its {len(rows)} videos have no label, the first {bare[0]}")
+    return ShardedVideos(
+        [VideoRecord(row[1], row[2]) for row in rows],
+        [f"{source.rstrip('/')}/{name}" for name in shards],
+        np.array([numbers[row[3]] for row in rows], np.int32),
+        np.array([row[4] for row in rows], np.int64),
+        np.array([row[5] for row in rows], np.int64),
+    )
+
+
+def _rows(source: str) -> Iterator[tuple[Any, ...]]:
+    text = read_text(source, INDEX)
+    assert text is not None
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            yield tuple(row[key] for key in _KEYS)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{source}/{INDEX}:{number}: got {line[:80]!r}, expected JSON with {', '.join(_KEYS)}"
+            ) from error
+
+
+def index_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """Lines of an index. JSON escapes what is not ASCII, so names that are no text survive."""
+    return "".join(json.dumps({key: row[key] for key in _KEYS}) + "\n" for row in rows)
+
+
+def read_text(source: str, name: str, *, wanted: bool = True) -> str | None:
+    """A small file beside the shards; None where it is not there and not `wanted`.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    url = f"{source.rstrip('/')}/{name}"
+    try:
+        with fsspec.open(url, "rb") as file:
+            content: bytes = file.read()
+        return content.decode("utf-8")
+    except FileNotFoundError as error:
+        if not wanted:
+            return None
+        raise UserError(
+            f"no {name} at {source}: expected a folder of shards, as tools/write_shards.py writes"
+        ) from error
+    except Exception as error:  # each store has errors of its own
+        raise UserError(f"can't read {url}: {_words(error)}") from error
+
+
+def source_of(record: VideoRecord) -> Source:
+    """What a reader reads for a record: its file, or its bytes out of an archive.
+
+    Raises:
+        VideoReadError: the archive can't be read.
+    """
+    if record.archive is None:
+        return record.path
+    url, offset, size = record.archive.url, record.archive.offset, record.archive.size
+    try:
+        content = _range(url, offset, size)
+    except (OSError, ValueError, ImportError) as error:
+        raise VideoReadError(record.path, f"no access to {url}: {_words(error)}") from error
+    if len(content) != size:
+        raise VideoReadError(record.path, f"{url} holds only {len(content)} of its {size} bytes")
+    return VideoBytes(record.path, content)
+
+
+def _range(url: str, offset: int, size: int) -> bytes:
+    if not is_address(url):
+        with open(url, "rb") as file:  # noqa: PTH123  (a Path costs more than the read)
+            return os.pread(file.fileno(), size, offset)
+    # fsspec keeps connections for each process and thread: nothing of them crosses a fork.
+    file_system, path = fsspec.core.url_to_fs(url)
+    for tried in range(1, _TRIES + 1):
+        try:
+            return file_system.cat_file(path, offset, offset + size)  # type: ignore[no-any-return]
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # each store has errors of its own; a network's trouble may pass
+            if tried == _TRIES:
+                raise OSError(_words(error)) from error
+            log.warning("%s: %s; request %d of %d failed", url, _words(error), tried, _TRIES)
+            time.sleep(tried)
+    raise AssertionError
+
+
+def _words(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
