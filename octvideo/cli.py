@@ -38,7 +38,7 @@ from octvideo.inference.command import print_any_name
 from octvideo.mistakes import explain, one_line
 from octvideo.models.weights import read_weights
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
-from octvideo.training.callbacks import ProgressBar, SaveRunConfig
+from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable
 from octvideo.training.checkpoint_io import WholeFiles
 from octvideo.training.loggers import RunBoardLogger, RunCSVLogger
 from octvideo.training.quiet import quiet_lightning
@@ -254,7 +254,11 @@ class OctvideoCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, WholeFiles()]
-        callbacks: list[Callback] = [*(config.trainer.callbacks or []), WriteScores(self.folder)]
+        callbacks: list[Callback] = [
+            *(config.trainer.callbacks or []),
+            WriteUnreadable(self.folder),
+            WriteScores(self.folder),
+        ]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if not fitting:

@@ -17,6 +17,7 @@ from octvideo.evaluation.report import metrics_table
 from octvideo.evaluation.scores import VideoScores
 from octvideo.training.module import VideoClassifier
 from octvideo.training.run_folder import RunFolder
+from octvideo.training.unreadable import UnreadableVideos
 
 
 def checkpoint_callbacks(
@@ -122,6 +123,57 @@ class ProgressBar(RichProgressBar):
         of_total = "" if total in (None, -1) else f"/{total}"
         # As wide as the word below it, or the bars jump.
         return f"{f'Epoch {current_epoch + 1}{of_total}':{len(self.validation_description)}}"
+
+
+class WriteUnreadable(Callback):
+    """Lists the videos that could not be read: the first on the screen, all in files of the run folder.
+
+    After a fit, also one that ended with an error, unreadable.tsv has those of training and validation; after a test
+    or a prediction it is unreadable_test.tsv, unreadable_predict.tsv. A line is `path<TAB>reason`, as `data.quarantine`
+    takes it.
+
+    Args:
+        folder: the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder.path
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = cast(VideoClassifier, pl_module)
+        found = [module.unreadable]
+        if module.evaluation.videos.role == "validation":
+            found.append(module.evaluation.videos)
+        self._report(trainer, "unreadable.tsv", found)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._report(trainer, "unreadable_test.tsv", [cast(VideoClassifier, pl_module).evaluation.videos])
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._report(trainer, "unreadable_predict.tsv", [cast(VideoClassifier, pl_module).evaluation.videos])
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
+            # Other processes may be gone: only what this one knows.
+            self._write("unreadable.tsv", cast(VideoClassifier, pl_module).unreadable.paths)
+
+    def _report(self, trainer: L.Trainer, name: str, found: list[UnreadableVideos]) -> None:
+        for videos in found:
+            videos.gather()  # on every process
+        if not trainer.is_global_zero:
+            return
+        for summary in filter(None, (videos.summary() for videos in found)):
+            print(summary)
+        self._write(name, {path: reason for videos in found for path, reason in videos.paths.items()})
+
+    def _write(self, name: str, paths: dict[str, str]) -> None:
+        file = self._folder / name
+        if paths:
+            text = "".join(f"{path}\t{reason}\n" for path, reason in paths.items())
+            file.write_text(text, encoding="utf-8", errors="surrogateescape")
+            print(f"all of them: {file}")
+        else:
+            file.unlink(missing_ok=True)  # of an earlier run
 
 
 class WriteScores(Callback):

@@ -258,11 +258,6 @@ class VideoClassifier(L.LightningModule):
         parts.append(f"{time.monotonic() - self._epoch_started:.0f} s")
         return "  ".join(parts)
 
-    def on_fit_end(self) -> None:
-        self.unreadable.gather()  # on every process
-        if summary := self.unreadable.summary():
-            self.print(summary)
-
     # ── evaluation ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _evaluate(self, batch: Batch, *, keep: bool) -> None:
@@ -324,7 +319,10 @@ class VideoClassifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self.state_dict(), self.network)
+        self.unreadable.paths.update(checkpoint.get("unreadable", {}))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.unreadable.gather()  # Lightning calls this on every process
+        checkpoint["unreadable"] = dict(self.unreadable.paths)
         views = getattr(self._datamodule, "view_settings", None)
         checkpoint["octvideo"] = make_block(self.network, self.class_names, views=views, mean=self.mean, std=self.std)

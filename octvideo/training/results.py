@@ -67,13 +67,15 @@ class Evaluation(nn.Module):
         self.num_classes, self.on_unreadable = num_classes, on_unreadable
         self.metrics = VideoMetrics(num_classes)
         self.loss, self.unreadable = MeanMetric(), SumMetric()
-        self._videos = UnreadableVideos("evaluation")
+        self.videos = UnreadableVideos("evaluation")  # that could not be read, in all passes of one role
         self._scored: list[ScoredBatch] = []
 
     def start(self, role: str) -> None:
         """Forgets the pass before; `role` ("validation", "test", "prediction") is for messages."""
         self._scored = []
-        self._videos = UnreadableVideos(role)
+        if role != self.videos.role:
+            self.videos = UnreadableVideos(role)
+        self.videos.start_pass()
         for metric in (self.metrics, self.loss, self.unreadable):
             metric.reset()
 
@@ -85,8 +87,8 @@ class Evaluation(nn.Module):
         """
         failures = list(failures)
         if self.on_unreadable == "raise":
-            self._videos.raise_first(failures)
-        self._videos.add(failures)
+            self.videos.raise_first(failures)
+        self.videos.add(failures)
         self.unreadable.update(len(failures))
 
     def count(self, scores: Tensor, labels: Tensor) -> None:

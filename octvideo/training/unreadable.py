@@ -86,7 +86,7 @@ class UnreadableVideos:
             self.paths = {path: reason for part in parts for path, reason in part.items()}
 
     def summary(self) -> str:
-        """A line on all passes; empty where every video could be read."""
+        """A line on all passes, and the first twenty videos; empty where every video could be read."""
         if not self.paths:
             return ""
         named = "\n".join(f"  {path}: {reason}" for path, reason in list(self.paths.items())[:20])

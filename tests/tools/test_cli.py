@@ -237,7 +237,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
         assert "Stopped in epoch 2 of 2. runs/stopped/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
         assert "--name stopped" in ended.stderr and "--resume" in ended.stderr
         assert "Traceback" not in ended.stderr
-    octvideo(*FIT, "--name", "stopped", "--resume")
+    octvideo(*FIT, "--name", "stopped", "--resume", "--data.num_workers", 2 if how == "SIGKILL" else 0)
     octvideo(*FIT, "--name", "whole")
     assert different(last("stopped"), last("whole")) == []
     if not options:  # the averages of a half epoch are of its half
@@ -310,6 +310,39 @@ def test_training_skips_and_counts_a_broken_video_up_to_a_bound(
     assert f"skipped in training: cannot read video '{broken / 'broken.mp4'}'" in caplog.text
     with Path("runs/tiny/metrics.csv").open() as file:
         assert [row["train/unreadable"] for row in csv.DictReader(file) if row["train/loss"]] == ["1.0", "1.0"]
+
+
+def test_a_fifth_of_a_data_set_is_broken(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
+    """It trains to the end and tests, lists every broken video, and counts only what was read."""
+    broken: dict[str, list[str]] = {"train": [], "test": []}
+    for split, kinds in (("train", (b"", b"no video", None)), ("test", (b"no video",))):
+        lines = [str(tiny_data / line) for line in (tiny_data / f"{split}.txt").read_text().splitlines()]
+        for number, content in enumerate(kinds):
+            file = workplace / f"broken {split} {number}.mp4"
+            if content is not None:
+                file.write_bytes(content)
+            lines.insert(3 * number, f"{file} {number}")
+            broken[split].append(str(file))
+        (workplace / f"{split}.txt").write_text("\n".join(lines))
+    data = ("--data.train", workplace / "train.txt", "--data.val", workplace / "test.txt")
+    words = ("--model.max_unreadable_fraction", 0.25, "--model.on_unreadable", "count", "--data.batch_size", 4)
+    out, _ = octvideo(*FIT, *data, *words)
+    named = [line.split("\t") for line in Path("runs/tiny/unreadable.tsv").read_text().splitlines()]
+    assert sorted(path for path, _ in named) == sorted(broken["train"] + broken["test"])
+    assert {reason for _, reason in named} >= {"the file is empty", "no such file"}
+    assert all(f"  {path}: {reason}\n" in out for path, reason in named)
+    assert "3 videos could not be read in training:" in out and "1 videos could not be read in validation:" in out
+    with Path("runs/tiny/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["val/unreadable"] for row in rows if row["val/top1"]] == ["1.0", "1.0"]
+    octvideo("test", "--name", "tiny", "--data.test", workplace / "test.txt", "--model.on_unreadable", "count")
+    assert Path("runs/tiny/unreadable_test.tsv").read_text().startswith(broken["test"][0] + "\t")
+    scores = VideoScores.load(Path("runs/tiny/scores.npz"))
+    metrics = json.loads(Path("runs/tiny/metrics_test.json").read_text())
+    assert (metrics["videos"], metrics["unreadable"]) == (len(scores), 1) == (5, 1)
+    assert metrics["top1"] == pytest.approx((scores.scores.argmax(1) == scores.labels).mean())
+    octvideo("test", "--name", "tiny", "--data.test", tiny_data / "test.txt")  # nothing broken: no list of an old test
+    assert not Path("runs/tiny/unreadable_test.tsv").exists()
 
 
 def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, broken: Path) -> None:

@@ -1,15 +1,17 @@
-"""Two processes on one machine: the same videos counted once each, and nobody left waiting."""
+"""Some processes on one machine: the same videos counted once each, and nobody left waiting."""
 
 from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from octvideo.evaluation.scores import VideoScores
 
@@ -39,25 +41,60 @@ def results() -> tuple[dict[str, float], VideoScores]:
     return found
 
 
-@pytest.mark.parametrize("videos", [5, 1])  # odd; fewer than processes
-def test_two_processes_count_what_one_counts(
-    videos: int, octvideo: Callable[..., tuple[str, str]], start: Start, trained: Path, tiny_data: Path
+@pytest.mark.parametrize(
+    ("processes", "videos", "broken"),
+    [
+        (4, 3, True),  # fewer than processes, and one of four broken
+        pytest.param(2, 5, False, marks=pytest.mark.slow),
+        pytest.param(4, 9, True, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_count_what_one_counts(
+    processes: int,
+    videos: int,
+    broken: bool,
+    octvideo: Callable[..., tuple[str, str]],
+    start: Start,
+    trained: Path,
+    tiny_data: Path,
 ) -> None:
-    (trained / "some.txt").write_text(absolute_list(tiny_data, videos))
-    words = ("test", "--name", "tiny", "--data.test", trained / "some.txt")
+    (trained / "broken.mp4").write_bytes(b"no video")
+    extra = f"{trained / 'broken.mp4'} 0" if broken else ""
+    (trained / "some.txt").write_text(absolute_list(tiny_data, videos, extra))
+    words = ("test", "--name", "tiny", "--data.test", trained / "some.txt", "--model.on_unreadable", "count")
     out, _ = octvideo(*words)
     one, one_scores = results()
-    ended = start(*words, *TWO, timeout=120)
+    ended = start(*words, *TWO, "--trainer.devices", processes, timeout=240)
     assert ended.returncode == 0, ended.stderr
     assert f"{videos} videos, 3 classes" in out and f"{videos} videos, 3 classes" in ended.stdout
     two, two_scores = results()
     assert one["videos"] == two["videos"] == len(two_scores) == videos
-    for name in ("top1", "top5", "mean_class", "unreadable"):
+    assert one["unreadable"] == two["unreadable"] == broken
+    for name in ("top1", "top5", "mean_class"):
         assert one[name] == two[name], name
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
     assert one_scores.paths == two_scores.paths
     assert np.array_equal(one_scores.labels, two_scores.labels)
     assert np.array_equal(one_scores.scores, two_scores.scores)
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_to_the_same_weights(start: Start, workplace: Path) -> None:
+    """Killed within an epoch, after a checkpoint; resumed with another number of workers."""
+    words = (*FIT, *TWO, "--data.batch_size", 1, "--checkpoint_minutes", 0)
+    stop = ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", 6)
+    ended = start(*words, "--name", "stopped", *stop, "--trainer.callbacks.how", "SIGKILL")
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    ended = start(*words, "--name", "stopped", "--resume", "--data.num_workers", 2)
+    assert ended.returncode == 0, ended.stderr
+    ended = start(*words, "--name", "whole")
+    assert ended.returncode == 0, ended.stderr
+    stopped, whole = (
+        torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True) for name in ("stopped", "whole")
+    )
+    assert stopped["global_step"] == whole["global_step"] == 8
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, stopped["state_dict"][key]), key
 
 
 def test_two_processes_train_past_a_broken_video(start: Start, workplace: Path, tiny_data: Path) -> None:
