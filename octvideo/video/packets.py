@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import av
@@ -24,6 +24,8 @@ from octvideo.video.bitstream import Bitstream
 _CODECS = frozenset({"h264", "hevc", "vp9", "vp8", "mpeg4", "mpeg2video", "mjpeg"})
 _PIXELS = frozenset({"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"})
 _CONTAINERS = ("mp4", "matroska")
+# Containers that store when frames are displayed; AVI stores when they are decoded.
+_DISPLAY_TIMES = (*_CONTAINERS, "flv", "mpegts")
 # Packets up to this size are kept for the decoder, so that a file is opened and read once: clips of some minutes.
 _HELD_BYTES = 32 * 2**20
 
@@ -83,7 +85,8 @@ def look_through_packets(container: Any, stream: Any) -> Packets:
     troubles = _stream_troubles(container, stream) + seen.troubles + missing + own_times
     if not troubles and not _closed_groups(known, seen.keys_shown):
         troubles.append("frames that refer across keyframes")
-    countable = are_told_by_times and not missing and not seen.changes_settings
+    own_times += [] if _are_display_times(container, stream, known) else ["times that are not those of display"]
+    countable = not own_times and not missing and not seen.changes_settings
     times, time_base = _display_times(stream, known if are_told_by_times else [], len(seen.shown), seen.last_duration)
     starts = _starts(seen.pts, seen.starts) if countable else []
     seek_troubles = missing + own_times + seen.troubles
@@ -164,6 +167,13 @@ def _stream_troubles(container: Any, stream: Any) -> list[str]:
     if codec.width % 2 or codec.height % 2:
         return ["odd frame size"]  # FFmpeg 4.1 and later ones differ in the colours of neighbouring pixels
     return []
+
+
+def _are_display_times(container: Any, stream: Any, pts: list[int]) -> bool:
+    """Whether frames are displayed in the order of their times, as far as can be told without decoding."""
+    is_reordered = any(a > b for a, b in pairwise(pts))
+    stores_them = any(known in container.format.name for known in _DISPLAY_TIMES)
+    return stores_them and (is_reordered or not stream.codec_context.has_b_frames)
 
 
 def _closed_groups(pts: list[int], keys: list[int]) -> bool:

@@ -264,7 +264,10 @@ def _drained(stream: Any) -> Iterator[av.VideoFrame]:
 
 
 def _those_due(frames: Iterable[av.VideoFrame], due: deque[int]) -> Iterator[av.VideoFrame]:
+    """The frames that are waited for; they must come in the order of their times."""
     for frame in frames:
+        if frame.pts is None or (due and frame.pts > due[0]):
+            raise ReaderFailure("a frame did not come in its turn")
         if due and frame.pts == due[0]:
             due.popleft()
             yield frame
