@@ -17,7 +17,8 @@ from octvideo.data.class_names import SHIPPED, ClassIndex, folder_class_names, r
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
-from octvideo.data.manifest import VideoRecord, check_files, read_records
+from octvideo.data.manifest import check_files, read_records
+from octvideo.data.records import VideoList
 from octvideo.errors import UserError
 from octvideo.video import Decoder, ShortVideo, ViewSettings
 
@@ -94,7 +95,7 @@ class VideoDataModule(L.LightningDataModule):
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = min(cpus, 8) if num_workers is None else num_workers
         self.decoder, self.how_to_get, self.seed = decoder, how_to_get, seed
-        self.records: dict[str, list[VideoRecord]] = {}
+        self.records: dict[str, VideoList] = {}
 
     # ── what the data set holds ─────────────────────────────────────────────────────────────────────────────
 
@@ -143,7 +144,7 @@ class VideoDataModule(L.LightningDataModule):
         looked = " and ".join(str(place.absolute()) for place in places)
         raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {self.how_to_get}")
 
-    def _read(self, role: str) -> list[VideoRecord]:
+    def _read(self, role: str) -> VideoList:
         if role in self.records:
             return self.records[role]
         source, labelled = self._find(role), role in ("train", "val")
@@ -153,12 +154,10 @@ class VideoDataModule(L.LightningDataModule):
         else:
             records = read_records(source, root=self.root, classes=classes, labelled=labelled)
         check_files(records, source, self.how_to_get)
-        unlabelled = [record.path for record in records if record.label < 0]
+        unlabelled = (records.labels < 0).nonzero()[:, 0]
         if role == "test" and 0 < len(unlabelled) < len(records):
-            counts = f"{len(unlabelled)} of its {len(records)}"
-            log.warning(
-                "%s: %s videos have no label, the first %s; no metric counts them", source, counts, unlabelled[0]
-            )
+            counts, first = f"{len(unlabelled)} of its {len(records)}", records[int(unlabelled[0])].path
+            log.warning("%s: %s videos have no label, the first %s; no metric counts them", source, counts, first)
         self.records[role] = records
         return records
 
