@@ -11,6 +11,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+_AT_ONCE = 1024  # records that an iteration takes out of the tensors together
+
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
@@ -67,12 +69,18 @@ class VideoList(Sequence[VideoRecord]):
         return self._at(number % len(self))
 
     def _at(self, number: int) -> VideoRecord:
-        start, end = self._ends[number : number + 2].tolist()
-        path = self._text[start:end].numpy().tobytes().decode("utf-8", "surrogateescape")
-        return VideoRecord(path, int(self.labels[number]))
+        return next(self._between(number, number + 1))
 
     def __iter__(self) -> Iterator[VideoRecord]:
-        return map(self._at, range(len(self)))
+        for first in range(0, len(self), _AT_ONCE):
+            yield from self._between(first, min(first + _AT_ONCE, len(self)))
+
+    def _between(self, first: int, last: int) -> Iterator[VideoRecord]:
+        ends = self._ends[first : last + 1].tolist()
+        text = self._text[ends[0] : ends[-1]].numpy().tobytes()
+        for place, label in enumerate(self.labels[first:last].tolist()):
+            path = text[ends[place] - ends[0] : ends[place + 1] - ends[0]]
+            yield VideoRecord(path.decode("utf-8", "surrogateescape"), label)
 
     def __repr__(self) -> str:
         return f"VideoList({len(self)} videos)"
