@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from octvideo.data.preparation import list_command
+from octvideo.data.preparation import list_command, reencode_command
 from octvideo.errors import UserError
 
 _DESCRIPTION = """Gets a data set ready to train on.
@@ -25,8 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     list_command.add_arguments(commands.add_parser("list", help="lists for octvideo"))
     list_command.add_arguments(commands.add_parser("verify", help="what is missing and extra"))
+    reencode_command.add_arguments(commands.add_parser("reencode", help="a smaller copy that loads faster"))
     args = parser.parse_args(argv)
     try:
+        if args.command == "reencode":
+            return reencode_command.run(args)
         return list_command.run(args, lists=args.command == "list")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
