@@ -8,6 +8,6 @@ listing.py     both compared: lists for octvideo, what is missing, what is extra
 encoding.py    one video re-encoded: short side, short GOP, no sound
 reencode.py    very many of them, each in a process that may crash; goes on after an interruption
 archives.py    which archives a data set is published in
-fetching.py    archives downloaded in parallel, checked, unpacked
+fetching.py    archives downloaded in parallel, checked, unpacked; unpacking.py: nothing is written over
 command.py     the command line; list_command.py, download_command.py, reencode_command.py its parts
 """

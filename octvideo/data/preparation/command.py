@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from octvideo.data.preparation import list_command, reencode_command
+from octvideo.data.preparation import download_command, list_command, reencode_command
 from octvideo.errors import UserError
 
 _DESCRIPTION = """Gets a data set ready to train on.
@@ -23,11 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="prepare_dataset.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    download_command.add_arguments(commands.add_parser("download", help="the public archives of a data set"))
     list_command.add_arguments(commands.add_parser("list", help="lists for octvideo"))
     list_command.add_arguments(commands.add_parser("verify", help="what is missing and extra"))
     reencode_command.add_arguments(commands.add_parser("reencode", help="a smaller copy that loads faster"))
     args = parser.parse_args(argv)
     try:
+        if args.command == "download":
+            return download_command.run(args)
         if args.command == "reencode":
             return reencode_command.run(args)
         return list_command.run(args, lists=args.command == "list")
