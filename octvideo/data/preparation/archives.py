@@ -101,7 +101,7 @@ def publication_of(dataset: str) -> Publication:
     if dataset == "ssv2":
         raise UserError(
             "Something-Something v2 needs an account: get it from "
-            "https://www.qualcomm.com/developer/software/something-something-v-2-dataset, unpack it, and go on with list"
+            "https://www.qualcomm.com/developer/software/something-something-v-2-dataset, unpack it, and use list"
         )
     if dataset not in PUBLICATIONS:
         raise UserError(f"no archives of {dataset!r} are known: expected one of {', '.join(PUBLICATIONS)}")
