@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -82,8 +84,8 @@ def encode(source: Path, target: Path, settings: EncodingSettings) -> Encoded:
     try:
         frames, damage = _encode(source, part, settings)
         part.replace(target)
-    except (OSError, ValueError) as error:  # FFmpeg's errors are of both kinds
-        raise EncodingError(" ".join(str(error).split()) or type(error).__name__) from error
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise EncodingError(_in_words(error)) from error
     finally:
         part.unlink(missing_ok=True)
     return Encoded(frames, source.stat().st_size, target.stat().st_size, damage)
@@ -139,14 +141,19 @@ def _decoded(container: Any, stream: av.VideoStream, bad: list[str]) -> Iterator
         except StopIteration:
             return
         except av.FFmpegError as error:
-            bad.append(" ".join(str(error).split()))
+            bad.append(_in_words(error))
             return
         try:
             frames = packet.decode()
         except (av.FFmpegError, ValueError) as error:
-            bad.append(" ".join(str(error).split()))
+            bad.append(_in_words(error))
             continue
         yield from (frame for frame in frames if not frame.is_corrupt)
+
+
+def _in_words(error: Exception) -> str:
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split()) or type(error).__name__
 
 
 def _options(settings: EncodingSettings) -> dict[str, str]:
@@ -191,22 +198,30 @@ def _turned(frame: av.VideoFrame, width: int, height: int, quarters: int) -> av.
 
 
 def serve() -> None:
-    """Answers jobs until there are no more."""
+    """Answers jobs, and ends as soon as whoever asks is gone: another run may write the same file then."""
     av.logging.set_level(None)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    for line in sys.stdin:
-        job = json.loads(line)
-        answer: dict[str, Any]
-        try:
-            settings = EncodingSettings(**job["settings"])
-            answer = asdict(encode(Path(os.fsdecode(bytes.fromhex(job["source"]))),
-                                   Path(os.fsdecode(bytes.fromhex(job["target"]))), settings))  # fmt: skip
-        except EncodingError as error:
-            answer = {"error": str(error)}
-        except MemoryError:
-            answer = {"error": "out of memory"}
-        print(json.dumps(answer), file=answers, flush=True)
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def take() -> None:
+        for line in sys.stdin:
+            jobs.put(line)
+        os._exit(0)
+
+    threading.Thread(target=take, daemon=True).start()
+    while True:
+        print(json.dumps(_answer(json.loads(jobs.get()))), file=answers, flush=True)
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    source, target = (Path(os.fsdecode(bytes.fromhex(job[key]))) for key in ("source", "target"))
+    try:
+        return asdict(encode(source, target, EncodingSettings(**job["settings"])))
+    except EncodingError as error:
+        return {"error": str(error)}
+    except MemoryError:
+        return {"error": "out of memory"}
 
 
 if __name__ == "__main__":
