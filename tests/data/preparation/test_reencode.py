@@ -8,17 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from octvideo.data.preparation import encoding
 from octvideo.data.preparation.command import main
-from octvideo.data.preparation.encoding import EncodingError, EncodingSettings, encode
+from octvideo.data.preparation.encoding import EncodingError, EncodingSettings
 from octvideo.data.preparation.reencode import Encoder
 from octvideo.video import read_frames
 
@@ -36,9 +36,9 @@ def pixels(path: Path) -> Tensor:
     return read_frames(path, torch.arange, decoder="pyav").frames.float()  # (T,H,W,C)
 
 
-def test_the_copy(tmp_path: Path, encode_: Callable[..., Path], moving: Callable[..., Tensor]) -> None:
-    source = encode_(tmp_path / "a.mkv", moving(11, 96, 130), g=250, crf=10)
-    result = encode(source, tmp_path / "b.mp4", SETTINGS)
+def test_the_copy(tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Tensor]) -> None:
+    source = encode(tmp_path / "a.mkv", moving(11, 96, 130), g=250, crf=10)
+    result = encoding.encode(source, tmp_path / "b.mp4", SETTINGS)
     frames, stream = decoded(tmp_path / "b.mp4")
     assert (result.frames, result.damage, len(frames)) == (11, "", 11)
     assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
@@ -50,30 +50,24 @@ def test_the_copy(tmp_path: Path, encode_: Callable[..., Path], moving: Callable
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mkv", "b.mp4"]
 
 
-@pytest.fixture
-def encode_(encode: Any) -> Any:
-    """The fixture of that name, beside our own `encode`."""
-    return sys.modules[encode.__module__].encode_video
-
-
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 @pytest.mark.parametrize("full_range", [False, True])
 def test_pixels_and_rotation(
-    tmp_path: Path, encode_: Callable[..., Path], moving: Callable[..., Tensor], rotation: int, full_range: bool
+    tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Tensor], rotation: int, full_range: bool
 ) -> None:
     """Our reader, tested elsewhere against FFmpeg, sees the same upright pictures in both."""
     options = {"pix_fmt": "yuvj420p"} if full_range else {}
-    source = encode_(tmp_path / "a.mp4", moving(5, 48, 64), rotation=rotation, crf=1, **options)
-    encode(source, tmp_path / "b.mp4", EncodingSettings(short_side_px=48, crf=1))
+    source = encode(tmp_path / "a.mp4", moving(5, 48, 64), rotation=rotation, crf=1, **options)
+    encoding.encode(source, tmp_path / "b.mp4", EncodingSettings(short_side_px=48, crf=1))
     a, b = pixels(source), pixels(tmp_path / "b.mp4")
     assert a.shape == b.shape and (a - b).abs().mean() < 3
     assert decoded(tmp_path / "b.mp4")[0][0].rotation == 0
 
 
-def test_small_and_odd_sizes_stay(tmp_path: Path, encode_: Callable[..., Path], moving: Callable[..., Tensor]) -> None:
+def test_small_and_odd_sizes_stay(tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Tensor]) -> None:
     for height, width, expected in ((21, 29, (20, 28)), (30, 40, (30, 40)), (1, 9, (2, 8)), (33, 401, (32, 388))):
-        source = encode_(tmp_path / f"{height}.mkv", moving(2, height, width), "ffv1", pix_fmt="bgr0")
-        encode(source, tmp_path / f"{height}.mp4", SETTINGS)
+        source = encode(tmp_path / f"{height}.mkv", moving(2, height, width), "ffv1", pix_fmt="bgr0")
+        encoding.encode(source, tmp_path / f"{height}.mp4", SETTINGS)
         assert pixels(tmp_path / f"{height}.mp4").shape[1:3] == expected
 
 
@@ -81,23 +75,25 @@ def test_every_frame_keeps_its_time(tmp_path: Path, moving: Callable[..., Tensor
     times = [0, 40, 45, 300, 301, 1700, 1733, 5000]  # ms
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=30, width=64, height=48, pix_fmt="yuv420p")
-        stream.codec_context.time_base = av.time_base and __import__("fractions").Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
         for time_ms, image in zip(times, moving(8, 48, 64).numpy(), strict=True):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = time_ms, stream.codec_context.time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    encode(tmp_path / "a.mkv", tmp_path / "b.mp4", SETTINGS)
+    encoding.encode(tmp_path / "a.mkv", tmp_path / "b.mp4", SETTINGS)
     for file in ("a.mkv", "b.mp4"):
         assert [round(1000 * float(frame.pts * frame.time_base)) for frame in decoded(tmp_path / file)[0]] == times
 
 
-def test_sound_is_left_out_and_damage_is_said(tmp_path: Path, real_videos: Path) -> None:
+def test_sound_is_left_out_and_a_damaged_file_gives_what_can_be_decoded(tmp_path: Path, real_videos: Path) -> None:
     source = real_videos / "clips/k400_arm_wrestling_ehLnj7pXnYE_000027_000037.mp4"
     content = bytearray(source.read_bytes())
     content[200_000:260_000] = bytes(60_000)
     (tmp_path / "a.mp4").write_bytes(content)
-    result = encode(tmp_path / "a.mp4", tmp_path / "b.mp4", EncodingSettings(short_side_px=64, preset="ultrafast"))
+    result = encoding.encode(
+        tmp_path / "a.mp4", tmp_path / "b.mp4", EncodingSettings(short_side_px=64, preset="ultrafast")
+    )
     with av.open(str(tmp_path / "b.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video"]
     assert 200 < result.frames <= 300 and len(decoded(tmp_path / "b.mp4")[0]) == result.frames
@@ -106,8 +102,8 @@ def test_sound_is_left_out_and_damage_is_said(tmp_path: Path, real_videos: Path)
 @pytest.mark.parametrize("content", [b"", b"no video", bytes(5000)])
 def test_what_is_no_video(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
-    with pytest.raises(EncodingError, match="^Invalid data found when processing input$"):
-        encode(tmp_path / "a.mp4", tmp_path / "b.mp4", SETTINGS)
+    with pytest.raises(EncodingError, match=r"^Invalid data found when processing input$"):
+        encoding.encode(tmp_path / "a.mp4", tmp_path / "b.mp4", SETTINGS)
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
 
 
@@ -115,10 +111,10 @@ def test_what_is_no_video(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.fixture
-def source(tmp_path: Path, encode_: Callable[..., Path], moving: Callable[..., Tensor]) -> Path:
+def source(tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Tensor]) -> Path:
     """Five videos, one of a name that is no text, and a broken one."""
     folder = tmp_path / "source"
-    first = encode_(folder / "wave/a b.avi", moving(6, 48, 64), "mpeg4")
+    first = encode(folder / "wave/a b.avi", moving(6, 48, 64), "mpeg4")
     for name in ("wave/c.mp4", "clap/d.mkv", "clap/d.mp4"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(first.read_bytes())
@@ -140,15 +136,9 @@ def test_a_folder(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(words) == 1
     said = capsys.readouterr().out
     assert "4 videos encoded, 0 were there, 2 failed" in said
-    assert (
-        sorted(Path(file).stem for file in out.rglob("*.mp4"))
-        == [
-            "a b",
-            os.listdir(source / "clap")[0][:0] + "c",
-            *sorted({Path(f).stem for f in os.listdir(source / "clap")}),
-        ]
-        or True
-    )
+    names = sorted(str(file.relative_to(out)) for file in out.rglob("*.mp4"))
+    expected = {str(file.relative_to(source).with_suffix(".mp4")) for file in source.rglob("*.*")}
+    assert names == sorted(expected - {"wave/broken.mp4"}) and len(names) == 4
     failed = sorted((out / "reencode_failed.txt").read_text(errors="surrogateescape").splitlines())
     assert failed == [
         "clap/d.mp4\td.mkv has the same name without suffix",
@@ -204,11 +194,12 @@ def test_a_process_that_crashes_or_hangs_takes_one_video_with_it(source: Path, t
         assert outcome.reason == "not done after 1.5 s"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(
-    tmp_path: Path, encode_: Callable[..., Path], moving: Callable[..., Tensor], repo: Path
+    tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Tensor], repo: Path
 ) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    first = encode_(source / "00.mp4", moving(60, 96, 128))
+    first = encode(source / "00.mp4", moving(60, 96, 128))
     for number in range(1, 20):
         (source / f"{number:02d}.mp4").write_bytes(first.read_bytes())
     command = [
@@ -243,7 +234,7 @@ def test_real_clips_decode_cheaper(real_videos: Path, tmp_path: Path) -> None:
     spent = dict.fromkeys(("source", "copy"), 0.0)
     for clip in clips:
         copy = tmp_path / f"{clip.stem}.mp4"
-        result = encode(clip, copy, EncodingSettings())
+        result = encoding.encode(clip, copy, EncodingSettings())
         assert result.damage == "" and result.frames == len(decoded(clip)[0])
 
         def late_clip(num_frames: int) -> Tensor:
@@ -254,4 +245,3 @@ def test_real_clips_decode_cheaper(real_videos: Path, tmp_path: Path) -> None:
             read_frames(file, late_clip)
             spent[name] += time.process_time() - started
     assert spent["copy"] < 0.8 * spent["source"]
-    assert np.isfinite(list(spent.values())).all()
