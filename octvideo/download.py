@@ -48,6 +48,7 @@ def fetch(
     keep: bool = False,
     progress: Progress = lambda here, total: None,
     retrying: Callable[[str], None] = log.info,
+    sleep: Callable[[float], object] | None = None,
 ) -> Fetched:
     """Downloads into `part`, going on where a broken connection stopped.
 
@@ -60,6 +61,7 @@ def fetch(
             for a later one when it gives up.
         progress: see `Progress`.
         retrying: is told, in one line, what broke and what comes next.
+        sleep: waits so many seconds; None is time.sleep.
 
     Raises:
         OSError: it stayed broken, or the server has refused.
@@ -87,7 +89,7 @@ def fetch(
             retrying(
                 f"{url}: {reason(error)}; try {failed + 1} of {attempts}" + (f" in {wait_sec:g} s" * (wait_sec > 0))
             )
-            time.sleep(wait_sec)
+            (sleep or time.sleep)(wait_sec)
         else:
             versions.unlink(missing_ok=True)
             return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Downloads:
     ) -> None:
         self.root, self.checksums, self.mirror = root, checksums or {}, mirror
         self.attempts, self.first_wait_sec, self.remove_archives = attempts, first_wait_sec, remove_archives
+        self._stop = threading.Event()
 
     def archives(self, publication: Publication, parts: list[str], said: Said) -> list[Archive]:
         """The archives of these parts of a data set; lists of addresses are downloaded for it.
@@ -131,13 +133,16 @@ class Downloads:
             lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"another download into {self.root} is running") from None
+        self._stop.clear()
         pool = ThreadPoolExecutor(workers)
         try:
             jobs: list[Future[Arrived]] = [pool.submit(self.get, archive, progress, said) for archive in archives]
             for job in as_completed(jobs):
                 yield job.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # After Ctrl-C the threads end at their next block, and what came stays for the next run.
+            self._stop.set()
+            pool.shutdown(cancel_futures=True)
             lock.release()
 
     def get(self, archive: Archive, progress: Progress, said: Said) -> Arrived:
@@ -163,14 +168,21 @@ class Downloads:
     def _download(self, archive: Archive, place: Path, progress: Progress, said: Said) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         part = place.with_name(f"{place.name}.part")
+
+        def go_on(here: int, total: int) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            progress(archive, here, total)
+
         fetched = fetch(
             archive.url,
             part,
             attempts=self.attempts,
             first_wait_sec=self.first_wait_sec,
             keep=True,
-            progress=lambda here, total: progress(archive, here, total),
+            progress=go_on,
             retrying=said,
+            sleep=self._stop.wait,
         )
         self._check(archive, part, fetched)
         part.replace(place)
@@ -191,6 +203,10 @@ class Downloads:
         if found != wanted.lower():
             part.unlink()
             raise OSError(f"damaged: its {kind} is {found}, expected {wanted}. Nothing was kept; run again")
+
+
+class _Stopped(Exception):  # noqa: N818 (no error)
+    """The run is being ended."""
 
 
 def read_checksums(file: Path) -> dict[str, str]:
