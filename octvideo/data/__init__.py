@@ -1,7 +1,8 @@
 """Labels and batches: from lists, folders and Kinetics' csv to batches of uint8 clips.
 
 class_names.py  class names: shipped lists, files, folders
-manifest.py     lists and folders → VideoRecord; errors name file and line
+records.py      VideoRecord, and VideoList: very many of them in shared memory
+manifest.py     lists and folders → VideoList; errors name file and line
 kinetics.py     the official csv with either folder layout
 augment.py      random training views: parameters sampled apart from being applied
 dataset.py      training clips; all views of one video as one item
@@ -14,7 +15,8 @@ from octvideo.data.augment import Augmentation
 from octvideo.data.class_names import read_class_names
 from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.dataset import EvaluationVideos, Failure, TrainingClips
-from octvideo.data.manifest import VideoRecord, read_records
+from octvideo.data.manifest import read_records
+from octvideo.data.records import VideoList, VideoRecord
 
 __all__ = [
     "Augmentation",
@@ -22,6 +24,7 @@ __all__ = [
     "Failure",
     "TrainingClips",
     "VideoDataModule",
+    "VideoList",
     "VideoRecord",
     "read_class_names",
     "read_records",

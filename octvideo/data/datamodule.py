@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from octvideo.data.class_names import SHIPPED, ClassIndex, class_names_of, folde
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
-from octvideo.data.manifest import VideoRecord, check_files, read_records
+from octvideo.data.manifest import check_files, read_records
+from octvideo.data.records import VideoList
 from octvideo.data.shards import ShardedVideos, holds_shards, is_address, read_shards, read_text
 from octvideo.errors import UserError
 from octvideo.video import Decoder, ShortVideo, ViewSettings
@@ -96,7 +96,7 @@ class VideoDataModule(L.LightningDataModule):
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = min(cpus, 8) if num_workers is None else num_workers
         self.decoder, self.how_to_get, self.seed = decoder, how_to_get, seed
-        self.records: dict[str, Sequence[VideoRecord]] = {}
+        self.records: dict[str, VideoList | ShardedVideos] = {}
 
     # ── what the data set holds ─────────────────────────────────────────────────────────────────────────────
 
@@ -153,7 +153,7 @@ class VideoDataModule(L.LightningDataModule):
         looked = " and ".join(str(place.absolute()) for place in places)
         raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {self.how_to_get}")
 
-    def videos(self, role: str) -> Sequence[VideoRecord]:
+    def videos(self, role: str) -> VideoList | ShardedVideos:
         """The videos of a role, read once.
 
         Args:
@@ -175,12 +175,10 @@ class VideoDataModule(L.LightningDataModule):
         else:
             records = read_records(source, root=self.root, classes=classes, labelled=labelled)
         check_files(records, source, self.how_to_get)
-        unlabelled = [record.path for record in records if record.label < 0]
+        unlabelled = (records.labels < 0).nonzero()[:, 0]
         if role == "test" and 0 < len(unlabelled) < len(records):
-            counts = f"{len(unlabelled)} of its {len(records)}"
-            log.warning(
-                "%s: %s videos have no label, the first %s; no metric counts them", source, counts, unlabelled[0]
-            )
+            counts, first = f"{len(unlabelled)} of its {len(records)}", records[int(unlabelled[0])].path
+            log.warning("%s: %s videos have no label, the first %s; no metric counts them", source, counts, first)
         self.records[role] = records
         return records
 
@@ -193,7 +191,7 @@ class VideoDataModule(L.LightningDataModule):
                 f"{source} was written for other classes than data.classes gives: compare its classes.txt, "
                 "or write the shards again with these classes"
             )
-        if (highest := max(record.label for record in videos.videos)) >= self.num_classes:
+        if (highest := int(videos.videos.labels.max())) >= self.num_classes:
             raise UserError(f"{source} has the label {highest}, expected 0 to {self.num_classes - 1}")
         return videos
 

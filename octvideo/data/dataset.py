@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from octvideo.data.augment import Augmentation, apply_transform, sample_transform
-from octvideo.data.manifest import VideoRecord
+from octvideo.data.records import VideoRecord
 from octvideo.data.shards import source_of
 from octvideo.video import Decoder, ShortVideo, VideoReadError, ViewSettings, random_clip, read_frames, read_views
 

@@ -55,10 +55,10 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        order = torch.randperm(self.num_items, generator=generator)[self.rank :: self.world_size].tolist()
+        order = torch.randperm(self.num_items, generator=generator)[self.rank :: self.world_size]
         for batch in range(self.first_batch, len(self)):
             items = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in items]
+            yield [(self.epoch, index) for index in items.tolist()]
 
 
 class EvaluationBatches(Sampler[list[int]]):
@@ -75,7 +75,7 @@ class EvaluationBatches(Sampler[list[int]]):
 
     def __init__(self, num_items: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         self.batch_size = batch_size
-        self.items = list(range(rank, num_items, world_size))
+        self.items = range(rank, num_items, world_size)
         most = -(-num_items // world_size)
         self.num_batches = max(-(-most // batch_size), 1)
 
@@ -84,7 +84,7 @@ class EvaluationBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(self.num_batches):
-            yield self.items[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield list(self.items[batch * self.batch_size : (batch + 1) * self.batch_size])
 
 
 class Collate:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from octvideo.data.class_names import ClassIndex
+from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
 from octvideo.video import VIDEO_SUFFIXES
 
@@ -27,37 +27,7 @@ _NAMED = re.compile(r"^(?P<path>.*\S)\s*[\t,;]\s*(?P<label>[^\t,;]*\S)\s*$")
 _CHECKED = 64  # files looked for before a run starts: a wrong root misses all of them
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveMember:
-    """Where a video lies in an archive.
-
-    Args:
-        url: of the archive, or its path.
-        offset: of the video's first byte.
-        size: in bytes.
-    """
-
-    url: str
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class VideoRecord:
-    """One video of a data set.
-
-    Args:
-        path: as it is opened; in an archive its name.
-        label: class id, -1 where unknown.
-        archive: that holds it; None where it is a file.
-    """
-
-    path: str
-    label: int
-    archive: ArchiveMember | None = None
-
-
-def read_records(source: Path, *, root: Path, classes: ClassIndex | None, labelled: bool = True) -> list[VideoRecord]:
+def read_records(source: Path, *, root: Path, classes: ClassIndex | None, labelled: bool = True) -> VideoList:
     """The videos of a list or a folder of classes.
 
     Args:
@@ -69,9 +39,8 @@ def read_records(source: Path, *, root: Path, classes: ClassIndex | None, labell
     Raises:
         UserError: with file and line; or there is no video.
     """
-    records = (
-        _read_folder(source, classes, labelled) if source.is_dir() else _read_list(source, root, classes, labelled)
-    )
+    found = _read_folder(source, classes, labelled) if source.is_dir() else _read_list(source, root, classes, labelled)
+    records = VideoList(found)
     if not records:
         raise UserError(f"{source} lists no video")
     return records
@@ -92,8 +61,7 @@ def check_files(records: Sequence[VideoRecord], source: str | Path, advice: str 
         )
 
 
-def _read_folder(folder: Path, classes: ClassIndex | None, labelled: bool) -> list[VideoRecord]:
-    records = []
+def _read_folder(folder: Path, classes: ClassIndex | None, labelled: bool) -> Iterator[VideoRecord]:
     # Links are followed: class folders are often links into a larger data set.
     for here, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -107,28 +75,26 @@ def _read_folder(folder: Path, classes: ClassIndex | None, labelled: bool) -> li
                 raise UserError(f"{folder / videos[0]} lies in no class folder: expected {folder}/<class>/{videos[0]}")
             hint = classes.suggestion(inside[0]) if classes is not None else ""
             raise UserError(f"{folder}: the folder {inside[0]!r} is no class of this data set{hint}")
-        records += [VideoRecord(str(Path(here, name)), -1 if label is None else label) for name in videos]
-    return records
+        for name in videos:
+            yield VideoRecord(os.path.join(here, name), -1 if label is None else label)  # noqa: PTH118 (a Path is slow)
 
 
 def _is_video(name: str) -> bool:
-    return Path(name).suffix.lower() in VIDEO_SUFFIXES
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES  # noqa: PTH122
 
 
-def _read_list(file: Path, root: Path, classes: ClassIndex | None, labelled: bool) -> list[VideoRecord]:
+def _read_list(file: Path, root: Path, classes: ClassIndex | None, labelled: bool) -> Iterator[VideoRecord]:
     try:
-        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip() or line.lstrip().startswith("#"):
+                    continue
+                path, label = _parse(line.strip(), f"{file}:{number}", root, classes)
+                if (label is None or label < 0) and labelled:
+                    raise UserError(f"{file}:{number}: got {line.strip()!r}, expected 'path label'")
+                yield VideoRecord(str(root / path), -1 if label is None else label)
     except OSError as error:
         raise UserError(f"can't read the list {file}: {error.strerror}") from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        path, label = _parse(line.strip(), f"{file}:{number}", root, classes)
-        if (label is None or label < 0) and labelled:
-            raise UserError(f"{file}:{number}: got {line.strip()!r}, expected 'path label'")
-        records.append(VideoRecord(str(root / path), -1 if label is None else label))
-    return records
 
 
 def _parse(line: str, where: str, root: Path, classes: ClassIndex | None) -> tuple[str, int | None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from octvideo.data.manifest import VideoRecord
+from octvideo.data.records import VideoRecord
 from octvideo.data.shards import ABOUT, INDEX, index_lines
 from octvideo.errors import UserError
 from octvideo.video import VIDEO_SUFFIXES

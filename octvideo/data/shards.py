@@ -24,7 +24,7 @@ from typing import Any, overload
 import fsspec
 import numpy as np
 
-from octvideo.data.manifest import ArchiveMember, VideoRecord
+from octvideo.data.records import ArchiveMember, VideoList, VideoRecord
 from octvideo.errors import UserError
 from octvideo.video import Source, VideoBytes, VideoReadError
 
@@ -47,7 +47,7 @@ class ShardedVideos(Sequence[VideoRecord]):
     """
 
     def __init__(
-        self, videos: Sequence[VideoRecord], shards: list[str], shard: np.ndarray, offset: np.ndarray, size: np.ndarray
+        self, videos: VideoList, shards: list[str], shard: np.ndarray, offset: np.ndarray, size: np.ndarray
     ) -> None:
         self.videos, self.shards = videos, shards
         self.shard, self.offset, self.size = shard, offset, size
@@ -116,7 +116,7 @@ def read_shards(source: str, *, labelled: bool = True) -> ShardedVideos:
     if labelled and (bare := [row[1] for row in rows if row[2] < 0]):
         raise UserError(f"{source}: {len(bare)} of its {len(rows)} videos have no label, the first {bare[0]}")
     return ShardedVideos(
-        [VideoRecord(row[1], row[2]) for row in rows],
+        VideoList(VideoRecord(row[1], row[2]) for row in rows),
         [f"{source.rstrip('/')}/{name}" for name in shards],
         np.array([numbers[row[3]] for row in rows], np.int32),
         np.array([row[4] for row in rows], np.int64),

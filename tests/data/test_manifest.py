@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from octvideo.data.class_names import ClassIndex
-from octvideo.data.manifest import VideoRecord, check_files, read_records
+from octvideo.data.manifest import check_files, read_records
+from octvideo.data.records import VideoRecord
 from octvideo.errors import UserError
 
 CLASSES = ClassIndex(["jump rope", "sit", "wave"])
@@ -16,7 +17,7 @@ CLASSES = ClassIndex(["jump rope", "sit", "wave"])
 def records(root: Path, text: str, *, labelled: bool = True, classes: ClassIndex | None = CLASSES) -> list[VideoRecord]:
     file = root / "list.txt"
     file.write_text(text, encoding="utf-8", errors="surrogateescape")
-    return read_records(file, root=root, classes=classes, labelled=labelled)
+    return list(read_records(file, root=root, classes=classes, labelled=labelled))
 
 
 def short(root: Path, text: str, **settings: bool) -> list[tuple[str, int]]:

@@ -120,7 +120,7 @@ def test_offline_without_weights_says_what_to_do(
         raise URLError("no network")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("octvideo.models.download.urlopen", offline)
+    monkeypatch.setattr("octvideo.download.urlopen", offline)
     assert command.main([str(tiny_video)]) == 2
     err = capsys.readouterr().err
     for part in ("I3D_8x8_R50.pyth", "no network", "Give --ckpt PATH", "--ckpt last", "by hand"):

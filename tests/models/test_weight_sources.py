@@ -139,7 +139,7 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("no network")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("octvideo.models.download.urlopen", offline)
+    monkeypatch.setattr("octvideo.download.urlopen", offline)
     with pytest.raises(UserError, match=r"https://example\.org/net\.pth can't be downloaded \(no network\)"):
         read_weights("https://example.org/net.pth")
     assert kept(tmp_path) == []

@@ -1,0 +1,228 @@
+"""One video re-encoded for training: short side, short GOP, no sound, H.264, upright, every frame at its own time.
+
+Run as a program it takes jobs from its standard input, one JSON line each, and answers each with a line: then a
+crash of a decoder ends this process and no other. It imports little, so that it starts at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import ColorRange
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """How videos are encoded.
+
+    Args:
+        short_side_px: of the result; smaller videos keep their size.
+        gop_frames: frames from a keyframe to the next: the most that a clip costs beside its own frames.
+        crf: quality of x264, 0 the best, 51 the worst.
+        preset: of x264: speed against size.
+    """
+
+    short_side_px: int = 256
+    gop_frames: int = 12
+    crf: int = 23
+    preset: str = "fast"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of one video.
+
+    Args:
+        frames: in the result.
+        source_bytes: of the source.
+        bytes: of the result.
+        damage: what of the source could not be decoded; "" where all could.
+    """
+
+    frames: int
+    source_bytes: int
+    bytes: int
+    damage: str = ""
+
+
+class EncodingError(Exception):
+    """A video of which nothing can be encoded; the message is one line."""
+
+
+def part_of(target: Path) -> Path:
+    """The name that a video has until it is whole."""
+    return target.with_name(f".{target.name}.part")
+
+
+def encode(source: Path, target: Path, settings: EncodingSettings) -> Encoded:
+    """Re-encodes a video; `target` appears when it is whole.
+
+    Rotation is applied to the pixels, sizes are even, pixels 8-bit 4:2:0. Frames are never repeated or left out to make
+    the rate constant. What can't be decoded is left out, and said.
+
+    Args:
+        source: any video that FFmpeg reads.
+        target: an .mp4 in a folder that is there.
+        settings: how.
+
+    Raises:
+        EncodingError: not one frame can be decoded, or the disk is full.
+    """
+    part = part_of(target)
+    try:
+        frames, damage = _encode(source, part, settings)
+        part.replace(target)
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise EncodingError(_in_words(error)) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return Encoded(frames, source.stat().st_size, target.stat().st_size, damage)
+
+
+def _encode(source: Path, part: Path, settings: EncodingSettings) -> tuple[int, str]:
+    # Absolute: FFmpeg takes a name such as `concat:...` for something else.
+    with av.open(str(source.absolute()), metadata_errors="replace") as container:
+        video = container.streams.best("video")
+        if not isinstance(video, av.VideoStream) or video.codec_context is None:
+            raise EncodingError("no video stream that can be decoded")
+        video.thread_count = 1  # other videos are encoded beside this one
+        bad_packets: list[str] = []
+        frames = _decoded(container, video, bad_packets)
+        first = next(frames, None)
+        if first is None:
+            raise EncodingError(bad_packets[0] if bad_packets else "no frame can be decoded")
+        quarters = _quarters(first)
+        width, height = _size(first.width, first.height, settings.short_side_px)
+        base = video.time_base or Fraction(1, 90_000)
+        rate = _rate(video)
+        with av.open(str(part.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as out:
+            stream = out.add_stream("libx264", rate=rate, options=_options(settings))
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height = (width, height) if quarters % 2 == 0 else (height, width)
+            stream.pix_fmt, stream.thread_count = "yuv420p", 1
+            stream.codec_context.time_base = base
+            stream.codec_context.color_range = ColorRange.MPEG
+            for tag in ("colorspace", "color_primaries", "color_trc"):
+                setattr(stream.codec_context, tag, getattr(video.codec_context, tag))
+            step = max(round(1 / (rate * base)), 1)
+            count, last, start = 0, -step, first.pts or 0
+            frame: av.VideoFrame | None = first
+            while frame is not None:
+                picture = _turned(frame, width, height, quarters)
+                # Times only grow in a stream that can be encoded.
+                last = last + step if frame.pts is None else max(frame.pts - start, last + 1, 0)
+                picture.pts, picture.time_base, picture.pict_type = last, base, PictureType.NONE
+                out.mux(stream.encode(picture))
+                count += 1
+                frame = next(frames, None)
+            out.mux(stream.encode(None))
+    damage = f"{len(bad_packets)} packets can't be decoded (the first: {bad_packets[0]})" if bad_packets else ""
+    return count, damage
+
+
+def _decoded(container: Any, stream: av.VideoStream, bad: list[str]) -> Iterator[av.VideoFrame]:
+    """Frames in the order of display, as octvideo's readers give them; packets that can't be decoded give none."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.FFmpegError as error:
+            bad.append(_in_words(error))
+            return
+        try:
+            frames = packet.decode()
+        except (av.FFmpegError, ValueError) as error:
+            bad.append(_in_words(error))
+            continue
+        yield from (frame for frame in frames if not frame.is_corrupt)
+
+
+def _in_words(error: Exception) -> str:
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split()) or type(error).__name__
+
+
+def _options(settings: EncodingSettings) -> dict[str, str]:
+    gop = str(settings.gop_frames)
+    # Keyframes at even distances, and closed groups, so that readers may begin at each of them.
+    return {"crf": str(settings.crf), "preset": settings.preset, "g": gop, "flags": "+cgop"}
+
+
+def _rate(video: av.VideoStream) -> Fraction:
+    """Frames a second, for the encoder's rate control only: times are those of the source."""
+    rate = video.average_rate or video.guessed_rate
+    return Fraction(rate) if rate and 1 <= rate <= 240 else Fraction(30)
+
+
+def _size(width: int, height: int, short_side_px: int) -> tuple[int, int]:
+    """Width and height before turning: even, of the source's shape, not larger than the source (but 2 pixels)."""
+    short = min(width, height)
+    scale = min(short_side_px, short)
+    sides = [2 * (side * scale // short // 2) if scale == short else 2 * round(side * scale / short / 2)
+             for side in (width, height)]  # fmt: skip
+    return max(sides[0], 2), max(sides[1], 2)
+
+
+def _quarters(frame: av.VideoFrame) -> int:
+    """Quarter turns counter-clockwise that players give the frames."""
+    quarters, rest = divmod(frame.rotation, 90)
+    return 0 if rest or abs(quarters) > 4 else quarters
+
+
+def _turned(frame: av.VideoFrame, width: int, height: int, quarters: int) -> av.VideoFrame:
+    """A frame of the new size, 8-bit 4:2:0 of narrow range, upright."""
+    small = frame.reformat(width, height, "yuv420p", dst_color_range=ColorRange.MPEG, interpolation="AREA")
+    if quarters % 4 == 0:
+        return small
+    flat = small.to_ndarray().reshape(-1)
+    luma, chroma = width * height, width * height // 4
+    planes = [flat[:luma].reshape(height, width)]
+    planes += [flat[luma + i * chroma : luma + (i + 1) * chroma].reshape(height // 2, width // 2) for i in (0, 1)]
+    turned = [np.rot90(plane, quarters) for plane in planes]
+    flat = np.concatenate([plane.reshape(-1) for plane in turned])
+    return av.VideoFrame.from_ndarray(flat.reshape(-1, turned[0].shape[1]), format="yuv420p")
+
+
+def serve() -> None:
+    """Answers jobs, and ends as soon as whoever asks is gone: another run may write the same file then."""
+    av.logging.set_level(None)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def take() -> None:
+        for line in sys.stdin:
+            jobs.put(line)
+        os._exit(0)
+
+    threading.Thread(target=take, daemon=True).start()
+    while True:
+        print(json.dumps(_answer(json.loads(jobs.get()))), file=answers, flush=True)
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    source, target = (Path(os.fsdecode(bytes.fromhex(job[key]))) for key in ("source", "target"))
+    try:
+        return asdict(encode(source, target, EncodingSettings(**job["settings"])))
+    except EncodingError as error:
+        return {"error": str(error)}
+    except MemoryError:
+        return {"error": "out of memory"}
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,232 @@
+"""Archives of a data set downloaded many at once, checked and unpacked; a later run goes on where this one stopped."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+
+from octvideo.data.preparation.archives import KINETICS, Archive, Publication, listed_archives
+from octvideo.data.preparation.unpacking import Unpacked, UnpackingError, can_unpack, unpack
+from octvideo.download import Fetched, digest, fetch, reason
+from octvideo.errors import UserError
+
+ARCHIVES = "archives"
+_CHECKSUMS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by length
+_ATTEMPTS = 8
+_FIRST_WAIT_SEC = 1.0
+
+Said = Callable[[str], None]
+# Is told the archive, bytes here, and in all.
+Progress = Callable[[Archive, int, int], None]
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What became of one archive.
+
+    Args:
+        archive: which.
+        problem: "" where all is well.
+        unpacked: None where there was nothing to unpack, or it was unpacked before.
+    """
+
+    archive: Archive
+    problem: str = ""
+    unpacked: Unpacked | None = None
+
+
+class Downloads:
+    """The archives of one data set on their way into its folder.
+
+    root/archives/{train,...}/part_0.tar.gz, and beside each: .part while it is on its way, .unpacked when it is done.
+
+    Args:
+        root: of the data set.
+        checksums: by file name, or split/name.
+        mirror: in place of the address of Kinetics' archive.
+        attempts: tries in a row that bring nothing.
+        first_wait_sec: before the second of them.
+        remove_archives: deletes an archive that this tool downloaded, once it is unpacked.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        checksums: dict[str, str] | None = None,
+        mirror: str | None = None,
+        attempts: int = _ATTEMPTS,
+        first_wait_sec: float = _FIRST_WAIT_SEC,
+        remove_archives: bool = False,
+    ) -> None:
+        self.root, self.checksums, self.mirror = root, checksums or {}, mirror
+        self.attempts, self.first_wait_sec, self.remove_archives = attempts, first_wait_sec, remove_archives
+        self._stop = threading.Event()
+
+    def archives(self, publication: Publication, parts: list[str], said: Said) -> list[Archive]:
+        """The archives of these parts of a data set; lists of addresses are downloaded for it.
+
+        Raises:
+            UserError: there is no such part, or its list can't be had.
+        """
+        known = [*publication.lists, *publication.files]
+        if unknown := [part for part in parts if part not in known]:
+            raise UserError(f"no part {unknown[0]!r}: there are {', '.join(known)}")
+        found: list[Archive] = []
+        for part in parts:
+            found += publication.files.get(part, [])
+            if part in publication.lists:
+                found += listed_archives(self._list(publication.lists[part], part, said), part)
+        found = [Archive(self._mirrored(archive.url), archive.folder, archive.unpack) for archive in found]
+        places = [self.place(archive) for archive in found]
+        if twice := [str(place) for place in places if places.count(place) > 1]:
+            raise UserError(f"two archives are called {twice[0]}")
+        return found
+
+    def _list(self, url: str, part: str, said: Said) -> str:
+        url = self._mirrored(url)
+        place = self.root / ARCHIVES / part / Path(urlsplit(url).path).name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_name(f"{place.name}.new")
+        try:
+            fetch(url, fresh, attempts=self.attempts, first_wait_sec=self.first_wait_sec, retrying=said)
+        except (OSError, HTTPException) as error:
+            raise UserError(f"the list of archives {url} can't be downloaded ({reason(error)})") from error
+        fresh.replace(place)
+        return place.read_text(encoding="utf-8-sig", errors="replace")
+
+    def _mirrored(self, url: str) -> str:
+        mirrored = self.mirror is not None and url.startswith(KINETICS + "/")
+        return f"{str(self.mirror).rstrip('/')}{url.removeprefix(KINETICS)}" if mirrored else url
+
+    def place(self, archive: Archive) -> Path:
+        """Where an archive is kept; a file that is used as it is, where it belongs."""
+        if archive.unpack:
+            return self.root / ARCHIVES / (archive.folder or ".") / archive.name
+        return self.root / archive.folder / archive.name
+
+    def is_done(self, archive: Archive) -> bool:
+        """Whether nothing is left to do."""
+        return self._mark(archive).exists() if archive.unpack else self.place(archive).is_file()
+
+    def _mark(self, archive: Archive) -> Path:
+        place = self.place(archive)
+        return place.with_name(f"{place.name}.unpacked")
+
+    def run(self, archives: list[Archive], *, workers: int, progress: Progress, said: Said) -> Iterator[Arrived]:
+        """Downloads, checks and unpacks all that is not done, and gives each as it ends.
+
+        Raises:
+            UserError: another run is at it.
+        """
+        (self.root / ARCHIVES).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / ARCHIVES / ".download.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another download into {self.root} is running") from None
+        self._stop.clear()
+        pool = ThreadPoolExecutor(workers)
+        try:
+            jobs: list[Future[Arrived]] = [pool.submit(self.get, archive, progress, said) for archive in archives]
+            for job in as_completed(jobs):
+                yield job.result()
+        finally:
+            # After Ctrl-C the threads end at their next block, and what came stays for the next run.
+            self._stop.set()
+            pool.shutdown(cancel_futures=True)
+            lock.release()
+
+    def get(self, archive: Archive, progress: Progress, said: Said) -> Arrived:
+        """Downloads, checks and unpacks one archive, as far as that is not done."""
+        if self.is_done(archive):
+            return Arrived(archive)
+        place = self.place(archive)
+        try:
+            if not place.is_file():
+                self._download(archive, place, progress, said)
+            if not archive.unpack or not can_unpack(archive.name):
+                return Arrived(archive)
+            unpacked = unpack(place, self.root / archive.folder)
+        except UnpackingError as error:
+            return Arrived(archive, f"{error}; delete it to download it again")
+        except (OSError, HTTPException) as error:
+            return Arrived(archive, reason(error))
+        self._mark(archive).touch()
+        if self.remove_archives:
+            place.unlink()
+        return Arrived(archive, unpacked=unpacked)
+
+    def _download(self, archive: Archive, place: Path, progress: Progress, said: Said) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(f"{place.name}.part")
+
+        def go_on(here: int, total: int) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            progress(archive, here, total)
+
+        fetched = fetch(
+            archive.url,
+            part,
+            attempts=self.attempts,
+            first_wait_sec=self.first_wait_sec,
+            keep=True,
+            progress=go_on,
+            retrying=said,
+            sleep=self._stop.wait,
+        )
+        self._check(archive, part, fetched)
+        part.replace(place)
+
+    def _check(self, archive: Archive, part: Path, fetched: Fetched) -> None:
+        """Compares with the user's checksum, else with the server's.
+
+        Raises:
+            OSError: it is another; nothing is kept.
+        """
+        wanted = (
+            self.checksums.get(f"{archive.folder}/{archive.name}") or self.checksums.get(archive.name) or fetched.md5
+        )
+        if not wanted:
+            return
+        kind = _CHECKSUMS[len(wanted)]
+        found = digest(part, kind)
+        if found != wanted.lower():
+            part.unlink()
+            raise OSError(f"damaged: its {kind} is {found}, expected {wanted}. Nothing was kept; run again")
+
+
+class _Stopped(Exception):  # noqa: N818 (no error)
+    """The run is being ended."""
+
+
+def read_checksums(file: Path) -> dict[str, str]:
+    """Checksums by file name, as md5sum and sha256sum write them.
+
+    Raises:
+        UserError: with file and line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"no checksums at {file}: {error}") from error
+    found = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([0-9a-fA-F]+)\s+\*?(?:\./)?(\S.*?)\s*", line)
+        if match is None or len(match[1]) not in _CHECKSUMS:
+            raise UserError(
+                f"{file}:{number}: got {line!r}, expected 'checksum  name' (MD5, SHA-1, SHA-256 or SHA-512)"
+            )
+        found[match[2]] = match[1]
+    return found

@@ -1,0 +1,195 @@
+"""The official lists and the files on the disk compared: lists for octvideo, what is missing, what is extra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from octvideo.data.preparation.disk import VideoFiles
+from octvideo.data.preparation.official import Listed, Official
+from octvideo.errors import UserError
+
+# What this tool wrote it may write again; any other file of that name is the user's.
+_MARK = "# Written by octvideo's prepare_dataset"
+_ID_CHARACTERS = 11
+
+
+@dataclass(frozen=True)
+class SplitCount:
+    """How much of one list is there.
+
+    Args:
+        name: of the list.
+        listed: videos in the official list.
+        found: of these, on the disk.
+    """
+
+    name: str
+    listed: int
+    found: int
+
+    @property
+    def missing(self) -> int:
+        return self.listed - self.found
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `compare` found.
+
+    Args:
+        splits: list by list.
+        files: videos on the disk.
+        extra: of these, in no list.
+        replaced: listed videos whose good copy is taken.
+        num_classes: K.
+        folder: of the lists.
+    """
+
+    splits: list[SplitCount]
+    files: int
+    extra: int
+    replaced: int
+    num_classes: int
+    folder: Path
+
+    @property
+    def missing(self) -> int:
+        """Listed videos that are not there."""
+        return sum(split.missing for split in self.splits)
+
+
+def compare(official: Official, root: Path, out: Path, *, lists: bool = True) -> Report:
+    """Looks for every listed video, and writes what came of it.
+
+    Files written in `out`: {split}.txt (`path label`, paths from `root`) and classes.txt, if wanted; missing.txt (list,
+    name) and extra.txt (path). Each appears whole, or not at all.
+
+    Args:
+        official: the lists.
+        root: of the data set.
+        out: folder to write; made if it is not there.
+        lists: whether to write lists for octvideo, beside what is missing and extra.
+
+    Raises:
+        UserError: a file of the user's is in the way, or none of the videos is there.
+    """
+    names = [f"{name}.txt" for name in [*(official.splits if lists else []), "missing", "extra"]]
+    if len(set(names)) < len(names):
+        raise UserError(f"two lists have one name: {', '.join(names)}")
+    for name in names:
+        _refuse_other(out / name)
+    classes = "".join(f"{name}\n" for name in official.classes)
+    if lists:
+        _refuse_other_classes(out / "classes.txt", classes)
+    disk = VideoFiles(root, leave_out=frozenset(official.replacements))
+    replacements = _Replacements(official.replacements, root)
+    splits = []
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(_Writer(out / name)) for name in names}
+        for split, read in official.splits.items():
+            to_list = files.get(f"{split}.txt") if lists else None
+            splits.append(_compare_split(split, read(), disk, replacements, to_list, files["missing.txt"]))
+        extra = 0
+        for path in disk.unused():
+            files["extra.txt"].line(path)
+            extra += 1
+        if not any(split.found for split in splits):
+            first = next(listed for read in official.splits.values() for listed in read())
+            raise UserError(
+                f"none of the {sum(split.listed for split in splits)} videos of {official.sources[0].parent} is under "
+                f"{root}, which holds {len(disk.paths)} videos: looked for files such as {first.names[0]}.*"
+            )
+        for file in files.values():
+            file.finish()
+    if lists and not (out / "classes.txt").exists():
+        (out / "classes.txt").write_text(classes, encoding="utf-8")
+    return Report(splits, len(disk.paths), extra, replacements.used, len(official.classes), out)
+
+
+def _compare_split(
+    name: str,
+    videos: Iterator[Listed],
+    disk: VideoFiles,
+    replacements: _Replacements,
+    to_list: _Writer | None,
+    missing: _Writer,
+) -> SplitCount:
+    listed = found = 0
+    for video in videos:
+        listed += 1
+        path = video.path or disk.find(video.names)
+        if path is None:
+            missing.line(f"{name}\t{video.names[0]}")
+            continue
+        found += 1
+        if to_list is not None:
+            to_list.video(replacements.of(video) or path, video.label)
+    return SplitCount(name, listed, found)
+
+
+class _Replacements:
+    """Good copies of broken videos, found as CVDF's own script does: by the first 11 characters of their names."""
+
+    def __init__(self, folders: list[Path], root: Path) -> None:
+        self.used = 0
+        self._paths = {
+            Path(path).name[:_ID_CHARACTERS]: str((folder / path).relative_to(root))
+            for folder in folders
+            for path in VideoFiles(folder).paths
+        }
+
+    def of(self, video: Listed) -> str | None:
+        path = self._paths.get(video.names[-1]) if self._paths else None
+        self.used += path is not None
+        return path
+
+
+class _Writer:
+    """A list that takes its name when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._part = path, path.with_name(f".{path.name}.part")
+
+    def __enter__(self) -> _Writer:
+        self._file: TextIO = self._part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
+        self.line(f"{_MARK}: {'path label' if self.path.stem not in ('missing', 'extra') else self.path.stem}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+    def line(self, text: str) -> None:
+        self._file.write(f"{text}\n")
+
+    def video(self, path: str, label: int) -> None:
+        if "\n" in path or "\r" in path:
+            raise UserError(f"{path!r}: a list can't hold a name with a line break in it; rename the file")
+        # A line that begins with # or a space would be read as something else.
+        self.line(f"{'./' if path[0] in '# ' else ''}{path} {label}")
+
+    def finish(self) -> None:
+        """Gives the file its name."""
+        self._file.close()
+        self._part.replace(self.path)
+
+
+def _refuse_other(file: Path) -> None:
+    if not file.exists():
+        return
+    with file.open(encoding="utf-8", errors="replace") as text:
+        if not text.readline().startswith(_MARK):
+            raise UserError(f"{file} is there and not written by this tool: choose another folder with -o")
+
+
+def _refuse_other_classes(file: Path, classes: str) -> None:
+    if not file.exists():
+        return
+    held = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
+    if [line for line in held if line] != classes.splitlines():
+        raise UserError(f"{file} is there and holds other classes: choose another folder with -o, or move it away")

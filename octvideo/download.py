@@ -1,0 +1,173 @@
+"""A file from the web, in as many tries as it takes: what a connection has brought is not asked for again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.message import Message
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+log = logging.getLogger("octvideo.download")
+
+_BLOCK = 1 << 20
+_TIMEOUT_SEC = 30
+# Answers that another try may change: too many requests, and a server in trouble.
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LONGEST_WAIT_SEC = 60.0
+
+# Is told bytes here so far, and in all (0 where the server does not say).
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A whole file.
+
+    Args:
+        size: in bytes.
+        md5: that the server publishes, or "".
+    """
+
+    size: int
+    md5: str
+
+
+def fetch(
+    url: str,
+    part: Path,
+    *,
+    attempts: int = 4,
+    first_wait_sec: float = 0.0,
+    keep: bool = False,
+    progress: Progress = lambda here, total: None,
+    retrying: Callable[[str], None] = log.info,
+    sleep: Callable[[float], object] | None = None,
+) -> Fetched:
+    """Downloads into `part`, going on where a broken connection stopped.
+
+    Args:
+        url: https or http.
+        part: file to write.
+        attempts: tries in a row that bring less than a MiB, before it gives up.
+        first_wait_sec: before the second of them; doubled for each later one, at most a minute.
+        keep: goes on with a `part` that an earlier process left, if the server still has that version, and leaves it
+            for a later one when it gives up.
+        progress: see `Progress`.
+        retrying: is told, in one line, what broke and what comes next.
+        sleep: waits so many seconds; None is time.sleep.
+
+    Raises:
+        OSError: it stayed broken, or the server has refused.
+        HTTPException: likewise.
+    """
+    versions = part.with_name(part.name + ".version")  # of the file that `part` begins with, in the server's words
+    if not keep:
+        part.unlink(missing_ok=True)
+        versions.unlink(missing_ok=True)
+    elif not versions.is_file():
+        part.unlink(missing_ok=True)
+    failed = 0
+    while True:
+        begun = part.stat().st_size if part.exists() else 0
+        try:
+            result = _once(url, part, versions, begun, progress)
+        except (OSError, HTTPException) as error:
+            if isinstance(error, HTTPError) and error.code not in _PASSING:
+                raise  # an answer: asking again won't change it
+            brought = (part.stat().st_size if part.exists() else 0) - begun
+            failed = 1 if brought >= _BLOCK else failed + 1
+            if failed >= attempts:
+                raise
+            wait_sec = min(first_wait_sec * 2 ** (failed - 1), _LONGEST_WAIT_SEC)
+            retrying(
+                f"{url}: {reason(error)}; try {failed + 1} of {attempts}" + (f" in {wait_sec:g} s" * (wait_sec > 0))
+            )
+            (sleep or time.sleep)(wait_sec)
+        else:
+            versions.unlink(missing_ok=True)
+            return result
+
+
+def _once(url: str, part: Path, versions: Path, begun: int, progress: Progress) -> Fetched:
+    version = versions.read_text(encoding="latin-1") if begun and versions.exists() else ""
+    begun = begun if version else 0
+    try:
+        with urlopen(_request(url, begun, version), timeout=_TIMEOUT_SEC) as response:
+            version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+            if version:
+                versions.write_text(version, encoding="latin-1")
+            else:
+                versions.unlink(missing_ok=True)
+            return Fetched(_save(response, part, begun, progress), _published_md5(response.headers))
+    except HTTPError as error:
+        if error.code != 416 or not begun:
+            raise
+        # Nothing behind what is here: it is whole, or it is of something else.
+        size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+        if size == str(begun):
+            return Fetched(begun, _published_md5(error.headers))
+        part.unlink()
+        raise OSError(f"the server has {size or 'another number of'} bytes, {begun} were here") from error
+
+
+def _published_md5(headers: Message) -> str:
+    """S3's ETag is the file's MD5, unless it was sent in pieces (then it has a dash) or encrypted with a key."""
+    etag = (headers.get("ETag") or "").strip('"')
+    plain = headers.get("Server") == "AmazonS3" and "kms" not in (headers.get("x-amz-server-side-encryption") or "")
+    return etag if plain and re.fullmatch(r"[0-9a-f]{32}", etag) else ""
+
+
+def _request(url: str, begun: int, version: str) -> Request:
+    headers = {"User-Agent": "octvideo", "Accept-Encoding": "identity"}
+    if begun:
+        headers |= {"Range": f"bytes={begun}-", "If-Range": version}  # another version is sent whole
+    return Request(url, headers=headers)
+
+
+def _save(response: HTTPResponse, part: Path, begun: int, progress: Progress) -> int:
+    """Writes a response to its end, or appends it where it is the rest that was asked for.
+
+    Returns:
+        The size of the file.
+
+    Raises:
+        OSError: it has ended early, which urllib says nothing about; or it is another rest.
+    """
+    length = int(response.headers.get("Content-Length") or 0)
+    rest = response.status == 206
+    start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
+    if rest and start and int(start[1]) != begun:
+        raise OSError(f"asked for the bytes from {begun}, got those from {start[1]}")
+    here = begun if rest else 0
+    total = length + here if length else 0
+    with part.open("ab" if rest else "wb") as file:
+        progress(here, total)
+        while block := response.read(_BLOCK):
+            file.write(block)
+            here += len(block)
+            progress(here, total)
+    if total and here != total:
+        raise OSError(f"the connection broke after {here} of {total} bytes")
+    return here
+
+
+def digest(file: Path, kind: str) -> str:
+    """Hexadecimal checksum of a file: "sha256", "md5" or another name of hashlib's."""
+    with file.open("rb") as content:
+        found = hashlib.new(kind)
+        while block := content.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()
+
+
+def reason(error: BaseException) -> str:
+    """An error of a download in a few words."""
+    said = getattr(error, "reason", error)
+    return f"{error.code} {said}" if isinstance(error, HTTPError) else str(said) or type(error).__name__
