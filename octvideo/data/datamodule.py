@@ -201,9 +201,8 @@ class VideoDataModule(L.LightningDataModule):
         records = self._read(role)
         rank, world_size = self._process()
         batches = EvaluationBatches(len(records), self.eval_batch_size, rank=rank, world_size=world_size)
-        shape = (views.num_views, 3, views.clip_frames, views.crop_px, views.crop_px)
         videos: Dataset[Any] = EvaluationVideos(records, views, decoder=self.decoder)
-        return DataLoader(videos, batch_sampler=batches, collate_fn=Collate(shape), **self._workers())
+        return DataLoader(videos, batch_sampler=batches, collate_fn=Collate(None), **self._workers())
 
     def _process(self) -> tuple[int, int]:
         trainer = self.trainer
