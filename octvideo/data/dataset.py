@@ -101,31 +101,38 @@ class TrainingClips(Dataset[Item | Failure]):
         generator = item_generator(self.seed, epoch, index)
         state = generator.get_state()
         size = self.augment.crop_px
-        drawn: list[ClipTransform] = []
+        after_clip = state
+        transform: ClipTransform | None = None
 
         def clip_of(num_frames: int) -> Tensor:
+            nonlocal after_clip
             generator.set_state(state)  # a second call, for a file with fewer frames than announced, draws alike
-            drawn.clear()
-            return random_clip(
+            clip = random_clip(
                 num_frames,
                 clip_frames=self.clip_frames,
                 frame_stride=self.frame_stride,
                 generator=generator,
                 short_video=self.short_video,
             )
+            after_clip = generator.get_state()
+            return clip
 
-        def region(frames: Tensor) -> Tensor:  # one for all frames, drawn when the first show their size
-            if not drawn:
-                height, width = frames.shape[1:3]
-                drawn.append(sample_transform(self.augment, height=height, width=width, generator=generator))
-            return crop_and_resize(frames, drawn[0].box, (size, size)).permute(0, 2, 3, 1)  # (n,S,S,C)
+        def region(frames: Tensor) -> Tensor:
+            """The same of all frames, however they come: (n, S, S, C)."""
+            nonlocal transform
+            generator.set_state(after_clip)
+            transform = sample_transform(
+                self.augment, height=frames.shape[1], width=frames.shape[2], generator=generator
+            )
+            return crop_and_resize(frames, transform.box, (size, size)).permute(0, 2, 3, 1)
 
         try:
             read = read_resized(record.path, clip_of, region, decoder=self.decoder)
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
+        assert transform is not None  # drawn with the frames
         clip = read.frames[read.places].permute(0, 3, 1, 2)  # (T,C,S,S)
-        return Item(flip_and_colour(clip, drawn[0]), record.label, index, record.path)  # (C,T,S,S)
+        return Item(flip_and_colour(clip, transform), record.label, index, record.path)  # (C,T,S,S)
 
 
 class EvaluationVideos(Dataset[Item | Failure]):

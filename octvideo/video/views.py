@@ -60,6 +60,11 @@ class ViewSettings:
         """V = num_clips * num_crops; view number = clip * num_crops + crop."""
         return self.num_clips * self.num_crops
 
+    @property
+    def typical_bytes(self) -> int:
+        """Of the frames of a video of 16:9, if no two clips share any."""
+        return self.num_clips * self.clip_frames * 3 * self.short_side_px**2 * 16 // 9
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a JSON file."""
         return asdict(self)
