@@ -22,6 +22,9 @@ class Views(Protocol):
     def cut(self, start: int, stop: int, /) -> Tensor:
         """Views [start, stop), (n, C, T, S, S)."""
 
+    def to(self, device: torch.device, /) -> Views:
+        """The same on a device, where they are then cut."""
+
 
 def view_chunks(videos: Tensor | Sequence[Views], size: int) -> Iterator[Tensor]:
     """All views of all videos in their order, a bounded number at a time.

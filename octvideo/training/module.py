@@ -320,8 +320,13 @@ class VideoClassifier(L.LightningModule):
         return list(names) if names else [str(k) for k in range(self.num_classes)]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves the tensors; Lightning's own walks into the failures too, and stops at frozen dataclasses."""
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        """Moves tensors and the frames of videos; Lightning's own walks into the failures too, and stops at frozen
+        dataclasses.
+        """
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        if not isinstance(batch["video"], Tensor):
+            moved["video"] = [video.to(device) for video in batch["video"]]
+        return moved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self.state_dict(), self.network)

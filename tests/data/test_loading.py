@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from octvideo.data.dataset import Failure, Item
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
+from octvideo.training import VideoClassifier
 from octvideo.video import Box, VideoViews
 
 SIZES = [1, 2, 3, 7, 8, 9, 30]
@@ -136,8 +137,15 @@ def test_views_cross_processes_as_frames() -> None:
     assert len(got) == 3
 
 
-def test_lightning_moves_views_to_a_device() -> None:
-    moved = move_data_to_device({"video": [views(4, 6)], "label": torch.zeros(1)}, torch.device("meta"))
+@pytest.mark.parametrize("move", ["module", "lightning"])
+def test_views_move_to_a_device(move: str) -> None:
+    batch = Collate(None)([Item(views(4, 6), 0, 0, "0.mp4"), Failure("x.mp4", "no such file", 7)])
+    if move == "module":
+        module = VideoClassifier(torch.nn.Sequential(torch.nn.Linear(3, 2)))
+        moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+        assert moved["label"].device.type == "meta" and moved["failures"] == batch["failures"]
+    else:
+        moved = move_data_to_device({"video": batch["video"]}, torch.device("meta"))
     (video,) = moved["video"]
     assert isinstance(video, VideoViews) and video.frames.device.type == "meta" and video.num_views == 4
 
