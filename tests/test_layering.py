@@ -26,7 +26,7 @@ PARTS: dict[str, set[str]] = {
     "evaluation": set(),
     "training": {"models", "evaluation", "octave", "timing"},
     "inference": {"video", "models", "evaluation", "octave"},
-    "benchmark": {"models", "octave", "inference", "training", "timing"},
+    "benchmark": {"models", "octave", "inference", "training", "timing", "video", "data"},
     "config_files": {"inference"},
     "mistakes": set(),
     "class_count": {"data"},
@@ -49,7 +49,6 @@ NOT_FOR: dict[str, set[str]] = {
     "video": {"lightning", "pytorch_lightning"},
     "training": DECODERS,
     "inference": DECODERS | {"lightning", "pytorch_lightning"},
-    "benchmark": DECODERS,
 }
 
 

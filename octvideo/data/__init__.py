@@ -6,6 +6,7 @@ manifest.py     lists and folders → VideoList; errors name file and line
 kinetics.py     the official csv with either folder layout
 augment.py      random training views: parameters sampled apart from being applied
 dataset.py      training clips; all views of one video as one item
+workers.py      how many loading processes suit the machine
 loading.py      orders, batches, and a loader that resumes in the middle of an epoch
 datamodule.py   all of it for Lightning
 synthetic.py    the demo data set (pictures: scenes.py)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from octvideo.data.augment import Augmentation
@@ -20,6 +19,7 @@ from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, T
 from octvideo.data.manifest import check_files, read_records
 from octvideo.data.records import VideoList
 from octvideo.data.shards import ShardedVideos, holds_shards, is_address, read_shards, read_text
+from octvideo.data.workers import worker_settings
 from octvideo.errors import UserError
 from octvideo.video import Decoder, ShortVideo, ViewSettings
 
@@ -49,7 +49,8 @@ class VideoDataModule(L.LightningDataModule):
         val_crops: crops of each of these.
         batch_size: training clips per process.
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
-        num_workers: loading processes; None takes one per CPU that this process may use, 8 at most.
+        num_workers: loading processes of each training process; None takes its share of the CPUs that the run may
+            use, 16 at most.
         decoder: "auto" is decord where it can, else PyAV.
         how_to_get: said where the data set is missing.
         seed: of orders and augmentation; the CLI sets it from seed_everything.
@@ -93,8 +94,9 @@ class VideoDataModule(L.LightningDataModule):
         self.view_settings = ViewSettings(**common, **size, num_clips=num_clips, num_crops=num_crops)  # type: ignore[arg-type]
         self.val_view_settings = ViewSettings(**common, **size, num_clips=val_clips, num_crops=val_crops)  # type: ignore[arg-type]
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.num_workers = min(cpus, 8) if num_workers is None else num_workers
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"num_workers: got {num_workers}, expected 0 or more")
+        self.num_workers = num_workers
         self.decoder, self.how_to_get, self.seed = decoder, how_to_get, seed
         self.records: dict[str, VideoList | ShardedVideos] = {}
 
@@ -219,7 +221,9 @@ class VideoDataModule(L.LightningDataModule):
         rank, world_size = self._process()
         batches = TrainingBatches(len(records), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
         shape = (3, settings.clip_frames, self.augment.crop_px, self.augment.crop_px)
-        return ResumableLoader(clips, batch_sampler=batches, collate_fn=Collate(shape), **self._workers())
+        return ResumableLoader(
+            clips, batch_sampler=batches, collate_fn=Collate(shape), **self._workers(self.batch_size * prod(shape))
+        )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         return [] if self.sources["val"] is None else self._evaluation("val", self.val_view_settings)
@@ -234,18 +238,14 @@ class VideoDataModule(L.LightningDataModule):
         records = self.videos(role)
         rank, world_size = self._process()
         batches = EvaluationBatches(len(records), self.eval_batch_size, rank=rank, world_size=world_size)
-        shape = (views.num_views, 3, views.clip_frames, views.crop_px, views.crop_px)
         videos: Dataset[Any] = EvaluationVideos(records, views, decoder=self.decoder)
-        return DataLoader(videos, batch_sampler=batches, collate_fn=Collate(shape), **self._workers())
+        workers = self._workers(self.eval_batch_size * views.typical_bytes)
+        return DataLoader(videos, batch_sampler=batches, collate_fn=Collate(None), **workers)
 
     def _process(self) -> tuple[int, int]:
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
-    def _workers(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            # Without it the module's non_blocking copies to a GPU block.
-            "pin_memory": torch.cuda.is_available(),
-        }
+    def _workers(self, batch_bytes: int) -> dict[str, Any]:
+        local_processes = 1 if self.trainer is None else self.trainer.num_devices
+        return worker_settings(self.num_workers, batch_bytes=batch_bytes, local_processes=local_processes)

@@ -12,10 +12,20 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
-from octvideo.data.augment import Augmentation, apply_transform, sample_transform
+from octvideo.data.augment import Augmentation, ClipTransform, flip_and_colour, sample_transform
 from octvideo.data.records import VideoRecord
 from octvideo.data.shards import source_of
-from octvideo.video import Decoder, ShortVideo, VideoReadError, ViewSettings, random_clip, read_frames, read_views
+from octvideo.video import (
+    Decoder,
+    ShortVideo,
+    VideoReadError,
+    VideoViews,
+    ViewSettings,
+    crop_and_resize,
+    decode_views,
+    random_clip,
+    read_frames,
+)
 
 
 @dataclass(frozen=True)
@@ -23,13 +33,13 @@ class Item:
     """One video as it goes into a batch.
 
     Args:
-        video: uint8 (C, T, H, W) for training, (V, C, T, H, W) for evaluation.
+        video: uint8 (C, T, S, S) for training; for evaluation all its views, not cut yet.
         label: class id, -1 where unknown.
         index: place in the data set.
         path: of the file.
     """
 
-    video: Tensor
+    video: Tensor | VideoViews
     label: int
     index: int
     path: str
@@ -91,29 +101,43 @@ class TrainingClips(Dataset[Item | Failure]):
         record = self.records[index]
         generator = item_generator(self.seed, epoch, index)
         state = generator.get_state()
+        size = self.augment.crop_px
+        after_clip = state
+        transform: ClipTransform | None = None
 
         def clip_of(num_frames: int) -> Tensor:
+            nonlocal after_clip
             generator.set_state(state)  # a second call, for a file with fewer frames than announced, draws alike
-            return random_clip(
+            clip = random_clip(
                 num_frames,
                 clip_frames=self.clip_frames,
                 frame_stride=self.frame_stride,
                 generator=generator,
                 short_video=self.short_video,
             )
+            after_clip = generator.get_state()
+            return clip
+
+        def region(frames: Tensor) -> Tensor:
+            """The same of all frames, however they come: (n, S, S, C)."""
+            nonlocal transform
+            generator.set_state(after_clip)
+            transform = sample_transform(
+                self.augment, height=frames.shape[1], width=frames.shape[2], generator=generator
+            )
+            return crop_and_resize(frames, transform.box, (size, size)).permute(0, 2, 3, 1)
 
         try:
-            read = read_frames(source_of(record), clip_of, decoder=self.decoder)
+            read = read_frames(source_of(record), clip_of, decoder=self.decoder, resize=region)
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
-        height, width = read.frames.shape[1:3]
-        transform = sample_transform(self.augment, height=height, width=width, generator=generator)
-        clip = apply_transform(read.frames, transform, crop_px=self.augment.crop_px)  # (C,D,S,S)
-        return Item(clip[:, read.places], record.label, index, record.path)  # (C,T,S,S)
+        assert transform is not None  # drawn with the frames
+        clip = read.frames[read.places].permute(0, 3, 1, 2)  # (T,C,S,S)
+        return Item(flip_and_colour(clip, transform), record.label, index, record.path)  # (C,T,S,S)
 
 
 class EvaluationVideos(Dataset[Item | Failure]):
-    """Every view of each video as one item, so that no video is ever split.
+    """Every view of each video as one item, so that no video is ever split. They are cut where the network is.
 
     Args:
         records: the videos.
@@ -130,7 +154,7 @@ class EvaluationVideos(Dataset[Item | Failure]):
     def __getitem__(self, index: int) -> Item | Failure:
         record = self.records[index]
         try:
-            views = read_views(source_of(record), self.views, decoder=self.decoder)  # (V,C,T,S,S)
+            views = decode_views(source_of(record), self.views, decoder=self.decoder)
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
         return Item(views, record.label, index, record.path)

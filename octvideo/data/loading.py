@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from octvideo.data.dataset import Failure, Item
+from octvideo.video import VideoViews
 
 Batch = dict[str, Any]
 
@@ -91,14 +92,16 @@ class Collate:
     """Items to a batch; failures are listed beside the videos that could be read.
 
     Args:
-        shape: of one item's video, for a batch without any.
+        shape: of a training clip; None for evaluation, where the sizes of frames differ.
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
+    def __init__(self, shape: Sequence[int] | None) -> None:
+        self.shape = shape
 
     def __call__(self, items: Sequence[Item | Failure]) -> Batch:
-        """A dictionary: video uint8 (N, ...), label (N,), index (N,), path (N), failures."""
+        """A dictionary: video, uint8 (N, ...) of clips or a list of N VideoViews; label (N,), index (N,), path (N),
+        failures.
+        """
         good = [item for item in items if isinstance(item, Item)]
         return {
             "video": self._stack([item.video for item in good]),
@@ -108,12 +111,12 @@ class Collate:
             "failures": [item for item in items if isinstance(item, Failure)],
         }
 
-    def _stack(self, videos: list[Tensor]) -> Tensor:
+    def _stack(self, videos: list[Any]) -> Tensor | list[VideoViews]:
+        if self.shape is None:
+            return videos
         if not videos:
             return torch.empty(0, *self.shape, dtype=torch.uint8)
-        if len(videos) == 1:  # a view: one evaluation item can be 50 MB
-            return videos[0][None]
-        return torch.stack(videos)
+        return default_collate(videos)  # in a loading process, straight into shared memory
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -1,6 +1,6 @@
 """From the logits of views to scores of videos, metrics, tables and pictures.
 
-view_scores.py  view logits → video scores (torch only)
+view_scores.py  views → chunks for a network; view logits → video scores (torch only)
 metrics.py      top-1, top-5, mean class, pairs; intervals
 scores.py       what an evaluation leaves behind: one row of scores per video, in a file
 report.py       scores → figures with intervals → tables

@@ -1,11 +1,61 @@
-"""From the logits of views to the scores of videos. Needs torch only, so that serving loads no metrics.
+"""From the views of videos to their scores. Needs torch only, so that serving loads no metrics.
 
 Softmax happens here and nowhere else, once per view; everything after it works on scores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
 from torch import Tensor
+
+
+class Views(Protocol):
+    """All views of one video, cut when they are wanted: octvideo.video's VideoViews."""
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+
+    def cut(self, start: int, stop: int, /) -> Tensor:
+        """Views [start, stop), (n, C, T, S, S)."""
+
+    def to(self, device: torch.device, /) -> Views:
+        """The same on a device, where they are then cut."""
+
+
+def view_chunks(videos: Tensor | Sequence[Views], size: int) -> Iterator[Tensor]:
+    """All views of all videos in their order, a bounded number at a time.
+
+    Args:
+        videos: views that are cut when their turn comes; or cut before, (N, V, C, T, S, S).
+        size: views in a chunk, of one video or several.
+
+    Returns:
+        (n, C, T, S, S), n being `size` but for the last; nothing where there is no video.
+    """
+    if isinstance(videos, Tensor):
+        yield from videos.flatten(0, 1).split(size) if len(videos) else ()
+        return
+    parts: list[Tensor] = []
+    free = size
+    for video in videos:
+        start = 0
+        while start < video.num_views:
+            stop = min(start + free, video.num_views)
+            parts.append(video.cut(start, stop))
+            start, free = stop, free - (stop - start)
+            if not free:
+                yield _joined(parts)
+                parts, free = [], size
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def video_scores(logits: Tensor, num_views: int) -> Tensor:

@@ -197,7 +197,10 @@ class Predictor:
         logits: list[Tensor] = []
         timing = Timing()
         start = time.perf_counter()
-        with Preparation(paths, self.views, self.normalise, views_per_chunk=self.views_per_chunk) as prepared:
+        preparation = Preparation(
+            paths, self.views, self.normalise, views_per_chunk=self.views_per_chunk, device=self.device
+        )
+        with preparation as prepared:
             for item in prepared:
                 if isinstance(item, Failure):
                     assert isinstance(item.error, VideoReadError)

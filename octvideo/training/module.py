@@ -8,6 +8,7 @@ under test/.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -19,7 +20,7 @@ from torchmetrics import MeanMetric, SumMetric
 from octvideo.errors import UserError
 from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
-from octvideo.evaluation.view_scores import video_scores
+from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, load_weights, read_weights
 from octvideo.octave import arrange
 from octvideo.training.checkpoint_block import built_from, check_fits, make_block
@@ -138,16 +139,16 @@ class VideoClassifier(L.LightningModule):
         with compiler_errors_in_words():
             return self.network(x)
 
-    def view_scores(self, video: Tensor) -> Tensor:
-        """All views of each video (N, V, 3, T, H, W) to video scores (N, K), a bounded number of views at a
-        time.
+    def view_scores(self, video: Tensor | Sequence[Views]) -> Tensor:
+        """All views of each video to video scores (N, K), a bounded number of views at a time.
+
+        Args:
+            video: N videos whose views are cut here, as octvideo.data gives them; or views, (N, V, 3, T, H, W).
         """
-        num_views = video.shape[1]
-        views = video.flatten(0, 1)  # (N·V,C,T,H,W)
-        if not len(views):
-            return torch.empty(0, self.num_classes, device=video.device)
-        logits = torch.cat([self(chunk) for chunk in views.split(self.views_per_chunk)])  # (N·V,K)
-        return video_scores(logits.float(), num_views)  # (N,K)
+        if not len(video):
+            return torch.empty(0, self.num_classes, device=self.pixel_mean.device)
+        logits = torch.cat([self(chunk) for chunk in view_chunks(video, self.views_per_chunk)])  # (N·V,K)
+        return video_scores(logits.float(), len(logits) // len(video))  # (N,K)
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -314,8 +315,13 @@ class VideoClassifier(L.LightningModule):
         return list(names) if names else [str(k) for k in range(self.num_classes)]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves the tensors; Lightning's own walks into the failures too, and stops at frozen dataclasses."""
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        """Moves tensors and the frames of videos; Lightning's own walks into the failures too, and stops at frozen
+        dataclasses.
+        """
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        if not isinstance(batch["video"], Tensor):
+            moved["video"] = [video.to(device) for video in batch["video"]]
+        return moved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self.state_dict(), self.network)

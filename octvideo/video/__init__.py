@@ -7,7 +7,7 @@ packets.py     how many frames a file shows and when, and which readers would ge
 bitstream.py   what the first bits of a packet say
 sampling.py    which frames: integer maths only
 transforms.py  resize, crops, flip on uint8 frames
-views.py       file → all views of one evaluation item
+views.py       file → all views of one evaluation item, cut when they are wanted
 """
 
 from octvideo.video.frames import Frames, Resize, VideoReadError
@@ -15,7 +15,7 @@ from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
 from octvideo.video.source import VIDEO_SUFFIXES, Source, VideoBytes
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
-from octvideo.video.views import ViewSettings, cut_views, decode_clips, read_views
+from octvideo.video.views import VideoViews, ViewSettings, decode_views, read_views
 
 __all__ = [
     "VIDEO_SUFFIXES",
@@ -28,11 +28,11 @@ __all__ = [
     "Source",
     "VideoBytes",
     "VideoReadError",
+    "VideoViews",
     "ViewSettings",
     "clip_span",
     "crop_and_resize",
-    "cut_views",
-    "decode_clips",
+    "decode_views",
     "evaluation_crops",
     "random_clip",
     "read_frames",

@@ -25,8 +25,8 @@ class Box:
     width: int
 
     def of(self, frames: Tensor) -> Tensor:
-        """The region of frames (..., H, W), as a view."""
-        return frames[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        """The region of frames (T, H, W, C), as a view."""
+        return frames[:, self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 def short_side_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
@@ -66,8 +66,7 @@ def crop_and_resize(frames: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
     Returns:
         uint8 (T, C, h, w).
     """
-    region = frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    return resize(region, size)
+    return resize(box.of(frames), size)
 
 
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:

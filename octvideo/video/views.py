@@ -1,9 +1,10 @@
-"""All views of one video: decoded once, each distinct frame resized once."""
+"""All views of one video: decoded once, each distinct frame resized once, and cut when a network wants them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,10 @@ import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video.frames import Frames
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import ShortVideo, uniform_clips
 from octvideo.video.source import Source
-from octvideo.video.transforms import evaluation_crops, resize_short_side
+from octvideo.video.transforms import Box, evaluation_crops, resize_short_side
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class ViewSettings:
         """V = num_clips * num_crops; view number = clip * num_crops + crop."""
         return self.num_clips * self.num_crops
 
+    @property
+    def typical_bytes(self) -> int:
+        """Of the frames of a video of 16:9, if no two clips share any."""
+        return self.num_clips * self.clip_frames * 3 * self.short_side_px**2 * 16 // 9
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a JSON file."""
         return asdict(self)
@@ -76,6 +81,55 @@ class ViewSettings:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class VideoViews:
+    """All views of one video, not cut yet: each distinct frame once, and where the views lie in them.
+
+    Ten clips x three crops overlap: of a ten-second video they are 47 MB, their distinct frames 21 MB (340 x 256). So
+    this is what a loading process sends and what a GPU receives, and views are cut there, some at a time.
+
+    Args:
+        frames: distinct and resized, uint8 (D, h, w, C).
+        places: of the frames of each clip among the D, int64 (num_clips, T). In numpy: a tensor more would cost a
+            loading process another millisecond, whatever its size.
+        boxes: of the crops, all of one size.
+    """
+
+    frames: Tensor
+    places: np.ndarray
+    boxes: tuple[Box, ...]
+
+    @property
+    def num_views(self) -> int:
+        """V; view number = clip * num_crops + crop."""
+        return len(self.places) * len(self.boxes)
+
+    def cut(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Views [start, stop), uint8 (n, C, T, crop_px, crop_px) on the frames' device; in memory channels last."""
+        numbers = range(self.num_views)[start:stop]
+        size = self.boxes[0]
+        shape = (len(numbers), self.places.shape[1], size.height, size.width, self.frames.shape[3])
+        if self.frames.device.type == "cpu":
+            # numpy asks the system for huge pages; 50 MB in small ones cost 30 ms of page faults.
+            views = torch.from_numpy(np.empty(shape, np.uint8))
+        else:
+            views = self.frames.new_empty(shape)
+        places = torch.from_numpy(self.places).to(self.frames.device)
+        for n, number in enumerate(numbers):
+            clip, crop = divmod(number, len(self.boxes))
+            # Pixels stay together as decoded: a crop is copied row by row. Writing planes instead takes twice as long.
+            torch.index_select(self.boxes[crop].of(self.frames), 0, places[clip], out=views[n])
+        return views.permute(0, 4, 1, 2, 3)  # (n,C,T,S,S)
+
+    def to(self, device: torch.device | str) -> VideoViews:
+        """The same on a device; without waiting where the frames are in pinned memory."""
+        return replace(self, frames=self.frames.to(device, non_blocking=self.frames.is_pinned()))
+
+    def pin_memory(self) -> VideoViews:
+        """The same in pinned memory, as DataLoader asks for."""
+        return replace(self, frames=self.frames.pin_memory())
+
+
 def read_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto") -> Tensor:
     """Reads all views of a video.
 
@@ -90,41 +144,23 @@ def read_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto
     Raises:
         VideoReadError: the video can't be read.
     """
-    return cut_views(decode_clips(path, settings, decoder=decoder), settings)
+    return decode_views(path, settings, decoder=decoder).cut()
 
 
-def decode_clips(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto") -> Frames:
-    """The first half of `read_views`: the distinct frames of all clips, `places` (num_clips, T).
+def decode_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto") -> VideoViews:
+    """The same, not cut yet.
 
     Raises:
         VideoReadError: the video can't be read.
     """
-
-    def clips_of(num_frames: int) -> Tensor:
-        return uniform_clips(
-            num_frames,
-            num_clips=settings.num_clips,
-            clip_frames=settings.clip_frames,
-            frame_stride=settings.frame_stride,
-            short_video=settings.short_video,
-        )
-
-    return read_frames(path, clips_of, decoder=decoder)
-
-
-def cut_views(read: Frames, settings: ViewSettings) -> Tensor:
-    """The second half of `read_views`: frames resized once and cut, uint8 (V, C, T, crop_px, crop_px)."""
-    frames = resize_short_side(read.frames, settings.short_side_px)  # (D,C,h,w)
-    boxes = evaluation_crops(*frames.shape[-2:], num_crops=settings.num_crops, crop_px=settings.crop_px)
-    size = settings.crop_px
-    shape = (settings.num_clips, settings.num_crops, settings.clip_frames, size, size, 3)
-    # numpy asks the system for huge pages; 50 MB in small ones cost 30 ms of page faults, decoding a video 200 ms.
-    views = torch.from_numpy(np.empty(shape, np.uint8))
-    for crop, box in enumerate(boxes):
-        # Pixels stay together as decoded: a crop is copied row by row, a frame in one piece. Writing planes
-        # instead took about twice as long (41-54 against 24 ms for 30 views of 256 pixels).
-        cut = box.of(frames).permute(0, 2, 3, 1)  # (D,S,S,C), a view
-        for clip, places in enumerate(read.places.tolist()):
-            for t, place in enumerate(places):
-                views[clip, crop, t].copy_(cut[place])
-    return views.flatten(0, 1).permute(0, 4, 1, 2, 3)  # (V,C,T,S,S)
+    clips_of = partial(
+        uniform_clips,
+        num_clips=settings.num_clips,
+        clip_frames=settings.clip_frames,
+        frame_stride=settings.frame_stride,
+        short_video=settings.short_video,
+    )
+    smaller = partial(resize_short_side, short_side_px=settings.short_side_px)
+    read = read_frames(path, clips_of, decoder=decoder, resize=lambda frames: smaller(frames).permute(0, 2, 3, 1))
+    boxes = evaluation_crops(*read.frames.shape[1:3], num_crops=settings.num_crops, crop_px=settings.crop_px)
+    return VideoViews(read.frames, read.places.numpy(), tuple(boxes))

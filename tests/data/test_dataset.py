@@ -14,7 +14,7 @@ import octvideo.data.dataset as dataset_module
 from octvideo.data import Augmentation, EvaluationVideos, Failure, TrainingClips, VideoRecord
 from octvideo.data.augment import apply_transform, sample_transform
 from octvideo.data.dataset import Item, item_generator
-from octvideo.video import Decoder, Frames, ViewSettings, random_clip, read_frames, read_views
+from octvideo.video import Decoder, Frames, Resize, VideoViews, ViewSettings, random_clip, read_frames, read_views
 
 AUGMENT = Augmentation(crop_px=32, short_side_px=(32, 40), flip=0.5, colour=0.2)
 
@@ -95,9 +95,9 @@ def test_a_video_with_fewer_frames_than_announced_draws_as_if_it_had_said_so(
 ) -> None:
     """`choose` is asked a second time there: what is drawn must not depend on that."""
 
-    def asked_twice(path: str, choose: Callable[[int], Tensor], *, decoder: Decoder) -> Frames:
+    def asked_twice(path: str, choose: Callable[[int], Tensor], *, decoder: Decoder, resize: Resize) -> Frames:
         choose(1000)
-        return read_frames(path, choose, decoder=decoder)
+        return read_frames(path, choose, decoder=decoder, resize=resize)
 
     expected = clips(records)[0, 0]
     monkeypatch.setattr(dataset_module, "read_frames", asked_twice)
@@ -111,9 +111,9 @@ def test_evaluation_items_are_all_views(records: list[VideoRecord]) -> None:
     dataset = EvaluationVideos(records, views)
     assert len(dataset) == 4
     item = dataset[2]
-    assert isinstance(item, Item) and item.video.shape == (6, 3, 4, 32, 32)
+    assert isinstance(item, Item) and isinstance(item.video, VideoViews) and item.video.num_views == 6
     assert (item.label, item.index, item.path) == (2, 2, records[2].path)
-    assert torch.equal(item.video, read_views(records[2].path, views))
+    assert torch.equal(item.video.cut(), read_views(records[2].path, views))
 
 
 def test_failures_say_which_and_why(records: list[VideoRecord], tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from octvideo.data.dataset import Failure, Item
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
+from octvideo.training import VideoClassifier
+from octvideo.video import Box, VideoViews
 
 SIZES = [1, 2, 3, 7, 8, 9, 30]
 
@@ -101,11 +105,49 @@ def test_a_batch_without_items_has_their_shape(items: list[Item | Failure]) -> N
     assert batch["path"] == [] and batch["failures"] == items
 
 
-def test_a_single_item_is_not_copied() -> None:
-    video = torch.zeros(6, 4, 8, 8, 3, dtype=torch.uint8).permute(0, 4, 1, 2, 3)  # as read_views gives it
-    batch = Collate(video.shape)([Item(video, 0, 0, "a.mp4"), Failure("x.mp4", "no such file", 7)])
-    assert batch["video"].shape == (1, *video.shape)
-    assert batch["video"].data_ptr() == video.data_ptr() and batch["video"].stride()[1:] == video.stride()
+def views(height: int, width: int) -> VideoViews:
+    """2 clips x 2 crops of 3 frames."""
+    frames = torch.randint(0, 256, (3, height, width, 3), dtype=torch.uint8)
+    return VideoViews(frames, np.array([[0, 1], [2, 2]]), (Box(0, 0, 4, 4), Box(0, width - 4, 4, 4)))
+
+
+def test_videos_to_evaluate_stay_as_they_are() -> None:
+    videos = [views(4, 6), views(8, 4)]
+    batch = Collate(None)([Item(video, 0, n, f"{n}.mp4") for n, video in enumerate(videos)])
+    assert all(got is given for got, given in zip(batch["video"], videos, strict=True))
+    assert Collate(None)([Failure("x.mp4", "no such file", 7)])["video"] == []
+
+
+class AllViews(Dataset[Item]):
+    def __getitem__(self, index: int) -> Item:
+        torch.manual_seed(index)
+        return Item(views(4 + index, 6), 0, index, f"{index}.mp4")
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_views_cross_processes_as_frames() -> None:
+    loader = DataLoader(AllViews(), batch_size=2, num_workers=2, collate_fn=Collate(None))
+    got = [video for batch in loader for video in batch["video"]]
+    for index, video in enumerate(got):
+        expected = AllViews()[index].video
+        assert isinstance(expected, VideoViews) and torch.equal(video.cut(), expected.cut())
+        assert video.boxes == expected.boxes and video.frames.is_shared()
+    assert len(got) == 3
+
+
+@pytest.mark.parametrize("move", ["module", "lightning"])
+def test_views_move_to_a_device(move: str) -> None:
+    batch = Collate(None)([Item(views(4, 6), 0, 0, "0.mp4"), Failure("x.mp4", "no such file", 7)])
+    if move == "module":
+        module = VideoClassifier(torch.nn.Sequential(torch.nn.Linear(3, 2)))
+        moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+        assert moved["label"].device.type == "meta" and moved["failures"] == batch["failures"]
+    else:
+        moved = move_data_to_device({"video": batch["video"]}, torch.device("meta"))
+    (video,) = moved["video"]
+    assert isinstance(video, VideoViews) and video.frames.device.type == "meta" and video.num_views == 4
 
 
 # ── going on ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -60,13 +60,13 @@ def test_each_video_gets_its_own_result_in_order(tiny_video: Path, tmp_path: Pat
 
 def test_preparation_overlaps_with_the_engine(tiny_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four videos of .1 s to decode and .3 s to compute: at most the first decoding is waited for."""
-    decode = preparation.decode_clips
+    decode = preparation.decode_views
 
     def slow(*args: object) -> object:
         time.sleep(0.1)
         return decode(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(preparation, "decode_clips", slow)
+    monkeypatch.setattr(preparation, "decode_views", slow)
     start = time.perf_counter()
     results = list(predictor(Fake(0.1)).predict_many([tiny_video] * 4))
     seconds = time.perf_counter() - start
@@ -99,6 +99,6 @@ def test_an_error_of_ours_in_the_thread_is_raised(tiny_video: Path, monkeypatch:
     def bug(*args: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(preparation, "cut_views", bug)
+    monkeypatch.setattr(preparation, "decode_views", bug)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         predictor(Fake()).predict(tiny_video)

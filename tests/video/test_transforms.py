@@ -85,7 +85,8 @@ def test_three_crops_lie_left_centre_right_or_top_centre_bottom(spare: int, upri
     height, width = (long, short) if upright else (short, long)
     frame = np.arange(height * width).reshape(height, width)
     crops = [
-        box.of(torch.from_numpy(frame)).numpy() for box in evaluation_crops(height, width, num_crops=3, crop_px=32)
+        box.of(torch.from_numpy(frame)[None, ..., None])[0, ..., 0].numpy()
+        for box in evaluation_crops(height, width, num_crops=3, crop_px=32)
     ]
     along = frame if not upright else frame.T  # the reference cuts along the last side only
     middle = spare // 2

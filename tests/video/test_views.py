@@ -12,7 +12,7 @@ from torch import Tensor
 
 import octvideo.video.views as views_module
 from octvideo.errors import UserError
-from octvideo.video import ShortVideo, VideoReadError, ViewSettings, read_frames, read_views
+from octvideo.video import ShortVideo, VideoReadError, ViewSettings, decode_views, read_frames, read_views
 from octvideo.video.transforms import resize_short_side
 
 Encode = Callable[..., Path]
@@ -86,6 +86,16 @@ def test_views_are_channels_last_in_memory(videos: dict[str, Path]) -> None:
     views = read_views(videos["wide"], settings)
     assert views.is_contiguous(memory_format=torch.channels_last_3d)
     assert views.untyped_storage().nbytes() == views.numel()  # nothing else is kept alive with them
+
+
+def test_some_views_are_the_same_as_among_all(videos: dict[str, Path]) -> None:
+    settings = ViewSettings(clip_frames=4, frame_stride=2, num_clips=3, short_side_px=32, crop_px=24)
+    views = decode_views(videos["high"], settings)
+    assert views.num_views == settings.num_views == 9
+    whole = read_views(videos["high"], settings)
+    for start, stop in [(0, 9), (0, 1), (2, 7), (8, 9), (4, 100), (4, None)]:
+        some = views.cut(start, stop)
+        assert torch.equal(some, whole[start:stop]) and some.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_a_video_is_opened_once_and_each_frame_asked_for_once(

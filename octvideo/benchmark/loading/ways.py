@@ -1,0 +1,260 @@
+"""Ways to read one training clip, or all views of one video: ours, the least that is possible, and other libraries'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+
+import decord  # isort: skip  (before torch, both crash)
+
+from octvideo.data import Augmentation, EvaluationVideos, TrainingClips, VideoRecord
+from octvideo.data.augment import sample_transform
+from octvideo.data.dataset import Failure, item_generator
+from octvideo.errors import UserError
+from octvideo.video import (
+    Decoder,
+    ViewSettings,
+    clip_span,
+    crop_and_resize,
+    evaluation_crops,
+    random_clip,
+    read_frames,
+    resize_short_side,
+    uniform_clips,
+)
+
+FLOOR = "bare decoder"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is read. The defaults are those of I3D 8x8 on Kinetics.
+
+    Args:
+        views: of a video in evaluation; clips in training have as many frames, as far apart.
+        augment: of training clips.
+    """
+
+    views: ViewSettings = field(default_factory=ViewSettings)
+    augment: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A file to measure with.
+
+    Args:
+        path: of it.
+        width, height: of its frames.
+        num_frames: that it shows.
+        decoder: that `auto` reads it with.
+    """
+
+    path: str
+    width: int
+    height: int
+    num_frames: int
+    decoder: str
+
+
+# A turn: it gets a number, that of the round, and does the same work whenever it gets the same one.
+Turn = Callable[[int], object]
+
+
+def look_at(path: str) -> Video:
+    """The facts of a file.
+
+    Raises:
+        VideoReadError: it can't be read.
+    """
+    read = read_frames(path, lambda num_frames: torch.zeros(1, dtype=torch.int64))
+    height, width = read.frames.shape[1:3]
+    return Video(path, width, height, read.num_frames, read.decoder)
+
+
+def clip_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
+    """Ways to read one random training clip; ours and the bare decoder's are the same clip in each round."""
+    ways: dict[str, Turn] = {
+        "octvideo": partial(_our_clip, video.path, recipe, "auto"),
+        FLOOR: partial(_bare_clip, video, recipe),
+    }
+    if video.decoder != "pyav":
+        ways["octvideo (pyav)"] = partial(_our_clip, video.path, recipe, "pyav")
+    return ways | (_peers(partial(_pytorchvideo_clip, video, recipe)) if peers else {})
+
+
+def view_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
+    """Ways to read all views of one video; ours and the bare decoder's are not cut yet."""
+    ways: dict[str, Turn] = {
+        "octvideo": partial(_our_views, video.path, recipe.views, "auto"),
+        FLOOR: partial(_bare_views, video, recipe.views),
+    }
+    if video.decoder != "pyav":
+        ways["octvideo (pyav)"] = partial(_our_views, video.path, recipe.views, "pyav")
+    ways["an open per view"] = partial(_open_per_view, video, recipe.views)
+    return ways | (_peers(partial(_pytorchvideo_views, video, recipe.views)) if peers else {})
+
+
+def _peers(way: Callable[[str, int], object]) -> dict[str, Turn]:
+    return {f"pytorchvideo ({decoder})": partial(way, decoder) for decoder in ("decord", "pyav")}
+
+
+# ── ours ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def training_clips(paths: list[str], recipe: Recipe, decoder: Decoder = "auto") -> TrainingClips:
+    """Our data set for training."""
+    return TrainingClips(
+        [VideoRecord(path, 0) for path in paths],
+        recipe.augment,
+        clip_frames=recipe.views.clip_frames,
+        frame_stride=recipe.views.frame_stride,
+        decoder=decoder,
+    )
+
+
+def _our_clip(path: str, recipe: Recipe, decoder: Decoder, number: int) -> None:
+    _check(training_clips([path], recipe, decoder)[number, 0])
+
+
+def _our_views(path: str, settings: ViewSettings, decoder: Decoder, number: int) -> None:
+    _check(EvaluationVideos([VideoRecord(path, 0)], settings, decoder=decoder)[0])
+
+
+def _check(item: object) -> None:
+    if isinstance(item, Failure):
+        raise UserError(f"cannot read video '{item.path}': {item.reason}")
+
+
+# ── the least that is possible ──────────────────────────────────────────────────────────────────────────────
+
+
+def bare_frames(video: Video, numbers: Tensor) -> Tensor:
+    """Distinct frames (D, H, W, C), by the decoder that suits the file, without a look at whether they are right."""
+    wanted = numbers.unique().tolist()
+    if video.decoder == "decord":
+        reader = decord.VideoReader(video.path, ctx=decord.cpu(0), num_threads=1)
+        batch = reader.get_batch(wanted)
+        del reader  # it would go on decoding
+        # pytorchvideo switches decord's output to torch for the whole process.
+        return batch if isinstance(batch, Tensor) else torch.from_dlpack(batch.to_dlpack())
+    images = list(_pyav_images(video.path, wanted))
+    return torch.from_numpy(np.stack(images))
+
+
+def _pyav_images(path: str, wanted: list[int]) -> Iterator[np.ndarray]:
+    remaining = iter(wanted)
+    following = next(remaining)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_count, stream.thread_type = 1, "NONE"
+        for number, frame in enumerate(container.decode(stream)):
+            if number == following:
+                yield frame.to_ndarray(format="rgb24")
+                if (following := next(remaining, -1)) < 0:
+                    return
+
+
+def _bare_clip(video: Video, recipe: Recipe, number: int) -> None:
+    generator = item_generator(0, number, 0)
+    views = recipe.views
+    numbers = random_clip(
+        video.num_frames, clip_frames=views.clip_frames, frame_stride=views.frame_stride, generator=generator
+    )
+    transform = sample_transform(recipe.augment, height=video.height, width=video.width, generator=generator)
+    size = recipe.augment.crop_px
+    crop_and_resize(bare_frames(video, numbers), transform.box, (size, size))
+
+
+def _clips_of(num_frames: int, settings: ViewSettings) -> Tensor:
+    return uniform_clips(
+        num_frames,
+        num_clips=settings.num_clips,
+        clip_frames=settings.clip_frames,
+        frame_stride=settings.frame_stride,
+    )
+
+
+def _bare_views(video: Video, settings: ViewSettings, number: int) -> None:
+    resize_short_side(bare_frames(video, _clips_of(video.num_frames, settings)), settings.short_side_px)
+
+
+# ── others ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _cut(frames: Tensor, crop: int, settings: ViewSettings) -> Tensor:
+    """One crop of resized frames (T, C, h, w), (C, T, S, S)."""
+    boxes = evaluation_crops(*frames.shape[-2:], num_crops=settings.num_crops, crop_px=settings.crop_px)
+    return boxes[crop].of(frames.permute(0, 2, 3, 1)).permute(3, 0, 1, 2).contiguous()
+
+
+def _open_per_view(video: Video, settings: ViewSettings, number: int) -> None:
+    """As PySlowFast, VideoMAE and GluonCV do: opens the video for each view, decodes, resizes and crops."""
+    for view in range(settings.num_views):
+        clip, crop = divmod(view, settings.num_crops)
+        frames = bare_frames(video, _clips_of(video.num_frames, settings)[clip])  # (D,H,W,C)
+        _cut(resize_short_side(frames, settings.short_side_px), crop, settings)
+
+
+def pytorchvideo_clips(videos: list[Video], recipe: Recipe, decoder: str, *, seed: int = 0) -> Any:
+    """pytorchvideo's data set for training: a random clip of each video, once."""
+    from pytorchvideo.data import LabeledVideoDataset
+    from pytorchvideo.data.clip_sampling import RandomClipSampler
+
+    generator = torch.Generator().manual_seed(seed)
+    size, (low, high) = recipe.augment.crop_px, recipe.augment.short_side_px
+
+    def transform(sample: dict[str, Any]) -> Tensor:
+        frames = _subsampled(sample["video"], recipe.views)
+        # Its users resize whole frames before they crop (ShortSideScale, RandomCrop).
+        short_side_px = int(torch.randint(low, high + 1, (), generator=generator))
+        small = resize_short_side(frames, short_side_px)  # (T,C,h,w)
+        top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in small.shape[-2:])
+        small = small[..., top : top + size, left : left + size]
+        is_flipped = float(torch.rand((), generator=generator)) < recipe.augment.flip
+        return (small.flip(-1) if is_flipped else small).transpose(0, 1).contiguous()
+
+    files = [(video.path, {"label": 0}) for video in videos]
+    sampler = RandomClipSampler(_clip_seconds(videos[0], recipe.views))
+    return LabeledVideoDataset(files, sampler, SequentialSampler, transform, decode_audio=False, decoder=decoder)
+
+
+def _pytorchvideo_clip(video: Video, recipe: Recipe, decoder: str, number: int) -> None:
+    next(iter(pytorchvideo_clips([video], recipe, decoder, seed=number)))
+
+
+def _pytorchvideo_views(video: Video, settings: ViewSettings, decoder: str, number: int) -> None:
+    """Its data set, with transforms of torchvision: its own do not import beside torchvision >= 0.17."""
+    from pytorchvideo.data import LabeledVideoDataset
+    from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler
+
+    def transform(sample: dict[str, Any]) -> Tensor:
+        frames = _subsampled(sample["video"], settings)
+        return _cut(resize_short_side(frames, settings.short_side_px), sample["aug_index"], settings)
+
+    sampler = ConstantClipsPerVideoSampler(_clip_seconds(video, settings), settings.num_clips, settings.num_crops)
+    files = [(video.path, {"label": 0})]
+    dataset = LabeledVideoDataset(files, sampler, SequentialSampler, transform, decode_audio=False, decoder=decoder)
+    num_views = sum(1 for _ in dataset)
+    if num_views != settings.num_views:
+        raise RuntimeError(f"it gave {num_views} of {settings.num_views} views")
+
+
+def _subsampled(clip: Tensor, settings: ViewSettings) -> Tensor:
+    """Frames (T, H, W, C) of a clip (C, t, H, W) that holds every frame of its duration, as float32."""
+    places = torch.linspace(0, clip.shape[1] - 1, settings.clip_frames).long()  # as UniformTemporalSubsample
+    return clip[:, places].permute(1, 2, 3, 0)
+
+
+def _clip_seconds(video: Video, settings: ViewSettings) -> float:
+    with av.open(video.path) as container:
+        fps = float(container.streams.video[0].average_rate or 30)
+    return clip_span(settings.clip_frames, settings.frame_stride) / fps

@@ -1,0 +1,15 @@
+#!/usr/bin/env python
+"""What loading videos costs, and whether a GPU would wait: `python tools/benchmark_loading.py VIDEO|FOLDER ...`;
+all options: `--help`.
+"""
+
+import sys
+from pathlib import Path
+
+# So that it runs from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from octvideo.benchmark.loading.command import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
