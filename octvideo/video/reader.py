@@ -28,12 +28,14 @@ from octvideo.video.packets import Packets, look_through_packets
 from octvideo.video.source import Source, for_ffmpeg, missing_reason
 
 Decoder = Literal["auto", "decord", "pyav"]
+Resize = Callable[[Tensor], Tensor]
 
 log = logging.getLogger("octvideo.video")
 
 # PyAV 19 drops the argument, and replaces by itself.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _told: set[str] = set()
+_CHUNK_BYTES = 64 * 2**20
 
 # Failures reach the caller as exceptions: decord's FFmpeg need not write each rotten block to the terminal too.
 decord.logging.set_level(decord.logging.QUIET)
@@ -64,12 +66,14 @@ class Frames:
         places: for each frame number asked for, its place among the D, int64 in the shape they were asked in.
         num_frames: of the video.
         decoder: that read it.
+        num_missing: frames that the file announces beyond `num_frames` and that can't be read.
     """
 
     frames: Tensor
     places: Tensor
     num_frames: int
     decoder: Literal["decord", "pyav"]
+    num_missing: int = 0
 
 
 class _DecordError(Exception):
@@ -85,7 +89,12 @@ class _FewerFramesError(Exception):
 
 
 def read_frames(
-    path: Source, choose: Callable[[int], Tensor], *, decoder: Decoder = "auto", num_threads: int = 1
+    path: Source,
+    choose: Callable[[int], Tensor],
+    *,
+    decoder: Decoder = "auto",
+    num_threads: int = 1,
+    resize: Resize | None = None,
 ) -> Frames:
     """Reads the frames that `choose` wants, each once, in the order of the video.
 
@@ -97,6 +106,8 @@ def read_frames(
         choose: from the number of frames to the frame numbers wanted, int64 of any shape.
         decoder: "auto" is decord where its frames are sure to be the right ones, else PyAV.
         num_threads: of the decoder; in a DataLoader worker 1.
+        resize: from frames (D, H, W, C) to frames, uint8; called while decoding with at most 64 MB of frames at a
+            time, so that many large ones are never held whole.
 
     Raises:
         VideoReadError: with file and reason.
@@ -111,15 +122,15 @@ def read_frames(
     if num_frames == 0:
         raise VideoReadError(path, "it holds no frames")
     if decoder == "pyav":
-        return _read_pyav(path, choose, packets, num_threads)
+        return _read_pyav(path, choose, packets, num_threads, resize)
     if trouble is None:
         try:
-            return _read_decord(path, choose, num_frames, num_threads)
+            return _read_decord(path, choose, num_frames, num_threads, resize)
         except _DecordError as error:
             trouble = str(error)
     if decoder == "decord":
         raise VideoReadError(path, f"{trouble} (with decoder 'decord'; 'auto' takes PyAV)")
-    read = _read_pyav(path, choose, packets, num_threads)
+    read = _read_pyav(path, choose, packets, num_threads, resize)
     _say_once(path, trouble)
     return read
 
@@ -141,7 +152,9 @@ def _sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
 # ── decord ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_decord(path: Source, choose: Callable[[int], Tensor], num_frames: int, num_threads: int) -> Frames:
+def _read_decord(
+    path: Source, choose: Callable[[int], Tensor], num_frames: int, num_threads: int, resize: Resize | None
+) -> Frames:
     wanted, places = _sorted_unique(choose(num_frames), num_frames)
     reader = None
     try:
@@ -150,56 +163,71 @@ def _read_decord(path: Source, choose: Callable[[int], Tensor], num_frames: int,
         reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
         if len(reader) != num_frames:
             raise _DecordError("decord counts other frames")
-        batch = reader.get_batch(wanted)
+        if resize is None:
+            frames = _as_tensor(reader.get_batch(wanted))
+        else:
+            first = _as_tensor(reader.get_batch(wanted[:1]))
+            size = max(1, _CHUNK_BYTES // first.numel())
+            chunks = [wanted[start : start + size] for start in range(1, len(wanted), size)]
+            frames = torch.cat([resize(first), *(resize(_as_tensor(reader.get_batch(chunk))) for chunk in chunks)])
     except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, UnicodeError) as error:
         raise _DecordError(f"decord fails: {_first_line(error)}") from error
     finally:
         del reader  # see above: it would go on decoding, as long as anybody holds the traceback
-    # The bridge is one switch for the whole process: somebody may have set it to torch. Without it, no copy either.
-    frames = batch if isinstance(batch, Tensor) else torch.from_dlpack(batch.to_dlpack())
     return Frames(frames, places, num_frames, "decord")
+
+
+def _as_tensor(batch: Any) -> Tensor:
+    # The bridge is one switch for the whole process: somebody may have set it to torch. Without it, no copy either.
+    return batch if isinstance(batch, Tensor) else torch.from_dlpack(batch.to_dlpack())
 
 
 # ── PyAV ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_pyav(path: Source, choose: Callable[[int], Tensor], packets: Packets, num_threads: int) -> Frames:
+def _read_pyav(
+    path: Source, choose: Callable[[int], Tensor], packets: Packets, num_threads: int, resize: Resize | None
+) -> Frames:
     num_frames, announced = packets.num_frames, packets.num_frames + packets.num_missing
     while num_frames > 0:
         wanted, places = _sorted_unique(choose(num_frames), num_frames)
         try:
-            frames = _decode(path, wanted, num_threads)
+            frames = _decode(path, wanted, num_threads, resize)
         except _FewerFramesError as fewer:
             # Fewer each time, so this ends; in practice the second pass succeeds.
             num_frames = fewer.num_frames
             continue
         if num_frames < announced:
             log.warning("%s: only %d of its %d frames can be read", path, num_frames, announced)
-        return Frames(frames, places, num_frames, "pyav")
+        return Frames(frames, places, num_frames, "pyav", announced - num_frames)
     raise VideoReadError(path, "no frame can be decoded")
 
 
-def _decode(path: Source, wanted: list[int], num_threads: int) -> Tensor:
+def _decode(path: Source, wanted: list[int], num_threads: int, resize: Resize | None) -> Tensor:
     """The wanted frames, (D, H, W, C).
 
     Raises:
         _FewerFramesError: the file ends before the last of them.
     """
-    images = np.empty(0)
-    seen = found = 0
+    chunk, chunks = np.empty(0), []
+    seen = found = held = 0
     with _opened(path) as container:
         stream = _video_stream(path, container)
         stream.thread_count = num_threads
         stream.thread_type = "NONE" if num_threads == 1 else "AUTO"
         for frame in _decoded(container, stream):
             if seen == wanted[found]:
-                image = _as_rgb(path, frame, images.shape[1:])  # (H,W,C)
+                image = _as_rgb(path, frame, chunk.shape[1:])  # (H,W,C)
                 if found == 0:
-                    images = np.empty((len(wanted), *image.shape), np.uint8)  # (D,H,W,C)
-                images[found] = image
-                found += 1
+                    size = len(wanted) if resize is None else min(max(1, _CHUNK_BYTES // image.nbytes), len(wanted))
+                    chunk = np.empty((size, *image.shape), np.uint8)  # (D,H,W,C)
+                chunk[held] = image
+                found, held = found + 1, held + 1
+                if resize is not None and (held == len(chunk) or found == len(wanted)):
+                    chunks.append(resize(torch.from_numpy(chunk[:held].copy())))
+                    held = 0
                 if found == len(wanted):
-                    return torch.from_numpy(images)
+                    return torch.from_numpy(chunk) if resize is None else torch.cat(chunks)
             seen += 1
     raise _FewerFramesError(seen)
 
