@@ -3,6 +3,8 @@
 class_names.py  class names: shipped lists, files, folders
 manifest.py     lists and folders → VideoRecord; errors name file and line
 kinetics.py     the official csv with either folder layout
+quarantine.py   videos to leave out
+checking/       which videos can be read
 augment.py      random training views: parameters sampled apart from being applied
 dataset.py      training clips; all views of one video as one item
 loading.py      orders, batches, and a loader that resumes in the middle of an epoch

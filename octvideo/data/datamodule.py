@@ -18,6 +18,7 @@ from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
 from octvideo.data.manifest import VideoRecord, check_files, read_records
+from octvideo.data.quarantine import Quarantine
 from octvideo.errors import UserError
 from octvideo.video import Decoder, ShortVideo, ViewSettings
 
@@ -33,6 +34,7 @@ class VideoDataModule(L.LightningDataModule):
         val: likewise, for validation; None validates nothing.
         test: likewise; None takes `val`.
         predict: list or folder of videos, labels not needed; None takes `test`.
+        quarantine: list of videos to leave out, wherever they are listed: see tools/check_videos.py.
         classes: "kinetics400", "kinetics600", "kinetics700", or a file with a name a line; None takes
             classes.txt in `root`, else the names of the class folders.
         clip_frames: T.
@@ -61,6 +63,7 @@ class VideoDataModule(L.LightningDataModule):
         val: str | None = None,
         test: str | None = None,
         predict: str | None = None,
+        quarantine: str | None = None,
         classes: str | None = None,
         clip_frames: int = 8,
         frame_stride: int = 8,
@@ -84,7 +87,7 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(f"batch_size: got {batch_size} and {eval_batch_size} (eval), expected 1 or more")
         self.root = Path(root)
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
-        self.classes = classes
+        self.classes, self.quarantine = classes, quarantine
         self.augment = augment
         common = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
         size = {"short_side_px": short_side_px, "crop_px": crop_px}
@@ -143,6 +146,14 @@ class VideoDataModule(L.LightningDataModule):
         looked = " and ".join(str(place.absolute()) for place in places)
         raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {self.how_to_get}")
 
+    @cached_property
+    def _quarantine(self) -> Quarantine | None:
+        if self.quarantine is None:
+            return None
+        quarantine = Quarantine(self._look_for("quarantine", self.quarantine), root=self.root)
+        quarantine.warn_of_strangers()
+        return quarantine
+
     def _read(self, role: str) -> list[VideoRecord]:
         if role in self.records:
             return self.records[role]
@@ -153,6 +164,8 @@ class VideoDataModule(L.LightningDataModule):
         else:
             records = read_records(source, root=self.root, classes=classes, labelled=labelled)
         check_files(records, source, self.how_to_get)
+        if self._quarantine is not None:
+            records = self._quarantine.leave_out(records, source)
         unlabelled = [record.path for record in records if record.label < 0]
         if role == "test" and 0 < len(unlabelled) < len(records):
             counts = f"{len(unlabelled)} of its {len(records)}"

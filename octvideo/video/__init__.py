@@ -6,6 +6,9 @@ packets.py     how many frames a file shows, and whether decord would get them r
 sampling.py    which frames: integer maths only
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item
+isolated.py    work in processes that can be killed
+checking.py    whether a file can be read to its end
+damage.py      damaged copies; fuzzing.py reads them
 """
 
 from octvideo.video.reader import Decoder, Frames, VideoReadError, read_frames

@@ -146,7 +146,8 @@ class _Process:
         context = _context(work)
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, work, timeout_s, memory_bytes), daemon=True)
-        self._process.start()
+        with _main_left_alone(work):
+            self._process.start()
         theirs.close()  # the process has its own; when that closes, we see it
         self._timeout_s, self._memory_bytes = timeout_s, memory_bytes
         self._started = False
@@ -209,8 +210,27 @@ def _context(work: Work) -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # Imported once, by the server, if this process has none yet.
-    context.set_forkserver_preload(["__main__", __name__, work.__module__])
+    context.set_forkserver_preload([__name__, work.__module__])
     return context
+
+
+@contextlib.contextmanager
+def _main_left_alone(work: Work) -> Iterator[None]:
+    """New processes do not run the main program's file again, as Python has it.
+
+    They need nothing of it, it may take seconds to import, and a script without `if __name__ == "__main__"` would
+    start processes without end.
+    """
+    main = sys.modules["__main__"]
+    names = [name for name in ("__file__", "__spec__") if hasattr(main, name) and work.__module__ != "__main__"]
+    kept = {name: getattr(main, name) for name in names}
+    try:
+        for name in names:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
 
 
 # ── in the process ──────────────────────────────────────────────────────────────────────────────────────────
