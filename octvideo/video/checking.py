@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from octvideo.video.frames import VideoReadError
 from octvideo.video.isolated import Alive, Outcome
-from octvideo.video.reader import Decoder, VideoReadError, read_frames
+from octvideo.video.reader import Decoder, read_frames
 
 Verdict = Literal["ok", "partly", "unreadable"]
 

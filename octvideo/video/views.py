@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video.reader import Decoder, Frames, read_frames
+from octvideo.video.frames import Frames
+from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import ShortVideo, uniform_clips
 from octvideo.video.source import Source
 from octvideo.video.transforms import evaluation_crops, resize_short_side
