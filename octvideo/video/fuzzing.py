@@ -111,6 +111,8 @@ def fuzz(
                 finding = _finding(case, outcome, timeout_s)
                 if left := sorted(file.name for file in scratch.iterdir()):
                     finding = Finding(case, "left files", f"left {', '.join(left)} behind")
+                    for name in left:
+                        (scratch / name).unlink()
                 if finding.failed:
                     keep.mkdir(parents=True, exist_ok=True)
                     (keep / f"{case.video.stem}-{seed}-{case.copy.name}").write_bytes(case.copy.read_bytes())
