@@ -11,7 +11,7 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from octvideo._version import __version__
 from octvideo.class_count import link_num_classes
 from octvideo.config_files import CONFIG_FLAGS, Subcommand, known_configs, prepare_argv
 from octvideo.data.datamodule import VideoDataModule
+from octvideo.data.quarantine import write_quarantine
 from octvideo.data.workers import keep_to_cpus
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import read_checkpoint
@@ -258,7 +259,7 @@ class OctvideoCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, WholeFiles()]
         callbacks: list[Callback] = [
             *(config.trainer.callbacks or []),
-            WriteUnreadable(self.folder),
+            WriteUnreadable(self.folder, _write_unreadable),
             WriteScores(self.folder),
         ]
         if config.trainer.enable_progress_bar is not False:
@@ -285,6 +286,11 @@ class OctvideoCLI(LightningCLI):
 def _is_first_process() -> bool:
     # Lightning hangs the rank on its decorator; before any process group exists, that is the only place.
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _write_unreadable(file: Path, videos: Iterable[tuple[str, str]]) -> None:
+    """As data.quarantine takes it; paths that are not absolute start from here."""
+    write_quarantine(file, str(Path.cwd()), videos)
 
 
 def _resume_command() -> str:

@@ -4,6 +4,8 @@ class_names.py  class names: shipped lists, files, folders
 records.py      VideoRecord, and VideoList: very many of them in shared memory
 manifest.py     lists and folders → VideoList; errors name file and line
 kinetics.py     the official csv with either folder layout
+quarantine.py   videos to leave out
+checking/       which videos can be read
 augment.py      random training views: parameters sampled apart from being applied
 dataset.py      training clips; all views of one video as one item
 workers.py      how many loading processes suit the machine

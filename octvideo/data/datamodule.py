@@ -17,6 +17,7 @@ from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
 from octvideo.data.manifest import check_files, read_records
+from octvideo.data.quarantine import Quarantine
 from octvideo.data.records import VideoList
 from octvideo.data.shards import ShardedVideos, holds_shards, is_address, read_shards, read_text
 from octvideo.data.workers import worker_settings
@@ -35,6 +36,7 @@ class VideoDataModule(L.LightningDataModule):
         val: likewise, for validation; None validates nothing.
         test: likewise; None takes `val`.
         predict: list or folder of videos, labels not needed; None takes `test`.
+        quarantine: list of videos to leave out, wherever they are listed: see tools/check_videos.py.
         classes: "kinetics400", "kinetics600", "kinetics700", or a file with a name a line; None takes
             classes.txt in `root`, else the names of the class folders.
         clip_frames: T.
@@ -64,6 +66,7 @@ class VideoDataModule(L.LightningDataModule):
         val: str | None = None,
         test: str | None = None,
         predict: str | None = None,
+        quarantine: str | None = None,
         classes: str | None = None,
         clip_frames: int = 8,
         frame_stride: int = 8,
@@ -87,7 +90,7 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(f"batch_size: got {batch_size} and {eval_batch_size} (eval), expected 1 or more")
         self.root = Path(root)
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
-        self.classes = classes
+        self.classes, self.quarantine = classes, quarantine
         self.augment = augment
         common = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
         size = {"short_side_px": short_side_px, "crop_px": crop_px}
@@ -155,6 +158,14 @@ class VideoDataModule(L.LightningDataModule):
         looked = " and ".join(str(place.absolute()) for place in places)
         raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {self.how_to_get}")
 
+    @cached_property
+    def _quarantine(self) -> Quarantine | None:
+        if self.quarantine is None:
+            return None
+        quarantine = Quarantine(self._look_for("quarantine", self.quarantine), root=self.root)
+        quarantine.warn_of_strangers()
+        return quarantine
+
     def videos(self, role: str) -> VideoList | ShardedVideos:
         """The videos of a role, read once.
 
@@ -166,22 +177,28 @@ class VideoDataModule(L.LightningDataModule):
         """
         if role in self.records:
             return self.records[role]
-        source, labelled = self._find(role), role in ("train", "val")
-        if holds_shards(str(source)):
-            self.records[role] = self._read_shards(str(source), labelled=labelled)
-            return self.records[role]
-        source = Path(source)
+        source, labelled = str(self._find(role)), role in ("train", "val")
+        records: VideoList | ShardedVideos
+        if holds_shards(source):
+            records = self._read_shards(source, labelled=labelled)
+        else:
+            records = self._read_files(Path(source), labelled=labelled)
+        if self._quarantine is not None:
+            records = self._quarantine.leave_out(records, source)
+        unlabelled = (records.labels < 0).nonzero()[:, 0]
+        if role == "test" and 0 < len(unlabelled) < len(records):
+            counts, first = f"{len(unlabelled)} of its {len(records)}", records[int(unlabelled[0])].path
+            log.warning("%s: %s videos have no label, the first %s; no metric counts them", source, counts, first)
+        self.records[role] = records
+        return records
+
+    def _read_files(self, source: Path, *, labelled: bool) -> VideoList:
         classes = ClassIndex(self.class_names)
         if source.is_file() and is_kinetics_csv(source):
             records = read_kinetics_csv(source, root=self.root, classes=classes, labelled=labelled)
         else:
             records = read_records(source, root=self.root, classes=classes, labelled=labelled)
         check_files(records, source, self.how_to_get)
-        unlabelled = (records.labels < 0).nonzero()[:, 0]
-        if role == "test" and 0 < len(unlabelled) < len(records):
-            counts, first = f"{len(unlabelled)} of its {len(records)}", records[int(unlabelled[0])].path
-            log.warning("%s: %s videos have no label, the first %s; no metric counts them", source, counts, first)
-        self.records[role] = records
         return records
 
     def _read_shards(self, source: str, *, labelled: bool) -> ShardedVideos:
@@ -193,7 +210,7 @@ class VideoDataModule(L.LightningDataModule):
                 f"{source} was written for other classes than data.classes gives: compare its classes.txt, "
                 "or write the shards again with these classes"
             )
-        if (highest := int(videos.videos.labels.max())) >= self.num_classes:
+        if (highest := int(videos.labels.max())) >= self.num_classes:
             raise UserError(f"{source} has the label {highest}, expected 0 to {self.num_classes - 1}")
         return videos
 

@@ -79,11 +79,15 @@ class VideoList(Sequence[VideoRecord]):
     def __getitem__(self, index: slice) -> VideoList: ...
     def __getitem__(self, index: int | slice) -> VideoRecord | VideoList:
         if isinstance(index, slice):
-            return VideoList(self._at(i) for i in range(*index.indices(len(self))))
+            return self.take(range(*index.indices(len(self))))
         number = operator.index(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"video {number} of {len(self)}")
         return self._at(number % len(self))
+
+    def take(self, numbers: Sequence[int]) -> VideoList:
+        """Some of the videos, in that order."""
+        return VideoList(self._at(number) for number in numbers)
 
     def _at(self, number: int) -> VideoRecord:
         return next(self._between(number, number + 1))

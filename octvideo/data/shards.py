@@ -23,6 +23,7 @@ from typing import Any, overload
 
 import fsspec
 import numpy as np
+from torch import Tensor
 
 from octvideo.data.records import ArchiveMember, VideoList, VideoRecord
 from octvideo.errors import UserError
@@ -58,12 +59,23 @@ class ShardedVideos(Sequence[VideoRecord]):
     @overload
     def __getitem__(self, index: int) -> VideoRecord: ...
     @overload
-    def __getitem__(self, index: slice) -> list[VideoRecord]: ...
-    def __getitem__(self, index: int | slice) -> VideoRecord | list[VideoRecord]:
+    def __getitem__(self, index: slice) -> ShardedVideos: ...
+    def __getitem__(self, index: int | slice) -> VideoRecord | ShardedVideos:
         if isinstance(index, slice):
-            return [self[n] for n in range(*index.indices(len(self)))]
+            return self.take(range(*index.indices(len(self))))
         member = ArchiveMember(self.shards[self.shard[index]], int(self.offset[index]), int(self.size[index]))
         return replace(self.videos[index], archive=member)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,)"""
+        return self.videos.labels
+
+    def take(self, numbers: Sequence[int]) -> ShardedVideos:
+        """Some of the videos, in that order."""
+        places = np.asarray(numbers, np.int64)
+        columns = (self.shard[places], self.offset[places], self.size[places])
+        return ShardedVideos(self.videos.take(numbers), self.shards, *columns)
 
     def check(self) -> None:
         """Looks whether the archives are there and long enough: all of a disk, the first and the last of a store.

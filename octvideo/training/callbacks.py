@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -128,34 +129,34 @@ class ProgressBar(RichProgressBar):
 class WriteUnreadable(Callback):
     """Lists the videos that could not be read: the first on the screen, all in files of the run folder.
 
-    After a fit, also one that ended with an error, unreadable.tsv has those of training and validation; after a test
-    or a prediction it is unreadable_test.tsv, unreadable_predict.tsv. A line is `path<TAB>reason`, as `data.quarantine`
-    takes it.
+    After a fit, also one that ended with an error, unreadable.txt has those of training and validation; after a test
+    or a prediction it is unreadable_test.txt, unreadable_predict.txt.
 
     Args:
         folder: the run.
+        write: a file, from its path and pairs of a video's path and the reason.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder.path
+    def __init__(self, folder: RunFolder, write: Callable[[Path, Iterable[tuple[str, str]]], object]) -> None:
+        self._folder, self._write_list = folder.path, write
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(VideoClassifier, pl_module)
         found = [module.unreadable]
         if module.evaluation.videos.role == "validation":
             found.append(module.evaluation.videos)
-        self._report(trainer, "unreadable.tsv", found)
+        self._report(trainer, "unreadable.txt", found)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._report(trainer, "unreadable_test.tsv", [cast(VideoClassifier, pl_module).evaluation.videos])
+        self._report(trainer, "unreadable_test.txt", [cast(VideoClassifier, pl_module).evaluation.videos])
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._report(trainer, "unreadable_predict.tsv", [cast(VideoClassifier, pl_module).evaluation.videos])
+        self._report(trainer, "unreadable_predict.txt", [cast(VideoClassifier, pl_module).evaluation.videos])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
             # Other processes may be gone: only what this one knows.
-            self._write("unreadable.tsv", cast(VideoClassifier, pl_module).unreadable.paths)
+            self._write("unreadable.txt", cast(VideoClassifier, pl_module).unreadable.paths)
 
     def _report(self, trainer: L.Trainer, name: str, found: list[UnreadableVideos]) -> None:
         for videos in found:
@@ -169,8 +170,7 @@ class WriteUnreadable(Callback):
     def _write(self, name: str, paths: dict[str, str]) -> None:
         file = self._folder / name
         if paths:
-            text = "".join(f"{path}\t{reason}\n" for path, reason in paths.items())
-            file.write_text(text, encoding="utf-8", errors="surrogateescape")
+            self._write_list(file, paths.items())
             print(f"all of them: {file}")
         else:
             file.unlink(missing_ok=True)  # of an earlier run

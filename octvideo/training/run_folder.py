@@ -5,7 +5,7 @@ runs/<name>/
   checkpoints/         last.ckpt (every epoch), best.ckpt (where there is a validation set)
   metrics.csv          every logged number; events.out.tfevents.* are the same for TensorBoard
   scores.npz, predictions.csv, metrics_test.json     written by `test`
-  unreadable.tsv       videos that training or validation could not read; unreadable_test.tsv: those of `test`
+  unreadable.txt       videos that training or validation could not read; unreadable_test.txt: those of `test`
   predict/             scores.npz and predictions.csv, written by `predict`
 """
 
@@ -27,7 +27,7 @@ _WRITTEN = (
     "scores.npz",
     "predictions.csv",
     "metrics_*.json",
-    "unreadable*.tsv",
+    "unreadable*.txt",
     "predict/scores.npz",
     "predict/predictions.csv",
 )

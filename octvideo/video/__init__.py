@@ -8,6 +8,9 @@ bitstream.py   what the first bits of a packet say
 sampling.py    which frames: integer maths only
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item, cut when they are wanted
+isolated.py    work in processes that can be killed
+checking.py    whether a file can be read to its end
+damage.py      damaged copies; fuzzing.py reads them
 """
 
 from octvideo.video.frames import Frames, Resize, VideoReadError

@@ -48,12 +48,14 @@ class Frames:
         places: for each frame number asked for, its place among the D, int64 in the shape they were asked in.
         num_frames: of the video, or ticks of the clock if there is one.
         decoder: that read it.
+        num_missing: frames that the file announces and that can't be read.
     """
 
     frames: Tensor
     places: Tensor
     num_frames: int
     decoder: Literal["decord", "pyav", "torchcodec"]
+    num_missing: int = 0
 
 
 class FrameCollector:

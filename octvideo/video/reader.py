@@ -155,7 +155,7 @@ def _read_pyav(video: PyavVideo, wish: _Wish, resize: Resize | None) -> Frames:
             continue
         if len(times) - 1 < announced:
             log.warning("%s: only %d of its %d frames can be read", video.path, len(times) - 1, announced)
-        return Frames(frames, places, num_frames, "pyav")
+        return Frames(frames, places, num_frames, "pyav", announced - (len(times) - 1))
     raise VideoReadError(video.path, "no frame can be decoded")
 
 

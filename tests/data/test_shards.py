@@ -75,7 +75,7 @@ def test_items_are_those_of_the_files(
     assert report.num_shards == len(list((tmp_path / "shards").glob("*.tar"))) >= 3
     shards = read_shards(str(tmp_path / "shards"))
     assert [f"{root}/{record.path}" for record in shards] == [record.path for record in records]
-    assert shards[1:3] == [shards[1], shards[2]] and shards[-1] == shards[6]
+    assert list(shards[1:3]) == [shards[1], shards[2]] and shards[-1] == shards[6]
     for ours, theirs in zip(items(shards), items(records), strict=True):
         assert torch.equal(ours.video, theirs.video) and (ours.label, ours.index) == (theirs.label, theirs.index)
 

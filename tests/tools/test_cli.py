@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from octvideo.config_files import prepare_argv
+from octvideo.data.quarantine import read_quarantine
 from octvideo.evaluation.scores import VideoScores
 
 Cli = Callable[..., tuple[str, str]]
@@ -327,7 +328,7 @@ def test_a_fifth_of_a_data_set_is_broken(octvideo: Cli, workplace: Path, tiny_da
     data = ("--data.train", workplace / "train.txt", "--data.val", workplace / "test.txt")
     words = ("--model.max_unreadable_fraction", 0.25, "--model.on_unreadable", "count", "--data.batch_size", 4)
     out, _ = octvideo(*FIT, *data, *words)
-    named = [line.split("\t") for line in Path("runs/tiny/unreadable.tsv").read_text().splitlines()]
+    _, named = read_quarantine(Path("runs/tiny/unreadable.txt"))
     assert sorted(path for path, _ in named) == sorted(broken["train"] + broken["test"])
     assert {reason for _, reason in named} >= {"the file is empty", "no such file"}
     assert all(f"  {path}: {reason}\n" in out for path, reason in named)
@@ -336,13 +337,17 @@ def test_a_fifth_of_a_data_set_is_broken(octvideo: Cli, workplace: Path, tiny_da
         rows = list(csv.DictReader(file))
     assert [row["val/unreadable"] for row in rows if row["val/top1"]] == ["1.0", "1.0"]
     octvideo("test", "--name", "tiny", "--data.test", workplace / "test.txt", "--model.on_unreadable", "count")
-    assert Path("runs/tiny/unreadable_test.tsv").read_text().startswith(broken["test"][0] + "\t")
+    assert [path for path, _ in read_quarantine(Path("runs/tiny/unreadable_test.txt"))[1]] == broken["test"]
     scores = VideoScores.load(Path("runs/tiny/scores.npz"))
     metrics = json.loads(Path("runs/tiny/metrics_test.json").read_text())
     assert (metrics["videos"], metrics["unreadable"]) == (len(scores), 1) == (5, 1)
     assert metrics["top1"] == pytest.approx((scores.scores.argmax(1) == scores.labels).mean())
+    # What a run lists, the next one leaves out: it finds nothing broken.
+    quarantined = ("--data.quarantine", workplace / "runs/tiny/unreadable.txt")
+    out, _ = octvideo(*FIT, *data, "--name", "clean", *quarantined)
+    assert "could not be read" not in out and not Path("runs/clean/unreadable.txt").exists()
     octvideo("test", "--name", "tiny", "--data.test", tiny_data / "test.txt")  # nothing broken: no list of an old test
-    assert not Path("runs/tiny/unreadable_test.tsv").exists()
+    assert not Path("runs/tiny/unreadable_test.txt").exists()
 
 
 def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, broken: Path) -> None:

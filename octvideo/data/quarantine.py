@@ -1,0 +1,153 @@
+"""The quarantine list: videos that data sets leave out, a line each, `path<TAB>reason`.
+
+    # paths start from /data/kinetics400
+    train/abseiling/a.mp4	cannot be decoded
+    train/abseiling/b.mp4
+
+tools/check_videos.py writes it, people may write it too: the reason may be missing, and lines that start with # are
+remarks. Paths are absolute, or start from the folder that the first line names, or from data.root where the data
+has moved. A tab, a line break, a backslash or a # in front is written with a backslash: \\t \\n \\r \\\\ \\#.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from octvideo.data.records import VideoList
+from octvideo.data.shards import ShardedVideos
+from octvideo.errors import UserError
+
+Videos = TypeVar("Videos", bound=VideoList | ShardedVideos)
+
+log = logging.getLogger("octvideo.data")
+
+_ROOT = "# paths start from "
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_GONE = "no such file"
+
+
+class Quarantine:
+    """Videos to leave out, known by the real folder that they lie in and by their name there.
+
+    So `data/k400/train/a.mp4` is found by its absolute path, and where `data/k400` is a link.
+
+    Args:
+        file: the list.
+        root: of the data set.
+
+    Raises:
+        UserError: the list can't be read.
+    """
+
+    def __init__(self, file: Path, *, root: Path) -> None:
+        self.file = file
+        self._folders: dict[str, str] = {}
+        self._entries: dict[str, tuple[str, str]] = {}  # place → path and reason as written
+        listed_root, entries = read_quarantine(file)
+        for path, reason in entries:
+            for start in dict.fromkeys([str(root), *([listed_root] if listed_root else [])]):
+                self._entries[self._place(os.path.join(start, path))] = path, reason  # noqa: PTH118
+
+    def __contains__(self, path: str) -> bool:
+        return self._place(path) in self._entries
+
+    def leave_out(self, records: Videos, source: str | Path) -> Videos:
+        """The others; says how many were left out.
+
+        Raises:
+            UserError: there are no others.
+        """
+        kept = [number for number, record in enumerate(records) if record.path not in self]
+        if not kept:
+            raise UserError(f"{source}: all of its {len(records)} videos are in the quarantine list {self.file}")
+        if len(kept) < len(records):
+            number = len(records) - len(kept)
+            log.warning("%s: %d of its %d videos are left out, as %s says", source, number, len(records), self.file)
+            return records.take(kept)  # type: ignore[return-value]
+        return records
+
+    def warn_of_strangers(self) -> None:
+        """Says which entries name no file: another folder is meant, or the list is of other data."""
+        places: dict[str, list[str]] = {}
+        for place, (path, reason) in self._entries.items():
+            if reason != _GONE:
+                places.setdefault(path, []).append(place)
+        strangers = [path for path, where in places.items() if not any(map(os.path.lexists, where))]
+        if strangers:
+            log.warning(
+                "%s: %d of its %d entries name no file, the first %r: paths in it are absolute, or start from "
+                "data.root or from the folder that its line '%s...' names",
+                self.file,
+                len(strangers),
+                len({path for path, _ in self._entries.values()}),
+                strangers[0],
+                _ROOT,
+            )
+
+    def _place(self, path: str) -> str:
+        folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
+        if folder not in self._folders:  # few, where files are many
+            self._folders[folder] = os.path.realpath(folder)
+        return f"{self._folders[folder]}/{name}"
+
+
+def read_quarantine(file: Path) -> tuple[str | None, list[tuple[str, str]]]:
+    """The folder that a list names, if any, and its entries, path and reason.
+
+    Raises:
+        UserError: the list can't be read.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    except OSError as error:
+        raise UserError(f"can't read the quarantine list {file}: {error.strerror}") from error
+    root, entries = None, []
+    for line in text.replace("\r\n", "\n").split("\n"):  # not splitlines: names may hold its other line breaks
+        if line.startswith(_ROOT):
+            root = _unescaped(line.removeprefix(_ROOT))
+        elif line.strip() and not line.startswith("#"):
+            path, _, reason = line.partition("\t")
+            entries.append((_unescaped(path), _unescaped(reason)))
+    return root, entries
+
+
+def write_quarantine(file: Path, root: str, entries: Iterable[tuple[str, str]]) -> int:
+    """Writes a list in place of an older one, and never half of it; returns the number of entries.
+
+    Raises:
+        UserError: another file has this name.
+    """
+    if file.exists() and not file.read_bytes().startswith(_ROOT.encode()):
+        raise UserError(f"{file} is there and was not written by this tool: move it, or write to another folder")
+    number = 0
+    draft = file.with_name(f".{file.name}.part")
+    with draft.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as text:
+        text.write(
+            f"{_ROOT}{_escaped(root)}\n# a rerun writes this file anew; give it to a data set as data.quarantine\n"
+        )
+        for path, reason in entries:
+            text.write(f"{_escaped(path)}\t{_escaped(reason)}\n")
+            number += 1
+    draft.replace(file)
+    return number
+
+
+def _escaped(text: str) -> str:
+    text = re.sub(r"[\\\t\n\r]", lambda match: _ESCAPES[match[0]], text)
+    return f"\\{text}" if text.startswith("#") else text
+
+
+def _unescaped(text: str) -> str:
+    known = {"t": "\t", "n": "\n", "r": "\r", "\\": "\\", "#": "#"}
+    return re.sub(r"\\([tnr\\#])", lambda match: known[match[1]], text)
+
+
+def printable(text: str) -> str:
+    """A name as a terminal can show it: line breaks and what is no text as escapes."""
+    text = "".join(char if char.isprintable() or "\ud800" <= char <= "\udfff" else repr(char)[1:-1] for char in text)
+    return text.encode("utf-8", "backslashreplace").decode()

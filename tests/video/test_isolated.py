@@ -1,0 +1,173 @@
+"""What goes wrong in a process that can be killed becomes a result, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octvideo.video.isolated import IsolatedPool, Outcome
+
+MB = 2**20
+
+
+def act(item: Any, alive: Callable[[], None]) -> Any:
+    """What the tests ask a process to do."""
+    kind, *rest = item
+    if kind == "pid":
+        return os.getpid()
+    if kind == "sleep":
+        time.sleep(rest[0])
+    elif kind == "hang":  # native, and no other thread gets the interpreter
+        Path(rest[0]).write_text(str(os.getpid()))
+        ctypes.PyDLL(None).pause()
+    elif kind == "alive":
+        for _ in range(rest[0]):
+            time.sleep(0.2)
+            alive()
+    elif kind == "crash":
+        ctypes.string_at(0)
+    elif kind == "exit":
+        os._exit(3)
+    elif kind == "raise":
+        raise ValueError("two\nlines")
+    elif kind == "too large":
+        np.empty(2**60, np.uint8)
+    elif kind == "grow":
+        held = []
+        while True:
+            held.append(np.ones(8 * MB, np.uint8))
+    elif kind == "hold":
+        act.held = np.ones(rest[0] * MB, np.uint8)  # type: ignore[attr-defined]
+        return os.getpid()
+    return kind
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[IsolatedPool[Any]]:
+    with IsolatedPool[Any](act, num_processes=2, timeout_s=1, memory_bytes=256 * MB) as pool:
+        yield pool
+
+
+def one(pool: IsolatedPool[Any], *item: Any) -> Outcome:
+    ((given, outcome),) = pool.run([item])
+    assert given == item
+    return outcome
+
+
+def test_each_way_to_end_is_told_and_the_next_item_is_none_the_worse(pool: IsolatedPool[Any], tmp_path: Path) -> None:
+    expected = {
+        "timeout": ("timeout", "timeout: no sign of life for 1 s"),
+        "hang": ("timeout", "timeout: no sign of life for 1 s"),
+        "crash": ("crashed", "crashed (signal 11, SIGSEGV)"),
+        "exit": ("crashed", "crashed (exit code 3)"),
+        "raise": ("raised", "ValueError: two lines"),
+        "too large": ("out of memory", "out of memory: it takes more than 0.25 GiB"),
+        "grow": ("out of memory", "out of memory: it takes more than 0.25 GiB"),
+    }
+    more = {"timeout": ("sleep", 60), "hang": ("hang", tmp_path / "pid")}
+    items = [more.get(kind, (kind,)) for kind in expected]
+    items = [item for bad in items for item in (bad, ("pid",))]
+    outcomes = list(pool.run(items))
+    assert sorted(item[0] for item, _ in outcomes) == sorted(item[0] for item in items)
+    assert all(outcome.ending == "returned" for item, outcome in outcomes if item == ("pid",))
+    told = {item[0]: (outcome.ending, outcome.reason) for item, outcome in outcomes if item != ("pid",)}
+    expected["sleep"] = expected.pop("timeout")
+    assert told == expected
+    assert "raise ValueError" in one(pool, "raise").details
+
+
+def test_processes_are_used_again(pool: IsolatedPool[Any]) -> None:
+    before = pool.num_started
+    pids = {outcome.value for _, outcome in pool.run([("pid",)] * 50)}
+    assert len(pids) <= 2 and pool.num_started <= before + 2 and os.getpid() not in pids
+
+
+def test_signs_of_life_give_more_time(pool: IsolatedPool[Any]) -> None:
+    assert one(pool, "alive", 10).value == "alive"
+
+
+def test_what_an_item_leaves_behind_is_not_counted_as_anothers(pool: IsolatedPool[Any]) -> None:
+    swollen = one(pool, "hold", 160).value
+    assert all(outcome.value != swollen for _, outcome in pool.run([("hold", 120)] * 2))
+
+
+def test_items_are_taken_as_processes_become_free(pool: IsolatedPool[Any]) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[tuple[str]]:
+        for n in range(1000):
+            taken.append(n)
+            yield ("pid",)
+
+    for done, _ in enumerate(pool.run(items()), 1):
+        assert len(taken) <= done + 2
+
+
+def test_leaving_early_leaves_no_answer_for_the_next(pool: IsolatedPool[Any]) -> None:
+    for item, _ in pool.run([("sleep", 0.2), ("pid",), ("sleep", 60)]):
+        assert item != ("sleep", 60)
+        break
+    assert one(pool, "raise").ending == "raised"
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from octvideo.video.isolated import IsolatedPool
+from tests.video.test_isolated import act
+if __name__ == "__main__":
+    with IsolatedPool(act, num_processes=2, timeout_s=0.5, memory_bytes=2**30) as pool:
+        for item, outcome in pool.run([("pid",), ("hang", Path(sys.argv[1]))]):
+            print(outcome.value, flush=True)
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path, repo: Path) -> None:
+    """One is idle, one hangs in native code that lets no thread run: the alarm clock ends that, within 6 s."""
+    (tmp_path / "parent.py").write_text(textwrap.dedent(SCRIPT))
+    env = os.environ | {"PYTHONPATH": str(repo)}
+    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "pid")]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, cwd=repo) as parent:
+        assert parent.stdout is not None
+        idle = int(parent.stdout.readline())
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.02)
+        hanging = int((tmp_path / "pid").read_text())
+        parent.send_signal(signal.SIGKILL)
+    assert gone(idle, within_s=2) and gone(hanging, within_s=10)
+
+
+def gone(pid: int, within_s: float) -> bool:
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        stat = Path(f"/proc/{pid}/stat")  # nobody may collect an orphan in a container
+        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def broken(item: Any, alive: Callable[[], None]) -> None:
+    raise AssertionError("never called")
+
+
+def test_a_process_that_cannot_start_is_an_error_not_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    with IsolatedPool[int](broken, num_processes=1, timeout_s=1, memory_bytes=MB) as pool:
+        monkeypatch.setattr("octvideo.video.isolated._serve", broken)  # takes two arguments, gets four
+        with pytest.raises(RuntimeError, match="a process for decoding can't start"):
+            next(pool.run([1]))

@@ -1,0 +1,134 @@
+#!/usr/bin/env python
+"""Decodes every video and says which can't be read: `python tools/check_videos.py FOLDER|VIDEO|LIST|CSV ... [-o DIR]`.
+
+DIR gets journal.jsonl, a line for each file as it is done, and quarantine.txt, the list of unreadable ones that
+data sets leave out (--data.quarantine DIR/quarantine.txt). Stopped at any moment and given again, the command goes
+on; it looks again at files that have changed. Each file is decoded in a process that may hang, crash or grow.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# So that it runs from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from octvideo.data.checking import Journal, Selection, Summary, check_all, select
+from octvideo.data.quarantine import printable, write_quarantine
+from octvideo.errors import UserError
+
+VERDICTS = ("ok", "partly", "unreadable")
+
+
+def main() -> int:
+    """Returns 0 if all is well, 1 if something is not, 2 for a mistake of the user's, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER|VIDEO|LIST|CSV", help="what to check")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="where paths start: data.root (what sources share)")
+    parser.add_argument("--decoder", choices=("auto", "pyav", "decord"), default="auto", help="(auto)")
+    parser.add_argument("--workers", type=int, metavar="N", help="files decoded at once (one per CPU)")
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="without a new piece of a video (60)")
+    parser.add_argument("--memory", type=float, default=2, metavar="GB", help="that decoding one file may take (2)")
+    parser.add_argument("--retry", action="store_true", help="look again at what was not ok")
+    parser.add_argument(
+        "--min-readable",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="files of whose frames less than this share can be read are quarantined too, 0 to 1 (0)",
+    )
+    args = parser.parse_args()
+    try:
+        return run(args)
+    except UserError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; given again, the command goes on from here", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks, writes the quarantine list and prints a summary; returns the exit code."""
+    if args.timeout <= 0 or args.memory <= 0 or (args.workers is not None and args.workers < 1):
+        raise UserError("--timeout, --memory and --workers: expected more than 0")
+    if not 0 <= args.min_readable <= 1:
+        raise UserError(f"--min-readable: got {args.min_readable}, expected 0 to 1")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    selection = select(args.sources, root=args.root)
+    out = args.out or Path("runs/check_videos", Path(selection.root).name or "root")
+    with Journal(out, root=selection.root, decoder=args.decoder) as journal:
+        with progress_bar() as bar:
+            task = bar.add_task("checking", total=len(selection), said="")
+            summary = check_all(
+                selection,
+                journal,
+                decoder=args.decoder,
+                num_processes=args.workers or cpus,
+                timeout_s=args.timeout,
+                memory_bytes=int(args.memory * 2**30),
+                again=args.retry,
+                tell=lambda summary: show(bar, task, summary),
+            )
+        bad = (
+            (entry["path"], entry["reason"])
+            for entry in journal.not_ok().values()
+            if entry["verdict"] == "unreadable" or entry["frames"] < args.min_readable * entry["announced"]
+        )
+        number = write_quarantine(out / "quarantine.txt", selection.root, bad)
+        say(selection, summary, journal, out / "quarantine.txt", number)
+    return 1 if summary.verdicts["partly"] or summary.verdicts["unreadable"] or selection.closed else 0
+
+
+def progress_bar() -> Progress:
+    """With verdicts and files a second."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def show(bar: Progress, task: object, summary: Summary) -> None:
+    """Counts so far."""
+    done = summary.verdicts.total()
+    (shown,) = bar.tasks
+    seconds = max(shown.elapsed or 0, 0.001)
+    said = ", ".join(f"{summary.verdicts[verdict]} {verdict}" for verdict in VERDICTS)
+    rate = (done - summary.num_known) / seconds
+    bar.update(shown.id, completed=done, said=f"{said}; {rate:.{0 if rate >= 100 else 1}f} files/s")
+
+
+def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Path, number: int) -> None:
+    """The summary."""
+    console = Console(width=120, soft_wrap=True)
+
+    def line(text: str) -> None:
+        console.print(printable(text), highlight=False, markup=False)
+
+    table = Table("", "files", "share")
+    for verdict in VERDICTS:
+        count = summary.verdicts[verdict]
+        table.add_row(verdict, f"{count:,}", f"{count / max(len(selection), 1):.2%}")
+    console.print(table)
+    if summary.num_known:
+        line(f"{summary.num_known:,} of them were known from before and have not changed")
+    if selection.num_twice:
+        line(f"{selection.num_twice:,} files were named more than once")
+    if selection.num_passed_over:
+        line(f"{selection.num_passed_over:,} files of the folders are not called like videos and were passed over")
+    for folder, reason in selection.closed:
+        line(f"can't list the folder {folder}: {reason}")
+    for reason, count in summary.reasons.most_common(10):
+        line(f"{count:,} x {reason}, such as {summary.examples[reason]}")
+    if len(summary.reasons) > 10:
+        line(f"and {len(summary.reasons) - 10} other reasons")
+    line(f"all results: {journal.file}")
+    line(f"{number:,} in the quarantine list; to leave them out: --data.quarantine {quarantine.absolute()}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

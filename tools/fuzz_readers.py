@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""Damages videos and reads them: `python tools/fuzz_readers.py VIDEO|FOLDER ... [--count 1000] [--seed 0]`.
+
+Each copy must give frames or one VideoReadError, within --timeout and --memory, with every decoder. Whatever else
+comes of it is a failure: its copy is kept, and the line that makes it again is printed. Videos are damaged in turn;
+seed, number and the order of the videos tell a copy.
+"""
+
+import argparse
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+
+# So that it runs from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from octvideo.errors import UserError
+from octvideo.video import VIDEO_SUFFIXES
+from octvideo.video.fuzzing import Finding, fuzz
+
+DECODERS = ("auto", "pyav", "decord")
+
+
+def main() -> int:
+    """Returns 0, 1 if something failed, 2 for a mistake of the user's, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER", help="intact videos")
+    parser.add_argument("--count", type=int, default=1000, metavar="N", help="of damaged copies (1000)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the damage (0)")
+    parser.add_argument("--decoder", nargs="+", choices=DECODERS, default=list(DECODERS), help="readers (all)")
+    parser.add_argument("--timeout", type=float, default=10, metavar="S", help="for a copy and a reader (10)")
+    parser.add_argument("--memory", type=float, default=1, metavar="GB", help="likewise (1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="copies read at once (1)")
+    parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"), metavar="DIR", help="of copies (runs/fuzz)")
+    args = parser.parse_args()
+    try:
+        return 1 if run(args) else 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints failures as they come and a table at the end; returns the number of failures."""
+    videos = find_videos(args.videos)
+    console = Console()
+    counts: dict[str, Counter[str]] = {decoder: Counter() for decoder in args.decoder}
+    findings = fuzz(
+        videos,
+        range(args.first, args.first + args.count),
+        decoders=args.decoder,
+        seed=args.seed,
+        timeout_s=args.timeout,
+        memory_bytes=int(args.memory * 2**30),
+        keep=args.keep,
+        num_processes=args.workers,
+    )
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    with bar:
+        task = bar.add_task("fuzzing", total=args.count * len(args.decoder))
+        for finding in findings:
+            counts[finding.case.decoder][finding.kind] += 1
+            bar.advance(task)
+            if finding.failed:
+                tell(finding, args, console)
+    kinds = sorted({kind for count in counts.values() for kind in count}, key=lambda kind: (kind != "frames", kind))
+    table = Table("decoder", *kinds)
+    for decoder, count in counts.items():
+        table.add_row(decoder, *(str(count[kind]) for kind in kinds))
+    console.print(table)
+    return sum(number for count in counts.values() for kind, number in count.items() if kind not in ("frames", "error"))
+
+
+def find_videos(places: list[Path]) -> list[Path]:
+    """The videos, those of folders in the order of their names.
+
+    Raises:
+        UserError: there are none.
+    """
+    videos = []
+    for place in places:
+        if place.is_dir():
+            videos += sorted(file for file in place.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+        elif place.is_file():
+            videos.append(place)
+        else:
+            raise UserError(f"no video and no folder {place}")
+    if not videos:
+        raise UserError(f"no videos in {', '.join(map(str, places))}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
+    return videos
+
+
+def tell(finding: Finding, args: argparse.Namespace, console: Console) -> None:
+    """One failure, and how to see it again."""
+    case = finding.case
+    again = ["python", "tools/fuzz_readers.py", *map(str, args.videos), "--seed", str(args.seed)]
+    again += ["--first", str(case.number), "--count", "1", "--decoder", case.decoder]
+    text = f"{case.decoder}: {finding.what}\n  {case.video.name}, {case.done}\n  {shlex.join(again)}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if finding.details:
+        console.print(finding.details, highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
