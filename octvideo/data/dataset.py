@@ -23,7 +23,7 @@ from octvideo.video import (
     crop_and_resize,
     decode_views,
     random_clip,
-    read_resized,
+    read_frames,
 )
 
 
@@ -127,7 +127,7 @@ class TrainingClips(Dataset[Item | Failure]):
             return crop_and_resize(frames, transform.box, (size, size)).permute(0, 2, 3, 1)
 
         try:
-            read = read_resized(record.path, clip_of, region, decoder=self.decoder)
+            read = read_frames(record.path, clip_of, decoder=self.decoder, resize=region)
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
         assert transform is not None  # drawn with the frames

@@ -1,17 +1,18 @@
 """From a video file to clips: no labels, no networks.
 
 source.py      a file, or its content in memory
-reader.py      file → distinct frames, with decord or PyAV
-resized.py     file → distinct frames in the size that is wanted
-packets.py     how many frames a file shows, and whether decord would get them right
+reader.py      file → distinct frames: the choice among decord_reader.py, pyav_reader.py, torchcodec_reader.py
+frames.py      what a reader gives, and how frames become small while others are decoded
+packets.py     how many frames a file shows and when, and which readers would get them right
+bitstream.py   what the first bits of a packet say
 sampling.py    which frames: integer maths only
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item, cut when they are wanted
 """
 
-from octvideo.video.reader import Decoder, Frames, VideoReadError, read_frames
-from octvideo.video.resized import read_resized
-from octvideo.video.sampling import ShortVideo, clip_span, random_clip, uniform_clips
+from octvideo.video.frames import Frames, Resize, VideoReadError
+from octvideo.video.reader import Decoder, read_frames
+from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
 from octvideo.video.source import VIDEO_SUFFIXES, Source, VideoBytes
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
 from octvideo.video.views import VideoViews, ViewSettings, decode_views, read_views
@@ -19,8 +20,10 @@ from octvideo.video.views import VideoViews, ViewSettings, decode_views, read_vi
 __all__ = [
     "VIDEO_SUFFIXES",
     "Box",
+    "Clock",
     "Decoder",
     "Frames",
+    "Resize",
     "ShortVideo",
     "Source",
     "VideoBytes",
@@ -33,7 +36,6 @@ __all__ = [
     "evaluation_crops",
     "random_clip",
     "read_frames",
-    "read_resized",
     "read_views",
     "resize_short_side",
     "uniform_clips",

@@ -1,4 +1,4 @@
-"""What a file says without being decoded: how many frames it shows, and whether decord would get them right.
+"""What a file says without being decoded: how many frames it shows and when, and which readers would get them right.
 
 decord numbers keyframes in the order of decoding and frames in the order of display, and jumps to a keyframe
 wherever one lies between two wanted frames. Both orders agree only where no frame refers across a keyframe
@@ -12,15 +12,22 @@ writes it, MPEG-4 with B-frames as in HMDB51. In this stream a jump to I4 loses 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from fractions import Fraction
+from itertools import accumulate, pairwise
 from typing import Any
 
 import av
+
+from octvideo.video.bitstream import Bitstream
 
 # What decord 0.6 decodes as PyAV does; it has no AV1, gives garbage for more than 8 bits, and seeks wrongly in AVI.
 _CODECS = frozenset({"h264", "hevc", "vp9", "vp8", "mpeg4", "mpeg2video", "mjpeg"})
 _PIXELS = frozenset({"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"})
 _CONTAINERS = ("mp4", "matroska")
+# Containers that store when frames are displayed; AVI stores when they are decoded.
+_DISPLAY_TIMES = (*_CONTAINERS, "flv", "mpegts")
+# Packets up to this size are kept for the decoder, so that a file is opened and read once: clips of some minutes.
+_HELD_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,25 @@ class Packets:
         num_frames: that they show, if all of them can be decoded.
         num_missing: frames that the header announces and no intact packet brings: the file is cut off.
         trouble: why decord would fail or may give other frames; None where nothing speaks against it.
+        times: when each frame is displayed, in the order of display, in units of `time_base`; `num_frames`, and the
+            last one's end. Files without usable timestamps have the constant rate that their header states.
+        time_base: in seconds.
+        pts: display time of each packet in the order of decoding, None for one that shows no frame. None where
+            frames can't be told by their times: then they must be counted from the start.
+        starts: places in `pts` of keyframes from which on everything that is displayed later can be decoded.
+        seek_trouble: why a reader that seeks to keyframes by time may give other frames.
+        held: the packets, in the order of decoding, where they are few.
     """
 
     num_frames: int
     num_missing: int
     trouble: str | None
+    times: list[int]
+    time_base: Fraction
+    pts: list[int | None] | None
+    starts: list[int]
+    seek_trouble: str | None
+    held: list[Any] | None
 
 
 def look_through_packets(container: Any, stream: Any) -> Packets:
@@ -48,39 +69,91 @@ def look_through_packets(container: Any, stream: Any) -> Packets:
     Raises:
         av.FFmpegError, ValueError: there is no packet that can be read.
     """
-    codec = stream.codec_context
-    pts: list[int | None] = []  # of packets that show a frame, in the order of decoding
-    keys: list[int] = []  # places of keyframes in `pts`
-    intact = damaged = 0
-    troubles = _stream_troubles(container, stream)
+    seen = _Seen(stream)
     try:
         for packet in container.demux(stream):
-            intact += not packet.is_corrupt and packet.dts is not None  # None: the end
-            if packet.size == 0:  # the end; a dropped frame of an AVI
-                continue
-            if packet.is_corrupt:
-                damaged += 1
-            elif not _shows_frame(packet, codec.name):
-                troubles.append("packets that show no frame")
-            else:
-                if packet.is_keyframe:
-                    keys.append(len(pts))
-                    if codec.name == "h264" and not _has_idr(bytes(packet), codec.extradata):
-                        troubles.append("keyframes that refer to earlier frames")
-                pts.append(packet.pts)
+            seen.add(packet)
     except (av.FFmpegError, ValueError):
-        if not pts:
+        if not seen.shown:
             raise
-        damaged += 1
-    num_missing = max(stream.frames - intact, damaged)
-    if num_missing:
-        troubles.append("missing packets")
-    known = [time for time in pts if time is not None]
-    if len(set(known)) < len(pts):
-        troubles.append("frames without a time of their own")
-    elif not _closed_groups(known, keys):
+        seen.damaged += 1
+    num_missing = max(stream.frames - seen.intact, seen.damaged)
+    missing = ["missing packets"] if num_missing else []
+    known = [time for time in seen.shown if time is not None]
+    are_told_by_times = len(set(known)) == len(seen.shown)
+    own_times = [] if are_told_by_times else ["frames without a time of their own"]
+    troubles = _stream_troubles(container, stream) + seen.troubles + missing + own_times
+    if not troubles and not _closed_groups(known, seen.keys_shown):
         troubles.append("frames that refer across keyframes")
-    return Packets(len(pts), num_missing, troubles[0] if troubles else None)
+    own_times += [] if _are_display_times(container, stream, known) else ["times that are not those of display"]
+    countable = not own_times and not missing and not seen.changes_settings
+    times, time_base = _display_times(stream, known if are_told_by_times else [], len(seen.shown), seen.last_duration)
+    starts = _starts(seen.pts, seen.starts) if countable else []
+    seek_troubles = missing + own_times + seen.troubles
+    if not seek_troubles and len(starts) < len(seen.keys_shown):
+        seek_troubles.append("keyframes that are none, or unknown ones")
+    return Packets(
+        num_frames=len(seen.shown),
+        num_missing=num_missing,
+        trouble=troubles[0] if troubles else None,
+        times=times,
+        time_base=time_base,
+        pts=seen.pts if countable else None,
+        starts=starts,
+        seek_trouble=seek_troubles[0] if seek_troubles else None,
+        held=seen.held,
+    )
+
+
+class _Seen:
+    """Packets one after the other."""
+
+    def __init__(self, stream: Any) -> None:
+        codec = stream.codec_context
+        self._bits = Bitstream(codec.name, codec.extradata)
+        self._num_bytes = 0
+        self.held: list[Any] | None = []
+        self.pts: list[int | None] = []  # of all packets
+        self.shown: list[int | None] = []  # of those that show a frame
+        self.keys_shown: list[int] = []  # places of keyframes in `shown`
+        self.starts: list[int] = []  # places of real ones in `pts`
+        self.intact = self.damaged = 0
+        self.last_duration: tuple[int, int] = (0, 0)  # latest time, and how long that frame stays
+        self.troubles: list[str] = []
+        self.changes_settings = False
+
+    def add(self, packet: Any) -> None:
+        self.intact += not packet.is_corrupt and packet.dts is not None  # None: the end
+        if packet.size == 0:  # the end; a dropped frame of an AVI
+            return
+        self._hold(packet)
+        self.pts.append(None)
+        if packet.is_corrupt:
+            self.damaged += 1
+            return
+        content = memoryview(packet)
+        # Not what an edit list cuts off, AVI's placeholders, and frames that are only referred to.
+        if packet.is_discard or packet.size == 1 or not self._bits.shows_frame(content):
+            self.troubles.append("packets that show no frame")
+            return
+        if packet.is_keyframe:
+            self.keys_shown.append(len(self.shown))
+            if self._bits.is_start(content):
+                self.starts.append(len(self.pts) - 1)
+            elif self._bits.codec == "h264":
+                self.troubles.append("keyframes that refer to earlier frames")
+        self.changes_settings |= packet.has_sidedata("new_extradata") and len(self.shown) > 0
+        self.pts[-1] = packet.pts
+        self.shown.append(packet.pts)
+        if packet.pts is not None:
+            self.last_duration = max(self.last_duration, (packet.pts, packet.duration or 0))
+
+    def _hold(self, packet: Any) -> None:
+        self._num_bytes += packet.size
+        if self._num_bytes > _HELD_BYTES:
+            self.held = None
+        elif self.held is not None:
+            self.held.append(packet)
 
 
 def _stream_troubles(container: Any, stream: Any) -> list[str]:
@@ -96,6 +169,13 @@ def _stream_troubles(container: Any, stream: Any) -> list[str]:
     return []
 
 
+def _are_display_times(container: Any, stream: Any, pts: list[int]) -> bool:
+    """Whether frames are displayed in the order of their times, as far as can be told without decoding."""
+    is_reordered = any(a > b for a, b in pairwise(pts))
+    stores_them = any(known in container.format.name for known in _DISPLAY_TIMES)
+    return stores_them and (is_reordered or not stream.codec_context.has_b_frames)
+
+
 def _closed_groups(pts: list[int], keys: list[int]) -> bool:
     """Whether each keyframe parts the stream: displayed after all packets before it, before all behind it."""
     latest = list(accumulate(pts, max))
@@ -103,28 +183,17 @@ def _closed_groups(pts: list[int], keys: list[int]) -> bool:
     return all(latest[key - 1] < pts[key] == earliest[key] for key in keys if key > 0)
 
 
-def _shows_frame(packet: Any, codec: str) -> bool:
-    """Not what an edit list cuts off, AVI's placeholders, and the frames of VP8 and VP9 that are only referred to."""
-    if packet.is_discard or packet.size == 1:
-        return False
-    if codec == "vp8":
-        return bool(memoryview(packet)[0] & 0b0001_0000)  # show_frame, RFC 6386 section 9.1
-    if codec == "vp9":
-        head, tail = memoryview(packet)[0], memoryview(packet)[-1]
-        # Bits of the first byte (VP9 specification 6.2): marker 10, two of the profile, a reserved one in profile 3
-        # only, show_existing_frame, frame_type, show_frame. A superframe (annex B) ends with 110xxxxx and shows one.
-        superframe, profile_3 = tail >> 5 == 0b110, head >> 4 & 0b11 == 0b11
-        return superframe or profile_3 or bool(head & 0b1000) or bool(head & 0b0010)
-    return True
+def _starts(pts: list[int | None], keys: list[int]) -> list[int]:
+    """The keyframes that are displayed after everything before them; the first packet is one of them in any case."""
+    latest = list(accumulate((-(2**63) if time is None else time for time in pts), max))
+    return [0] + [key for key in keys if key > 0 and latest[key - 1] < (pts[key] or 0)]
 
 
-def _has_idr(packet: bytes, extradata: bytes | None) -> bool:
-    """Whether an H.264 keyframe forgets all before it (IDR, NAL unit type 5); others only begin a recovery."""
-    if not extradata or extradata[0] != 1 or len(extradata) < 5:
-        return b"\x00\x00\x01\x65" in packet or b"\x00\x00\x01\x25" in packet  # start codes in place of lengths
-    width, place = (extradata[4] & 3) + 1, 0
-    while place + width < len(packet):
-        if packet[place + width] & 0b11111 == 5:
-            return True
-        place += width + int.from_bytes(packet[place : place + width], "big")
-    return False
+def _display_times(stream: Any, known: list[int], num_frames: int, last: tuple[int, int]) -> tuple[list[int], Fraction]:
+    """Times of all frames and the end of the last, and their unit."""
+    if known:
+        times = sorted(known)
+        end = times[-1] + (last[1] or (times[-1] - times[0]) // max(len(times) - 1, 1) or 1)
+        return [*times, end], Fraction(stream.time_base)
+    rate = stream.average_rate or stream.guessed_rate or stream.base_rate or 25
+    return list(range(num_frames + 1)), 1 / Fraction(rate)

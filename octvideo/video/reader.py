@@ -1,91 +1,43 @@
-"""A video file as distinct frames, with decord where it can, else with PyAV.
+"""A video file as distinct frames: one call in front of three readers, which give the same frames.
 
-Both give the same uint8 RGB frames. The choice is made per file: `auto` looks through its packets (a few
-milliseconds), gives decord what its FFmpeg 4.1 reads without surprises, and PyAV everything else. No reader
-outlives a call: an idle decord reader goes on decoding in the background (94 MB grew to 2.35 GB in 8 s), and
-one opened before a fork hangs the child.
+The choice is made per file. `auto` looks through its packets (a few milliseconds), gives decord what its FFmpeg 4.1
+reads without surprises, and PyAV everything else. No reader outlives a call, so none crosses a fork.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal, get_args
 
-import av
-import numpy as np
 import torch
-from av.video.stream import VideoStream
 from torch import Tensor
 
-import decord  # isort: skip  (before torch, both crash)
-from decord._ffi.base import DECORDLimitReachedError  # isort: skip
-
+import octvideo.video.decord_reader as decord_reader
 from octvideo.errors import UserError
-from octvideo.video.packets import Packets, look_through_packets
-from octvideo.video.source import Source, for_ffmpeg, missing_reason
+from octvideo.video.frames import Frames, ReaderFailure, Resize, VideoReadError, sorted_unique
+from octvideo.video.packets import Packets
+from octvideo.video.pyav_reader import FewerFramesError, PyavVideo
+from octvideo.video.sampling import Clock
+from octvideo.video.source import Source, missing_reason
+from octvideo.video.torchcodec_reader import load_torchcodec, read_torchcodec
 
-Decoder = Literal["auto", "decord", "pyav"]
+Decoder = Literal["auto", "decord", "pyav", "torchcodec"]
+Choose = Callable[[int], Tensor]
 
 log = logging.getLogger("octvideo.video")
-
-# PyAV 19 drops the argument, and replaces by itself.
-_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _told: set[str] = set()
-
-# Failures reach the caller as exceptions: decord's FFmpeg need not write each rotten block to the terminal too.
-decord.logging.set_level(decord.logging.QUIET)
-
-
-class VideoReadError(UserError):
-    """A video that can't be read.
-
-    Args:
-        path: of the video.
-        reason: in one line.
-    """
-
-    def __init__(self, path: Source, reason: str) -> None:
-        super().__init__(f"cannot read video '{path}': {reason}")
-        self.path, self.reason = str(path), reason
-
-    def __reduce__(self) -> tuple[Any, ...]:  # worker processes pickle their errors
-        return VideoReadError, (self.path, self.reason)
-
-
-@dataclass(frozen=True)
-class Frames:
-    """The frames that were asked for, each held once.
-
-    Args:
-        frames: distinct frames in the order of the video, uint8 (D, H, W, C), RGB.
-        places: for each frame number asked for, its place among the D, int64 in the shape they were asked in.
-        num_frames: of the video.
-        decoder: that read it.
-    """
-
-    frames: Tensor
-    places: Tensor
-    num_frames: int
-    decoder: Literal["decord", "pyav"]
-
-
-class _DecordError(Exception):
-    """decord could not read a file."""
-
-
-class _FewerFramesError(Exception):
-    """A file gave fewer frames than it announced."""
-
-    def __init__(self, num_frames: int) -> None:
-        super().__init__(num_frames)
-        self.num_frames = num_frames
 
 
 def read_frames(
-    path: Source, choose: Callable[[int], Tensor], *, decoder: Decoder = "auto", num_threads: int = 1
+    path: Source,
+    choose: Choose,
+    *,
+    decoder: Decoder = "auto",
+    num_threads: int = 1,
+    resize: Resize | None = None,
+    target_fps: float | None = None,
 ) -> Frames:
     """Reads the frames that `choose` wants, each once, in the order of the video.
 
@@ -95,33 +47,124 @@ def read_frames(
     Args:
         path: of the video; or its content.
         choose: from the number of frames to the frame numbers wanted, int64 of any shape.
-        decoder: "auto" is decord where its frames are sure to be the right ones, else PyAV.
+        decoder: "auto" is decord where its frames are sure to be the right ones, else PyAV. "torchcodec" needs
+            `pip install 'octvideo[torchcodec]'` and FFmpeg's shared libraries.
         num_threads: of the decoder; in a DataLoader worker 1.
+        resize: makes frames small while others are decoded, so that those of 4K or 8K are never held all at full
+            size: from some of them, uint8 (n, H, W, C), to uint8 (n, ...), each by itself. It is called for one
+            chunk after the other, of up to 64 MB, and again from the first where a file has to be read again.
+        target_fps: frames are chosen on a clock of this rate, from the first frame's time on: number k is the frame
+            on display k / target_fps seconds later, and `choose` gets the number of ticks. None: each frame counts.
 
     Raises:
         VideoReadError: with file and reason.
-        UserError: for an unknown decoder.
+        UserError: for an unknown decoder, one that is not there, or a rate that can't be meant.
     """
-    if decoder not in ("auto", "decord", "pyav"):
-        raise UserError(f"decoder: got {decoder!r}, expected 'auto', 'decord' or 'pyav'")
+    _check(decoder, target_fps)
     if (reason := missing_reason(path)) is not None:
         raise VideoReadError(path, reason)
-    packets = _look_inside(path)
-    num_frames, trouble = packets.num_frames, packets.trouble
-    if num_frames == 0:
-        raise VideoReadError(path, "it holds no frames")
-    if decoder == "pyav":
-        return _read_pyav(path, choose, packets, num_threads)
-    if trouble is None:
-        try:
-            return _read_decord(path, choose, num_frames, num_threads)
-        except _DecordError as error:
-            trouble = str(error)
-    if decoder == "decord":
-        raise VideoReadError(path, f"{trouble} (with decoder 'decord'; 'auto' takes PyAV)")
-    read = _read_pyav(path, choose, packets, num_threads)
-    _say_once(path, trouble)
+    with PyavVideo(path, num_threads) as video:
+        packets = video.packets
+        num_frames = packets.num_frames
+        if num_frames == 0:
+            raise VideoReadError(path, "it holds no frames")
+        wish = _Wish(choose, packets, target_fps)
+        trouble = packets.seek_trouble if decoder == "torchcodec" else packets.trouble
+        if decoder != "pyav" and trouble is None:
+            try:
+                return _read_seeking(video, wish, decoder, num_threads, resize)
+            except ReaderFailure as failure:
+                trouble = str(failure)
+        if decoder in ("decord", "torchcodec"):
+            raise VideoReadError(path, f"{trouble} (with decoder '{decoder}'; 'auto' takes PyAV)")
+        read = _read_pyav(video, wish, resize)
+    if decoder == "auto" and trouble is not None:
+        _say_once(path, trouble)
     return read
+
+
+def _check(decoder: str, target_fps: float | None) -> None:
+    if decoder not in get_args(Decoder):
+        raise UserError(f"decoder: got {decoder!r}, expected 'auto', 'decord', 'pyav' or 'torchcodec'")
+    if decoder == "torchcodec":
+        load_torchcodec()  # missing for all files alike
+    if target_fps is not None and not 0 < target_fps <= 1000:
+        raise UserError(f"target_fps: got {target_fps}, expected more than 0 and at most 1000, or none")
+
+
+class _Wish:
+    """What the caller wants, in numbers of real frames."""
+
+    def __init__(self, choose: Choose, packets: Packets, target_fps: float | None) -> None:
+        self.choose, self.packets, self.target_fps = choose, packets, target_fps
+
+    def of(self, times: list[int]) -> tuple[list[int], Tensor, int]:
+        """Frame numbers, the places of those asked for, and the number that was told.
+
+        Args:
+            times: of the frames there are, and the last one's end.
+        """
+        if self.target_fps is None:
+            return *sorted_unique(self.choose(len(times) - 1), len(times) - 1), len(times) - 1
+        clock = Clock(times, self.packets.time_base, self.target_fps)
+        ticks, places = sorted_unique(self.choose(len(clock)), len(clock))
+        wanted, places_of_ticks = torch.unique(clock.frames(ticks), return_inverse=True)
+        return wanted.tolist(), places_of_ticks[places], len(clock)
+
+
+def _read_seeking(video: PyavVideo, wish: _Wish, decoder: Decoder, num_threads: int, resize: Resize | None) -> Frames:
+    """With decord or torchcodec.
+
+    Raises:
+        ReaderFailure: it can't.
+    """
+    packets = video.packets
+    wanted, places, num_frames = wish.of(packets.times)
+    if decoder == "torchcodec":
+        frames = read_torchcodec(
+            video.path,
+            wanted,
+            stream=video.index,
+            packets=packets,
+            frame_bytes=video.frame_bytes,
+            num_threads=num_threads,
+            resize=resize,
+        )
+        return Frames(frames, places, num_frames, "torchcodec")
+    frames = decord_reader.read_decord(
+        video.path,
+        wanted,
+        num_frames=packets.num_frames,
+        frame_bytes=video.frame_bytes,
+        num_threads=num_threads,
+        resize=resize,
+    )
+    return Frames(frames, places, num_frames, "decord")
+
+
+def _read_pyav(video: PyavVideo, wish: _Wish, resize: Resize | None) -> Frames:
+    packets = video.packets
+    times, announced = packets.times, packets.num_frames + packets.num_missing
+    while len(times) > 1:
+        wanted, places, num_frames = wish.of(times)
+        try:
+            frames = video.read(wanted, resize)
+        except FewerFramesError as fewer:
+            # Fewer each time, so this ends; in practice the second pass succeeds.
+            times = _times_of(fewer.times, times)
+            continue
+        if len(times) - 1 < announced:
+            log.warning("%s: only %d of its %d frames can be read", video.path, len(times) - 1, announced)
+        return Frames(frames, places, num_frames, "pyav")
+    raise VideoReadError(video.path, "no frame can be decoded")
+
+
+def _times_of(came: list[int | None], announced: list[int]) -> list[int]:
+    """Times of the frames that came, and the end of the last."""
+    known = [time for time in came if time is not None]
+    if not came or len(known) < len(came) or any(a >= b for a, b in pairwise(known)):
+        return announced[: len(came) + 1]
+    return [*known, max(announced[-1], known[-1] + 1)]
 
 
 def _say_once(path: Source, reason: str) -> None:
@@ -129,149 +172,3 @@ def _say_once(path: Source, reason: str) -> None:
     level = logging.INFO if reason in _told else logging.WARNING
     _told.add(reason)
     log.log(level, "%s: %s; read with PyAV", path, reason)
-
-
-def _sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
-    wanted, places = torch.unique(frames, return_inverse=True)
-    if not len(wanted) or wanted[0] < 0 or wanted[-1] >= num_frames:
-        raise ValueError(f"frame numbers: got {wanted.tolist()[:3]} ..., expected some in [0, {num_frames})")
-    return wanted.tolist(), places
-
-
-# ── decord ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _read_decord(path: Source, choose: Callable[[int], Tensor], num_frames: int, num_threads: int) -> Frames:
-    wanted, places = _sorted_unique(choose(num_frames), num_frames)
-    reader = None
-    try:
-        # fault_tol: a frame that can't be decoded is an error. By default decord fills the gap with a copy of
-        # another frame and says nothing.
-        reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
-        if len(reader) != num_frames:
-            raise _DecordError("decord counts other frames")
-        batch = reader.get_batch(wanted)
-    except (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, UnicodeError) as error:
-        raise _DecordError(f"decord fails: {_first_line(error)}") from error
-    finally:
-        del reader  # see above: it would go on decoding, as long as anybody holds the traceback
-    # The bridge is one switch for the whole process: somebody may have set it to torch. Without it, no copy either.
-    frames = batch if isinstance(batch, Tensor) else torch.from_dlpack(batch.to_dlpack())
-    return Frames(frames, places, num_frames, "decord")
-
-
-# ── PyAV ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _read_pyav(path: Source, choose: Callable[[int], Tensor], packets: Packets, num_threads: int) -> Frames:
-    num_frames, announced = packets.num_frames, packets.num_frames + packets.num_missing
-    while num_frames > 0:
-        wanted, places = _sorted_unique(choose(num_frames), num_frames)
-        try:
-            frames = _decode(path, wanted, num_threads)
-        except _FewerFramesError as fewer:
-            # Fewer each time, so this ends; in practice the second pass succeeds.
-            num_frames = fewer.num_frames
-            continue
-        if num_frames < announced:
-            log.warning("%s: only %d of its %d frames can be read", path, num_frames, announced)
-        return Frames(frames, places, num_frames, "pyav")
-    raise VideoReadError(path, "no frame can be decoded")
-
-
-def _decode(path: Source, wanted: list[int], num_threads: int) -> Tensor:
-    """The wanted frames, (D, H, W, C).
-
-    Raises:
-        _FewerFramesError: the file ends before the last of them.
-    """
-    images = np.empty(0)
-    seen = found = 0
-    with _opened(path) as container:
-        stream = _video_stream(path, container)
-        stream.thread_count = num_threads
-        stream.thread_type = "NONE" if num_threads == 1 else "AUTO"
-        for frame in _decoded(container, stream):
-            if seen == wanted[found]:
-                image = _as_rgb(path, frame, images.shape[1:])  # (H,W,C)
-                if found == 0:
-                    images = np.empty((len(wanted), *image.shape), np.uint8)  # (D,H,W,C)
-                images[found] = image
-                found += 1
-                if found == len(wanted):
-                    return torch.from_numpy(images)
-            seen += 1
-    raise _FewerFramesError(seen)
-
-
-def _decoded(container: Any, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Frames in the order of display; packets that can't be decoded give none."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.FFmpegError):
-            return
-        try:
-            frames = packet.decode()
-        except (av.FFmpegError, ValueError):
-            continue
-        for frame in frames:
-            if not frame.is_corrupt:
-                yield frame
-
-
-def _as_rgb(path: Source, frame: av.VideoFrame, shape: tuple[int, ...]) -> np.ndarray:
-    """RGB (H, W, C), upright, and of the first frame's shape, if any, where the resolution changes in mid-stream."""
-    quarters, rest = divmod(frame.rotation, 90)  # counter-clockwise, as in numpy
-    if rest or abs(quarters) > 4:  # a rotten header
-        quarters = 0
-    try:
-        image = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
-        if shape and image.shape != shape:
-            height, width = shape[:2] if quarters % 2 == 0 else shape[1::-1]
-            image = np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), quarters)
-    except (av.FFmpegError, ValueError) as error:
-        _fail(path, error)
-    return image
-
-
-# ── both ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _look_inside(path: Source) -> Packets:
-    with _opened(path) as container:
-        stream = _video_stream(path, container)
-        try:
-            return look_through_packets(container, stream)
-        except (av.FFmpegError, ValueError) as error:
-            _fail(path, error)
-
-
-def _opened(path: Source) -> Any:
-    try:
-        return av.open(for_ffmpeg(path), **_OPEN_OPTIONS)
-    except (av.FFmpegError, ValueError, OSError) as error:
-        _fail(path, error)
-
-
-def _video_stream(path: Source, container: Any) -> VideoStream:
-    """The stream that FFmpeg (and with it decord) takes for the main one, cover pictures left aside."""
-    stream = container.streams.best("video")
-    is_cover = stream is not None and stream.disposition & av.stream.Disposition.attached_pic
-    if stream is not None and stream.codec_context is not None and not is_cover:
-        return stream
-    kinds = sorted({stream.type for stream in container.streams})
-    raise VideoReadError(path, f"no video stream that FFmpeg can decode (streams: {', '.join(kinds) or 'none'})")
-
-
-def _fail(path: Source, error: Exception) -> NoReturn:
-    reason = getattr(error, "strerror", None) or _first_line(error)
-    raise VideoReadError(path, reason) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
-    # decord puts the time, its own source lines, the path or the check that failed before its message.
-    return re.sub(r"^(\[.*?\] ?|Check failed: .*? \(\S+ vs\. \S+\) )", "", re.sub(r"^.*\.cc:\d+: ", "", line))

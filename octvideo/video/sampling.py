@@ -9,10 +9,20 @@ a stride of 3, and three uniform clips of a video of 20 frames::
     clip 2                                x  .  .  x  .  .  x  .  .  x    start 10 = 20 - span
 
 Strides are exact: a rounded `linspace`, as in SlowFast's sampler, would give strides of 4, 4, 4, 5.
+
+With a `Clock` the same numbers count its ticks instead of frames. At 10 per second, in a video of variable rate::
+
+    seconds  0.0  0.1  0.2  0.3  0.4  0.5  0.6
+    frames   0           1    2 3           4
+    tick     0    1    2    3    4    5    6
+    shows    0    0    0    2    3    3    4          the last frame that came by then
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
@@ -97,6 +107,31 @@ def uniform_clips(
         starts = torch.arange(num_clips) * last_start // (num_clips - 1)  # (num_clips,)
     clips = starts[:, None] + frame_stride * torch.arange(clip_frames)  # (num_clips,T)
     return _inside(clips, num_frames, short_video)
+
+
+class Clock:
+    """Ticks at a constant rate, and the frame on display at each: a clip of a given stride then lasts equally long
+    in every video, whatever its frame rate.
+
+    Args:
+        times: of the frames in the order of display, in units of `time_base`, and the end of the last.
+        time_base: in seconds.
+        target_fps: ticks per second; the first is at the first frame.
+    """
+
+    def __init__(self, times: Sequence[int], time_base: Fraction, target_fps: float) -> None:
+        self._times, self._end = times[:-1], times[-1]
+        # Rounded so that 29.97 is what it says; exact from here on.
+        self._step = 1 / (Fraction(target_fps).limit_denominator(1001) * time_base)
+
+    def __len__(self) -> int:
+        """Ticks before the end, 1 or more; a rotten file may claim to last for years."""
+        return min(max(-((self._times[0] - self._end) // self._step), 1), 2**31)
+
+    def frames(self, ticks: Sequence[int]) -> Tensor:
+        """Numbers of the frames on display, int64 (len(ticks),)."""
+        start = self._times[0]
+        return torch.tensor([bisect_right(self._times, start + int(tick * self._step)) - 1 for tick in ticks])
 
 
 def _inside(frames: Tensor, num_frames: int, short_video: ShortVideo) -> Tensor:

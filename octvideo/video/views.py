@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video.reader import Decoder
-from octvideo.video.resized import read_resized
+from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import ShortVideo, uniform_clips
 from octvideo.video.source import Source
 from octvideo.video.transforms import Box, evaluation_crops, resize_short_side
@@ -162,6 +161,6 @@ def decode_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "au
         short_video=settings.short_video,
     )
     smaller = partial(resize_short_side, short_side_px=settings.short_side_px)
-    read = read_resized(path, clips_of, lambda frames: smaller(frames).permute(0, 2, 3, 1), decoder=decoder)
+    read = read_frames(path, clips_of, decoder=decoder, resize=lambda frames: smaller(frames).permute(0, 2, 3, 1))
     boxes = evaluation_crops(*read.frames.shape[1:3], num_crops=settings.num_crops, crop_px=settings.crop_px)
     return VideoViews(read.frames, read.places.numpy(), tuple(boxes))

@@ -360,7 +360,7 @@ def test_a_video_of_which_nothing_can_be_decoded(tmp_path: Path, encode: Encode,
 
 
 def test_an_unknown_decoder(video: Path) -> None:
-    with pytest.raises(UserError, match="decoder: got 'ffmpeg', expected 'auto', 'decord' or 'pyav'"):
+    with pytest.raises(UserError, match="decoder: got 'ffmpeg', expected 'auto', 'decord', 'pyav' or 'torchcodec'"):
         read_frames(video, every, decoder="ffmpeg")  # type: ignore[arg-type]
 
 

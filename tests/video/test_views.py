@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import octvideo.video.resized as resized_module
+import octvideo.video.frames as frames_module
+import octvideo.video.views as views_module
 from octvideo.errors import UserError
-from octvideo.video import ShortVideo, VideoReadError, ViewSettings, decode_views, read_frames, read_views
+from octvideo.video import Decoder, ShortVideo, VideoReadError, ViewSettings, decode_views, read_frames, read_views
 from octvideo.video.transforms import resize_short_side
 
 Encode = Callable[..., Path]
@@ -107,10 +110,56 @@ def test_a_video_is_opened_once_and_each_frame_asked_for_once(
         reads.append(read_frames(*args, **kwargs))  # type: ignore[arg-type]
         return reads[-1]
 
-    monkeypatch.setattr(resized_module, "read_frames", spy)
+    monkeypatch.setattr(views_module, "read_frames", spy)
     read_views(videos["wide"], ViewSettings(clip_frames=4, frame_stride=2, num_clips=10, short_side_px=32, crop_px=32))
     assert len(reads) == 1
     assert len(reads[0].frames) == len(torch.unique(reads[0].places)) <= 30
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_full_size_frames_are_held_in_chunks(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch, decoder: Decoder
+) -> None:
+    settings = ViewSettings(clip_frames=4, frame_stride=2, num_clips=5, short_side_px=32, crop_px=32)
+    expected = read_views(videos["wide"], settings, decoder=decoder)
+    held: list[int] = []
+
+    def spy(frames: Tensor, short_side_px: int) -> Tensor:
+        held.append(len(frames))
+        return resize_short_side(frames, short_side_px)
+
+    monkeypatch.setattr(views_module, "resize_short_side", spy)
+    monkeypatch.setattr(frames_module, "CHUNK_BYTES", 3 * 48 * 80 * 3)
+    assert torch.equal(read_views(videos["wide"], settings, decoder=decoder), expected)
+    assert max(held) <= 3 and sum(held) > 10
+
+
+_PEAK = """
+import resource, sys
+from octvideo.data import Augmentation, EvaluationVideos, TrainingClips, VideoRecord
+from octvideo.video import ViewSettings
+small = [VideoRecord(sys.argv[1], 0)], [VideoRecord(sys.argv[2], 0)]
+views = ViewSettings(num_clips=10, frame_stride=2)
+for records in small:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    EvaluationVideos(records, views, decoder=sys.argv[3])[0]
+    TrainingClips(records, Augmentation(), clip_frames=32, frame_stride=1, decoder=sys.argv[3])[0, 0]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_4k_video_is_never_whole_in_memory(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    """32 distinct frames are 796 MB at full size."""
+    first = encode(tmp_path / "small.mp4", moving(32, 48, 80), g=8)
+    large = encode(tmp_path / "4k.mp4", moving(4, 2160, 3840).repeat(8, 1, 1, 1), g=8, preset="ultrafast")
+    for decoder in ("auto", "pyav"):
+        program = [sys.executable, "-c", _PEAK, str(first), str(large), decoder]
+        grown = int(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
+        if sys.platform == "darwin":  # bytes there, KB elsewhere
+            grown //= 1024
+        print(decoder, grown)
+        assert grown < 400 << 10
 
 
 def test_a_video_that_cannot_be_read(tmp_path: Path) -> None:

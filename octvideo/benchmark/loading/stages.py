@@ -21,7 +21,7 @@ from octvideo.video import (
     crop_and_resize,
     evaluation_crops,
     random_clip,
-    read_resized,
+    read_frames,
     resize_short_side,
     uniform_clips,
 )
@@ -107,7 +107,7 @@ def _timed_read(
         watch.lap(RESIZE)
         return small
 
-    read = read_resized(video.path, timed_choose, timed_resize)
+    read = read_frames(video.path, timed_choose, resize=timed_resize)
     watch.lap(DECODE)
     return read
 

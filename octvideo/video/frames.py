@@ -1,0 +1,119 @@
+"""What a reader gives: frames, or one error with file and reason; and how frames become small during decoding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from octvideo.errors import UserError
+from octvideo.video.source import Source
+
+# From full-size frames (n, H, W, C) to what is kept of each of them, (n, ...), uint8 both.
+Resize = Callable[[Tensor], Tensor]
+# Full-size frames that are held at a time: 240 of 340x256 pixels, two of 4K.
+CHUNK_BYTES = 64 * 2**20
+
+
+class VideoReadError(UserError):
+    """A video that can't be read.
+
+    Args:
+        path: of the video.
+        reason: in one line.
+    """
+
+    def __init__(self, path: Source, reason: str) -> None:
+        super().__init__(f"cannot read video '{path}': {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes pickle their errors
+        return VideoReadError, (self.path, self.reason)
+
+
+class ReaderFailure(Exception):  # noqa: N818 (it is no error of the file: another reader may do better)
+    """A reader could not read a file, or its frames are not sure to be the right ones."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames that were asked for, each held once.
+
+    Args:
+        frames: distinct frames in the order of the video, uint8 (D, H, W, C), RGB; or what `resize` made of them.
+        places: for each frame number asked for, its place among the D, int64 in the shape they were asked in.
+        num_frames: of the video, or ticks of the clock if there is one.
+        decoder: that read it.
+    """
+
+    frames: Tensor
+    places: Tensor
+    num_frames: int
+    decoder: Literal["decord", "pyav", "torchcodec"]
+
+
+class FrameCollector:
+    """Takes full-size frames chunk by chunk and keeps what `resize` makes of each.
+
+    Args:
+        num_frames: D, that will come.
+        resize: None keeps frames as they are.
+    """
+
+    def __init__(self, num_frames: int, resize: Resize | None) -> None:
+        self.num_frames, self.resize = num_frames, resize
+        self.done = 0
+        self._kept: Tensor | None = None
+
+    def chunk_frames(self, frame_bytes: int) -> int:
+        """How many full-size frames may be held at a time."""
+        return self.num_frames if self.resize is None else min(max(CHUNK_BYTES // frame_bytes, 1), self.num_frames)
+
+    def add(self, frames: Tensor) -> None:
+        """The next frames, uint8 (n, H, W, C); the memory is free for others afterwards if they are not all D."""
+        small = frames if self.resize is None else self.resize(frames)
+        if len(small) != len(frames) or small.dtype != torch.uint8:
+            got = f"{small.dtype} {tuple(small.shape)}"
+            raise ValueError(f"resize: got {got}, expected uint8 ({len(frames)}, ...), a row for each frame")
+        if len(small) == self.num_frames:
+            self._kept = small  # all at once: no copy
+        else:
+            if self._kept is None:
+                self._kept = _empty_like(small, self.num_frames)
+            self._kept[self.done : self.done + len(small)] = small
+        self.done += len(small)
+
+    def frames(self) -> Tensor:
+        """All D frames."""
+        assert self._kept is not None and self.done == self.num_frames
+        return self._kept
+
+
+def _empty_like(chunk: Tensor, num_frames: int) -> Tensor:
+    """Memory for `num_frames` frames, laid out as those of `chunk` are: channels last stay last."""
+    one = torch.empty_like(chunk[0])  # keeps the order of the strides
+    return torch.empty_strided((num_frames, *one.shape), (one.numel(), *one.stride()), dtype=chunk.dtype)
+
+
+def sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
+    """Distinct frame numbers in order, and the place of each asked one among them.
+
+    Raises:
+        ValueError: there are none, or one lies outside of the video.
+    """
+    wanted, places = torch.unique(frames, return_inverse=True)
+    if not len(wanted) or wanted[0] < 0 or wanted[-1] >= num_frames:
+        raise ValueError(f"frame numbers: got {wanted.tolist()[:3]} ..., expected some in [0, {num_frames})")
+    return wanted.tolist(), places
+
+
+def first_line(error: Exception) -> str:
+    """The message of a library's error in one line, without time stamps, source lines and failed checks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    # decord puts the time, its own source lines, the path or the check that failed before its message.
+    return re.sub(r"^(\[.*?\] ?|Check failed: .*? \(\S+ vs\. \S+\) )", "", re.sub(r"^.*\.cc:\d+: ", "", line))

@@ -1,0 +1,299 @@
+"""Frames with PyAV: the reader that takes every file, and the one that the others are held against.
+
+Where packets tell which frame each of them shows, only those are decoded that a wanted frame needs: from the
+keyframe before it on, without the frames in between that nothing refers to. Elsewhere, and where a frame does not
+come as foreseen, all are decoded from the start and counted. Both ways give the same frames.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from torch import Tensor
+
+from octvideo.video.bitstream import Bitstream
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, VideoReadError, first_line
+from octvideo.video.packets import Packets, look_through_packets
+from octvideo.video.source import Source, for_ffmpeg
+
+# PyAV 19 drops the argument, and replaces by itself.
+_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# One thread converts colours: newer versions of PyAV take all CPUs by default, also in each worker process, which
+# costs four times the CPU time for a frame of 4K (20 against 5 ms).
+_CONVERT: dict[str, Any] = {"threads": 1} if ":param int threads" in (VideoReformatter.reformat.__doc__ or "") else {}
+
+
+class FewerFramesError(Exception):
+    """A file gave fewer frames than it announced.
+
+    Args:
+        times: of the frames that came, None where one has none.
+    """
+
+    def __init__(self, times: list[int | None]) -> None:
+        super().__init__(len(times))
+        self.times = times
+
+
+class PyavVideo:
+    """A file that is open, with what its packets say. To be closed, by `with`.
+
+    Args:
+        path: of the video; or its content.
+        num_threads: of the decoder.
+
+    Raises:
+        VideoReadError: it can't be opened, or holds no video.
+    """
+
+    def __init__(self, path: Source, num_threads: int) -> None:
+        self.path, self.num_threads = path, num_threads
+        self._reformatter, self._has_decoded = VideoReformatter(), False
+        self._container = _opened(path)
+        try:
+            self._stream = _video_stream(path, self._container)
+            _set_threads(self._stream, num_threads)
+            self.index = self._stream.index
+            self.frame_bytes = max(3 * self._stream.codec_context.width * self._stream.codec_context.height, 1)
+            self.packets: Packets = look_through_packets(self._container, self._stream)
+        except BaseException as error:
+            self._container.close()
+            if isinstance(error, (av.FFmpegError, ValueError)) and not isinstance(error, VideoReadError):
+                _fail(path, error)
+            raise
+
+    def __enter__(self) -> PyavVideo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def read(self, wanted: list[int], resize: Resize | None) -> Tensor:
+        """The wanted frames, (D, H, W, C) or as `resize` makes them.
+
+        Args:
+            wanted: frame numbers, sorted, each once.
+            resize: see `read_frames`.
+
+        Raises:
+            FewerFramesError: the file ends before the last of them.
+            VideoReadError: a frame can't be converted.
+        """
+        if self.packets.pts is not None:
+            try:
+                return self._collect(self._planned(wanted, self.packets.pts), len(wanted), resize)
+            except ReaderFailure:
+                pass
+        return self._collect(self._counted(wanted), len(wanted), resize)
+
+    # ── which frames ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _planned(self, wanted: list[int], pts: list[int | None]) -> Iterator[av.VideoFrame]:
+        """The wanted frames, known by their times, with as little decoding as is safe.
+
+        Raises:
+            ReaderFailure: one did not come as foreseen.
+        """
+        runs = _runs(wanted, self.packets, pts)
+        run, is_open, has_skipped_settings = next(runs), False, False
+        due = deque(run.times)
+        for place, (packet, stream) in enumerate(self._all_packets()):
+            content = memoryview(packet)
+            if place == 0:
+                bits = Bitstream(stream.codec_context.name, stream.codec_context.extradata)
+            if place < run.start:
+                has_skipped_settings |= bits.has_settings(content)
+                continue
+            if place == run.start:
+                if has_skipped_settings and not bits.has_settings(content):
+                    raise ReaderFailure("settings in between")
+                if is_open:
+                    stream.codec_context.flush_buffers()
+                is_open = True
+            if not bits.is_droppable(content) or place in run.places:
+                yield from _those_due(_decoded(packet, damage=ReaderFailure("a damaged packet")), due)
+            if place == run.end:
+                yield from _those_due(_drained(stream), due)
+                following = next(runs, None)
+                if following is None or due:
+                    break
+                run, due = following, deque(following.times)
+        if due:
+            raise ReaderFailure("a frame did not come")
+
+    def _counted(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
+        """The wanted frames, counted from the start; packets that can't be decoded give none.
+
+        Raises:
+            FewerFramesError: the file ends before the last of them.
+        """
+        times: list[int | None] = []
+        found = 0
+        for frame in self._all_frames():
+            if len(times) == wanted[found]:
+                yield frame
+                found += 1
+                if found == len(wanted):
+                    return
+            times.append(frame.pts)
+        raise FewerFramesError(times)
+
+    def _all_frames(self) -> Iterator[av.VideoFrame]:
+        stream = self._stream
+        for packet, stream in self._all_packets():  # noqa: B007 (of the file as it is opened now)
+            yield from _decoded(packet)
+        yield from _drained(stream)
+
+    def _all_packets(self) -> Iterator[tuple[Any, Any]]:
+        """All packets with content, as they were looked through, and their stream, whose decoder is a fresh one."""
+        if self.packets.held is not None and not self._has_decoded:
+            self._has_decoded = True
+            for packet in self.packets.held:
+                yield packet, self._stream
+            return
+        self._container.close()
+        self._container = _opened(self.path)
+        self._stream = _video_stream(self.path, self._container)
+        _set_threads(self._stream, self.num_threads)
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (StopIteration, av.FFmpegError, ValueError):
+                return
+            if packet.size:
+                yield packet, self._stream
+
+    # ── their pixels ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _collect(self, frames: Iterable[av.VideoFrame], num_frames: int, resize: Resize | None) -> Tensor:
+        collector = FrameCollector(num_frames, resize)
+        chunk, filled = np.empty(0, np.uint8), 0  # (n,H,W,C)
+        for frame in frames:
+            image = self._as_rgb(frame, chunk.shape[1:])  # (H,W,C)
+            if collector.done == filled == 0:
+                chunk = np.empty((collector.chunk_frames(image.nbytes), *image.shape), np.uint8)
+            chunk[filled] = image
+            filled += 1
+            if filled == len(chunk) or collector.done + filled == num_frames:
+                collector.add(torch.from_numpy(chunk[:filled]))
+                filled = 0
+        return collector.frames()
+
+    def _as_rgb(self, frame: av.VideoFrame, shape: tuple[int, ...]) -> np.ndarray:
+        """RGB (H, W, C), upright, and of the first frame's shape, if any, where the resolution changes."""
+        quarters, rest = divmod(frame.rotation, 90)  # counter-clockwise, as in numpy
+        if rest or abs(quarters) > 4:  # a rotten header
+            quarters = 0
+        height, width = frame.height, frame.width
+        if shape:
+            height, width = shape[:2] if quarters % 2 == 0 else shape[1::-1]
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24", width=width, height=height, **_CONVERT)
+        except (av.FFmpegError, ValueError) as error:
+            _fail(self.path, error)
+        rows = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(height, -1)  # with a border
+        return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), quarters)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Packets [start, end] that are decoded in one go, those at `places` for their frames, shown at `times`."""
+
+    start: int
+    end: int
+    places: set[int]
+    times: list[int]
+
+
+def _runs(wanted: list[int], packets: Packets, pts: list[int | None]) -> Iterator[_Run]:
+    place_of = {time: place for place, time in enumerate(pts) if time is not None}
+    run: _Run | None = None
+    for time in (packets.times[frame] for frame in wanted):
+        place = place_of[time]
+        number = bisect_right(packets.starts, place) - 1
+        if number > 0 and (pts[packets.starts[number]] or 0) > time:
+            number -= 1  # it is displayed before this keyframe, and may need what lies before it
+        start = packets.starts[number]
+        if run is not None and start <= run.end:
+            run = _Run(run.start, max(run.end, place), run.places | {place}, [*run.times, time])
+            continue
+        if run is not None:
+            yield run
+        run = _Run(start, place, {place}, [time])
+    if run is not None:
+        yield run
+
+
+def _decoded(packet: Any, damage: Exception | None = None) -> Iterator[av.VideoFrame]:
+    """Frames out of the decoder after one more packet.
+
+    Args:
+        packet: the next one.
+        damage: raised where it can't be decoded, or gives a damaged frame; None passes over that.
+    """
+    try:
+        frames = packet.decode()
+    except (av.FFmpegError, ValueError) as error:
+        if damage is not None:
+            raise damage from error
+        return
+    for frame in frames:
+        if not frame.is_corrupt:
+            yield frame
+        elif damage is not None:
+            raise damage
+
+
+def _drained(stream: Any) -> Iterator[av.VideoFrame]:
+    """What the decoder still holds back; it must be flushed before it takes other packets."""
+    try:
+        frames = stream.codec_context.decode(None)
+    except (av.FFmpegError, ValueError):
+        return
+    yield from (frame for frame in frames if not frame.is_corrupt)
+
+
+def _those_due(frames: Iterable[av.VideoFrame], due: deque[int]) -> Iterator[av.VideoFrame]:
+    """The frames that are waited for; they must come in the order of their times."""
+    for frame in frames:
+        if frame.pts is None or (due and frame.pts > due[0]):
+            raise ReaderFailure("a frame did not come in its turn")
+        if due and frame.pts == due[0]:
+            due.popleft()
+            yield frame
+
+
+def _set_threads(stream: VideoStream, num_threads: int) -> None:
+    stream.thread_count = num_threads
+    stream.thread_type = "NONE" if num_threads == 1 else "AUTO"
+
+
+def _opened(path: Source) -> Any:
+    try:
+        return av.open(for_ffmpeg(path), **_OPEN_OPTIONS)
+    except (av.FFmpegError, ValueError, OSError) as error:
+        _fail(path, error)
+
+
+def _video_stream(path: Source, container: Any) -> VideoStream:
+    """The stream that FFmpeg (and with it decord) takes for the main one, cover pictures left aside."""
+    stream = container.streams.best("video")
+    is_cover = stream is not None and stream.disposition & av.stream.Disposition.attached_pic
+    if stream is not None and stream.codec_context is not None and not is_cover:
+        return stream
+    kinds = sorted({stream.type for stream in container.streams})
+    raise VideoReadError(path, f"no video stream that FFmpeg can decode (streams: {', '.join(kinds) or 'none'})")
+
+
+def _fail(path: Source, error: Exception) -> NoReturn:
+    raise VideoReadError(path, getattr(error, "strerror", None) or first_line(error)) from error

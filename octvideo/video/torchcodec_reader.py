@@ -1,0 +1,102 @@
+"""Frames with torchcodec, where it is installed (`pip install 'octvideo[torchcodec]'`) and finds FFmpeg's libraries.
+
+It seeks by the times of keyframes, so it gets the files whose frames all have a time of their own and whose
+keyframes are real ones. The time of each frame that it gives is held against the packets'.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from octvideo.errors import UserError
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, first_line
+from octvideo.video.packets import Packets
+from octvideo.video.source import Source, VideoBytes
+
+
+def read_torchcodec(
+    path: Source,
+    wanted: list[int],
+    *,
+    stream: int,
+    packets: Packets,
+    frame_bytes: int,
+    num_threads: int,
+    resize: Resize | None,
+) -> Tensor:
+    """The wanted frames, (D, H, W, C) or as `resize` makes them.
+
+    Args:
+        path: of the video; or its content.
+        wanted: frame numbers, sorted, each once.
+        stream: number of the video stream in the file.
+        packets: of that stream.
+        frame_bytes: of one frame at full size.
+        num_threads: of the decoder.
+        resize: see `read_frames`.
+
+    Raises:
+        ReaderFailure: torchcodec can't.
+        UserError: it is not installed, or can't be loaded.
+    """
+    collector = FrameCollector(len(wanted), resize)
+    size = collector.chunk_frames(frame_bytes)
+    reader = _open(path, stream, num_threads)
+    if len(reader) != packets.num_frames:
+        raise ReaderFailure("torchcodec counts other frames")
+    for start in range(0, len(wanted), size):
+        chunk = wanted[start : start + size]
+        try:
+            batch = reader.get_frames_at(chunk)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ReaderFailure(f"torchcodec fails: {first_line(error)}") from error
+        times = [round(Fraction(seconds) / packets.time_base) for seconds in batch.pts_seconds.tolist()]
+        if times != [packets.times[frame] for frame in chunk]:
+            raise ReaderFailure("torchcodec gives frames of other times")
+        collector.add(batch.data)
+    return collector.frames()
+
+
+def load_torchcodec() -> Any:
+    """torchcodec's `VideoDecoder`.
+
+    Raises:
+        UserError: it is not installed, or can't be loaded.
+    """
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except ModuleNotFoundError as error:
+        if error.name != "torchcodec":
+            raise _cannot_load(error) from error
+        raise UserError(
+            "decoder: got 'torchcodec', which is not installed: pip install 'octvideo[torchcodec]', and FFmpeg's "
+            "shared libraries (apt install ffmpeg; brew install ffmpeg; conda install ffmpeg); or take 'auto'"
+        ) from error
+    except (ImportError, RuntimeError, OSError) as error:
+        raise _cannot_load(error) from error
+    return VideoDecoder
+
+
+def _open(path: Source, stream: int, num_threads: int) -> Any:
+    decoder = load_torchcodec()
+    source = path.content if isinstance(path, VideoBytes) else str(Path(path).absolute())
+    try:
+        return decoder(
+            source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=num_threads, seek_mode="exact"
+        )
+    except (RuntimeError, ValueError, UnicodeError) as error:
+        if "Could not load libtorchcodec" in str(error):  # newer versions import without FFmpeg
+            raise _cannot_load(error) from error
+        raise ReaderFailure(f"torchcodec fails: {first_line(error)}") from error
+
+
+def _cannot_load(error: Exception) -> UserError:
+    return UserError(
+        f"decoder: got 'torchcodec', which can't be loaded ({first_line(error)}). It needs FFmpeg's shared libraries "
+        "(apt install ffmpeg; brew install ffmpeg; conda install ffmpeg) and the version that is made for this torch "
+        "(https://github.com/pytorch/torchcodec#installing-torchcodec); or take decoder 'auto'"
+    )
