@@ -31,6 +31,7 @@ from octvideo._version import __version__
 from octvideo.class_count import link_num_classes
 from octvideo.config_files import CONFIG_FLAGS, Subcommand, known_configs, prepare_argv
 from octvideo.data.datamodule import VideoDataModule
+from octvideo.data.workers import keep_to_cpus
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import read_checkpoint
 from octvideo.inference.command import main as infer
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None
         return infer(given[1:])
     quiet_lightning()
     print_any_name()
+    keep_to_cpus()
     try:
         args, stem = prepare_argv(given, default=default)
         OctvideoCLI(args, stem)

@@ -58,6 +58,14 @@ def _quotas(cgroups: Path, own: Path) -> list[float]:
     return found
 
 
+def keep_to_cpus() -> None:
+    """Gives torch no more threads than this process has CPUs: torch knows its affinity, but not a container's quota,
+    and 64 threads on 4 CPUs wait for each other.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (cpus := available_cpus()):
+        torch.set_num_threads(cpus)
+
+
 def default_num_workers(cpus: int, local_processes: int, environ: Mapping[str, str] = os.environ) -> int:
     """Loading processes of one training process: its share of the CPUs without one for itself, 1 to 16.
 

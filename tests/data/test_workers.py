@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from octvideo.data import workers
@@ -44,6 +45,23 @@ def test_cpus_of_affinity_and_quota(tmp_path: Path, own: str, files: dict[str, s
 
 def test_a_system_without_cgroups(tmp_path: Path) -> None:
     assert available_cpus(tmp_path / "cg", tmp_path / "own") == 24
+
+
+@pytest.mark.parametrize(
+    ("threads", "environ", "expected"), [(64, {}, 3), (2, {}, 2), (64, {"OMP_NUM_THREADS": "64"}, 64)]
+)
+def test_threads_of_torch_keep_to_the_quota(
+    monkeypatch: pytest.MonkeyPatch, threads: int, environ: dict[str, str], expected: int
+) -> None:
+    given = [threads]
+    monkeypatch.setattr(workers, "available_cpus", lambda: 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: given[-1])
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    workers.keep_to_cpus()
+    assert given[-1] == expected
 
 
 @pytest.mark.parametrize(
