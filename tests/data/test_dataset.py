@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import octvideo.data.dataset as dataset_module
 from octvideo.data import Augmentation, EvaluationVideos, Failure, TrainingClips, VideoRecord
 from octvideo.data.augment import apply_transform, sample_transform
 from octvideo.data.dataset import Item, item_generator
-from octvideo.video import Decoder, Frames, ViewSettings, random_clip, read_frames, read_views
+from octvideo.video import Frames, ViewSettings, random_clip, read_frames, read_views
 
 AUGMENT = Augmentation(crop_px=32, short_side_px=(32, 40), flip=0.5, colour=0.2)
 
@@ -95,9 +96,9 @@ def test_a_video_with_fewer_frames_than_announced_draws_as_if_it_had_said_so(
 ) -> None:
     """`choose` is asked a second time there: what is drawn must not depend on that."""
 
-    def asked_twice(path: str, choose: Callable[[int], Tensor], *, decoder: Decoder) -> Frames:
+    def asked_twice(path: str, choose: Callable[[int], Tensor], **options: Any) -> Frames:
         choose(1000)
-        return read_frames(path, choose, decoder=decoder)
+        return read_frames(path, choose, **options)
 
     expected = clips(records)[0, 0]
     monkeypatch.setattr(dataset_module, "read_frames", asked_twice)
