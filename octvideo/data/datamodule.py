@@ -42,6 +42,8 @@ class VideoDataModule(L.LightningDataModule):
         clip_frames: T.
         frame_stride: from one frame of a clip to the next.
         short_video: what follows the last frame of a video shorter than a clip.
+        target_fps: clips are frames of a clock of this rate, whatever each video's own, and frame_stride counts its
+            ticks; None counts the video's frames.
         augment: of training clips.
         num_clips: of a tested video.
         num_crops: of each of its clips, 1 or 3.
@@ -53,7 +55,7 @@ class VideoDataModule(L.LightningDataModule):
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
         num_workers: loading processes of each training process; None takes its share of the CPUs that the run may
             use, 16 at most.
-        decoder: "auto" is decord where it can, else PyAV.
+        decoder: "auto" is decord where it can, else PyAV; "torchcodec" must be installed.
         how_to_get: said where the data set is missing.
         seed: of orders and augmentation; the CLI sets it from seed_everything.
     """
@@ -71,6 +73,7 @@ class VideoDataModule(L.LightningDataModule):
         clip_frames: int = 8,
         frame_stride: int = 8,
         short_video: ShortVideo = "repeat_last",
+        target_fps: float | None = None,
         augment: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         num_clips: int = 10,
         num_crops: int = 3,
@@ -92,7 +95,8 @@ class VideoDataModule(L.LightningDataModule):
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
         self.classes, self.quarantine = classes, quarantine
         self.augment = augment
-        common = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
+        clips = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
+        common = {**clips, "target_fps": target_fps}
         size = {"short_side_px": short_side_px, "crop_px": crop_px}
         self.view_settings = ViewSettings(**common, **size, num_clips=num_clips, num_crops=num_crops)  # type: ignore[arg-type]
         self.val_view_settings = ViewSettings(**common, **size, num_clips=val_clips, num_crops=val_crops)  # type: ignore[arg-type]
@@ -232,6 +236,7 @@ class VideoDataModule(L.LightningDataModule):
             clip_frames=settings.clip_frames,
             frame_stride=settings.frame_stride,
             short_video=settings.short_video,
+            target_fps=settings.target_fps,
             seed=self.seed,
             decoder=self.decoder,
         )

@@ -75,6 +75,7 @@ class TrainingClips(Dataset[Item | Failure]):
         clip_frames: T.
         frame_stride: from one frame of a clip to the next.
         short_video: what follows the last frame of a video shorter than a clip.
+        target_fps: clips are frames of a clock of this rate; None counts each video's own frames.
         seed: of all randomness.
         decoder: see `octvideo.video.read_frames`.
     """
@@ -87,11 +88,13 @@ class TrainingClips(Dataset[Item | Failure]):
         clip_frames: int,
         frame_stride: int,
         short_video: ShortVideo = "repeat_last",
+        target_fps: float | None = None,
         seed: int = 0,
         decoder: Decoder = "auto",
     ) -> None:
         self.records, self.augment, self.seed, self.decoder = records, augment, seed, decoder
         self.clip_frames, self.frame_stride, self.short_video = clip_frames, frame_stride, short_video
+        self.target_fps = target_fps
 
     def __len__(self) -> int:
         return len(self.records)
@@ -128,7 +131,9 @@ class TrainingClips(Dataset[Item | Failure]):
             return crop_and_resize(frames, transform.box, (size, size)).permute(0, 2, 3, 1)
 
         try:
-            read = read_frames(source_of(record), clip_of, decoder=self.decoder, resize=region)
+            read = read_frames(
+                source_of(record), clip_of, decoder=self.decoder, resize=region, target_fps=self.target_fps
+            )
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
         assert transform is not None  # drawn with the frames

@@ -117,5 +117,7 @@ def first_line(error: Exception) -> str:
     """The message of a library's error in one line, without time stamps, source lines and failed checks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
-    # decord puts the time, its own source lines, the path or the check that failed before its message.
-    return re.sub(r"^(\[.*?\] ?|Check failed: .*? \(\S+ vs\. \S+\) )", "", re.sub(r"^.*\.cc:\d+: ", "", line))
+    # decord and torchcodec put the time, their own source lines, the path or the failed check before their message.
+    return re.sub(
+        r"^(\[.*?\] ?|Check failed: .*? \(\S+ vs\. \S+\) )", "", re.sub(r"^.*\.(?:cc|cpp):\d+[:,] ", "", line)
+    )

@@ -89,7 +89,7 @@ def look_through_packets(container: Any, stream: Any) -> Packets:
     countable = not own_times and not missing and not seen.changes_settings
     times, time_base = _display_times(stream, known if are_told_by_times else [], len(seen.shown), seen.last_duration)
     starts = _starts(seen.pts, seen.starts) if countable else []
-    seek_troubles = missing + own_times + seen.troubles
+    seek_troubles = _pixel_troubles(stream.codec_context) + missing + own_times + seen.troubles
     if not seek_troubles and len(starts) < len(seen.keys_shown):
         seek_troubles.append("keyframes that are none, or unknown ones")
     return Packets(
@@ -142,6 +142,8 @@ class _Seen:
                 self.starts.append(len(self.pts) - 1)
             elif self._bits.codec == "h264":
                 self.troubles.append("keyframes that refer to earlier frames")
+        if packet.has_sidedata("encryption_info"):
+            self.troubles.append("encrypted packets")
         self.changes_settings |= packet.has_sidedata("new_extradata") and len(self.shown) > 0
         self.pts[-1] = packet.pts
         self.shown.append(packet.pts)
@@ -160,12 +162,17 @@ def _stream_troubles(container: Any, stream: Any) -> list[str]:
     codec, name = stream.codec_context, container.format.name
     if codec.name not in _CODECS:
         return [f"codec {codec.name}"]
+    if not any(known in name for known in _CONTAINERS):
+        return [*_pixel_troubles(codec), f"container {name}"]
+    return _pixel_troubles(codec)
+
+
+def _pixel_troubles(codec: Any) -> list[str]:
+    """Frames that readers convert to RGB differently."""
     if codec.pix_fmt not in _PIXELS:
         return [f"pixel format {codec.pix_fmt}"]
-    if not any(known in name for known in _CONTAINERS):
-        return [f"container {name}"]
     if codec.width % 2 or codec.height % 2:
-        return ["odd frame size"]  # FFmpeg 4.1 and later ones differ in the colours of neighbouring pixels
+        return ["odd frame size"]  # decord and torchcodec differ from PyAV in the colours of neighbouring pixels
     return []
 
 

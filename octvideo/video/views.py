@@ -30,6 +30,8 @@ class ViewSettings:
         short_side_px: that frames are resized to.
         crop_px: side of the square crops.
         short_video: what follows the last frame where a video is shorter than a clip.
+        target_fps: clips are frames of a clock of this rate, whatever the video's own, and frame_stride counts its
+            ticks; None counts the video's frames.
 
     Raises:
         UserError: a value that can't be meant.
@@ -42,6 +44,7 @@ class ViewSettings:
     short_side_px: int = 256
     crop_px: int = 256
     short_video: ShortVideo = "repeat_last"
+    target_fps: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("clip_frames", "frame_stride", "num_clips", "short_side_px", "crop_px"):
@@ -53,6 +56,8 @@ class ViewSettings:
             raise UserError(f"crop_px: got {self.crop_px}, expected at most short_side_px ({self.short_side_px})")
         if self.short_video not in ("repeat_last", "loop"):
             raise UserError(f"short_video: got {self.short_video!r}, expected 'repeat_last' or 'loop'")
+        if self.target_fps is not None and not 0 < self.target_fps <= 1000:
+            raise UserError(f"target_fps: got {self.target_fps}, expected more than 0 and at most 1000, or none")
 
     @property
     def num_views(self) -> int:
@@ -65,8 +70,8 @@ class ViewSettings:
         return self.num_clips * self.clip_frames * 3 * self.short_side_px**2 * 16 // 9
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint or a JSON file."""
-        return asdict(self)
+        """Plain values, for a checkpoint or a JSON file; no `target_fps` where there is none, as older versions."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("target_fps", None)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ViewSettings:
@@ -160,7 +165,10 @@ def decode_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "au
         frame_stride=settings.frame_stride,
         short_video=settings.short_video,
     )
-    smaller = partial(resize_short_side, short_side_px=settings.short_side_px)
-    read = read_frames(path, clips_of, decoder=decoder, resize=lambda frames: smaller(frames).permute(0, 2, 3, 1))
+
+    def smaller(frames: Tensor) -> Tensor:
+        return resize_short_side(frames, settings.short_side_px).permute(0, 2, 3, 1)
+
+    read = read_frames(path, clips_of, decoder=decoder, resize=smaller, target_fps=settings.target_fps)
     boxes = evaluation_crops(*read.frames.shape[1:3], num_crops=settings.num_crops, crop_px=settings.crop_px)
     return VideoViews(read.frames, read.places.numpy(), tuple(boxes))

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from octvideo.benchmark.loading import ways
+from octvideo.benchmark.loading import command, ways
 from octvideo.benchmark.loading.command import main
 from octvideo.benchmark.loading.loaders import Need, Rate, need
-from octvideo.benchmark.loading.report import need_lines
+from octvideo.benchmark.loading.report import need_line
 from octvideo.benchmark.loading.ways import FLOOR, Recipe, look_at
 from octvideo.data import Augmentation
 from octvideo.video import ViewSettings, read_frames
@@ -85,16 +85,32 @@ def test_the_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "left out: pytorchvideo (decord)" in said.err and "ModuleNotFoundError" in said.err
 
 
+def test_what_is_measured_when_it_is_stopped_is_shown(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    options = ["--rounds", "1", "--workers", "0", "--no-peers"]
+    monkeypatch.setattr(command, "loaders", stop)
+    assert main([str(folder / "a video.mp4"), *options], recipe=SMALL) == 130
+    assert "One training clip" in capsys.readouterr().out
+    monkeypatch.setattr(command, "_usable", stop)
+    assert main([str(folder / "a video.mp4"), *options], recipe=SMALL) == 130
+    said = capsys.readouterr()
+    assert (said.out, said.err.strip()) == ("", "stopped")
+
+
 def test_whether_a_gpu_waits() -> None:
     rates = [Rate(items=40, seconds=9.0, cpu_seconds=8.0), Rate(items=40, seconds=5.0, cpu_seconds=4.0)]
     enough, short = need(50, rates, available=8), need(400, rates, available=8)
     assert (enough, short) == (Need(50, 5.0, 8), Need(400, 40.0, 8))
     assert not enough.starves and short.starves and short.num_workers == 40
-    training, tests = need_lines(short, need(50 / 30, rates, 8), 30)
-    assert training == (
+    assert need_line("clips", short, 30) == (
         "Training at 400 clips/s: the GPU STARVES: loading keeps 40.0 CPUs busy (data.num_workers 40), "
         "this process has 8, enough for 20 %"
     )
+    tests = need_line("videos", need(50 / 30, rates, available=8), 30)
     assert tests.startswith("Tests at 50 views/s (1.7 videos/s): the GPU is fed: loading keeps 0.2 CPUs busy")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import octvideo.data.dataset as dataset_module
+import octvideo.video.frames as frames_module
 from octvideo.data import Augmentation, EvaluationVideos, Failure, TrainingClips, VideoRecord
 from octvideo.data.augment import apply_transform, sample_transform
 from octvideo.data.dataset import Item, item_generator
-from octvideo.video import Decoder, Frames, Resize, VideoViews, ViewSettings, random_clip, read_frames, read_views
+from octvideo.video import (
+    Box,
+    Decoder,
+    Frames,
+    VideoViews,
+    ViewSettings,
+    crop_and_resize,
+    random_clip,
+    read_frames,
+    read_views,
+)
 
 AUGMENT = Augmentation(crop_px=32, short_side_px=(32, 40), flip=0.5, colour=0.2)
 
@@ -95,15 +107,35 @@ def test_a_video_with_fewer_frames_than_announced_draws_as_if_it_had_said_so(
 ) -> None:
     """`choose` is asked a second time there: what is drawn must not depend on that."""
 
-    def asked_twice(path: str, choose: Callable[[int], Tensor], *, decoder: Decoder, resize: Resize) -> Frames:
+    def asked_twice(path: str, choose: Callable[[int], Tensor], **options: Any) -> Frames:
         choose(1000)
-        return read_frames(path, choose, decoder=decoder, resize=resize)
+        return read_frames(path, choose, **options)
 
     expected = clips(records)[0, 0]
     monkeypatch.setattr(dataset_module, "read_frames", asked_twice)
     got = clips(records)[0, 0]
     assert isinstance(got, Item) and isinstance(expected, Item)
     assert torch.equal(got.video, expected.video)
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_full_size_frames_of_a_clip_are_held_in_chunks(
+    records: list[VideoRecord], monkeypatch: pytest.MonkeyPatch, decoder: Decoder
+) -> None:
+    """Whatever the chunks, one region is drawn for all of them."""
+    data = TrainingClips(records, AUGMENT, clip_frames=6, frame_stride=2, decoder=decoder)
+    expected, held = data[0, 1], []
+
+    def spy(frames: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
+        held.append(len(frames))
+        return crop_and_resize(frames, box, size)
+
+    monkeypatch.setattr(dataset_module, "crop_and_resize", spy)
+    monkeypatch.setattr(frames_module, "CHUNK_BYTES", 2 * 48 * 64 * 3)
+    got = data[0, 1]
+    assert isinstance(got, Item) and isinstance(expected, Item)
+    assert torch.equal(got.video, expected.video)
+    assert held == [2, 2, 2]
 
 
 def test_evaluation_items_are_all_views(records: list[VideoRecord]) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from octvideo.data import workers
+from octvideo.data import EvaluationVideos, VideoRecord, workers
 from octvideo.data.workers import available_cpus, default_num_workers, worker_settings
+from octvideo.video import Decoder, ViewSettings
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +119,41 @@ def test_what_waits_is_bounded_by_shared_memory(
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_loader_takes_the_settings(monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
     assert DataLoader([1, 2], **settings(1 << 30, monkeypatch, num_workers, 100)).num_workers == num_workers
+
+
+class Threads(Dataset[tuple[int, int]]):
+    """Reads a video in a loading process and counts the threads meanwhile: of torch, and beside the first."""
+
+    def __init__(self, path: Path, decoder: Decoder) -> None:
+        self.path, self.decoder = path, decoder
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        most, done = [0], threading.Event()
+
+        def count() -> None:
+            while not done.is_set():
+                most[0] = max(most[0], sum(1 for _ in Path("/proc/self/task").iterdir()) - 2)
+                time.sleep(0.001)
+
+        counter = threading.Thread(target=count)
+        counter.start()
+        try:
+            EvaluationVideos([VideoRecord(str(self.path), 0)], ViewSettings(), decoder=self.decoder)[0]
+        finally:
+            done.set()
+            counter.join()
+        return torch.get_num_threads(), most[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in Linux's /proc")
+@pytest.mark.parametrize(("decoder", "own"), [("decord", 1), ("pyav", 0)])
+def test_a_loading_process_has_one_thread(
+    tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Tensor], decoder: Decoder, own: int
+) -> None:
+    """decord decodes in a thread of its own, for which the first one waits."""
+    video = encode(tmp_path / "a.mp4", moving(40, 240, 320), g=8)
+    ((of_torch, beside),) = DataLoader(Threads(video, decoder), batch_size=None, num_workers=1)
+    assert of_torch == 1 and beside <= own

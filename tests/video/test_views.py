@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import octvideo.video.frames as frames_module
 import octvideo.video.views as views_module
 from octvideo.errors import UserError
-from octvideo.video import ShortVideo, VideoReadError, ViewSettings, decode_views, read_frames, read_views
+from octvideo.video import Decoder, ShortVideo, VideoReadError, ViewSettings, decode_views, read_frames, read_views
 from octvideo.video.transforms import resize_short_side
 
 Encode = Callable[..., Path]
@@ -111,6 +114,59 @@ def test_a_video_is_opened_once_and_each_frame_asked_for_once(
     read_views(videos["wide"], ViewSettings(clip_frames=4, frame_stride=2, num_clips=10, short_side_px=32, crop_px=32))
     assert len(reads) == 1
     assert len(reads[0].frames) == len(torch.unique(reads[0].places)) <= 30
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_full_size_frames_are_held_in_chunks(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch, decoder: Decoder
+) -> None:
+    settings = ViewSettings(clip_frames=4, frame_stride=2, num_clips=5, short_side_px=32, crop_px=32)
+    expected = read_views(videos["wide"], settings, decoder=decoder)
+    held: list[int] = []
+
+    def spy(frames: Tensor, short_side_px: int) -> Tensor:
+        held.append(len(frames))
+        return resize_short_side(frames, short_side_px)
+
+    monkeypatch.setattr(views_module, "resize_short_side", spy)
+    monkeypatch.setattr(frames_module, "CHUNK_BYTES", 3 * 48 * 80 * 3)
+    assert torch.equal(read_views(videos["wide"], settings, decoder=decoder), expected)
+    assert max(held) <= 3 and sum(held) > 10
+
+
+_PEAK = """
+import sys, threading, time
+from octvideo.data import Augmentation, EvaluationVideos, TrainingClips, VideoRecord
+from octvideo.video import ViewSettings
+views = ViewSettings(num_clips=10, frame_stride=2)
+peak = 0
+def watch():  # not ru_maxrss, which starts at what the parent process holds
+    global peak
+    while True:
+        peak = max(peak, 4096 * int(open("/proc/self/statm").read().split()[1]))
+        time.sleep(0.005)
+threading.Thread(target=watch, daemon=True).start()
+for path in sys.argv[1:3]:
+    time.sleep(0.1)
+    before = peak
+    records = [VideoRecord(path, 0)]
+    EvaluationVideos(records, views, decoder=sys.argv[3])[0]
+    TrainingClips(records, Augmentation(), clip_frames=32, frame_stride=1, decoder=sys.argv[3])[0, 0]
+print(peak - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="looks at memory in Linux's /proc")
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_a_4k_video_is_never_whole_in_memory(tmp_path: Path, encode: Encode, moving: Moving, decoder: Decoder) -> None:
+    """32 distinct frames are 796 MB at full size."""
+    first = encode(tmp_path / "small.mp4", moving(32, 48, 80), g=8)
+    large = encode(tmp_path / "4k.mp4", moving(4, 2160, 3840).repeat(8, 1, 1, 1), g=8, preset="ultrafast")
+    program = [sys.executable, "-c", _PEAK, str(first), str(large), decoder]
+    grown = int(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
+    print(decoder, grown // 10**6)
+    assert 10 * 10**6 < grown < 500 * 10**6  # decoders hold a dozen frames of their own
 
 
 def test_a_video_that_cannot_be_read(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from rich.progress import track
 
 from octvideo.benchmark.calls import torch_threads
 from octvideo.benchmark.loading.loaders import Need, Rate, loaders, measure, need
-from octvideo.benchmark.loading.report import loaders_sheet, need_lines, stages_sheet, times_sheet
+from octvideo.benchmark.loading.report import loaders_sheet, need_line, stages_sheet, times_sheet
 from octvideo.benchmark.loading.stages import clip_stages, view_stages
-from octvideo.benchmark.loading.ways import Recipe, Turn, clip_ways, look_at, view_ways
+from octvideo.benchmark.loading.ways import Recipe, Turn, Video, clip_ways, look_at, view_ways
 from octvideo.data.workers import available_cpus, default_num_workers
 from octvideo.errors import UserError
 from octvideo.timing import rounds_of
@@ -83,37 +84,59 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> int:
     if args.clips_per_second <= 0:
         raise UserError(f"--clips-per-second: got {args.clips_per_second:g}, expected more than 0")
     videos = [look_at(path) for path in _files(args.videos, args.most)]
-    say, peers = Console(stderr=True, soft_wrap=True), not args.no_peers
-    with torch_threads(1):
-        results = []
-        for video in track(videos, "reading", console=say, transient=True):
-            result: dict[str, Any] = {"video": video}
-            for kind, (_, ways, stages) in _KINDS.items():
-                usable = _usable(ways(video, recipe, peers=peers), partial(_left_out, say, video.path))
-                timed = _in_turns(usable | {"": partial(stages, video, recipe)}, args.rounds)
-                result[f"{kind}_stages"] = timed.pop("")
-                result[kind] = timed
-            results.append(result)
-        rates, needs, num_workers = {}, {}, args.workers
-        if num_workers is None:
-            num_workers = default_num_workers(available_cpus(), 1)
-        if not args.no_loaders:
-            made = loaders(videos, recipe, num_workers=num_workers, repeats=args.repeats, peers=peers)
-            for kind in track(made, "loading", console=say, transient=True):
-                rates[kind] = measure(
-                    made[kind],
-                    num_workers=num_workers,
-                    rounds=args.rounds,
-                    left_out=partial(_left_out, say, f"DataLoader of {kind}"),
-                )
-            wanted = {"clips": args.clips_per_second, "videos": args.clips_per_second / recipe.views.num_views}
-            needs = {kind: need(wanted[kind], rates[kind]["octvideo"], available_cpus()) for kind in rates}
+    workers = default_num_workers(available_cpus(), 1) if args.workers is None else args.workers
+    found = Found([], {}, {}, workers)
+    stopped = False
+    try:
+        with torch_threads(1):
+            _measure(videos, recipe, args, found)
+    except KeyboardInterrupt:
+        if not found.videos:
+            raise
+        stopped = True
     if args.json:
-        found = {"torch": torch.__version__, "rounds": args.rounds, "num_workers": num_workers, "videos": results}
-        print(json.dumps(found | {"loaders": rates, "needs": needs}, default=vars, indent=2))
+        print(json.dumps({"torch": torch.__version__, **vars(found)}, default=vars, indent=2))
     else:
-        _show(results, rates, needs, num_workers, recipe)
-    return 0
+        _show(found, recipe)
+    return 130 if stopped else 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured, and is shown if the tool is stopped too.
+
+    Args:
+        videos: for each the facts ("video"), milliseconds of each way ("clips", "videos"), and of each stage.
+        loaders: by kind and name, a rate per round.
+        needs: by kind.
+        num_workers: of the loaders.
+    """
+
+    videos: list[dict[str, Any]]
+    loaders: dict[str, dict[str, list[Rate]]]
+    needs: dict[str, Need]
+    num_workers: int
+
+
+def _measure(videos: list[Video], recipe: Recipe, args: argparse.Namespace, found: Found) -> None:
+    say, peers = Console(stderr=True, soft_wrap=True), not args.no_peers
+    for video in track(videos, "reading", console=say, transient=True):
+        result: dict[str, Any] = {"video": video}
+        for kind, (_, ways, stages) in _KINDS.items():
+            usable = _usable(ways(video, recipe, peers=peers), partial(_left_out, say, video.path))
+            timed = _in_turns(usable | {"": partial(stages, video, recipe)}, args.rounds)
+            result[f"{kind}_stages"] = timed.pop("")
+            result[kind] = timed
+        found.videos.append(result)
+    if args.no_loaders:
+        return
+    made = loaders(videos, recipe, num_workers=found.num_workers, repeats=args.repeats, peers=peers)
+    wanted = {"clips": args.clips_per_second, "videos": args.clips_per_second / recipe.views.num_views}
+    for kind in track(made, "loading", console=say, transient=True):
+        left_out = partial(_left_out, say, f"DataLoader of {kind}")
+        rates = measure(made[kind], num_workers=found.num_workers, rounds=args.rounds, left_out=left_out)
+        found.loaders[kind] = rates
+        found.needs[kind] = need(wanted[kind], rates["octvideo"], available_cpus())
 
 
 def _files(given: Sequence[str], most: int) -> list[str]:
@@ -170,24 +193,17 @@ def _in_turns(ways: Mapping[str, Turn], rounds: int) -> dict[str, Any]:
     return columns | {"": stages}
 
 
-def _show(
-    results: Sequence[Mapping[str, Any]],
-    rates: Mapping[str, Mapping[str, Sequence[Rate]]],
-    needs: Mapping[str, Need],
-    num_workers: int,
-    recipe: Recipe,
-) -> None:
-    sheets = [times_sheet(f"One {title}", results, kind) for kind, (title, _, _) in _KINDS.items()]
+def _show(found: Found, recipe: Recipe) -> None:
+    sheets = [times_sheet(f"One {title}", found.videos, kind) for kind, (title, _, _) in _KINDS.items()]
     sheets += [
-        stages_sheet(f"Stages of one {title}", results, f"{kind}_stages") for kind, (title, _, _) in _KINDS.items()
+        stages_sheet(f"Stages of one {title}", found.videos, f"{kind}_stages") for kind, (title, _, _) in _KINDS.items()
     ]
-    sheets += [loaders_sheet(kind, found, num_workers) for kind, found in rates.items()]
+    sheets += [loaders_sheet(kind, rates, found.num_workers) for kind, rates in found.loaders.items()]
     console = Console(width=None if sys.stdout.isatty() else 160)
     for sheet in sheets:
         console.print(sheet.title, highlight=False)
         console.print(sheet.drawn())
         for note in sheet.notes:
             console.print(f"  {note}\n", highlight=False)
-    if needs:
-        for line in need_lines(needs["clips"], needs["videos"], recipe.views.num_views):
-            console.print(line, highlight=False, soft_wrap=True)
+    for kind, what in found.needs.items():
+        console.print(need_line(kind, what, recipe.views.num_views), highlight=False, soft_wrap=True)

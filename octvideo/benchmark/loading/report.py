@@ -55,12 +55,11 @@ def _per_cpu(rate: Rate) -> float:
     return rate.items / rate.cpu_seconds
 
 
-def need_lines(clips: Need, videos: Need, num_views: int) -> list[str]:
-    """Whether a GPU would wait, in words."""
-    return [
-        f"Training at {clips.wanted:g} clips/s: {_verdict(clips)}",
-        f"Tests at {videos.wanted * num_views:g} views/s ({videos.wanted:.1f} videos/s): {_verdict(videos)}",
-    ]
+def need_line(kind: str, need: Need, num_views: int) -> str:
+    """Whether a GPU would wait, in words, for training clips ("clips") or for whole videos ("videos")."""
+    if kind == "clips":
+        return f"Training at {need.wanted:g} clips/s: {_verdict(need)}"
+    return f"Tests at {need.wanted * num_views:g} views/s ({need.wanted:.1f} videos/s): {_verdict(need)}"
 
 
 def _verdict(need: Need) -> str:

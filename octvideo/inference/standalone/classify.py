@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +73,10 @@ def video_scores(path: str, settings: dict[str, Any], run: Run) -> np.ndarray:
 
 def cut_views(path: str, views: dict[str, Any]) -> Iterator[np.ndarray]:
     """uint8 (3, T, S, S), clip by clip and, in each, crop by crop."""
-    num_frames = sum(1 for _ in decoded(path))
-    if num_frames == 0:
+    shown = on_clock(path, views.get("target_fps"))
+    if len(shown) == 0:
         raise ValueError("it holds no frames")
-    clips = clip_frames(num_frames, views)  # (num_clips,T)
+    clips = shown[clip_frames(len(shown), views)]  # (num_clips,T)
     wanted = set(clips.ravel().tolist())
     frames: dict[int, np.ndarray] = {}  # each once, resized
     shape = None
@@ -92,8 +94,23 @@ def cut_views(path: str, views: dict[str, Any]) -> Iterator[np.ndarray]:
             yield cut.transpose(3, 0, 1, 2)
 
 
+def on_clock(path: str, target_fps: float | None) -> np.ndarray:
+    """The number of the frame on display at each tick of a clock of that rate; without one, of each frame."""
+    times, end, step = [], 0, Fraction(0)
+    for frame in decoded(path):
+        times.append(-1 if frame.pts is None else frame.pts)
+        end = times[-1] + (frame.duration or (times[-1] - times[0]) // max(len(times) - 1, 1) or 1)
+        step = 1 / (Fraction(target_fps or 1).limit_denominator(1001) * (frame.time_base or 1))
+    if target_fps is None or not times:
+        return np.arange(len(times))
+    if sorted(set(times)) != times:
+        raise ValueError(f"its frames have no times that target_fps ({target_fps}) could go by")
+    ticks = max(-((times[0] - end) // step), 1)
+    return np.array([bisect_right(times, times[0] + int(tick * step)) - 1 for tick in range(ticks)])
+
+
 def clip_frames(num_frames: int, views: dict[str, Any]) -> np.ndarray:
-    """Frame numbers of clips spread evenly over the video, (num_clips, T)."""
+    """Frame numbers (or ticks) of clips spread evenly over the video, (num_clips, T)."""
     span = (views["clip_frames"] - 1) * views["frame_stride"] + 1
     last_start, count = max(num_frames - span, 0), views["num_clips"]
     starts = np.array([last_start // 2]) if count == 1 else np.arange(count) * last_start // (count - 1)

@@ -1,0 +1,133 @@
+"""Files that are damaged, cut off or no videos: what there is comes, and what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from octvideo.errors import UserError
+from octvideo.video import Decoder, VideoReadError, read_frames
+from tests.video.reference import every, plainly
+
+Encode = Callable[..., Path]
+Moving = Callable[..., Tensor]
+
+
+# ── files that are not whole ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_a_truncated_file_gives_its_intact_frames_and_says_so(
+    tmp_path: Path, video: Path, decoder: Decoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = plainly(video)
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(video.read_bytes()[: video.stat().st_size * 2 // 3])
+    asked: list[int] = []
+
+    def ends(num_frames: int) -> Tensor:
+        asked.append(num_frames)
+        return torch.tensor([0, num_frames - 1])
+
+    read = read_frames(path, ends, decoder=decoder)
+    assert 5 < read.num_frames < 40 and read.decoder == "pyav"
+    assert torch.equal(read.frames, frames[[0, read.num_frames - 1]])
+    assert asked == sorted(asked, reverse=True) and asked[-1] == read.num_frames
+    said = f"{path}: only {read.num_frames} of its 40 frames can be read"
+    assert said in [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert torch.equal(read_frames(path, every, decoder=decoder).frames, frames[: read.num_frames])
+
+
+def test_rotten_packets_leave_the_frames_around_them(
+    tmp_path: Path, encode: Encode, moving: Moving, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Intra-only, so that each packet is one frame: three of them are overwritten."""
+    path = encode(tmp_path / "rotten.mkv", moving(20, 64, 96), "mjpeg", pix_fmt="yuvj420p")
+    frames = plainly(path)
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for number in (4, 5, 11):
+        place = content.index(packets[number])
+        content[place : place + len(packets[number])] = bytes(len(packets[number]))
+    path.write_bytes(content)
+    read = read_frames(path, every)
+    intact = [number for number in range(20) if number not in (4, 5, 11)]
+    assert read.num_frames == 17 and torch.equal(read.frames, frames[intact])
+    assert f"{path}: only 17 of its 20 frames can be read" in [record.getMessage() for record in caplog.records]
+
+
+# ── errors ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def audio_only(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def header_only(path: Path, video: Path) -> None:
+    """An mp4 whose header came first and whose frames never came."""
+    content = video.read_bytes()
+    path.write_bytes(content[: content.index(b"mdat") - 4])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("missing.mp4", lambda path, video: None, "no such file"),
+        ("folder.mp4", lambda path, video: path.mkdir(), "it is a folder"),
+        ("empty.mp4", lambda path, video: path.touch(), "the file is empty"),
+        ("text.mp4", lambda path, video: path.write_text("hello\n" * 100), "Invalid data found when processing input"),
+        (
+            "audio.mp4",
+            lambda path, video: audio_only(path),
+            "no video stream that FFmpeg can decode (streams: audio)",
+        ),
+        ("header.mp4", header_only, "it holds no frames"),
+    ],
+)
+@pytest.mark.parametrize("decoder", ["auto", "decord", "pyav"])
+def test_the_message_names_file_and_reason(
+    tmp_path: Path, video: Path, name: str, make: Callable[[Path, Path], object], reason: str, decoder: Decoder
+) -> None:
+    path = tmp_path / name
+    make(path, video)
+    with pytest.raises(VideoReadError) as error:
+        read_frames(path, every, decoder=decoder)
+    assert str(error.value) == f"cannot read video '{path}': {reason}"
+    assert isinstance(error.value, UserError)
+
+
+def test_a_video_of_which_nothing_can_be_decoded(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    path = encode(tmp_path / "noise.mkv", moving(5, 64, 96), "mjpeg", pix_fmt="yuvj420p")
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        for packet in [bytes(packet) for packet in container.demux(video=0) if packet.size]:
+            place = content.index(packet)
+            content[place : place + len(packet)] = bytes(len(packet))
+    path.write_bytes(content)
+    with pytest.raises(VideoReadError, match="no frame can be decoded"):
+        read_frames(path, every)
+
+
+def test_an_unknown_decoder(video: Path) -> None:
+    with pytest.raises(UserError, match="decoder: got 'ffmpeg', expected 'auto', 'decord', 'pyav' or 'torchcodec'"):
+        read_frames(video, every, decoder="ffmpeg")  # type: ignore[arg-type]
+
+
+def test_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(VideoReadError("a b.mp4", "it is a folder")))
+    assert isinstance(error, VideoReadError)
+    assert str(error) == "cannot read video 'a b.mp4': it is a folder"
+    assert (error.path, error.reason) == ("a b.mp4", "it is a folder")
