@@ -83,6 +83,13 @@ class VideoFiles:
                     return path
         return None
 
+    def use(self, path: str) -> str:
+        """Marks one of `paths` as used, and gives it back."""
+        for number in self._numbered(path.rpartition(os.sep)[2].rpartition(".")[0]):
+            if self.paths[number] == path:
+                self._used[number] = 1
+        return path
+
     def _numbered(self, stem: str) -> list[int]:
         return [self._first[stem], *self._others.get(stem, [])] if stem in self._first else []
 
