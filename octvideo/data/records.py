@@ -47,7 +47,7 @@ class VideoRecord:
 class VideoList(Sequence[VideoRecord]):
     """A sequence of `VideoRecord`, kept as three tensors: bytes of all paths, where each ends, labels.
 
-    A list of Python objects is copied by each forked loading process, page by page, as it counts references (45 MB
+    A list of Python objects is copied by each forked loading process, page by page, as it counts references (40 MB
     for 240,000 videos), and sent to each spawned one. Tensors are shared in both cases.
 
     Args:

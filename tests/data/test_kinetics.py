@@ -108,3 +108,22 @@ def test_other_lists_are_told_apart(tmp_path: Path) -> None:
     for text in ("a.mp4 0\n", "", "path,label\na.mp4,0\n", '"'):
         (tmp_path / "list.csv").write_text(text)
         assert not is_kinetics_csv(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    "folder", ["replacement/replacement_for_corrupted_k400", "replacement_for_corrupted_k400", "replacement"]
+)
+def test_good_copies_of_broken_videos_are_read(tmp_path: Path, folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"val/{name}_{start:06d}_{end:06d}.mp4" for _, name, start, end in ROWS]
+    touch(tmp_path, *names, f"{folder}/_bcdefghijk_000000_000010.mp4", f"{folder}/zzzzzzzzzzz_000000_000010.mp4")
+    with caplog.at_level(logging.INFO, "octvideo.data"):
+        assert read(tmp_path) == [(names[0], 1), (f"{folder}/_bcdefghijk_000000_000010.mp4", 0), (names[2], 2)]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/val.csv: 1 videos are taken from {tmp_path}/{folder}"
+    ]
+
+
+def test_a_csv_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_bytes(HEADER.encode() + b"zumba,a0123456789,1,11,\xff\xfe\n")
+    with pytest.raises(UserError, match=r"val\.csv can't be read as csv: 'utf-8' codec can't decode"):
+        read_kinetics_csv(tmp_path / "val.csv", root=tmp_path, classes=CLASSES)

@@ -13,28 +13,38 @@ from octvideo.video import VIDEO_SUFFIXES
 def walk_videos(root: Path, *, leave_out: frozenset[Path] = frozenset()) -> Iterator[str]:
     """Video files under a folder, relative to it, sorted folder by folder. Links are followed, hidden names are not.
 
+    Args:
+        root: the folder.
+        leave_out: folders in it that are not looked into.
+
     Raises:
         UserError: a folder can't be read.
     """
+    yield from _walk(str(root), "", frozenset(map(str, leave_out)))
 
-    def refuse(error: OSError) -> None:
+
+def _walk(here: str, inside: str, leave_out: frozenset[str]) -> Iterator[str]:
+    folders, videos = [], []
+    try:
+        with os.scandir(here) as entries:
+            for entry in entries:
+                # A dot and an underscore begin the names of macOS's own files, which are no videos.
+                if entry.name.startswith("."):
+                    continue
+                is_video = os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES  # noqa: PTH122
+                # Where a link called like a video leads is not looked up: 240,000 of them would take a minute.
+                if entry.is_dir(follow_symlinks=not is_video):
+                    folders.append(entry.name)
+                elif is_video:
+                    videos.append(entry.name)
+    except OSError as error:
         raise UserError(f"can't read the folder {error.filename}: {error.strerror}") from error
-
-    start = len(str(root).rstrip(os.sep)) + 1
-    for here, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        if _leads_back(here):
-            folders.clear()
-            continue
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and (not leave_out or Path(here, name) not in leave_out)
-        )
-        inside = here[start:]
-        for name in sorted(files):
-            # A dot and an underscore begin the names of macOS's own files, which are no videos.
-            if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith("."):  # noqa: PTH122
-                yield os.path.join(inside, name)  # noqa: PTH118
+    for name in sorted(videos):
+        yield inside + name
+    for name in sorted(folders):
+        path = os.path.join(here, name)  # noqa: PTH118
+        if path not in leave_out and not _leads_back(path):
+            yield from _walk(path, f"{inside}{name}{os.sep}", leave_out)
 
 
 def _leads_back(folder: str) -> bool:
@@ -72,6 +82,13 @@ class VideoFiles:
                     self._used[number] = 1
                     return path
         return None
+
+    def use(self, path: str) -> str:
+        """Marks one of `paths` as used, and gives it back."""
+        for number in self._numbered(path.rpartition(os.sep)[2].rpartition(".")[0]):
+            if self.paths[number] == path:
+                self._used[number] = 1
+        return path
 
     def _numbered(self, stem: str) -> list[int]:
         return [self._first[stem], *self._others.get(stem, [])] if stem in self._first else []

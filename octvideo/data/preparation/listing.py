@@ -122,7 +122,7 @@ def _compare_split(
     listed = found = 0
     for video in videos:
         listed += 1
-        path = video.path or disk.find(video.names)
+        path = disk.use(video.path) if video.path else disk.find(video.names)
         if path is None:
             missing.line(f"{name}\t{video.names[0]}")
             continue

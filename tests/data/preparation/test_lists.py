@@ -216,6 +216,7 @@ def test_own_folders_are_split_by_class(tmp_path: Path) -> None:
     counts = {name: [sum(label == k for _, label in part) for k in range(3)] for name, part in parts.items()}
     assert counts == {"train": [21, 14, 7], "val": [3, 2, 1], "test": [6, 4, 2]}
     assert len({path for part in parts.values() for path, _ in part}) == 60
+    assert lines(tmp_path / "a/missing.txt") == lines(tmp_path / "a/extra.txt") == []
     main(["list", "folder", str(root), "--test", "0.2", "--val", "0.1", "-o", str(tmp_path / "b")])
     main(["list", "folder", str(root), "--test", "0.2", "--val", "0.1", "-o", str(tmp_path / "c"), "--seed", "1"])
     texts = [(tmp_path / name / "test.txt").read_text() for name in "abc"]
