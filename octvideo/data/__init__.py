@@ -5,6 +5,8 @@ records.py      VideoRecord, and VideoList: very many of them in shared memory
 manifest.py     lists and folders → VideoList; errors name file and line
 kinetics.py     the official csv with either folder layout
 quarantine.py   videos to leave out
+shards.py       videos in tar archives, near or far (shard_writer.py, shard_index.py)
+preparation/    lists of the published data sets, re-encoding, downloading
 checking/       which videos can be read
 augment.py      random training views: parameters sampled apart from being applied
 dataset.py      training clips; all views of one video as one item
@@ -14,12 +16,18 @@ datamodule.py   all of it for Lightning
 synthetic.py    the demo data set (pictures: scenes.py)
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from octvideo.data.augment import Augmentation
 from octvideo.data.class_names import read_class_names
-from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.dataset import EvaluationVideos, Failure, TrainingClips
 from octvideo.data.manifest import read_records
 from octvideo.data.records import VideoList, VideoRecord
+
+if TYPE_CHECKING:
+    from octvideo.data.datamodule import VideoDataModule
 
 __all__ = [
     "Augmentation",
@@ -32,3 +40,12 @@ __all__ = [
     "read_class_names",
     "read_records",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning is half of the time and memory of an import, and the tools that prepare and check data do without it.
+    if name == "VideoDataModule":
+        from octvideo.data.datamodule import VideoDataModule
+
+        return VideoDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from octvideo.errors import UserError
 from octvideo.video import Box, crop_and_resize
@@ -140,14 +139,22 @@ def flip_and_colour(clip: Tensor, transform: ClipTransform) -> Tensor:
     """
     if transform.flip:
         clip = clip.flip(-1)
-    brightness, contrast, saturation = transform.factors
+    if transform.factors != (1, 1, 1):
+        clip = _coloured(clip, *transform.factors)
+    # numpy writes the planes of 8 frames of 224 pixels in .4 ms, torch's contiguous() in 1.
+    planes = np.empty((clip.shape[1], clip.shape[0], *clip.shape[2:]), np.uint8)  # (C,T,S,S)
+    np.copyto(planes, clip.numpy().swapaxes(0, 1))
+    return torch.from_numpy(planes)
+
+
+def _coloured(clip: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    # torchvision takes a second and a half to import, and most configs leave colours alone.
+    from torchvision.transforms.v2 import functional as TF
+
     if brightness != 1:
         clip = TF.adjust_brightness(clip, brightness)
     if contrast != 1:
         clip = TF.adjust_contrast(clip, contrast)
     if saturation != 1:
         clip = TF.adjust_saturation(clip, saturation)
-    # numpy writes the planes of 8 frames of 224 pixels in .4 ms, torch's contiguous() in 1.
-    planes = np.empty((clip.shape[1], clip.shape[0], *clip.shape[2:]), np.uint8)  # (C,T,S,S)
-    np.copyto(planes, clip.numpy().swapaxes(0, 1))
-    return torch.from_numpy(planes)
+    return clip

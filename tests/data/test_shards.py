@@ -55,9 +55,9 @@ def write(records: list[VideoRecord], root: Path, tmp_path: Path) -> Write:
     return run
 
 
-def items(records: Any, **options: Any) -> list[Item]:
+def items(records: Any) -> list[Item]:
     clips = TrainingClips(
-        records, Augmentation(crop_px=32, short_side_px=(32, 40)), clip_frames=4, frame_stride=2, **options
+        records, Augmentation(crop_px=32, short_side_px=(32, 40)), clip_frames=4, frame_stride=2, decoder="pyav"
     )
     return [clips[(3, index)] for index in range(len(records))]  # type: ignore[misc]
 
