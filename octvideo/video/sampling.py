@@ -13,9 +13,9 @@ Strides are exact: a rounded `linspace`, as in SlowFast's sampler, would give st
 With a `Clock` the same numbers count its ticks instead of frames. At 10 per second, in a video of variable rate::
 
     seconds  0.0  0.1  0.2  0.3  0.4  0.5  0.6
-    frames   0           1    2 3           4
+    frame    0         1    2 3        4               at 0, 0.2, 0.3, 0.35 and 0.55 s
     tick     0    1    2    3    4    5    6
-    shows    0    0    0    2    3    3    4          the last frame that came by then
+    shows    0    0    1    2    3    3    4           the last frame that came by then
 """
 
 from __future__ import annotations

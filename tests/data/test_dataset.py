@@ -156,3 +156,16 @@ def test_failures_say_which_and_why(records: list[VideoRecord], tmp_path: Path) 
         expected = Failure(listed[index].path, reason, index)
         assert training[0, index] == expected and evaluation[index] == expected
     assert isinstance(training[0, 0], Item)
+
+
+def test_clips_by_time(records: list[VideoRecord]) -> None:
+    """The videos have 20 frames a second: a clip of every second tick of 40 is one of every frame."""
+    by_time = TrainingClips(records[:1], AUGMENT, clip_frames=8, frame_stride=2, target_fps=40)
+    item = by_time[0, 0]
+    assert isinstance(item, Item) and item.video.shape[1] == 8
+    same = (item.video[:, 1:] == item.video[:, :-1]).flatten(2).all(2).all(0)
+    assert not same.any()  # eight frames, no one twice
+    twice = TrainingClips(records[:1], AUGMENT, clip_frames=8, frame_stride=1, target_fps=40)[0, 0]
+    assert isinstance(twice, Item)
+    same = (twice.video[:, 1:] == twice.video[:, :-1]).flatten(2).all(2).all(0)
+    assert same.sum() in (3, 4)

@@ -113,6 +113,7 @@ def program() -> dict:
         ((62, 46), 9, VIEWS),  # upright, shorter than two clips
         ((90, 64), 5, ViewSettings(4, 3, 1, 1, 40, 32, short_video="loop")),
         ((20, 28), 24, ViewSettings(2, 5, 4, 3, 48, 48)),  # enlarged
+        ((46, 62), 30, ViewSettings(4, 2, 3, 1, 40, 32, target_fps=13)),  # by time
     ],
 )
 def test_the_program_cuts_the_same_views(

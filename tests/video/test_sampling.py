@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import Generator
 
-from octvideo.video import ShortVideo, clip_span, random_clip, uniform_clips
+from octvideo.video import Clock, ShortVideo, clip_span, random_clip, uniform_clips
 
 
 def by_hand(start: int, clip_frames: int, frame_stride: int, num_frames: int, short_video: ShortVideo) -> list[int]:
@@ -99,3 +102,24 @@ def test_errors(change: dict[str, int], message: str) -> None:
     arguments = {"num_frames": 10, "num_clips": 1, "clip_frames": 4, "frame_stride": 2} | change
     with pytest.raises(ValueError, match=message):
         uniform_clips(arguments.pop("num_frames"), **arguments)
+
+
+def test_a_clock_as_drawn() -> None:
+    clock = Clock([0, 200, 300, 350, 550, 700], Fraction(1, 1000), 10)
+    assert len(clock) == 7
+    assert clock.frames(range(7)).tolist() == [0, 0, 1, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("target_fps", [3, 10, 23.976, 29.97, 60])
+def test_a_clock_of_a_constant_rate(target_fps: float) -> None:
+    """30000 / 1001 frames a second, ten seconds."""
+    clock = Clock([1001 * n + 5000 for n in range(301)], Fraction(1, 30000), target_fps)
+    exact = Fraction(target_fps).limit_denominator(1001)
+    assert len(clock) == math.ceil(Fraction(300 * 1001, 30000) * exact)
+    expected = [math.floor(k / exact / Fraction(1001, 30000)) for k in range(len(clock))]
+    assert clock.frames(range(len(clock))).tolist() == expected
+
+
+def test_a_rotten_clock_stays_a_number() -> None:
+    clock = Clock([0, 2**60, 2**62], Fraction(1, 1), 1000)
+    assert len(clock) == 2**31 and clock.frames([0, 2**31 - 1]).tolist() == [0, 0]

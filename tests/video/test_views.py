@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -203,3 +204,19 @@ def test_settings_survive_a_checkpoint(short_video: ShortVideo) -> None:
 def test_settings_of_a_newer_version() -> None:
     with pytest.raises(UserError, match="view settings: got unknown fps, tilt; a newer octvideo may have written them"):
         ViewSettings.from_dict(ViewSettings().as_dict() | {"tilt": 3, "fps": 30})
+
+
+def test_views_by_time(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    """At half its own rate, a video has the views of every second frame."""
+    path = encode(tmp_path / "20 per second.mp4", moving(40, 48, 80), rate=20, g=8)
+    settings = ViewSettings(clip_frames=4, frame_stride=2, num_clips=3, short_side_px=32, crop_px=32, target_fps=10)
+    every_second = read_frames(path, lambda num_frames: torch.arange(0, 40, 2)).frames
+    halved = encode(tmp_path / "halved.mkv", every_second, "ffv1", pix_fmt="bgr0")  # without loss
+    by_frames = replace(settings, target_fps=None)
+    expected = read_views(halved, by_frames)
+    assert torch.equal(read_views(path, settings), expected)
+    assert not torch.equal(read_views(path, by_frames), expected)
+    assert ViewSettings.from_dict(settings.as_dict()) == settings
+    assert "target_fps" not in by_frames.as_dict() and ViewSettings.from_dict(by_frames.as_dict()) == by_frames
+    with pytest.raises(UserError, match="target_fps: got 0, expected more than 0"):
+        replace(settings, target_fps=0)
