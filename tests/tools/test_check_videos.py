@@ -23,7 +23,7 @@ from torch import Tensor
 from octvideo.data.checking import Journal, check_all, select
 from octvideo.data.quarantine import read_quarantine
 from octvideo.errors import UserError
-from octvideo.video.checking import Check, stamp_of
+from tests.video.isolated_work import at_once, by_name
 
 Run = Callable[..., tuple[int, str, str]]
 Make = Callable[..., Path]
@@ -153,18 +153,6 @@ def test_a_real_crash_hang_and_growth_are_verdicts(good: Path, tmp_path: Path) -
     }
 
 
-def by_name(item: tuple[str, str, str], alive: Callable[[], None]) -> Check:
-    name = Path(item[0]).stem
-    if name == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if name == "hang":
-        time.sleep(60)
-    held = []
-    while name == "grow":
-        held.append(bytearray(b"x") * 2**23)
-    return Check("ok", 1, 1, stamp=stamp_of(item[1]))
-
-
 @pytest.mark.slow
 def test_odd_files(check: Run, real_videos: Path, tmp_path: Path) -> None:
     some = [file for file in sorted((real_videos / "odd").iterdir()) if not file.name.startswith(("huge", "MANIFEST"))]
@@ -274,6 +262,7 @@ def test_one_writes_at_a_time(check: Run, videos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "other" / "journal.jsonl").read_text() == "my diary\n"
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_what_is_in_flight(repo: Path, good: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
@@ -295,10 +284,6 @@ def test_a_kill_loses_at_most_what_is_in_flight(repo: Path, good: Path, tmp_path
 
 
 # ── many ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def at_once(item: tuple[str, str, str], alive: Callable[[], None]) -> Check:
-    return Check("unreadable" if item[0].endswith("7.mp4") else "ok", 1, 1, "odd number", stamp=(1, 2))
 
 
 def memory_and_time_of(number: int, folder: Path) -> tuple[int, float]:
