@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,6 +22,7 @@ from rich.table import Table
 from octvideo.data.checking import Journal, Selection, Summary, check_all, select
 from octvideo.data.quarantine import printable, write_quarantine
 from octvideo.errors import UserError
+from octvideo.video import Decoder
 
 VERDICTS = ("ok", "partly", "unreadable")
 
@@ -31,7 +33,7 @@ def main() -> int:
     parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER|VIDEO|LIST|CSV", help="what to check")
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="where paths start: data.root (what sources share)")
-    parser.add_argument("--decoder", choices=("auto", "pyav", "decord"), default="auto", help="(auto)")
+    parser.add_argument("--decoder", choices=get_args(Decoder), default="auto", help="(auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="files decoded at once (one per CPU)")
     parser.add_argument("--timeout", type=float, default=60, metavar="S", help="without a new piece of a video (60)")
     parser.add_argument("--memory", type=float, default=2, metavar="GB", help="that decoding one file may take (2)")

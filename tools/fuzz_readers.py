@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,10 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from octvideo.errors import UserError
-from octvideo.video import VIDEO_SUFFIXES
+from octvideo.video import VIDEO_SUFFIXES, Decoder
 from octvideo.video.fuzzing import Finding, fuzz
-
-DECODERS = ("auto", "pyav", "decord")
 
 
 def main() -> int:
@@ -33,7 +32,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="of damaged copies (1000)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the damage (0)")
-    parser.add_argument("--decoder", nargs="+", choices=DECODERS, default=list(DECODERS), help="readers (all)")
+    parser.add_argument("--decoder", nargs="+", choices=get_args(Decoder), default=["auto", "pyav", "decord"])
     parser.add_argument("--timeout", type=float, default=10, metavar="S", help="for a copy and a reader (10)")
     parser.add_argument("--memory", type=float, default=1, metavar="GB", help="likewise (1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="copies read at once (1)")

@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from octvideo.video.isolated import IsolatedPool, Outcome
+from tests.video.isolated_work import act, broken
 
 MB = 2**20
-
-
-def act(item: Any, alive: Callable[[], None]) -> Any:
-    """What the tests ask a process to do."""
-    kind, *rest = item
-    if kind == "pid":
-        return os.getpid()
-    if kind == "sleep":
-        time.sleep(rest[0])
-    elif kind == "hang":  # native, and no other thread gets the interpreter
-        Path(rest[0]).write_text(str(os.getpid()))
-        ctypes.PyDLL(None).pause()
-    elif kind == "alive":
-        for _ in range(rest[0]):
-            time.sleep(0.2)
-            alive()
-    elif kind == "crash":
-        ctypes.string_at(0)
-    elif kind == "exit":
-        os._exit(3)
-    elif kind == "raise":
-        raise ValueError("two\nlines")
-    elif kind == "too large":
-        np.empty(2**60, np.uint8)
-    elif kind == "grow":
-        held = []
-        while True:
-            held.append(np.ones(8 * MB, np.uint8))
-    elif kind == "hold":
-        act.held = np.ones(rest[0] * MB, np.uint8)  # type: ignore[attr-defined]
-        return os.getpid()
-    return kind
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +92,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from octvideo.video.isolated import IsolatedPool
-from tests.video.test_isolated import act
+from tests.video.isolated_work import act
 if __name__ == "__main__":
     with IsolatedPool(act, num_processes=2, timeout_s=0.5, memory_bytes=2**30) as pool:
         for item, outcome in pool.run([("pid",), ("hang", Path(sys.argv[1]))]):
@@ -160,10 +127,6 @@ def gone(pid: int, within_s: float) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def broken(item: Any, alive: Callable[[], None]) -> None:
-    raise AssertionError("never called")
 
 
 def test_a_process_that_cannot_start_is_an_error_not_a_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,10 +109,11 @@ class Journal:
             first = lines.readline()
             size = lines.seek(0, os.SEEK_END)
             torn = size > 0 and (lines.seek(-1, os.SEEK_END), lines.read(1))[1] != b"\n"
-        if torn:  # killed while it wrote
-            os.write(self._descriptor, b"\n")
         settings = _parsed(first)
-        if settings is None and size == len(first):  # nothing, or half of a first line
+        if settings is None and torn and size == len(first) and first[:5] == b'{"jou'[:size]:
+            os.ftruncate(self._descriptor, 0)  # killed while it wrote the first line
+            size = 0
+        if size == 0:
             self._write(self._settings)
             return
         if settings is None or settings.get("journal") != _KIND:
@@ -123,6 +124,8 @@ class Journal:
                     f"{self.file} is of another check ({key}: {settings.get(key)!r}, now {expected!r}): "
                     "give another folder"
                 )
+        if torn:  # killed while it wrote another line
+            os.write(self._descriptor, b"\n")
 
     def _write(self, entry: dict[str, Any]) -> None:
         try:
