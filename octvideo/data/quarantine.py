@@ -45,7 +45,7 @@ class Quarantine:
     """
 
     def __init__(self, file: Path, *, root: Path) -> None:
-        self.file = file
+        self.file, self._root = file, str(root)
         self._folders: dict[str, str] = {}
         self._entries: dict[str, tuple[str, str]] = {}  # place → path and reason as written
         listed_root, entries = read_quarantine(file)
@@ -62,7 +62,9 @@ class Quarantine:
         Raises:
             UserError: there are no others.
         """
-        kept = [number for number, record in enumerate(records) if record.path not in self]
+        # Names in archives start from where the files once were; entries of such names, from data.root.
+        paths = (os.path.join(self._root, r.path) if r.archive else r.path for r in records)  # noqa: PTH118
+        kept = [number for number, path in enumerate(paths) if path not in self]
         if not kept:
             raise UserError(f"{source}: all of its {len(records)} videos are in the quarantine list {self.file}")
         if len(kept) < len(records):

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from octvideo.data import VideoDataModule, VideoRecord
+from octvideo.data import VideoDataModule, VideoList, VideoRecord
 from octvideo.data.quarantine import Quarantine, printable, read_quarantine, write_quarantine
+from octvideo.data.shard_writer import write_shards
 from octvideo.errors import UserError
 
 NAMES = ["a b.mp4", "tab\there.mp4", "line\nbreak.mp4", "back\\slash.mp4", "#first.mp4", "caf\udce9.mp4", "\u2028.mp4"]
 
 
-def records(root: Path, *names: str) -> list[VideoRecord]:
-    return [VideoRecord(str(root / name), 0) for name in names]
+def records(root: Path, *names: str) -> VideoList:
+    return VideoList(VideoRecord(str(root / name), 0) for name in names)
 
 
-def paths(kept: list[VideoRecord]) -> list[str]:
+def paths(kept: VideoList) -> list[str]:
     return [Path(record.path).name for record in kept]
 
 
@@ -113,11 +114,14 @@ def data_set(tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., 
     return tmp_path
 
 
-@pytest.mark.parametrize("source", ["train", "list.txt", "train.csv"])
+@pytest.mark.parametrize("source", ["train", "list.txt", "train.csv", "shards"])
 def test_the_data_module_leaves_them_out_of_every_role(
     data_set: Path, source: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "octvideo.data")
+    if source == "shards":
+        listed = VideoDataModule(str(data_set), train="list.txt").videos("train")
+        write_shards(listed, data_set / source, root=data_set, class_names=["sit", "wave"])
     roles = {"train": source, "val": source, "test": source, "predict": source}
     module = VideoDataModule(str(data_set), **roles, quarantine="quarantine.txt", num_workers=0)  # type: ignore[arg-type]
     for stage in ("fit", "test", "predict"):
