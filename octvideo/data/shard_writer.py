@@ -78,6 +78,7 @@ def write_shards(
     for row in rows:
         if row["index"] >= len(names) or row["name"] != names[row["index"]]:
             raise _other_shards(out, f"video {row['index']} there is {row['name']}")
+    _write_settings(out, settings, complete=False)  # only now: a command with a mistake leaves whole shards whole
     report = ShardReport(kept=len(rows), num_shards=len({row["shard"] for row in rows}))
     done = {row["index"] for row in rows}
     order = np.arange(len(records)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(records))
@@ -164,7 +165,6 @@ def _begin(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     for key, value in settings.items():
         if there.get(key) != value:
             raise _other_shards(out, f"{key} was {_short(there.get(key))}, now {_short(value)}")
-    _write_settings(out, settings, complete=False)
     if not (out / INDEX).exists():
         return []
     text = (out / INDEX).read_text(encoding="utf-8")

@@ -141,11 +141,12 @@ class WriteUnreadable(Callback):
         self._folder, self._write_list = folder.path, write
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._report(trainer, "unreadable.txt", self._of_fit(pl_module))
+
+    def _of_fit(self, pl_module: L.LightningModule) -> list[UnreadableVideos]:
         module = cast(VideoClassifier, pl_module)
-        found = [module.unreadable]
-        if module.evaluation.videos.role == "validation":
-            found.append(module.evaluation.videos)
-        self._report(trainer, "unreadable.txt", found)
+        validation = module.evaluation.videos
+        return [module.unreadable, *([validation] if validation.role == "validation" else [])]
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._report(trainer, "unreadable_test.txt", [cast(VideoClassifier, pl_module).evaluation.videos])
@@ -154,9 +155,10 @@ class WriteUnreadable(Callback):
         self._report(trainer, "unreadable_predict.txt", [cast(VideoClassifier, pl_module).evaluation.videos])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
-            # Other processes may be gone: only what this one knows.
-            self._write("unreadable.txt", cast(VideoClassifier, pl_module).unreadable.paths)
+        # Other processes may be gone: only what this one knows. Where that is nothing, an older list stays.
+        paths = _paths(self._of_fit(pl_module)) if trainer.state.fn == TrainerFn.FITTING else {}
+        if paths and trainer.is_global_zero:
+            self._write("unreadable.txt", paths)
 
     def _report(self, trainer: L.Trainer, name: str, found: list[UnreadableVideos]) -> None:
         for videos in found:
@@ -165,7 +167,7 @@ class WriteUnreadable(Callback):
             return
         for summary in filter(None, (videos.summary() for videos in found)):
             print(summary)
-        self._write(name, {path: reason for videos in found for path, reason in videos.paths.items()})
+        self._write(name, _paths(found))
 
     def _write(self, name: str, paths: dict[str, str]) -> None:
         file = self._folder / name
@@ -174,6 +176,10 @@ class WriteUnreadable(Callback):
             print(f"all of them: {file}")
         else:
             file.unlink(missing_ok=True)  # of an earlier run
+
+
+def _paths(found: list[UnreadableVideos]) -> dict[str, str]:
+    return {path: reason for videos in found for path, reason in videos.paths.items()}
 
 
 class WriteScores(Callback):

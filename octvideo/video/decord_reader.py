@@ -39,17 +39,15 @@ def read_decord(
     """
     collector = FrameCollector(len(wanted), resize)
     size = collector.chunk_frames(frame_bytes)
-    reader = None
-    try:
+    for start in range(0, len(wanted), size):
+        # A reader a chunk: one that waits decodes ahead without end: of 10,883 frames of 1080p, it held 22 GB.
         reader = _open(path, num_frames, num_threads)
-        for start in range(0, len(wanted), size):
+        try:
             batch = _batch(reader, wanted[start : start + size])
-            if start + size >= len(wanted):
-                reader = None  # before the last frames are resized: it would go on decoding meanwhile
-            collector.add(batch)
-            del batch
-    finally:
-        del reader  # also where somebody holds the traceback
+        finally:
+            del reader  # before the frames are resized, and where somebody holds the traceback
+        collector.add(batch)
+        del batch
     return collector.frames()
 
 

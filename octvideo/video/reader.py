@@ -16,7 +16,7 @@ from torch import Tensor
 
 import octvideo.video.decord_reader as decord_reader
 from octvideo.errors import UserError
-from octvideo.video.frames import Frames, ReaderFailure, Resize, VideoReadError, sorted_unique
+from octvideo.video.frames import CHUNK_BYTES, Frames, ReaderFailure, Resize, VideoReadError, sorted_unique
 from octvideo.video.packets import Packets
 from octvideo.video.pyav_reader import FewerFramesError, PyavVideo
 from octvideo.video.sampling import Clock
@@ -47,7 +47,8 @@ def read_frames(
     Args:
         path: of the video; or its content.
         choose: from the number of frames to the frame numbers wanted, int64 of any shape.
-        decoder: "auto" is decord where its frames are sure to be the right ones, else PyAV. "torchcodec" needs
+        decoder: "auto" is decord where its frames are sure to be the right ones and come in one chunk (see `resize`),
+            else PyAV. "torchcodec" needs
             `pip install 'octvideo[torchcodec]'` and FFmpeg's shared libraries.
         num_threads: of the decoder; in a DataLoader worker 1.
         resize: makes frames small while others are decoded, so that those of 4K or 8K are never held all at full
@@ -73,6 +74,8 @@ def read_frames(
         if decoder != "pyav" and trouble is None:
             try:
                 return _read_seeking(video, wish, decoder, num_threads, resize)
+            except _LargeFramesError:
+                pass  # PyAV's memory is bounded, and nothing is wrong with the file
             except ReaderFailure as failure:
                 trouble = str(failure)
         if decoder in ("decord", "torchcodec"):
@@ -90,6 +93,10 @@ def _check(decoder: str, target_fps: float | None) -> None:
         load_torchcodec()  # missing for all files alike
     if target_fps is not None and not 0 < target_fps <= 1000:
         raise UserError(f"target_fps: got {target_fps}, expected more than 0 and at most 1000, or none")
+
+
+class _LargeFramesError(Exception):
+    """The wanted frames do not come in one chunk: decord must not wait between two, see decord_reader.py."""
 
 
 class _Wish:
@@ -117,9 +124,12 @@ def _read_seeking(video: PyavVideo, wish: _Wish, decoder: Decoder, num_threads: 
 
     Raises:
         ReaderFailure: it can't.
+        _LargeFramesError: with "auto", the frames are more than decord should hold at a time.
     """
     packets = video.packets
     wanted, places, num_frames = wish.of(packets.times)
+    if decoder == "auto" and resize is not None and len(wanted) * video.frame_bytes > CHUNK_BYTES:
+        raise _LargeFramesError
     if decoder == "torchcodec":
         frames = read_torchcodec(
             video.path,

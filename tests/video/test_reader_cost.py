@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import octvideo.video.decord_reader as decord_reader
 import octvideo.video.frames as frames_module
 import octvideo.video.pyav_reader as pyav_reader
+import octvideo.video.reader as reader_module
 from octvideo.errors import UserError
-from octvideo.video import Decoder, read_frames, resize_short_side
+from octvideo.video import Decoder, Frames, read_frames, resize_short_side
 from tests.video.reference import FILES, every, plainly, torchcodec_reason, wanted
 
 Encode = Callable[..., Path]
@@ -149,3 +151,24 @@ def test_torchcodec_without_ffmpeg(video: Path, monkeypatch: pytest.MonkeyPatch)
 def test_rates_that_can_not_be_meant(video: Path, target_fps: float) -> None:
     with pytest.raises(UserError, match=r"target_fps: got .*, expected more than 0 and at most 1000"):
         read_frames(video, every, target_fps=target_fps)
+
+
+def test_decord_gets_no_frames_that_it_would_have_to_wait_with(
+    video: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Between two chunks it decodes ahead without end: `auto` takes PyAV, and a reader by name is opened anew."""
+    opened = []
+    open_one = decord_reader._open
+    monkeypatch.setattr(decord_reader, "_open", lambda *args: opened.append(1) or open_one(*args))
+    for module in (reader_module, frames_module):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 8 * 3 * 64 * 96)  # eight of the forty frames
+    whole = read_frames(video, torch.arange, decoder="pyav").frames
+
+    def read(decoder: Decoder) -> Frames:
+        return read_frames(video, torch.arange, decoder=decoder, resize=torch.clone)
+
+    assert read("auto").decoder == "pyav" and not opened and not caplog.records
+    by_name = read("decord")
+    assert by_name.decoder == "decord" and len(opened) == 5 and torch.equal(by_name.frames, whole)
+    few = read_frames(video, lambda num_frames: torch.arange(8), resize=torch.clone)
+    assert few.decoder == "decord" and len(opened) == 6

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from octvideo.benchmark.loading.ways import Recipe, Video, pytorchvideo_clips, training_clips
 from octvideo.data.dataset import EvaluationVideos, Failure
 from octvideo.data.loading import Collate
-from octvideo.data.manifest import VideoRecord
+from octvideo.data.records import VideoRecord
 from octvideo.timing import rounds_of
 from octvideo.video import Decoder
 

@@ -72,12 +72,20 @@ class VideoFiles:
                 self._others.setdefault(stem, []).append(number)
         self._used = bytearray(len(self.paths))
 
-    def find(self, names: tuple[str, ...]) -> str | None:
-        """The path of the first of these names that is there; it then counts as used."""
+    def find(self, names: tuple[str, ...], *, split: str = "", others: frozenset[str] = frozenset()) -> str | None:
+        """The path of the first of these names that is there; it then counts as used.
+
+        Args:
+            names: see `Listed`.
+            split: of the list; what lies in a folder of this name is taken first.
+            others: splits whose folders are not looked into: a video called by its id alone is another one there.
+        """
         for name in names:
             folder, _, stem = name.rpartition("/")
-            for number in self._numbered(stem):
+            for number in sorted(self._numbered(stem), key=lambda number: split not in self._outer(number)):
                 path = self.paths[number]
+                if others.intersection(self._outer(number)):
+                    continue
                 if not folder or path.rpartition(os.sep)[0].rpartition(os.sep)[2] == folder:
                     self._used[number] = 1
                     return path
@@ -89,6 +97,10 @@ class VideoFiles:
             if self.paths[number] == path:
                 self._used[number] = 1
         return path
+
+    def _outer(self, number: int) -> list[str]:
+        """The outermost folders, train/ or videos/train/ in Kinetics."""
+        return list(Path(self.paths[number]).parts[:-1][:2])
 
     def _numbered(self, stem: str) -> list[int]:
         return [self._first[stem], *self._others.get(stem, [])] if stem in self._first else []

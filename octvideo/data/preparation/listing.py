@@ -93,7 +93,8 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
         files = {name: stack.enter_context(_Writer(out / name)) for name in names}
         for split, read in official.splits.items():
             to_list = files.get(f"{split}.txt") if lists else None
-            splits.append(_compare_split(split, read(), disk, replacements, to_list, files["missing.txt"]))
+            others = frozenset(official.splits) - {split}
+            splits.append(_compare_split(split, others, read(), disk, replacements, to_list, files["missing.txt"]))
         extra = 0
         for path in disk.unused():
             files["extra.txt"].line(path)
@@ -113,6 +114,7 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
 
 def _compare_split(
     name: str,
+    others: frozenset[str],
     videos: Iterator[Listed],
     disk: VideoFiles,
     replacements: _Replacements,
@@ -122,7 +124,7 @@ def _compare_split(
     listed = found = 0
     for video in videos:
         listed += 1
-        path = disk.use(video.path) if video.path else disk.find(video.names)
+        path = disk.use(video.path) if video.path else disk.find(video.names, split=name, others=others)
         if path is None:
             missing.line(f"{name}\t{video.names[0]}")
             continue

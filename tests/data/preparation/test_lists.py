@@ -67,6 +67,24 @@ def test_kinetics_in_either_layout(tmp_path: Path, layout: str, capsys: pytest.C
     )
 
 
+@pytest.mark.parametrize("outer", ["", "videos/"])
+def test_a_video_of_another_split_is_not_taken_for_a_listed_one(tmp_path: Path, outer: str) -> None:
+    """Named by its id alone, it may show other seconds of the same source, which would leak into the test."""
+    root = kinetics(tmp_path)
+    (root / "annotations/val.csv").write_text(
+        HEADER + "zumba,_bcdefghijk,40,50,validate,0\nzumba,cdefghijklm,5,15,val,0\n"
+    )
+    here = [
+        f"{outer}{name}"
+        for name in ("train/zumba/_bcdefghijk.mp4", "train/x/cdefghijklm.mp4", "val/zumba/_bcdefghijk.mp4")
+    ]
+    touch(root, *here)
+    assert main(["list", "kinetics400", str(root)]) == 0
+    assert [path for path, _ in listed(root, "train.txt")] == here[:2]
+    assert [path for path, _ in listed(root, "val.txt")] == here[2:]
+    assert "val\tcdefghijklm_000005_000015" in lines(root / "missing.txt")
+
+
 def test_the_replacements_of_broken_videos_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = kinetics(tmp_path)
     good = "replacement/replacement_for_corrupted_k400/_bcdefghijk_000000_000010.mp4"
