@@ -160,7 +160,8 @@ class VideoDataModule(L.LightningDataModule):
             if place.exists():
                 return place
         looked = " and ".join(str(place.absolute()) for place in places)
-        raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {self.how_to_get}")
+        advice = "tools/check_videos.py writes such a list" if key == "quarantine" else self.how_to_get
+        raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {advice}")
 
     @cached_property
     def _quarantine(self) -> Quarantine | None:
