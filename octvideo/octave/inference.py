@@ -36,7 +36,17 @@ def prepare_inference(network: nn.Module) -> nn.Module:
     Returns:
         A module with the network's inputs and outputs, in eval mode.
     """
-    return arrange(_prepare(copy.deepcopy(network).eval().requires_grad_(False)))
+    prepared = arrange(_prepare(copy.deepcopy(network).eval().requires_grad_(False)))
+    _fuse(prepared)
+    return prepared
+
+
+def _fuse(module: nn.Module) -> None:
+    """Now rather than in the first call, since graphs that are compiled need it."""
+    if isinstance(module, PreparedConv | PreparedOctConv) and module.fuse():
+        return  # its own convolutions have nothing to do
+    for child in module.children():
+        _fuse(child)
 
 
 def _prepare(model: nn.Module) -> nn.Module:

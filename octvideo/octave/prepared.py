@@ -1,14 +1,16 @@
 """Convolutions of a network that only computes scores: weights packed, ReLU and additions done in passing.
 
-`prepare_inference` puts these in the places of ordinary and octave convolutions. On the CPU they call oneDNN's
-fused convolution through torch.ops.mkldnn, the operations that inductor's CPU code calls; where a build of torch
-lacks them, on CUDA, and in a graph that is compiled or exported, they are a convolution, an addition and a ReLU.
+`prepare_inference` puts these in the places of ordinary and octave convolutions. On the CPU, in float32, they are
+fused_conv.py's where the machine has a C++ compiler, in compiled graphs too. Else they call oneDNN's fused convolution
+through torch.ops.mkldnn, the operations that inductor's CPU code calls. Where a build of torch lacks them, on CUDA, and
+in other graphs that are compiled or exported, they are a convolution, an addition and a ReLU.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from octvideo.octave.arrange import convolve, fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
 from octvideo.octave.conv import _OctConvNd
 from octvideo.octave.features import Octave
+from octvideo.octave.fused_conv import Form, FusedConv
+from octvideo.octave.fused_library import load_library
 from octvideo.octave.partition import take_channels
 from octvideo.octave.paths import Term
 from octvideo.octave.resample import add_upsampled, crop, pool_down, pool_images, upsample
@@ -69,6 +73,7 @@ class PreparedConv(nn.Module):
         # oneDNN's order depends on the map's size. Weights in another one are sorted anew in every call: Oct-I3D-50
         # took twice as long for clips of 224 after one of 32.
         self._packed: tuple[torch.Size, Tensor, list[int], list[int], list[int]] | None = None
+        self._fused: FusedConv | None = None
 
     @property
     def fuses(self) -> bool:
@@ -93,6 +98,9 @@ class PreparedConv(nn.Module):
         Returns:
             (N, C_out, [T',] H', W').
         """
+        if self.fuse() and _can_run_fused(x) and (base is None or self._fits(base, x.shape)):
+            assert self._fused is not None
+            return self._fused(x, None, base)[0]
         x = x.to(self.weight.dtype)  # weights in bfloat16 set the precision
         if not (self._is_fast(x) and (base is None or self._fits(base, x.shape))):
             y = self.convolve(x) if base is None else self.convolve(x) + base
@@ -104,6 +112,32 @@ class PreparedConv(nn.Module):
             return unfold_frames(y, x.shape[0])
         y = self._run(fold_space(x), None if base is None else fold_space(base))
         return unfold_space(y, x.shape[3:])
+
+    @property
+    def form(self) -> Form:
+        """Of three axes."""
+        images = self.weight.dim() == 4
+        sizes = (tuple(self.weight.shape[2:]), self.stride, self.padding, self.dilation)
+        kernel, stride, padding, dilation = (
+            (first, *size) if images else size for first, size in zip((1, 1, 0, 1), sizes, strict=True)
+        )
+        return Form(kernel, stride, padding, dilation)
+
+    def fuse(self) -> bool:
+        """Prepares, once, for being one pass of octvideo/octave/fused_conv.py; whether it can be.
+
+        In a graph that is being compiled it says what came of it before.
+        """
+        if self.weight.dtype != torch.float32 or self.weight.device.type != "cpu":
+            return False
+        if self._fused is None and not torch.compiler.is_compiling():
+            weight = self.weight
+            possible = self.groups == 1 and weight.dim() > 3 and self.form.is_supported
+            if possible and load_library() is not None:
+                self._fused = FusedConv(
+                    self.form, high=weight, num_high=weight.shape[1], bias_high=self.bias, relu=self.relu
+                )
+        return self._fused is not None
 
     def run_frames(self, x: Tensor, base: Tensor | None, clips: int) -> Tensor:
         """The fused convolution of channels-last frames (N·T, C_in, H, W) to (N·T', C_out, H', W'); `base` is of these.
@@ -161,7 +195,7 @@ class PreparedConv(nn.Module):
         return x.shape, ordered, *sizes
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}  # oneDNN's tensors neither copy nor pickle
+        return {**self.__dict__, "_packed": None, "_fused": None}  # oneDNN's tensors neither copy nor pickle
 
     def _apply(self, *args: Any, **kwargs: Any) -> PreparedConv:
         self._packed = None
@@ -202,6 +236,8 @@ class PreparedOctConv(nn.Module):
         self._halves_space = self.axes > 1 and all(s is None or s == (1, 2, 2)[-self.axes :] for s in steps)
         self.high = nn.ModuleList(_prepared(conv, term, to_low=False) for term in conv._high_terms)
         self.low = nn.ModuleList(_prepared(conv, term, to_low=True) for term in conv._low_terms)
+        self._num_high = len(conv.partition_in.high)
+        self._fused: FusedConv | None = None
 
     @classmethod
     def of(cls, conv: _OctConvNd) -> PreparedOctConv | None:
@@ -226,6 +262,10 @@ class PreparedOctConv(nn.Module):
         """Convolve; `base`, of the result's form, is added and overwritten. See `PreparedConv`."""
         high, low = x if isinstance(x, Octave) else (x, None)
         base_high, base_low = base if isinstance(base, Octave) else (base, None)
+        if self.fuse() and _can_run_fused(high) and (base_high is None or self._fits(base_high, high)):
+            assert self._fused is not None
+            y_high, y_low = self._fused(high, low, base_high, base_low)
+            return y_high if y_low is None else Octave(y_high, y_low)
         if self._is_fast(high, base_high):
             y_high, y_low = self._frames(high, low, base_high, base_low)
             return y_high if y_low is None else Octave(y_high, y_low)
@@ -240,10 +280,65 @@ class PreparedOctConv(nn.Module):
         first: Any = self.high[0]
         if not self._halves_space or high.dtype != first.weight.dtype or not first._is_fast(high):
             return False
-        shape = high.shape
+        return base is None or self._fits(base, high)
+
+    def _fits(self, base: Tensor, high: Tensor) -> bool:
+        shape: Sequence[int] = high.shape
         if self.pool_first is not None:
-            shape = (*shape[:-2], *((n + 1) // 2 for n in shape[-2:]))  # type: ignore[assignment]
-        return base is None or first._fits(base, shape)
+            shape = (*shape[:-2], *((n + 1) // 2 for n in shape[-2:]))
+        return self.high[0]._fits(base, shape)  # type: ignore[operator, no-any-return]
+
+    def fuse(self) -> bool:
+        """Prepares, once, for being one pass; whether it can be. See `PreparedConv.fuse`."""
+        first: Any = self.high[0]
+        if first.weight.dtype != torch.float32 or first.weight.device.type != "cpu":
+            return False
+        if self._fused is None and not torch.compiler.is_compiling():
+            form = self._form()
+            if form is not None and form.is_supported and load_library() is not None:
+                repeated: Any = self.high[1].weight if len(self.high) > 1 else None
+                low: Any = self.low[0] if self.gives_pair else None
+                weight = first.weight
+                self._fused = FusedConv(
+                    form,
+                    high=weight,
+                    repeated=repeated,
+                    low=None if low is None else low.weight,
+                    num_high=self._num_high,
+                    bias_high=first.bias,
+                    bias_low=None if low is None else low.bias,
+                    relu=self.relu,
+                )
+        return self._fused is not None
+
+    def _form(self) -> Form | None:
+        """None where its convolutions are not alike, or do not meet in the way that fused_conv.cpp expects."""
+        convs: list[Any] = [*self.high, *self.low]
+        alike = all(conv.groups == 1 and conv.weight.dim() > 3 and conv.form == convs[0].form for conv in convs)
+        main, *others = self._terms[: len(self.high)]
+        from_high, from_low = main.sources
+        expected = from_high is not None and from_high.pool is None
+        if from_low is not None:
+            expected &= from_low.pool is None and self.pool_first is not None
+        for term in others:
+            source = term.sources[1]
+            expected &= term.sources[0] is None and source is not None and source.pool is None
+            expected &= self.pool_first is None and term.path.up is not None
+        low_sources = self._terms[-1].sources if self.gives_pair else (None, None)
+        expected &= low_sources[0] is None or low_sources[0].pool is not None
+        expected &= low_sources[1] is None or low_sources[1].pool == self.pool_first
+        if not (alike and expected and self._halves_space):
+            return None
+        return replace(
+            convs[0].form,
+            pool_first=self.pool_first is not None,
+            high_reads_low=from_low is not None,
+            low_reads_high=low_sources[0] is not None,
+            low_reads_low=low_sources[1] is not None,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fused": None}
 
     def _frames(
         self, high: Tensor, low: Tensor | None, base_high: Tensor | None, base_low: Tensor | None
@@ -286,6 +381,10 @@ class PreparedOctConv(nn.Module):
             return self.high[0](x, add_upsampled(base, repeated, up))
         size = [h if u == 2 else r for h, r, u in zip(high.shape[2:], repeated.shape[2:], up, strict=True)]
         return self.high[0](x, upsample(repeated, size, up))
+
+
+def _can_run_fused(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and not torch.is_grad_enabled() and is_channels_last(x)
 
 
 def _fold(x: Tensor) -> Tensor:

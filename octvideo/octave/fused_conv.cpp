@@ -1,0 +1,596 @@
+// One layer of a network that only computes scores: an ordinary or an octave convolution in float32, with its bias,
+// residual addition, ReLU, pooling and repeating in the same pass over the maps. fused_conv.py compiles and calls it.
+//
+//   y_high = relu(conv(x_high) + repeat(conv(x_low)) + base_high)
+//   y_low  = relu(conv(pool(x_high)) + conv(x_low) + base_low)
+//
+// A tile of some pixels by some vectors of output channels stays in registers from the first addition to the ReLU:
+// the repeated low part and the residual are where the sums start. x_high is pooled when it is read for y_high, so that
+// it comes out of a cache the second time. Maps are channels last; where the kernel has a width, they are first copied
+// into ones with a border of zeros, in which the pixels under a row of the kernel are one run of numbers.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRegisters = 32;
+#else
+constexpr int kLanes = 4, kRegisters = 16;
+#endif
+using Vector = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+
+// Pixels of a tile of so many vectors: few enough for the registers, with a row of weights and one number of x.
+constexpr int most_pixels(int vectors) {
+  return kRegisters == 32 ? (vectors <= 2 ? 14 : vectors == 3 ? 8 : 6) : std::max(2, 12 / vectors);
+}
+
+// What a core keeps close: weights beyond it are read block by block over the whole map, and maps in strips of it.
+constexpr int64_t kCachedWeights = 512 * 1024 / sizeof(float), kStrip = 192 * 1024 / sizeof(float);
+
+constexpr int kAxes = 3;
+
+}  // namespace
+
+extern "C" {
+
+// Same fields in fused_conv.py. Absent maps and weights are null.
+struct Layer {
+  const float *high, *low, *base_high, *base_low;  // (clips, frames, height, width, channels)
+  float *out_high, *out_low;
+  const float *weight_high, *weight_from_low, *weight_low, *bias_high, *bias_low;  // of pack()
+  int64_t clips, frames, height, width;                                            // of x_high
+  int64_t in_high, in_low, outs_high, outs_low;                                    // channels
+  int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
+  int64_t relu;
+  int64_t pool_first;          // x_high is pooled, and x_low where y_low reads it
+  int64_t high_reads_low;      // y_high's convolution reads [x_high, x_low], which then have one size
+  int64_t low_reads_high, low_reads_low;
+  int64_t shares_low;          // weight_from_low gives y_low's part of x_low too, behind y_high's
+  int64_t threads;
+};
+
+}  // extern "C"
+
+namespace {
+
+// A map as a convolution reads it; steps are in numbers. Maps with a border start at its corner.
+struct Source {
+  const float* data;
+  int64_t channels, pixel, row, frame;
+};
+
+// A run of numbers under a tile's first pixel, `step` apart for the next one, that meet `count` rows of weights.
+struct Tap {
+  const float* data;
+  int64_t step, count, weight;
+};
+
+struct Geometry {
+  int64_t clips, frames, height, width;              // of the map that is read
+  int64_t out_frames, out_height, out_width;
+};
+
+struct Tile {
+  const float* bias;       // of the tile's first channel, as are all pointers here; may be null
+  const float* base;       // likewise
+  const float* const* added;  // for each pixel; may be null
+  float* out;
+  int64_t out_step;
+  int last_lanes;          // channels in the last vector
+  bool relu;
+  const float* ahead;      // what is read next, to be fetched meanwhile: so many numbers; may be null
+  int64_t ahead_count;
+};
+
+constexpr int64_t kLine = 64 / sizeof(float);
+
+[[gnu::always_inline]] inline Vector load(const float* from, int lanes) {
+  if (lanes == kLanes) return *reinterpret_cast<const Vector*>(from);
+  Vector part{};
+  for (int lane = 0; lane < lanes; ++lane) part[lane] = from[lane];
+  return part;
+}
+
+[[gnu::always_inline]] inline void store(float* to, Vector value, int lanes) {
+  if (lanes == kLanes) {
+    *reinterpret_cast<Vector*>(to) = value;
+    return;
+  }
+  for (int lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
+}
+
+// fn(pixel, vector, lanes of that vector) for all of a tile, without a branch where all vectors are full.
+template <int Pixels, int Vectors, class Function>
+[[gnu::always_inline]] inline void each(int last_lanes, const Function& fn) {
+  if (last_lanes == kLanes) {
+#pragma GCC unroll 32
+    for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) fn(p, v, kLanes);
+    return;
+  }
+#pragma GCC unroll 32
+  for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) fn(p, v, v == Vectors - 1 ? last_lanes : kLanes);
+}
+
+template <int Pixels, int Vectors>
+void compute_tile(const Tap* taps, int num_taps, int64_t first, const float* weight, const Tile& tile) {
+  for (int p = 0; p < Pixels; ++p) {
+    const float* to = tile.out + p * tile.out_step;
+    for (int64_t n = 0; n < Vectors * kLanes; n += kLine) __builtin_prefetch(to + n, 1);
+  }
+  for (int64_t n = 0; n < tile.ahead_count; n += kLine) __builtin_prefetch(tile.ahead + n, 0, 2);
+  Vector sums[Pixels][Vectors];
+#pragma GCC unroll 32
+  for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) sums[p][v] = Vector{};
+  for (int t = 0; t < num_taps; ++t) {
+    const int64_t step = taps[t].step, count = taps[t].count;
+    const float* x = taps[t].data + first * step;
+    const float* w = weight + taps[t].weight * Vectors * kLanes;
+    for (int64_t c = 0; c < count; ++c, w += Vectors * kLanes) {
+      Vector row[Vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) row[v] = *reinterpret_cast<const Vector*>(w + v * kLanes);
+#pragma GCC unroll 32
+      for (int p = 0; p < Pixels; ++p) {
+        const float number = x[p * step + c];
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) sums[p][v] += row[v] * number;
+      }
+    }
+  }
+  const int64_t out_step = tile.out_step;
+  const int lanes = tile.last_lanes;
+  if (const float* bias = tile.bias)
+    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] += load(bias + v * kLanes, n); });
+  if (const float* base = tile.base)
+    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] += load(base + p * out_step + v * kLanes, n); });
+  if (const float* const* added = tile.added)
+    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] += load(added[p] + v * kLanes, n); });
+  if (tile.relu)
+    each<Pixels, Vectors>(lanes, [&](int p, int v, int) {
+      sums[p][v] = sums[p][v] < 0.0f ? Vector{} : sums[p][v];  // keeps what is no number
+    });
+  float* out = tile.out;
+  each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { store(out + p * out_step + v * kLanes, sums[p][v], n); });
+}
+
+using TileFunction = void (*)(const Tap*, int, int64_t, const float*, const Tile&);
+
+template <int Vectors, int... Less>
+TileFunction choose(int pixels, std::integer_sequence<int, Less...>) {
+  static constexpr TileFunction functions[] = {compute_tile<Less + 1, Vectors>...};
+  return functions[pixels - 1];
+}
+
+TileFunction tile_function(int pixels, int vectors) {
+  if (vectors == 1) return choose<1>(pixels, std::make_integer_sequence<int, most_pixels(1)>{});
+  if (vectors == 2) return choose<2>(pixels, std::make_integer_sequence<int, most_pixels(2)>{});
+  if (vectors == 3) return choose<3>(pixels, std::make_integer_sequence<int, most_pixels(3)>{});
+  return choose<4>(pixels, std::make_integer_sequence<int, most_pixels(4)>{});
+}
+
+struct Block {
+  int64_t first;  // output channel
+  int vectors, last_lanes;
+};
+
+// Blocks of three and four vectors, which keep most registers busy; fewer where there are not as many.
+std::vector<Block> blocks_of(int64_t channels) {
+  std::vector<Block> blocks;
+  constexpr int widest = kRegisters == 32 ? 4 : 3;
+  int64_t left = (channels + kLanes - 1) / kLanes, first = 0;
+  while (left > 0) {
+    const int vectors = left <= widest  ? static_cast<int>(left)
+                        : left % 3 == 0 ? 3
+                        : widest == 3   ? 2
+                        : left == 5     ? 3
+                                        : 4;
+    const int64_t width = std::min<int64_t>(vectors * kLanes, channels - first);
+    blocks.push_back({first, vectors, static_cast<int>(width - (vectors - 1) * kLanes)});
+    first += vectors * kLanes;
+    left -= vectors;
+  }
+  return blocks;
+}
+
+// Several things at once: fn(n) for n < count, in order on each thread.
+template <class Function>
+void parallel_for(int64_t threads, int64_t count, const Function& fn) {
+#if defined(_OPENMP)
+  if (count > 1 && threads > 1) {
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
+    for (int64_t n = 0; n < count; ++n) fn(n);
+    return;
+  }
+#endif
+  for (int64_t n = 0; n < count; ++n) fn(n);
+}
+
+int64_t low_size(int64_t size) { return (size + 1) / 2; }
+
+// Memory that a thread keeps from call to call.
+float* scratch(int which, int64_t numbers) {
+  static thread_local std::vector<float> kept[8];
+  if (static_cast<int64_t>(kept[which].size()) < numbers) kept[which].resize(numbers);
+  return kept[which].data();
+}
+
+// Where pooled or copied maps go: (frames, height + 2 top, width + 2 side, channels).
+struct Bordered {
+  float* data;
+  int64_t height, width, channels, top, side;
+  int64_t row() const { return (width + 2 * side) * channels; }
+  int64_t frame() const { return (height + 2 * top) * row(); }
+  float* pixels(int64_t frame_number, int64_t y) const {
+    return data + frame_number * frame() + (y + top) * row() + side * channels;
+  }
+  Source source() const { return {data, channels, channels, row(), frame()}; }
+  void clear_border(int64_t frame_number) const {
+    float* start = data + frame_number * frame();
+    std::fill_n(start, top * row(), 0.0f);
+    std::fill_n(start + (height + top) * row(), top * row(), 0.0f);
+    for (int64_t y = 0; side && y < height; ++y) {
+      float* line = start + (y + top) * row();
+      std::fill_n(line, side * channels, 0.0f);
+      std::fill_n(line + (side + width) * channels, side * channels, 0.0f);
+    }
+  }
+};
+
+// One row of a map of half the size from one or two rows of the map, the mean of the pixels that there are.
+void pool_row(const float* upper, const float* lower, int64_t width, int64_t channels, float* out) {
+  for (int64_t x = 0; x < width; x += 2, out += channels) {
+    const bool pair = x + 1 < width;
+    const float *a = upper + x * channels, *b = pair ? a + channels : a;
+    const float *c = lower + x * channels, *d = pair ? c + channels : c;
+    for (int64_t n = 0; n < channels; ++n) out[n] = ((a[n] + b[n]) + (c[n] + d[n])) * 0.25f;
+  }
+}
+
+void pool_rows(const float* frame, int64_t height, int64_t width, int64_t first, int64_t last, const Bordered& to,
+               int64_t number) {
+  const int64_t row = width * to.channels;
+  for (int64_t y = first; y < last; ++y) {
+    const float* upper = frame + 2 * y * row;
+    pool_row(upper, 2 * y + 1 < height ? upper + row : upper, width, to.channels, to.pixels(number, y));
+  }
+}
+
+void copy_frame(const float* frame, const Bordered& to, int64_t number) {
+  to.clear_border(number);
+  const int64_t row = to.width * to.channels;
+  for (int64_t y = 0; y < to.height; ++y) std::memcpy(to.pixels(number, y), frame + y * row, row * sizeof(float));
+}
+
+// The frames of a map in strips, all frames of a strip before the next strip.
+struct Strips {
+  int64_t frames, height, step;
+  int64_t per_frame() const { return (height + step - 1) / step; }
+  template <class Function>
+  void at(int64_t n, const Function& fn) const {  // fn(clip, t, first row, behind the last row)
+    const int64_t t = n % frames, s = n / frames % per_frame(), clip = n / frames / per_frame();
+    fn(clip, t, s * step, std::min((s + 1) * step, height));
+  }
+};
+
+// Where a frame's numbers are, if not in the maps: in memory of the thread that computes it.
+struct Local {
+  const float* source = nullptr;    // the first frame of the first source
+  const float* addend = nullptr;    // the frame of the addend
+  const float* ahead = nullptr;     // the strip of the first source that is read next
+};
+
+// A map that is added; of half the size, its pixels are repeated.
+struct Addend {
+  const float* data;
+  int64_t pixel;  // step between pixels
+  bool is_half;
+};
+
+// One convolution of one or two sources, and where its result goes.
+struct Convolution {
+  const Layer& layer;
+  Geometry size;
+  Source sources[2];
+  int num_sources;
+  const float *weight, *bias, *base;
+  float* out;
+  int64_t outs;
+  bool relu;
+  const std::vector<Block>& blocks;
+  Addend addend{};
+
+  bool has_space() const { return layer.kernel[1] * layer.kernel[2] > 1 || layer.stride[1] * layer.stride[2] > 1; }
+
+  int64_t channels() const { return sources[0].channels + (num_sources > 1 ? sources[1].channels : 0); }
+
+  int64_t rows() const { return channels() * layer.kernel[0] * layer.kernel[1] * layer.kernel[2]; }  // of its weight
+
+  // Output rows [first, last) of frame t of one clip.
+  void compute(int64_t clip, int64_t t, int64_t first, int64_t last, const Local& local = {}) const {
+    for (const Block& block : blocks) compute_block(clip, t, first, last, block, local);
+  }
+
+  void compute_block(int64_t clip, int64_t t, int64_t first, int64_t last, const Block& block,
+                     const Local& local = {}) const {
+    if (!has_space()) {
+      run(clip, t, 0, first * size.out_width, last * size.out_width, block, local);
+      return;
+    }
+    for (int64_t y = first; y < last; ++y) run(clip, t, y, 0, size.out_width, block, local);
+  }
+
+  // Pixels [begin, end), counted from row y of the output.
+  void run(int64_t clip, int64_t t, int64_t y, int64_t begin, int64_t end, const Block& block,
+           const Local& local) const {
+    static thread_local std::vector<Tap> taps;
+    taps.clear();
+    int64_t row = 0;
+    const int64_t* k = layer.kernel;
+    for (int s = 0; s < num_sources; ++s) {
+      const Source& x = sources[s];
+      const bool joins = layer.dilation[2] == 1 && x.pixel == x.channels;  // neighbours under the kernel are one run
+      const int64_t columns = joins ? 1 : k[2], count = x.channels * (joins ? k[2] : 1);
+      for (int64_t i = 0; i < k[0]; ++i) {
+        const int64_t frame = t * layer.stride[0] - layer.padding[0] + i * layer.dilation[0];
+        if (frame < 0 || frame >= size.frames) {
+          row += k[1] * k[2] * x.channels;
+          continue;
+        }
+        const float* start = s == 0 && local.source ? local.source + frame * x.frame
+                                                    : x.data + (clip * size.frames + frame) * x.frame;
+        for (int64_t j = 0; j < k[1]; ++j)
+          for (int64_t c = 0; c < columns; ++c, row += count) {
+            const float* data =
+                start + (y * layer.stride[1] + j * layer.dilation[1]) * x.row + c * layer.dilation[2] * x.pixel;
+            taps.push_back({data, x.pixel * layer.stride[2], count, row});
+          }
+      }
+    }
+    const float* packed = weight + rows() * block.first;
+    const int64_t frame = clip * size.out_frames + t;
+    const int64_t shift = addend.is_half, add_width = shift ? low_size(size.out_width) : size.out_width;
+    const int64_t add_frame = (shift ? low_size(size.out_height) : size.out_height) * add_width * addend.pixel;
+    const float* added = local.addend ? local.addend : addend.data ? addend.data + frame * add_frame : nullptr;
+    const int64_t ahead_count = local.ahead && block.first == 0 ? sources[0].channels : 0;
+    // Nearly equal tiles.
+    const int64_t most = most_pixels(block.vectors), tiles = (end - begin + most - 1) / most;
+    const int64_t pixels = tiles ? (end - begin) / tiles : 0, longer = tiles ? (end - begin) % tiles : 0;
+    int64_t row_y = y + begin / size.out_width, x = begin % size.out_width, from = begin;
+    for (int64_t n = 0; n < tiles; ++n) {
+      const int64_t to = from + pixels + (n < longer);
+      const float* pixels_added[most_pixels(1)];
+      if (added)
+        for (int64_t p = 0; p < to - from; ++p) {
+          pixels_added[p] = added + ((row_y >> shift) * add_width + (x >> shift)) * addend.pixel + block.first;
+          if (++x == size.out_width) x = 0, ++row_y;
+        }
+      const int64_t at = ((frame * size.out_height + y) * size.out_width + from) * outs + block.first;
+      const Tile tile{bias ? bias + block.first : nullptr,
+                      base ? base + at : nullptr,
+                      added ? pixels_added : nullptr,
+                      out + at,
+                      outs,
+                      block.last_lanes,
+                      relu,
+                      ahead_count ? local.ahead + (from - begin) * ahead_count : nullptr,
+                      (to - from) * ahead_count};
+      tile_function(static_cast<int>(to - from), block.vectors)(taps.data(), static_cast<int>(taps.size()), from,
+                                                                packed, tile);
+      from = to;
+    }
+  }
+
+  // Rows of the output that go together: an even number of them, for pooling.
+  int64_t strip() const {
+    if (has_space()) return size.out_height;
+    const int64_t row = size.width * channels() * std::min(layer.kernel[0], size.frames);
+    return std::max<int64_t>(2, kStrip / std::max<int64_t>(row, 1) / 2 * 2);
+  }
+
+  // What the first source holds for the first unit behind unit n that nothing has read yet.
+  const float* ahead(const Strips& strips, int64_t n, int64_t units) const {
+    const float* start = nullptr;
+    n += layer.kernel[0] - layer.padding[0];
+    if (!has_space() && n < units)
+      strips.at(n, [&](int64_t clip, int64_t t, int64_t first, int64_t) {
+        start = sources[0].data + (clip * size.frames + t) * sources[0].frame + first * sources[0].row;
+      });
+    return start;
+  }
+};
+
+// A whole map, with nothing to do in between. Where the weights fill the cache, one block of them after the other.
+void compute_all(const Convolution& conv) {
+  const Strips strips{conv.size.out_frames, conv.size.out_height, conv.strip()};
+  const int64_t units = conv.size.clips * strips.per_frame() * strips.frames;
+  const bool by_block = conv.rows() * conv.outs > kCachedWeights;
+  parallel_for(conv.layer.threads, by_block ? units * static_cast<int64_t>(conv.blocks.size()) : units, [&](int64_t n) {
+    Local local;
+    if (!by_block) local.ahead = conv.ahead(strips, n, units);
+    strips.at(n % units, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
+      if (by_block)
+        conv.compute_block(clip, t, first, last, conv.blocks[n / units]);
+      else
+        conv.compute(clip, t, first, last, local);
+    });
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t packed_size(int64_t rows, int64_t outs) { return rows * ((outs + kLanes - 1) / kLanes) * kLanes; }
+
+// A matrix of (rows, outs) in the order in which tiles read it.
+void pack(const float* matrix, int64_t rows, int64_t outs, float* packed) {
+  for (const Block& block : blocks_of(outs)) {
+    const int64_t width = block.vectors * kLanes, have = std::min(width, outs - block.first);
+    for (int64_t r = 0; r < rows; ++r, packed += width) {
+      std::fill_n(packed, width, 0.0f);
+      std::copy_n(matrix + r * outs + block.first, have, packed);
+    }
+  }
+}
+
+void run_layer(const Layer* given) {
+  const Layer& layer = *given;
+  const int64_t images = layer.clips * layer.frames;
+  const bool has_space = layer.kernel[1] * layer.kernel[2] > 1;
+  const int64_t top = has_space ? layer.padding[1] : 0, side = has_space ? layer.padding[2] : 0;
+  int64_t height = layer.height, width = layer.width;
+  const float* high = layer.high;
+
+  const auto bordered = [&](int which, int64_t frames, int64_t h, int64_t w, int64_t channels) {
+    return Bordered{scratch(which, frames * (h + 2 * top) * (w + 2 * side) * channels), h, w, channels, top, side};
+  };
+  const auto out_size = [&](int64_t n, int axis) {
+    return (n + 2 * layer.padding[axis] - layer.dilation[axis] * (layer.kernel[axis] - 1) - 1) / layer.stride[axis] + 1;
+  };
+  const auto geometry = [&](int64_t h, int64_t w) {
+    return Geometry{layer.clips, layer.frames, h, w, out_size(layer.frames, 0), out_size(h, 1), out_size(w, 2)};
+  };
+  const auto plain = [](const float* data, int64_t h, int64_t w, int64_t channels) {
+    return Source{data, channels, channels, w * channels, h * w * channels};
+  };
+
+  if (layer.pool_first) {
+    const Bordered pooled{scratch(0, images * low_size(height) * low_size(width) * layer.in_high),
+                          low_size(height), low_size(width), layer.in_high, 0, 0};
+    parallel_for(layer.threads, images, [&](int64_t n) {
+      pool_rows(high + n * height * width * layer.in_high, height, width, 0, pooled.height, pooled, n);
+    });
+    high = pooled.data, height = pooled.height, width = pooled.width;
+  }
+  const int64_t half_height = low_size(height), half_width = low_size(width), high_frame = height * width * layer.in_high;
+
+  // x_low for all that reads it as it is: of half the size of x_high, or of its size where that was pooled.
+  const int64_t low_height = layer.pool_first ? height : half_height, low_width = layer.pool_first ? width : half_width;
+  const int64_t low_frame = low_height * low_width * layer.in_low;
+  Source low = plain(layer.low, low_height, low_width, layer.in_low);
+  if (has_space && (layer.weight_from_low || layer.high_reads_low || (layer.low_reads_low && !layer.pool_first))) {
+    const Bordered copy = bordered(1, images, low_height, low_width, layer.in_low);
+    parallel_for(layer.threads, images, [&](int64_t n) { copy_frame(layer.low + n * low_frame, copy, n); });
+    low = copy.source();
+  }
+  Source low_of_low = low;  // as y_low reads it
+  if (layer.low_reads_low && layer.pool_first) {
+    const Bordered to = bordered(2, images, half_height, half_width, layer.in_low);
+    parallel_for(layer.threads, images, [&](int64_t n) {
+      to.clear_border(n);
+      pool_rows(layer.low + n * low_frame, low_height, low_width, 0, half_height, to, n);
+    });
+    low_of_low = to.source();
+  }
+
+  const Geometry size = geometry(height, width), half = geometry(half_height, half_width);
+  const bool gives_low = layer.weight_low, pools = gives_low && layer.low_reads_high;
+  const int64_t low_outs = layer.weight_from_low ? layer.outs_high + (layer.shares_low ? layer.outs_low : 0) : 0;
+  const auto high_blocks = blocks_of(layer.outs_high), from_low_blocks = blocks_of(low_outs),
+             below_blocks = blocks_of(layer.outs_low);
+  Convolution main{layer, size, {plain(high, height, width, layer.in_high), low}, layer.high_reads_low ? 2 : 1,
+                   layer.weight_high, layer.bias_high, layer.base_high, layer.out_high, layer.outs_high,
+                   layer.relu != 0, high_blocks, {nullptr, low_outs, true}};
+  Convolution from_low{layer, half, {low}, 1, layer.weight_from_low, nullptr, nullptr, nullptr, low_outs, false, from_low_blocks};
+  Convolution below{layer, half, {}, 0, layer.weight_low, layer.bias_low, layer.base_low, layer.out_low,
+                    layer.outs_low, layer.relu != 0, below_blocks, {nullptr, low_outs, false}};
+  if (pools) ++below.num_sources;  // set below
+  if (gives_low && layer.low_reads_low && !layer.shares_low) below.sources[below.num_sources++] = low_of_low;
+  const int64_t from_low_frame = half.out_height * half.out_width * low_outs;
+
+  // Strip by strip where all weights stay in the cache, and where an output frame reads the input frame of its number:
+  // what is pooled, repeated and copied then never leaves it. A kernel with an extent in time needs the pooled strips
+  // of several frames, so that one thread then has a strip's frames in turn.
+  const bool alike = size.out_frames == layer.frames && size.out_height == height && size.out_width == width;
+  const int64_t weights = layer.kernel[0] * layer.kernel[1] * layer.kernel[2] * (layer.in_high + layer.in_low) *
+                          (layer.outs_high + layer.outs_low);
+  const bool in_turn = layer.kernel[0] > 1;
+  const Strips strips{size.out_frames, size.out_height, main.strip()};
+  const int64_t strip_units = size.clips * strips.per_frame() * (in_turn ? 1 : strips.frames);
+  const bool by_strip = alike && weights <= kCachedWeights && !(has_space && in_turn) &&
+                        (!in_turn || strip_units >= 2 * layer.threads);
+
+  if (by_strip) {
+    const auto local_pooled = [&] { return bordered(3, in_turn ? layer.frames : 1, half_height, half_width, layer.in_high); };
+    const auto local_copy = [&] { return bordered(4, 1, height, width, layer.in_high); };
+    if (has_space) main.sources[0] = local_copy().source();
+    if (pools) below.sources[0] = local_pooled().source();
+    if (!in_turn) {  // frames take turns in one place
+      below.sources[0].frame = 0;
+      if (has_space) main.sources[0].frame = 0;
+    }
+    parallel_for(layer.threads, strip_units, [&](int64_t unit) {
+      const int64_t units = strip_units * (in_turn ? strips.frames : 1);
+      int64_t have = 0;  // frames that are pooled
+      for (int64_t n = in_turn ? unit * strips.frames : unit, end = n + (in_turn ? strips.frames : 1); n < end; ++n)
+        strips.at(n, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
+          Local of_high, of_low;
+          of_high.ahead = main.ahead(strips, n, units);
+          const int64_t half_first = first / 2, half_last = low_size(last);
+          const float* frames = high + clip * size.frames * high_frame;
+          if (pools) {
+            const Bordered to = local_pooled();
+            const int64_t wanted = in_turn ? std::min(t + layer.kernel[0] - layer.padding[0], size.frames) : t + 1;
+            for (have = in_turn ? have : t; have < wanted; ++have) {
+              const int64_t place = in_turn ? have : 0;
+              to.clear_border(place);
+              pool_rows(frames + have * high_frame, height, width, half_first, half_last, to, place);
+            }
+            of_low.source = to.data;
+          }
+          if (has_space) {
+            const Bordered to = local_copy();
+            copy_frame(frames + t * high_frame, to, 0);
+            of_high.source = to.data;
+          }
+          if (low_outs) {
+            float* part = scratch(5, from_low_frame);
+            Convolution local = from_low;
+            local.out = part - (clip * size.frames + t) * from_low_frame;
+            local.compute(clip, t, half_first, half_last);
+            of_high.addend = part;
+            if (layer.shares_low) of_low.addend = part + layer.outs_high;
+          }
+          main.compute(clip, t, first, last, of_high);
+          if (gives_low) below.compute(clip, t, half_first, half_last, of_low);
+        });
+    });
+    return;
+  }
+  if (low_outs) {
+    from_low.out = scratch(5, half.clips * half.out_frames * from_low_frame);
+    compute_all(from_low);
+    main.addend.data = from_low.out;
+    if (layer.shares_low) below.addend.data = from_low.out + layer.outs_high;
+  }
+  const Bordered pooled = pools ? bordered(3, images, half_height, half_width, layer.in_high) : Bordered{};
+  if (pools) below.sources[0] = pooled.source();
+  const Bordered copy = has_space ? bordered(4, images, height, width, layer.in_high) : Bordered{};
+  if (has_space) main.sources[0] = copy.source();
+  parallel_for(layer.threads, has_space || pools ? images : 0, [&](int64_t n) {
+    const float* frame = high + n * high_frame;
+    if (has_space) copy_frame(frame, copy, n);
+    if (!pools) return;
+    pooled.clear_border(n);
+    pool_rows(frame, height, width, 0, half_height, pooled, n);
+  });
+  compute_all(main);
+  if (gives_low) compute_all(below);
+}
+
+}  // extern "C"

@@ -1,0 +1,218 @@
+"""Ordinary and octave convolutions in float32 on the CPU, each with all that surrounds it in one pass over the maps.
+
+Torch's operations make three convolutions of an octave layer, and passes for pooling, joining, repeating and
+adding. fused_conv.cpp does a whole layer at once, with what is pooled, repeated and added still in registers or in the
+cache. Ordinary convolutions gain by it too, where a residual is added.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octvideo.octave.fused_library import POINTERS, Layer, load_library
+
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a layer computes.
+
+    Args:
+        kernel, stride, padding, dilation: of three axes, the first being time (1, 1, 0, 1 for images).
+        pool_first: x_high is pooled before anything reads it, and x_low where y_low reads it: a strided layer.
+        high_reads_low: y_high's convolution reads [x_high, x_low], of one size: in a strided layer.
+        low_reads_high, low_reads_low: which maps y_low's convolution reads, the high one pooled.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...] = (1, 1, 1)
+    padding: tuple[int, ...] = (0, 0, 0)
+    dilation: tuple[int, ...] = (1, 1, 1)
+    pool_first: bool = False
+    high_reads_low: bool = False
+    low_reads_high: bool = False
+    low_reads_low: bool = False
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether fused_conv.cpp has it: a kernel with an extent in time or in space, not both."""
+        in_space = any(n > 1 for n in (*self.kernel[1:], *self.stride[1:]))
+        pads_less = all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
+        return pads_less and not (in_space and (self.kernel[0] > 1 or self.stride[0] > 1 or self.padding[0] > 0))
+
+
+class FusedConv:
+    """One layer: y_high = relu(conv(x_high) + repeat(conv(x_low)) + base_high), and y_low likewise.
+
+    fused_conv.cpp has the formulas.
+
+    Args:
+        form: which sources are read, and how.
+        high: weight (C_high_out, C_in, ...) of y_high's convolution.
+        repeated: weight (C_high_out, C_low_in, ...) of the low part that is added to it, or None.
+        low: weight (C_low_out, C_in, ...) of y_low's convolution, or None; its C_in are the high channels, then the
+            low ones, as far as it reads them.
+        num_high: channels of x_high.
+        bias_high, bias_low: (C,) or None.
+        relu: apply a ReLU.
+    """
+
+    def __init__(
+        self,
+        form: Form,
+        *,
+        high: Tensor,
+        repeated: Tensor | None = None,
+        low: Tensor | None = None,
+        num_high: int,
+        bias_high: Tensor | None = None,
+        bias_low: Tensor | None = None,
+        relu: bool = False,
+    ) -> None:
+        num_outputs = (high.shape[0], 0 if low is None else low.shape[0])
+        # Both convolutions that read x_low at its own size run as one: few channels alone fill few registers.
+        shares_low = form.low_reads_high and form.low_reads_low and not form.pool_first
+        if repeated is None or low is None or not shares_low:
+            shares_low = False
+        else:
+            repeated, low = torch.cat([repeated, low[:, num_high:]]), low[:, :num_high]
+        weights = (_pack(high, num_high), _pack(repeated), _pack(low, *([num_high] if form.low_reads_high else [])))
+        biases = (None if bias is None else bias.detach().float().contiguous() for bias in (bias_high, bias_low))
+        self.tensors = (*weights, *biases)
+        flags = (relu, form.pool_first, form.high_reads_low, form.low_reads_high, form.low_reads_low, shares_low)
+        sizes = (form.kernel, form.stride, form.padding, form.dilation)
+        self.numbers = [num_high, *num_outputs, *[n for size in sizes for n in size], *map(int, flags)]
+        self._layer = _layer(tuple(self.numbers))
+
+    def __call__(
+        self, high: Tensor, low: Tensor | None = None, base_high: Tensor | None = None, base_low: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Computes the layer.
+
+        Args:
+            high: float32 (N, C, [T,] H, W), channels last (others are copied).
+            low: x_low, of half the height and width (rounded up), or None; of x_high's pooled size in a strided layer.
+            base_high, base_low: of the results' shapes, or None: added, and overwritten with the results.
+
+        Returns:
+            y_high, and y_low or None; channels last.
+        """
+        if torch.compiler.is_compiling():
+            results = torch.ops.octvideo.fused_conv(high, low, base_high, base_low, *self.tensors, self.numbers)
+            return results[0], results[1] if len(results) > 1 else None
+        return _run(self._layer, high, low, base_high, base_low, self.tensors, overwrite=True)
+
+
+def _layer(numbers: tuple[int, ...]) -> Layer:
+    num_high, outs_high, outs_low, *rest = numbers
+    sizes = [(ctypes.c_int64 * 3)(*rest[n : n + 3]) for n in range(0, 12, 3)]
+    return Layer(*[None] * 11, *[0] * 4, num_high, 0, outs_high, outs_low, *sizes, *rest[12:], 1)
+
+
+def _out_shapes(layer: Layer, shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Of y_high, and of y_low if there is one, from x_high's."""
+    axes, size = len(shape) - 2, (1, *shape[2:])[-3:]
+    if layer.pool_first:
+        size = (size[0], -(-size[1] // 2), -(-size[2] // 2))
+    shapes = []
+    for channels, scale in ((layer.outs_high, 1), (layer.outs_low, 2)):
+        halved = (size[0], -(-size[1] // scale), -(-size[2] // scale))
+        geometry = zip(halved, layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
+        out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
+        shapes.append((shape[0], channels, *out[-axes:]))
+    return shapes if layer.outs_low else shapes[:1]
+
+
+def _run(
+    template: Layer,
+    high: Tensor,
+    low: Tensor | None,
+    base_high: Tensor | None,
+    base_low: Tensor | None,
+    tensors: Sequence[Tensor | None],
+    *,
+    overwrite: bool,
+) -> tuple[Tensor, Tensor | None]:
+    layout = _LAYOUTS[high.dim()]
+    high = high.contiguous(memory_format=layout)
+    low, base_high, base_low = (
+        None if x is None else x.contiguous(memory_format=layout) for x in (low, base_high, base_low)
+    )
+    outs: list[Tensor | None] = [base_high, base_low] if overwrite else [None, None]
+    for n, shape in enumerate(_out_shapes(template, high.shape)):
+        if outs[n] is None:
+            outs[n] = torch.empty(shape, memory_format=layout)
+    layer = Layer.from_buffer_copy(template)
+    pointers = (high, low, base_high, base_low, *outs, *tensors)
+    for name, tensor in zip(POINTERS, pointers, strict=True):
+        if tensor is not None:
+            setattr(layer, name, tensor.data_ptr())
+    layer.clips, (layer.frames, layer.height, layer.width) = high.shape[0], (1, *high.shape[2:])[-3:]
+    layer.in_low = 0 if low is None else low.shape[1]
+    layer.threads = torch.get_num_threads()
+    library = load_library()
+    assert library is not None and outs[0] is not None
+    library.run_layer(ctypes.byref(layer))
+    return outs[0], outs[1]
+
+
+# The same for graphs that are compiled, where nothing may be overwritten.
+@torch.library.custom_op("octvideo::fused_conv", mutates_args=())
+def _fused_conv(
+    high: Tensor,
+    low: Tensor | None,
+    base_high: Tensor | None,
+    base_low: Tensor | None,
+    weight_high: Tensor,
+    weight_from_low: Tensor | None,
+    weight_low: Tensor | None,
+    bias_high: Tensor | None,
+    bias_low: Tensor | None,
+    numbers: list[int],
+) -> list[Tensor]:
+    tensors = (weight_high, weight_from_low, weight_low, bias_high, bias_low)
+    outs = _run(_layer(tuple(numbers)), high, low, base_high, base_low, tensors, overwrite=False)
+    return [y for y in outs if y is not None]
+
+
+@_fused_conv.register_fake
+def _(
+    high: Tensor,
+    low: Tensor | None,
+    base_high: Tensor | None,
+    base_low: Tensor | None,
+    weight_high: Tensor,
+    weight_from_low: Tensor | None,
+    weight_low: Tensor | None,
+    bias_high: Tensor | None,
+    bias_low: Tensor | None,
+    numbers: list[int],
+) -> list[Tensor]:
+    shapes = _out_shapes(_layer(tuple(numbers)), high.shape)
+    return [torch.empty(shape, memory_format=_LAYOUTS[high.dim()]) for shape in shapes]
+
+
+def _pack(weight: Tensor | None, *sources: int) -> Tensor | None:
+    """A weight in the order in which fused_conv.cpp reads it.
+
+    Args:
+        weight: (C_out, C_in, [kT,] kH, kW).
+        sources: channels of each source but the last.
+    """
+    library = load_library()
+    if weight is None or library is None:
+        return None
+    weight = weight.detach().float()
+    weight = weight.unsqueeze(2) if weight.dim() == 4 else weight
+    splits = [n for n in (*sources, weight.shape[1] - sum(sources)) if n]
+    parts = [part.permute(2, 3, 4, 1, 0).flatten(0, 3) for part in weight.split(splits, 1)]
+    matrix = torch.cat(parts).contiguous()
+    packed = torch.empty(library.packed_size(*matrix.shape))
+    library.pack(matrix.data_ptr(), *matrix.shape, packed.data_ptr())
+    return packed

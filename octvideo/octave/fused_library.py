@@ -1,0 +1,107 @@
+"""Compiles octvideo/octave/fused_conv.cpp with the machine's C++ compiler, once, and loads it.
+
+It takes some four seconds; the result stays in the user's cache folder ($OCTVIDEO_CACHE, else $XDG_CACHE_HOME/octvideo,
+else ~/.cache/octvideo), under a name that the source, the compiler and the processor decide. Where there is no g++, or
+where OCTVIDEO_FUSED is 0, layers run by oneDNN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+log = logging.getLogger("octvideo.octave")
+
+_SOURCE = Path(__file__).with_name("fused_conv.cpp")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+
+POINTERS = (
+    *("high", "low", "base_high", "base_low", "out_high", "out_low"),
+    *("weight_high", "weight_from_low", "weight_low", "bias_high", "bias_low"),
+)
+_SIZES = ("clips", "frames", "height", "width", "in_high", "in_low", "outs_high", "outs_low")
+_GEOMETRY = ("kernel", "stride", "padding", "dilation")
+_FLAGS_OF_LAYER = ("relu", "pool_first", "high_reads_low", "low_reads_high", "low_reads_low", "shares_low", "threads")
+
+
+class Layer(ctypes.Structure):
+    """`struct Layer` of fused_conv.cpp, which says what its fields are."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in POINTERS),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_int64 * 3) for name in _GEOMETRY),
+        *((name, ctypes.c_int64) for name in _FLAGS_OF_LAYER),
+    )
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL | None:
+    """The library: packed_size, pack and run_layer. None where it can't be had here; a log line says why."""
+    if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    if compiler is None:
+        log.info("no g++: convolutions run by oneDNN; octave ones are faster where a compiler is installed")
+        return None
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        log.warning("%s can't compile %s (%s): convolutions run by oneDNN", compiler, _SOURCE.name, said.strip()[:300])
+        return None
+    library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+    library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
+    library.run_layer.argtypes, library.run_layer.restype = [ctypes.c_void_p], None
+    return library
+
+
+def _compiled(compiler: str) -> Path:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = [_SOURCE.read_text(), *_FLAGS, version, _processor()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    for folder in (_cache_folder(), None):
+        try:
+            if folder is None:  # of this process alone: nobody else could have put a library there
+                folder = Path(tempfile.mkdtemp(prefix="octvideo-"))
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"fused_conv_{key}.so"
+            if not file.is_file():
+                _compile(compiler, file)
+            return file
+        except OSError as error:
+            log.debug("%s can't hold the compiled convolutions (%s)", folder, error)
+    raise OSError("no folder to compile in")
+
+
+def _compile(compiler: str, file: Path) -> None:
+    """Written under another name first, since several processes may start at once."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        made.replace(file)
+
+
+def _cache_folder() -> Path:
+    if own := os.environ.get("OCTVIDEO_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octvideo"
+
+
+def _processor() -> str:
+    """What -march=native looks at: a home folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return platform.machine() + "".join(sorted({line for line in lines if line.startswith(wanted)}))
