@@ -42,20 +42,20 @@ constexpr int kAxes = 3;
 
 extern "C" {
 
-// Same fields in fused_conv.py. Absent maps and weights are null.
+// What fused_conv.py passes, in this order, eight bytes each. Absent maps, weights and biases are null.
 struct Layer {
   const float *high, *low, *base_high, *base_low;  // (clips, frames, height, width, channels)
   float *out_high, *out_low;
-  const float *weight_high, *weight_from_low, *weight_low, *bias_high, *bias_low;  // of pack()
+  const float *weight_high, *weight_from_low, *weight_low, *bias_high, *bias_low;  // weights of pack()
   int64_t clips, frames, height, width;                                            // of x_high
-  int64_t in_high, in_low, outs_high, outs_low;                                    // channels
+  int64_t in_low, threads;
+  int64_t in_high, outs_high, outs_low;  // channels
   int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
   int64_t relu;
-  int64_t pool_first;          // x_high is pooled, and x_low where y_low reads it
-  int64_t high_reads_low;      // y_high's convolution reads [x_high, x_low], which then have one size
+  int64_t pool_first;      // x_high is pooled, and x_low where y_low reads it
+  int64_t high_reads_low;  // y_high's convolution reads [x_high, x_low], which then have one size
   int64_t low_reads_high, low_reads_low;
-  int64_t shares_low;          // weight_from_low gives y_low's part of x_low too, behind y_high's
-  int64_t threads;
+  int64_t shares_low;      // weight_from_low gives y_low's part of x_low too, behind y_high's
 };
 
 }  // extern "C"

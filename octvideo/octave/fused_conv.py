@@ -8,13 +8,15 @@ cache. Ordinary convolutions gain by it too, where a residual is added.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from octvideo.octave.fused_library import POINTERS, Layer, load_library
+from octvideo.octave.factor import low_size
+from octvideo.octave.fused_library import load_library
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -88,7 +90,7 @@ class FusedConv:
         flags = (relu, form.pool_first, form.high_reads_low, form.low_reads_high, form.low_reads_low, shares_low)
         sizes = (form.kernel, form.stride, form.padding, form.dilation)
         self.numbers = [num_high, *num_outputs, *[n for size in sizes for n in size], *map(int, flags)]
-        self._layer = _layer(tuple(self.numbers))
+        self._addresses = [_address(tensor) for tensor in self.tensors]
 
     def __call__(
         self, high: Tensor, low: Tensor | None = None, base_high: Tensor | None = None, base_low: Tensor | None = None
@@ -106,60 +108,58 @@ class FusedConv:
         if torch.compiler.is_compiling():
             results = torch.ops.octvideo.fused_conv(high, low, base_high, base_low, *self.tensors, self.numbers)
             return results[0], results[1] if len(results) > 1 else None
-        return _run(self._layer, high, low, base_high, base_low, self.tensors, overwrite=True)
+        return _run(self.numbers, self._addresses, high, low, base_high, base_low, overwrite=True)
 
 
-def _layer(numbers: tuple[int, ...]) -> Layer:
-    num_high, outs_high, outs_low, *rest = numbers
-    sizes = [(ctypes.c_int64 * 3)(*rest[n : n + 3]) for n in range(0, 12, 3)]
-    return Layer(*[None] * 11, *[0] * 4, num_high, 0, outs_high, outs_low, *sizes, *rest[12:], 1)
-
-
-def _out_shapes(layer: Layer, shape: Sequence[int]) -> list[tuple[int, ...]]:
+@functools.lru_cache(4096)
+def _out_shapes(numbers: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Of y_high, and of y_low if there is one, from x_high's."""
-    axes, size = len(shape) - 2, (1, *shape[2:])[-3:]
-    if layer.pool_first:
-        size = (size[0], -(-size[1] // 2), -(-size[2] // 2))
+    _, outs_high, outs_low, *rest = numbers
+    kernel, stride, padding, dilation = (rest[n : n + 3] for n in range(0, 12, 3))
+    axes, size, pool_first = len(shape) - 2, (1, *shape[2:])[-3:], rest[13]
+    if pool_first:
+        size = low_size(size)
     shapes = []
-    for channels, scale in ((layer.outs_high, 1), (layer.outs_low, 2)):
-        halved = (size[0], -(-size[1] // scale), -(-size[2] // scale))
-        geometry = zip(halved, layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
+    for channels, read in ((outs_high, size), (outs_low, low_size(size))):
+        geometry = zip(read, kernel, stride, padding, dilation, strict=True)
         out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
         shapes.append((shape[0], channels, *out[-axes:]))
-    return shapes if layer.outs_low else shapes[:1]
+    return shapes if outs_low else shapes[:1]
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _run(
-    template: Layer,
+    numbers: Sequence[int],
+    addresses: Sequence[int],
     high: Tensor,
     low: Tensor | None,
     base_high: Tensor | None,
     base_low: Tensor | None,
-    tensors: Sequence[Tensor | None],
     *,
     overwrite: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    layout = _LAYOUTS[high.dim()]
+    shape, layout = high.shape, _LAYOUTS[high.dim()]
     high = high.contiguous(memory_format=layout)
     low, base_high, base_low = (
         None if x is None else x.contiguous(memory_format=layout) for x in (low, base_high, base_low)
     )
-    outs: list[Tensor | None] = [base_high, base_low] if overwrite else [None, None]
-    for n, shape in enumerate(_out_shapes(template, high.shape)):
-        if outs[n] is None:
-            outs[n] = torch.empty(shape, memory_format=layout)
-    layer = Layer.from_buffer_copy(template)
-    pointers = (high, low, base_high, base_low, *outs, *tensors)
-    for name, tensor in zip(POINTERS, pointers, strict=True):
-        if tensor is not None:
-            setattr(layer, name, tensor.data_ptr())
-    layer.clips, (layer.frames, layer.height, layer.width) = high.shape[0], (1, *high.shape[2:])[-3:]
-    layer.in_low = 0 if low is None else low.shape[1]
-    layer.threads = torch.get_num_threads()
+    shapes = _out_shapes(tuple(numbers), tuple(shape))
+    y_high, y_low = (base_high, base_low) if overwrite else (None, None)
+    if y_high is None:
+        y_high = torch.empty(shapes[0], memory_format=layout)
+    if y_low is None and len(shapes) > 1:
+        y_low = torch.empty(shapes[1], memory_format=layout)
+    clips, (frames, height, width) = shape[0], (1, *shape[2:])[-3:]
+    maps = [_address(x) for x in (high, low, base_high, base_low, y_high, y_low)]
+    num_low = 0 if low is None else low.shape[1]
+    fields = (*maps, *addresses, clips, frames, height, width, num_low, torch.get_num_threads(), *numbers)
     library = load_library()
-    assert library is not None and outs[0] is not None
-    library.run_layer(ctypes.byref(layer))
-    return outs[0], outs[1]
+    assert library is not None
+    library.run_layer((ctypes.c_int64 * len(fields))(*fields))  # `struct Layer`
+    return y_high, y_low
 
 
 # The same for graphs that are compiled, where nothing may be overwritten.
@@ -177,7 +177,8 @@ def _fused_conv(
     numbers: list[int],
 ) -> list[Tensor]:
     tensors = (weight_high, weight_from_low, weight_low, bias_high, bias_low)
-    outs = _run(_layer(tuple(numbers)), high, low, base_high, base_low, tensors, overwrite=False)
+    addresses = [_address(tensor) for tensor in tensors]
+    outs = _run(numbers, addresses, high, low, base_high, base_low, overwrite=False)
     return [y for y in outs if y is not None]
 
 
@@ -194,7 +195,7 @@ def _(
     bias_low: Tensor | None,
     numbers: list[int],
 ) -> list[Tensor]:
-    shapes = _out_shapes(_layer(tuple(numbers)), high.shape)
+    shapes = _out_shapes(tuple(numbers), tuple(high.shape))
     return [torch.empty(shape, memory_format=_LAYOUTS[high.dim()]) for shape in shapes]
 
 

@@ -23,25 +23,6 @@ log = logging.getLogger("octvideo.octave")
 _SOURCE = Path(__file__).with_name("fused_conv.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
-POINTERS = (
-    *("high", "low", "base_high", "base_low", "out_high", "out_low"),
-    *("weight_high", "weight_from_low", "weight_low", "bias_high", "bias_low"),
-)
-_SIZES = ("clips", "frames", "height", "width", "in_high", "in_low", "outs_high", "outs_low")
-_GEOMETRY = ("kernel", "stride", "padding", "dilation")
-_FLAGS_OF_LAYER = ("relu", "pool_first", "high_reads_low", "low_reads_high", "low_reads_low", "shares_low", "threads")
-
-
-class Layer(ctypes.Structure):
-    """`struct Layer` of fused_conv.cpp, which says what its fields are."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, ctypes.c_int64 * 3) for name in _GEOMETRY),
-        *((name, ctypes.c_int64) for name in _FLAGS_OF_LAYER),
-    )
-
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
@@ -60,7 +41,7 @@ def load_library() -> ctypes.CDLL | None:
         return None
     library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
     library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
-    library.run_layer.argtypes, library.run_layer.restype = [ctypes.c_void_p], None
+    library.run_layer.argtypes, library.run_layer.restype = [ctypes.POINTER(ctypes.c_int64)], None
     return library
 
 
