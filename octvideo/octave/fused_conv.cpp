@@ -30,7 +30,7 @@ using Vector = float __attribute__((vector_size(kLanes * sizeof(float)), aligned
 
 // Pixels of a tile of so many vectors: few enough for the registers, with a row of weights and one number of x.
 constexpr int most_pixels(int vectors) {
-  return kRegisters == 32 ? (vectors <= 2 ? 14 : vectors == 3 ? 8 : 6) : std::max(2, 12 / vectors);
+  return kRegisters == 32 ? (vectors <= 2 ? 14 : vectors == 3 ? 8 : 7) : std::max(2, 12 / vectors);
 }
 
 // What a core keeps close: weights beyond it are read block by block over the whole map, and maps in strips of it.
@@ -89,6 +89,8 @@ struct Tile {
   bool relu;
   const float* ahead;      // what is read next, to be fetched meanwhile: so many numbers; may be null
   int64_t ahead_count;
+  int64_t ahead_out;       // from here to where results go next; 0: unknown
+  bool is_local;           // results go to a place that is in the cache
 };
 
 constexpr int64_t kLine = 64 / sizeof(float);
@@ -126,21 +128,28 @@ template <int Pixels, int Vectors, class Function>
 
 template <int Pixels, int Vectors>
 void compute_tile(const Tap* taps, int num_taps, int64_t first, const float* weight, const Tile& tile) {
-  for (int p = 0; p < Pixels; ++p) {
-    const float* to = tile.out + p * tile.out_step;
-    for (int64_t n = 0; n < Vectors * kLanes; n += kLine) __builtin_prefetch(to + n, 1);
-  }
   for (int64_t n = 0; n < tile.ahead_count; n += kLine) __builtin_prefetch(tile.ahead + n, 0, 2);
   Vector sums[Pixels][Vectors];
 #pragma GCC unroll 32
   for (int p = 0; p < Pixels; ++p)
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) sums[p][v] = Vector{};
+  const float* line = tile.out;
+  const int64_t ahead_out = tile.ahead_out;
+  int left = tile.is_local ? 0 : Pixels * Vectors, column = 0;
   for (int t = 0; t < num_taps; ++t) {
     const int64_t step = taps[t].step, count = taps[t].count;
     const float* x = taps[t].data + first * step;
     const float* w = weight + taps[t].weight * Vectors * kLanes;
     for (int64_t c = 0; c < count; ++c, w += Vectors * kLanes) {
+      if (left) {  // the result's lines, one at a time, while there is nothing else to load
+        __builtin_prefetch(line, 1);
+        if (ahead_out) __builtin_prefetch(line + ahead_out, 0, 2);
+        if (++column == Vectors) {
+          column = 0, line += tile.out_step - Vectors * kLanes;
+        }
+        line += kLanes, --left;
+      }
       Vector row[Vectors];
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) row[v] = *reinterpret_cast<const Vector*>(w + v * kLanes);
@@ -292,6 +301,7 @@ struct Local {
   const float* source = nullptr;    // the first frame of the first source
   const float* addend = nullptr;    // the frame of the addend
   const float* ahead = nullptr;     // the strip of the first source that is read next
+  int64_t ahead_out = 0;            // from this strip of the result to the next one
 };
 
 // A map that is added; of half the size, its pixels are repeated.
@@ -313,6 +323,7 @@ struct Convolution {
   bool relu;
   const std::vector<Block>& blocks;
   Addend addend{};
+  bool is_local = false;  // `out` is a thread's own
 
   bool has_space() const { return layer.kernel[1] * layer.kernel[2] > 1 || layer.stride[1] * layer.stride[2] > 1; }
 
@@ -368,7 +379,8 @@ struct Convolution {
     const float* added = local.addend ? local.addend : addend.data ? addend.data + frame * add_frame : nullptr;
     const int64_t ahead_count = local.ahead && block.first == 0 ? sources[0].channels : 0;
     // Nearly equal tiles.
-    const int64_t most = most_pixels(block.vectors), tiles = (end - begin + most - 1) / most;
+    const int64_t length = end - begin, seven = length == 7 || length == 14;
+    const int64_t most = block.vectors == 4 && !seven ? 6 : most_pixels(block.vectors), tiles = (end - begin + most - 1) / most;
     const int64_t pixels = tiles ? (end - begin) / tiles : 0, longer = tiles ? (end - begin) % tiles : 0;
     int64_t row_y = y + begin / size.out_width, x = begin % size.out_width, from = begin;
     for (int64_t n = 0; n < tiles; ++n) {
@@ -388,7 +400,9 @@ struct Convolution {
                       block.last_lanes,
                       relu,
                       ahead_count ? local.ahead + (from - begin) * ahead_count : nullptr,
-                      (to - from) * ahead_count};
+                      (to - from) * ahead_count,
+                      local.ahead_out,
+                      is_local};
       tile_function(static_cast<int>(to - from), block.vectors)(taps.data(), static_cast<int>(taps.size()), from,
                                                                 packed, tile);
       from = to;
@@ -400,6 +414,19 @@ struct Convolution {
     if (has_space()) return size.out_height;
     const int64_t row = size.width * channels() * std::min(layer.kernel[0], size.frames);
     return std::max<int64_t>(2, kStrip / std::max<int64_t>(row, 1) / 2 * 2);
+  }
+
+  // From unit n's results to the next unit's.
+  int64_t ahead_out(const Strips& strips, int64_t n, int64_t units) const {
+    if (n + 1 >= units) return 0;
+    const auto place = [&](int64_t unit) {
+      int64_t at = 0;
+      strips.at(unit, [&](int64_t clip, int64_t t, int64_t first, int64_t) {
+        at = ((clip * size.out_frames + t) * size.out_height + first) * size.out_width * outs;
+      });
+      return at;
+    };
+    return place(n + 1) - place(n);
   }
 
   // What the first source holds for the first unit behind unit n that nothing has read yet.
@@ -422,9 +449,10 @@ void compute_all(const Convolution& conv) {
   parallel_for(conv.layer.threads, by_block ? units * static_cast<int64_t>(conv.blocks.size()) : units, [&](int64_t n) {
     Local local;
     if (!by_block) local.ahead = conv.ahead(strips, n, units);
+    local.ahead_out = conv.ahead_out(strips, n % units, units);
     strips.at(n % units, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
       if (by_block)
-        conv.compute_block(clip, t, first, last, conv.blocks[n / units]);
+        conv.compute_block(clip, t, first, last, conv.blocks[n / units], local);
       else
         conv.compute(clip, t, first, last, local);
     });
@@ -541,6 +569,7 @@ void run_layer(const Layer* given) {
         strips.at(n, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
           Local of_high, of_low;
           of_high.ahead = main.ahead(strips, n, units);
+          of_high.ahead_out = main.ahead_out(strips, n, units);
           const int64_t half_first = first / 2, half_last = low_size(last);
           const float* frames = high + clip * size.frames * high_frame;
           if (pools) {
@@ -561,6 +590,7 @@ void run_layer(const Layer* given) {
           if (low_outs) {
             float* part = scratch(5, from_low_frame);
             Convolution local = from_low;
+            local.is_local = true;
             local.out = part - (clip * size.frames + t) * from_low_frame;
             local.compute(clip, t, half_first, half_last);
             of_high.addend = part;
