@@ -68,10 +68,11 @@ struct Source {
   int64_t channels, pixel, row, frame;
 };
 
-// A run of numbers under a tile's first pixel, `step` apart for the next one, that meet `count` rows of weights.
+// A run of `count` numbers under an output pixel, which meet as many rows of weights; steps to the next output row and
+// pixel.
 struct Tap {
   const float* data;
-  int64_t step, count, weight;
+  int64_t row, step, count, weight;
 };
 
 struct Geometry {
@@ -127,7 +128,7 @@ template <int Pixels, int Vectors, class Function>
 }
 
 template <int Pixels, int Vectors>
-void compute_tile(const Tap* taps, int num_taps, int64_t first, const float* weight, const Tile& tile) {
+void compute_tile(const std::vector<Tap>& taps, int64_t y, int64_t x_first, const float* weight, const Tile& tile) {
   for (int64_t n = 0; n < tile.ahead_count; n += kLine) __builtin_prefetch(tile.ahead + n, 0, 2);
   Vector sums[Pixels][Vectors];
 #pragma GCC unroll 32
@@ -137,29 +138,32 @@ void compute_tile(const Tap* taps, int num_taps, int64_t first, const float* wei
   const float* line = tile.out;
   const int64_t ahead_out = tile.ahead_out;
   int left = tile.is_local ? 0 : Pixels * Vectors, column = 0;
-  for (int t = 0; t < num_taps; ++t) {
-    const int64_t step = taps[t].step, count = taps[t].count;
-    const float* x = taps[t].data + first * step;
-    const float* w = weight + taps[t].weight * Vectors * kLanes;
-    for (int64_t c = 0; c < count; ++c, w += Vectors * kLanes) {
-      if (left) {  // the result's lines, one at a time, while there is nothing else to load
-        __builtin_prefetch(line, 1);
-        if (ahead_out) __builtin_prefetch(line + ahead_out, 0, 2);
-        if (++column == Vectors) {
-          column = 0, line += tile.out_step - Vectors * kLanes;
-        }
-        line += kLanes, --left;
-      }
+  for (const Tap& tap : taps) {
+    const int64_t step = tap.step, count = tap.count;
+    const float* x = tap.data + y * tap.row + x_first * step;
+    const float* w = weight + tap.weight * Vectors * kLanes;
+    const auto multiply = [&](int64_t c) __attribute__((always_inline)) {
       Vector row[Vectors];
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) row[v] = *reinterpret_cast<const Vector*>(w + v * kLanes);
+      w += Vectors * kLanes;
 #pragma GCC unroll 32
       for (int p = 0; p < Pixels; ++p) {
         const float number = x[p * step + c];
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) sums[p][v] += row[v] * number;
       }
+    };
+    int64_t c = 0;
+    for (; left && c < count; ++c, --left) {  // the result's lines, one at a time, while there is nothing else to load
+      __builtin_prefetch(line, 1);
+      if (ahead_out) __builtin_prefetch(line + ahead_out, 0, 2);
+      if (++column == Vectors) column = 0, line += tile.out_step - Vectors * kLanes;
+      line += kLanes;
+      multiply(c);
     }
+    for (; c + 4 <= count; c += 4) multiply(c), multiply(c + 1), multiply(c + 2), multiply(c + 3);
+    for (; c < count; ++c) multiply(c);
   }
   const int64_t out_step = tile.out_step;
   const int lanes = tile.last_lanes;
@@ -177,7 +181,7 @@ void compute_tile(const Tap* taps, int num_taps, int64_t first, const float* wei
   each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { store(out + p * out_step + v * kLanes, sums[p][v], n); });
 }
 
-using TileFunction = void (*)(const Tap*, int, int64_t, const float*, const Tile&);
+using TileFunction = void (*)(const std::vector<Tap>&, int64_t, int64_t, const float*, const Tile&);
 
 template <int Vectors, int... Less>
 TileFunction choose(int pixels, std::integer_sequence<int, Less...>) {
@@ -266,7 +270,12 @@ void pool_row(const float* upper, const float* lower, int64_t width, int64_t cha
     const bool pair = x + 1 < width;
     const float *a = upper + x * channels, *b = pair ? a + channels : a;
     const float *c = lower + x * channels, *d = pair ? c + channels : c;
-    for (int64_t n = 0; n < channels; ++n) out[n] = ((a[n] + b[n]) + (c[n] + d[n])) * 0.25f;
+    int64_t n = 0;
+    for (; n + kLanes <= channels; n += kLanes) {
+      const Vector sum = (load(a + n, kLanes) + load(b + n, kLanes)) + (load(c + n, kLanes) + load(d + n, kLanes));
+      store(out + n, sum * 0.25f, kLanes);
+    }
+    for (; n < channels; ++n) out[n] = ((a[n] + b[n]) + (c[n] + d[n])) * 0.25f;
   }
 }
 
@@ -333,25 +342,25 @@ struct Convolution {
 
   // Output rows [first, last) of frame t of one clip.
   void compute(int64_t clip, int64_t t, int64_t first, int64_t last, const Local& local = {}) const {
-    for (const Block& block : blocks) compute_block(clip, t, first, last, block, local);
+    const std::vector<Tap> taps = taps_of(clip, t, local);
+    for (const Block& block : blocks) compute_block(taps, clip, t, first, last, block, local);
   }
 
-  void compute_block(int64_t clip, int64_t t, int64_t first, int64_t last, const Block& block,
-                     const Local& local = {}) const {
+  void compute_block(const std::vector<Tap>& taps, int64_t clip, int64_t t, int64_t first, int64_t last,
+                     const Block& block, const Local& local = {}) const {
     if (!has_space()) {
-      run(clip, t, 0, first * size.out_width, last * size.out_width, block, local);
+      run(taps, clip, t, 0, first * size.out_width, last * size.out_width, block, local);
       return;
     }
-    for (int64_t y = first; y < last; ++y) run(clip, t, y, 0, size.out_width, block, local);
+    for (int64_t y = first; y < last; ++y) run(taps, clip, t, y, 0, size.out_width, block, local);
   }
 
-  // Pixels [begin, end), counted from row y of the output.
-  void run(int64_t clip, int64_t t, int64_t y, int64_t begin, int64_t end, const Block& block,
-           const Local& local) const {
-    static thread_local std::vector<Tap> taps;
-    taps.clear();
-    int64_t row = 0;
+  // What output frame t reads, seen from its first pixel.
+  std::vector<Tap> taps_of(int64_t clip, int64_t t, const Local& local = {}) const {
     const int64_t* k = layer.kernel;
+    std::vector<Tap> taps;
+    taps.reserve(num_sources * k[0] * k[1] * k[2]);
+    int64_t weight_row = 0;
     for (int s = 0; s < num_sources; ++s) {
       const Source& x = sources[s];
       const bool joins = layer.dilation[2] == 1 && x.pixel == x.channels;  // neighbours under the kernel are one run
@@ -359,19 +368,23 @@ struct Convolution {
       for (int64_t i = 0; i < k[0]; ++i) {
         const int64_t frame = t * layer.stride[0] - layer.padding[0] + i * layer.dilation[0];
         if (frame < 0 || frame >= size.frames) {
-          row += k[1] * k[2] * x.channels;
+          weight_row += k[1] * k[2] * x.channels;
           continue;
         }
         const float* start = s == 0 && local.source ? local.source + frame * x.frame
                                                     : x.data + (clip * size.frames + frame) * x.frame;
         for (int64_t j = 0; j < k[1]; ++j)
-          for (int64_t c = 0; c < columns; ++c, row += count) {
-            const float* data =
-                start + (y * layer.stride[1] + j * layer.dilation[1]) * x.row + c * layer.dilation[2] * x.pixel;
-            taps.push_back({data, x.pixel * layer.stride[2], count, row});
-          }
+          for (int64_t c = 0; c < columns; ++c, weight_row += count)
+            taps.push_back({start + j * layer.dilation[1] * x.row + c * layer.dilation[2] * x.pixel,
+                            x.row * layer.stride[1], x.pixel * layer.stride[2], count, weight_row});
       }
     }
+    return taps;
+  }
+
+  // Pixels [begin, end), counted from row y of the output.
+  void run(const std::vector<Tap>& taps, int64_t clip, int64_t t, int64_t y, int64_t begin, int64_t end,
+           const Block& block, const Local& local) const {
     const float* packed = weight + rows() * block.first;
     const int64_t frame = clip * size.out_frames + t;
     const int64_t shift = addend.is_half, add_width = shift ? low_size(size.out_width) : size.out_width;
@@ -403,8 +416,7 @@ struct Convolution {
                       (to - from) * ahead_count,
                       local.ahead_out,
                       is_local};
-      tile_function(static_cast<int>(to - from), block.vectors)(taps.data(), static_cast<int>(taps.size()), from,
-                                                                packed, tile);
+      tile_function(static_cast<int>(to - from), block.vectors)(taps, y, from, packed, tile);
       from = to;
     }
   }
@@ -452,7 +464,7 @@ void compute_all(const Convolution& conv) {
     local.ahead_out = conv.ahead_out(strips, n % units, units);
     strips.at(n % units, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
       if (by_block)
-        conv.compute_block(clip, t, first, last, conv.blocks[n / units], local);
+        conv.compute_block(conv.taps_of(clip, t), clip, t, first, last, conv.blocks[n / units], local);
       else
         conv.compute(clip, t, first, last, local);
     });
