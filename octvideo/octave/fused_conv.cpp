@@ -30,7 +30,7 @@ using Vector = float __attribute__((vector_size(kLanes * sizeof(float)), aligned
 
 // Pixels of a tile of so many vectors: few enough for the registers, with a row of weights and one number of x.
 constexpr int most_pixels(int vectors) {
-  return kRegisters == 32 ? (vectors <= 2 ? 14 : vectors == 3 ? 8 : 7) : std::max(2, 12 / vectors);
+  return kRegisters == 32 ? (vectors == 1 ? 14 : vectors <= 3 ? 8 : 7) : std::max(2, 12 / vectors);
 }
 
 // What a core keeps close: weights beyond it are read block by block over the whole map, and maps in strips of it.
