@@ -252,11 +252,12 @@ struct Bordered {
     return data + frame_number * frame() + (y + top) * row() + side * channels;
   }
   Source source() const { return {data, channels, channels, row(), frame()}; }
-  void clear_border(int64_t frame_number) const {
+  // Zeros beside rows [first, last), and above and below the map where these reach so far.
+  void clear_border(int64_t frame_number, int64_t first, int64_t last) const {
     float* start = data + frame_number * frame();
-    std::fill_n(start, top * row(), 0.0f);
-    std::fill_n(start + (height + top) * row(), top * row(), 0.0f);
-    for (int64_t y = 0; side && y < height; ++y) {
+    if (first < 0) std::fill_n(start, top * row(), 0.0f);
+    if (last > height) std::fill_n(start + (height + top) * row(), top * row(), 0.0f);
+    for (int64_t y = std::max<int64_t>(first, 0); side && y < std::min(last, height); ++y) {
       float* line = start + (y + top) * row();
       std::fill_n(line, side * channels, 0.0f);
       std::fill_n(line + (side + width) * channels, side * channels, 0.0f);
@@ -279,19 +280,23 @@ void pool_row(const float* upper, const float* lower, int64_t width, int64_t cha
   }
 }
 
+// Rows [first, last) of the half-sized map, of which those outside it are zeros.
 void pool_rows(const float* frame, int64_t height, int64_t width, int64_t first, int64_t last, const Bordered& to,
                int64_t number) {
+  to.clear_border(number, first, last);
   const int64_t row = width * to.channels;
-  for (int64_t y = first; y < last; ++y) {
+  for (int64_t y = std::max<int64_t>(first, 0); y < std::min(last, to.height); ++y) {
     const float* upper = frame + 2 * y * row;
     pool_row(upper, 2 * y + 1 < height ? upper + row : upper, width, to.channels, to.pixels(number, y));
   }
 }
 
-void copy_frame(const float* frame, const Bordered& to, int64_t number) {
-  to.clear_border(number);
+// Likewise.
+void copy_rows(const float* frame, int64_t first, int64_t last, const Bordered& to, int64_t number) {
+  to.clear_border(number, first, last);
   const int64_t row = to.width * to.channels;
-  for (int64_t y = 0; y < to.height; ++y) std::memcpy(to.pixels(number, y), frame + y * row, row * sizeof(float));
+  for (int64_t y = std::max<int64_t>(first, 0); y < std::min(last, to.height); ++y)
+    std::memcpy(to.pixels(number, y), frame + y * row, row * sizeof(float));
 }
 
 // The frames of a map in strips, all frames of a strip before the next strip.
@@ -423,9 +428,9 @@ struct Convolution {
 
   // Rows of the output that go together: an even number of them, for pooling.
   int64_t strip() const {
-    if (has_space()) return size.out_height;
     const int64_t row = size.width * channels() * std::min(layer.kernel[0], size.frames);
-    return std::max<int64_t>(2, kStrip / std::max<int64_t>(row, 1) / 2 * 2);
+    const int64_t rows = kStrip / std::max<int64_t>(row, 1) - layer.dilation[1] * (layer.kernel[1] - 1);
+    return std::max<int64_t>(has_space() ? 8 : 2, rows / 2 * 2);
   }
 
   // From unit n's results to the next unit's.
@@ -525,15 +530,16 @@ void run_layer(const Layer* given) {
   Source low = plain(layer.low, low_height, low_width, layer.in_low);
   if (has_space && (layer.weight_from_low || layer.high_reads_low || (layer.low_reads_low && !layer.pool_first))) {
     const Bordered copy = bordered(1, images, low_height, low_width, layer.in_low);
-    parallel_for(layer.threads, images, [&](int64_t n) { copy_frame(layer.low + n * low_frame, copy, n); });
+    parallel_for(layer.threads, images, [&](int64_t n) {
+      copy_rows(layer.low + n * low_frame, -top, low_height + top, copy, n);
+    });
     low = copy.source();
   }
   Source low_of_low = low;  // as y_low reads it
   if (layer.low_reads_low && layer.pool_first) {
     const Bordered to = bordered(2, images, half_height, half_width, layer.in_low);
     parallel_for(layer.threads, images, [&](int64_t n) {
-      to.clear_border(n);
-      pool_rows(layer.low + n * low_frame, low_height, low_width, 0, half_height, to, n);
+      pool_rows(layer.low + n * low_frame, low_height, low_width, -top, half_height + top, to, n);
     });
     low_of_low = to.source();
   }
@@ -589,14 +595,13 @@ void run_layer(const Layer* given) {
             const int64_t wanted = in_turn ? std::min(t + layer.kernel[0] - layer.padding[0], size.frames) : t + 1;
             for (have = in_turn ? have : t; have < wanted; ++have) {
               const int64_t place = in_turn ? have : 0;
-              to.clear_border(place);
-              pool_rows(frames + have * high_frame, height, width, half_first, half_last, to, place);
+              pool_rows(frames + have * high_frame, height, width, half_first - top, half_last + top, to, place);
             }
             of_low.source = to.data;
           }
           if (has_space) {
             const Bordered to = local_copy();
-            copy_frame(frames + t * high_frame, to, 0);
+            copy_rows(frames + t * high_frame, first - top, last + top, to, 0);
             of_high.source = to.data;
           }
           if (low_outs) {
@@ -626,10 +631,8 @@ void run_layer(const Layer* given) {
   if (has_space) main.sources[0] = copy.source();
   parallel_for(layer.threads, has_space || pools ? images : 0, [&](int64_t n) {
     const float* frame = high + n * high_frame;
-    if (has_space) copy_frame(frame, copy, n);
-    if (!pools) return;
-    pooled.clear_border(n);
-    pool_rows(frame, height, width, 0, half_height, pooled, n);
+    if (has_space) copy_rows(frame, -top, height + top, copy, n);
+    if (pools) pool_rows(frame, height, width, -top, half_height + top, pooled, n);
   });
   compute_all(main);
   if (gives_low) compute_all(below);
