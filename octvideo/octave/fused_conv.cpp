@@ -577,7 +577,7 @@ void run_layer(const Layer* given) {
     if (has_space) main.sources[0] = local_copy().source();
     if (pools) below.sources[0] = local_pooled().source();
     if (!in_turn) {  // frames take turns in one place
-      below.sources[0].frame = 0;
+      if (pools) below.sources[0].frame = 0;
       if (has_space) main.sources[0].frame = 0;
     }
     parallel_for(layer.threads, strip_units, [&](int64_t unit) {

@@ -31,7 +31,8 @@ def load_library() -> ctypes.CDLL | None:
         return None
     compiler = shutil.which(os.environ.get("CXX") or "g++")
     if compiler is None:
-        log.info("no g++: convolutions run by oneDNN; octave ones are faster where a compiler is installed")
+        wanted = os.environ.get("CXX") or "g++"
+        log.info("no %s: convolutions run by oneDNN; octave ones are faster where a C++ compiler is installed", wanted)
         return None
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
