@@ -480,6 +480,8 @@ void compute_all(const Convolution& conv) {
 
 extern "C" {
 
+int64_t num_registers() { return kRegisters; }
+
 int64_t packed_size(int64_t rows, int64_t outs) { return rows * ((outs + kLanes - 1) / kLanes) * kLanes; }
 
 // A matrix of (rows, outs) in the order in which tiles read it.

@@ -26,7 +26,10 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trappin
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
-    """The library: packed_size, pack and run_layer. None where it can't be had here; a log line says why."""
+    """The library, or None where it can't be had; a log line says why.
+
+    It has num_registers, packed_size, pack and run_layer.
+    """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
     compiler = shutil.which(os.environ.get("CXX") or "g++")
@@ -40,6 +43,7 @@ def load_library() -> ctypes.CDLL | None:
         said = getattr(error, "stderr", None) or str(error)
         log.warning("%s can't compile %s (%s): convolutions run by oneDNN", compiler, _SOURCE.name, said.strip()[:300])
         return None
+    library.num_registers.restype = ctypes.c_int64
     library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
     library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
     library.run_layer.argtypes, library.run_layer.restype = [ctypes.POINTER(ctypes.c_int64)], None

@@ -132,8 +132,7 @@ class PreparedConv(nn.Module):
             return False
         if self._fused is None and not torch.compiler.is_compiling():
             weight = self.weight
-            possible = self.groups == 1 and weight.dim() > 3 and self.form.is_supported
-            if possible and load_library() is not None:
+            if self.groups == 1 and weight.dim() > 3 and self.form.is_supported and self.form.is_fast:
                 self._fused = FusedConv(
                     self.form, high=weight, num_high=weight.shape[1], bias_high=self.bias, relu=self.relu
                 )
