@@ -97,7 +97,7 @@ class FusedConv:
             repeated, low = torch.cat([repeated, low[:, num_high:]]), low[:, :num_high]
         weights = (_pack(high, num_high), _pack(repeated), _pack(low, *([num_high] if form.low_reads_high else [])))
         biases = (None if bias is None else bias.detach().float().contiguous() for bias in (bias_high, bias_low))
-        self.tensors = (*weights, *biases)
+        self.tensors = [*weights, *biases]
         flags = (relu, form.pool_first, form.high_reads_low, form.low_reads_high, form.low_reads_low, shares_low)
         sizes = (form.kernel, form.stride, form.padding, form.dilation)
         self.numbers = [num_high, *num_outputs, *[n for size in sizes for n in size], *map(int, flags)]
@@ -117,9 +117,12 @@ class FusedConv:
             y_high, and y_low or None; channels last.
         """
         if torch.compiler.is_compiling():
-            results = torch.ops.octvideo.fused_conv(high, low, base_high, base_low, *self.tensors, self.numbers)
+            if base_high is not None:
+                torch.ops.octvideo.fused_conv_(high, low, base_high, base_low, self.tensors, self.numbers)
+                return base_high, base_low
+            results = torch.ops.octvideo.fused_conv(high, low, self.tensors, self.numbers)
             return results[0], results[1] if len(results) > 1 else None
-        return _run(self.numbers, self._addresses, high, low, base_high, base_low, overwrite=True)
+        return _run(self.numbers, self._addresses, high, low, base_high, base_low)
 
 
 @functools.lru_cache(4096)
@@ -149,8 +152,6 @@ def _run(
     low: Tensor | None,
     base_high: Tensor | None,
     base_low: Tensor | None,
-    *,
-    overwrite: bool,
 ) -> tuple[Tensor, Tensor | None]:
     shape, layout = high.shape, _LAYOUTS[high.dim()]
     high = high.contiguous(memory_format=layout)
@@ -158,9 +159,8 @@ def _run(
         None if x is None else x.contiguous(memory_format=layout) for x in (low, base_high, base_low)
     )
     shapes = _out_shapes(tuple(numbers), tuple(shape))
-    y_high, y_low = (base_high, base_low) if overwrite else (None, None)
-    if y_high is None:
-        y_high = torch.empty(shapes[0], memory_format=layout)
+    y_high = torch.empty(shapes[0], memory_format=layout) if base_high is None else base_high
+    y_low = base_low
     if y_low is None and len(shapes) > 1:
         y_low = torch.empty(shapes[1], memory_format=layout)
     clips, (frames, height, width) = shape[0], (1, *shape[2:])[-3:]
@@ -173,41 +173,32 @@ def _run(
     return y_high, y_low
 
 
-# The same for graphs that are compiled, where nothing may be overwritten.
+# The same for graphs that are compiled: one operation that makes its results, and one that overwrites the bases.
 @torch.library.custom_op("octvideo::fused_conv", mutates_args=())
-def _fused_conv(
-    high: Tensor,
-    low: Tensor | None,
-    base_high: Tensor | None,
-    base_low: Tensor | None,
-    weight_high: Tensor,
-    weight_from_low: Tensor | None,
-    weight_low: Tensor | None,
-    bias_high: Tensor | None,
-    bias_low: Tensor | None,
-    numbers: list[int],
-) -> list[Tensor]:
-    tensors = (weight_high, weight_from_low, weight_low, bias_high, bias_low)
-    addresses = [_address(tensor) for tensor in tensors]
-    outs = _run(numbers, addresses, high, low, base_high, base_low, overwrite=False)
+def _fused_conv(high: Tensor, low: Tensor | None, tensors: list[Tensor | None], numbers: list[int]) -> list[Tensor]:
+    outs = _run(numbers, [_address(t) for t in tensors], high, low, None, None)
     return [y for y in outs if y is not None]
 
 
 @_fused_conv.register_fake
-def _(
-    high: Tensor,
-    low: Tensor | None,
-    base_high: Tensor | None,
-    base_low: Tensor | None,
-    weight_high: Tensor,
-    weight_from_low: Tensor | None,
-    weight_low: Tensor | None,
-    bias_high: Tensor | None,
-    bias_low: Tensor | None,
-    numbers: list[int],
-) -> list[Tensor]:
+def _(high: Tensor, low: Tensor | None, tensors: list[Tensor | None], numbers: list[int]) -> list[Tensor]:
     shapes = _out_shapes(tuple(numbers), tuple(high.shape))
     return [torch.empty(shape, memory_format=_LAYOUTS[high.dim()]) for shape in shapes]
+
+
+@torch.library.custom_op("octvideo::fused_conv_", mutates_args=("base_high", "base_low"))
+def _fused_conv_(
+    high: Tensor,
+    low: Tensor | None,
+    base_high: Tensor,
+    base_low: Tensor | None,
+    tensors: list[Tensor | None],
+    numbers: list[int],
+) -> None:
+    outs = _run(numbers, [_address(t) for t in tensors], high, low, base_high, base_low)
+    for base, y in zip((base_high, base_low), outs, strict=True):
+        if base is not None and y is not None and y.data_ptr() != base.data_ptr():
+            base.copy_(y)  # a compiler's choice of layout
 
 
 def _pack(weight: Tensor | None, *sources: int) -> Tensor | None:

@@ -293,7 +293,8 @@ def test_the_operation_is_what_it_says_to_compilers() -> None:
     layer = case.layer()
     maps = [last(x) for x in (case.high, case.low, *case.bases) if x is not None]
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.octvideo.fused_conv, (*maps, *layer.tensors, layer.numbers), test_utils=checks)
+    torch.library.opcheck(torch.ops.octvideo.fused_conv, (*maps[:2], layer.tensors, layer.numbers), test_utils=checks)
+    torch.library.opcheck(torch.ops.octvideo.fused_conv_, (*maps, layer.tensors, layer.numbers), test_utils=checks)
 
 
 @pytest.fixture
