@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the fastest engine on x86 in float32, with bf16 and int8 where the CPU has units for them."""
+"""OpenVINO on the CPU: the fastest engine in bf16 and int8, where the CPU has units for them."""
 
 from __future__ import annotations
 
