@@ -225,7 +225,9 @@ template <class Function>
 void parallel_for(int64_t threads, int64_t count, const Function& fn) {
 #if defined(_OPENMP)
   if (count > 1 && threads > 1) {
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
+    // Neighbours stay together, and a thread whose core is busy with something else holds nobody up for long.
+    const int64_t together = std::max<int64_t>(1, count / (4 * threads));
+#pragma omp parallel for schedule(dynamic, together) num_threads(static_cast<int>(threads))
     for (int64_t n = 0; n < count; ++n) fn(n);
     return;
   }
