@@ -105,7 +105,8 @@ class VideoScores:
         except FileNotFoundError:
             text = f"no scores at {path}: octvideo test writes scores.npz into the run folder"
             raise UserError(text) from None
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        # An array alone is no context manager: AttributeError in Python 3.10, TypeError since.
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
             raise UserError(f"{path} holds no octvideo scores ({error})") from error
         if int(content["format"]) > _FORMAT:
             raise UserError(f"{path}: got format {content['format']}, expected {_FORMAT} or less: update octvideo")

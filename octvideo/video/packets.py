@@ -169,8 +169,9 @@ def _stream_troubles(container: Any, stream: Any) -> list[str]:
 
 def _pixel_troubles(codec: Any) -> list[str]:
     """Frames that readers convert to RGB differently."""
-    if codec.pix_fmt not in _PIXELS:
-        return [f"pixel format {codec.pix_fmt}"]
+    pixels = codec.format and codec.format.name  # not codec.pix_fmt: where none is known, PyAV 17 crashes
+    if pixels not in _PIXELS:
+        return [f"pixel format {pixels}"]
     if codec.width % 2 or codec.height % 2:
         return ["odd frame size"]  # decord and torchcodec differ from PyAV in the colours of neighbouring pixels
     return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -118,4 +119,6 @@ def test_errors() -> None:
 def test_resize_is_torchvisions(height: int, width: int, size: tuple[int, int]) -> None:
     frames = torch.randint(0, 256, (4, height, width, 3), dtype=torch.uint8)
     expected = TF.resize(frames.permute(0, 3, 1, 2), list(size), antialias=True)
-    assert torch.equal(resize(frames, size), expected)
+    # torchvision 0.21 goes by way of float where CPUs have AVX-512, and rounds better.
+    tolerance = 0 if tuple(map(int, torchvision.__version__.split(".")[:2])) > (0, 21) else 1
+    assert (resize(frames, size).int() - expected.int()).abs().max() <= tolerance
