@@ -86,7 +86,7 @@ def look_through_packets(container: Any, stream: Any) -> Packets:
     if not troubles and not _closed_groups(known, seen.keys_shown):
         troubles.append("frames that refer across keyframes")
     own_times += [] if _are_display_times(container, stream, known) else ["times that are not those of display"]
-    countable = not own_times and not missing and not seen.changes_settings
+    countable = not own_times and not seen.changes_settings
     times, time_base = _display_times(stream, known if are_told_by_times else [], len(seen.shown), seen.last_duration)
     starts = _starts(seen.pts, seen.starts) if countable else []
     seek_troubles = _pixel_troubles(stream.codec_context) + missing + own_times + seen.troubles

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -160,8 +159,8 @@ def _read_pyav(video: PyavVideo, wish: _Wish, resize: Resize | None) -> Frames:
         try:
             frames = video.read(wanted, resize)
         except FewerFramesError as fewer:
-            # Fewer each time, so this ends; in practice the second pass succeeds.
-            times = _times_of(fewer.times, times)
+            # Fewer each time, so this ends.
+            times = _times_of(fewer, times)
             continue
         if len(times) - 1 < announced:
             log.warning("%s: only %d of its %d frames can be read", video.path, len(times) - 1, announced)
@@ -169,12 +168,11 @@ def _read_pyav(video: PyavVideo, wish: _Wish, resize: Resize | None) -> Frames:
     raise VideoReadError(video.path, "no frame can be decoded")
 
 
-def _times_of(came: list[int | None], announced: list[int]) -> list[int]:
+def _times_of(fewer: FewerFramesError, announced: list[int]) -> list[int]:
     """Times of the frames that came, and the end of the last."""
-    known = [time for time in came if time is not None]
-    if not came or len(known) < len(came) or any(a >= b for a, b in pairwise(known)):
-        return announced[: len(came) + 1]
-    return [*known, max(announced[-1], known[-1] + 1)]
+    if not fewer.times:
+        return announced[: fewer.num_frames + 1]
+    return [*fewer.times, max(announced[-1], fewer.times[-1] + 1)]
 
 
 def _say_once(path: Source, reason: str) -> None:

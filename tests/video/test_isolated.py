@@ -22,7 +22,7 @@ MB = 2**20
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[IsolatedPool[Any]]:
-    with IsolatedPool[Any](act, num_processes=2, timeout_s=1, memory_bytes=256 * MB) as pool:
+    with IsolatedPool[Any](act, num_processes=2, timeout_s=3, memory_bytes=256 * MB) as pool:
         yield pool
 
 
@@ -34,8 +34,8 @@ def one(pool: IsolatedPool[Any], *item: Any) -> Outcome:
 
 def test_each_way_to_end_is_told_and_the_next_item_is_none_the_worse(pool: IsolatedPool[Any], tmp_path: Path) -> None:
     expected = {
-        "timeout": ("timeout", "timeout: no sign of life for 1 s"),
-        "hang": ("timeout", "timeout: no sign of life for 1 s"),
+        "timeout": ("timeout", "timeout: no sign of life for 3 s"),
+        "hang": ("timeout", "timeout: no sign of life for 3 s"),
         "crash": ("crashed", "crashed (signal 11, SIGSEGV)"),
         "exit": ("crashed", "crashed (exit code 3)"),
         "raise": ("raised", "ValueError: two lines"),
@@ -61,7 +61,7 @@ def test_processes_are_used_again(pool: IsolatedPool[Any]) -> None:
 
 
 def test_signs_of_life_give_more_time(pool: IsolatedPool[Any]) -> None:
-    assert one(pool, "alive", 10).value == "alive"
+    assert one(pool, "alive", 20).value == "alive"
 
 
 def test_what_an_item_leaves_behind_is_not_counted_as_anothers(pool: IsolatedPool[Any]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import octvideo.video.pyav_reader as pyav_reader
 from octvideo.errors import UserError
 from octvideo.video import Decoder, VideoReadError, read_frames
 from tests.video.reference import every, plainly
@@ -51,17 +52,84 @@ def test_rotten_packets_leave_the_frames_around_them(
     """Intra-only, so that each packet is one frame: three of them are overwritten."""
     path = encode(tmp_path / "rotten.mkv", moving(20, 64, 96), "mjpeg", pix_fmt="yuvj420p")
     frames = plainly(path)
-    content = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
-    for number in (4, 5, 11):
-        place = content.index(packets[number])
-        content[place : place + len(packets[number])] = bytes(len(packets[number]))
-    path.write_bytes(content)
+    rot(path, [4, 5, 11])
     read = read_frames(path, every)
     intact = [number for number in range(20) if number not in (4, 5, 11)]
     assert read.num_frames == 17 and torch.equal(read.frames, frames[intact])
     assert f"{path}: only 17 of its 20 frames can be read" in [record.getMessage() for record in caplog.records]
+
+
+def test_frames_chosen_again_are_those_of_the_frames_that_came(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    path = encode(tmp_path / "rotten.mkv", moving(20, 64, 96), "mjpeg", pix_fmt="yuvj420p")
+    frames = plainly(path)
+    rot(path, [4, 5, 11])
+    asked: list[int] = []
+
+    def one_that_is_lost(num_frames: int) -> Tensor:
+        asked.append(num_frames)
+        return torch.tensor([11, 19]) if num_frames == 20 else torch.tensor([8, 16])
+
+    read = read_frames(path, one_that_is_lost, decoder="pyav")
+    assert asked == [20, 17] and torch.equal(read.frames, frames[[10, 19]])
+
+
+@pytest.mark.parametrize("file", ["av1.mp4"], indirect=True)
+def test_of_damaged_av1_only_groups_of_wanted_frames_are_decoded(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = plainly(file)
+    path = tmp_path / "rotten.mp4"
+    path.write_bytes(file.read_bytes())
+    with av.open(str(path)) as container:
+        keys = [place for place, packet in enumerate(container.demux(video=0)) if packet.size and packet.is_keyframe]
+    assert len(keys) >= 4 and keys[2] - keys[1] >= 6
+    rot(path, [keys[1] + 3])
+    numbers: list[int] = []
+    real = pyav_reader._decoded
+    monkeypatch.setattr(pyav_reader, "_decoded", lambda packet: numbers.append(packet.pts) or real(packet))
+    whole = read_frames(path, every)
+    there = [n for n in range(40) if any(torch.equal(frames[n], frame) for frame in whole.frames)]
+    lost = sorted(set(range(40)) - set(there))
+    assert len(there) == whole.num_frames < 40 and keys[1] < lost[0] and lost[-1] < keys[2]
+    assert torch.equal(whole.frames, frames[there])
+
+    numbers.clear()
+    assert read_frames(path, lambda count: torch.tensor([count - 1])).num_frames == 40  # nobody looked
+    assert len(numbers) <= 10
+    numbers.clear()
+    read = read_frames(path, lambda count: torch.tensor([0, lost[0], count - 1]))
+    assert read.num_frames == len(there) and torch.equal(read.frames, frames[[there[n] for n in (0, lost[0], -1)]])
+    assert len(numbers) < 60  # three groups of ten, twice
+
+    monkeypatch.setattr(pyav_reader, "_MAX_LOOKS", 0)  # then all are counted
+    again = read_frames(path, lambda count: torch.tensor([0, lost[0], count - 1]))
+    assert again.num_frames == read.num_frames and torch.equal(again.frames, read.frames)
+
+
+@pytest.mark.parametrize("file", ["h264 with B-frames.mp4"], indirect=True)
+def test_a_cut_file_is_decoded_from_the_keyframe_on_too(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables in front; what is cut off lies behind the frame that is wanted."""
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(file.read_bytes()[: file.stat().st_size * 9 // 10])
+    decoded: list[int] = []
+    real = pyav_reader._decoded
+    monkeypatch.setattr(pyav_reader, "_decoded", lambda packet: decoded.append(packet.size) or real(packet))
+    read = read_frames(path, lambda count: torch.tensor([18]))
+    assert 20 < read.num_frames < 40 and read.num_missing == 40 - read.num_frames
+    assert len(decoded) <= 10 and torch.equal(read.frames[0], plainly(file)[18])
+
+
+def rot(path: Path, numbers: list[int]) -> None:
+    """Zeros over packets, of which each is found by its content."""
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for number in numbers:
+        place = content.index(packets[number])
+        content[place : place + len(packets[number])] = bytes(len(packets[number]))
+    path.write_bytes(content)
 
 
 # ── errors ──────────────────────────────────────────────────────────────────────────────────────────────────
