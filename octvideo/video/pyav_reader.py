@@ -80,7 +80,7 @@ class PyavVideo:
             self.packets: Packets = look_through_packets(self._container, self._stream)
             # Of the frames that wanted numbers count, where frames can be told by their times.
             self._times: list[int] | None = self.packets.times[:-1]
-            self._num_looks = 0
+            self._num_looks, self._has_counted = 0, False
         except BaseException as error:
             self._container.close()
             if isinstance(error, (av.FFmpegError, ValueError)) and not isinstance(error, VideoReadError):
@@ -112,7 +112,9 @@ class PyavVideo:
                     pass
             return self._collect(self._counted(wanted), len(wanted), resize)
         except FewerFramesError as fewer:
-            self._times = fewer.times
+            # FFmpeg guesses some times, as those of second fields.
+            is_of_packets = fewer.times is not None and set(fewer.times) <= set(self.packets.pts or ())
+            self._times = fewer.times if is_of_packets else None
             raise
 
     # ── which frames ────────────────────────────────────────────────────────────────────────────────────────
@@ -131,7 +133,8 @@ class PyavVideo:
             content = memoryview(packet)
             if place == 0:
                 bits = Bitstream(stream.codec_context.name, stream.codec_context.extradata)
-                may_be_damaged = bits.codec in _CONCEAL_NOTHING
+                may_lose = bits.codec in _CONCEAL_NOTHING and self._num_looks < _MAX_LOOKS
+                may_be_damaged = may_lose or self._has_counted  # then it is known what comes in spite of damage
             if place < run.start:
                 has_skipped_settings |= bits.has_settings(content)
                 continue
@@ -145,14 +148,14 @@ class PyavVideo:
                 frames, is_intact = _decoded(packet)
                 if not (is_intact or may_be_damaged):
                     raise ReaderFailure("a damaged packet")
-                came = group.those_due(frames, pts[place], is_intact)
+                came = group.those_due(frames, pts[place], is_intact, may_lose)
                 yield from () if is_missing else came
             # Behind damage, to the end of the group: what else is lost need not be found out frame by frame.
             if place == run.last or (place >= run.end and (group.is_done or not group.is_damaged)):
-                came = group.those_due(_drained(stream), None, True)
+                came = group.those_due(_drained(stream), None, True, may_lose)
                 yield from () if is_missing else came
                 if not group.is_done:
-                    if not group.is_damaged or self._num_looks == _MAX_LOOKS:
+                    if not may_lose:
                         break
                     is_missing = True
                 lost |= group.lost()
@@ -183,6 +186,7 @@ class PyavVideo:
                 if found == len(wanted):
                     return
             times.append(frame.pts)
+        self._has_counted = True
         raise FewerFramesError(times)
 
     def _all_frames(self) -> Iterator[av.VideoFrame]:
@@ -290,13 +294,16 @@ class _Group:
         """Whether all frames that were waited for have come."""
         return not self._due and not self._is_missing_some
 
-    def those_due(self, frames: list[av.VideoFrame], time: int | None, is_intact: bool) -> list[av.VideoFrame]:
+    def those_due(
+        self, frames: list[av.VideoFrame], time: int | None, is_intact: bool, may_lose: bool
+    ) -> list[av.VideoFrame]:
         """The frames that are waited for; they must come in the order of their times.
 
         Args:
             frames: that came out of the decoder.
             time: of the frame that went into it, if any.
             is_intact: whether that was undamaged.
+            may_lose: whether frames may be missing where no damage was told.
 
         Raises:
             ReaderFailure: they do not, without damage.
@@ -306,12 +313,13 @@ class _Group:
             self._foreseen.add(time)
         due = []
         for frame in frames:
-            if frame.pts is None or (self._due and frame.pts > self._due[0] and not self.is_damaged):
+            is_missing = frame.pts is None or (self._due and frame.pts > self._due[0] and not self.is_damaged)
+            if frame.pts is None or (is_missing and not may_lose):
                 raise ReaderFailure("a frame did not come in its turn")
             self._came.add(frame.pts)
             while self._due and frame.pts > self._due[0]:
                 self._due.popleft()
-                self._is_missing_some = True
+                self.is_damaged = self._is_missing_some = True
             if self._due and frame.pts == self._due[0]:
                 self._due.popleft()
                 due.append(frame)

@@ -15,6 +15,7 @@ from torch import Tensor
 import octvideo.video.pyav_reader as pyav_reader
 from octvideo.errors import UserError
 from octvideo.video import Decoder, VideoReadError, read_frames
+from octvideo.video.damage import damage
 from tests.video.reference import every, plainly
 
 Encode = Callable[..., Path]
@@ -119,6 +120,19 @@ def test_a_cut_file_is_decoded_from_the_keyframe_on_too(
     read = read_frames(path, lambda count: torch.tensor([18]))
     assert 20 < read.num_frames < 40 and read.num_missing == 40 - read.num_frames
     assert len(decoded) <= 10 and torch.equal(read.frames[0], plainly(file)[18])
+
+
+def test_times_that_no_packet_has_are_not_looked_for(tmp_path: Path, real_videos: Path) -> None:
+    """FFmpeg guesses the times of some fields of this damaged file."""
+    video = real_videos / "odd/interlaced__Sony_ILCE-7M3_(A7M3).mts"
+    if not video.exists():
+        pytest.skip(f"no {video}")
+    content, suffix, done = damage(video.read_bytes(), b"", video.suffix, seed=11, number=215)
+    assert done == "142 bits flipped"
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    read = read_frames(path, lambda count: torch.linspace(0, count - 1, 30).long())
+    assert 1 < len(read.frames) == read.num_frames < 20
 
 
 def rot(path: Path, numbers: list[int]) -> None:
