@@ -80,7 +80,7 @@ class PyavVideo:
             self.packets: Packets = look_through_packets(self._container, self._stream)
             # Of the frames that wanted numbers count, where frames can be told by their times.
             self._times: list[int] | None = self.packets.times[:-1]
-            self._num_looks, self._has_counted = 0, False
+            self._num_looks = 0
         except BaseException as error:
             self._container.close()
             if isinstance(error, (av.FFmpegError, ValueError)) and not isinstance(error, VideoReadError):
@@ -133,8 +133,8 @@ class PyavVideo:
             content = memoryview(packet)
             if place == 0:
                 bits = Bitstream(stream.codec_context.name, stream.codec_context.extradata)
-                may_lose = bits.codec in _CONCEAL_NOTHING and self._num_looks < _MAX_LOOKS
-                may_be_damaged = may_lose or self._has_counted  # then it is known what comes in spite of damage
+                conceals_nothing = bits.codec in _CONCEAL_NOTHING
+                may_lose = conceals_nothing and self._num_looks < _MAX_LOOKS
             if place < run.start:
                 has_skipped_settings |= bits.has_settings(content)
                 continue
@@ -146,7 +146,7 @@ class PyavVideo:
                 is_open = True
             if group.is_damaged or not bits.is_droppable(content) or place in run.places:
                 frames, is_intact = _decoded(packet)
-                if not (is_intact or may_be_damaged):
+                if not (is_intact or conceals_nothing):  # others show what they showed before
                     raise ReaderFailure("a damaged packet")
                 came = group.those_due(frames, pts[place], is_intact, may_lose)
                 yield from () if is_missing else came
@@ -186,7 +186,6 @@ class PyavVideo:
                 if found == len(wanted):
                     return
             times.append(frame.pts)
-        self._has_counted = True
         raise FewerFramesError(times)
 
     def _all_frames(self) -> Iterator[av.VideoFrame]:
