@@ -244,6 +244,8 @@ def test_a_run_that_is_stopped_ends_soon_and_keeps_what_came(
     archives = [Archive(f"{kinetics.url}/400/train/part{name}.tar.gz", "train") for name in ("_0", "%201")]
     running = downloads.run(archives, workers=2, progress=lambda *_: None, said=print)
     assert next(running).archive == archives[0]
+    while not list((tmp_path / "archives/train").glob("*.part")):  # the other has begun
+        time.sleep(0.01)
     started = time.monotonic()
     running.close()  # as an exception in the loop over it does
     assert time.monotonic() - started < 2
