@@ -263,6 +263,10 @@ def test_the_table_is_complete(real_videos: Path) -> None:
 # ── in worker processes ─────────────────────────────────────────────────────────────────────────────────────
 
 
+# decord sees the damage of these, or not, as its threads happen to run.
+ROTTEN = {"bad_timescale__no_timescale.mp4", "corrupt_middle__corrupted.mp4"}
+
+
 class Outcomes(Dataset[tuple[int | str, int]]):
     def __init__(self, asked: Sequence[tuple[str, Decoder]]) -> None:
         self.asked = asked
@@ -277,6 +281,7 @@ class Outcomes(Dataset[tuple[int | str, int]]):
 def in_workers_as_here(folder: Path, names: Sequence[str]) -> None:
     readers = [decoder for decoder in DECODERS if decoder != "torchcodec" or not torchcodec_reason()]
     asked = [(str(folder / name), decoder) for name in names if (folder / name).exists() for decoder in readers]
+    asked = [(path, decoder) for path, decoder in asked if decoder != "decord" or Path(path).name not in ROTTEN]
     here = [outcome(*one) for one in asked]  # before the fork: every reader has been used
     loader = DataLoader(Outcomes(asked), batch_size=None, num_workers=2, multiprocessing_context="fork")
     assert [tuple(one) for one in loader] == here
