@@ -22,6 +22,9 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 
+# PyAV 19 drops the argument, and replaces by itself.
+_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 
 @dataclass(frozen=True)
 class EncodingSettings:
@@ -93,7 +96,7 @@ def encode(source: Path, target: Path, settings: EncodingSettings) -> Encoded:
 
 def _encode(source: Path, part: Path, settings: EncodingSettings) -> tuple[int, str]:
     # Absolute: FFmpeg takes a name such as `concat:...` for something else.
-    with av.open(str(source.absolute()), metadata_errors="replace") as container:
+    with av.open(str(source.absolute()), **_OPEN_OPTIONS) as container:
         video = container.streams.best("video")
         if not isinstance(video, av.VideoStream) or video.codec_context is None:
             raise EncodingError("no video stream that can be decoded")
