@@ -9,7 +9,7 @@ from octvideo.octave.convert import OctaveNetwork, octavize
 from octvideo.octave.cost import Cost, count_cost, layer_flop_ratio, layer_memory_ratio
 from octvideo.octave.factor import low_size
 from octvideo.octave.features import Octave, merge, split
-from octvideo.octave.inference import prepare_inference
+from octvideo.octave.inference import fuse_convolutions, prepare_inference
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
 from octvideo.octave.report import OctaveReport
@@ -35,6 +35,7 @@ __all__ = [
     "Partition",
     "arrange",
     "count_cost",
+    "fuse_convolutions",
     "layer_flop_ratio",
     "layer_memory_ratio",
     "low_size",

@@ -4,9 +4,9 @@
 //   y_high = relu(conv(x_high) + repeat(conv(x_low)) + base_high)
 //   y_low  = relu(conv(pool(x_high)) + conv(x_low) + base_low)
 //
-// A tile of some pixels by some vectors of output channels stays in registers from the first addition to the ReLU:
-// the repeated low part and the residual are where the sums start. x_high is pooled when it is read for y_high, so that
-// it comes out of a cache the second time. Maps are channels last; where the kernel has a width, they are first copied
+// A tile of some pixels by some vectors of output channels stays in registers from the first product to the ReLU, with
+// the additions of the repeated low part and the residual in between. x_high is pooled when it is read for y_high, so
+// that it comes out of a cache the second time. Maps are channels last; where the kernel has a width, they are first copied
 // into ones with a border of zeros, in which the pixels under a row of the kernel are one run of numbers.
 
 #include <algorithm>
@@ -399,9 +399,11 @@ struct Convolution {
     const float* added = local.addend ? local.addend : addend.data ? addend.data + frame * add_frame : nullptr;
     const int64_t ahead_count = local.ahead && block.first == 0 ? sources[0].channels : 0;
     // Nearly equal tiles.
-    const int64_t length = end - begin, seven = length == 7 || length == 14;
-    const int64_t most = block.vectors == 4 && !seven ? 6 : most_pixels(block.vectors), tiles = (end - begin + most - 1) / most;
-    const int64_t pixels = tiles ? (end - begin) / tiles : 0, longer = tiles ? (end - begin) % tiles : 0;
+    const int64_t length = end - begin;
+    const bool by_seven = length == 7 || length == 14;  // else six are faster
+    const int64_t most = block.vectors == 4 && !by_seven ? 6 : most_pixels(block.vectors);
+    const int64_t tiles = (length + most - 1) / most;
+    const int64_t pixels = tiles ? length / tiles : 0, longer = tiles ? length % tiles : 0;
     int64_t row_y = y + begin / size.out_width, x = begin % size.out_width, from = begin;
     for (int64_t n = 0; n < tiles; ++n) {
       const int64_t to = from + pixels + (n < longer);
@@ -526,7 +528,8 @@ void run_layer(const Layer* given) {
     });
     high = pooled.data, height = pooled.height, width = pooled.width;
   }
-  const int64_t half_height = low_size(height), half_width = low_size(width), high_frame = height * width * layer.in_high;
+  const int64_t half_height = low_size(height), half_width = low_size(width);
+  const int64_t high_frame = height * width * layer.in_high;
 
   // x_low for all that reads it as it is: of half the size of x_high, or of its size where that was pooled.
   const int64_t low_height = layer.pool_first ? height : half_height, low_width = layer.pool_first ? width : half_width;
@@ -556,7 +559,8 @@ void run_layer(const Layer* given) {
   Convolution main{layer, size, {plain(high, height, width, layer.in_high), low}, layer.high_reads_low ? 2 : 1,
                    layer.weight_high, layer.bias_high, layer.base_high, layer.out_high, layer.outs_high,
                    layer.relu != 0, high_blocks, {nullptr, low_outs, true}};
-  Convolution from_low{layer, half, {low}, 1, layer.weight_from_low, nullptr, nullptr, nullptr, low_outs, false, from_low_blocks};
+  Convolution from_low{layer, half, {low}, 1, layer.weight_from_low, nullptr, nullptr, nullptr,
+                       low_outs, false, from_low_blocks};
   Convolution below{layer, half, {}, 0, layer.weight_low, layer.bias_low, layer.base_low, layer.out_low,
                     layer.outs_low, layer.relu != 0, below_blocks, {nullptr, low_outs, false}};
   if (pools) ++below.num_sources;  // set below
@@ -576,7 +580,9 @@ void run_layer(const Layer* given) {
                         (!in_turn || strip_units >= 2 * layer.threads);
 
   if (by_strip) {
-    const auto local_pooled = [&] { return bordered(3, in_turn ? layer.frames : 1, half_height, half_width, layer.in_high); };
+    const auto local_pooled = [&] {
+      return bordered(3, in_turn ? layer.frames : 1, half_height, half_width, layer.in_high);
+    };
     const auto local_copy = [&] { return bordered(4, 1, height, width, layer.in_high); };
     if (has_space) main.sources[0] = local_copy().source();
     if (pools) below.sources[0] = local_pooled().source();

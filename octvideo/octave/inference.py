@@ -36,17 +36,18 @@ def prepare_inference(network: nn.Module) -> nn.Module:
     Returns:
         A module with the network's inputs and outputs, in eval mode.
     """
-    prepared = arrange(_prepare(copy.deepcopy(network).eval().requires_grad_(False)))
-    _fuse(prepared)
-    return prepared
+    return arrange(_prepare(copy.deepcopy(network).eval().requires_grad_(False)))
 
 
-def _fuse(module: nn.Module) -> None:
-    """Now rather than in the first call, since graphs that are compiled need it."""
-    if isinstance(module, PreparedConv | PreparedOctConv) and module.fuse():
+def fuse_convolutions(prepared: nn.Module) -> None:
+    """What the first call of a prepared network does in float32 on a CPU: pack weights for fused_conv.py.
+
+    A graph that is to be compiled needs it done beforehand, and else gets slower operations.
+    """
+    if isinstance(prepared, PreparedConv | PreparedOctConv) and prepared.fuse():
         return  # its own convolutions have nothing to do
-    for child in module.children():
-        _fuse(child)
+    for child in prepared.children():
+        fuse_convolutions(child)
 
 
 def _prepare(model: nn.Module) -> nn.Module:

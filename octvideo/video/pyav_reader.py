@@ -2,7 +2,8 @@
 
 Where packets tell which frame each of them shows, only those are decoded that a wanted frame needs: from the
 keyframe before it on, without the frames in between that nothing refers to. Elsewhere, and where a frame does not
-come as foreseen, all are decoded from the start and counted. Both ways give the same frames.
+come as foreseen, all are decoded from the start and counted. Both ways give the same frames; of 320 damaged files one
+gave other pixels and three another count.
 
 Damage is the dear case. A packet of 30 bytes makes a frame of 4K in 1.7 ms, so that counting 20,000 of them takes
 half a minute. Of AV1, whose decoder leaves out what it can't decode and starts anew at each keyframe, only groups of

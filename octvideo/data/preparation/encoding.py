@@ -22,7 +22,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 
-# PyAV 19 drops the argument, and replaces by itself.
+# PyAV 19 drops the argument, and replaces by itself. (octvideo/video/pyav_reader.py has the same, and imports torch.)
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 

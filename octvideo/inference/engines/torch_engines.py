@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from octvideo.errors import UserError
 from octvideo.inference.engines.engine import first_line, in_batches
+from octvideo.octave import fuse_convolutions
 from octvideo.octave.export_form import export_form
 from octvideo.octave.prepared import PreparedConv
 
@@ -63,6 +64,7 @@ class EagerEngine:
         self.views_per_call = example_shape[0] if compiled else None
         self._run: Any = InPrecision(network, precision, device)
         if compiled:
+            fuse_convolutions(self._run)
             # Freezing is what gives convolutions on CPUs oneDNN's packed weights and fused activations.
             options: Any = {"freezing": True} if device.type == "cpu" else None
             self._run = torch.compile(self._run, fullgraph=True, options=options)
