@@ -42,13 +42,11 @@ constexpr int kAxes = 3;
 
 extern "C" {
 
-// What fused_conv.py passes, in this order, eight bytes each. Absent maps, weights and biases are null.
+// What fused_conv.py passes, in this order, eight bytes each. Absent weights and biases are null.
 struct Layer {
-  const float *high, *low, *base_high, *base_low;  // (clips, frames, height, width, channels)
-  float *out_high, *out_low;
   const float *weight_high, *weight_from_low, *weight_low, *bias_high, *bias_low;  // weights of pack()
   int64_t clips, frames, height, width;                                            // of x_high
-  int64_t in_low, threads;
+  int64_t in_low;
   int64_t in_high, outs_high, outs_low;  // channels
   int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
   int64_t relu;
@@ -463,11 +461,11 @@ struct Convolution {
 };
 
 // A whole map, with nothing to do in between. Where the weights fill the cache, one block of them after the other.
-void compute_all(const Convolution& conv) {
+void compute_all(const Convolution& conv, int64_t threads) {
   const Strips strips{conv.size.out_frames, conv.size.out_height, conv.strip()};
   const int64_t units = conv.size.clips * strips.per_frame() * strips.frames;
   const bool by_block = conv.rows() * conv.outs > kCachedWeights;
-  parallel_for(conv.layer.threads, by_block ? units * static_cast<int64_t>(conv.blocks.size()) : units, [&](int64_t n) {
+  parallel_for(threads, by_block ? units * static_cast<int64_t>(conv.blocks.size()) : units, [&](int64_t n) {
     Local local;
     if (!by_block) local.ahead = conv.ahead(strips, n, units);
     local.ahead_out = conv.ahead_out(strips, n % units, units);
@@ -499,13 +497,14 @@ void pack(const float* matrix, int64_t rows, int64_t outs, float* packed) {
   }
 }
 
-void run_layer(const Layer* given) {
+void run_layer(const Layer* given, const float* given_high, const float* given_low, const float* base_high,
+               const float* base_low, float* out_high, float* out_low, int64_t threads) {
   const Layer& layer = *given;
   const int64_t images = layer.clips * layer.frames;
   const bool has_space = layer.kernel[1] * layer.kernel[2] > 1;
   const int64_t top = has_space ? layer.padding[1] : 0, side = has_space ? layer.padding[2] : 0;
   int64_t height = layer.height, width = layer.width;
-  const float* high = layer.high;
+  const float* high = given_high;
 
   const auto bordered = [&](int which, int64_t frames, int64_t h, int64_t w, int64_t channels) {
     return Bordered{scratch(which, frames * (h + 2 * top) * (w + 2 * side) * channels), h, w, channels, top, side};
@@ -523,7 +522,7 @@ void run_layer(const Layer* given) {
   if (layer.pool_first) {
     const Bordered pooled{scratch(0, images * low_size(height) * low_size(width) * layer.in_high),
                           low_size(height), low_size(width), layer.in_high, 0, 0};
-    parallel_for(layer.threads, images, [&](int64_t n) {
+    parallel_for(threads, images, [&](int64_t n) {
       pool_rows(high + n * height * width * layer.in_high, height, width, 0, pooled.height, pooled, n);
     });
     high = pooled.data, height = pooled.height, width = pooled.width;
@@ -534,19 +533,19 @@ void run_layer(const Layer* given) {
   // x_low for all that reads it as it is: of half the size of x_high, or of its size where that was pooled.
   const int64_t low_height = layer.pool_first ? height : half_height, low_width = layer.pool_first ? width : half_width;
   const int64_t low_frame = low_height * low_width * layer.in_low;
-  Source low = plain(layer.low, low_height, low_width, layer.in_low);
+  Source low = plain(given_low, low_height, low_width, layer.in_low);
   if (has_space && (layer.weight_from_low || layer.high_reads_low || (layer.low_reads_low && !layer.pool_first))) {
     const Bordered copy = bordered(1, images, low_height, low_width, layer.in_low);
-    parallel_for(layer.threads, images, [&](int64_t n) {
-      copy_rows(layer.low + n * low_frame, -top, low_height + top, copy, n);
+    parallel_for(threads, images, [&](int64_t n) {
+      copy_rows(given_low + n * low_frame, -top, low_height + top, copy, n);
     });
     low = copy.source();
   }
   Source low_of_low = low;  // as y_low reads it
   if (layer.low_reads_low && layer.pool_first) {
     const Bordered to = bordered(2, images, half_height, half_width, layer.in_low);
-    parallel_for(layer.threads, images, [&](int64_t n) {
-      pool_rows(layer.low + n * low_frame, low_height, low_width, -top, half_height + top, to, n);
+    parallel_for(threads, images, [&](int64_t n) {
+      pool_rows(given_low + n * low_frame, low_height, low_width, -top, half_height + top, to, n);
     });
     low_of_low = to.source();
   }
@@ -557,11 +556,11 @@ void run_layer(const Layer* given) {
   const auto high_blocks = blocks_of(layer.outs_high), from_low_blocks = blocks_of(low_outs),
              below_blocks = blocks_of(layer.outs_low);
   Convolution main{layer, size, {plain(high, height, width, layer.in_high), low}, layer.high_reads_low ? 2 : 1,
-                   layer.weight_high, layer.bias_high, layer.base_high, layer.out_high, layer.outs_high,
+                   layer.weight_high, layer.bias_high, base_high, out_high, layer.outs_high,
                    layer.relu != 0, high_blocks, {nullptr, low_outs, true}};
   Convolution from_low{layer, half, {low}, 1, layer.weight_from_low, nullptr, nullptr, nullptr,
                        low_outs, false, from_low_blocks};
-  Convolution below{layer, half, {}, 0, layer.weight_low, layer.bias_low, layer.base_low, layer.out_low,
+  Convolution below{layer, half, {}, 0, layer.weight_low, layer.bias_low, base_low, out_low,
                     layer.outs_low, layer.relu != 0, below_blocks, {nullptr, low_outs, false}};
   if (pools) ++below.num_sources;  // set below
   if (gives_low && layer.low_reads_low && !layer.shares_low) below.sources[below.num_sources++] = low_of_low;
@@ -577,7 +576,7 @@ void run_layer(const Layer* given) {
   const Strips strips{size.out_frames, size.out_height, main.strip()};
   const int64_t strip_units = size.clips * strips.per_frame() * (in_turn ? 1 : strips.frames);
   const bool by_strip = alike && weights <= kCachedWeights && !(has_space && in_turn) &&
-                        (!in_turn || strip_units >= 2 * layer.threads);
+                        (!in_turn || strip_units >= 2 * threads);
 
   if (by_strip) {
     const auto local_pooled = [&] {
@@ -590,7 +589,7 @@ void run_layer(const Layer* given) {
       if (pools) below.sources[0].frame = 0;
       if (has_space) main.sources[0].frame = 0;
     }
-    parallel_for(layer.threads, strip_units, [&](int64_t unit) {
+    parallel_for(threads, strip_units, [&](int64_t unit) {
       const int64_t units = strip_units * (in_turn ? strips.frames : 1);
       int64_t have = 0;  // frames that are pooled
       for (int64_t n = in_turn ? unit * strips.frames : unit, end = n + (in_turn ? strips.frames : 1); n < end; ++n)
@@ -631,7 +630,7 @@ void run_layer(const Layer* given) {
   }
   if (low_outs) {
     from_low.out = scratch(5, half.clips * half.out_frames * from_low_frame);
-    compute_all(from_low);
+    compute_all(from_low, threads);
     main.addend.data = from_low.out;
     if (layer.shares_low) below.addend.data = from_low.out + layer.outs_high;
   }
@@ -639,13 +638,13 @@ void run_layer(const Layer* given) {
   if (pools) below.sources[0] = pooled.source();
   const Bordered copy = has_space ? bordered(4, images, height, width, layer.in_high) : Bordered{};
   if (has_space) main.sources[0] = copy.source();
-  parallel_for(layer.threads, has_space || pools ? images : 0, [&](int64_t n) {
+  parallel_for(threads, has_space || pools ? images : 0, [&](int64_t n) {
     const float* frame = high + n * high_frame;
     if (has_space) copy_rows(frame, -top, height + top, copy, n);
     if (pools) pool_rows(frame, height, width, -top, half_height + top, pooled, n);
   });
-  compute_all(main);
-  if (gives_low) compute_all(below);
+  compute_all(main, threads);
+  if (gives_low) compute_all(below, threads);
 }
 
 }  // extern "C"

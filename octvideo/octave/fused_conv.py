@@ -54,10 +54,8 @@ class Form:
 
     @property
     def is_supported(self) -> bool:
-        """Whether fused_conv.cpp has it: a kernel with an extent in time or in space, not both."""
-        in_space = any(n > 1 for n in (*self.kernel[1:], *self.stride[1:]))
-        pads_less = all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
-        return pads_less and not (in_space and (self.kernel[0] > 1 or self.stride[0] > 1 or self.padding[0] > 0))
+        """Whether fused_conv.cpp has it: it pads by less than the kernel reaches."""
+        return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
 
 
 class FusedConv:
@@ -100,8 +98,13 @@ class FusedConv:
         self.tensors = [*weights, *biases]
         flags = (relu, form.pool_first, form.high_reads_low, form.low_reads_high, form.low_reads_low, shares_low)
         sizes = (form.kernel, form.stride, form.padding, form.dilation)
-        self.numbers = [num_high, *num_outputs, *[n for size in sizes for n in size], *map(int, flags)]
-        self._addresses = [_address(tensor) for tensor in self.tensors]
+        self.numbers = (num_high, *num_outputs, *[n for size in sizes for n in size], *map(int, flags))
+        self._addresses = tuple(_address(tensor) for tensor in self.tensors)
+
+    def fits(self, high: Tensor, base: Tensor | None) -> bool:
+        """Whether `base` has the shape of what comes of `high`, or is None."""
+        shapes = _compute_out_shapes if torch.compiler.is_compiling() else _out_shapes
+        return base is None or base.shape == shapes(self.numbers, high.shape)[0]
 
     def __call__(
         self, high: Tensor, low: Tensor | None = None, base_high: Tensor | None = None, base_low: Tensor | None = None
@@ -125,8 +128,7 @@ class FusedConv:
         return _run(self.numbers, self._addresses, high, low, base_high, base_low)
 
 
-@functools.lru_cache(4096)
-def _out_shapes(numbers: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _compute_out_shapes(numbers: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Of y_high, and of y_low if there is one, from x_high's."""
     _, outs_high, outs_low, *rest = numbers
     kernel, stride, padding, dilation = (rest[n : n + 3] for n in range(0, 12, 3))
@@ -141,35 +143,54 @@ def _out_shapes(numbers: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[
     return shapes if outs_low else shapes[:1]
 
 
+_out_shapes = functools.lru_cache(4096)(_compute_out_shapes)
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+@functools.lru_cache(4096)
+def _layer(
+    numbers: tuple[int, ...], addresses: tuple[int, ...], shape: tuple[int, ...], num_low: int
+) -> ctypes.Array[ctypes.c_int64]:
+    """`struct Layer`: what is the same in every call with maps of one size."""
+    frames, height, width = (1, *shape[2:])[-3:]
+    fields = (*addresses, shape[0], frames, height, width, num_low, *numbers)
+    return (ctypes.c_int64 * len(fields))(*fields)
+
+
 def _run(
-    numbers: Sequence[int],
-    addresses: Sequence[int],
+    numbers: tuple[int, ...],
+    addresses: tuple[int, ...],
     high: Tensor,
     low: Tensor | None,
     base_high: Tensor | None,
     base_low: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     shape, layout = high.shape, _LAYOUTS[high.dim()]
+    shapes = _out_shapes(numbers, shape)
     high = high.contiguous(memory_format=layout)
-    low, base_high, base_low = (
-        None if x is None else x.contiguous(memory_format=layout) for x in (low, base_high, base_low)
-    )
-    shapes = _out_shapes(tuple(numbers), tuple(shape))
-    y_high = torch.empty(shapes[0], memory_format=layout) if base_high is None else base_high
-    y_low = base_low
-    if y_low is None and len(shapes) > 1:
-        y_low = torch.empty(shapes[1], memory_format=layout)
-    clips, (frames, height, width) = shape[0], (1, *shape[2:])[-3:]
-    maps = [_address(x) for x in (high, low, base_high, base_low, y_high, y_low)]
-    num_low = 0 if low is None else low.shape[1]
-    fields = (*maps, *addresses, clips, frames, height, width, num_low, torch.get_num_threads(), *numbers)
-    library = load_library()
-    assert library is not None
-    library.run_layer((ctypes.c_int64 * len(fields))(*fields))  # `struct Layer`
+    num_low, at_low, at_base_high, at_base_low, at_low_out = 0, 0, 0, 0, 0
+    if low is not None:
+        low = low.contiguous(memory_format=layout)
+        num_low, at_low = low.shape[1], low.data_ptr()
+    if base_high is None:
+        y_high = torch.empty(shapes[0], memory_format=layout)
+    else:
+        y_high = base_high.contiguous(memory_format=layout)
+        at_base_high = y_high.data_ptr()
+    y_low = None
+    if len(shapes) > 1:
+        if base_low is None:
+            y_low = torch.empty(shapes[1], memory_format=layout)
+        else:
+            y_low = base_low.contiguous(memory_format=layout)
+            at_base_low = y_low.data_ptr()
+        at_low_out = y_low.data_ptr()
+    layer = _layer(numbers, addresses, shape, num_low)
+    maps = (high.data_ptr(), at_low, at_base_high, at_base_low, y_high.data_ptr(), at_low_out)
+    load_library().run_layer(layer, *maps, torch.get_num_threads())  # type: ignore[union-attr]
     return y_high, y_low
 
 
@@ -184,7 +205,7 @@ torch.library.define(
 
 @torch.library.impl("octvideo::fused_conv", "CPU")
 def _fused_conv(high: Tensor, low: Tensor | None, tensors: list[Tensor | None], numbers: list[int]) -> list[Tensor]:
-    outs = _run(numbers, [_address(t) for t in tensors], high, low, None, None)
+    outs = _run(tuple(numbers), tuple(_address(t) for t in tensors), high, low, None, None)
     return [y for y in outs if y is not None]
 
 
@@ -203,7 +224,7 @@ def _fused_conv_(
     tensors: list[Tensor | None],
     numbers: list[int],
 ) -> None:
-    outs = _run(numbers, [_address(t) for t in tensors], high, low, base_high, base_low)
+    outs = _run(tuple(numbers), tuple(_address(t) for t in tensors), high, low, base_high, base_low)
     for base, y in zip((base_high, base_low), outs, strict=True):
         if base is not None and y is not None and y.data_ptr() != base.data_ptr():
             base.copy_(y)  # a compiler's choice of layout

@@ -46,7 +46,8 @@ def load_library() -> ctypes.CDLL | None:
     library.num_registers.restype = ctypes.c_int64
     library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
     library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
-    library.run_layer.argtypes, library.run_layer.restype = [ctypes.POINTER(ctypes.c_int64)], None
+    maps_and_threads = [*[ctypes.c_void_p] * 6, ctypes.c_int64]
+    library.run_layer.argtypes, library.run_layer.restype = [ctypes.POINTER(ctypes.c_int64), *maps_and_threads], None
     return library
 
 

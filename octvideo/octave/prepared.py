@@ -98,9 +98,8 @@ class PreparedConv(nn.Module):
         Returns:
             (N, C_out, [T',] H', W').
         """
-        if self.fuse() and _can_run_fused(x) and (base is None or self._fits(base, x.shape)):
-            assert self._fused is not None
-            return self._fused(x, None, base)[0]
+        if self.fuse() and _can_run_fused(x) and self._fused.fits(x, base):  # type: ignore[union-attr]
+            return self._fused(x, None, base)[0]  # type: ignore[misc]
         x = x.to(self.weight.dtype)  # weights in bfloat16 set the precision
         if not (self._is_fast(x) and (base is None or self._fits(base, x.shape))):
             y = self.convolve(x) if base is None else self.convolve(x) + base
@@ -128,10 +127,10 @@ class PreparedConv(nn.Module):
 
         In a graph that is being compiled it says what came of it before.
         """
-        if self.weight.dtype != torch.float32 or self.weight.device.type != "cpu":
-            return False
-        if self._fused is None and not torch.compiler.is_compiling():
-            weight = self.weight
+        if self._fused is not None:
+            return True
+        weight = self.weight
+        if weight.dtype == torch.float32 and weight.device.type == "cpu" and not torch.compiler.is_compiling():
             if self.groups == 1 and weight.dim() > 3 and self.form.is_supported and self.form.is_fast:
                 self._fused = FusedConv(
                     self.form, high=weight, num_high=weight.shape[1], bias_high=self.bias, relu=self.relu
@@ -197,7 +196,7 @@ class PreparedConv(nn.Module):
         return {**self.__dict__, "_packed": None, "_fused": None}  # oneDNN's tensors neither copy nor pickle
 
     def _apply(self, *args: Any, **kwargs: Any) -> PreparedConv:
-        self._packed = None
+        self._packed = self._fused = None  # of weights that were
         return super()._apply(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -261,9 +260,8 @@ class PreparedOctConv(nn.Module):
         """Convolve; `base`, of the result's form, is added and overwritten. See `PreparedConv`."""
         high, low = x if isinstance(x, Octave) else (x, None)
         base_high, base_low = base if isinstance(base, Octave) else (base, None)
-        if self.fuse() and _can_run_fused(high) and (base_high is None or self._fits(base_high, high)):
-            assert self._fused is not None
-            y_high, y_low = self._fused(high, low, base_high, base_low)
+        if self.fuse() and _can_run_fused(high) and self._fused.fits(high, base_high):  # type: ignore[union-attr]
+            y_high, y_low = self._fused(high, low, base_high, base_low)  # type: ignore[misc]
             return y_high if y_low is None else Octave(y_high, y_low)
         if self._is_fast(high, base_high):
             y_high, y_low = self._frames(high, low, base_high, base_low)
@@ -289,10 +287,11 @@ class PreparedOctConv(nn.Module):
 
     def fuse(self) -> bool:
         """Prepares, once, for being one pass; whether it can be. See `PreparedConv.fuse`."""
+        if self._fused is not None:
+            return True
         first: Any = self.high[0]
-        if first.weight.dtype != torch.float32 or first.weight.device.type != "cpu":
-            return False
-        if self._fused is None and not torch.compiler.is_compiling():
+        of_cpu = first.weight.dtype == torch.float32 and first.weight.device.type == "cpu"
+        if of_cpu and not torch.compiler.is_compiling():
             form = self._form()
             if form is not None and form.is_supported and load_library() is not None:
                 repeated: Any = self.high[1].weight if len(self.high) > 1 else None
@@ -338,6 +337,10 @@ class PreparedOctConv(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fused": None}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PreparedOctConv:
+        self._fused = None
+        return super()._apply(*args, **kwargs)
 
     def _frames(
         self, high: Tensor, low: Tensor | None, base_high: Tensor | None, base_low: Tensor | None
