@@ -14,6 +14,9 @@
 #include <cstring>
 #include <utility>
 #include <vector>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -34,7 +37,7 @@ constexpr int most_pixels(int vectors) {
 }
 
 // What a core keeps close: weights beyond it are read block by block over the whole map, and maps in strips of it.
-constexpr int64_t kCachedWeights = 512 * 1024 / sizeof(float), kStrip = 192 * 1024 / sizeof(float);
+constexpr int64_t kCachedWeights = 512 * 1024 / sizeof(float), kStrip = 256 * 1024 / sizeof(float);
 
 constexpr int kAxes = 3;
 
@@ -49,11 +52,17 @@ struct Layer {
   int64_t in_low;
   int64_t in_high, outs_high, outs_low;  // channels
   int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
+  int64_t window[2], window_stride[2], window_padding[2];  // of a max pool behind an ordinary convolution; 1, 1, 0: none
   int64_t relu;
   int64_t pool_first;      // x_high is pooled, and x_low where y_low reads it
   int64_t high_reads_low;  // y_high's convolution reads [x_high, x_low], which then have one size
   int64_t low_reads_high, low_reads_low;
   int64_t shares_low;      // weight_from_low gives y_low's part of x_low too, behind y_high's
+
+  bool takes_maximum() const { return window[0] * window[1] > 1 || window_stride[0] * window_stride[1] > 1; }
+  int64_t pooled_size(int64_t size, int axis) const {
+    return (size + 2 * window_padding[axis] - window[axis]) / window_stride[axis] + 1;
+  }
 };
 
 }  // extern "C"
@@ -86,19 +95,32 @@ struct Tile {
   int64_t out_step;
   int last_lanes;          // channels in the last vector
   bool relu;
+  bool is_local;           // results go to a place that is in the cache
   const float* ahead;      // what is read next, to be fetched meanwhile: so many numbers; may be null
   int64_t ahead_count;
   int64_t ahead_out;       // from here to where results go next; 0: unknown
-  bool is_local;           // results go to a place that is in the cache
 };
 
 constexpr int64_t kLine = 64 / sizeof(float);
 
+#if defined(__AVX__) && !defined(__AVX512F__)
+constexpr int32_t kMasks[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+[[gnu::always_inline]] inline __m256i first(int lanes) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMasks + kLanes - lanes));
+}
+#endif
+
 [[gnu::always_inline]] inline Vector load(const float* from, int lanes) {
   if (lanes == kLanes) return *reinterpret_cast<const Vector*>(from);
+#if defined(__AVX512F__)
+  return (Vector)_mm512_maskz_loadu_ps((1u << lanes) - 1, from);
+#elif defined(__AVX__)
+  return (Vector)_mm256_maskload_ps(from, first(lanes));
+#else
   Vector part{};
   for (int lane = 0; lane < lanes; ++lane) part[lane] = from[lane];
   return part;
+#endif
 }
 
 [[gnu::always_inline]] inline void store(float* to, Vector value, int lanes) {
@@ -106,7 +128,24 @@ constexpr int64_t kLine = 64 / sizeof(float);
     *reinterpret_cast<Vector*>(to) = value;
     return;
   }
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, (1u << lanes) - 1, (__m512)value);
+#elif defined(__AVX__)
+  _mm256_maskstore_ps(to, first(lanes), (__m256)value);
+#else
   for (int lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
+#endif
+}
+
+// Keeps what is no number, as the processor's maximum does where it comes second.
+[[gnu::always_inline]] inline Vector rectified(Vector value) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)value);
+#elif defined(__AVX__)
+  return (Vector)_mm256_max_ps(_mm256_setzero_ps(), (__m256)value);
+#else
+  return value < 0.0f ? Vector{} : value;
+#endif
 }
 
 // fn(pixel, vector, lanes of that vector) for all of a tile, without a branch where all vectors are full.
@@ -127,15 +166,28 @@ template <int Pixels, int Vectors, class Function>
 
 template <int Pixels, int Vectors>
 void compute_tile(const std::vector<Tap>& taps, int64_t y, int64_t x_first, const float* weight, const Tile& tile) {
-  for (int64_t n = 0; n < tile.ahead_count; n += kLine) __builtin_prefetch(tile.ahead + n, 0, 2);
+  const int64_t out_step = tile.out_step;
+  const int lanes = tile.last_lanes;
   Vector sums[Pixels][Vectors];
-#pragma GCC unroll 32
-  for (int p = 0; p < Pixels; ++p)
-#pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) sums[p][v] = Vector{};
-  const float* line = tile.out;
+  if (const float* bias = tile.bias)
+    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] = load(bias + v * kLanes, n); });
+  else
+    each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { sums[p][v] = Vector{}; });
+  // What is read and written later is fetched line by line, in the steps of the sums.
+  const float *line = tile.out, *ahead = tile.ahead;
   const int64_t ahead_out = tile.ahead_out;
-  int left = tile.is_local ? 0 : Pixels * Vectors, column = 0;
+  int64_t lines = tile.is_local ? 0 : Pixels * Vectors, lines_ahead = tile.ahead_count / kLine;
+  int column = 0;
+  const auto fetch = [&]() __attribute__((always_inline)) {
+    if (lines > 0) {
+      __builtin_prefetch(line, 1);
+      if (ahead_out) __builtin_prefetch(line + ahead_out, 0, 2);
+      if (++column == Vectors) column = 0, line += out_step - Vectors * kLanes;
+      line += kLanes;
+    }
+    if (lines_ahead > 0) __builtin_prefetch(ahead, 0, 2), ahead += kLine;
+    --lines, --lines_ahead;
+  };
   for (const Tap& tap : taps) {
     const int64_t step = tap.step, count = tap.count;
     const float* x = tap.data + y * tap.row + x_first * step;
@@ -153,28 +205,16 @@ void compute_tile(const std::vector<Tap>& taps, int64_t y, int64_t x_first, cons
       }
     };
     int64_t c = 0;
-    for (; left && c < count; ++c, --left) {  // the result's lines, one at a time, while there is nothing else to load
-      __builtin_prefetch(line, 1);
-      if (ahead_out) __builtin_prefetch(line + ahead_out, 0, 2);
-      if (++column == Vectors) column = 0, line += tile.out_step - Vectors * kLanes;
-      line += kLanes;
-      multiply(c);
-    }
+    for (; (lines > 0 || lines_ahead > 0) && c < count; ++c) fetch(), multiply(c);
     for (; c + 4 <= count; c += 4) multiply(c), multiply(c + 1), multiply(c + 2), multiply(c + 3);
     for (; c < count; ++c) multiply(c);
   }
-  const int64_t out_step = tile.out_step;
-  const int lanes = tile.last_lanes;
-  if (const float* bias = tile.bias)
-    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] += load(bias + v * kLanes, n); });
+  for (; lines_ahead > 0; --lines_ahead, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
   if (const float* base = tile.base)
     each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] += load(base + p * out_step + v * kLanes, n); });
   if (const float* const* added = tile.added)
     each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] += load(added[p] + v * kLanes, n); });
-  if (tile.relu)
-    each<Pixels, Vectors>(lanes, [&](int p, int v, int) {
-      sums[p][v] = sums[p][v] < 0.0f ? Vector{} : sums[p][v];  // keeps what is no number
-    });
+  if (tile.relu) each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { sums[p][v] = rectified(sums[p][v]); });
   float* out = tile.out;
   each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { store(out + p * out_step + v * kLanes, sums[p][v], n); });
 }
@@ -271,12 +311,13 @@ void pool_row(const float* upper, const float* lower, int64_t width, int64_t cha
     const bool pair = x + 1 < width;
     const float *a = upper + x * channels, *b = pair ? a + channels : a;
     const float *c = lower + x * channels, *d = pair ? c + channels : c;
+    const auto pool = [&](int64_t n, int lanes) __attribute__((always_inline)) {
+      const Vector sum = (load(a + n, lanes) + load(b + n, lanes)) + (load(c + n, lanes) + load(d + n, lanes));
+      store(out + n, sum * 0.25f, lanes);
+    };
     int64_t n = 0;
-    for (; n + kLanes <= channels; n += kLanes) {
-      const Vector sum = (load(a + n, kLanes) + load(b + n, kLanes)) + (load(c + n, kLanes) + load(d + n, kLanes));
-      store(out + n, sum * 0.25f, kLanes);
-    }
-    for (; n < channels; ++n) out[n] = ((a[n] + b[n]) + (c[n] + d[n])) * 0.25f;
+    for (; n + kLanes <= channels; n += kLanes) pool(n, kLanes);
+    if (n < channels) pool(n, static_cast<int>(channels - n));
   }
 }
 
@@ -302,10 +343,13 @@ void copy_rows(const float* frame, int64_t first, int64_t last, const Bordered& 
 // The frames of a map in strips, all frames of a strip before the next strip.
 struct Strips {
   int64_t frames, height, step;
+  bool in_turn;
   int64_t per_frame() const { return (height + step - 1) / step; }
   template <class Function>
   void at(int64_t n, const Function& fn) const {  // fn(clip, t, first row, behind the last row)
-    const int64_t t = n % frames, s = n / frames % per_frame(), clip = n / frames / per_frame();
+    const int64_t of_frame = per_frame();
+    const int64_t clip = n / frames / of_frame, t = in_turn ? n % frames : n / of_frame % frames;
+    const int64_t s = in_turn ? n / frames % of_frame : n % of_frame;
     fn(clip, t, s * step, std::min((s + 1) * step, height));
   }
 };
@@ -419,10 +463,10 @@ struct Convolution {
                       outs,
                       block.last_lanes,
                       relu,
+                      is_local,
                       ahead_count ? local.ahead + (from - begin) * ahead_count : nullptr,
                       (to - from) * ahead_count,
-                      local.ahead_out,
-                      is_local};
+                      local.ahead_out};
       tile_function(static_cast<int>(to - from), block.vectors)(taps, y, from, packed, tile);
       from = to;
     }
@@ -430,7 +474,7 @@ struct Convolution {
 
   // Rows of the output that go together: an even number of them, for pooling.
   int64_t strip() const {
-    const int64_t row = size.width * channels() * std::min(layer.kernel[0], size.frames);
+    const int64_t row = size.width * (channels() * std::min(layer.kernel[0], size.frames) + outs);
     const int64_t rows = kStrip / std::max<int64_t>(row, 1) - layer.dilation[1] * (layer.kernel[1] - 1);
     return std::max<int64_t>(has_space() ? 8 : 2, rows / 2 * 2);
   }
@@ -460,21 +504,85 @@ struct Convolution {
   }
 };
 
-// A whole map, with nothing to do in between. Where the weights fill the cache, one block of them after the other.
-void compute_all(const Convolution& conv, int64_t threads) {
-  const Strips strips{conv.size.out_frames, conv.size.out_height, conv.strip()};
+// A whole map. Where the weights fill the cache, one block of them after the other. behind(clip, t, first row, behind
+// the last row) follows where rows have been read for the first time.
+template <class Function>
+void compute_all(const Convolution& conv, int64_t threads, const Function& behind) {
+  const Strips strips{conv.size.out_frames, conv.size.out_height, conv.strip(), conv.layer.kernel[0] > 1};
   const int64_t units = conv.size.clips * strips.per_frame() * strips.frames;
   const bool by_block = conv.rows() * conv.outs > kCachedWeights;
   parallel_for(threads, by_block ? units * static_cast<int64_t>(conv.blocks.size()) : units, [&](int64_t n) {
     Local local;
-    if (!by_block) local.ahead = conv.ahead(strips, n, units);
+    if (n < units) local.ahead = conv.ahead(strips, n, units);
     local.ahead_out = conv.ahead_out(strips, n % units, units);
     strips.at(n % units, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
       if (by_block)
         conv.compute_block(conv.taps_of(clip, t), clip, t, first, last, conv.blocks[n / units], local);
       else
         conv.compute(clip, t, first, last, local);
+      if (n < units) behind(clip, t, first, last);
     });
+  });
+}
+
+void compute_all(const Convolution& conv, int64_t threads) {
+  compute_all(conv, threads, [](int64_t, int64_t, int64_t, int64_t) {});
+}
+
+// The greater, and what is no number, as torch's pools have it.
+[[gnu::always_inline]] inline Vector greater(Vector best, Vector value) {
+  return (value > best) | (value != value) ? value : best;
+}
+
+// One row of maxima from the rows under its windows.
+void max_row(const Layer& layer, const float* rows, int64_t count, int64_t width, int64_t channels, float* out) {
+  const int64_t pooled_width = layer.pooled_size(width, 1), row = width * channels;
+  for (int64_t x = 0; x < pooled_width; ++x, out += channels) {
+    const int64_t start = x * layer.window_stride[1] - layer.window_padding[1];
+    const int64_t first = std::max<int64_t>(start, 0), last = std::min(start + layer.window[1], width);
+    const auto pool = [&](int64_t n, int lanes) __attribute__((always_inline)) {
+      Vector best = load(rows + first * channels + n, lanes);
+      for (int64_t y = 0; y < count; ++y)
+        for (int64_t i = first; i < last; ++i) best = greater(best, load(rows + y * row + i * channels + n, lanes));
+      store(out + n, best, lanes);
+    };
+    int64_t n = 0;
+    for (; n + kLanes <= channels; n += kLanes) pool(n, kLanes);
+    if (n < channels) pool(n, static_cast<int>(channels - n));
+  }
+}
+
+// A whole map and the max pool behind it: of the convolution's own rows only some are there at a time.
+void compute_pooled(const Convolution& conv, int64_t threads) {
+  const Layer& layer = conv.layer;
+  const Geometry& size = conv.size;
+  const int64_t stride = layer.window_stride[0], padding = layer.window_padding[0], window = layer.window[0];
+  const int64_t height = layer.pooled_size(size.out_height, 0), width = layer.pooled_size(size.out_width, 1);
+  const int64_t images = size.clips * size.out_frames, row = size.out_width * conv.outs;
+  const int64_t pieces = std::clamp<int64_t>((2 * threads + images - 1) / images, 1, threads > 1 ? height : 1);
+  constexpr int64_t kRows = 4;  // of the result at a time
+  parallel_for(threads, images * pieces, [&](int64_t n) {
+    const int64_t image = n / pieces, piece = n % pieces, end = height * (piece + 1) / pieces;
+    float* rows = scratch(6, ((kRows - 1) * stride + window) * row);
+    int64_t begin = 0, have = 0;  // rows [begin, have) of the convolution are there
+    for (int64_t first = height * piece / pieces; first < end; first += kRows) {
+      const int64_t last = std::min(first + kRows, end);
+      const int64_t wanted = std::max<int64_t>(first * stride - padding, 0);
+      const int64_t behind = std::min((last - 1) * stride - padding + window, size.out_height);
+      if (wanted < have) std::memmove(rows, rows + (wanted - begin) * row, (have - wanted) * row * sizeof(float));
+      begin = wanted, have = std::max(have, wanted);
+      Convolution part = conv;
+      part.is_local = true;
+      part.out = rows - (image * size.out_height + begin) * row;
+      if (have < behind) part.compute(image / size.out_frames, image % size.out_frames, have, behind);
+      have = std::max(have, behind);
+      for (int64_t y = first; y < last; ++y) {
+        const int64_t top = std::max<int64_t>(y * stride - padding, 0);
+        const int64_t bottom = std::min(y * stride - padding + window, size.out_height);
+        float* to = conv.out + (image * height + y) * width * conv.outs;
+        max_row(layer, rows + (top - begin) * row, bottom - top, size.out_width, conv.outs, to);
+      }
+    }
   });
 }
 
@@ -573,9 +681,9 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
   const int64_t weights = layer.kernel[0] * layer.kernel[1] * layer.kernel[2] * (layer.in_high + layer.in_low) *
                           (layer.outs_high + layer.outs_low);
   const bool in_turn = layer.kernel[0] > 1;
-  const Strips strips{size.out_frames, size.out_height, main.strip()};
+  const Strips strips{size.out_frames, size.out_height, main.strip(), in_turn};
   const int64_t strip_units = size.clips * strips.per_frame() * (in_turn ? 1 : strips.frames);
-  const bool by_strip = alike && weights <= kCachedWeights && !(has_space && in_turn) &&
+  const bool by_strip = alike && !layer.takes_maximum() && weights <= kCachedWeights && !(has_space && in_turn) &&
                         (!in_turn || strip_units >= 2 * threads);
 
   if (by_strip) {
@@ -638,12 +746,20 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
   if (pools) below.sources[0] = pooled.source();
   const Bordered copy = has_space ? bordered(4, images, height, width, layer.in_high) : Bordered{};
   if (has_space) main.sources[0] = copy.source();
-  parallel_for(threads, has_space || pools ? images : 0, [&](int64_t n) {
-    const float* frame = high + n * high_frame;
-    if (has_space) copy_rows(frame, -top, height + top, copy, n);
-    if (pools) pool_rows(frame, height, width, -top, half_height + top, pooled, n);
+  const auto pool = [&](int64_t image, int64_t first, int64_t last) {
+    if (pools) pool_rows(high + image * high_frame, height, width, first, last, pooled, image);
+  };
+  const bool while_read = alike && !has_space;
+  parallel_for(threads, has_space || (pools && !while_read) ? images : 0, [&](int64_t n) {
+    if (has_space) copy_rows(high + n * high_frame, -top, height + top, copy, n);
+    pool(n, -top, half_height + top);
   });
-  compute_all(main, threads);
+  if (layer.takes_maximum())
+    compute_pooled(main, threads);
+  else
+    compute_all(main, threads, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
+      if (while_read) pool(clip * layer.frames + t, first / 2, low_size(last));
+    });
   if (gives_low) compute_all(below, threads);
 }
 

@@ -22,6 +22,19 @@ _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
+class MaxPool:
+    """A max pool in height and width.
+
+    Args:
+        window, stride, padding: of the two axes.
+    """
+
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Form:
     """What a layer computes.
 
@@ -30,6 +43,7 @@ class Form:
         pool_first: x_high is pooled before anything reads it, and x_low where y_low reads it: a strided layer.
         high_reads_low: y_high's convolution reads [x_high, x_low], of one size: in a strided layer.
         low_reads_high, low_reads_low: which maps y_low's convolution reads, the high one pooled.
+        max_pool: of y_high, where there is neither a low map nor a base.
     """
 
     kernel: tuple[int, ...]
@@ -40,6 +54,7 @@ class Form:
     high_reads_low: bool = False
     low_reads_high: bool = False
     low_reads_low: bool = False
+    max_pool: MaxPool | None = None
 
     @property
     def is_fast(self) -> bool:
@@ -87,17 +102,24 @@ class FusedConv:
         relu: bool = False,
     ) -> None:
         num_outputs = (high.shape[0], 0 if low is None else low.shape[0])
-        # Both convolutions that read x_low at its own size run as one: few channels alone fill few registers.
-        shares_low = form.low_reads_high and form.low_reads_low and not form.pool_first
-        if repeated is None or low is None or not shares_low:
-            shares_low = False
+        # Both convolutions that read x_low at its own size run as one where y_low's few channels alone would fill few
+        # registers; where they are more, its sums go on in them.
+        library = load_library()
+        few = library is not None and num_outputs[1] < 3 * library.packed_size(1, 1)
+        if repeated is not None and low is not None and form.low_reads_high and form.low_reads_low:
+            shares_low = few and not form.pool_first
         else:
+            shares_low = False
+        if shares_low:
+            assert repeated is not None and low is not None
             repeated, low = torch.cat([repeated, low[:, num_high:]]), low[:, :num_high]
         weights = (_pack(high, num_high), _pack(repeated), _pack(low, *([num_high] if form.low_reads_high else [])))
         biases = (None if bias is None else bias.detach().float().contiguous() for bias in (bias_high, bias_low))
         self.tensors = [*weights, *biases]
         flags = (relu, form.pool_first, form.high_reads_low, form.low_reads_high, form.low_reads_low, shares_low)
-        sizes = (form.kernel, form.stride, form.padding, form.dilation)
+        sizes = [form.kernel, form.stride, form.padding, form.dilation]
+        pool = form.max_pool or MaxPool((1, 1), (1, 1), (0, 0))
+        sizes += (pool.window, pool.stride, pool.padding)
         self.numbers = (num_high, *num_outputs, *[n for size in sizes for n in size], *map(int, flags))
         self._addresses = tuple(_address(tensor) for tensor in self.tensors)
 
@@ -132,13 +154,16 @@ def _compute_out_shapes(numbers: tuple[int, ...], shape: tuple[int, ...]) -> lis
     """Of y_high, and of y_low if there is one, from x_high's."""
     _, outs_high, outs_low, *rest = numbers
     kernel, stride, padding, dilation = (rest[n : n + 3] for n in range(0, 12, 3))
-    axes, size, pool_first = len(shape) - 2, (1, *shape[2:])[-3:], rest[13]
+    window, window_stride, window_padding = ((1, *rest[n : n + 2]) for n in (12, 14, 16))
+    axes, size, pool_first = len(shape) - 2, (1, *shape[2:])[-3:], rest[19]
     if pool_first:
         size = low_size(size)
     shapes = []
     for channels, read in ((outs_high, size), (outs_low, low_size(size))):
         geometry = zip(read, kernel, stride, padding, dilation, strict=True)
         out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
+        pools = zip(out, window, window_stride, (0, *window_padding[1:]), strict=True)
+        out = [(n + 2 * p - w) // s + 1 for n, w, s, p in pools]
         shapes.append((shape[0], channels, *out[-axes:]))
     return shapes if outs_low else shapes[:1]
 

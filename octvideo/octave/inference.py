@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from octvideo.octave.arrange import arrange
 from octvideo.octave.conv import _OctConvNd
+from octvideo.octave.fused_conv import MaxPool
 from octvideo.octave.modules import OctAdd, OctMap, OctPool
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.prepared import PreparedConv, PreparedOctConv
@@ -25,8 +26,8 @@ _MAKERS = (PreparedConv, PreparedOctConv, OctPool, nn.MaxPool2d, nn.MaxPool3d, n
 def prepare_inference(network: nn.Module) -> nn.Module:
     """A copy of `network` for inference: the same scores to rounding, in less time.
 
-    Batch norms go into the convolutions before them, ordinary and octave alike; these then take on the ReLU and
-    the residual addition behind them (octvideo/octave/prepared.py), and all else takes the forms of
+    Batch norms go into the convolutions before them, ordinary and octave alike; these then take on the ReLU, a
+    stem's max pool and the residual addition behind them (octvideo/octave/prepared.py), and all else takes the forms of
     octvideo/octave/arrange.py. The copy has no gradients and other keys; give it channels-last clips, one at a time
     where the processor's cache is small.
 
@@ -127,6 +128,8 @@ def _prepare_convolutions(model: fx.GraphModule, modules: dict[str, nn.Module]) 
         if isinstance(prepared, PreparedConv | PreparedOctConv):
             _take_on_addition(model, modules, node, order)
             _take_on_relu(model, modules, node, prepared)
+        if isinstance(prepared, PreparedConv):
+            _take_on_pool(model, modules, node, prepared)
 
 
 def _take_on_addition(
@@ -153,23 +156,32 @@ def _take_on_relu(
     module = modules.get(str(user.target)) if user.op == "call_module" else None
     relu = module.module if isinstance(module, OctMap) else module
     if len(conv.users) == 1 and (isinstance(relu, nn.ReLU) or user.target in (F.relu, torch.relu)):
-        pool = next(iter(user.users))
-        is_pool = pool.op == "call_module" and isinstance(modules.get(str(pool.target)), nn.MaxPool2d | nn.MaxPool3d)
-        if isinstance(prepared, PreparedConv) and not prepared.fuses and is_pool and len(user.users) == 1:
-            # I3D's stem: behind the pool it is the same, of a quarter of the numbers.
-            user.replace_all_uses_with(conv)
-            with model.graph.inserting_after(pool):
-                after = model.graph.call_function(_relu_, (pool,))
-            pool.replace_all_uses_with(after, lambda node: node is not after)
-            model.graph.erase_node(user)
-            return
         prepared.relu = True
         user.replace_all_uses_with(conv)
         model.graph.erase_node(user)
 
 
-def _relu_(x: Tensor) -> Tensor:
-    return torch.relu(x) if torch.compiler.is_compiling() else torch.relu_(x)  # the pool made it for this alone
+def _take_on_pool(model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, prepared: PreparedConv) -> None:
+    """Let a stem pool its map while it makes it."""
+    user = next(iter(conv.users))
+    pool = modules.get(str(user.target)) if user.op == "call_module" else None
+    alone = len(conv.users) == 1 and len(conv.args) == 1
+    if alone and isinstance(pool, nn.MaxPool2d | nn.MaxPool3d) and (taken := _max_pool(pool, prepared)) is not None:
+        prepared.max_pool = taken
+        user.replace_all_uses_with(conv)
+        model.graph.erase_node(user)
+
+
+def _max_pool(pool: nn.MaxPool2d | nn.MaxPool3d, conv: PreparedConv) -> MaxPool | None:
+    """What it does behind a convolution of as many axes, unless that is more than taking maxima in space."""
+    axes = 3 if isinstance(pool, nn.MaxPool3d) else 2
+    given = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    window, stride, padding, dilation = ((n,) * axes if isinstance(n, int) else tuple(n) for n in given)
+    plain = set(dilation) == {1} and not pool.ceil_mode and not pool.return_indices
+    in_space = axes == 2 or (window[0], stride[0], padding[0]) == (1, 1, 0)
+    if not (plain and in_space and conv.weight.dim() == axes + 2):
+        return None
+    return MaxPool(window[-2:], stride[-2:], padding[-2:])
 
 
 def _is_addition(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -17,10 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.arrange import convolve, fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
+from octvideo.octave.arrange import (
+    convolve,
+    fold_frames,
+    fold_space,
+    is_channels_last,
+    max_pool,
+    unfold_frames,
+    unfold_space,
+)
 from octvideo.octave.conv import _OctConvNd
 from octvideo.octave.features import Octave
-from octvideo.octave.fused_conv import Form, FusedConv
+from octvideo.octave.fused_conv import Form, FusedConv, MaxPool
 from octvideo.octave.fused_library import load_library
 from octvideo.octave.partition import take_channels
 from octvideo.octave.paths import Term
@@ -30,7 +38,7 @@ _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class PreparedConv(nn.Module):
-    """relu(conv(x) + base), of which relu and base are optional.
+    """relu(max_pool(conv(x) + base)), of which relu, the pool and base are optional.
 
     Args:
         weight: (C_out, C_in / groups, ...).
@@ -61,6 +69,7 @@ class PreparedConv(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups, self.relu = groups, relu
+        self.max_pool: MaxPool | None = None
         # How its kernel becomes a two-dimensional one.
         self._form: Literal["images", "frames", "lines"] | None = None
         kernel = tuple(weight.shape[2:])
@@ -101,16 +110,17 @@ class PreparedConv(nn.Module):
         if self.fuse() and _can_run_fused(x) and self._fused.fits(x, base):  # type: ignore[union-attr]
             return self._fused(x, None, base)[0]  # type: ignore[misc]
         x = x.to(self.weight.dtype)  # weights in bfloat16 set the precision
-        if not (self._is_fast(x) and (base is None or self._fits(base, x.shape))):
-            y = self.convolve(x) if base is None else self.convolve(x) + base
-            return _rectified(y) if self.relu else y
-        if x.dim() == 4:
-            return self._run(x, base)
-        if self._form == "frames":
-            y = self._run(fold_frames(x), None if base is None else fold_frames(base))
-            return unfold_frames(y, x.shape[0])
-        y = self._run(fold_space(x), None if base is None else fold_space(base))
-        return unfold_space(y, x.shape[3:])
+        if self._is_fast(x) and (base is None or self._fits(base, x.shape)):
+            return self._pooled(self._run_map(x, base))
+        y = self._pooled(self.convolve(x) if base is None else self.convolve(x) + base)
+        return _rectified(y) if self.relu else y  # behind a pool it is the same, of fewer numbers
+
+    def _pooled(self, y: Tensor) -> Tensor:
+        if (pool := self.max_pool) is None:
+            return y
+        if y.dim() == 4:
+            return F.max_pool2d(y, pool.window, pool.stride, pool.padding)
+        return max_pool(y, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
 
     @property
     def form(self) -> Form:
@@ -120,7 +130,7 @@ class PreparedConv(nn.Module):
         kernel, stride, padding, dilation = (
             (first, *size) if images else size for first, size in zip((1, 1, 0, 1), sizes, strict=True)
         )
-        return Form(kernel, stride, padding, dilation)
+        return Form(kernel, stride, padding, dilation, max_pool=self.max_pool)
 
     def fuse(self) -> bool:
         """Prepares, once, for being one pass of octvideo/octave/fused_conv.py; whether it can be.
@@ -136,6 +146,16 @@ class PreparedConv(nn.Module):
                     self.form, high=weight, num_high=weight.shape[1], bias_high=self.bias, relu=self.relu
                 )
         return self._fused is not None
+
+    def _run_map(self, x: Tensor, base: Tensor | None) -> Tensor:
+        """oneDNN's fused convolution of images or clips."""
+        if x.dim() == 4:
+            return self._run(x, base)
+        if self._form == "frames":
+            y = self._run(fold_frames(x), None if base is None else fold_frames(base))
+            return unfold_frames(y, x.shape[0])
+        y = self._run(fold_space(x), None if base is None else fold_space(base))
+        return unfold_space(y, x.shape[3:])
 
     def run_frames(self, x: Tensor, base: Tensor | None, clips: int) -> Tensor:
         """The fused convolution of channels-last frames (N·T, C_in, H, W) to (N·T', C_out, H', W'); `base` is of these.
@@ -200,7 +220,8 @@ class PreparedConv(nn.Module):
         return super()._apply(*args, **kwargs)
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, relu={self.relu}"
+        pool = f", {self.max_pool}" if self.max_pool else ""
+        return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, relu={self.relu}{pool}"
 
 
 def _rectified(y: Tensor) -> Tensor:
