@@ -39,6 +39,9 @@ constexpr int most_pixels(int vectors) {
 // What a core keeps close: weights beyond it are read block by block over the whole map, and maps in strips of it.
 constexpr int64_t kCachedWeights = 512 * 1024 / sizeof(float), kStrip = 256 * 1024 / sizeof(float);
 
+// Pixels of many channels would share few of a cache's sets.
+constexpr int64_t kGap = 64 / sizeof(float);
+
 constexpr int kAxes = 3;
 
 }  // namespace
@@ -249,6 +252,7 @@ std::vector<Block> blocks_of(int64_t channels) {
                         : left % 3 == 0 ? 3
                         : widest == 3   ? 2
                         : left == 5     ? 3
+                        : left % 3 == 2 ? 2
                                         : 4;
     const int64_t width = std::min<int64_t>(vectors * kLanes, channels - first);
     blocks.push_back({first, vectors, static_cast<int>(width - (vectors - 1) * kLanes)});
@@ -358,7 +362,9 @@ struct Strips {
 struct Local {
   const float* source = nullptr;    // the first frame of the first source
   const float* addend = nullptr;    // the frame of the addend
-  const float* ahead = nullptr;     // the strip of the first source that is read next
+  const float* ahead = nullptr;     // what is read next, to be fetched meanwhile,
+  int64_t ahead_step = 0;           // so many numbers for each pixel behind
+  int64_t ahead_pixel = 0;          // this one of the map
   int64_t ahead_out = 0;            // from this strip of the result to the next one
 };
 
@@ -382,6 +388,7 @@ struct Convolution {
   const std::vector<Block>& blocks;
   Addend addend{};
   bool is_local = false;  // `out` is a thread's own
+  int64_t gap = 0;        // numbers between the pixels of `out`
 
   bool has_space() const { return layer.kernel[1] * layer.kernel[2] > 1 || layer.stride[1] * layer.stride[2] > 1; }
 
@@ -392,7 +399,11 @@ struct Convolution {
   // Output rows [first, last) of frame t of one clip.
   void compute(int64_t clip, int64_t t, int64_t first, int64_t last, const Local& local = {}) const {
     const std::vector<Tap> taps = taps_of(clip, t, local);
-    for (const Block& block : blocks) compute_block(taps, clip, t, first, last, block, local);
+    Local here = local;
+    for (const Block& block : blocks) {
+      compute_block(taps, clip, t, first, last, block, here);
+      here.ahead = nullptr;
+    }
   }
 
   void compute_block(const std::vector<Tap>& taps, int64_t clip, int64_t t, int64_t first, int64_t last,
@@ -439,7 +450,7 @@ struct Convolution {
     const int64_t shift = addend.is_half, add_width = shift ? low_size(size.out_width) : size.out_width;
     const int64_t add_frame = (shift ? low_size(size.out_height) : size.out_height) * add_width * addend.pixel;
     const float* added = local.addend ? local.addend : addend.data ? addend.data + frame * add_frame : nullptr;
-    const int64_t ahead_count = local.ahead && block.first == 0 ? sources[0].channels : 0;
+    const int64_t ahead_step = local.ahead ? local.ahead_step : 0;
     // Nearly equal tiles.
     const int64_t length = end - begin;
     const bool by_seven = length == 7 || length == 14;  // else six are faster
@@ -455,17 +466,17 @@ struct Convolution {
           pixels_added[p] = added + ((row_y >> shift) * add_width + (x >> shift)) * addend.pixel + block.first;
           if (++x == size.out_width) x = 0, ++row_y;
         }
-      const int64_t at = ((frame * size.out_height + y) * size.out_width + from) * outs + block.first;
+      const int64_t at = ((frame * size.out_height + y) * size.out_width + from) * (outs + gap) + block.first;
       const Tile tile{bias ? bias + block.first : nullptr,
                       base ? base + at : nullptr,
                       added ? pixels_added : nullptr,
                       out + at,
-                      outs,
+                      outs + gap,
                       block.last_lanes,
                       relu,
                       is_local,
-                      ahead_count ? local.ahead + (from - begin) * ahead_count : nullptr,
-                      (to - from) * ahead_count,
+                      ahead_step ? local.ahead + (y * size.out_width + from - local.ahead_pixel) * ahead_step : nullptr,
+                      (to - from) * ahead_step,
                       local.ahead_out};
       tile_function(static_cast<int>(to - from), block.vectors)(taps, y, from, packed, tile);
       from = to;
@@ -485,22 +496,30 @@ struct Convolution {
     const auto place = [&](int64_t unit) {
       int64_t at = 0;
       strips.at(unit, [&](int64_t clip, int64_t t, int64_t first, int64_t) {
-        at = ((clip * size.out_frames + t) * size.out_height + first) * size.out_width * outs;
+        at = ((clip * size.out_frames + t) * size.out_height + first) * size.out_width * (outs + gap);
       });
       return at;
     };
     return place(n + 1) - place(n);
   }
 
-  // What the first source holds for the first unit behind unit n that nothing has read yet.
-  const float* ahead(const Strips& strips, int64_t n, int64_t units) const {
-    const float* start = nullptr;
-    n += layer.kernel[0] - layer.padding[0];
-    if (!has_space() && n < units)
-      strips.at(n, [&](int64_t clip, int64_t t, int64_t first, int64_t) {
-        start = sources[0].data + (clip * size.frames + t) * sources[0].frame + first * sources[0].row;
-      });
-    return start;
+  // While unit n is computed, what the first source holds for the first unit behind it that nothing has read yet.
+  void fetch_map(const Strips& strips, int64_t n, int64_t units, Local* local) const {
+    const int64_t next = n + layer.kernel[0] - layer.padding[0];
+    if (has_space() || next >= units) return;
+    strips.at(next, [&](int64_t clip, int64_t t, int64_t first, int64_t) {
+      local->ahead = sources[0].data + (clip * size.frames + t) * sources[0].frame + first * sources[0].row;
+    });
+    local->ahead_step = sources[0].channels;
+    strips.at(n, [&](int64_t, int64_t, int64_t first, int64_t) { local->ahead_pixel = first * size.out_width; });
+  }
+
+  // While these rows are computed, the weights of a block.
+  void fetch_weights(const Block& block, int64_t first, int64_t last, Local* local) const {
+    const int64_t lines = rows() * block.vectors * kLanes / kLine, pixels = (last - first) * size.out_width;
+    local->ahead = weight + rows() * block.first;
+    local->ahead_step = (lines + pixels - 1) / pixels * kLine;
+    local->ahead_pixel = first * size.out_width;
   }
 };
 
@@ -513,9 +532,11 @@ void compute_all(const Convolution& conv, int64_t threads, const Function& behin
   const bool by_block = conv.rows() * conv.outs > kCachedWeights;
   parallel_for(threads, by_block ? units * static_cast<int64_t>(conv.blocks.size()) : units, [&](int64_t n) {
     Local local;
-    if (n < units) local.ahead = conv.ahead(strips, n, units);
+    if (n < units) conv.fetch_map(strips, n, units, &local);
     local.ahead_out = conv.ahead_out(strips, n % units, units);
     strips.at(n % units, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
+      if (by_block && (n + 1) % units == 0 && n / units + 1 < static_cast<int64_t>(conv.blocks.size()))
+        conv.fetch_weights(conv.blocks[n / units + 1], first, last, &local);
       if (by_block)
         conv.compute_block(conv.taps_of(clip, t), clip, t, first, last, conv.blocks[n / units], local);
       else
@@ -665,14 +686,15 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
              below_blocks = blocks_of(layer.outs_low);
   Convolution main{layer, size, {plain(high, height, width, layer.in_high), low}, layer.high_reads_low ? 2 : 1,
                    layer.weight_high, layer.bias_high, base_high, out_high, layer.outs_high,
-                   layer.relu != 0, high_blocks, {nullptr, low_outs, true}};
+                   layer.relu != 0, high_blocks, {nullptr, low_outs + kGap, true}};
   Convolution from_low{layer, half, {low}, 1, layer.weight_from_low, nullptr, nullptr, nullptr,
                        low_outs, false, from_low_blocks};
   Convolution below{layer, half, {}, 0, layer.weight_low, layer.bias_low, base_low, out_low,
-                    layer.outs_low, layer.relu != 0, below_blocks, {nullptr, low_outs, false}};
+                    layer.outs_low, layer.relu != 0, below_blocks, {nullptr, low_outs + kGap, false}};
   if (pools) ++below.num_sources;  // set below
   if (gives_low && layer.low_reads_low && !layer.shares_low) below.sources[below.num_sources++] = low_of_low;
-  const int64_t from_low_frame = half.out_height * half.out_width * low_outs;
+  const int64_t from_low_frame = half.out_height * half.out_width * (low_outs + kGap);
+  from_low.gap = kGap;
 
   // Strip by strip where all weights stay in the cache, and where an output frame reads the input frame of its number:
   // what is pooled, repeated and copied then never leaves it. A kernel with an extent in time needs the pooled strips
@@ -703,7 +725,7 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
       for (int64_t n = in_turn ? unit * strips.frames : unit, end = n + (in_turn ? strips.frames : 1); n < end; ++n)
         strips.at(n, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
           Local of_high, of_low;
-          of_high.ahead = main.ahead(strips, n, units);
+          main.fetch_map(strips, n, units, &of_high);
           of_high.ahead_out = main.ahead_out(strips, n, units);
           const int64_t half_first = first / 2, half_last = low_size(last);
           const float* frames = high + clip * size.frames * high_frame;
