@@ -11,7 +11,9 @@ from pathlib import Path
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from octvideo.allocator import keep_freed_memory
 from octvideo.inference.command import main
 
 if __name__ == "__main__":
+    keep_freed_memory()
     raise SystemExit(main())

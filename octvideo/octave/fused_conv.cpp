@@ -785,4 +785,21 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
   if (gives_low) compute_all(below, threads);
 }
 
+// Layers in order, so many times. For each of their six maps, as run_layer takes them: a slot (-1: no map), and where
+// in it; from one time to the next slots move on by their steps.
+void run_layers(const Layer* const* layers, const int64_t* maps, float* const* slots, const int64_t* steps,
+                int64_t count, int64_t times, int64_t threads) {
+  for (int64_t time = 0; time < times; ++time) {
+    const int64_t* map = maps;
+    for (int64_t n = 0; n < count; ++n) {
+      float* at[6];
+      for (float*& place : at) {
+        place = map[0] < 0 ? nullptr : slots[map[0]] + time * steps[map[0]] + map[1];
+        map += 2;
+      }
+      run_layer(layers[n], at[0], at[1], at[2], at[3], at[4], at[5], threads);
+    }
+  }
+}
+
 }  // extern "C"

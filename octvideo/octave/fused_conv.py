@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from octvideo.octave.factor import low_size
 from octvideo.octave.fused_library import load_library
 
-_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -121,11 +120,21 @@ class FusedConv:
         pool = form.max_pool or MaxPool((1, 1), (1, 1), (0, 0))
         sizes += (pool.window, pool.stride, pool.padding)
         self.numbers = (num_high, *num_outputs, *[n for size in sizes for n in size], *map(int, flags))
-        self._addresses = tuple(_address(tensor) for tensor in self.tensors)
+        self.addresses = tuple(_address(tensor) for tensor in self.tensors)
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether a result's frame is more than what comes of the map's frame of its number."""
+        kernel, stride, padding = (self.numbers[3 + 3 * n] for n in range(3))
+        return (kernel, stride, padding) != (1, 1, 0)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors if tensor is not None)
 
     def fits(self, high: Tensor, base: Tensor | None) -> bool:
         """Whether `base` has the shape of what comes of `high`, or is None."""
-        shapes = _compute_out_shapes if torch.compiler.is_compiling() else _out_shapes
+        shapes = _compute_out_shapes if torch.compiler.is_compiling() else out_shapes
         return base is None or base.shape == shapes(self.numbers, high.shape)[0]
 
     def __call__(
@@ -147,7 +156,7 @@ class FusedConv:
                 return base_high, base_low
             results = torch.ops.octvideo.fused_conv(high, low, self.tensors, self.numbers)
             return results[0], results[1] if len(results) > 1 else None
-        return _run(self.numbers, self._addresses, high, low, base_high, base_low)
+        return _run(self.numbers, self.addresses, high, low, base_high, base_low)
 
 
 def _compute_out_shapes(numbers: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -168,7 +177,7 @@ def _compute_out_shapes(numbers: tuple[int, ...], shape: tuple[int, ...]) -> lis
     return shapes if outs_low else shapes[:1]
 
 
-_out_shapes = functools.lru_cache(4096)(_compute_out_shapes)
+out_shapes = functools.lru_cache(4096)(_compute_out_shapes)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -176,7 +185,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 @functools.lru_cache(4096)
-def _layer(
+def layer_of(
     numbers: tuple[int, ...], addresses: tuple[int, ...], shape: tuple[int, ...], num_low: int
 ) -> ctypes.Array[ctypes.c_int64]:
     """`struct Layer`: what is the same in every call with maps of one size."""
@@ -193,8 +202,8 @@ def _run(
     base_high: Tensor | None,
     base_low: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    shape, layout = high.shape, _LAYOUTS[high.dim()]
-    shapes = _out_shapes(numbers, shape)
+    shape, layout = high.shape, LAYOUTS[high.dim()]
+    shapes = out_shapes(numbers, shape)
     high = high.contiguous(memory_format=layout)
     num_low, at_low, at_base_high, at_base_low, at_low_out = 0, 0, 0, 0, 0
     if low is not None:
@@ -213,7 +222,7 @@ def _run(
             y_low = base_low.contiguous(memory_format=layout)
             at_base_low = y_low.data_ptr()
         at_low_out = y_low.data_ptr()
-    layer = _layer(numbers, addresses, shape, num_low)
+    layer = layer_of(numbers, addresses, shape, num_low)
     maps = (high.data_ptr(), at_low, at_base_high, at_base_low, y_high.data_ptr(), at_low_out)
     load_library().run_layer(layer, *maps, torch.get_num_threads())  # type: ignore[union-attr]
     return y_high, y_low
@@ -236,8 +245,8 @@ def _fused_conv(high: Tensor, low: Tensor | None, tensors: list[Tensor | None], 
 
 @torch.library.register_fake("octvideo::fused_conv")
 def _(high: Tensor, low: Tensor | None, tensors: list[Tensor | None], numbers: list[int]) -> list[Tensor]:
-    shapes = _out_shapes(tuple(numbers), tuple(high.shape))
-    return [torch.empty(shape, memory_format=_LAYOUTS[high.dim()]) for shape in shapes]
+    shapes = out_shapes(tuple(numbers), tuple(high.shape))
+    return [torch.empty(shape, memory_format=LAYOUTS[high.dim()]) for shape in shapes]
 
 
 @torch.library.impl("octvideo::fused_conv_", "CPU")

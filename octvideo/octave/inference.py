@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from octvideo.octave.arrange import arrange
 from octvideo.octave.conv import _OctConvNd
 from octvideo.octave.fused_conv import MaxPool
-from octvideo.octave.modules import OctAdd, OctMap, OctPool
+from octvideo.octave.fused_sequence import FusedSequence
+from octvideo.octave.modules import OctAdd, OctFunction, OctMap, OctPool
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.prepared import PreparedConv, PreparedOctConv
 from octvideo.octave.trace import is_conv, trace_network
@@ -45,7 +46,7 @@ def fuse_convolutions(prepared: nn.Module) -> None:
 
     A graph that is to be compiled needs it done beforehand, and else gets slower operations.
     """
-    if isinstance(prepared, PreparedConv | PreparedOctConv) and prepared.fuse():
+    if isinstance(prepared, PreparedConv | PreparedOctConv | FusedSequence) and prepared.fuse():
         return  # its own convolutions have nothing to do
     for child in prepared.children():
         fuse_convolutions(child)
@@ -63,6 +64,7 @@ def _prepare(model: nn.Module) -> nn.Module:
     modules = dict(traced.named_modules())
     _fold_norms(traced, modules)
     _prepare_convolutions(traced, modules)
+    _join_convolutions(traced, modules)
     traced.delete_all_unused_submodules()
     traced.graph.lint()
     traced.recompile()
@@ -155,7 +157,8 @@ def _take_on_relu(
     user = next(iter(conv.users))
     module = modules.get(str(user.target)) if user.op == "call_module" else None
     relu = module.module if isinstance(module, OctMap) else module
-    if len(conv.users) == 1 and (isinstance(relu, nn.ReLU) or user.target in (F.relu, torch.relu)):
+    function = module.function if isinstance(module, OctFunction) else user.target
+    if len(conv.users) == 1 and (isinstance(relu, nn.ReLU) or function in (F.relu, torch.relu)):
         prepared.relu = True
         user.replace_all_uses_with(conv)
         model.graph.erase_node(user)
@@ -182,6 +185,46 @@ def _max_pool(pool: nn.MaxPool2d | nn.MaxPool3d, conv: PreparedConv) -> MaxPool 
     if not (plain and in_space and conv.weight.dim() == axes + 2):
         return None
     return MaxPool(window[-2:], stride[-2:], padding[-2:])
+
+
+def _join_convolutions(model: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """Make one module of prepared convolutions that follow each other."""
+    calls = [node.target for node in model.graph.nodes if node.op == "call_module"]
+    sequence: list[fx.Node] = []
+    for node in list(model.graph.nodes):
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, PreparedConv | PreparedOctConv) and calls.count(node.target) == 1:
+            sequence.append(node)
+        elif node.op not in ("placeholder", "get_attr"):
+            _join(model, modules, sequence)
+            sequence = []
+
+
+def _join(model: fx.GraphModule, modules: dict[str, nn.Module], sequence: list[fx.Node]) -> None:
+    if len(sequence) < 2:
+        return
+    read = dict.fromkeys(source for node in sequence for source in node.all_input_nodes)
+    inputs = [node for node in read if node not in sequence]
+    numbers = {node: n for n, node in enumerate([*inputs, *sequence])}
+    results = [node for node in sequence if any(user not in sequence for user in node.users)]
+    module = FusedSequence(
+        [modules[str(node.target)] for node in sequence],  # type: ignore[misc]
+        [[numbers[source] for source in node.args] for node in sequence],  # type: ignore[index]
+        len(inputs),
+        [numbers[node] for node in results],
+    )
+    name = "sequence_" + str(sequence[0].target).replace(".", "_")
+    model.add_submodule(name, module)
+    with model.graph.inserting_after(sequence[-1]):
+        call = model.graph.call_module(name, tuple(inputs))
+    with model.graph.inserting_after(call):
+        made = [call] if len(results) == 1 else [
+            model.graph.call_function(operator.getitem, (call, n)) for n in range(len(results))
+        ]  # fmt: skip
+    for node, new in zip(results, made, strict=True):
+        node.replace_all_uses_with(new, lambda user: user not in sequence)
+    for node in reversed(sequence):
+        model.graph.erase_node(node)
 
 
 def _is_addition(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

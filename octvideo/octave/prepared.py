@@ -84,6 +84,8 @@ class PreparedConv(nn.Module):
         self._packed: tuple[torch.Size, Tensor, list[int], list[int], list[int]] | None = None
         self._fused: FusedConv | None = None
 
+    gives_pair = False
+
     @property
     def fuses(self) -> bool:
         """Whether its kernel is one that oneDNN's fused convolution, of two axes, can do."""
@@ -107,7 +109,7 @@ class PreparedConv(nn.Module):
         Returns:
             (N, C_out, [T',] H', W').
         """
-        if self.fuse() and _can_run_fused(x) and self._fused.fits(x, base):  # type: ignore[union-attr]
+        if self.fuse() and can_run_fused(x) and self._fused.fits(x, base):  # type: ignore[union-attr]
             return self._fused(x, None, base)[0]  # type: ignore[misc]
         x = x.to(self.weight.dtype)  # weights in bfloat16 set the precision
         if self._is_fast(x) and (base is None or self._fits(base, x.shape)):
@@ -140,11 +142,12 @@ class PreparedConv(nn.Module):
         if self._fused is not None:
             return True
         weight = self.weight
-        if weight.dtype == torch.float32 and weight.device.type == "cpu" and not torch.compiler.is_compiling():
-            if self.groups == 1 and weight.dim() > 3 and self.form.is_supported and self.form.is_fast:
-                self._fused = FusedConv(
-                    self.form, high=weight, num_high=weight.shape[1], bias_high=self.bias, relu=self.relu
-                )
+        of_cpu = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if not of_cpu or torch.compiler.is_compiling() or self.groups > 1 or weight.dim() < 4:
+            return False
+        if self.form.is_supported and self.form.is_fast:
+            sizes: dict[str, Any] = {"high": weight, "num_high": weight.shape[1], "bias_high": self.bias}
+            self._fused = FusedConv(self.form, **sizes, relu=self.relu)
         return self._fused is not None
 
     def _run_map(self, x: Tensor, base: Tensor | None) -> Tensor:
@@ -281,7 +284,7 @@ class PreparedOctConv(nn.Module):
         """Convolve; `base`, of the result's form, is added and overwritten. See `PreparedConv`."""
         high, low = x if isinstance(x, Octave) else (x, None)
         base_high, base_low = base if isinstance(base, Octave) else (base, None)
-        if self.fuse() and _can_run_fused(high) and self._fused.fits(high, base_high):  # type: ignore[union-attr]
+        if self.fuse() and can_run_fused(high) and self._fused.fits(high, base_high):  # type: ignore[union-attr]
             y_high, y_low = self._fused(high, low, base_high, base_low)  # type: ignore[misc]
             return y_high if y_low is None else Octave(y_high, y_low)
         if self._is_fast(high, base_high):
@@ -406,7 +409,8 @@ class PreparedOctConv(nn.Module):
         return self.high[0](x, upsample(repeated, size, up))
 
 
-def _can_run_fused(x: Tensor) -> bool:
+def can_run_fused(x: Tensor) -> bool:
+    """Whether what is prepared for being fused can read it now."""
     return x.dtype == torch.float32 and not torch.is_grad_enabled() and is_channels_last(x)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from octvideo.octave import OctConv3d, arrange, octavize, prepare_inference
 from octvideo.octave.arrange import ArrangedConv3d, convolve, max_pool
+from octvideo.octave.fused_sequence import FusedSequence
 from octvideo.octave.prepared import PreparedConv, PreparedOctConv
 from octvideo.octave.resample import add_upsampled, upsample
 
@@ -186,12 +187,12 @@ def test_overwrites_only_what_nobody_reads(case: str, alpha: float) -> None:
 
 
 def test_preparation_takes_everything_on() -> None:
-    """Norms, ReLU and residual additions are all in the convolutions; the network given is as it was."""
+    """Norms are in the convolutions, which follow each other; the network given is as it was."""
     network = octavize(Residual("usual"), {"first": 0.25, "second": 0.25}).eval()
     prepared = prepare_inference(network)
-    kinds = [type(prepared.get_submodule(str(n.target))) for n in prepared.graph.nodes if n.op == "call_module"]
-    assert kinds[:2] == [PreparedOctConv, PreparedOctConv]
-    assert not any(issubclass(kind, nn.ReLU | nn.modules.batchnorm._BatchNorm) for kind in kinds)
+    kinds = [type(m) for m in prepared.modules()]
+    assert kinds.count(PreparedOctConv) == 2 and kinds.count(FusedSequence) == 1
+    assert not any(issubclass(kind, nn.modules.batchnorm._BatchNorm) for kind in kinds)
     assert sum(isinstance(m, nn.BatchNorm3d) for m in network.modules()) == 1
     assert not any(p.requires_grad for p in prepared.parameters())
 
@@ -209,14 +210,25 @@ def test_weights_are_packed_for_the_size_at_hand() -> None:
                 assert prepared._packed[0] == (2, 16, size, size)
 
 
-def test_the_relu_of_a_stem_comes_behind_its_pool() -> None:
-    stem = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))).eval()
-    prepared, x = prepare_inference(stem), last(random(2, 3, 4, 8, 8))
-    names = [node.name for node in prepared.graph.nodes if node.op != "placeholder"]
-    assert names == ["_0", "_2", "_relu_", "output"]
-    with torch.inference_mode():
-        torch.testing.assert_close(prepared(x), stem(x), atol=1e-5, rtol=1e-5)
-        assert (prepared(x) == 0).any()
+POOLS = [
+    (nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)), True),
+    (nn.MaxPool3d((1, 2, 3), (1, 3, 1)), True),
+    (nn.MaxPool3d((2, 3, 3), (1, 2, 2)), False),
+    (nn.MaxPool3d((1, 3, 3), (1, 2, 2), ceil_mode=True), False),
+    (nn.MaxPool3d(3, 2, 1), False),
+]
+
+
+@pytest.mark.parametrize(("pool", "taken"), POOLS, ids=str)
+def test_a_stem_takes_on_its_pool(pool: nn.MaxPool3d, taken: bool) -> None:
+    stem = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.ReLU(), pool).eval()
+    prepared, x = prepare_inference(stem), last(random(2, 3, 4, 9, 8))
+    assert any(isinstance(m, nn.MaxPool3d) for m in prepared.modules()) != taken
+    for layout in (torch.channels_last_3d, torch.contiguous_format):  # fused, and by torch
+        with torch.inference_mode():
+            found = prepared(x.contiguous(memory_format=layout))
+            torch.testing.assert_close(found, stem(x), atol=1e-5, rtol=1e-5)
+        assert (found >= 0).all()
 
 
 def test_a_network_within_a_module_is_prepared_too() -> None:
