@@ -12,7 +12,9 @@ networks. Nothing in this file needs an octave pair: `arrange` does the same for
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +25,9 @@ from octvideo.octave.export_form import is_exporting
 
 # Below so many pixels a pointwise convolution is a plain matrix product: oneDNN first reorders the weights at
 # every call, which a small map does not pay back. 64 to 1024 channels on 196 pixels .40 as a product and .51 as a
-# convolution (64 to 256 on 25,088 pixels 14.1 and 12.1).
-_FEW_PIXELS = 2048
+# convolution (64 to 256 on 25,088 pixels 14.1 and 12.1). On AMD's processors with AVX-512 torch's products are MKL's
+# code for narrower ones: 1024 to 256 on 196 pixels .92 and .49, on 49 .25 and .20 (with gradients .77 and 1.69).
+_FEW_PIXELS, _FEW_PIXELS_OF_SLOW_PRODUCTS = 2048, 128
 
 Sizes = tuple[int, ...]
 
@@ -113,13 +116,25 @@ def unfold_space(x: Tensor, size: Sequence[int]) -> Tensor:
     return x.as_strided((n, c, t, height, width), (t * pixels * c, 1, pixels * c, width * c, c))
 
 
+@functools.cache
+def _products_are_slow() -> bool:
+    """Whether this is an AMD processor for whose AVX-512 torch's float32 products have no code."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkl.is_available():
+        return False
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
 def _convolve_images(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:
     """(N, C, H, W), channels last."""
     if tuple(weight.shape[2:]) == (1, 1) and groups == 1 and tuple(padding) == (0, 0):
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        if pixels < _FEW_PIXELS and tuple(stride) == (1, 1):
+        slow = x.dtype == torch.float32 and _products_are_slow()
+        if pixels < (_FEW_PIXELS_OF_SLOW_PRODUCTS if slow else _FEW_PIXELS) and tuple(stride) == (1, 1):
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         # A kernel of one pixel has nothing to dilate, but torch gives dilated convolutions to oneDNN, and others
         # of few maps on one thread to a loop of its own: 64 to 256 channels on 8x56x56 12.1 against 15.9.
