@@ -60,6 +60,7 @@ class FusedSequence(nn.Module):
             for n in numbers:
                 self._last_reads[n] = step
         self._plans: dict[Any, _Plan | None] = {}
+        self._workspaces: list[Tensor] = []  # of which each call takes one
         self._number: int | None = None  # in compiled graphs
 
     def forward(self, *inputs: Tensor | Octave) -> Any:
@@ -83,7 +84,7 @@ class FusedSequence(nn.Module):
 
     def _run(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
         plan = self._plan_for(inputs)
-        return self._one_by_one(inputs) if plan is None else plan.run(inputs)
+        return self._one_by_one(inputs) if plan is None else plan.run(inputs, self._workspaces)
 
     def _as_operation(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
         parts = [_parts(value) for value in inputs]
@@ -191,7 +192,7 @@ class FusedSequence(nn.Module):
         return max(count // n for n in range(1, count + 1) if count % n == 0 and (n >= threads or n == count)), by_frame
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}, "_number": None}
+        return {**self.__dict__, "_plans": {}, "_workspaces": [], "_number": None}
 
 
 class _Memory:
@@ -245,14 +246,24 @@ class _Plan:
         self._layers = (ctypes.c_int64 * len(addresses))(*addresses)
         self._maps = (ctypes.c_int64 * (2 * len(self.maps)))(*[n for place in self.maps for n in place])
         self._steps = (ctypes.c_int64 * len(self.slot_steps))(*self.slot_steps)
-        self._workspaces: list[Tensor] = []  # of which each call takes one
 
     def is_of(self, convs: nn.ModuleList) -> bool:
         """Whether no weight has been packed anew since."""
         return all(conv._fused is fused for conv, fused in zip(convs, self.fused, strict=True))
 
-    def run(self, inputs: Sequence[Tensor | Octave]) -> list[Tensor | Octave]:
-        workspace = self._workspaces.pop() if self._workspaces else torch.empty(self.size)
+    def run(self, inputs: Sequence[Tensor | Octave], workspaces: list[Tensor]) -> list[Tensor | Octave]:
+        """The results.
+
+        Args:
+            inputs: of the sizes planned for.
+            workspaces: to take one from, and to give it back.
+        """
+        try:
+            workspace = workspaces.pop()
+        except IndexError:
+            workspace = torch.empty(0)
+        if workspace.numel() < self.size:
+            workspace = torch.empty(self.size)
         slots = [workspace.data_ptr(), *[part.data_ptr() for value in inputs for part in _parts(value)]]
         results: list[Tensor | Octave] = []
         for root, shapes in self.results:
@@ -267,7 +278,7 @@ class _Plan:
         addresses = (ctypes.c_int64 * len(slots))(*slots)
         counts = (len(self.layers), self.times, torch.get_num_threads())
         library.run_layers(self._layers, self._maps, addresses, self._steps, *counts)
-        self._workspaces.append(workspace)
+        workspaces.append(workspace)
         return results
 
 
