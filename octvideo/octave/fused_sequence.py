@@ -113,11 +113,10 @@ class FusedSequence(nn.Module):
         sizes = tuple(key)
         plan = self._plans.get(sizes)
         if sizes not in self._plans or (plan is not None and not plan.is_of(self.convs)):
-            if not self.fuse():
-                return None
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = self._plans[sizes] = self._make_plan([[tuple(p.shape) for p in _parts(v)] for v in inputs])
+            shapes = [[tuple(part.shape) for part in _parts(value)] for value in inputs]
+            plan = self._plans[sizes] = self._make_plan(shapes) if self.fuse() else None
         return plan
 
     def _make_plan(self, shapes: list[_Shapes]) -> _Plan | None:
