@@ -95,10 +95,29 @@ def pool_images(x: Tensor, factor: Sequence[int]) -> Tensor:
     longer fit the cache (192 on 8x56x56), 1.3 and 1.6.
     """
     height, width = x.shape[2:]
-    arranged = is_channels_last(x) and not torch.compiler.is_compiling() and not x.requires_grad
-    if arranged and tuple(factor) == (2, 2) and height % 2 == width % 2 == 0 and x.numel() < _CACHED_NUMBERS:
-        return F.interpolate(x, size=(height // 2, width // 2), mode="bilinear", align_corners=False)
+    halves = tuple(factor) == (2, 2) and height % 2 == width % 2 == 0
+    if halves and is_channels_last(x) and not torch.compiler.is_compiling() and x.numel() < _CACHED_NUMBERS:
+        if not x.requires_grad:
+            return _halve(x)
+        if x.dtype == torch.float32:
+            return _Halve.apply(x)  # type: ignore[no-any-return, no-untyped-call]
     return F.avg_pool2d(x, tuple(factor), ceil_mode=True, count_include_pad=False)
+
+
+def _halve(x: Tensor) -> Tensor:
+    return F.interpolate(x, size=(x.shape[2] // 2, x.shape[3] // 2), mode="bilinear", align_corners=False)
+
+
+class _Halve(torch.autograd.Function):
+    """With the gradient of a pool, which here is a repetition: that of the interpolation is a slow loop."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _halve(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return F.interpolate(grad * 0.25, scale_factor=2.0, mode="nearest")
 
 
 def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None) -> Tensor:
