@@ -27,8 +27,8 @@ PRESETS = {
     "cpu-eager": Preset(
         "I3D-50 and C2D-50 without a compiler, one clip",
         (
-            "i3d_r50:alpha=0/.1/.125/.25/.5", "i3d_r50:alpha=.1,channel_multiple=8",
-            "c2d_r50:alpha=0/.1/.125/.25/.5", "c2d_r50:alpha=.1,channel_multiple=8",
+            "i3d_r50:alpha=0/.1/.125/.25/.5", "i3d_r50:alpha=.1/.125,channel_multiple=16",
+            "c2d_r50:alpha=0/.1/.125/.25/.5", "c2d_r50:alpha=.1/.125,channel_multiple=16",
         ),
         {"engine": "eager", "rounds": 10},
     ),
