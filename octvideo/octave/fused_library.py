@@ -32,16 +32,16 @@ def load_library() -> ctypes.CDLL | None:
     """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
-        wanted = os.environ.get("CXX") or "g++"
+    wanted = os.environ.get("CXX") or "g++"
+    compiler = wanted.split()  # "ccache g++"
+    if shutil.which(compiler[0]) is None:
         log.info("no %s: convolutions run by oneDNN; octave ones are faster where a C++ compiler is installed", wanted)
         return None
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        log.warning("%s can't compile %s (%s): convolutions run by oneDNN", compiler, _SOURCE.name, said.strip()[:300])
+        log.warning("%s can't compile %s (%s): convolutions run by oneDNN", wanted, _SOURCE.name, said.strip()[:300])
         return None
     library.num_registers.restype = ctypes.c_int64
     library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
@@ -53,8 +53,8 @@ def load_library() -> ctypes.CDLL | None:
     return library
 
 
-def _compiled(compiler: str) -> Path:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+def _compiled(compiler: list[str]) -> Path:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     parts = [_SOURCE.read_text(), *_FLAGS, version, _processor()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     for folder in (_cache_folder(), None):
@@ -71,11 +71,11 @@ def _compiled(compiler: str) -> Path:
     raise OSError("no folder to compile in")
 
 
-def _compile(compiler: str, file: Path) -> None:
+def _compile(compiler: list[str], file: Path) -> None:
     """Written under another name first, since several processes may start at once."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
+        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         made.replace(file)
 

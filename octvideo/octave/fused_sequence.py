@@ -19,7 +19,8 @@ from octvideo.octave.export_form import is_exporting
 from octvideo.octave.features import Octave
 from octvideo.octave.fused_conv import LAYOUTS, FusedConv, layer_of, out_shapes
 from octvideo.octave.fused_library import load_library
-from octvideo.octave.prepared import PreparedConv, PreparedOctConv, can_run_fused
+from octvideo.octave.prepared import PreparedConv, can_run_fused
+from octvideo.octave.prepared_octave import PreparedOctConv
 
 _LINE = 16  # float32 numbers of a cache line
 _MOST_PLANS = 4

@@ -17,7 +17,8 @@ from octvideo.octave.fused_conv import MaxPool
 from octvideo.octave.fused_sequence import FusedSequence
 from octvideo.octave.modules import OctAdd, OctFunction, OctMap, OctPool
 from octvideo.octave.norms import OctBatchNormAct2d
-from octvideo.octave.prepared import PreparedConv, PreparedOctConv
+from octvideo.octave.prepared import PreparedConv
+from octvideo.octave.prepared_octave import PreparedOctConv
 from octvideo.octave.trace import is_conv, trace_network
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)

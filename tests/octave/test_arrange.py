@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from octvideo.octave import OctConv3d, arrange, octavize, prepare_inference
 from octvideo.octave.arrange import ArrangedConv3d, convolve, max_pool
 from octvideo.octave.fused_sequence import FusedSequence
-from octvideo.octave.prepared import PreparedConv, PreparedOctConv
+from octvideo.octave.prepared import PreparedConv
+from octvideo.octave.prepared_octave import PreparedOctConv
 from octvideo.octave.resample import add_upsampled, upsample
 
 _spec = importlib.util.spec_from_file_location("against_reference", Path(__file__).with_name("against_reference.py"))

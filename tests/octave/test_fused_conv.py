@@ -19,7 +19,7 @@ from octvideo.octave import fuse_convolutions, fused_library, octavize, prepare_
 from octvideo.octave.fused_conv import Form, FusedConv, MaxPool
 from octvideo.octave.fused_library import load_library
 from octvideo.octave.fused_sequence import FusedSequence
-from octvideo.octave.prepared import PreparedOctConv
+from octvideo.octave.prepared_octave import PreparedOctConv
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no g++ here")
 POINT, TIME, SPACE = Form((1, 1, 1)), Form((3, 1, 1), padding=(1, 0, 0)), Form((1, 3, 3), padding=(0, 1, 1))
@@ -379,6 +379,7 @@ def test_without_a_library_onednn_does_it(
 @needs_library
 def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_library, "_FLAGS", ("-O0", *fused_library._FLAGS[2:]))  # sooner than -O3
+    monkeypatch.setenv("CXX", "env g++")  # a command of several words
     assert load_library() is not None
     (file,) = (fresh / "cache").iterdir()
     made = file.stat().st_mtime_ns
