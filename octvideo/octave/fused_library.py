@@ -33,7 +33,7 @@ def load_library() -> ctypes.CDLL | None:
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
     wanted = os.environ.get("CXX") or "g++"
-    compiler = wanted.split()  # "ccache g++"
+    compiler = [wanted] if shutil.which(wanted) else wanted.split()  # "ccache g++"
     if shutil.which(compiler[0]) is None:
         log.info("no %s: convolutions run by oneDNN; octave ones are faster where a C++ compiler is installed", wanted)
         return None

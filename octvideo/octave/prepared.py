@@ -1,9 +1,10 @@
 """Convolutions of a network that only computes scores: weights packed, ReLU and additions done in passing.
 
-`prepare_inference` puts these, and the octave ones of prepared_octave.py, in the places of a network's own. On the CPU, in float32, they are
-fused_conv.py's where the machine has a C++ compiler, in compiled graphs too. Else they call oneDNN's fused convolution
-through torch.ops.mkldnn, the operations that inductor's CPU code calls. Where a build of torch lacks them, on CUDA, and
-in other graphs that are compiled or exported, they are a convolution, an addition and a ReLU.
+`prepare_inference` puts these, and the octave ones of prepared_octave.py, in the places of a network's own. On the
+CPU, in float32, they are fused_conv.py's where the machine has a C++ compiler, in compiled graphs too. Else they call
+oneDNN's fused convolution through torch.ops.mkldnn, the operations that inductor's CPU code calls. Where a build of
+torch lacks them, on CUDA, and in other graphs that are compiled or exported, they are a convolution, an addition and a
+ReLU.
 """
 
 from __future__ import annotations
