@@ -12,7 +12,6 @@ networks. Nothing in this file needs an octave pair: `arrange` does the same for
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,6 @@ def unfold_space(x: Tensor, size: Sequence[int]) -> Tensor:
     return x.as_strided((n, c, t, height, width), (t * pixels * c, 1, pixels * c, width * c, c))
 
 
-@functools.cache
 def _products_are_slow() -> bool:
     """Whether this is an AMD processor for whose AVX-512 torch's float32 products have no code."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkl.is_available():
@@ -127,13 +125,16 @@ def _products_are_slow() -> bool:
         return False
 
 
+_SLOW_PRODUCTS = _products_are_slow()  # at once: graphs that are compiled cannot ask
+
+
 def _convolve_images(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:
     """(N, C, H, W), channels last."""
     if tuple(weight.shape[2:]) == (1, 1) and groups == 1 and tuple(padding) == (0, 0):
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        slow = x.dtype == torch.float32 and _products_are_slow()
+        slow = x.dtype == torch.float32 and _SLOW_PRODUCTS
         if pixels < (_FEW_PIXELS_OF_SLOW_PRODUCTS if slow else _FEW_PIXELS) and tuple(stride) == (1, 1):
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         # A kernel of one pixel has nothing to dilate, but torch gives dilated convolutions to oneDNN, and others
