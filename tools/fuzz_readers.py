@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="of damaged copies (1000)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the damage (0)")
-    parser.add_argument("--decoder", nargs="+", choices=get_args(Decoder), default=["auto", "pyav", "decord"])
+    parser.add_argument("--decoder", nargs="+", choices=get_args(Decoder), default=["auto", "decord"])
     parser.add_argument("--timeout", type=float, default=10, metavar="S", help="for a copy and a reader (10)")
     parser.add_argument("--memory", type=float, default=1, metavar="GB", help="likewise (1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="copies read at once (1)")

@@ -55,7 +55,7 @@ class VideoDataModule(L.LightningDataModule):
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
         num_workers: loading processes of each training process; None takes its share of the CPUs that the run may
             use, 16 at most.
-        decoder: "auto" is decord where it can, else PyAV; "torchcodec" must be installed.
+        decoder: "auto" is PyAV; "decord" and "torchcodec", which must be installed, refuse what they may get wrong.
         how_to_get: said where the data set is missing.
         seed: of orders and augmentation; the CLI sets it from seed_everything.
     """

@@ -21,6 +21,17 @@ from octvideo.octave.partition import ChannelIndex, Partition, reorder, take_cha
 Operation = Callable[..., Any]  # a module or a function
 
 
+class Method:
+    """A method of tensors as a function: torch 2.6 does not compile a module that holds `torch.Tensor.relu`."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, x: Tensor, *args: object, **kwargs: object) -> Any:
+        """What the method gives."""
+        return getattr(x, self.__name__)(*args, **kwargs)
+
+
 def _fit(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Crop the axes behind the channels to `size`, or repeat their last values up to it."""
     if tuple(x.shape[2:]) == tuple(size):

@@ -13,6 +13,7 @@ from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, Oct
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.layer import octave_problem
 from octvideo.octave.modules import (
+    Method,
     OctAdd,
     OctCat,
     OctDropPath,
@@ -245,7 +246,7 @@ class _Rewriter:
 
 
 def _function(node: fx.Node) -> Any:
-    return getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
+    return Method(str(node.target)) if node.op == "call_method" else node.target
 
 
 def _plain(value: Any) -> Any:

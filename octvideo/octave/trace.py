@@ -135,7 +135,7 @@ def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Gr
     found = (getattr(type(m).forward, "__globals__", {}).get("channel_shuffle") for m in model.modules())
     tracer = _Tracer(leaves, count_pathways(model), tuple({function for function in found if function is not None}))
     try:
-        return tracer.trace(model), tracer.node_name_to_scope
+        graph = tracer.trace(model)
     except Exception as error:
         where = tracer.failed_in or "the network itself"
         module = dict(model.named_modules()).get(tracer.failed_in or "", model)
@@ -143,6 +143,10 @@ def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Gr
             f"octavize cannot trace {where} ({type(module).__name__}): {error}. Keep that class whole with "
             f"leaf_modules=[{type(module).__name__}]; it then takes and gives ordinary tensors"
         ) from error
+    for node in graph.nodes:
+        if isinstance(node.type, str):  # where annotations are postponed; torch 2.6 cannot pickle it
+            node.type = None
+    return graph, tracer.node_name_to_scope
 
 
 def _call(node: fx.Node, *, but: str = "") -> tuple[Any, ...]:

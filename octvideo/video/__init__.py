@@ -1,7 +1,7 @@
 """From a video file to clips: no labels, no networks.
 
 source.py      a file, or its content in memory
-reader.py      file → distinct frames: the choice among decord_reader.py, pyav_reader.py, torchcodec_reader.py
+reader.py      file → distinct frames: one interface to decord_reader.py, pyav_reader.py, torchcodec_reader.py
 frames.py      what a reader gives, and how frames become small while others are decoded
 packets.py     how many frames a file shows and when, and which readers would get them right
 bitstream.py   what the first bits of a packet say

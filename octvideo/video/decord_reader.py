@@ -1,4 +1,4 @@
-"""Frames with decord 0.6 (FFmpeg 4.1): fast, for files that it gets right (packets.py says which).
+"""Frames with decord 0.6 (FFmpeg 4.1), for files that it gets right (packets.py says which).
 
 No reader outlives a call: an idle one goes on decoding in the background (94 MB grew to 2.35 GB in 8 s), and one
 opened before a fork hangs the child.

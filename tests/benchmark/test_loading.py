@@ -55,6 +55,7 @@ def test_everything_is_measured(folder: Path, capfd: pytest.CaptureFixture[str])
     assert torch.get_num_threads() == threads
     found = json.loads(out)
     assert [video["video"]["decoder"] for video in found["videos"]] == ["decord", "pyav"]
+    assert ["octvideo (decord)" in video["videos"] for video in found["videos"]] == [True, False]
     for video in found["videos"]:
         assert (video["video"]["width"], video["video"]["height"], video["video"]["num_frames"]) == (64, 48, 20)
         for kind, others in (("clips", set()), ("videos", {"an open per view"})):
@@ -69,6 +70,7 @@ def test_everything_is_measured(folder: Path, capfd: pytest.CaptureFixture[str])
     for kind in ("clips", "videos"):
         (rate,) = found["loaders"][kind]["octvideo"]
         assert rate["items"] == 2 and rate["seconds"] > 0 and rate["cpu_seconds"] > 0
+    assert "octvideo (decord)" not in found["loaders"]["clips"]  # it does not read all of them
     assert found["needs"]["clips"]["wanted"] == 400
     assert found["needs"]["videos"]["wanted"] == pytest.approx(400 / 6)
 
@@ -82,6 +84,7 @@ def test_the_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "Stages of one video with all its views" in said.out and "DataLoader with 0 workers, clips" in said.out
     assert "Training at 1e+09 clips/s: the GPU STARVES" in said.out
     assert "pytorchvideo" not in said.out
+    assert said.out.count("octvideo (decord)") == 3  # in the tables of clips, of videos, and of loaders
     assert "left out: pytorchvideo (decord)" in said.err and "ModuleNotFoundError" in said.err
 
 

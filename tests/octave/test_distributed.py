@@ -43,6 +43,7 @@ def work(rank: int, rendezvous: str, name: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="its Gloo may never end in destroy_process_group")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision-mobilenet_v3-few", "pytorchvideo-slowfast-small"])
 def test_gradients_are_the_mean_of_both_processes(name: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 
 from octvideo.octave import (
     OctaveNetwork,
@@ -283,8 +284,13 @@ def test_compiles_with_inductor(case: Case) -> None:
 def test_exports(case: Case) -> None:
     if case.entry.repeats_blocks:
         pytest.skip("a shallower network of the same blocks is exported")
-    octave = case.octave(0.25)
-    exported = torch.export.export(octave, (case.entry.random_input(),)).module()
+    octave, example = case.octave(0.25), (case.entry.random_input(),)
+    try:
+        exported = torch.export.export(octave, example).module()
+    except Unsupported:  # pytorchvideo's Swish, with torch 2.6
+        with pytest.raises(Unsupported):
+            torch.export.export(case.ordinary, example)
+        pytest.skip("this torch does not export the ordinary network either")
     for seed in (0, 2):
         error = distance(case.run(exported, seed), case.run(octave, seed))
         assert error < 1e-5

@@ -91,6 +91,13 @@ class Pools(Body):
         return F.max_pool2d(self.maximum(self.average(x)), 3, 1, padding=1)
 
 
+class Methods(Body):
+    """Operations that the tensor has itself."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last).relu_().sigmoid().tanh()
+
+
 class Shuffle(Body):
     def layers(self) -> None:
         self.shuffle, self.norm = nn.ChannelShuffle(2), nn.BatchNorm2d(8)
@@ -144,7 +151,19 @@ class Residual(Body):
         return x + self.drop_path(self.c(x))
 
 
-NETWORKS = [SqueezeExcitation, PooledGate, LinearGate, GlobalShift, SelfGate, Pools, Shuffle, Halves, Thirds, Residual]
+NETWORKS = [
+    SqueezeExcitation,
+    PooledGate,
+    LinearGate,
+    GlobalShift,
+    SelfGate,
+    Pools,
+    Methods,
+    Shuffle,
+    Halves,
+    Thirds,
+    Residual,
+]
 
 
 def converted(network: nn.Module, alpha: float = 0.5) -> OctaveNetwork:
@@ -173,6 +192,14 @@ def test_trains_copies_pickles_and_takes_any_size(kind: type[Body]) -> None:
     octave.eval()
     for clone in (copy.deepcopy(octave), pickle.loads(pickle.dumps(octave))):
         assert torch.equal(clone(x), octave(x))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_compiles_as_one_graph(kind: type[Body]) -> None:
+    octave, x = octavize(kind(), 0.5).eval(), torch.randn(2, 3, 14, 15)
+    torch.compiler.reset()
+    compiled = torch.compile(octave, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), octave(x))
 
 
 @pytest.mark.parametrize("kind", [SqueezeExcitation, PooledGate])

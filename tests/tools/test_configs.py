@@ -98,6 +98,13 @@ def test_bases_are_used() -> None:
     assert without_network == set(BASES)
 
 
+def test_kinetics_is_decoded_by_decord_and_nothing_else_is() -> None:
+    named = {file.stem: merged(file)["data"].get("decoder", "auto") for file in FILES}
+    of_kinetics = {file.stem for file in FILES if "kinetics400" in {part.stem for part in with_bases(file)}}
+    assert "i3d_oct_k600" in of_kinetics and "demo" not in of_kinetics
+    assert named == {name: "decord" if name in of_kinetics else "auto" for name in named}
+
+
 @pytest.mark.parametrize("name", ["slowfast", "slowfast_oct"])
 def test_slowfasts_recipe_is_pyslowfasts(name: str) -> None:
     """Its configs/Kinetics/SLOWFAST_4x16_R50.yaml."""

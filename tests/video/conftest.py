@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-import octvideo.video.reader as reader
 from tests.video.reference import FILES, has_encoder
 
 Encode = Callable[..., Path]
@@ -35,8 +34,3 @@ def video(folder: Path, encode: Encode, moving: Moving) -> Path:
     """40 frames of H.264 with B-frames and a keyframe every 8."""
     path = folder / "h264 with B-frames.mp4"
     return path if path.exists() else encode(path, moving(40, 64, 96), **FILES[path.name][1])
-
-
-@pytest.fixture(autouse=True)
-def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_told", set())

@@ -14,7 +14,7 @@ from torch import Tensor
 from octvideo.errors import UserError
 from octvideo.video.torchcodec_reader import load_torchcodec
 
-# name: encoder, its options, what auto takes, why PyAV
+# name: encoder, its options, who can read it at best, why not decord
 FILES: dict[str, tuple[str, dict[str, object], str, str]] = {
     "h264 with B-frames.mp4": ("libx264", {"g": 8, "bf": 3, "movflags": "faststart"}, "decord", ""),
     "h264 with B-frames.mkv": ("libx264", {"g": 8, "bf": 3}, "decord", ""),

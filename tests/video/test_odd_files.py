@@ -35,13 +35,11 @@ class Row:
 
     Args:
         pyav: number of frames, or the reason why there are none.
-        auto: who reads it.
         decord: why decord does not, where it gives no frames (or another reason); None is as `pyav`.
         torchcodec: likewise.
     """
 
     pyav: int | str
-    auto: str = "pyav"
     decord: str | None = None
     torchcodec: str | None = None
 
@@ -62,7 +60,7 @@ ODD = {
         decord="decord fails: Thread worker: Error sending packet.",
         torchcodec="torchcodec fails: Could not push packet to decoder: Invalid data found when processing input",
     ),
-    "bframes_pyramid__bbb_800x640_768kbps_30fps_avc_pyramid_3b.mp4": Row(120, auto="decord"),
+    "bframes_pyramid__bbb_800x640_768kbps_30fps_avc_pyramid_3b.mp4": Row(120),
     "codec__100_0306.AVI": Row(41, decord="container avi", torchcodec="times that are not those of display"),
     "codec__bbb_176x144_128kbps_15fps_h263.3gp": Row(
         15, decord="codec h263", torchcodec="keyframes that are none, or unknown ones"
@@ -92,10 +90,10 @@ ODD = {
     "edit_list__iibbibb_editlist_videoonly.mp4": Row(12, decord=SHOWS_NONE, torchcodec=SHOWS_NONE),
     "edit_list__sample_edit_list_only_preroll_sync_sample.mp4": Row(16, decord=SHOWS_NONE, torchcodec=SHOWS_NONE),
     "empty__result.webm": Row("the file is empty"),
-    "few_frames__unordered.mov": Row(4, auto="decord"),
+    "few_frames__unordered.mov": Row(4),
     "filename__-video-with-dash-.mp4": Row(5, decord="odd frame size", torchcodec="odd frame size"),
     "fps_lies__sample.flv": Row(30, decord="container flv"),
-    "frame_count_lies__sample_partially_fragmented.mp4": Row(30, auto="decord"),
+    "frame_count_lies__sample_partially_fragmented.mp4": Row(30),
     "frame_count_lies__test_video_66x50.mov": Row(82, decord=SHOWS_NONE, torchcodec=SHOWS_NONE),
     "huge__long_4k_av1.mp4": Row(21766, decord="codec libdav1d"),
     "interlaced__Sony_ILCE-7M3_(A7M3).mts": Row(
@@ -103,13 +101,13 @@ ODD = {
         decord="container mpegts",
         torchcodec="torchcodec fails: Requested next frame while there are no more frames left to decode.",
     ),
-    "long__long_1080p_lowbitrate.mp4": Row(10883, auto="decord"),
-    "low_fps__example1.mp4": Row(40, auto="decord"),
+    "long__long_1080p_lowbitrate.mp4": Row(10883),
+    "low_fps__example1.mp4": Row(40),
     "no_decoder__video_dovi_3840x2160_30fps_dav1_10.mp4": Row(f"{NO_STREAM} (streams: video)"),
     "no_duration__no_duration.webm": Row(
         74, decord="decord fails: Failed to measure duration/frame-count due to broken metadata."
     ),
-    "no_keyframe_table__sample_without_stss.mp4": Row(30, auto="decord"),
+    "no_keyframe_table__sample_without_stss.mp4": Row(30),
     "no_timestamps__cfr.mpeg": Row(180, decord="container mpeg", torchcodec="frames without a time of their own"),
     "no_timestamps__count.h264": Row(245, decord="container h264", torchcodec="frames without a time of their own"),
     "nonmonotonic_pts__KOREAN_TEA_CEREMONY_-_Simple_Demo_pour_u_nm_np1_fr_med_0.avi": Row(
@@ -124,10 +122,10 @@ ODD = {
     "odd_size__video_colr_nclx_and_icc.mp4": Row(
         3, decord="decord fails: DECORDArrayCopyFromTo: The size must exactly match"
     ),
-    "one_frame__minimal.mp4": Row(1, auto="decord", torchcodec="times that are not those of display"),
+    "one_frame__minimal.mp4": Row(1, torchcodec="times that are not those of display"),
     "one_frame__tiny_av1.mp4": Row(1, decord="codec libdav1d"),
-    "one_frame__video_rotation_90.mp4": Row(1, auto="decord", torchcodec="times that are not those of display"),
-    "pixfmt__bt709_full_range.mp4": Row(30, auto="decord"),
+    "one_frame__video_rotation_90.mp4": Row(1, torchcodec="times that are not those of display"),
+    "pixfmt__bt709_full_range.mp4": Row(30),
     "pixfmt__h264_10bits.mp4": Row(30, decord="pixel format yuv420p10le", torchcodec="pixel format yuv420p10le"),
     "pixfmt__roadtrip-vp92-10bit.webm": Row(
         72, decord="pixel format yuv420p10le", torchcodec="pixel format yuv420p10le"
@@ -136,22 +134,22 @@ ODD = {
     "res_change__test_res_change.h264": Row(
         96, decord="container h264", torchcodec="frames without a time of their own"
     ),
-    "rotation__sample_rotate_and_reflect.mp4": Row(30, auto="decord"),
-    "rotation__video_0.mov": Row(3, auto="decord"),
-    "rotation__video_180.mov": Row(3, auto="decord"),
-    "rotation__with-gps.mov": Row(120, auto="decord"),
-    "sar__sample_mpeg4.mp4": Row(149, auto="decord"),
-    "short_nal__sample_2_byte_NAL_length.mp4": Row(30, auto="decord"),
-    "start_offset__bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4": Row(120, auto="decord"),
+    "rotation__sample_rotate_and_reflect.mp4": Row(30),
+    "rotation__video_0.mov": Row(3),
+    "rotation__video_180.mov": Row(3),
+    "rotation__with-gps.mov": Row(120),
+    "sar__sample_mpeg4.mp4": Row(149),
+    "short_nal__sample_2_byte_NAL_length.mp4": Row(30),
+    "start_offset__bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4": Row(120),
     "subtitle_only__stpp_prog.mp4": Row(f"{NO_STREAM} (streams: subtitle)"),
     "truncated__chapters_truncated_chapter_string.mkv": Row("End of file"),
     "truncated__sample_qt.mp4": Row("it holds no frames"),
     "truncated__zero_empty_stsc.mp4": Row(
         "no frame can be decoded", decord="pixel format None", torchcodec="pixel format None"
     ),
-    "two_video__sample_empty_track.mp4": Row(30, auto="decord"),
-    "vfr__count-video.mp4": Row(245, auto="decord"),
-    "vfr__video_big_buck_bunny.mp4": Row(240, auto="decord"),
+    "two_video__sample_empty_track.mp4": Row(30),
+    "vfr__count-video.mp4": Row(245),
+    "vfr__video_big_buck_bunny.mp4": Row(240),
     "wrong_ext__2_ExtensionTextMKV.mkv": Row(f"{NO_STREAM} (streams: none)"),
     "zero_frames__bipbop_nonfragment_header.mp4": Row("it holds no frames"),
     "zero_frames__init.mp4": Row("it holds no frames"),
@@ -235,7 +233,7 @@ def check(path: Path, decoder: Decoder) -> None:
         return
     read = read_frames(path, every, decoder=decoder)
     assert read.num_frames == expected
-    assert read.decoder == (ODD[path.name].auto if decoder == "auto" else decoder)
+    assert read.decoder == ("pyav" if decoder == "auto" else decoder)
     images = plainly(path)
     assert len(images) == expected
     for image, frame in zip(images, read.frames.numpy(), strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from octvideo.video import Decoder, VideoBytes, VideoReadError, read_frames
-from tests.video.reference import FILES, every, has_encoder, plainly, wanted
+from tests.video.reference import FILES, every, plainly, wanted
 
 Encode = Callable[..., Path]
 Moving = Callable[..., Tensor]
@@ -24,7 +24,7 @@ Moving = Callable[..., Tensor]
 
 
 def test_every_decoder_gives_the_frames_of_plain_decoding(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _, _, expected, reason = FILES[file.name]
+    _, _, expected, _ = FILES[file.name]
     frames = plainly(file)
     assert len(frames) == 40
     decoders: list[Decoder] = ["auto", "pyav"] + (["decord"] if expected == "decord" else [])  # type: ignore[list-item]
@@ -33,11 +33,10 @@ def test_every_decoder_gives_the_frames_of_plain_decoding(file: Path, caplog: py
     for decoder in decoders:
         for choose in choices:
             read = read_frames(file, choose, decoder=decoder)
-            assert read.num_frames == 40 and read.decoder == (expected if decoder == "auto" else decoder)
+            assert read.num_frames == 40 and read.decoder == ("pyav" if decoder == "auto" else decoder)
             assert read.frames.dtype == torch.uint8 and read.frames.shape[1:] == (64, 96, 3)
             assert torch.equal(read.frames[read.places], frames[choose(40)]), (decoder, choose(40))
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said == ([f"{file}: {reason}; read with PyAV"] if reason else [])
+    assert not caplog.records
 
 
 def test_a_file_in_memory_is_the_file(file: Path) -> None:
@@ -182,26 +181,6 @@ def test_decord_and_pyav_agree_bit_by_bit_on_real_h264(real_videos: Path, name: 
     decord, pyav = (read_frames(path, some, decoder=decoder) for decoder in ("decord", "pyav"))
     assert decord.num_frames == pyav.num_frames
     assert torch.equal(decord.frames, pyav.frames)
-
-
-# ── what auto says ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_same_reason_is_said_aloud_once(
-    tmp_path: Path, encode: Encode, moving: Moving, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "octvideo.video")
-    encoder, codec = ("libsvtav1", "libdav1d") if has_encoder("libsvtav1") else ("ffv1", "ffv1")
-    files = [encode(tmp_path / f"{n}.mkv", moving(3, 64, 96), encoder) for n in range(3)]
-    for path in files:
-        assert read_frames(path, every).decoder == "pyav"
-    said = [(record.levelname, record.getMessage()) for record in caplog.records]
-    levels = ["WARNING", "INFO", "INFO"]
-    assert said == [
-        (level, f"{path}: codec {codec}; read with PyAV") for level, path in zip(levels, files, strict=True)
-    ]
-    read_frames(files[0], every, decoder="pyav")
-    assert len(caplog.records) == 3  # nobody asked auto
 
 
 # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────

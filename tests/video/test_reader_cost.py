@@ -14,7 +14,6 @@ from torch import Tensor
 import octvideo.video.decord_reader as decord_reader
 import octvideo.video.frames as frames_module
 import octvideo.video.pyav_reader as pyav_reader
-import octvideo.video.reader as reader_module
 from octvideo.errors import UserError
 from octvideo.video import Decoder, Frames, read_frames, resize_short_side
 from tests.video.reference import FILES, every, plainly, torchcodec_reason, wanted
@@ -156,12 +155,11 @@ def test_rates_that_can_not_be_meant(video: Path, target_fps: float) -> None:
 def test_decord_gets_no_frames_that_it_would_have_to_wait_with(
     video: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Between two chunks it decodes ahead without end: `auto` takes PyAV, and a reader by name is opened anew."""
+    """Between two chunks it decodes ahead without end: a reader is opened anew."""
     opened = []
     open_one = decord_reader._open
     monkeypatch.setattr(decord_reader, "_open", lambda *args: opened.append(1) or open_one(*args))
-    for module in (reader_module, frames_module):
-        monkeypatch.setattr(module, "CHUNK_BYTES", 8 * 3 * 64 * 96)  # eight of the forty frames
+    monkeypatch.setattr(frames_module, "CHUNK_BYTES", 8 * 3 * 64 * 96)  # eight of the forty frames
     whole = read_frames(video, torch.arange, decoder="pyav").frames
 
     def read(decoder: Decoder) -> Frames:
@@ -170,5 +168,3 @@ def test_decord_gets_no_frames_that_it_would_have_to_wait_with(
     assert read("auto").decoder == "pyav" and not opened and not caplog.records
     by_name = read("decord")
     assert by_name.decoder == "decord" and len(opened) == 5 and torch.equal(by_name.frames, whole)
-    few = read_frames(video, lambda num_frames: torch.arange(8), resize=torch.clone)
-    assert few.decoder == "decord" and len(opened) == 6

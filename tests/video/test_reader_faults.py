@@ -135,6 +135,30 @@ def test_times_that_no_packet_has_are_not_looked_for(tmp_path: Path, real_videos
     assert 1 < len(read.frames) == read.num_frames < 20
 
 
+@pytest.mark.timeout(60)
+def test_a_file_that_holds_decord_for_good_is_read(tmp_path: Path, real_videos: Path) -> None:
+    video = real_videos / "clips/k400_flipping_pancake.mkv"
+    if not video.exists():
+        pytest.skip(f"no {video}")
+    content, suffix, done = damage(video.read_bytes(), b"", video.suffix, seed=11, number=97)
+    assert done == "3 fields of the first 1024 bytes set"
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    assert read_frames(path, lambda count: torch.tensor([count - 1])).num_frames < 310
+
+
+@pytest.mark.parametrize("name", ["odd/bad_timescale__no_timescale.mp4"])
+def test_a_rotten_file_gives_the_same_every_time(real_videos: Path, name: str) -> None:
+    """Its damage lies behind the wanted frame: decord's threads may see it in time, or not."""
+    path = real_videos / name
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    reads = [read_frames(path, lambda count: torch.tensor([0])) for _ in range(20)]
+    assert {(read.num_frames, read.decoder, int(read.frames.sum())) for read in reads} == {
+        (reads[0].num_frames, "pyav", int(reads[0].frames.sum()))
+    }
+
+
 def rot(path: Path, numbers: list[int]) -> None:
     """Zeros over packets, of which each is found by its content."""
     content = bytearray(path.read_bytes())

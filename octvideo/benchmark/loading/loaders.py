@@ -76,7 +76,9 @@ def loaders(
         return DataLoader(clips, batch_size=4, **settings)
 
     others = {f"pytorchvideo ({name})": partial(others_clips, name) for name in ("decord", "pyav")} if peers else {}
-    ours: dict[str, Loader] = {"octvideo": partial(our_clips, "auto"), "octvideo (pyav)": partial(our_clips, "pyav")}
+    ours: dict[str, Loader] = {"octvideo": partial(our_clips, "auto")}
+    if all(video.decoder == "decord" for video in videos):
+        ours["octvideo (decord)"] = partial(our_clips, "decord")
     return {"clips": ours | others, "videos": {"octvideo": our_views}}
 
 

@@ -21,6 +21,7 @@ from octvideo.data.dataset import Failure, item_generator
 from octvideo.errors import UserError
 from octvideo.video import (
     Decoder,
+    VideoReadError,
     ViewSettings,
     clip_span,
     crop_and_resize,
@@ -55,14 +56,14 @@ class Video:
         path: of it.
         width, height: of its frames.
         num_frames: that it shows.
-        decoder: that `auto` reads it with.
+        decoder: "decord" where it reads the file, else "pyav".
     """
 
     path: str
     width: int
     height: int
     num_frames: int
-    decoder: str
+    decoder: Decoder
 
 
 # A turn: it gets a number, that of the round, and does the same work whenever it gets the same one.
@@ -75,7 +76,11 @@ def look_at(path: str) -> Video:
     Raises:
         VideoReadError: it can't be read.
     """
-    read = read_frames(path, lambda num_frames: torch.zeros(1, dtype=torch.int64))
+    first = partial(read_frames, path, lambda num_frames: torch.zeros(1, dtype=torch.int64))
+    try:
+        read = first(decoder="decord")
+    except VideoReadError:
+        read = first()
     height, width = read.frames.shape[1:3]
     return Video(path, width, height, read.num_frames, read.decoder)
 
@@ -86,8 +91,8 @@ def clip_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
         "octvideo": partial(_our_clip, video.path, recipe, "auto"),
         FLOOR: partial(_bare_clip, video, recipe),
     }
-    if video.decoder != "pyav":
-        ways["octvideo (pyav)"] = partial(_our_clip, video.path, recipe, "pyav")
+    if video.decoder == "decord":
+        ways["octvideo (decord)"] = partial(_our_clip, video.path, recipe, "decord")
     return ways | (_peers(partial(_pytorchvideo_clip, video, recipe)) if peers else {})
 
 
@@ -97,8 +102,8 @@ def view_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
         "octvideo": partial(_our_views, video.path, recipe.views, "auto"),
         FLOOR: partial(_bare_views, video, recipe.views),
     }
-    if video.decoder != "pyav":
-        ways["octvideo (pyav)"] = partial(_our_views, video.path, recipe.views, "pyav")
+    if video.decoder == "decord":
+        ways["octvideo (decord)"] = partial(_our_views, video.path, recipe.views, "decord")
     ways["an open per view"] = partial(_open_per_view, video, recipe.views)
     return ways | (_peers(partial(_pytorchvideo_views, video, recipe.views)) if peers else {})
 

@@ -133,6 +133,8 @@ def train_command(dataset: str, root: Path, report: Report) -> str:
     if dataset not in ("kinetics400", "kinetics600"):
         words += ["--name", root.resolve().name if dataset == "folder" else dataset]
     words += ["--data.root", str(root)]
+    if config == "i3d_oct" and not dataset.startswith("kinetics"):
+        words += ["--data.decoder", "auto"]  # Kinetics' is decord, which refuses most AVI
     for role, names in _ROLES.items():
         name = next((name for name in names if name in given), None)
         if role == "test" and dataset == "folder" and "test" in given:
