@@ -15,13 +15,14 @@ from octvideo.octave.arrange import arrange
 from octvideo.octave.conv import _OctConvNd
 from octvideo.octave.fused_conv import MaxPool
 from octvideo.octave.fused_sequence import FusedSequence
-from octvideo.octave.modules import OctAdd, OctFunction, OctMap, OctPool
+from octvideo.octave.modules import Method, OctAdd, OctFunction, OctMap, OctPool
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.prepared import PreparedConv
 from octvideo.octave.prepared_octave import PreparedOctConv
 from octvideo.octave.trace import is_conv, trace_network
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_RELUS, _RELU_METHODS = (F.relu, torch.relu), ("relu", "relu_")
 _MAKERS = (PreparedConv, PreparedOctConv, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 
 
@@ -156,13 +157,21 @@ def _take_on_relu(
     model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, prepared: PreparedConv | PreparedOctConv
 ) -> None:
     user = next(iter(conv.users))
-    module = modules.get(str(user.target)) if user.op == "call_module" else None
-    relu = module.module if isinstance(module, OctMap) else module
-    function = module.function if isinstance(module, OctFunction) else user.target
-    if len(conv.users) == 1 and (isinstance(relu, nn.ReLU) or function in (F.relu, torch.relu)):
+    if len(conv.users) == 1 and _is_relu(user, modules):
         prepared.relu = True
         user.replace_all_uses_with(conv)
         model.graph.erase_node(user)
+
+
+def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Written as a module, a function or a method; of a map or an octave pair."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, OctFunction):
+        function = module.function
+        return function in _RELUS or (isinstance(function, Method) and function.__name__ in _RELU_METHODS)
+    if node.op == "call_method":
+        return node.target in _RELU_METHODS
+    return isinstance(module.module if isinstance(module, OctMap) else module, nn.ReLU) or node.target in _RELUS
 
 
 def _take_on_pool(model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, prepared: PreparedConv) -> None:

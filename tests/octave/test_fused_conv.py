@@ -272,7 +272,7 @@ class Blocks(nn.Module):
         self.head = nn.Linear(24, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.first(x)))
+        x = self.norm(self.first(x)).relu()
         x = torch.relu(x + self.third(torch.relu(self.second(x))))
         return self.head(torch.relu(self.strided(x)).mean((2, 3, 4)))
 
