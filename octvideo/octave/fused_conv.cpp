@@ -626,6 +626,24 @@ void pack(const float* matrix, int64_t rows, int64_t outs, float* packed) {
   }
 }
 
+// Maps (clips, channels, pixels) as (clips, pixels, channels).
+void interleave(const float* from, float* to, int64_t clips, int64_t channels, int64_t pixels, int64_t threads) {
+  constexpr int64_t kRun = 4096;
+  const int64_t runs = (pixels + kRun - 1) / kRun;
+  parallel_for(threads, clips * runs, [&](int64_t n) {
+    const int64_t first = n % runs * kRun, last = std::min(first + kRun, pixels);
+    const float* in = from + n / runs * channels * pixels;
+    float* out = to + n / runs * channels * pixels;
+    if (channels == 3) {  // pictures
+      const float *r = in, *g = in + pixels, *b = in + 2 * pixels;
+      for (int64_t p = first; p < last; ++p) out[3 * p] = r[p], out[3 * p + 1] = g[p], out[3 * p + 2] = b[p];
+      return;
+    }
+    for (int64_t p = first; p < last; ++p)
+      for (int64_t c = 0; c < channels; ++c) out[p * channels + c] = in[c * pixels + p];
+  });
+}
+
 void run_layer(const Layer* given, const float* given_high, const float* given_low, const float* base_high,
                const float* base_low, float* out_high, float* out_low, int64_t threads) {
   const Layer& layer = *given;

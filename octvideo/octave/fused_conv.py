@@ -269,6 +269,21 @@ def _(high: Tensor, low: Tensor | None, *others: object) -> None:
     pass
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """`x.contiguous(memory_format=...)` of (N, C, [T,] H, W): for clips in a quarter of the time (3x8x224x224: .09 of
+    .36 ms)."""
+    layout, library = LAYOUTS[x.dim()], None
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+    if plain and not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+        library = load_library()
+    if library is None or x.is_contiguous(memory_format=layout):
+        return x.contiguous(memory_format=layout)
+    y = torch.empty(x.shape, memory_format=layout)
+    pixels = x.shape[2:].numel()
+    library.interleave(x.data_ptr(), y.data_ptr(), *x.shape[:2], pixels, torch.get_num_threads())
+    return y
+
+
 def _pack(weight: Tensor | None, *sources: int) -> Tensor | None:
     """A weight in the order in which fused_conv.cpp reads it.
 

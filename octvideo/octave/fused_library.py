@@ -28,7 +28,7 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trappin
 def load_library() -> ctypes.CDLL | None:
     """The library, or None where it can't be had; a log line says why.
 
-    It has num_registers, packed_size, pack, run_layer and run_layers.
+    It has num_registers, packed_size, pack, interleave, run_layer and run_layers.
     """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
@@ -46,6 +46,7 @@ def load_library() -> ctypes.CDLL | None:
     library.num_registers.restype = ctypes.c_int64
     library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
     library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
+    library.interleave.argtypes, library.interleave.restype = [*[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 4], None
     layer, maps = ctypes.POINTER(ctypes.c_int64), [ctypes.c_void_p] * 6
     library.run_layer.argtypes, library.run_layer.restype = [layer, *maps, ctypes.c_int64], None  # type: ignore
     library.run_layers.argtypes = [*[ctypes.POINTER(ctypes.c_int64)] * 4, *[ctypes.c_int64] * 3]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave import fuse_convolutions, fused_library, octavize, prepare_inference
-from octvideo.octave.fused_conv import Form, FusedConv, MaxPool
+from octvideo.octave.fused_conv import LAYOUTS, Form, FusedConv, MaxPool, channels_last
 from octvideo.octave.fused_library import load_library
 from octvideo.octave.fused_sequence import FusedSequence
 from octvideo.octave.prepared_octave import PreparedOctConv
@@ -374,6 +374,17 @@ def test_without_a_library_onednn_does_it(
         with torch.no_grad():
             torch.testing.assert_close(prepared(x), network(x), atol=1e-5, rtol=1e-5)
         assert all(getattr(m, "_fused", None) is None for m in prepared.modules())
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 70, 61), (1, 3, 224, 224), (2, 5, 3, 7, 9), (0, 3, 4, 8, 8), (3, 1, 1, 4, 4)]
+)
+def test_channels_last(shape: tuple[int, ...]) -> None:
+    x = numbers(*shape)
+    for given in (x, last(x), x.transpose(-1, -2)):
+        with torch.no_grad():
+            y = channels_last(given)
+        assert torch.equal(y, given) and y.stride() == given.contiguous(memory_format=LAYOUTS[x.dim()]).stride()
 
 
 @needs_library

@@ -12,6 +12,7 @@ from octvideo.errors import UserError
 from octvideo.inference.engines.engine import first_line, in_batches
 from octvideo.octave import fuse_convolutions
 from octvideo.octave.export_form import export_form
+from octvideo.octave.fused_conv import channels_last
 from octvideo.octave.prepared import PreparedConv
 
 
@@ -32,7 +33,7 @@ class InPrecision(nn.Module):
         self.network = network.to(device).eval()
 
     def forward(self, clips: Tensor) -> Tensor:
-        clips = clips.contiguous(memory_format=torch.channels_last_3d)
+        clips = channels_last(clips)
         if not self.is_bf16:
             return self.network(clips)
         with torch.autocast(self.device_type, torch.bfloat16):
