@@ -144,7 +144,8 @@ def test_a_file_that_holds_decord_for_good_is_read(tmp_path: Path, real_videos: 
     assert done == "3 fields of the first 1024 bytes set"
     path = tmp_path / f"damaged{suffix}"
     path.write_bytes(content)
-    assert read_frames(path, lambda count: torch.tensor([count - 1])).num_frames < 310
+    read = read_frames(path, lambda count: torch.tensor([count - 1]))
+    assert read.decoder == "pyav" and 0 < read.num_frames <= 310  # PyAV 17 and 18 find 3 of them, 19 all
 
 
 @pytest.mark.parametrize("name", ["odd/bad_timescale__no_timescale.mp4"])
