@@ -6,6 +6,7 @@ Of 22 ms that Oct-ResNet-50 takes for one image, calls of its layers and the mem
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
 import weakref
 from collections.abc import Sequence
@@ -62,12 +63,12 @@ class FusedSequence(nn.Module):
                 self._last_reads[n] = step
         self._plans: dict[Any, _Plan | None] = {}
         self._workspaces: list[Tensor] = []  # of which each call takes one
-        self._number: int | None = None  # in compiled graphs
+        self._name: str | None = None  # in compiled graphs
 
     def forward(self, *inputs: Tensor | Octave) -> Any:
         """The result, or a tuple of results where there are several."""
         if torch.compiler.is_compiling():
-            fused = self._number is not None and not is_exporting() and not torch.is_grad_enabled()
+            fused = self._name is not None and not is_exporting() and not torch.is_grad_enabled()
             results = self._as_operation(inputs) if fused else self._one_by_one(inputs)
         else:
             results = self._run(inputs)
@@ -78,10 +79,16 @@ class FusedSequence(nn.Module):
         if not all([conv.fuse() for conv in self.convs]):  # type: ignore[operator]
             return False
         overwrites = any(len(reads) > 1 and reads[1] < self.num_inputs for reads in self.reads)
-        if self._number is None and not overwrites:
-            self._number = next(_NUMBERS)
-            _SEQUENCES[self._number] = self
+        if self._name is None and not overwrites:
+            self._name = f"{self._digest()} {next(_NUMBERS)}"
+            _SEQUENCES[self._name] = self
         return True
+
+    def _digest(self) -> str:
+        """Of all that results' sizes depend on: inductor finds graphs of other networks in its cache on the disk."""
+        layers = [conv._fused.numbers for conv in self.convs]  # type: ignore[union-attr]
+        form = repr((layers, self.reads, self.num_inputs, self.results))
+        return hashlib.sha256(form.encode()).hexdigest()[:16]
 
     def _run(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
         plan = self._plan_for(inputs)
@@ -90,7 +97,7 @@ class FusedSequence(nn.Module):
     def _as_operation(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
         parts = [_parts(value) for value in inputs]
         counts, maps = [len(own) for own in parts], [part for own in parts for part in own]
-        made = torch.ops.octvideo.fused_sequence(maps, counts, self._number)
+        made = torch.ops.octvideo.fused_sequence(maps, counts, self._name)
         pairs: list[Any] = [self.convs[n - self.num_inputs].gives_pair for n in self.results]
         return _values(made, [1 + pair for pair in pairs])
 
@@ -192,7 +199,7 @@ class FusedSequence(nn.Module):
         return max(count // n for n in range(1, count + 1) if count % n == 0 and (n >= threads or n == count)), by_frame
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}, "_workspaces": [], "_number": None}
+        return {**self.__dict__, "_plans": {}, "_workspaces": [], "_name": None}
 
 
 class _Memory:
@@ -282,22 +289,22 @@ class _Plan:
         return results
 
 
-# The same for graphs that are compiled, which know a sequence by a number of this process.
+# The same for graphs that are compiled, which know a sequence by a name in this process.
 _NUMBERS = itertools.count()
-_SEQUENCES: weakref.WeakValueDictionary[int, FusedSequence] = weakref.WeakValueDictionary()
-torch.library.define("octvideo::fused_sequence", "(Tensor[] maps, int[] counts, int number) -> Tensor[]")
+_SEQUENCES: weakref.WeakValueDictionary[str, FusedSequence] = weakref.WeakValueDictionary()
+torch.library.define("octvideo::fused_sequence", "(Tensor[] maps, int[] counts, str name) -> Tensor[]")
 
 
 @torch.library.impl("octvideo::fused_sequence", "CPU")
-def _fused_sequence(maps: list[Tensor], counts: list[int], number: int) -> list[Tensor]:
+def _fused_sequence(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
     maps = [part.contiguous(memory_format=LAYOUTS[part.dim()]) for part in maps]
-    results = _SEQUENCES[number]._run(_values(maps, counts))
+    results = _SEQUENCES[name]._run(_values(maps, counts))
     return [part.contiguous(memory_format=LAYOUTS[part.dim()]) for value in results for part in _parts(value)]
 
 
 @torch.library.register_fake("octvideo::fused_sequence")
-def _(maps: list[Tensor], counts: list[int], number: int) -> list[Tensor]:
-    sequence = _SEQUENCES[number]
+def _(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
+    sequence = _SEQUENCES[name]
     shapes = sequence.shapes([[tuple(p.shape) for p in _parts(value)] for value in _values(maps, counts)])
     return [
         torch.empty(shape, memory_format=LAYOUTS[len(shape)]) for n in sequence.results for shape in shapes[n]

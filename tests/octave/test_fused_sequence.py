@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import pickle
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,21 +188,37 @@ def test_the_operation_is_what_it_says_to_compilers(alpha: float) -> None:
     assert sequence.fuse()
     x = last(torch.randn(2, 3, 4, 32, 32))
     operation = torch.ops.octvideo.fused_sequence
-    torch.library.opcheck(operation, ([x], [1], sequence._number), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(operation, ([x], [1], sequence._name), test_utils=("test_schema", "test_faketensor"))
     expected = sequence(x)
     counts = [len(fused_sequence._parts(want)) for want in expected]
     assert max(counts) == 1 + (alpha > 0)
-    made = fused_sequence._values(operation([x], [1], sequence._number), counts)
+    made = fused_sequence._values(operation([x], [1], sequence._name), counts)
     for got, want in zip(made, expected, strict=True):
         assert isinstance(got, Octave) == isinstance(want, Octave)
         assert all(map(torch.equal, fused_sequence._parts(got), fused_sequence._parts(want)))
 
 
+def test_compiled_networks_are_not_taken_for_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Graphs lie in inductor's cache on the disk, where networks of other processes find them."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with torch.inference_mode(False), torch.no_grad():
+        x = last(torch.randn(1, 3, 2, 32, 32))
+        for alpha in (0.25, 0.5):
+            torch._dynamo.reset()  # as in a new process
+            monkeypatch.setattr(fused_sequence, "_NUMBERS", itertools.count())
+            _, ready, sequence = prepared(3, alpha)
+            assert sequence.fuse()
+            compiled = torch.compile(ready, fullgraph=True, options={"freezing": True})
+            for got, want in zip(compiled(x), ready(x), strict=True):
+                torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    torch._dynamo.reset()
+
+
 def test_a_sequence_that_is_gone_is_forgotten() -> None:
     _, ready, sequence = prepared(2, 0)
     sequence.fuse()
-    number = sequence._number
-    assert number in fused_sequence._SEQUENCES
+    name = sequence._name
+    assert name in fused_sequence._SEQUENCES
     del ready, sequence
     gc.collect()
-    assert number not in fused_sequence._SEQUENCES
+    assert name not in fused_sequence._SEQUENCES
