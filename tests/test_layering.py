@@ -18,6 +18,7 @@ PARTS: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
     "timing": set(),
+    "allocator": set(),
     "download": set(),
     "octave": set(),
     "models": {"octave", "download"},
@@ -36,6 +37,7 @@ PARTS: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
+    "allocator": set(),
     "_version": set(),
     "timing": set(),
     "download": set(),
