@@ -26,9 +26,7 @@ from octvideo.octave.arrange import (
     unfold_frames,
     unfold_space,
 )
-from octvideo.octave.fused_conv import Form, FusedConv, MaxPool
-
-_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+from octvideo.octave.fused_conv import LAYOUTS, Form, FusedConv, MaxPool
 
 
 class PreparedConv(nn.Module):
@@ -60,7 +58,7 @@ class PreparedConv(nn.Module):
         relu: bool = False,
     ) -> None:
         super().__init__()
-        layout = _LAYOUTS.get(weight.dim(), torch.contiguous_format)
+        layout = LAYOUTS.get(weight.dim(), torch.contiguous_format)
         own = weight.detach().clone(memory_format=torch.contiguous_format)
         self.register_buffer("weight", own.contiguous(memory_format=layout))
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
@@ -82,11 +80,6 @@ class PreparedConv(nn.Module):
         self._fused: FusedConv | None = None
 
     gives_pair = False
-
-    @property
-    def fuses(self) -> bool:
-        """Whether its kernel is one that oneDNN's fused convolution, of two axes, can do."""
-        return self._form is not None
 
     @classmethod
     def of(cls, conv: nn.modules.conv._ConvNd) -> PreparedConv | None:
