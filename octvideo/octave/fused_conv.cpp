@@ -1,5 +1,6 @@
-// One layer of a network that only computes scores: an ordinary or an octave convolution in float32, with its bias,
-// residual addition, ReLU, pooling and repeating in the same pass over the maps. fused_conv.py compiles and calls it.
+// Layers of a network that only computes scores: ordinary and octave convolutions in float32, each with its bias,
+// residual addition, ReLU, pooling and repeating in the same pass over the maps. fused_conv.py calls one of them,
+// fused_sequence.py several that follow each other.
 //
 //   y_high = relu(conv(x_high) + repeat(conv(x_low)) + base_high)
 //   y_low  = relu(conv(pool(x_high)) + conv(x_low) + base_low)

@@ -2,7 +2,7 @@
 
 Torch's operations make three convolutions of an octave layer, and passes for pooling, joining, repeating and
 adding. fused_conv.cpp does a whole layer at once, with what is pooled, repeated and added still in registers or in the
-cache. Ordinary convolutions gain by it too, where a residual is added.
+cache. Ordinary convolutions gain by it too, where a residual is added or a map is pooled.
 """
 
 from __future__ import annotations
