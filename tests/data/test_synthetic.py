@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -110,6 +111,18 @@ def test_encoding_keeps_the_frames(tmp_path: Path) -> None:
     error = (torch.stack(decoded).float() - frames.float()).abs().mean()
     assert error < 6
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["v.mp4"]
+
+
+def test_a_video_is_encoded_alike_each_time(tmp_path: Path) -> None:
+    videos = [frames_of(TINY, "train", name, 0).contiguous() for name in CLASS_NAMES]  # in turns: memory changes hands
+
+    def encoded(index: int) -> tuple[int, bytes]:
+        path = tmp_path / f"{index}.mp4"
+        write_video(videos[index % len(videos)], path)
+        return index % len(videos), path.read_bytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(encoded, range(150 * len(videos))))) == len(videos)
 
 
 def test_the_written_set(tmp_path: Path) -> None:
