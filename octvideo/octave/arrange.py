@@ -1,8 +1,7 @@
 """In which form the operations run: the one place that decides it, with the figures that say why.
 
 The same sums can be asked of torch in several ways, whose times differ by factors, and the best way depends
-on the layout. Everything here is for the CPU and channels-last maps, (N, C, T, H, W) in
-torch.channels_last_3d or (N, C, H, W) in torch.channels_last, where a map is a matrix of pixels by channels;
+on the layout. Everything here is for the CPU and channels-last maps (octvideo/octave/layout.py);
 torch.compile on the CPU gets the same forms. Other maps, CUDA and exports (octvideo/octave/export_form.py) get
 torch's own operations.
 
@@ -20,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.export_form import is_exporting
+from octvideo.octave.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
+from octvideo.octave.temporal import TemporalConvolution, trains_over_time
 
 # Below so many pixels a pointwise convolution is a plain matrix product: oneDNN first reorders the weights at
 # every call, which a small map does not pay back. 64 to 1024 channels on 196 pixels .40 as a product and .51 as a
@@ -56,63 +56,6 @@ def convolve(
             return _convolve_images(x, weight, bias, stride, padding, dilation, groups)
         return _convolve_clips(x, weight, bias, stride, padding, dilation, groups)
     return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias, stride, padding, dilation, groups)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether `x` is a map that this file arranges: on the CPU, channels last, not recorded for another engine."""
-    if x.device.type != "cpu":
-        return False
-    axes = x.dim()
-    if torch.compiler.is_compiling():
-        # Layouts are inductor's choice then, and what torch predicts of them does not hold.
-        return axes in (4, 5) and not is_exporting()
-    layout = torch.channels_last if axes == 4 else torch.channels_last_3d
-    if axes not in (4, 5) or torch.jit.is_tracing():
-        return False
-    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
-
-
-# The views below are single calls of as_strided, since a prepared network makes hundreds (three calls for each cost
-# Oct-I3D-50 about 1 % of its time). They also keep regular strides where N is 1; those of other views may not be, and
-# torch then takes them for maps of another layout. Graphs get the same by permuting.
-
-
-def fold_frames(x: Tensor) -> Tensor:
-    """Channels-last clips (N, C, T, H, W) as images (N·T, C, H, W), a view."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return x.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
-    n, c, t, h, w = x.shape
-    x = x.contiguous(memory_format=torch.channels_last_3d)  # a cropped map is not
-    return x.as_strided((n * t, c, h, w), (h * w * c, 1, w * c, c))
-
-
-def unfold_frames(x: Tensor, num_clips: int) -> Tensor:
-    """Channels-last images (N·T, C, H, W) as clips (N, C, T, H, W), a view."""
-    frames = x.shape[0] // num_clips if num_clips else 0
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return x.permute(0, 2, 3, 1).unflatten(0, (num_clips, frames)).permute(0, 4, 1, 2, 3)
-    c, h, w = x.shape[1:]
-    x = x.contiguous(memory_format=torch.channels_last)
-    return x.as_strided((num_clips, c, frames, h, w), (frames * h * w * c, 1, h * w * c, w * c, c))
-
-
-def fold_space(x: Tensor) -> Tensor:
-    """Channels-last clips (N, C, T, H, W) as images (N, C, T, H·W), a view."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return x.permute(0, 2, 3, 4, 1).flatten(2, 3).permute(0, 3, 1, 2)
-    n, c, t, h, w = x.shape
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    return x.as_strided((n, c, t, h * w), (t * h * w * c, 1, h * w * c, c))
-
-
-def unfold_space(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Channels-last images (N, C, T, H·W) as clips (N, C, T, H, W) of that height and width, a view."""
-    height, width = size
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return x.permute(0, 2, 3, 1).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
-    n, c, t, pixels = x.shape
-    x = x.contiguous(memory_format=torch.channels_last)
-    return x.as_strided((n, c, t, height, width), (t * pixels * c, 1, pixels * c, width * c, c))
 
 
 def _products_are_slow() -> bool:
@@ -157,6 +100,8 @@ def _convolve_clips(
         y = _convolve_images(frames, weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups)
         return unfold_frames(y, x.shape[0])
     if tuple(weight.shape[3:]) == tuple(stride[1:]) == (1, 1) and tuple(padding[1:]) == (0, 0):
+        if bias is None and groups == stride[0] == 1 and trains_over_time(x, weight):
+            return TemporalConvolution.apply(x, weight, padding[0], dilation[0])  # type: ignore
         kernel, stride, padding, dilation = weight.squeeze(4), (stride[0], 1), (padding[0], 0), (dilation[0], 1)
         y = F.conv2d(fold_space(x), kernel, bias, stride, padding, dilation, groups)  # (N,C_out,T',H·W)
         return unfold_space(y, x.shape[3:])

@@ -25,6 +25,8 @@ class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._is_octave = not self.partition.is_ordinary  # decided once: torch.compile would trace every channel
         self._high = as_channel_index(self.partition.high)
         self._low = as_channel_index(self.partition.low)
+        self._sizes = len(self.partition.high), len(self.partition.low)
+        self._in_order = self.partition.order == slice(0, self.num_features)
 
     def forward(self, input: Tensor | Octave) -> Tensor | Octave:  # type: ignore[override]
         """Normalise; same sizes out as in.
@@ -43,22 +45,30 @@ class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # cumulative average, as in nn.BatchNorm
                 momentum = 1.0 / float(self.num_batches_tracked)
-        high = self._norm(input.high, self._high, momentum)
-        return Octave(high, self._norm(input.low, self._low, momentum))
+        vectors = self.running_mean, self.running_var, self.weight, self.bias
+        parts = list(zip(*[self._parts(vector) for vector in vectors], strict=True))
+        high = self._norm(input.high, parts[0], self._high, momentum)
+        return Octave(high, self._norm(input.low, parts[1], self._low, momentum))
 
-    def _norm(self, x: Tensor, channels: ChannelIndex, momentum: float) -> Tensor:
+    def _parts(self, vector: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Of the high and of the low channels; by one split where that is possible: one step of autograd, not two."""
+        if vector is None:
+            return None, None
+        if self._in_order:
+            high, low = vector.split(self._sizes)
+            return high, low
+        return take_channels(vector, self._high, 0), take_channels(vector, self._low, 0)
+
+    def _norm(self, x: Tensor, parts: tuple[Tensor | None, ...], channels: ChannelIndex, momentum: float) -> Tensor:
         if x.shape[1] == 0:
             return x
-        use_batch = self.training or self.running_mean is None
-        update = self.training and self.track_running_stats
-        mean = var = None
-        if self.running_mean is not None and self.running_var is not None and (update or not use_batch):
-            # A run of channels is a view, which F.batch_norm updates in place; others are written back.
-            mean = take_channels(self.running_mean, channels, 0)
-            var = take_channels(self.running_var, channels, 0)
-        weight = None if self.weight is None else take_channels(self.weight, channels, 0)
-        bias = None if self.bias is None else take_channels(self.bias, channels, 0)
+        mean, var, weight, bias = parts
+        use_batch = self.training or mean is None
+        update = self.training and self.track_running_stats and mean is not None
+        if use_batch and not update:
+            mean = var = None
         y = F.batch_norm(x, mean, var, weight, bias, use_batch, momentum, self.eps)
+        # Of a run of channels the statistics are a view, updated in place; others are written back.
         if update and mean is not None and var is not None and not isinstance(channels, slice):
             index = torch.tensor(channels, device=mean.device)
             with torch.no_grad():

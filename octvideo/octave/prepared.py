@@ -17,16 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.arrange import (
-    convolve,
-    fold_frames,
-    fold_space,
-    is_channels_last,
-    max_pool,
-    unfold_frames,
-    unfold_space,
-)
+from octvideo.octave.arrange import convolve, max_pool
 from octvideo.octave.fused_conv import LAYOUTS, Form, FusedConv, MaxPool
+from octvideo.octave.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
 
 
 class PreparedConv(nn.Module):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.arrange import fold_frames, is_channels_last, unfold_frames
 from octvideo.octave.export_form import clips_stay_unfolded
 from octvideo.octave.factor import as_factor, low_size
+from octvideo.octave.layout import fold_frames, is_channels_last, unfold_frames
 
 # Maps of fewer numbers stay in a cache of some 8 MiB between two operations.
 _CACHED_NUMBERS = 2_000_000
