@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
-from octvideo.octave.temporal import TemporalConvolution, trains_over_time
+from octvideo.octave.pixelwise import PixelwiseConvolution, trains
 
 # Below so many pixels a pointwise convolution is a plain matrix product: oneDNN first reorders the weights at
 # every call, which a small map does not pay back. 64 to 1024 channels on 196 pixels .40 as a product and .51 as a
@@ -76,9 +76,12 @@ def _convolve_images(
 ) -> Tensor:
     """(N, C, H, W), channels last."""
     if tuple(weight.shape[2:]) == (1, 1) and groups == 1 and tuple(padding) == (0, 0):
-        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        pixels, unstrided = x.shape[0] * x.shape[2] * x.shape[3], tuple(stride) == (1, 1)
         slow = x.dtype == torch.float32 and _SLOW_PRODUCTS
-        if pixels < (_FEW_PIXELS_OF_SLOW_PRODUCTS if slow else _FEW_PIXELS) and tuple(stride) == (1, 1):
+        is_product = pixels < (_FEW_PIXELS_OF_SLOW_PRODUCTS if slow else _FEW_PIXELS) and unstrided
+        if unstrided and bias is None and trains(x, weight):
+            return PixelwiseConvolution.apply(x, weight, 0, 1, is_product)  # type: ignore
+        if is_product:
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         # A kernel of one pixel has nothing to dilate, but torch gives dilated convolutions to oneDNN, and others
         # of few maps on one thread to a loop of its own: 64 to 256 channels on 8x56x56 12.1 against 15.9.
@@ -100,8 +103,8 @@ def _convolve_clips(
         y = _convolve_images(frames, weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups)
         return unfold_frames(y, x.shape[0])
     if tuple(weight.shape[3:]) == tuple(stride[1:]) == (1, 1) and tuple(padding[1:]) == (0, 0):
-        if bias is None and groups == stride[0] == 1 and trains_over_time(x, weight):
-            return TemporalConvolution.apply(x, weight, padding[0], dilation[0])  # type: ignore
+        if bias is None and groups == stride[0] == 1 and trains(x, weight):
+            return PixelwiseConvolution.apply(x, weight, padding[0], dilation[0], False)  # type: ignore
         kernel, stride, padding, dilation = weight.squeeze(4), (stride[0], 1), (padding[0], 0), (dilation[0], 1)
         y = F.conv2d(fold_space(x), kernel, bias, stride, padding, dilation, groups)  # (N,C_out,T',H·W)
         return unfold_space(y, x.shape[3:])

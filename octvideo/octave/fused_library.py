@@ -1,4 +1,4 @@
-"""Compiles octvideo/octave/fused_conv.cpp with the machine's C++ compiler, once, and loads it.
+"""Compiles fused_conv.cpp and weight_gradient.cpp with the machine's C++ compiler, once, and loads them.
 
 It takes some four seconds; the result stays in the user's cache folder ($OCTVIDEO_CACHE, else $XDG_CACHE_HOME/octvideo,
 else ~/.cache/octvideo), under a name that the source, the compiler and the processor decide. Where there is no g++, or
@@ -20,7 +20,8 @@ from pathlib import Path
 
 log = logging.getLogger("octvideo.octave")
 
-_SOURCE = Path(__file__).with_name("fused_conv.cpp")
+_FOLDER = Path(__file__).parent
+_SOURCES, _HEADERS = ("fused_conv.cpp", "weight_gradient.cpp"), ("vectors.h",)
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -28,7 +29,7 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trappin
 def load_library() -> ctypes.CDLL | None:
     """The library, or None where it can't be had; a log line says why.
 
-    It has num_registers, packed_size, pack, interleave, run_layer and run_layers.
+    It has num_registers, packed_size, pack, interleave, run_layer, run_layers and weight_gradient.
     """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
@@ -41,7 +42,9 @@ def load_library() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        log.warning("%s can't compile %s (%s): convolutions run by oneDNN", wanted, _SOURCE.name, said.strip()[:300])
+        log.warning(
+            "%s can't compile %s (%s): convolutions run by oneDNN", wanted, ", ".join(_SOURCES), said.strip()[:300]
+        )
         return None
     library.num_registers.restype = ctypes.c_int64
     library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
@@ -51,12 +54,14 @@ def load_library() -> ctypes.CDLL | None:
     library.run_layer.argtypes, library.run_layer.restype = [layer, *maps, ctypes.c_int64], None  # type: ignore
     library.run_layers.argtypes = [*[ctypes.POINTER(ctypes.c_int64)] * 4, *[ctypes.c_int64] * 3]
     library.run_layers.restype = None
+    library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 10]
+    library.weight_gradient.restype = None
     return library
 
 
 def _compiled(compiler: list[str]) -> Path:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [_SOURCE.read_text(), *_FLAGS, version, _processor()]
+    parts = [*[(_FOLDER / name).read_text() for name in (*_SOURCES, *_HEADERS)], *_FLAGS, version, _processor()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     for folder in (_cache_folder(), None):
         try:
@@ -76,7 +81,7 @@ def _compile(compiler: list[str], file: Path) -> None:
     """Written under another name first, since several processes may start at once."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
+        command = [*compiler, *_FLAGS, *[str(_FOLDER / name) for name in _SOURCES], "-o", str(made)]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         made.replace(file)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,55 +128,6 @@ def test_gradients_of_channels_last_octave_layers(kernel: tuple[int, int, int]) 
     padding = tuple(k // 2 for k in kernel)
     layer = OctConv3d(4, 4, kernel, padding=padding, alpha_in=0.5, alpha_out=0.25).double()
     assert gradcheck(layer, (2, 4, 4), fast_mode=True, layout=torch.channels_last_3d)
-
-
-@pytest.mark.parametrize("size", [4, 12], ids=["few pixels", "many pixels"])
-@pytest.mark.parametrize(("kernel", "padding", "dilation"), [(3, 1, 1), (3, 0, 1), (3, 2, 2), (2, 1, 1), (5, 2, 1)])
-@pytest.mark.parametrize("clips", [1, 3])
-def test_gradients_of_convolutions_over_time(size: int, kernel: int, padding: int, dilation: int, clips: int) -> None:
-    conv = nn.Conv3d(8, 6, (kernel, 1, 1), padding=(padding, 0, 0), dilation=(dilation, 1, 1), bias=False)
-    x, grad = random(clips, 8, 5, size, size), None
-    plain = x.double().requires_grad_()
-    expected = F.conv3d(plain, conv.weight.double(), None, 1, conv.padding, conv.dilation)
-    grad = random(*expected.shape, seed=1)
-    wanted = torch.autograd.grad(expected, (plain, conv.weight), grad.double())
-    arranged, input = arrange(conv), last(x).requires_grad_()
-    y = arranged(input)
-    torch.testing.assert_close(y.double(), expected, atol=1e-4, rtol=1e-4)
-    for read in (last(grad), grad):  # whatever the layout of what comes back
-        found = torch.autograd.grad(y, (input, arranged.weight), read, retain_graph=True)
-        for one, other in zip(found, wanted, strict=True):
-            torch.testing.assert_close(one.double(), other.double(), atol=1e-3, rtol=1e-4)
-    input.requires_grad_(False)
-    (only,) = torch.autograd.grad(arranged(input), arranged.weight, grad)
-    torch.testing.assert_close(only, found[1])
-
-
-def test_convolutions_over_time_have_gradients_of_gradients() -> None:
-    conv = arrange(nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0), bias=False))
-    x = last(random(1, 4, 3, 12, 12))
-
-    def penalty(layer: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-        input = x.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(layer(input).square().sum(), input, create_graph=True)
-        (found,) = torch.autograd.grad(slope.square().sum(), weight)
-        return found
-
-    ordinary = penalty(lambda v: F.conv3d(v.contiguous(), conv.weight, padding=(1, 0, 0)), conv.weight)
-    torch.testing.assert_close(penalty(conv, conv.weight), ordinary, atol=1e-3, rtol=1e-4)
-
-
-def test_convolutions_over_time_under_autocast() -> None:
-    conv, x = arrange(nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0), bias=False)), last(random(1, 8, 4, 12, 12))
-    with torch.autocast("cpu", torch.bfloat16):
-        y = conv(x)
-    assert y.dtype == torch.bfloat16
-    y.float().square().sum().backward()
-    exact = nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0), bias=False)
-    exact.load_state_dict(conv.state_dict())
-    exact(x).square().sum().backward()
-    assert conv.weight.grad is not None and exact.weight.grad is not None
-    assert (conv.weight.grad - exact.weight.grad).norm() < 0.02 * exact.weight.grad.norm()
 
 
 class Residual(nn.Module):
