@@ -16,8 +16,7 @@ from torch import Tensor
 
 from octvideo.octave.factor import low_size
 from octvideo.octave.fused_library import load_library
-
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+from octvideo.octave.layout import LAYOUTS
 
 
 @dataclass(frozen=True)

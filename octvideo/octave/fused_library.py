@@ -1,4 +1,4 @@
-"""Compiles fused_conv.cpp and weight_gradient.cpp with the machine's C++ compiler, once, and loads them.
+"""Compiles this folder's C++ files with the machine's compiler, once, and loads them.
 
 It takes some four seconds; the result stays in the user's cache folder ($OCTVIDEO_CACHE, else $XDG_CACHE_HOME/octvideo,
 else ~/.cache/octvideo), under a name that the source, the compiler and the processor decide. Where there is no g++, or
@@ -21,7 +21,7 @@ from pathlib import Path
 log = logging.getLogger("octvideo.octave")
 
 _FOLDER = Path(__file__).parent
-_SOURCES, _HEADERS = ("fused_conv.cpp", "weight_gradient.cpp"), ("vectors.h",)
+_SOURCES, _HEADERS = ("fused_conv.cpp", "resample.cpp", "weight_gradient.cpp"), ("vectors.h",)
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -29,7 +29,8 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trappin
 def load_library() -> ctypes.CDLL | None:
     """The library, or None where it can't be had; a log line says why.
 
-    It has num_registers, packed_size, pack, interleave, run_layer, run_layers and weight_gradient.
+    It has num_registers, packed_size, pack, interleave, run_layer, run_layers, weight_gradient, sum_blocks
+    and add_blocks.
     """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
@@ -54,6 +55,10 @@ def load_library() -> ctypes.CDLL | None:
     library.run_layer.argtypes, library.run_layer.restype = [layer, *maps, ctypes.c_int64], None  # type: ignore
     library.run_layers.argtypes = [*[ctypes.POINTER(ctypes.c_int64)] * 4, *[ctypes.c_int64] * 3]
     library.run_layers.restype = None
+    sizes, scale = [ctypes.c_int64] * 4, ctypes.c_float
+    library.sum_blocks.argtypes = [*[ctypes.c_void_p] * 2, *sizes, scale, ctypes.c_int64]
+    library.add_blocks.argtypes = [*[ctypes.c_void_p] * 3, *sizes, ctypes.c_int64, scale, ctypes.c_int64]
+    library.sum_blocks.restype = library.add_blocks.restype = None
     library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 10]
     library.weight_gradient.restype = None
     return library

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from octvideo.octave.export_form import is_exporting
 
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether octvideo/octave/arrange.py arranges `x`: on the CPU, channels last, not recorded for another engine."""
@@ -21,10 +23,9 @@ def is_channels_last(x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         # Layouts are inductor's choice then, and what torch predicts of them does not hold.
         return axes in (4, 5) and not is_exporting()
-    layout = torch.channels_last if axes == 4 else torch.channels_last_3d
     if axes not in (4, 5) or torch.jit.is_tracing():
         return False
-    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
+    return x.is_contiguous(memory_format=LAYOUTS[axes]) and not x.is_contiguous()
 
 
 # The views below are single calls of as_strided, since a prepared network makes hundreds (three calls for each cost

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octvideo.octave.fused_library import load_library
-from octvideo.octave.layout import fold_frames, fold_space, unfold_space
+from octvideo.octave.layout import LAYOUTS, fold_frames, fold_space, unfold_space
 
 # oneDNN reorders the gradient of each pointwise convolution: below so many pixels a frame that is too much. 2048 to 512
 # channels on 4x7x7 13.7 by frames and 9.2 as a convolution of clips; 1024 to 256 on 4x14x14 7.5 and 8.5.
@@ -57,7 +57,7 @@ class PixelwiseConvolution(torch.autograd.Function):
             found = iter(torch.autograd.grad(_convolve(x, weight, *ctx.options), inputs, grad, create_graph=True))
             return *(next(found) if w else None for w in wanted), None, None, None
         x_grad = weight_grad = None
-        grad = grad.contiguous(memory_format=torch.channels_last_3d if x.dim() == 5 else torch.channels_last)
+        grad = grad.contiguous(memory_format=LAYOUTS[x.dim()])
         if wanted[0]:
             if is_product:
                 x_grad = (grad.permute(0, 2, 3, 1) @ weight.flatten(1)).permute(0, 3, 1, 2)
@@ -85,8 +85,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: int, dila
     library = load_library()
     if library is None:
         return _by_onednn(grad, x, weight, padding, dilation)
-    clips = x.dim() == 5
-    layout = torch.channels_last_3d if clips else torch.channels_last
+    clips, layout = x.dim() == 5, LAYOUTS[x.dim()]
     result = torch.empty(weight.shape, memory_format=layout)
     outs, ins, kernel = weight.shape[:3]
     sizes = (x.shape[0], grad.shape[2], x.shape[2], x.shape[3] * x.shape[4]) if clips else (1, 1, 1, x.numel() // ins)

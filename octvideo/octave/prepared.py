@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave.arrange import convolve, max_pool
-from octvideo.octave.fused_conv import LAYOUTS, Form, FusedConv, MaxPool
-from octvideo.octave.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
+from octvideo.octave.fused_conv import Form, FusedConv, MaxPool
+from octvideo.octave.layout import LAYOUTS, fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
 
 
 class PreparedConv(nn.Module):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octvideo.octave.blocks import AddToBlocks, MeanOfBlocks, has_blocks
 from octvideo.octave.export_form import clips_stay_unfolded
 from octvideo.octave.factor import as_factor, low_size
 from octvideo.octave.layout import fold_frames, is_channels_last, unfold_frames
@@ -79,6 +80,8 @@ def pool_down(x: Tensor, factor: Sequence[int] | None = None) -> Tensor:
         return x.new_empty(*x.shape[:2], *low_size(x.shape[2:], factor))
     if len(factor) == 1:
         return F.avg_pool1d(x, 2, ceil_mode=True, count_include_pad=False)
+    if x.requires_grad and has_blocks(x, factor):
+        return MeanOfBlocks.apply(x)  # type: ignore[no-any-return, no-untyped-call]
     if factor[-2:] != (1, 1):  # space first: it leaves a quarter to the pass over time
         if x.dim() == 5 and clips_stay_unfolded():
             x = F.avg_pool3d(x, (1, *factor[-2:]), ceil_mode=True, count_include_pad=False)
@@ -95,29 +98,10 @@ def pool_images(x: Tensor, factor: Sequence[int]) -> Tensor:
     longer fit the cache (192 on 8x56x56), 1.3 and 1.6.
     """
     height, width = x.shape[2:]
-    halves = tuple(factor) == (2, 2) and height % 2 == width % 2 == 0
+    halves = tuple(factor) == (2, 2) and height % 2 == width % 2 == 0 and not x.requires_grad
     if halves and is_channels_last(x) and not torch.compiler.is_compiling() and x.numel() < _CACHED_NUMBERS:
-        if not x.requires_grad:
-            return _halve(x)
-        if x.dtype == torch.float32:
-            return _Halve.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+        return F.interpolate(x, size=(height // 2, width // 2), mode="bilinear", align_corners=False)
     return F.avg_pool2d(x, tuple(factor), ceil_mode=True, count_include_pad=False)
-
-
-def _halve(x: Tensor) -> Tensor:
-    return F.interpolate(x, size=(x.shape[2] // 2, x.shape[3] // 2), mode="bilinear", align_corners=False)
-
-
-class _Halve(torch.autograd.Function):
-    """With the gradient of a pool, which here is a repetition: that of the interpolation is a slow loop."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _halve(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return F.interpolate(grad * 0.25, scale_factor=2.0, mode="nearest")
 
 
 def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None) -> Tensor:
@@ -171,6 +155,8 @@ def add_upsampled(y: Tensor, low: Tensor, factor: Sequence[int] | None = None) -
     if torch.compiler.is_compiling():
         return _add_repeated(y, low, factor)
     if torch.is_grad_enabled() and (y.requires_grad or low.requires_grad):
+        if y.dtype == low.dtype and has_blocks(y, factor):
+            return AddToBlocks.apply(y, low)  # type: ignore[no-any-return, no-untyped-call]
         return _AddRepeated.apply(y, low, factor)  # type: ignore[no-any-return, no-untyped-call]
     return _add_repeated_(y, low, factor)
 
