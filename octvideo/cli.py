@@ -43,6 +43,7 @@ from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScore
 from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable
 from octvideo.training.checkpoint_io import WholeFiles
 from octvideo.training.loggers import RunBoardLogger, RunCSVLogger
+from octvideo.training.process_group import leave_process_group
 from octvideo.training.quiet import quiet_lightning
 
 _USAGE = "octvideo fit|validate|test|predict -c CONFIG [--KEY VALUE ...]   (all keys: octvideo fit --help)"
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None
     try:
         args, stem = prepare_argv(given, default=default)
         OctvideoCLI(args, stem)
+        leave_process_group()
     except (UserError, MisconfigurationException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
