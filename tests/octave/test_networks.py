@@ -208,7 +208,7 @@ def test_pickles_and_copies(case: Case, alpha: float) -> None:
 
 def distance(got: Tensor, expected: Tensor) -> float:
     """Relative error of a whole output, in the 2-norm."""
-    return ((got.float() - expected).norm() / expected.norm()).item()
+    return ((got.to(expected.dtype) - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -238,27 +238,38 @@ def run_in_layout(case: Case, network: Any) -> Tensor:
     return y
 
 
+def bound(case: Case, network: nn.Module) -> float:
+    """How far scores may be from the network's own: a few times what its float32 is from float64, in deep ones 4e-5."""
+    given = case.entry.random_input(0)
+    with torch.no_grad():
+        exact = copy.deepcopy(network).double()(
+            [x.double() for x in given] if isinstance(given, list) else given.double()
+        )
+    return 1e-5 + 3 * distance(case.run(network).double(), exact)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5])
 def test_prepared_for_inference(case: Case, alpha: float) -> None:
     """The same scores in either layout, again and again: what is overwritten was nobody's, the input least of all."""
     network = case.octave(alpha) if alpha else case.ordinary
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    prepared, expected = prepare_inference(network), case.run(network)
+    prepared, expected, most = prepare_inference(network), case.run(network), bound(case, network)
     for _ in range(2):
-        assert distance(case.run(prepared), expected) < 1e-5
-        assert distance(run_in_layout(case, prepared), expected) < 1e-5
-    assert distance(run_in_layout(case, copy.deepcopy(prepared)), expected) < 1e-5
+        assert distance(case.run(prepared), expected) < most
+        assert distance(run_in_layout(case, prepared), expected) < most
+    assert distance(run_in_layout(case, copy.deepcopy(prepared)), expected) < most
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_arranged(case: Case) -> None:
     """The same keys, weights and scores, and it learns."""
     network = copy.deepcopy(case.octave(0.25))
+    most = bound(case, network)
     assert arrange(network) is network
-    assert distance(run_in_layout(case, network), case.run(case.octave(0.25))) < 1e-5
+    assert distance(run_in_layout(case, network), case.run(case.octave(0.25))) < most
     assert network.state_dict().keys() == case.ordinary.state_dict().keys()
     clone = pickle.loads(pickle.dumps(network))
-    assert distance(run_in_layout(case, clone), case.run(case.octave(0.25))) < 1e-5
+    assert distance(run_in_layout(case, clone), case.run(case.octave(0.25))) < most
     assert step(clone, case.entry.random_input()).isfinite().all()
 
 
