@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octvideo.octave.fused_library import load_library
+from octvideo.octave.compiled_library import load_library
 from octvideo.octave.layout import LAYOUTS, is_channels_last
 
 
 def has_blocks(x: Tensor, factor: Sequence[int]) -> bool:
-    """Whether a map at full resolution, of which a gradient is wanted, takes the ways of this file."""
+    """Whether a map at full resolution takes the ways of this file, if a gradient through it is wanted."""
     if not torch.is_grad_enabled() or x.dtype != torch.float32 or tuple(factor) not in ((2, 2), (1, 2, 2)):
         return False
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():

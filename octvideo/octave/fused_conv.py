@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octvideo.octave.compiled_library import load_library
 from octvideo.octave.factor import low_size
-from octvideo.octave.fused_library import load_library
 from octvideo.octave.layout import LAYOUTS
 
 

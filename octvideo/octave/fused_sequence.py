@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octvideo.octave.compiled_library import load_library
 from octvideo.octave.export_form import is_exporting
 from octvideo.octave.features import Octave
 from octvideo.octave.fused_conv import FusedConv, layer_of, out_shapes
-from octvideo.octave.fused_library import load_library
 from octvideo.octave.layout import LAYOUTS
 from octvideo.octave.prepared import PreparedConv, can_run_fused
 from octvideo.octave.prepared_octave import PreparedOctConv

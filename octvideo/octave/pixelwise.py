@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.fused_library import load_library
+from octvideo.octave.compiled_library import load_library
 from octvideo.octave.layout import LAYOUTS, fold_frames, fold_space, unfold_space
 
 # oneDNN reorders the gradient of each pointwise convolution: below so many pixels a frame that is too much. 2048 to 512

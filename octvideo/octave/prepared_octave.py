@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octvideo.octave.compiled_library import load_library
 from octvideo.octave.conv import _OctConvNd
 from octvideo.octave.features import Octave
 from octvideo.octave.fused_conv import Form, FusedConv
-from octvideo.octave.fused_library import load_library
 from octvideo.octave.layout import fold_frames, unfold_frames
 from octvideo.octave.partition import take_channels
 from octvideo.octave.paths import Term

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octvideo.octave.blocks import AddToBlocks, MapAndMeanOfBlocks, MeanOfBlocks, has_blocks
-from octvideo.octave.fused_library import load_library
+from octvideo.octave.compiled_library import load_library
 from octvideo.octave.layout import LAYOUTS
 from octvideo.octave.resample import add_upsampled, pool_down
 

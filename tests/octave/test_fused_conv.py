@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave import fuse_convolutions, fused_library, octavize, prepare_inference
+from octvideo.octave import compiled_library, fuse_convolutions, octavize, prepare_inference
+from octvideo.octave.compiled_library import load_library
 from octvideo.octave.fused_conv import LAYOUTS, Form, FusedConv, MaxPool, channels_last
-from octvideo.octave.fused_library import load_library
 from octvideo.octave.fused_sequence import FusedSequence
 from octvideo.octave.prepared_octave import PreparedOctConv
 
@@ -389,7 +389,7 @@ def test_channels_last(shape: tuple[int, ...]) -> None:
 
 @needs_library
 def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_library, "_FLAGS", ("-O0", *fused_library._FLAGS[2:]))  # sooner than -O3
+    monkeypatch.setattr(compiled_library, "_FLAGS", ("-O0", *compiled_library._FLAGS[2:]))  # sooner than -O3
     monkeypatch.setenv("CXX", "env g++")  # a command of several words
     assert load_library() is not None
     (file,) = (fresh / "cache").iterdir()
@@ -400,11 +400,11 @@ def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @needs_library
-@pytest.mark.skipif("x86" not in fused_library.platform.machine(), reason="other processors have other flags")
+@pytest.mark.skipif("x86" not in compiled_library.platform.machine(), reason="other processors have other flags")
 @pytest.mark.parametrize("processor", ["x86-64", "haswell"], ids=["4 lanes", "8 lanes"])
 def test_on_processors_with_narrower_vectors(processor: str, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in fused_library._FLAGS]
-    monkeypatch.setattr(fused_library, "_FLAGS", tuple(flags))
+    flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in compiled_library._FLAGS]
+    monkeypatch.setattr(compiled_library, "_FLAGS", tuple(flags))
     for channels in ((6, 2, 5, 3), (24, 8, 48, 16), (58, 6, 58, 6), (300, 80, 300, 80)):
         for form in (POINT, TIME, SPACE):
             Case(replace(form, **BOTH), channels, (3, 15, 18), base=True).check()

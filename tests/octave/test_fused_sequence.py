@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.octave import fused_sequence, octavize, prepare_inference
+from octvideo.octave.compiled_library import load_library
 from octvideo.octave.features import Octave
-from octvideo.octave.fused_library import load_library
 from octvideo.octave.fused_sequence import FusedSequence
 from octvideo.octave.prepared import PreparedConv
 

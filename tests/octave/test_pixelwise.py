@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave import Octave, OctConv3d, arrange, fused_library
-from octvideo.octave.fused_library import load_library
+from octvideo.octave import Octave, OctConv3d, arrange, compiled_library
+from octvideo.octave.compiled_library import load_library
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no C++ compiler")
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -149,11 +149,11 @@ def test_of_an_octave_layer() -> None:
 
 @pytest.mark.slow
 @needs_library
-@pytest.mark.skipif("x86" not in fused_library.platform.machine(), reason="other processors have other flags")
+@pytest.mark.skipif("x86" not in compiled_library.platform.machine(), reason="other processors have other flags")
 @pytest.mark.parametrize("processor", ["x86-64", "haswell"], ids=["4 lanes", "8 lanes"])
 def test_on_processors_with_narrower_vectors(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in fused_library._FLAGS]
-    monkeypatch.setattr(fused_library, "_FLAGS", tuple(flags))
+    flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in compiled_library._FLAGS]
+    monkeypatch.setattr(compiled_library, "_FLAGS", tuple(flags))
     monkeypatch.setenv("OCTVIDEO_CACHE", str(tmp_path))
     load_library.cache_clear()
     try:

@@ -1,6 +1,6 @@
 """Compiles this folder's C++ files with the machine's compiler, once, and loads them.
 
-It takes some four seconds; the result stays in the user's cache folder ($OCTVIDEO_CACHE, else $XDG_CACHE_HOME/octvideo,
+It takes some five seconds; the result stays in the user's cache folder ($OCTVIDEO_CACHE, else $XDG_CACHE_HOME/octvideo,
 else ~/.cache/octvideo), under a name that the source, the compiler and the processor decide. Where there is no g++, or
 where OCTVIDEO_FUSED is 0, layers run by oneDNN.
 """
@@ -73,7 +73,7 @@ def _compiled(compiler: list[str]) -> Path:
             if folder is None:  # of this process alone: nobody else could have put a library there
                 folder = Path(tempfile.mkdtemp(prefix="octvideo-"))
             folder.mkdir(parents=True, exist_ok=True)
-            file = folder / f"fused_conv_{key}.so"
+            file = folder / f"octave_{key}.so"
             if not file.is_file():
                 _compile(compiler, file)
             return file
