@@ -11,6 +11,7 @@ networks. Nothing in this file needs an octave pair: `arrange` does the same for
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octvideo.octave.fused_training import TrainedConv
 from octvideo.octave.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
 from octvideo.octave.pixelwise import PixelwiseConvolution, trains
 
@@ -52,10 +54,26 @@ def convolve(
     """
     axes = weight.dim() - 2
     if axes >= 2 and x.dim() == axes + 2 and not isinstance(padding, str) and is_channels_last(x):
+        pixelwise = weight.shape[-1] == weight.shape[-2] == 1 == max(stride)
+        if pixelwise and bias is None and groups == 1 and trains(x, weight):
+            conv = _trained(weight.shape, tuple(padding), tuple(dilation))
+            if conv is not None and conv.fits(x, None, weight):
+                return conv(x, None, weight, functools.partial(_by_torch, padding, dilation))[0]
         if axes == 2:
             return _convolve_images(x, weight, bias, stride, padding, dilation, groups)
         return _convolve_clips(x, weight, bias, stride, padding, dilation, groups)
     return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias, stride, padding, dilation, groups)
+
+
+@functools.cache
+def _trained(shape: tuple[int, ...], padding: tuple[Any, ...], dilation: tuple[int, ...]) -> TrainedConv | None:
+    """What trains a convolution whose kernel is one pixel wide and high."""
+    return None if any(padding[-2:]) else TrainedConv.of(shape[2:], padding, dilation, (shape[1], 0), (shape[0], 0))
+
+
+def _by_torch(padding: Any, dilation: Any, x: Tensor, _: None, weight: Tensor) -> tuple[Tensor]:
+    convolution: Any = F.conv2d if weight.dim() == 4 else F.conv3d
+    return (convolution(x, weight, None, 1, padding, dilation),)
 
 
 def _products_are_slow() -> bool:

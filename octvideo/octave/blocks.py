@@ -31,7 +31,7 @@ class MeanOfBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _sum_blocks(x, 0.25)
+        return sum_blocks(x, 0.25)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
@@ -45,7 +45,7 @@ class MapAndMeanOfBlocks(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         # view_as gives clips of one another layout's strides.
-        return x.as_strided(x.shape, x.stride()), _sum_blocks(x, 0.25)
+        return x.as_strided(x.shape, x.stride()), sum_blocks(x, 0.25)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, mean_grad: Tensor | None) -> Tensor | None:  # type: ignore[override]
@@ -69,7 +69,7 @@ class AddToBlocks(torch.autograd.Function):
         if torch.is_grad_enabled():
             blocks = grad.unflatten(-2, (-1, 2)).unflatten(-1, (-1, 2))
             return grad, blocks.sum((-3, -1))
-        return grad, _sum_blocks(grad, 1.0)
+        return grad, sum_blocks(grad, 1.0)
 
 
 def _repeat(x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def _repeat(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def _sum_blocks(x: Tensor, scale: float) -> Tensor:
+def sum_blocks(x: Tensor, scale: float) -> Tensor:
     library, layout = load_library(), LAYOUTS[x.dim()]
     assert library is not None
     x = x.contiguous(memory_format=layout)

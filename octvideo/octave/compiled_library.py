@@ -21,7 +21,8 @@ from pathlib import Path
 log = logging.getLogger("octvideo.octave")
 
 _FOLDER = Path(__file__).parent
-_SOURCES, _HEADERS = ("fused_conv.cpp", "resample.cpp", "weight_gradient.cpp"), ("vectors.h",)
+_SOURCES = ("fused_conv.cpp", "pack_weights.cpp", "resample.cpp", "weight_gradient.cpp")
+_HEADERS = ("fused_conv.h", "vectors.h")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -29,8 +30,8 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trappin
 def load_library() -> ctypes.CDLL | None:
     """The library, or None where it can't be had; a log line says why.
 
-    It has num_registers, packed_size, pack, interleave, run_layer, run_layers, weight_gradient, sum_blocks
-    and add_blocks.
+    It has num_registers, packed_size, pack, interleave, run_layer, run_layers, run_layer_of,
+    weight_gradient, sum_blocks and add_blocks.
     """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
@@ -59,7 +60,10 @@ def load_library() -> ctypes.CDLL | None:
     library.sum_blocks.argtypes = [*[ctypes.c_void_p] * 2, *sizes, scale, ctypes.c_int64]
     library.add_blocks.argtypes = [*[ctypes.c_void_p] * 3, *sizes, ctypes.c_int64, scale, ctypes.c_int64]
     library.sum_blocks.restype = library.add_blocks.restype = None
-    library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 10]
+    steps = [ctypes.c_int64] * 3
+    library.run_layer_of.argtypes = [layer, ctypes.c_void_p, *steps, scale, *maps[:5], ctypes.c_int64]  # type: ignore
+    library.run_layer_of.restype = None
+    library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 11]
     library.weight_gradient.restype = None
     return library
 

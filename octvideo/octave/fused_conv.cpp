@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "fused_conv.h"
 #include "vectors.h"
 
 namespace {
@@ -30,36 +31,6 @@ constexpr int64_t kCachedWeights = 512 * 1024 / sizeof(float), kStrip = 256 * 10
 
 // Pixels of many channels would share few of a cache's sets.
 constexpr int64_t kGap = 64 / sizeof(float);
-
-constexpr int kAxes = 3;
-
-}  // namespace
-
-extern "C" {
-
-// What fused_conv.py passes, in this order, eight bytes each. Absent weights and biases are null.
-struct Layer {
-  const float *weight_high, *weight_from_low, *weight_low, *bias_high, *bias_low;  // weights of pack()
-  int64_t clips, frames, height, width;                                            // of x_high
-  int64_t in_low;
-  int64_t in_high, outs_high, outs_low;  // channels
-  int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
-  int64_t window[2], window_stride[2], window_padding[2];  // of a max pool behind an ordinary convolution; 1, 1, 0: none
-  int64_t relu;
-  int64_t pool_first;      // x_high is pooled, and x_low where y_low reads it
-  int64_t high_reads_low;  // y_high's convolution reads [x_high, x_low], which then have one size
-  int64_t low_reads_high, low_reads_low;
-  int64_t shares_low;      // weight_from_low gives y_low's part of x_low too, behind y_high's
-
-  bool takes_maximum() const { return window[0] * window[1] > 1 || window_stride[0] * window_stride[1] > 1; }
-  int64_t pooled_size(int64_t size, int axis) const {
-    return (size + 2 * window_padding[axis] - window[axis]) / window_stride[axis] + 1;
-  }
-};
-
-}  // extern "C"
-
-namespace {
 
 // A map as a convolution reads it; steps are in numbers. Maps with a border start at its corner.
 struct Source {
@@ -190,31 +161,6 @@ TileFunction tile_function(int pixels, int vectors) {
   return choose<4>(pixels, std::make_integer_sequence<int, most_pixels(4)>{});
 }
 
-struct Block {
-  int64_t first;  // output channel
-  int vectors, last_lanes;
-};
-
-// Blocks of three and four vectors, which keep most registers busy; fewer where there are not as many.
-std::vector<Block> blocks_of(int64_t channels) {
-  std::vector<Block> blocks;
-  constexpr int widest = kRegisters == 32 ? 4 : 3;
-  int64_t left = (channels + kLanes - 1) / kLanes, first = 0;
-  while (left > 0) {
-    const int vectors = left <= widest  ? static_cast<int>(left)
-                        : left % 3 == 0 ? 3
-                        : widest == 3   ? 2
-                        : left == 5     ? 3
-                        : left % 3 == 2 ? 2
-                                        : 4;
-    const int64_t width = std::min<int64_t>(vectors * kLanes, channels - first);
-    blocks.push_back({first, vectors, static_cast<int>(width - (vectors - 1) * kLanes)});
-    first += vectors * kLanes;
-    left -= vectors;
-  }
-  return blocks;
-}
-
 int64_t low_size(int64_t size) { return (size + 1) / 2; }
 
 // Memory that a thread keeps from call to call.
@@ -247,15 +193,16 @@ struct Bordered {
   }
 };
 
-// One row of a map of half the size from one or two rows of the map, the mean of the pixels that there are.
-void pool_row(const float* upper, const float* lower, int64_t width, int64_t channels, float* out) {
+// One row of a map of half the size from one or two rows of the map: four times `scale` the mean of the pixels that there
+// are.
+void pool_row(const float* upper, const float* lower, int64_t width, int64_t channels, float scale, float* out) {
   for (int64_t x = 0; x < width; x += 2, out += channels) {
     const bool pair = x + 1 < width;
     const float *a = upper + x * channels, *b = pair ? a + channels : a;
     const float *c = lower + x * channels, *d = pair ? c + channels : c;
     const auto pool = [&](int64_t n, int lanes) __attribute__((always_inline)) {
       const Vector sum = (load(a + n, lanes) + load(b + n, lanes)) + (load(c + n, lanes) + load(d + n, lanes));
-      store(out + n, sum * 0.25f, lanes);
+      store(out + n, sum * scale, lanes);
     };
     int64_t n = 0;
     for (; n + kLanes <= channels; n += kLanes) pool(n, kLanes);
@@ -264,13 +211,13 @@ void pool_row(const float* upper, const float* lower, int64_t width, int64_t cha
 }
 
 // Rows [first, last) of the half-sized map, of which those outside it are zeros.
-void pool_rows(const float* frame, int64_t height, int64_t width, int64_t first, int64_t last, const Bordered& to,
-               int64_t number) {
+void pool_rows(const float* frame, int64_t height, int64_t width, int64_t first, int64_t last, float scale,
+               const Bordered& to, int64_t number) {
   to.clear_border(number, first, last);
   const int64_t row = width * to.channels;
   for (int64_t y = std::max<int64_t>(first, 0); y < std::min(last, to.height); ++y) {
     const float* upper = frame + 2 * y * row;
-    pool_row(upper, 2 * y + 1 < height ? upper + row : upper, width, to.channels, to.pixels(number, y));
+    pool_row(upper, 2 * y + 1 < height ? upper + row : upper, width, to.channels, scale, to.pixels(number, y));
   }
 }
 
@@ -551,19 +498,6 @@ extern "C" {
 
 int64_t num_registers() { return kRegisters; }
 
-int64_t packed_size(int64_t rows, int64_t outs) { return rows * ((outs + kLanes - 1) / kLanes) * kLanes; }
-
-// A matrix of (rows, outs) in the order in which tiles read it.
-void pack(const float* matrix, int64_t rows, int64_t outs, float* packed) {
-  for (const Block& block : blocks_of(outs)) {
-    const int64_t width = block.vectors * kLanes, have = std::min(width, outs - block.first);
-    for (int64_t r = 0; r < rows; ++r, packed += width) {
-      std::fill_n(packed, width, 0.0f);
-      std::copy_n(matrix + r * outs + block.first, have, packed);
-    }
-  }
-}
-
 // Maps (clips, channels, pixels) as (clips, pixels, channels).
 void interleave(const float* from, float* to, int64_t clips, int64_t channels, int64_t pixels, int64_t threads) {
   constexpr int64_t kRun = 4096;
@@ -582,9 +516,10 @@ void interleave(const float* from, float* to, int64_t clips, int64_t channels, i
   });
 }
 
-void run_layer(const Layer* given, const float* given_high, const float* given_low, const float* base_high,
-               const float* base_low, float* out_high, float* out_low, int64_t threads) {
-  const Layer& layer = *given;
+}  // extern "C"
+
+void run(const Layer& layer, const float* given_high, const float* given_low, const float* base_high,
+         const float* base_low, float* out_high, float* out_low, float* out_pooled, int64_t threads) {
   const int64_t images = layer.clips * layer.frames;
   const bool has_space = layer.kernel[1] * layer.kernel[2] > 1;
   const int64_t top = has_space ? layer.padding[1] : 0, side = has_space ? layer.padding[2] : 0;
@@ -608,7 +543,7 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
     const Bordered pooled{scratch(0, images * low_size(height) * low_size(width) * layer.in_high),
                           low_size(height), low_size(width), layer.in_high, 0, 0};
     parallel_for(threads, images, [&](int64_t n) {
-      pool_rows(high + n * height * width * layer.in_high, height, width, 0, pooled.height, pooled, n);
+      pool_rows(high + n * height * width * layer.in_high, height, width, 0, pooled.height, 0.25f, pooled, n);
     });
     high = pooled.data, height = pooled.height, width = pooled.width;
   }
@@ -630,7 +565,7 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
   if (layer.low_reads_low && layer.pool_first) {
     const Bordered to = bordered(2, images, half_height, half_width, layer.in_low);
     parallel_for(threads, images, [&](int64_t n) {
-      pool_rows(given_low + n * low_frame, low_height, low_width, -top, half_height + top, to, n);
+      pool_rows(given_low + n * low_frame, low_height, low_width, -top, half_height + top, 0.25f, to, n);
     });
     low_of_low = to.source();
   }
@@ -638,6 +573,16 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
   const Geometry size = geometry(height, width), half = geometry(half_height, half_width);
   const bool gives_low = layer.weight_low, pools = gives_low && layer.low_reads_high;
   const int64_t low_outs = layer.weight_from_low ? layer.outs_high + (layer.shares_low ? layer.outs_low : 0) : 0;
+  // What is pooled for y_low, if the caller wants to keep it: at once in its place, or copied from within the border.
+  const Bordered kept{out_pooled, half_height, half_width, layer.in_high, 0, 0};
+  const bool keeps = pools && out_pooled, pools_there = keeps && top == 0 && side == 0;
+  const auto pool_for_low = [&](int64_t image, int64_t first, int64_t last, const Bordered& to, int64_t number) {
+    const float* frame = high + image * high_frame;
+    pool_rows(frame, height, width, first - top, last + top, layer.pools_sums ? 1.0f : 0.25f, to, number);
+    if (!keeps || pools_there) return;
+    for (int64_t y = first; y < std::min(last, half_height); ++y)
+      std::copy_n(to.pixels(number, y), half_width * layer.in_high, kept.pixels(image, y));
+  };
   const auto high_blocks = blocks_of(layer.outs_high), from_low_blocks = blocks_of(low_outs),
              below_blocks = blocks_of(layer.outs_low);
   Convolution main{layer, size, {plain(high, height, width, layer.in_high), low}, layer.high_reads_low ? 2 : 1,
@@ -666,13 +611,13 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
 
   if (by_strip) {
     const auto local_pooled = [&] {
-      return bordered(3, in_turn ? layer.frames : 1, half_height, half_width, layer.in_high);
+      return pools_there ? kept : bordered(3, in_turn ? layer.frames : 1, half_height, half_width, layer.in_high);
     };
     const auto local_copy = [&] { return bordered(4, 1, height, width, layer.in_high); };
     if (has_space) main.sources[0] = local_copy().source();
     if (pools) below.sources[0] = local_pooled().source();
     if (!in_turn) {  // frames take turns in one place
-      if (pools) below.sources[0].frame = 0;
+      if (pools && !pools_there) below.sources[0].frame = 0;
       if (has_space) main.sources[0].frame = 0;
     }
     parallel_for(threads, strip_units, [&](int64_t unit) {
@@ -689,10 +634,10 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
             const Bordered to = local_pooled();
             const int64_t wanted = in_turn ? std::min(t + layer.kernel[0] - layer.padding[0], size.frames) : t + 1;
             for (have = in_turn ? have : t; have < wanted; ++have) {
-              const int64_t place = in_turn ? have : 0;
-              pool_rows(frames + have * high_frame, height, width, half_first - top, half_last + top, to, place);
+              const int64_t image = clip * size.frames + have;
+              pool_for_low(image, half_first, half_last, to, pools_there ? image : in_turn ? have : 0);
             }
-            of_low.source = to.data;
+            if (!pools_there) of_low.source = to.data;
           }
           if (has_space) {
             const Bordered to = local_copy();
@@ -720,17 +665,17 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
     main.addend.data = from_low.out;
     if (layer.shares_low) below.addend.data = from_low.out + layer.outs_high;
   }
-  const Bordered pooled = pools ? bordered(3, images, half_height, half_width, layer.in_high) : Bordered{};
+  const Bordered pooled = pools_there ? kept : pools ? bordered(3, images, half_height, half_width, layer.in_high) : Bordered{};
   if (pools) below.sources[0] = pooled.source();
   const Bordered copy = has_space ? bordered(4, images, height, width, layer.in_high) : Bordered{};
   if (has_space) main.sources[0] = copy.source();
   const auto pool = [&](int64_t image, int64_t first, int64_t last) {
-    if (pools) pool_rows(high + image * high_frame, height, width, first, last, pooled, image);
+    if (pools) pool_for_low(image, first, last, pooled, image);
   };
   const bool while_read = alike && !has_space;
   parallel_for(threads, has_space || (pools && !while_read) ? images : 0, [&](int64_t n) {
     if (has_space) copy_rows(high + n * high_frame, -top, height + top, copy, n);
-    pool(n, -top, half_height + top);
+    pool(n, 0, half_height);
   });
   if (layer.takes_maximum())
     compute_pooled(main, threads);
@@ -739,6 +684,13 @@ void run_layer(const Layer* given, const float* given_high, const float* given_l
       if (while_read) pool(clip * layer.frames + t, first / 2, low_size(last));
     });
   if (gives_low) compute_all(below, threads);
+}
+
+extern "C" {
+
+void run_layer(const Layer* layer, const float* high, const float* low, const float* base_high, const float* base_low,
+               float* out_high, float* out_low, int64_t threads) {
+  run(*layer, high, low, base_high, base_low, out_high, out_low, nullptr, threads);
 }
 
 // Layers in order, so many times. For each of their six maps, as run_layer takes them: a slot (-1: no map), and where

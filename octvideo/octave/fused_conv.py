@@ -70,6 +70,33 @@ class Form:
         """Whether fused_conv.cpp has it: it pads by less than the kernel reaches."""
         return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
 
+    def shares_low(self, outs_low: int, *, has_repeated: bool) -> bool:
+        """Whether both convolutions that read x_low at its own size run as one.
+
+        They do where y_low's few channels alone would fill few registers; where they are more, its sums go on in them.
+        """
+        library = load_library()
+        if library is None or self.pool_first or not (has_repeated and self.low_reads_high and self.low_reads_low):
+            return False
+        return 0 < outs_low < 3 * library.packed_size(1, 1)
+
+    def numbers(
+        self,
+        in_high: int,
+        outs_high: int,
+        outs_low: int,
+        *,
+        relu: bool = False,
+        shares_low: bool = False,
+        pools_sums: bool = False,
+    ) -> tuple[int, ...]:
+        """What stands in `struct Layer` behind in_low."""
+        pool = self.max_pool or MaxPool((1, 1), (1, 1), (0, 0))
+        sizes = (self.kernel, self.stride, self.padding, self.dilation, pool.window, pool.stride, pool.padding)
+        reads = (self.high_reads_low, self.low_reads_high, self.low_reads_low)
+        flags = (relu, self.pool_first, *reads, shares_low, pools_sums)
+        return (in_high, outs_high, outs_low, *[n for size in sizes for n in size], *map(int, flags))
+
 
 class FusedConv:
     """One layer: y_high = relu(conv(x_high) + repeat(conv(x_low)) + base_high), and y_low likewise.
@@ -100,25 +127,14 @@ class FusedConv:
         relu: bool = False,
     ) -> None:
         num_outputs = (high.shape[0], 0 if low is None else low.shape[0])
-        # Both convolutions that read x_low at its own size run as one where y_low's few channels alone would fill few
-        # registers; where they are more, its sums go on in them.
-        library = load_library()
-        few = library is not None and num_outputs[1] < 3 * library.packed_size(1, 1)
-        if repeated is not None and low is not None and form.low_reads_high and form.low_reads_low:
-            shares_low = few and not form.pool_first
-        else:
-            shares_low = False
+        shares_low = form.shares_low(num_outputs[1], has_repeated=repeated is not None)
         if shares_low:
             assert repeated is not None and low is not None
             repeated, low = torch.cat([repeated, low[:, num_high:]]), low[:, :num_high]
         weights = (_pack(high, num_high), _pack(repeated), _pack(low, *([num_high] if form.low_reads_high else [])))
         biases = (None if bias is None else bias.detach().float().contiguous() for bias in (bias_high, bias_low))
         self.tensors = [*weights, *biases]
-        flags = (relu, form.pool_first, form.high_reads_low, form.low_reads_high, form.low_reads_low, shares_low)
-        sizes = [form.kernel, form.stride, form.padding, form.dilation]
-        pool = form.max_pool or MaxPool((1, 1), (1, 1), (0, 0))
-        sizes += (pool.window, pool.stride, pool.padding)
-        self.numbers = (num_high, *num_outputs, *[n for size in sizes for n in size], *map(int, flags))
+        self.numbers = form.numbers(num_high, *num_outputs, relu=relu, shares_low=shares_low)
         self.addresses = tuple(_address(tensor) for tensor in self.tensors)
 
     @property

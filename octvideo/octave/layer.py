@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from octvideo.octave.blocks import MapAndMeanOfBlocks, has_blocks
 from octvideo.octave.factor import AXES, Factor, as_factor, low_size
 from octvideo.octave.features import Octave
+from octvideo.octave.fused_training import TrainedConv
 from octvideo.octave.partition import Partition, as_partition, take_channels
 from octvideo.octave.paths import ConvPath, Exchange, Paths, Term
 from octvideo.octave.resample import add_upsampled, upsample
@@ -60,7 +62,22 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         self._shares_high = (
             paths.hh is not None and hl is not None and hl.pool == self.factor and hl.inputs == paths.hh.inputs
         )
+        self._trained = self._whole(paths) if in_order else None
         self._is_split = bool(complete) and in_order and self.groups == 1 and not self.transposed
+
+    def _whole(self, paths: Paths) -> TrainedConv | None:
+        """What trains the layer as a whole, if its form is one that fused_training.py has."""
+        (high_in, low_in), (high_out, low_out) = self._source_sizes, self._target_sizes
+        halves_space = self.factor in ((2, 2), (1, 2, 2)) and set(self.stride) == {1}
+        usual = self.padding_mode == "zeros" and not isinstance(self.padding, str) and self.bias is None
+        if not (self.is_octave and halves_space and usual) or self.groups > 1 or self.transposed:
+            return None
+        if (paths.lh is None) != (low_in * high_out == 0) or (paths.hl is None) != (high_in * low_out == 0):
+            return None  # an exchange is switched off
+        if paths.hl is not None and paths.hl.pool != self.factor:
+            return None  # it strides
+        sizes = self.kernel_size, self.padding, self.dilation
+        return TrainedConv.of(*sizes, (high_in, low_in), (high_out, low_out))  # type: ignore[arg-type]
 
     def _check(self) -> None:
         problem = octave_problem(self, self.factor)
@@ -92,19 +109,28 @@ class OctaveLayer(nn.modules.conv._ConvNd):
 
     def _combine(self, high: Tensor, low: Tensor | None, size: Sequence[int]) -> Tensor | Octave:
         """Run the terms and add up what reaches each frequency; `size` is y_high's on the halved axes."""
-        weights = self._weights()
+        if self._trained is not None and self._trained.fits(high, low, self.weight):
+            maps = self._trained(high, low, self.weight, functools.partial(self._combine_by_terms, size=size))
+        else:
+            maps = self._combine_by_terms(high, low, self.weight, size)
+        return Octave(*maps) if self._gives_pair else maps[0]
+
+    def _combine_by_terms(
+        self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]
+    ) -> tuple[Tensor, ...]:
+        weights = self._weights(weight)
         pooled = None
         if self._shares_high and high.requires_grad and has_blocks(high, self.factor):
             high, pooled = MapAndMeanOfBlocks.apply(high)  # type: ignore[no-untyped-call]
         y_high = self._run(self._high_terms, high, low, pooled, weights, size, to_low=False)
         if not self._gives_pair:
             assert y_high is not None
-            return y_high
+            return (y_high,)
         y_low = self._run(self._low_terms, high, low, pooled, weights, size, to_low=True)
         assert y_low is not None
         if y_high is None:  # alpha_out = 1: no high channel, but the full size is kept
             y_high = y_low.new_empty(y_low.shape[0], 0, *self._sized(y_low, size))
-        return Octave(y_high, y_low)
+        return y_high, y_low
 
     def _sized(self, y: Tensor, size: Sequence[int]) -> tuple[int, ...]:
         """`size` on the halved axes, y's own on the others, where all resolutions agree."""
@@ -134,18 +160,18 @@ class OctaveLayer(nn.modules.conv._ConvNd):
             total = self._add(total, y, path, bias, size, to_low=to_low)
         return total
 
-    def _weights(self) -> dict[str, Tensor]:
-        """The part of the weight that each term needs.
+    def _weights(self, weight: Tensor) -> dict[str, Tensor]:
+        """The part of the layer's weight that each term needs.
 
         By splitting where that is possible: the gradient of a split is one copy, that of each slice is a whole weight
         of zeros around its part, and these are added up.
         """
         terms = (*self._high_terms, *self._low_terms)
         if not self._is_split:
-            return {term.name: term.path.weight(self.weight) for term in terms}
+            return {term.name: term.path.weight(weight) for term in terms}
         weights = {}
         targets = self._high_terms, self._low_terms
-        for rows, own in zip(self.weight.split(self._target_sizes, 0), targets, strict=True):
+        for rows, own in zip(weight.split(self._target_sizes, 0), targets, strict=True):
             parts = (rows,) if len(own) == 1 else rows.split(self._source_sizes, 1)
             weights.update({term.name: part for term, part in zip(own, parts, strict=True)})
         return weights

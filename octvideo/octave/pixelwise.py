@@ -1,11 +1,8 @@
-"""Convolutions whose kernel is one pixel wide and high, over time or not, in training on CPUs: their weight's gradient.
+"""Convolutions whose kernel is one pixel wide and high, over time or not, in training on CPUs without a C++ compiler.
 
-It is a product of two matrices of pixels by channels. weight_gradient.cpp reads both as they lie; oneDNN, which
-reorders them first, is slow where channels are few, and has no fast code for a kernel over time. Milliseconds (one
-thread of an AMD EPYC with AVX-512, torch 2.14, float32) of oneDNN and here: 192 to 48 channels on 8x56x56, 4.7 and 2.2;
-64 to 256, 6.1 and 4.0; 2048 to 512 on 3x7x7 4.2 and 1.6. 3x1x1, 256 to 64 on 8x56x56, 48 and 12.
-
-Where the library can't be compiled, a kernel over time is as many pointwise convolutions, which take 14 of those 48.
+With one, fused_training.py computes them. oneDNN has no fast code for the gradient of a weight over time; that of as
+many pointwise convolutions takes 14 of 48 ms (3x1x1, 256 to 64 channels on 8x56x56; one thread of an AMD EPYC with
+AVX-512, torch 2.14, float32).
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.compiled_library import load_library
 from octvideo.octave.layout import LAYOUTS, fold_frames, fold_space, unfold_space
 
 # oneDNN reorders the gradient of each pointwise convolution: below so many pixels a frame that is too much. 2048 to 512
@@ -62,10 +58,10 @@ class PixelwiseConvolution(torch.autograd.Function):
             if is_product:
                 x_grad = (grad.permute(0, 2, 3, 1) @ weight.flatten(1)).permute(0, 3, 1, 2)
             elif x.dim() == 4:
-                x_grad = _back(grad, x, weight, (0, 0), (2, 2), to_input=True)
+                x_grad = back(grad, x, weight, (0, 0), (2, 2), to_input=True)
             else:
                 forms = fold_space(grad), fold_space(x), weight.squeeze(4)
-                x_grad = unfold_space(_back(*forms, (padding, 0), (dilation, 1), to_input=True), x.shape[3:])
+                x_grad = unfold_space(back(*forms, (padding, 0), (dilation, 1), to_input=True), x.shape[3:])
         if wanted[1]:
             weight_grad = _weight_gradient(grad, x, weight, padding, dilation)
         return x_grad, weight_grad, None, None, None
@@ -81,35 +77,10 @@ def _convolve(x: Tensor, weight: Tensor, padding: int, dilation: int, is_product
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int) -> Tensor:
-    """As the weight's shape, channels last."""
-    library = load_library()
-    if library is None:
-        return _by_onednn(grad, x, weight, padding, dilation)
-    clips, layout = x.dim() == 5, LAYOUTS[x.dim()]
-    result = torch.empty(weight.shape, memory_format=layout)
-    outs, ins, kernel = weight.shape[:3]
-    sizes = (x.shape[0], grad.shape[2], x.shape[2], x.shape[3] * x.shape[4]) if clips else (1, 1, 1, x.numel() // ins)
-    x = x.contiguous(memory_format=layout)
-    library.weight_gradient(
-        grad.data_ptr(),
-        x.data_ptr(),
-        result.data_ptr(),
-        *sizes,
-        outs,
-        ins,
-        kernel,
-        padding,
-        dilation,
-        torch.get_num_threads(),
-    )
-    return result
-
-
-def _by_onednn(grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int) -> Tensor:
     if x.dim() == 4:
-        return _back(grad, x, weight, (0, 0), (2, 2), to_input=False)
+        return back(grad, x, weight, (0, 0), (2, 2), to_input=False)
     if x.shape[3] * x.shape[4] < _FEW_PIXELS:
-        return _back(grad, x, weight, (padding, 0, 0), (dilation, 2, 2), to_input=False)
+        return back(grad, x, weight, (padding, 0, 0), (dilation, 2, 2), to_input=False)
     total = torch.zeros_like(weight)
     for k in range(weight.shape[2]):
         shift = k * dilation - padding  # frame t of the result reads frame t + shift
@@ -119,14 +90,14 @@ def _by_onednn(grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: 
         for clip in range(x.shape[0]):
             read = x[clip : clip + 1, :, first + shift : end + shift]
             frames = fold_frames(grad[clip : clip + 1, :, first:end]), fold_frames(read)
-            total[:, :, k].add_(_back(*frames, weight[:, :, k], (0, 0), (2, 2), to_input=False))
+            total[:, :, k].add_(back(*frames, weight[:, :, k], (0, 0), (2, 2), to_input=False))
     return total
 
 
-def _back(
+def back(
     grad: Tensor, x: Tensor, kernel: Tensor, padding: tuple[int, ...], dilation: tuple[int, ...], *, to_input: bool
 ) -> Tensor:
-    """One of a convolution's two gradients, outside autograd."""
+    """One of the two gradients of a convolution at stride 1, outside autograd."""
     ones = (1,) * len(padding)
     geometry = ones, padding, dilation, False, (0,) * len(padding), 1
     mask = (to_input, not to_input, False)

@@ -100,11 +100,12 @@ void add_block(Matrices m, int64_t outs, int64_t ins, Ahead& first, Ahead& secon
 
 extern "C" {
 
-// grad (clips, out_frames, pixels, outs), x (clips, frames, pixels, ins), out (outs, kernel, ins), which is overwritten.
+// grad (clips, out_frames, pixels, outs), x (clips, frames, pixels, ins), out (outs, kernel, ins), which is overwritten: of a
+// weight with `width` input channels some that are neighbours.
 void weight_gradient(const float* grad, const float* x, float* out, int64_t clips, int64_t out_frames, int64_t frames,
-                     int64_t pixels, int64_t outs, int64_t ins, int64_t kernel, int64_t padding, int64_t dilation,
-                     int64_t threads) {
-  std::fill_n(out, outs * kernel * ins, 0.0f);
+                     int64_t pixels, int64_t outs, int64_t ins, int64_t width, int64_t kernel, int64_t padding,
+                     int64_t dilation, int64_t threads) {
+  for (int64_t row = 0; row < outs * kernel; ++row) std::fill_n(out + row * width, ins, 0.0f);
   // Threads share the larger side of the weight, in whole vectors.
   const bool by_outs = outs >= ins;
   const int64_t units = ((by_outs ? outs : ins) + kLanes - 1) / kLanes, parts = std::min(threads, units);
@@ -130,8 +131,8 @@ void weight_gradient(const float* grad, const float* x, float* out, int64_t clip
           if (k < kernel - 1) next_grad.at = next_grad.end, next_x.at = next_x.end;
           const Matrices m{clip_grad + from * outs + first_out,
                            clip_x + (from + shift) * ins + first_in,
-                           out + (first_out * kernel + k) * ins + first_in,
-                           outs, ins, kernel * ins, to - from, kLanes};
+                           out + (first_out * kernel + k) * width + first_in,
+                           outs, ins, kernel * width, to - from, kLanes};
           add_block(m, own_outs, own_ins, next_grad, next_x);
         }
       }
