@@ -159,7 +159,8 @@ class TrainedConv:
             axes = x.dim() - 2
             if axes == 3 and form.kernel[0] == 1 and form.padding[0] == 0:
                 grad, x, to, axes = fold_frames(grad), fold_frames(x), to.squeeze(2), 2
-            to.copy_(back(grad, x, to, form.padding[-axes:], form.dilation[-axes:], to_input=False))
+            like = torch.empty(to.shape, memory_format=LAYOUTS[axes + 2])  # what comes back is in its layout
+            to.copy_(back(grad, x, like, form.padding[-axes:], form.dilation[-axes:], to_input=False))
             return
         grad, x = (t.contiguous(memory_format=LAYOUTS[t.dim()]) for t in (grad, x))
         sizes = (1, 1, 1, x.numel() // x.shape[1])
