@@ -23,7 +23,7 @@ namespace {
 
 // Pixels of a tile of so many vectors: few enough for the registers, with a row of weights and one number of x.
 constexpr int most_pixels(int vectors) {
-  return kRegisters == 32 ? (vectors == 1 ? 14 : vectors <= 3 ? 8 : 7) : std::max(2, 12 / vectors);
+  return kRegisters == 32 ? (vectors <= 2 ? 14 : vectors == 3 ? 8 : 7) : std::max(2, 12 / vectors);
 }
 
 // What a core keeps close: weights beyond it are read block by block over the whole map, and maps in strips of it.
@@ -375,13 +375,13 @@ struct Convolution {
     return std::max<int64_t>(has_space() ? 8 : 2, rows / 2 * 2);
   }
 
-  // From unit n's results to the next unit's.
-  int64_t ahead_out(const Strips& strips, int64_t n, int64_t units) const {
+  // From unit n's results to the next unit's. Of maps of half the size the strips' rows are shifted by one bit.
+  int64_t ahead_out(const Strips& strips, int64_t n, int64_t units, int shift = 0) const {
     if (n + 1 >= units) return 0;
     const auto place = [&](int64_t unit) {
       int64_t at = 0;
       strips.at(unit, [&](int64_t clip, int64_t t, int64_t first, int64_t) {
-        at = ((clip * size.out_frames + t) * size.out_height + first) * size.out_width * (outs + gap);
+        at = ((clip * size.out_frames + t) * size.out_height + (first >> shift)) * size.out_width * (outs + gap);
       });
       return at;
     };
@@ -389,14 +389,14 @@ struct Convolution {
   }
 
   // While unit n is computed, what the first source holds for the first unit behind it that nothing has read yet.
-  void fetch_map(const Strips& strips, int64_t n, int64_t units, Local* local) const {
+  void fetch_map(const Strips& strips, int64_t n, int64_t units, Local* local, int shift = 0) const {
     const int64_t next = n + layer.kernel[0] - layer.padding[0];
     if (has_space() || next >= units) return;
     strips.at(next, [&](int64_t clip, int64_t t, int64_t first, int64_t) {
-      local->ahead = sources[0].data + (clip * size.frames + t) * sources[0].frame + first * sources[0].row;
+      local->ahead = sources[0].data + (clip * size.frames + t) * sources[0].frame + (first >> shift) * sources[0].row;
     });
     local->ahead_step = sources[0].channels;
-    strips.at(n, [&](int64_t, int64_t, int64_t first, int64_t) { local->ahead_pixel = first * size.out_width; });
+    strips.at(n, [&](int64_t, int64_t, int64_t first, int64_t) { local->ahead_pixel = (first >> shift) * size.out_width; });
   }
 
   // While these rows are computed, the weights of a block.
@@ -583,8 +583,9 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
     for (int64_t y = first; y < std::min(last, half_height); ++y)
       std::copy_n(to.pixels(number, y), half_width * layer.in_high, kept.pixels(image, y));
   };
-  const auto high_blocks = blocks_of(layer.outs_high), from_low_blocks = blocks_of(low_outs),
-             below_blocks = blocks_of(layer.outs_low);
+  const auto high_blocks = blocks_of(layer.outs_high, layer.rows_high()),
+             from_low_blocks = blocks_of(low_outs, layer.rows_from_low()),
+             below_blocks = blocks_of(layer.outs_low, layer.rows_low());
   Convolution main{layer, size, {plain(high, height, width, layer.in_high), low}, layer.high_reads_low ? 2 : 1,
                    layer.weight_high, layer.bias_high, base_high, out_high, layer.outs_high,
                    layer.relu != 0, high_blocks, {nullptr, low_outs + kGap, true}};
@@ -601,8 +602,7 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
   // what is pooled, repeated and copied then never leaves it. A kernel with an extent in time needs the pooled strips
   // of several frames, so that one thread then has a strip's frames in turn.
   const bool alike = size.out_frames == layer.frames && size.out_height == height && size.out_width == width;
-  const int64_t weights = layer.kernel[0] * layer.kernel[1] * layer.kernel[2] * (layer.in_high + layer.in_low) *
-                          (layer.outs_high + layer.outs_low);
+  const int64_t weights = layer.taps() * (layer.in_high + layer.in_low) * (layer.outs_high + layer.outs_low);
   const bool in_turn = layer.kernel[0] > 1;
   const Strips strips{size.out_frames, size.out_height, main.strip(), in_turn};
   const int64_t strip_units = size.clips * strips.per_frame() * (in_turn ? 1 : strips.frames);
@@ -649,11 +649,14 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
             Convolution local = from_low;
             local.is_local = true;
             local.out = part - (clip * size.frames + t) * from_low_frame;
-            local.compute(clip, t, half_first, half_last);
+            Local of_from_low;
+            from_low.fetch_map(strips, n, units, &of_from_low, 1);
+            local.compute(clip, t, half_first, half_last, of_from_low);
             of_high.addend = part;
             if (layer.shares_low) of_low.addend = part + layer.outs_high;
           }
           main.compute(clip, t, first, last, of_high);
+          if (gives_low) of_low.ahead_out = below.ahead_out(strips, n, units, 1);
           if (gives_low) below.compute(clip, t, half_first, half_last, of_low);
         });
     });
@@ -665,7 +668,9 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
     main.addend.data = from_low.out;
     if (layer.shares_low) below.addend.data = from_low.out + layer.outs_high;
   }
-  const Bordered pooled = pools_there ? kept : pools ? bordered(3, images, half_height, half_width, layer.in_high) : Bordered{};
+  const Bordered pooled = pools_there ? kept
+                          : pools     ? bordered(3, images, half_height, half_width, layer.in_high)
+                                      : Bordered{};
   if (pools) below.sources[0] = pooled.source();
   const Bordered copy = has_space ? bordered(4, images, height, width, layer.in_high) : Bordered{};
   if (has_space) main.sources[0] = copy.source();

@@ -37,7 +37,7 @@ struct Part {
 // To a packed matrix of so many rows and columns, from a row and a column on.
 void pack_part(const Part& part, float* packed, int64_t rows, int64_t columns, int64_t first_row, int64_t first_column,
                int64_t threads) {
-  const auto blocks = blocks_of(columns);
+  const auto blocks = blocks_of(columns, rows);
   const int64_t runs = (part.ins + kLanes - 1) / kLanes;
   parallel_for(threads, static_cast<int64_t>(blocks.size()) * part.kernel * runs, [&](int64_t n) {
     const Block& block = blocks[n / runs / part.kernel];
@@ -91,17 +91,17 @@ void run_layer_of(const Layer* given, const float* weight, int64_t out_step, int
                   int64_t threads) {
   static thread_local std::vector<float> memory;
   Layer layer = *given;
-  const int64_t kernel = layer.kernel[0] * layer.kernel[1] * layer.kernel[2];
-  const int64_t low_rows = kernel * ((layer.low_reads_high ? layer.in_high : 0) +
-                                     (layer.low_reads_low && !layer.shares_low ? layer.in_low : 0));
+  const int64_t kernel = layer.taps();
+  const int64_t high_rows = layer.rows_high(), from_low_rows = layer.rows_from_low(), low_rows = layer.rows_low();
   const int64_t from_low_outs = layer.outs_high + (layer.shares_low ? layer.outs_low : 0);
-  const int64_t sizes[] = {packed_size(kernel * layer.in_high, layer.outs_high),
-                           layer.weight_from_low ? packed_size(kernel * layer.in_low, from_low_outs) : 0,
+  const int64_t sizes[] = {packed_size(high_rows, layer.outs_high),
+                           layer.weight_from_low ? packed_size(from_low_rows, from_low_outs) : 0,
                            layer.weight_low ? packed_size(low_rows, layer.outs_low) : 0};
   // Vectors of a line begin at a line.
   const int64_t size = sizes[0] + sizes[1] + sizes[2] + kLine;
   if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-  float* const start = memory.data() + (-reinterpret_cast<uintptr_t>(memory.data()) % (kLine * sizeof(float))) / sizeof(float);
+  const uintptr_t behind = reinterpret_cast<uintptr_t>(memory.data()) % (kLine * sizeof(float)) / sizeof(float);
+  float* const start = memory.data() + (behind ? kLine - behind : 0);
   float *const to_main = start, *const to_from_low = to_main + sizes[0], *const to_below = to_from_low + sizes[1];
 
   const float* const low_inputs = weight + layer.in_high * in_step;
@@ -109,14 +109,13 @@ void run_layer_of(const Layer* given, const float* weight, int64_t out_step, int
   const auto part = [&](const float* data, int64_t outs, int64_t ins, float scale) {
     return Part{data, outs, ins, kernel, out_step, in_step, kernel_step, scale};
   };
-  pack_part(part(weight, layer.outs_high, layer.in_high, 1.0f), to_main, kernel * layer.in_high, layer.outs_high, 0, 0,
-            threads);
+  pack_part(part(weight, layer.outs_high, layer.in_high, 1.0f), to_main, high_rows, layer.outs_high, 0, 0, threads);
   layer.weight_high = to_main;
   if (layer.weight_from_low) {
-    const int64_t rows = kernel * layer.in_low;
-    pack_part(part(low_inputs, layer.outs_high, layer.in_low, to_high), to_from_low, rows, from_low_outs, 0, 0, threads);
+    pack_part(part(low_inputs, layer.outs_high, layer.in_low, to_high), to_from_low, from_low_rows, from_low_outs, 0, 0,
+              threads);
     if (layer.shares_low)
-      pack_part(part(low_outputs + layer.in_high * in_step, layer.outs_low, layer.in_low, 1.0f), to_from_low, rows,
+      pack_part(part(low_outputs + layer.in_high * in_step, layer.outs_low, layer.in_low, 1.0f), to_from_low, from_low_rows,
                 from_low_outs, 0, layer.outs_high, threads);
     layer.weight_from_low = to_from_low;
   }

@@ -100,8 +100,8 @@ void add_block(Matrices m, int64_t outs, int64_t ins, Ahead& first, Ahead& secon
 
 extern "C" {
 
-// grad (clips, out_frames, pixels, outs), x (clips, frames, pixels, ins), out (outs, kernel, ins), which is overwritten: of a
-// weight with `width` input channels some that are neighbours.
+// grad (clips, out_frames, pixels, outs), x (clips, frames, pixels, ins), out (outs, kernel, ins), which is overwritten; in
+// a weight of `width` input channels it has its neighbours beside it.
 void weight_gradient(const float* grad, const float* x, float* out, int64_t clips, int64_t out_frames, int64_t frames,
                      int64_t pixels, int64_t outs, int64_t ins, int64_t width, int64_t kernel, int64_t padding,
                      int64_t dilation, int64_t threads) {
