@@ -283,7 +283,7 @@ struct Convolution {
 
   // Output rows [first, last) of frame t of one clip.
   void compute(int64_t clip, int64_t t, int64_t first, int64_t last, const Local& local = {}) const {
-    const std::vector<Tap> taps = taps_of(clip, t, local);
+    const std::vector<Tap>& taps = taps_of(clip, t, local);
     Local here = local;
     for (const Block& block : blocks) {
       compute_block(taps, clip, t, first, last, block, here);
@@ -301,10 +301,10 @@ struct Convolution {
   }
 
   // What output frame t reads, seen from its first pixel.
-  std::vector<Tap> taps_of(int64_t clip, int64_t t, const Local& local = {}) const {
+  const std::vector<Tap>& taps_of(int64_t clip, int64_t t, const Local& local = {}) const {
+    static thread_local std::vector<Tap> taps;  // of the last call
     const int64_t* k = layer.kernel;
-    std::vector<Tap> taps;
-    taps.reserve(num_sources * k[0] * k[1] * k[2]);
+    taps.clear();
     int64_t weight_row = 0;
     for (int s = 0; s < num_sources; ++s) {
       const Source& x = sources[s];
@@ -342,14 +342,16 @@ struct Convolution {
     const int64_t most = block.vectors == 4 && !by_seven ? 6 : most_pixels(block.vectors);
     const int64_t tiles = (length + most - 1) / most;
     const int64_t pixels = tiles ? length / tiles : 0, longer = tiles ? length % tiles : 0;
-    int64_t row_y = y + begin / size.out_width, x = begin % size.out_width, from = begin;
+    int64_t x = begin % size.out_width, row_y = y + begin / size.out_width, from = begin;
+    if (added) added += block.first;
+    const float* added_row = added + (row_y >> shift) * add_width * addend.pixel;
     for (int64_t n = 0; n < tiles; ++n) {
       const int64_t to = from + pixels + (n < longer);
       const float* pixels_added[most_pixels(1)];
       if (added)
         for (int64_t p = 0; p < to - from; ++p) {
-          pixels_added[p] = added + ((row_y >> shift) * add_width + (x >> shift)) * addend.pixel + block.first;
-          if (++x == size.out_width) x = 0, ++row_y;
+          pixels_added[p] = added_row + (x >> shift) * addend.pixel;
+          if (++x == size.out_width) x = 0, added_row = added + (++row_y >> shift) * add_width * addend.pixel;
         }
       const int64_t at = ((frame * size.out_height + y) * size.out_width + from) * (outs + gap) + block.first;
       const Tile tile{bias ? bias + block.first : nullptr,
