@@ -274,6 +274,8 @@ struct Convolution {
   Addend addend{};
   bool is_local = false;  // `out` is a thread's own
   int64_t gap = 0;        // numbers between the pixels of `out`
+  const Convolution* next = nullptr;  // the layer's next one
+  int number = 0;                     // in the layer
 
   bool has_space() const { return layer.kernel[1] * layer.kernel[2] > 1 || layer.stride[1] * layer.stride[2] > 1; }
 
@@ -284,9 +286,14 @@ struct Convolution {
   // Output rows [first, last) of frame t of one clip.
   void compute(int64_t clip, int64_t t, int64_t first, int64_t last, const Local& local = {}) const {
     const std::vector<Tap>& taps = taps_of(clip, t, local);
+    // Weights that this core comes to for the first time are fetched block by block, the next one's at the end.
+    static thread_local const float* known[3];
+    const bool is_new = known[number] != weight;
+    known[number] = weight;
     Local here = local;
-    for (const Block& block : blocks) {
-      compute_block(taps, clip, t, first, last, block, here);
+    for (size_t n = 0; n < blocks.size(); ++n) {
+      if (is_new) fetch_weights(n, first, last, &here);
+      compute_block(taps, clip, t, first, last, blocks[n], here);
       here.ahead = nullptr;
     }
   }
@@ -401,10 +408,14 @@ struct Convolution {
     strips.at(n, [&](int64_t, int64_t, int64_t first, int64_t) { local->ahead_pixel = (first >> shift) * size.out_width; });
   }
 
-  // While these rows are computed, the weights of a block.
-  void fetch_weights(const Block& block, int64_t first, int64_t last, Local* local) const {
-    const int64_t lines = rows() * block.vectors * kLanes / kLine, pixels = (last - first) * size.out_width;
-    local->ahead = weight + rows() * block.first;
+  // While these rows of a block are computed, the weights of the block behind it.
+  void fetch_weights(size_t n, int64_t first, int64_t last, Local* local) const {
+    const bool is_last = n + 1 == blocks.size();
+    if (is_last && !next) return;
+    const Convolution& conv = is_last ? *next : *this;
+    const Block& block = conv.blocks[is_last ? 0 : n + 1];
+    const int64_t lines = conv.rows() * block.vectors * kLanes / kLine, pixels = (last - first) * size.out_width;
+    local->ahead = conv.weight + conv.rows() * block.first;
     local->ahead_step = (lines + pixels - 1) / pixels * kLine;
     local->ahead_pixel = first * size.out_width;
   }
@@ -422,8 +433,7 @@ void compute_all(const Convolution& conv, int64_t threads, const Function& behin
     if (n < units) conv.fetch_map(strips, n, units, &local);
     local.ahead_out = conv.ahead_out(strips, n % units, units);
     strips.at(n % units, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
-      if (by_block && (n + 1) % units == 0 && n / units + 1 < static_cast<int64_t>(conv.blocks.size()))
-        conv.fetch_weights(conv.blocks[n / units + 1], first, last, &local);
+      if (by_block && (n + 1) % units == 0) conv.fetch_weights(n / units, first, last, &local);
       if (by_block)
         conv.compute_block(conv.taps_of(clip, t), clip, t, first, last, conv.blocks[n / units], local);
       else
@@ -597,6 +607,9 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
                     layer.outs_low, layer.relu != 0, below_blocks, {nullptr, low_outs + kGap, false}};
   if (pools) ++below.num_sources;  // set below
   if (gives_low && layer.low_reads_low && !layer.shares_low) below.sources[below.num_sources++] = low_of_low;
+  main.number = 1, below.number = 2;
+  if (gives_low) main.next = &below;
+  if (low_outs) from_low.next = &main;
   const int64_t from_low_frame = half.out_height * half.out_width * (low_outs + kGap);
   from_low.gap = kGap;
 
