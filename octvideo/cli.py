@@ -28,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from octvideo._version import __version__
+from octvideo.allocator import keep_freed_memory
 from octvideo.class_count import link_num_classes
 from octvideo.config_files import CONFIG_FLAGS, Subcommand, known_configs, prepare_argv
 from octvideo.data.datamodule import VideoDataModule
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None
         130 after Ctrl-C, 143 after SIGTERM.
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     if given[:1] == ["infer"]:
         return infer(given[1:])
     quiet_lightning()

@@ -31,7 +31,7 @@ PARTS: dict[str, set[str]] = {
     "config_files": {"inference"},
     "mistakes": set(),
     "class_count": {"data"},
-    "cli": {"data", "training", "inference", "config_files", "class_count", "mistakes", "models"},
+    "cli": {"data", "training", "inference", "config_files", "class_count", "mistakes", "models", "allocator"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.
 LIBRARIES: dict[str, set[str]] = {
