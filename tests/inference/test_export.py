@@ -141,9 +141,10 @@ def test_serving_imports_no_training_libraries(tmp_path: Path, video: Path) -> N
     assert sorted(one["name"] for one in top) == NAMES
 
 
-def test_int8_is_quantised_on_the_clips_given(tmp_path: Path, video: Path) -> None:
+def test_int8_is_quantised_on_the_clips_given(tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = eager().normalise(read_views(video, VIEWS))
     write(tmp_path / "model", "openvino", precision="int8", calibration=clips, check_clips=clips)
+    assert not capsys.readouterr().out  # progress is no result
     predictor = Predictor.from_export(tmp_path / "model")
     assert predictor.engine.precision == "int8"
     assert "FakeQuantize" in (tmp_path / "model" / "model.xml").read_text()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,8 @@ def _quantise(model: Any, calibration: Tensor, size: int) -> Any:
     missing = -len(calibration) % size
     clips = torch.cat([calibration, calibration[torch.arange(missing) % len(calibration)]])
     batches = [batch.contiguous().numpy() for batch in clips.split(size)]
-    return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+    with contextlib.redirect_stdout(sys.stderr):  # nncf's progress; a tool's output is its result
+        return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
 
 
 class OpenVinoEngine:
