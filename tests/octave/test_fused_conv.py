@@ -399,12 +399,8 @@ def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@needs_library
-@pytest.mark.skipif("x86" not in compiled_library.platform.machine(), reason="other processors have other flags")
-@pytest.mark.parametrize("processor", ["x86-64", "haswell"], ids=["4 lanes", "8 lanes"])
-def test_on_processors_with_narrower_vectors(processor: str, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in compiled_library._FLAGS]
-    monkeypatch.setattr(compiled_library, "_FLAGS", tuple(flags))
+@pytest.mark.usefixtures("narrower_vectors")
+def test_on_processors_with_narrower_vectors() -> None:
     for channels in ((6, 2, 5, 3), (24, 8, 48, 16), (58, 6, 58, 6), (300, 80, 300, 80)):
         for form in (POINT, TIME, SPACE):
             Case(replace(form, **BOTH), channels, (3, 15, 18), base=True).check()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from octvideo.octave import Octave, OctConv2d, OctConv3d, compiled_library
+from octvideo.octave import Octave, OctConv2d, OctConv3d
 from octvideo.octave.compiled_library import load_library
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason="no C++ compiler")
@@ -197,16 +196,8 @@ def test_maps_of_odd_size_go_their_ways(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("x86" not in compiled_library.platform.machine(), reason="other processors have other flags")
-@pytest.mark.parametrize("processor", ["x86-64", "haswell"], ids=["4 lanes", "8 lanes"])
-def test_on_processors_with_narrower_vectors(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in compiled_library._FLAGS]
-    monkeypatch.setattr(compiled_library, "_FLAGS", tuple(flags))
-    monkeypatch.setenv("OCTVIDEO_CACHE", str(tmp_path))
-    load_library.cache_clear()
-    try:
-        for kernel in KERNELS:
-            for alpha_in, alpha_out in ALPHAS:
-                test_of_clips(kernel, alpha_in, alpha_out, 40)
-    finally:
-        load_library.cache_clear()
+@pytest.mark.usefixtures("narrower_vectors")
+def test_on_processors_with_narrower_vectors() -> None:
+    for kernel in KERNELS:
+        for alpha_in, alpha_out in ALPHAS:
+            test_of_clips(kernel, alpha_in, alpha_out, 40)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave import arrange, compiled_library
+from octvideo.octave import arrange
 from octvideo.octave.compiled_library import load_library
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no C++ compiler")
@@ -137,16 +136,7 @@ def test_transformed_functions() -> None:
 
 
 @pytest.mark.slow
-@needs_library
-@pytest.mark.skipif("x86" not in compiled_library.platform.machine(), reason="other processors have other flags")
-@pytest.mark.parametrize("processor", ["x86-64", "haswell"], ids=["4 lanes", "8 lanes"])
-def test_on_processors_with_narrower_vectors(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in compiled_library._FLAGS]
-    monkeypatch.setattr(compiled_library, "_FLAGS", tuple(flags))
-    monkeypatch.setenv("OCTVIDEO_CACHE", str(tmp_path))
-    load_library.cache_clear()
-    try:
-        for ins, outs in CHANNELS:
-            check(nn.Conv3d(ins, outs, (3, 1, 1), padding=(1, 0, 0), bias=False), 2, ins, 4, 7, 11)
-    finally:
-        load_library.cache_clear()
+@pytest.mark.usefixtures("narrower_vectors")
+def test_on_processors_with_narrower_vectors() -> None:
+    for ins, outs in CHANNELS:
+        check(nn.Conv3d(ins, outs, (3, 1, 1), padding=(1, 0, 0), bias=False), 2, ins, 4, 7, 11)
