@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octvideo.octave.compiled_library import load_library
 from octvideo.octave.fused_training import TrainedConv
 from octvideo.octave.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
 from octvideo.octave.pixelwise import PixelwiseConvolution, trains
@@ -57,7 +58,7 @@ def convolve(
         pixelwise = weight.shape[-1] == weight.shape[-2] == 1 == max(stride)
         if pixelwise and bias is None and groups == 1 and trains(x, weight):
             conv = _trained(weight.shape, tuple(padding), tuple(dilation))
-            if conv is not None and conv.fits(x, None, weight):
+            if conv is not None and load_library() is not None:
                 return conv(x, None, weight, functools.partial(_by_torch, padding, dilation))[0]
         if axes == 2:
             return _convolve_images(x, weight, bias, stride, padding, dilation, groups)

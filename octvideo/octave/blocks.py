@@ -1,5 +1,7 @@
 """Blocks of four pixels, of which the low map has one, in training on CPUs: pooled, and added to, by resample.cpp.
 
+For layers that fused_training.py does not run whole: strided ones, or with a bias.
+
 Their gradients are slow by torch on channels-last maps: pooled and back, 192 channels on 8x56x56 take 2.5 ms
 and 1.4 here, 48 channels .42 and .18 (one thread of an AMD EPYC with AVX-512, torch 2.14).
 """

@@ -1,6 +1,6 @@
-// Layers of a network that only computes scores: ordinary and octave convolutions in float32, each with its bias,
-// residual addition, ReLU, pooling and repeating in the same pass over the maps. fused_conv.py calls one of them,
-// fused_sequence.py several that follow each other.
+// Ordinary and octave convolutions in float32, each with its bias, residual addition, ReLU, pooling and repeating in the
+// same pass over the maps. fused_conv.py calls one of them, fused_sequence.py several that follow each other, both for
+// scores only; fused_training.py, by way of pack_weights.cpp, what a training step takes of it, forward and back.
 //
 //   y_high = relu(conv(x_high) + repeat(conv(x_low)) + base_high)
 //   y_low  = relu(conv(pool(x_high)) + conv(x_low) + base_low)
@@ -351,7 +351,7 @@ struct Convolution {
     const int64_t pixels = tiles ? length / tiles : 0, longer = tiles ? length % tiles : 0;
     int64_t x = begin % size.out_width, row_y = y + begin / size.out_width, from = begin;
     if (added) added += block.first;
-    const float* added_row = added + (row_y >> shift) * add_width * addend.pixel;
+    const float* added_row = added ? added + (row_y >> shift) * add_width * addend.pixel : nullptr;
     for (int64_t n = 0; n < tiles; ++n) {
       const int64_t to = from + pixels + (n < longer);
       const float* pixels_added[most_pixels(1)];
@@ -671,8 +671,9 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
             if (layer.shares_low) of_low.addend = part + layer.outs_high;
           }
           main.compute(clip, t, first, last, of_high);
-          if (gives_low) of_low.ahead_out = below.ahead_out(strips, n, units, 1);
-          if (gives_low) below.compute(clip, t, half_first, half_last, of_low);
+          if (!gives_low) return;
+          of_low.ahead_out = below.ahead_out(strips, n, units, 1);
+          below.compute(clip, t, half_first, half_last, of_low);
         });
     });
     return;

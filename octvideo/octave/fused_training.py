@@ -71,11 +71,9 @@ class TrainedConv:
         return cls(form, ins, outs, is_transposed) if form.is_supported and ins[0] and outs[0] else None
 
     def fits(self, high: Tensor, low: Tensor | None, weight: Tensor) -> bool:
-        """Whether these maps, in this layout, take the way of this file, and a gradient is wanted."""
+        """Whether the maps of an octave layer, in their layout, take the way of this file, and a gradient is wanted."""
         if not trains(high, weight) or not is_channels_last(high) or load_library() is None:
             return False
-        if self.outs[1] == 0 and low is None:
-            return True
         height, width = high.shape[-2:]
         return height % 2 == width % 2 == 0 and (low is None or (low.dtype == high.dtype and is_channels_last(low)))
 
@@ -85,7 +83,7 @@ class TrainedConv:
         """The results: y_high, and y_low where it has channels.
 
         Args:
-            high, low: for which `fits` holds.
+            high, low: channels last, float32, with `trains`; of an octave layer, those for which `fits` holds.
             weight: (C_out, C_in, [kT,] kH, kW), of the high and then the low channels.
             by_torch: of the same three, the same from operations that autograd knows, for gradients of gradients.
         """
@@ -115,7 +113,7 @@ class TrainedConv:
         results = [torch.empty(shape, memory_format=layout) for shape in out_shapes(self.numbers, high.shape)]
         pooled = None
         if self.outs[1]:
-            half = (n // 2 for n in high.shape[-2:])
+            half = ((n + 1) // 2 for n in high.shape[-2:])
             pooled = torch.empty((*high.shape[:-2], *half), memory_format=layout)
         parts = (1, int(self.ins[1] > 0), int(self.outs[1] > 0), 0, 0)  # of the weight; no biases
         layer = layer_of(self.numbers, parts, high.shape, self.ins[1])
