@@ -8,6 +8,7 @@
 PYTHON ?= $(shell for python in python3.11 python3; do $$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 RUN := runs/demo
+FFMPEG := $(CURDIR)/.venv/ffmpeg
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -29,7 +30,7 @@ test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	LD_LIBRARY_PATH="$(FFMPEG):$$LD_LIBRARY_PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # torch and torchvision in one resolution: builds that differ do not import together.
 .venv/.installed: pyproject.toml
@@ -38,8 +39,10 @@ test: .venv/.installed-dev
 	$(PIP_INSTALL) -e .
 	@touch $@
 
+# torchcodec is tested where it finds FFmpeg; not everywhere do the links work, nor is it needed.
 .venv/.installed-dev: .venv/.installed
 	$(PIP_INSTALL) -e '.[dev]'
+	-$(BIN)/python tools/link_ffmpeg.py "$(FFMPEG)" > /dev/null
 	@touch $@
 
 clean:

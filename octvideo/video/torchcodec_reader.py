@@ -17,6 +17,11 @@ from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, first_l
 from octvideo.video.packets import Packets
 from octvideo.video.source import Source, VideoBytes
 
+_LIBRARIES = (
+    "FFmpeg's shared libraries (apt install ffmpeg; brew install ffmpeg; conda install ffmpeg; or on Linux those of "
+    "PyAV: tools/link_ffmpeg.py)"
+)
+
 
 def read_torchcodec(
     path: Source,
@@ -73,8 +78,8 @@ def load_torchcodec() -> Any:
         if error.name != "torchcodec":
             raise _cannot_load(error) from error
         raise UserError(
-            "decoder: got 'torchcodec', which is not installed: pip install 'octvideo[torchcodec]', and FFmpeg's "
-            "shared libraries (apt install ffmpeg; brew install ffmpeg; conda install ffmpeg); or take 'auto'"
+            "decoder: got 'torchcodec', which is not installed: pip install 'octvideo[torchcodec]', and "
+            f"{_LIBRARIES}; or take 'auto'"
         ) from error
     except (ImportError, RuntimeError, OSError) as error:
         raise _cannot_load(error) from error
@@ -96,7 +101,7 @@ def _open(path: Source, stream: int, num_threads: int) -> Any:
 
 def _cannot_load(error: Exception) -> UserError:
     return UserError(
-        f"decoder: got 'torchcodec', which can't be loaded ({first_line(error)}). It needs FFmpeg's shared libraries "
-        "(apt install ffmpeg; brew install ffmpeg; conda install ffmpeg) and the version that is made for this torch "
-        "(https://github.com/pytorch/torchcodec#installing-torchcodec); or take decoder 'auto'"
+        f"decoder: got 'torchcodec', which can't be loaded ({first_line(error)}). It needs {_LIBRARIES}, and the "
+        "version that is made for this torch (https://github.com/pytorch/torchcodec#installing-torchcodec); or take "
+        "decoder 'auto'"
     )

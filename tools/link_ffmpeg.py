@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Lets torchcodec use the FFmpeg in PyAV's wheel: `eval "$(python tools/link_ffmpeg.py FOLDER)"`, then any command.
+
+For Linux machines without FFmpeg's shared libraries, or where nobody may install them. It fills FOLDER with links
+and prints the line that has the system's loader look there.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+# So that it runs from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from octvideo.errors import UserError
+from octvideo.video.ffmpeg_libraries import link_ffmpeg
+
+
+def main() -> int:
+    """Returns 0, or 2 for a mistake of the user's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="for the links; made if it is not there")
+    folder = parser.parse_args().folder.absolute()
+    try:
+        links = link_ffmpeg(folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{', '.join(link.name for link in links)} in {folder}", file=sys.stderr)
+    print(f"export LD_LIBRARY_PATH={shlex.quote(str(folder))}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
