@@ -2,9 +2,19 @@
 
 No reader outlives a call: an idle one goes on decoding in the background (94 MB grew to 2.35 GB in 8 s), and one
 opened before a fork hangs the child.
+
+Of a damaged file, decord may wait for frames that never come: SkipFrames asks for them again and again. Its decoder
+has threads of its own, so a thread that asks is hardly busy, and one that is busy for seconds will never be answered.
 """
 
 from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +27,12 @@ from octvideo.video.source import Source, for_ffmpeg
 
 # Failures reach the caller as exceptions: decord's FFmpeg need not write each rotten block to the terminal too.
 decord.logging.set_level(decord.logging.QUIET)
+
+# A thread that waits for 64 MB of frames is busy for some 0.05 s, its decoder's threads for seconds.
+_BUSY_S = 3.0
+_LOOK_S = 0.5
+
+log = logging.getLogger("octvideo.video")
 
 _ERRORS = (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, UnicodeError)
 
@@ -64,9 +80,49 @@ def _open(path: Source, num_frames: int, num_threads: int) -> decord.VideoReader
 
 
 def _batch(reader: decord.VideoReader, wanted: list[int]) -> Tensor:
-    try:
-        batch = reader.get_batch(wanted)
-    except _ERRORS as error:
-        raise ReaderFailure(f"decord fails: {first_line(error)}") from error
+    call = _Call(reader, wanted)
+    call.start()
+    while call.is_alive():
+        call.join(_LOOK_S)
+        if call.is_alive() and call.cpu_seconds() > _BUSY_S:
+            call.leave()
+            raise ReaderFailure("decord waits for frames that do not come")
+    if isinstance(call.error, _ERRORS):
+        raise ReaderFailure(f"decord fails: {first_line(call.error)}") from call.error
+    if call.error is not None:
+        raise call.error
     # The bridge is one switch for the whole process: somebody may have set it to torch. Without it, no copy either.
-    return batch if isinstance(batch, Tensor) else torch.from_dlpack(batch.to_dlpack())
+    return call.batch if isinstance(call.batch, Tensor) else torch.from_dlpack(call.batch.to_dlpack())
+
+
+class _Call(threading.Thread):
+    """Asks for frames. It holds the reader, which must not be destroyed while it is asked."""
+
+    def __init__(self, reader: decord.VideoReader, wanted: list[int]) -> None:
+        super().__init__(name="decord", daemon=True)
+        self._reader, self._wanted = reader, wanted
+        self._clock: int | None = None
+        self.batch: Any = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        with contextlib.suppress(AttributeError):  # macOS has no such clock, and there nobody watches
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
+        try:
+            self.batch = self._reader.get_batch(self._wanted)
+        except Exception as error:
+            self.error = error
+        del self._reader
+
+    def cpu_seconds(self) -> float:
+        """That this thread has been busy, not those that decode for it."""
+        try:
+            return 0.0 if self._clock is None else time.clock_gettime(self._clock)
+        except OSError:  # it has just ended
+            return 0.0
+
+    def leave(self) -> None:
+        """Native code can't be stopped. It goes on until the process ends, in time that nothing else wants."""
+        log.warning("decord does not come back; its thread stays until this process ends (decoder 'auto' takes PyAV)")
+        with contextlib.suppress(AttributeError, OSError):
+            os.sched_setscheduler(self.native_id or 0, os.SCHED_IDLE, os.sched_param(0))

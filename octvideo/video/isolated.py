@@ -240,6 +240,7 @@ def _serve(connection: Connection, work: Work, timeout_s: float, memory_bytes: i
     _behave()
     start = private_bytes()
     threading.Thread(target=_watch, args=(start + memory_bytes,), daemon=True).start()
+    num_threads = threading.active_count()
 
     def alive() -> None:
         signal.alarm(int(timeout_s + _GRACE_S) + 1)
@@ -252,8 +253,8 @@ def _serve(connection: Connection, work: Work, timeout_s: float, memory_bytes: i
             signal.alarm(int(timeout_s + _GRACE_S) + 1)
             outcome = _attempt(work, item, alive, memory_bytes)
             signal.alarm(0)
-            # What one item leaves behind must not be counted as another's.
-            reusable = private_bytes() < start + memory_bytes // 2
+            # What one item leaves behind, memory or a thread that does not end, must not be counted as another's.
+            reusable = private_bytes() < start + memory_bytes // 2 and threading.active_count() <= num_threads
             connection.send((outcome, reusable))
 
 

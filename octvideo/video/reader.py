@@ -2,7 +2,7 @@
 
 `auto` is PyAV, for every file. decord costs more (1.3 to 1.7 times the CPU time on ten-second clips of Kinetics), and
 on damaged files it is not to be trusted: its threads make it a matter of luck whether an error behind the wanted frames
-is seen, it gives frames that FFmpeg marks as corrupt without a word, and one damaged Matroska file held it for good.
+is seen, it gives frames that FFmpeg marks as corrupt without a word, and some hold it for good.
 No reader outlives a call, so none crosses a fork.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,9 @@ def act(item: Any, alive: Callable[[], None]) -> Any:
         held = []
         while True:
             held.append(np.ones(8 * MB, np.uint8))
+    elif kind == "leave a thread":
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        return os.getpid()
     elif kind == "hold":
         act.held = np.ones(rest[0] * MB, np.uint8)  # type: ignore[attr-defined]
         return os.getpid()

@@ -67,6 +67,8 @@ def test_signs_of_life_give_more_time(pool: IsolatedPool[Any]) -> None:
 def test_what_an_item_leaves_behind_is_not_counted_as_anothers(pool: IsolatedPool[Any]) -> None:
     swollen = one(pool, "hold", 160).value
     assert all(outcome.value != swollen for _, outcome in pool.run([("hold", 120)] * 2))
+    busy = one(pool, "leave a thread").value
+    assert one(pool, "pid").value != busy
 
 
 def test_items_are_taken_as_processes_become_free(pool: IsolatedPool[Any]) -> None:

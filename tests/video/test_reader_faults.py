@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import octvideo.video.decord_reader as decord_reader
 import octvideo.video.pyav_reader as pyav_reader
 from octvideo.errors import UserError
 from octvideo.video import Decoder, VideoReadError, read_frames
 from octvideo.video.damage import damage
+from octvideo.video.frames import ReaderFailure
 from tests.video.reference import every, plainly
 
 Encode = Callable[..., Path]
@@ -136,7 +143,7 @@ def test_times_that_no_packet_has_are_not_looked_for(tmp_path: Path, real_videos
 
 
 @pytest.mark.timeout(60)
-def test_a_file_that_holds_decord_for_good_is_read(tmp_path: Path, real_videos: Path) -> None:
+def test_a_file_that_would_hold_decord_for_good(tmp_path: Path, real_videos: Path) -> None:
     video = real_videos / "clips/k400_flipping_pancake.mkv"
     if not video.exists():
         pytest.skip(f"no {video}")
@@ -146,6 +153,51 @@ def test_a_file_that_holds_decord_for_good_is_read(tmp_path: Path, real_videos: 
     path.write_bytes(content)
     read = read_frames(path, lambda count: torch.tensor([count - 1]))
     assert read.decoder == "pyav" and 0 < read.num_frames <= 310  # PyAV 17 and 18 find 3 of them, 19 all
+    program = """
+import sys, torch, octvideo.video.decord_reader as decord_reader
+from octvideo.video import VideoReadError, read_frames
+decord_reader._BUSY_S = 0.5
+try:
+    read_frames(sys.argv[1], lambda count: torch.tensor([count - 1]), decoder="decord")
+except VideoReadError as error:
+    print(error.reason)
+"""
+    # A process of its own, since decord's thread stays; it does not keep the process from ending well.
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and "decord does not come back" in done.stderr
+    assert done.stdout == "decord waits for frames that do not come (with decoder 'decord'; 'auto' takes PyAV)\n"
+
+
+class Waiting:
+    """A reader like decord's."""
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        self.wait = wait
+
+    def get_batch(self, wanted: list[int]) -> Tensor:
+        self.wait()
+        return torch.tensor(wanted)
+
+
+def test_decord_may_take_its_time_but_not_ask_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decord_reader, "_BUSY_S", 0.1)
+    monkeypatch.setattr(decord_reader, "_LOOK_S", 0.02)
+    slow = Waiting(lambda: time.sleep(0.4))  # while others decode
+    assert decord_reader._batch(slow, [1, 2]).tolist() == [1, 2]
+    stop = threading.Event()
+    try:
+        with pytest.raises(ReaderFailure, match="waits for frames that do not come"):
+            decord_reader._batch(Waiting(lambda: all(not stop.is_set() for _ in itertools.count())), [1])
+    finally:
+        stop.set()
+
+
+def test_a_bug_is_no_fault_of_the_video() -> None:
+    def bug() -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        decord_reader._batch(Waiting(bug), [1])
 
 
 @pytest.mark.parametrize("name", ["odd/bad_timescale__no_timescale.mp4"])
