@@ -23,6 +23,7 @@ from rich.table import Table
 from octvideo.errors import UserError
 from octvideo.video import VIDEO_SUFFIXES, Decoder
 from octvideo.video.fuzzing import Finding, fuzz
+from octvideo.video.torchcodec_reader import load_torchcodec
 
 
 def main() -> int:
@@ -51,6 +52,8 @@ def main() -> int:
 def run(args: argparse.Namespace) -> int:
     """Prints failures as they come and a table at the end; returns the number of failures."""
     videos = find_videos(args.videos)
+    if "torchcodec" in args.decoder:
+        load_torchcodec()  # missing for all copies alike
     console = Console()
     counts: dict[str, Counter[str]] = {decoder: Counter() for decoder in args.decoder}
     findings = fuzz(

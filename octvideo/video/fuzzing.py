@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 import zlib
@@ -16,6 +17,7 @@ from octvideo.video.damage import damage
 from octvideo.video.frames import VideoReadError
 from octvideo.video.isolated import Alive, IsolatedPool, Outcome
 from octvideo.video.reader import Decoder, read_frames
+from octvideo.video.torchcodec_reader import load_torchcodec
 
 _CHOICES = ("clip", "spread", "last", "every tenth")
 _PATIENCE = 6
@@ -112,7 +114,8 @@ def fuzz(
                 if left := sorted(file.name for file in scratch.iterdir()):
                     finding = Finding(case, "left files", f"left {', '.join(left)} behind")
                     for name in left:
-                        (scratch / name).unlink()
+                        remove = shutil.rmtree if (scratch / name).is_dir() else Path.unlink
+                        remove(scratch / name)
                 if finding.failed:
                     keep.mkdir(parents=True, exist_ok=True)
                     (keep / f"{case.video.stem}-{seed}-{case.copy.name}").write_bytes(case.copy.read_bytes())
@@ -145,6 +148,8 @@ def read_case(item: tuple[Case, str], alive: Alive) -> tuple[str, str, float]:
 
 
 def _read_case(case: Case, scratch: str) -> tuple[str, str]:
+    if case.decoder == "torchcodec":
+        load_torchcodec()  # torch's compiler, which comes with it, keeps a folder among temporary files
     tempfile.tempdir = scratch
     asked: list[Tensor] = []
     how = _CHOICES[zlib.crc32(f"{case.number}".encode()) % len(_CHOICES)]

@@ -6,6 +6,7 @@ keyframes are real ones. The time of each frame that it gives is held against th
 
 from __future__ import annotations
 
+import functools
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,18 @@ def load_torchcodec() -> Any:
         ) from error
     except (ImportError, RuntimeError, OSError) as error:
         raise _cannot_load(error) from error
+    _find_ffmpeg(VideoDecoder)
     return VideoDecoder
+
+
+@functools.cache  # once it has been found
+def _find_ffmpeg(decoder: Any) -> None:
+    """Newer versions import without FFmpeg, and look for it at the first video."""
+    try:
+        decoder(b"no video")
+    except (RuntimeError, ValueError) as error:
+        if "Could not load libtorchcodec" in str(error):
+            raise _cannot_load(error) from error
 
 
 def _open(path: Source, stream: int, num_threads: int) -> Any:
@@ -94,14 +106,12 @@ def _open(path: Source, stream: int, num_threads: int) -> Any:
             source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=num_threads, seek_mode="exact"
         )
     except (RuntimeError, ValueError, UnicodeError) as error:
-        if "Could not load libtorchcodec" in str(error):  # newer versions import without FFmpeg
-            raise _cannot_load(error) from error
         raise ReaderFailure(f"torchcodec fails: {first_line(error)}") from error
 
 
 def _cannot_load(error: Exception) -> UserError:
+    said = first_line(error).removesuffix(" Likely causes:")
     return UserError(
-        f"decoder: got 'torchcodec', which can't be loaded ({first_line(error)}). It needs {_LIBRARIES}, and the "
-        "version that is made for this torch (https://github.com/pytorch/torchcodec#installing-torchcodec); or take "
-        "decoder 'auto'"
+        f"decoder: got 'torchcodec', which can't be loaded ({said}). It needs {_LIBRARIES}, and the version that is "
+        "made for this torch (https://github.com/pytorch/torchcodec#installing-torchcodec); or take decoder 'auto'"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,9 +141,9 @@ def test_torchcodec_without_ffmpeg(video: Path, monkeypatch: pytest.MonkeyPatch)
     def no_libraries(*args: object, **options: object) -> None:
         raise RuntimeError("Could not load libtorchcodec. Likely causes:\n 1. FFmpeg is not properly installed")
 
-    monkeypatch.setattr("octvideo.video.torchcodec_reader.load_torchcodec", lambda: no_libraries)
-    monkeypatch.setattr("octvideo.video.reader.load_torchcodec", lambda: no_libraries)
-    with pytest.raises(UserError, match=r"can't be loaded \(Could not load libtorchcodec.*needs FFmpeg's shared libr"):
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", SimpleNamespace(VideoDecoder=no_libraries))
+    with pytest.raises(UserError, match=r"can't be loaded \(Could not load libtorchcodec\.\)\. It needs FFmpeg's"):
         read_frames(video, every, decoder="torchcodec")
 
 
