@@ -3,8 +3,9 @@
 No reader outlives a call: an idle one goes on decoding in the background (94 MB grew to 2.35 GB in 8 s), and one
 opened before a fork hangs the child.
 
-Of a damaged file, decord may wait for frames that never come: SkipFrames asks for them again and again. Its decoder
-has threads of its own, so a thread that asks is hardly busy, and one that is busy for seconds will never be answered.
+Of a damaged file, decord may wait for frames that never come: SkipFrames asks for them again and again, or two of its
+threads wait for each other. Its decoder has threads of its own, so one that asks is hardly busy: one that is busy for
+seconds will never be answered. Nor is the file slow where nothing happens for seconds: its packets have just been read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import logging
 import os
 import threading
 import time
+import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +34,7 @@ decord.logging.set_level(decord.logging.QUIET)
 
 # A thread that waits for 64 MB of frames is busy for some 0.05 s, its decoder's threads for seconds.
 _BUSY_S = 3.0
+_IDLE_S = 6.0
 _LOOK_S = 0.5
 
 log = logging.getLogger("octvideo.video")
@@ -56,35 +61,31 @@ def read_decord(
     collector = FrameCollector(len(wanted), resize)
     size = collector.chunk_frames(frame_bytes)
     for start in range(0, len(wanted), size):
-        # A reader a chunk: one that waits decodes ahead without end: of 10,883 frames of 1080p, it held 22 GB.
-        reader = _open(path, num_frames, num_threads)
-        try:
-            batch = _batch(reader, wanted[start : start + size])
-        finally:
-            del reader  # before the frames are resized, and where somebody holds the traceback
-        collector.add(batch)
-        del batch
+        chunk = wanted[start : start + size]
+        collector.add(_watched(partial(_read, path, chunk, num_frames, num_threads)))
     return collector.frames()
 
 
-def _open(path: Source, num_frames: int, num_threads: int) -> decord.VideoReader:
-    try:
-        # fault_tol: a frame that can't be decoded is an error. By default decord fills the gap with a copy of
-        # another frame and says nothing.
-        reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
-    except _ERRORS as error:
-        raise ReaderFailure(f"decord fails: {first_line(error)}") from error
+def _read(path: Source, wanted: list[int], num_frames: int, num_threads: int) -> Any:
+    # A reader a chunk: one that waits decodes ahead without end: of 10,883 frames of 1080p, it held 22 GB.
+    # fault_tol: a frame that can't be decoded is an error. By default decord fills the gap with a copy of another
+    # frame and says nothing.
+    reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
     if len(reader) != num_frames:
         raise ReaderFailure("decord counts other frames")
-    return reader
+    return reader.get_batch(wanted)
 
 
-def _batch(reader: decord.VideoReader, wanted: list[int]) -> Tensor:
-    call = _Call(reader, wanted)
+def _watched(read: Callable[[], Any]) -> Tensor:
+    call = _Call(read)
     call.start()
+    cpu_seconds, idle_seconds = time.process_time(), 0.0
     while call.is_alive():
         call.join(_LOOK_S)
-        if call.is_alive() and call.cpu_seconds() > _BUSY_S:
+        before, cpu_seconds = cpu_seconds, time.process_time()
+        # Counted in looks, since a process that is stopped does not look either.
+        idle_seconds = idle_seconds + _LOOK_S if cpu_seconds - before < 0.01 * _LOOK_S else 0.0
+        if call.is_alive() and (call.cpu_seconds() > _BUSY_S or idle_seconds > _IDLE_S):
             call.leave()
             raise ReaderFailure("decord waits for frames that do not come")
     if isinstance(call.error, _ERRORS):
@@ -96,23 +97,23 @@ def _batch(reader: decord.VideoReader, wanted: list[int]) -> Tensor:
 
 
 class _Call(threading.Thread):
-    """Asks for frames. It holds the reader, which must not be destroyed while it is asked."""
+    """Opens a file, reads and closes it; each of them may never end."""
 
-    def __init__(self, reader: decord.VideoReader, wanted: list[int]) -> None:
+    def __init__(self, read: Callable[[], Any]) -> None:
         super().__init__(name="decord", daemon=True)
-        self._reader, self._wanted = reader, wanted
+        self._read = read
         self._clock: int | None = None
         self.batch: Any = None
         self.error: Exception | None = None
 
     def run(self) -> None:
-        with contextlib.suppress(AttributeError):  # macOS has no such clock, and there nobody watches
+        with contextlib.suppress(AttributeError):  # macOS has no such clock
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
-            self.batch = self._reader.get_batch(self._wanted)
+            self.batch = self._read()
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the reader, which would go on decoding
             self.error = error
-        del self._reader
 
     def cpu_seconds(self) -> float:
         """That this thread has been busy, not those that decode for it."""

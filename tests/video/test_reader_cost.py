@@ -158,8 +158,8 @@ def test_decord_gets_no_frames_that_it_would_have_to_wait_with(
 ) -> None:
     """Between two chunks it decodes ahead without end: a reader is opened anew."""
     opened = []
-    open_one = decord_reader._open
-    monkeypatch.setattr(decord_reader, "_open", lambda *args: opened.append(1) or open_one(*args))
+    read_one = decord_reader._read
+    monkeypatch.setattr(decord_reader, "_read", lambda *args: opened.append(1) or read_one(*args))
     monkeypatch.setattr(frames_module, "CHUNK_BYTES", 8 * 3 * 64 * 96)  # eight of the forty frames
     whole = read_frames(video, torch.arange, decoder="pyav").frames
 

@@ -168,26 +168,25 @@ except VideoReadError as error:
     assert done.stdout == "decord waits for frames that do not come (with decoder 'decord'; 'auto' takes PyAV)\n"
 
 
-class Waiting:
-    """A reader like decord's."""
-
-    def __init__(self, wait: Callable[[], object]) -> None:
-        self.wait = wait
-
-    def get_batch(self, wanted: list[int]) -> Tensor:
-        self.wait()
-        return torch.tensor(wanted)
-
-
 def test_decord_may_take_its_time_but_not_ask_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decord_reader, "_BUSY_S", 0.1)
     monkeypatch.setattr(decord_reader, "_LOOK_S", 0.02)
-    slow = Waiting(lambda: time.sleep(0.4))  # while others decode
-    assert decord_reader._batch(slow, [1, 2]).tolist() == [1, 2]
+
+    def slow() -> Tensor:
+        time.sleep(0.4)  # while others decode
+        return torch.tensor([1, 2])
+
+    assert decord_reader._watched(slow).tolist() == [1, 2]
     stop = threading.Event()
     try:
         with pytest.raises(ReaderFailure, match="waits for frames that do not come"):
-            decord_reader._batch(Waiting(lambda: all(not stop.is_set() for _ in itertools.count())), [1])
+            decord_reader._watched(lambda: all(not stop.is_set() for _ in itertools.count()))
+        monkeypatch.setattr(decord_reader, "_IDLE_S", 0.3)
+        monkeypatch.setattr(decord_reader, "_LOOK_S", 0.1)
+        stop.set()
+        stop = threading.Event()
+        with pytest.raises(ReaderFailure, match="waits for frames that do not come"):
+            decord_reader._watched(stop.wait)
     finally:
         stop.set()
 
@@ -197,7 +196,7 @@ def test_a_bug_is_no_fault_of_the_video() -> None:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
-        decord_reader._batch(Waiting(bug), [1])
+        decord_reader._watched(bug)
 
 
 @pytest.mark.parametrize("name", ["odd/bad_timescale__no_timescale.mp4"])
