@@ -216,7 +216,7 @@ def test_a_checkpoint_of_other_classes_is_refused(octvideo: Cli, workplace: Path
     [
         # 3 batches an epoch: step 4 is in the second epoch, and last.ckpt is of the end of the first.
         ("SIGINT", 4, (), 130),
-        ("SIGKILL", 4, (), -signal.SIGKILL),
+        pytest.param("SIGKILL", 4, (), -signal.SIGKILL, marks=pytest.mark.slow),
         # A checkpoint after every batch: goes on within the epoch.
         ("SIGKILL", 5, ("--checkpoint_minutes", 0), -signal.SIGKILL),
     ],
