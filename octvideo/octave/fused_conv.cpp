@@ -5,10 +5,10 @@
 //   y_high = relu(conv(x_high) + repeat(conv(x_low)) + base_high)
 //   y_low  = relu(conv(pool(x_high)) + conv(x_low) + base_low)
 //
-// A tile of some pixels by some vectors of output channels stays in registers from the first product to the ReLU, with
-// the additions of the repeated low part and the residual in between. x_high is pooled when it is read for y_high, so
-// that it comes out of a cache the second time. Maps are channels last; where the kernel has a width, they are first copied
-// into ones with a border of zeros, in which the pixels under a row of the kernel are one run of numbers.
+// A tile of some pixels by some vectors of output channels starts as the repeated low part, with the bias in it, and
+// stays in registers until residual and ReLU are done. x_high is pooled when it is read for y_high, so that it comes out
+// of a cache the second time. Maps are channels last; where the kernel has a width, they are first copied into ones with
+// a border of zeros, in which the pixels under a row of the kernel are one run of numbers.
 
 #include <algorithm>
 #include <cstdint>
@@ -53,7 +53,7 @@ struct Geometry {
 struct Tile {
   const float* bias;       // of the tile's first channel, as are all pointers here; may be null
   const float* base;       // likewise
-  const float* const* added;  // for each pixel; may be null
+  const float* const* added;  // for each pixel, with the bias in it; may be null
   float* out;
   int64_t out_step;
   int last_lanes;          // channels in the last vector
@@ -96,14 +96,21 @@ void compute_tile(const std::vector<Tap>& taps, int64_t y, int64_t x_first, cons
   const int64_t out_step = tile.out_step;
   const int lanes = tile.last_lanes;
   Vector sums[Pixels][Vectors];
-  if (const float* bias = tile.bias)
+  if (const float* const* added = tile.added)
+    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] = load(added[p] + v * kLanes, n); });
+  else if (const float* bias = tile.bias)
     each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] = load(bias + v * kLanes, n); });
   else
     each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { sums[p][v] = Vector{}; });
-  // What is read and written later is fetched line by line, in the steps of the sums.
+  // What is read and written later is fetched line by line, spread over the steps of the sums: a core waits for some
+  // 16 lines at a time.
   const float *line = tile.out, *ahead = tile.ahead;
   const int64_t ahead_out = tile.ahead_out;
   int64_t lines = tile.is_local ? 0 : Pixels * Vectors, lines_ahead = tile.ahead_count / kLine;
+  int64_t steps = 0;
+  for (const Tap& tap : taps) steps += tap.count;
+  const int64_t most_lines = std::max(lines, lines_ahead);
+  const int between = 4 * most_lines <= steps ? 3 : 2 * most_lines <= steps ? 1 : 0;  // steps without a fetch
   int column = 0;
   const auto fetch = [&]() __attribute__((always_inline)) {
     if (lines > 0) {
@@ -132,15 +139,19 @@ void compute_tile(const std::vector<Tap>& taps, int64_t y, int64_t x_first, cons
       }
     };
     int64_t c = 0;
-    for (; (lines > 0 || lines_ahead > 0) && c < count; ++c) fetch(), multiply(c);
+    for (; (lines > 0 || lines_ahead > 0) && c + 4 <= count; c += 4) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        if ((i & between) == 0) fetch();
+        multiply(c + i);
+      }
+    }
     for (; c + 4 <= count; c += 4) multiply(c), multiply(c + 1), multiply(c + 2), multiply(c + 3);
     for (; c < count; ++c) multiply(c);
   }
   for (; lines_ahead > 0; --lines_ahead, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
   if (const float* base = tile.base)
     each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] += load(base + p * out_step + v * kLanes, n); });
-  if (const float* const* added = tile.added)
-    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] += load(added[p] + v * kLanes, n); });
   if (tile.relu) each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { sums[p][v] = rectified(sums[p][v]); });
   float* out = tile.out;
   each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { store(out + p * out_step + v * kLanes, sums[p][v], n); });
@@ -612,6 +623,13 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
   if (low_outs) from_low.next = &main;
   const int64_t from_low_frame = half.out_height * half.out_width * (low_outs + kGap);
   from_low.gap = kGap;
+  if (low_outs) {  // what it gives is where the others' sums start
+    float* bias = scratch(7, low_outs);
+    std::fill_n(bias, low_outs, 0.0f);
+    if (layer.bias_high) std::copy_n(layer.bias_high, layer.outs_high, bias);
+    if (layer.shares_low && layer.bias_low) std::copy_n(layer.bias_low, layer.outs_low, bias + layer.outs_high);
+    from_low.bias = bias;
+  }
 
   // Strip by strip where all weights stay in the cache, and where an output frame reads the input frame of its number:
   // what is pooled, repeated and copied then never leaves it. A kernel with an extent in time needs the pooled strips
