@@ -41,6 +41,8 @@ log = logging.getLogger("octvideo.video")
 
 _ERRORS = (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, UnicodeError)
 
+_left: list[_Call] = []  # calls that did not come back
+
 
 def read_decord(
     path: Source, wanted: list[int], *, num_frames: int, frame_bytes: int, num_threads: int, resize: Resize | None
@@ -79,10 +81,10 @@ def _read(path: Source, wanted: list[int], num_frames: int, num_threads: int) ->
 def _watched(read: Callable[[], Any]) -> Tensor:
     call = _Call(read)
     call.start()
-    cpu_seconds, idle_seconds = time.process_time(), 0.0
+    cpu_seconds, idle_seconds = _cpu_seconds(), 0.0
     while call.is_alive():
         call.join(_LOOK_S)
-        before, cpu_seconds = cpu_seconds, time.process_time()
+        before, cpu_seconds = cpu_seconds, _cpu_seconds()
         # Counted in looks, since a process that is stopped does not look either.
         idle_seconds = idle_seconds + _LOOK_S if cpu_seconds - before < 0.01 * _LOOK_S else 0.0
         if call.is_alive() and (call.cpu_seconds() > _BUSY_S or idle_seconds > _IDLE_S):
@@ -94,6 +96,11 @@ def _watched(read: Callable[[], Any]) -> Tensor:
         raise call.error
     # The bridge is one switch for the whole process: somebody may have set it to torch. Without it, no copy either.
     return call.batch if isinstance(call.batch, Tensor) else torch.from_dlpack(call.batch.to_dlpack())
+
+
+def _cpu_seconds() -> float:
+    """Of this process, without calls that it has left."""
+    return time.process_time() - sum(call.cpu_seconds() for call in _left)
 
 
 class _Call(threading.Thread):
@@ -124,6 +131,7 @@ class _Call(threading.Thread):
 
     def leave(self) -> None:
         """Native code can't be stopped. It goes on until the process ends, in time that nothing else wants."""
+        _left.append(self)
         log.warning("decord does not come back; its thread stays until this process ends (decoder 'auto' takes PyAV)")
         with contextlib.suppress(AttributeError, OSError):
             os.sched_setscheduler(self.native_id or 0, os.SCHED_IDLE, os.sched_param(0))
