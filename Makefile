@@ -30,7 +30,7 @@ test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	LD_LIBRARY_PATH="$(FFMPEG):$$LD_LIBRARY_PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	LD_LIBRARY_PATH="$(FFMPEG)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # torch and torchvision in one resolution: builds that differ do not import together.
 .venv/.installed: pyproject.toml
