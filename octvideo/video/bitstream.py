@@ -6,7 +6,8 @@ Only what the standards promise counts as a yes; every doubt is a no, which cost
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from octvideo.video.av1 import Av1Headers
 
 # The names of decoders, for those that differ from their codec's.
 _CODECS = {"libdav1d": "av1", "libaom-av1": "av1", "av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}
@@ -25,7 +26,7 @@ class Bitstream:
         self._length_bytes = _nal_length_bytes(self.codec, extradata or b"")
         # hvcC's numTemporalLayers: frames that are not referred to in their own layer may be in a higher one.
         self._is_one_layer = self._length_bytes > 0 and self.codec == "hevc" and extradata[21] >> 3 & 7 == 1  # type: ignore[index]
-        self._sequence = _av1_sequence(extradata[4:]) if extradata and self.codec == "av1" else None
+        self.av1_frames = Av1Headers(extradata if self.codec == "av1" else None).frames
 
     def shows_frame(self, packet: memoryview) -> bool:
         """False for the frames of VP8 and VP9 that others only refer to."""
@@ -56,8 +57,8 @@ class Bitstream:
         if self.codec == "vp9":  # a superframe begins with its first frame
             return packet[0] >> 4 == 0b1000 and not packet[0] & 0b1100
         if self.codec == "av1":
-            frames = self._av1_frames(packet)
-            return bool(frames) and frames[0].is_shown_key
+            frames = self.av1_frames(packet)
+            return bool(frames) and frames[0].is_key
         return self.codec == "mjpeg" and _has_own_tables(packet)
 
     def is_droppable(self, packet: memoryview) -> bool:
@@ -72,7 +73,7 @@ class Bitstream:
         if self.codec == "mpeg4":  # a B-frame; some AVI pack two frames into a packet
             return _mpeg4_kinds(packet) == [2]
         if self.codec == "av1":
-            frames = self._av1_frames(packet)
+            frames = self.av1_frames(packet)
             return bool(frames) and all(frame.refreshes == 0 for frame in frames)
         return self.codec == "mjpeg" and _has_own_tables(packet)
 
@@ -95,21 +96,6 @@ class Bitstream:
             place += self._length_bytes
             yield packet[place : place + size] if size > 1 else packet[place : place + 2]
             place += size
-
-    def _av1_frames(self, packet: memoryview) -> list[_Av1Frame]:
-        """All frames of a temporal unit; none where there is one that this does not understand."""
-        frames = []
-        try:
-            for kind, payload in _av1_units(packet):
-                if kind == 1:
-                    self._sequence = _av1_sequence_header(payload)
-                elif kind in (3, 6):  # frame header, frame
-                    if self._sequence is None:
-                        return []
-                    frames.append(_av1_frame(payload, self._sequence))
-        except (IndexError, ValueError):
-            return []
-        return frames
 
 
 def _nal_length_bytes(codec: str, extradata: bytes) -> int:
@@ -141,113 +127,3 @@ def _has_own_tables(packet: memoryview) -> bool:
     """Whether a JPEG brings its quantisation and Huffman tables."""
     head = bytes(packet[:2048])
     return b"\xff\xdb" in head and b"\xff\xc4" in head
-
-
-# ── AV1 (specification of 2019, sections 5.3 to 5.9) ────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class _Av1Sequence:
-    screen_content: int  # 2: each frame says
-    integer_mv: int
-    order_hint_bits: int
-
-
-@dataclass(frozen=True)
-class _Av1Frame:
-    is_shown_key: bool
-    refreshes: int  # bits of the reference slots that it goes to
-
-
-class _Bits:
-    def __init__(self, data: memoryview) -> None:
-        self._value, self._left = int.from_bytes(data[:64], "big"), 8 * min(len(data), 64)
-
-    def take(self, count: int) -> int:
-        self._left -= count
-        if self._left < 0:
-            raise ValueError("header too short")
-        return self._value >> self._left & (1 << count) - 1
-
-    def refuse(self, count: int = 1) -> None:
-        """Bits that only streams have that this does not read: several layers, frame ids, decoder models."""
-        if self.take(count):
-            raise ValueError("a stream of a rare kind")
-
-
-def _av1_units(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Type and payload of each OBU; the last may lack its size."""
-    place = 0
-    while place < len(data):
-        head = data[place]
-        place += 2 if head & 0b100 else 1
-        size = len(data) - place
-        if head & 0b10:
-            size = shift = 0
-            while True:
-                byte = data[place]
-                place += 1
-                size |= (byte & 0x7F) << shift
-                shift += 7
-                if not byte & 0x80:
-                    break
-        yield head >> 3 & 0b1111, data[place : place + size]
-        place += size
-
-
-def _av1_sequence(obus: bytes) -> _Av1Sequence | None:
-    try:
-        for kind, payload in _av1_units(memoryview(obus)):
-            if kind == 1:
-                return _av1_sequence_header(payload)
-    except (IndexError, ValueError):
-        pass
-    return None
-
-
-def _av1_sequence_header(payload: memoryview) -> _Av1Sequence:
-    bits = _Bits(payload)
-    bits.take(3)  # seq_profile
-    bits.refuse(2)  # still_picture, reduced_still_picture_header
-    if bits.take(1):  # timing_info_present_flag
-        bits.take(64)
-        bits.refuse(2)  # equal_picture_interval (a number of unknown length follows), decoder_model_info_present_flag
-    has_delay = bits.take(1)  # initial_display_delay_present_flag
-    bits.refuse(5)  # operating_points_cnt_minus_1
-    bits.take(12)
-    if bits.take(5) > 7:  # seq_level_idx
-        bits.take(1)
-    if has_delay and bits.take(1):
-        bits.take(4)
-    width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
-    bits.take(width_bits + height_bits)
-    bits.refuse()  # frame_id_numbers_present_flag
-    bits.take(3 + 4)  # use_128x128_superblock ... enable_dual_filter
-    has_order = bits.take(1)
-    if has_order:
-        bits.take(2)
-    screen_content = 2 if bits.take(1) else bits.take(1)
-    integer_mv = 2
-    if screen_content:
-        integer_mv = 2 if bits.take(1) else bits.take(1)
-    return _Av1Sequence(screen_content, integer_mv, bits.take(3) + 1 if has_order else 0)
-
-
-def _av1_frame(payload: memoryview, sequence: _Av1Sequence) -> _Av1Frame:
-    bits = _Bits(payload)
-    if bits.take(1):  # show_existing_frame: no work, and a shown keyframe refreshes everything
-        return _Av1Frame(is_shown_key=False, refreshes=0xFF)
-    kind, is_shown = bits.take(2), bits.take(1)  # 0 key, 1 inter, 2 intra only, 3 switch
-    if not is_shown:
-        bits.take(1)  # showable_frame
-    if kind == 3 or (kind == 0 and is_shown):
-        return _Av1Frame(is_shown_key=kind == 0, refreshes=0xFF)
-    is_resilient = bits.take(1)
-    bits.take(1)  # disable_cdf_update
-    screen_content = bits.take(1) if sequence.screen_content == 2 else sequence.screen_content
-    if screen_content and sequence.integer_mv == 2:
-        bits.take(1)
-    bits.take(1 + sequence.order_hint_bits)  # frame_size_override_flag, order_hint
-    if kind == 1 and not is_resilient:
-        bits.take(3)  # primary_ref_frame
-    return _Av1Frame(is_shown_key=False, refreshes=bits.take(8))

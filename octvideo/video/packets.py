@@ -18,6 +18,7 @@ from typing import Any
 
 import av
 
+from octvideo.video.av1 import Av1References
 from octvideo.video.bitstream import Bitstream
 
 # What decord 0.6 decodes as PyAV does; it has no AV1, gives garbage for more than 8 bits, and seeks wrongly in AVI.
@@ -46,6 +47,7 @@ class Packets:
         starts: places in `pts` of keyframes from which on everything that is displayed later can be decoded.
         seek_trouble: why a reader that seeks to keyframes by time may give other frames.
         held: the packets, in the order of decoding, where they are few.
+        references: of AV1, which frames each one refers to.
     """
 
     num_frames: int
@@ -57,6 +59,7 @@ class Packets:
     starts: list[int]
     seek_trouble: str | None
     held: list[Any] | None
+    references: Av1References | None
 
 
 def look_through_packets(container: Any, stream: Any) -> Packets:
@@ -102,6 +105,7 @@ def look_through_packets(container: Any, stream: Any) -> Packets:
         starts=starts,
         seek_trouble=seek_troubles[0] if seek_troubles else None,
         held=seen.held,
+        references=seen.references,
     )
 
 
@@ -113,6 +117,7 @@ class _Seen:
         self._bits = Bitstream(codec.name, codec.extradata)
         self._num_bytes = 0
         self.held: list[Any] | None = []
+        self.references = Av1References() if self._bits.codec == "av1" else None
         self.pts: list[int | None] = []  # of all packets
         self.shown: list[int | None] = []  # of those that show a frame
         self.keys_shown: list[int] = []  # places of keyframes in `shown`
@@ -128,10 +133,12 @@ class _Seen:
             return
         self._hold(packet)
         self.pts.append(None)
+        content = memoryview(packet)
+        if self.references is not None:
+            self.references.add([] if packet.is_corrupt else self._bits.av1_frames(content))
         if packet.is_corrupt:
             self.damaged += 1
             return
-        content = memoryview(packet)
         # Not what an edit list cuts off, AVI's placeholders, and frames that are only referred to.
         if packet.is_discard or packet.size == 1 or not self._bits.shows_frame(content):
             self.troubles.append("packets that show no frame")

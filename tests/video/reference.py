@@ -51,6 +51,12 @@ FILES: dict[str, tuple[str, dict[str, object], str, str]] = {
     "vp9.webm": ("libvpx-vp9", {"g": 8, "deadline": "realtime", "cpu_used": 8}, "decord", ""),
     "vp8.webm": ("libvpx", {"g": 8, "deadline": "realtime", "cpu_used": 8}, "decord", ""),
     "av1.mp4": ("libsvtav1", {"preset": 12, "g": 8}, "pyav", "codec libdav1d"),
+    "av1 open groups.mp4": (
+        "libsvtav1",
+        {"preset": 12, "svtav1_params": "irefresh-type=1:keyint=8"},
+        "pyav",
+        "codec libdav1d",
+    ),
 }
 
 
