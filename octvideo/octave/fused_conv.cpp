@@ -50,17 +50,19 @@ struct Geometry {
   int64_t out_frames, out_height, out_width;
 };
 
-struct Tile {
-  const float* bias;       // of the tile's first channel, as are all pointers here; may be null
-  const float* base;       // likewise
-  const float* const* added;  // for each pixel, with the bias in it; may be null
+// Tiles side by side.
+struct Tiles {
+  const float* bias;       // of the tiles' first channel, as are all pointers here; may be null
+  const float* base;       // of the first pixel; may be null
+  const float* added;      // with the bias in it; may be null
+  const int32_t* places;   // of each pixel, from `added`
   float* out;
   int64_t out_step;
   int last_lanes;          // channels in the last vector
   bool relu;
   bool is_local;           // results go to a place that is in the cache
-  const float* ahead;      // what is read next, to be fetched meanwhile: so many numbers; may be null
-  int64_t ahead_count;
+  const float* ahead;      // what is read next, to be fetched meanwhile: so many numbers for each pixel; may be null
+  int64_t ahead_step;
   int64_t ahead_out;       // from here to where results go next; 0: unknown
 };
 
@@ -91,77 +93,97 @@ template <int Pixels, int Vectors, class Function>
     for (int v = 0; v < Vectors; ++v) fn(p, v, v == Vectors - 1 ? last_lanes : kLanes);
 }
 
+// So many tiles, from pixel x_first of output row y on.
 template <int Pixels, int Vectors>
-void compute_tile(const std::vector<Tap>& taps, int64_t y, int64_t x_first, const float* weight, const Tile& tile) {
-  const int64_t out_step = tile.out_step;
-  const int lanes = tile.last_lanes;
-  Vector sums[Pixels][Vectors];
-  if (const float* const* added = tile.added)
-    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] = load(added[p] + v * kLanes, n); });
-  else if (const float* bias = tile.bias)
-    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] = load(bias + v * kLanes, n); });
-  else
-    each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { sums[p][v] = Vector{}; });
-  // What is read and written later is fetched line by line, spread over the steps of the sums: a core waits for some
-  // 16 lines at a time.
-  const float *line = tile.out, *ahead = tile.ahead;
-  const int64_t ahead_out = tile.ahead_out;
-  int64_t lines = tile.is_local ? 0 : Pixels * Vectors, lines_ahead = tile.ahead_count / kLine;
+void compute_tiles(const std::vector<Tap>& taps, int64_t y, int64_t x_first, const float* weight, const Tiles& tiles,
+                   int64_t count_of_tiles) {
+  const int64_t out_step = tiles.out_step, ahead_out = tiles.ahead_out;
+  const int lanes = tiles.last_lanes;
+  const int64_t lines_out = tiles.is_local ? 0 : Pixels * Vectors;
+  const int64_t lines_read = tiles.ahead ? Pixels * tiles.ahead_step / kLine : 0;
   int64_t steps = 0;
   for (const Tap& tap : taps) steps += tap.count;
-  const int64_t most_lines = std::max(lines, lines_ahead);
+  const int64_t most_lines = std::max(lines_out, lines_read);
   const int between = 4 * most_lines <= steps ? 3 : 2 * most_lines <= steps ? 1 : 0;  // steps without a fetch
-  int column = 0;
-  const auto fetch = [&]() __attribute__((always_inline)) {
-    if (lines > 0) {
-      __builtin_prefetch(line, 1);
-      if (ahead_out) __builtin_prefetch(line + ahead_out, 0, 2);
-      if (++column == Vectors) column = 0, line += out_step - Vectors * kLanes;
-      line += kLanes;
-    }
-    if (lines_ahead > 0) __builtin_prefetch(ahead, 0, 2), ahead += kLine;
-    --lines, --lines_ahead;
-  };
-  for (const Tap& tap : taps) {
-    const int64_t step = tap.step, count = tap.count;
-    const float* x = tap.data + y * tap.row + x_first * step;
-    const float* w = weight + tap.weight * Vectors * kLanes;
-    const auto multiply = [&](int64_t c) __attribute__((always_inline)) {
-      Vector row[Vectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) row[v] = *reinterpret_cast<const Vector*>(w + v * kLanes);
-      w += Vectors * kLanes;
-#pragma GCC unroll 32
-      for (int p = 0; p < Pixels; ++p) {
-        const float number = x[p * step + c];
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) sums[p][v] += row[v] * number;
+  float* out = tiles.out;
+  const float *base = tiles.base, *ahead = tiles.ahead;
+  const int32_t* places = tiles.places;
+  for (int64_t n = 0; n < count_of_tiles; ++n, x_first += Pixels) {
+    Vector sums[Pixels][Vectors];
+    if (const float* added = tiles.added)
+      each<Pixels, Vectors>(lanes, [&](int p, int v, int k) { sums[p][v] = load(added + places[p] + v * kLanes, k); });
+    else if (const float* bias = tiles.bias)
+      each<Pixels, Vectors>(lanes, [&](int p, int v, int k) { sums[p][v] = load(bias + v * kLanes, k); });
+    else
+      each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { sums[p][v] = Vector{}; });
+    // What is read and written later is fetched line by line, spread over the steps of the sums: a core waits for some
+    // 16 lines at a time.
+    const float* line = out;
+    int64_t lines = lines_out, lines_ahead = lines_read;
+    int column = 0;
+    const auto fetch = [&]() __attribute__((always_inline)) {
+      if (lines > 0) {
+        __builtin_prefetch(line, 1);
+        if (ahead_out) __builtin_prefetch(line + ahead_out, 0, 2);
+        if (++column == Vectors) column = 0, line += out_step - Vectors * kLanes;
+        line += kLanes;
       }
+      if (lines_ahead > 0) __builtin_prefetch(ahead, 0, 2), ahead += kLine;
+      --lines, --lines_ahead;
     };
-    int64_t c = 0;
-    for (; (lines > 0 || lines_ahead > 0) && c + 4 <= count; c += 4) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        if ((i & between) == 0) fetch();
-        multiply(c + i);
+    for (const Tap& tap : taps) {
+      const int64_t step = tap.step, count = tap.count;
+      // Pixels are read by few pointers: base, base + step, base + 2 step are addresses of one instruction.
+      constexpr int kBases = (Pixels + 2) / 3;
+      const float* x[kBases];
+#pragma GCC unroll 8
+      for (int n = 0; n < kBases; ++n) x[n] = tap.data + y * tap.row + (x_first + 3 * n) * step;
+      const float* w = weight + tap.weight * Vectors * kLanes;
+      const auto multiply = [&](int c) __attribute__((always_inline)) {
+        Vector row[Vectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) row[v] = *reinterpret_cast<const Vector*>(w + (c * Vectors + v) * kLanes);
+#pragma GCC unroll 32
+        for (int p = 0; p < Pixels; ++p) {
+          const float number = x[p / 3][p % 3 * step + c];
+#pragma GCC unroll 8
+          for (int v = 0; v < Vectors; ++v) sums[p][v] += row[v] * number;
+        }
+      };
+      const auto go_on = [&](int c) __attribute__((always_inline)) {
+        w += c * Vectors * kLanes;
+#pragma GCC unroll 8
+        for (int n = 0; n < kBases; ++n) x[n] += c;
+      };
+      // Two steps at a time: of four, GCC keeps some sums in memory.
+      int64_t left = count;
+      for (; (lines > 0 || lines_ahead > 0) && left >= 2; left -= 2) {
+        if ((left & between & 2) == 0) fetch();
+        multiply(0);
+        if (between == 0) fetch();
+        multiply(1);
+        go_on(2);
       }
+      for (; left >= 2; left -= 2) multiply(0), multiply(1), go_on(2);
+      if (left) multiply(0);
     }
-    for (; c + 4 <= count; c += 4) multiply(c), multiply(c + 1), multiply(c + 2), multiply(c + 3);
-    for (; c < count; ++c) multiply(c);
+    for (; lines_ahead > 0; --lines_ahead, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
+    if (base) {
+      each<Pixels, Vectors>(lanes, [&](int p, int v, int k) { sums[p][v] += load(base + p * out_step + v * kLanes, k); });
+      base += Pixels * out_step;
+    }
+    if (tiles.relu) each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { sums[p][v] = rectified(sums[p][v]); });
+    each<Pixels, Vectors>(lanes, [&](int p, int v, int k) { store(out + p * out_step + v * kLanes, sums[p][v], k); });
+    out += Pixels * out_step;
+    if (tiles.added) places += Pixels;
   }
-  for (; lines_ahead > 0; --lines_ahead, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
-  if (const float* base = tile.base)
-    each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { sums[p][v] += load(base + p * out_step + v * kLanes, n); });
-  if (tile.relu) each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { sums[p][v] = rectified(sums[p][v]); });
-  float* out = tile.out;
-  each<Pixels, Vectors>(lanes, [&](int p, int v, int n) { store(out + p * out_step + v * kLanes, sums[p][v], n); });
 }
 
-using TileFunction = void (*)(const std::vector<Tap>&, int64_t, int64_t, const float*, const Tile&);
+using TileFunction = void (*)(const std::vector<Tap>&, int64_t, int64_t, const float*, const Tiles&, int64_t);
 
 template <int Vectors, int... Less>
 TileFunction choose(int pixels, std::integer_sequence<int, Less...>) {
-  static constexpr TileFunction functions[] = {compute_tile<Less + 1, Vectors>...};
+  static constexpr TileFunction functions[] = {compute_tiles<Less + 1, Vectors>...};
   return functions[pixels - 1];
 }
 
@@ -264,12 +286,24 @@ struct Local {
   int64_t ahead_out = 0;            // from this strip of the result to the next one
 };
 
-// A map that is added; of half the size, its pixels are repeated.
+// A map that is added, frame by frame.
 struct Addend {
   const float* data;
-  int64_t pixel;  // step between pixels
-  bool is_half;
+  int64_t frame;          // step between frames
+  const int32_t* places;  // in a frame, of what is added to each pixel of the result's
 };
+
+// Places of the pixels of a map of half the size (rounded up), each repeated, or of a map of the result's own size.
+const int32_t* places_of(int which, int64_t height, int64_t width, int64_t pixel, bool is_half) {
+  static thread_local std::vector<int32_t> kept[2];
+  std::vector<int32_t>& places = kept[which];
+  places.resize(height * width);
+  const int shift = is_half, row = static_cast<int>((is_half ? low_size(width) : width) * pixel);
+  int32_t* place = places.data();
+  for (int y = 0; y < height; ++y)
+    for (int x = 0; x < width; ++x) *place++ = (y >> shift) * row + (x >> shift) * static_cast<int>(pixel);
+  return places.data();
+}
 
 // One convolution of one or two sources, and where its result goes.
 struct Convolution {
@@ -349,43 +383,35 @@ struct Convolution {
   void run(const std::vector<Tap>& taps, int64_t clip, int64_t t, int64_t y, int64_t begin, int64_t end,
            const Block& block, const Local& local) const {
     const float* packed = weight + rows() * block.first;
-    const int64_t frame = clip * size.out_frames + t;
-    const int64_t shift = addend.is_half, add_width = shift ? low_size(size.out_width) : size.out_width;
-    const int64_t add_frame = (shift ? low_size(size.out_height) : size.out_height) * add_width * addend.pixel;
-    const float* added = local.addend ? local.addend : addend.data ? addend.data + frame * add_frame : nullptr;
+    const int64_t frame = clip * size.out_frames + t, pixel = y * size.out_width + begin;
+    const int64_t at = (frame * size.out_height * size.out_width + pixel) * (outs + gap) + block.first;
+    const float* added = local.addend ? local.addend : addend.data ? addend.data + frame * addend.frame : nullptr;
     const int64_t ahead_step = local.ahead ? local.ahead_step : 0;
-    // Nearly equal tiles.
+    Tiles tiles{bias ? bias + block.first : nullptr,
+                base ? base + at : nullptr,
+                added ? added + block.first : nullptr,
+                added ? addend.places + pixel : nullptr,
+                out + at,
+                outs + gap,
+                block.last_lanes,
+                relu,
+                is_local,
+                ahead_step ? local.ahead + (pixel - local.ahead_pixel) * ahead_step : nullptr,
+                ahead_step,
+                local.ahead_out};
+    // Nearly equal ones.
     const int64_t length = end - begin;
     const bool by_seven = length == 7 || length == 14;  // else six are faster
     const int64_t most = block.vectors == 4 && !by_seven ? 6 : most_pixels(block.vectors);
-    const int64_t tiles = (length + most - 1) / most;
-    const int64_t pixels = tiles ? length / tiles : 0, longer = tiles ? length % tiles : 0;
-    int64_t x = begin % size.out_width, row_y = y + begin / size.out_width, from = begin;
-    if (added) added += block.first;
-    const float* added_row = added ? added + (row_y >> shift) * add_width * addend.pixel : nullptr;
-    for (int64_t n = 0; n < tiles; ++n) {
-      const int64_t to = from + pixels + (n < longer);
-      const float* pixels_added[most_pixels(1)];
-      if (added)
-        for (int64_t p = 0; p < to - from; ++p) {
-          pixels_added[p] = added_row + (x >> shift) * addend.pixel;
-          if (++x == size.out_width) x = 0, added_row = added + (++row_y >> shift) * add_width * addend.pixel;
-        }
-      const int64_t at = ((frame * size.out_height + y) * size.out_width + from) * (outs + gap) + block.first;
-      const Tile tile{bias ? bias + block.first : nullptr,
-                      base ? base + at : nullptr,
-                      added ? pixels_added : nullptr,
-                      out + at,
-                      outs + gap,
-                      block.last_lanes,
-                      relu,
-                      is_local,
-                      ahead_step ? local.ahead + (y * size.out_width + from - local.ahead_pixel) * ahead_step : nullptr,
-                      (to - from) * ahead_step,
-                      local.ahead_out};
-      tile_function(static_cast<int>(to - from), block.vectors)(taps, y, from, packed, tile);
-      from = to;
-    }
+    const int64_t count = (length + most - 1) / most;
+    if (!count) return;
+    const int64_t pixels = length / count, longer = length % count, done = longer * (pixels + 1);
+    if (longer) tile_function(static_cast<int>(pixels + 1), block.vectors)(taps, y, begin, packed, tiles, longer);
+    tiles.out += done * tiles.out_step;
+    if (tiles.base) tiles.base += done * tiles.out_step;
+    if (tiles.added) tiles.places += done;
+    if (tiles.ahead) tiles.ahead += done * ahead_step;
+    tile_function(static_cast<int>(pixels), block.vectors)(taps, y, begin + done, packed, tiles, count - longer);
   }
 
   // Rows of the output that go together: an even number of them, for pooling.
@@ -611,11 +637,11 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
              below_blocks = blocks_of(layer.outs_low, layer.rows_low());
   Convolution main{layer, size, {plain(high, height, width, layer.in_high), low}, layer.high_reads_low ? 2 : 1,
                    layer.weight_high, layer.bias_high, base_high, out_high, layer.outs_high,
-                   layer.relu != 0, high_blocks, {nullptr, low_outs + kGap, true}};
+                   layer.relu != 0, high_blocks};
   Convolution from_low{layer, half, {low}, 1, layer.weight_from_low, nullptr, nullptr, nullptr,
                        low_outs, false, from_low_blocks};
   Convolution below{layer, half, {}, 0, layer.weight_low, layer.bias_low, base_low, out_low,
-                    layer.outs_low, layer.relu != 0, below_blocks, {nullptr, low_outs + kGap, false}};
+                    layer.outs_low, layer.relu != 0, below_blocks};
   if (pools) ++below.num_sources;  // set below
   if (gives_low && layer.low_reads_low && !layer.shares_low) below.sources[below.num_sources++] = low_of_low;
   main.number = 1, below.number = 2;
@@ -629,6 +655,10 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
     if (layer.bias_high) std::copy_n(layer.bias_high, layer.outs_high, bias);
     if (layer.shares_low && layer.bias_low) std::copy_n(layer.bias_low, layer.outs_low, bias + layer.outs_high);
     from_low.bias = bias;
+    const int64_t pixel = low_outs + kGap;
+    main.addend = {nullptr, from_low_frame, places_of(0, size.out_height, size.out_width, pixel, true)};
+    if (layer.shares_low)
+      below.addend = {nullptr, from_low_frame, places_of(1, half.out_height, half.out_width, pixel, false)};
   }
 
   // Strip by strip where all weights stay in the cache, and where an output frame reads the input frame of its number:
