@@ -70,11 +70,11 @@ class Av1References:
     def __init__(self) -> None:
         self._slots: list[Coded] | None = None  # what each holds
         self._key: Coded = (0, -1)
-        self._refers: list[list[set[Coded]] | None] = []  # of each packet
+        self._refers: list[list[tuple[Coded, ...]] | None] = []  # of each packet
 
     def add(self, frames: list[Av1Frame]) -> None:
         """The frames of the next packet; none if they were not understood: then nothing is known up to a keyframe."""
-        place, refers = len(self._refers), list[set[Coded]]()
+        place, refers = len(self._refers), list[tuple[Coded, ...]]()
         self._refers.append(None)
         if [frame.is_shown for frame in frames] != [False] * (len(frames) - 1) + [True]:
             self._slots = None
@@ -85,9 +85,9 @@ class Av1References:
                 self._slots, self._key = [here] * 8, here
             if self._slots is None:
                 return
-            held_by = {held for slot, held in enumerate(self._slots) if frame.refers >> slot & 1}
+            named = {held for slot, held in enumerate(self._slots) if frame.refers >> slot & 1}
             # Decoders take nothing before a keyframe, not even frames that refer to none.
-            refers.append(set() if frame.is_key else held_by or {self._key})
+            refers.append(() if frame.is_key else tuple(named or {self._key}))
             if frame.refreshes and not frame.is_repeat:
                 self._slots = [here if frame.refreshes >> slot & 1 else held for slot, held in enumerate(self._slots)]
         self._refers[place] = refers

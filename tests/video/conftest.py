@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+import octvideo.video.pyav_reader as pyav_reader
 from tests.video.reference import FILES, has_encoder
 
 Encode = Callable[..., Path]
@@ -34,3 +35,12 @@ def video(folder: Path, encode: Encode, moving: Moving) -> Path:
     """40 frames of H.264 with B-frames and a keyframe every 8."""
     path = folder / "h264 with B-frames.mp4"
     return path if path.exists() else encode(path, moving(40, 64, 96), **FILES[path.name][1])
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The packets that PyAV decodes."""
+    contents: list[bytes] = []
+    real = pyav_reader._decoded
+    monkeypatch.setattr(pyav_reader, "_decoded", lambda packet: contents.append(bytes(packet)) or real(packet))
+    return contents

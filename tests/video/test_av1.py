@@ -28,28 +28,19 @@ STRUCTURES = {
 }
 
 
-@pytest.fixture
-def fed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Packets that were decoded."""
-    contents: list[bytes] = []
-    real = pyav_reader._decoded
-    monkeypatch.setattr(pyav_reader, "_decoded", lambda packet: contents.append(bytes(packet)) or real(packet))
-    return contents
-
-
 @pytest.fixture(scope="module", params=STRUCTURES)
-def structured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.conftest import encode_video, moving_frames
-
+def structured(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, encode: Encode, moving: Moving
+) -> Path:
     if not has_encoder("libsvtav1"):
         pytest.skip("no encoder of AV1")
     path = tmp_path_factory.mktemp("av1") / "structured.mp4"
-    frames = moving_frames(80, 128, 192)
+    frames = moving(80, 128, 192)
     noise = torch.randint(0, 30, frames.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return encode_video(path, frames + noise, "libsvtav1", preset=10, svtav1_params=STRUCTURES[request.param])
+    return encode(path, frames + noise, "libsvtav1", preset=10, svtav1_params=STRUCTURES[request.param])
 
 
-def test_frames_are_those_of_plain_decoding(structured: Path, fed: list[bytes]) -> None:
+def test_frames_are_those_of_plain_decoding(structured: Path, decoded: list[bytes]) -> None:
     expected = plainly(structured)
     generator = torch.Generator().manual_seed(0)
     for _ in range(25):
@@ -58,10 +49,12 @@ def test_frames_are_those_of_plain_decoding(structured: Path, fed: list[bytes]) 
         read = read_frames(structured, lambda num_frames, numbers=numbers: numbers, decoder="pyav")  # type: ignore[misc]
         assert torch.equal(read.frames, expected[numbers]), numbers
     headers = headers_of(structured)
-    assert len(fed) > 25 and all(headers.frames(memoryview(content)) for content in fed)
+    assert len(decoded) > 25 and all(headers.frames(memoryview(content)) for content in decoded)
 
 
-def test_a_frame_late_in_a_pyramid_needs_few(tmp_path: Path, encode: Encode, moving: Moving, fed: list[bytes]) -> None:
+def test_a_frame_late_in_a_pyramid_needs_few(
+    tmp_path: Path, encode: Encode, moving: Moving, decoded: list[bytes]
+) -> None:
     if not has_encoder("libsvtav1"):
         pytest.skip("no encoder of AV1")
     path = encode(tmp_path / "long.mp4", moving(130, 64, 96), "libsvtav1", preset=12, g=130)
@@ -69,7 +62,7 @@ def test_a_frame_late_in_a_pyramid_needs_few(tmp_path: Path, encode: Encode, mov
     read = read_frames(path, wanted(127), decoder="pyav")
     assert torch.equal(read.frames, expected[[127]])
     headers = headers_of(path)
-    num_coded = sum(len(headers.frames(memoryview(content))) for content in fed)
+    num_coded = sum(len(headers.frames(memoryview(content))) for content in decoded)
     assert 2 <= num_coded <= 65  # of 130
 
 
@@ -89,15 +82,15 @@ def test_packets_can_be_taken_apart(structured: Path) -> None:
 
 
 def test_what_headers_do_not_tell_is_decoded_in_any_case(
-    structured: Path, fed: list[bytes], monkeypatch: pytest.MonkeyPatch
+    structured: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = plainly(structured)
     read_frames(structured, wanted(70), decoder="pyav")
-    num_fed = len(fed)
+    num_before = len(decoded)
     monkeypatch.setattr(Av1References, "needed", lambda self, places: None)
-    fed.clear()
+    decoded.clear()
     assert torch.equal(read_frames(structured, wanted(70), decoder="pyav").frames, expected[[70]])
-    assert len(fed) >= num_fed
+    assert len(decoded) >= num_before
 
 
 def test_references_are_followed_through_the_slots() -> None:

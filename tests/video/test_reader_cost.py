@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -21,20 +20,6 @@ from tests.video.reference import FILES, every, plainly, torchcodec_reason, want
 
 Encode = Callable[..., Path]
 Moving = Callable[..., Tensor]
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the packets that PyAV decodes."""
-    sizes: list[int] = []
-    real = pyav_reader._decoded
-
-    def counting(packet: Any, *args: Any, **options: Any) -> Any:
-        sizes.append(packet.size)
-        return real(packet, *args, **options)
-
-    monkeypatch.setattr(pyav_reader, "_decoded", counting)
-    return sizes
 
 
 # name of a file: how many of its 40 packets frame 35 may need, in groups of 8 or 10.
@@ -52,7 +37,7 @@ FEW = {
 
 
 @pytest.mark.parametrize("file", FEW, indirect=True)
-def test_pyav_decodes_from_the_keyframe_on_what_a_frame_needs(file: Path, decoded: list[int]) -> None:
+def test_pyav_decodes_from_the_keyframe_on_what_a_frame_needs(file: Path, decoded: list[bytes]) -> None:
     expected = plainly(file)
     read = read_frames(file, wanted(35), decoder="pyav")
     assert 1 <= len(decoded) <= FEW[file.name]
@@ -69,13 +54,13 @@ def test_pyav_gives_the_same_frames_with_and_without_skipping(file: Path) -> Non
         assert torch.equal(read.frames[read.places], expected[numbers])
 
 
-def test_frames_that_nothing_refers_to_are_passed_over(video: Path, decoded: list[int]) -> None:
+def test_frames_that_nothing_refers_to_are_passed_over(video: Path, decoded: list[bytes]) -> None:
     read_frames(video, wanted(0, 39), decoder="pyav")
     assert len(decoded) < 9  # of the last group those that the last frame needs
 
 
 def test_times_that_are_not_those_of_display_are_not_trusted(
-    tmp_path: Path, encode: Encode, moving: Moving, decoded: list[int]
+    tmp_path: Path, encode: Encode, moving: Moving, decoded: list[bytes]
 ) -> None:
     """AVI stores when frames are decoded: with B-frames another order."""
     path = encode(tmp_path / "b.avi", moving(40, 64, 96), "mpeg4", g=8, bf=2)
