@@ -65,54 +65,75 @@ Coded = tuple[int, int]
 
 
 class Av1References:
-    """Which frames each one refers to, of all packets of a stream in the order of decoding."""
+    """Which frames each one refers to, of all packets of a stream in the order of decoding.
+
+    Headers are read when they are asked about, of kept packets: those of 20,000 take over a second.
+    """
 
     def __init__(self) -> None:
-        self._slots: list[Coded] | None = None  # what each holds
-        self._key: Coded = (0, -1)
-        self._refers: list[list[tuple[Coded, ...]] | None] = []  # of each packet
+        self._headers = Av1Headers(None)
+        self._keeps = True
+        self._packets: list[memoryview | list[Av1Frame]] = []
 
-    def add(self, frames: list[Av1Frame]) -> None:
-        """The frames of the next packet; none if they were not understood: then nothing is known up to a keyframe."""
-        place, refers = len(self._refers), list[tuple[Coded, ...]]()
-        self._refers.append(None)
-        if [frame.is_shown for frame in frames] != [False] * (len(frames) - 1) + [True]:
-            self._slots = None
-            return
-        for number, frame in enumerate(frames, start=-len(frames)):
-            here = (place, number)
-            if frame.is_key:
-                self._slots, self._key = [here] * 8, here
-            if self._slots is None:
-                return
-            named = {held for slot, held in enumerate(self._slots) if frame.refers >> slot & 1}
-            # Decoders take nothing before a keyframe, not even frames that refer to none.
-            refers.append(() if frame.is_key else tuple(named or {self._key}))
-            if frame.refreshes and not frame.is_repeat:
-                self._slots = [here if frame.refreshes >> slot & 1 else held for slot, held in enumerate(self._slots)]
-        self._refers[place] = refers
+    def add(self, packet: memoryview | list[Av1Frame]) -> None:
+        """The next packet; or its frames, none where it is damaged: then nothing is known up to a keyframe."""
+        self._packets.append(packet if self._keeps or isinstance(packet, list) else self._headers.frames(packet))
 
-    def needed(self, places: Set[int]) -> dict[int, set[int]] | None:
+    def keep_no_packets(self) -> None:
+        """From now on headers are read at once, those of all packets so far now."""
+        if self._keeps:
+            self._keeps, packets, self._packets = False, self._packets, []
+            for packet in packets:
+                self.add(packet)
+
+    def needed(self, places: Set[int], start: int) -> dict[int, set[int]] | None:
         """What must be decoded for the frames that some packets show.
 
         Args:
             places: of those packets.
+            start: place of the keyframe that decoding begins with; the first packet that shows one of them or before.
 
         Returns:
             numbers of frames, counted from the last of each packet, -1, by the places of the packets; None where that
             is not known.
         """
+        refers = self._referred_to(start, max(places))
         needed = dict[int, set[int]]()
         left: list[Coded] = [(place, -1) for place in places]
         while left:
             place, number = left.pop()
-            numbers, refers = needed.setdefault(place, set()), self._refers[place]
-            if refers is None:
+            numbers, named = needed.setdefault(place, set()), refers[place - start]
+            if named is None:
                 return None
             if number not in numbers:
                 numbers.add(number)
-                left += refers[number]
+                left += named[number]
         return needed
+
+    def _referred_to(self, start: int, last: int) -> list[list[set[Coded]] | None]:
+        """Of each packet in [start, last] what its frames refer to; None where that is not known."""
+        headers = Av1Headers(None)  # a keyframe's packet brings the sequence header along
+        slots: list[Coded] | None = None  # what each holds
+        key: Coded = (start, -1)
+        all_refers: list[list[set[Coded]] | None] = []
+        for place in range(start, last + 1):
+            packet, refers = self._packets[place], list[set[Coded]]()
+            frames = packet if isinstance(packet, list) else headers.frames(packet)
+            if [frame.is_shown for frame in frames] != [False] * (len(frames) - 1) + [True]:
+                slots, frames = None, []
+            for number, frame in enumerate(frames, start=-len(frames)):
+                here = (place, number)
+                if frame.is_key:
+                    slots, key = [here] * 8, here
+                if slots is None:
+                    break
+                named = {held for slot, held in enumerate(slots) if frame.refers >> slot & 1}
+                # Decoders take nothing before a keyframe, not even frames that refer to none.
+                refers.append(set() if frame.is_key else named or {key})
+                if frame.refreshes and not frame.is_repeat:
+                    slots = [here if frame.refreshes >> slot & 1 else held for slot, held in enumerate(slots)]
+            all_refers.append(None if slots is None else refers)
+        return all_refers
 
 
 def part_of_unit(packet: memoryview, numbers: Set[int]) -> bytes:

@@ -135,7 +135,7 @@ class _Seen:
         self.pts.append(None)
         content = memoryview(packet)
         if self.references is not None:
-            self.references.add([] if packet.is_corrupt else self._bits.av1_frames(content))
+            self.references.add([] if packet.is_corrupt else content)
         if packet.is_corrupt:
             self.damaged += 1
             return
@@ -149,9 +149,10 @@ class _Seen:
                 self.starts.append(len(self.pts) - 1)
             elif self._bits.codec == "h264":
                 self.troubles.append("keyframes that refer to earlier frames")
-        if packet.has_sidedata("encryption_info"):
-            self.troubles.append("encrypted packets")
-        self.changes_settings |= packet.has_sidedata("new_extradata") and len(self.shown) > 0
+        if any(True for _ in packet.iter_sidedata()):  # to ask for a kind takes PyAV 4 us
+            if packet.has_sidedata("encryption_info"):
+                self.troubles.append("encrypted packets")
+            self.changes_settings |= packet.has_sidedata("new_extradata") and len(self.shown) > 0
         self.pts[-1] = packet.pts
         self.shown.append(packet.pts)
         if packet.pts is not None:
@@ -161,6 +162,8 @@ class _Seen:
         self._num_bytes += packet.size
         if self._num_bytes > _HELD_BYTES:
             self.held = None
+            if self.references is not None:
+                self.references.keep_no_packets()
         elif self.held is not None:
             self.held.append(packet)
 

@@ -43,6 +43,8 @@ _CONVERT: dict[str, Any] = {"threads": 1} if ":param int threads" in (VideoRefor
 
 # Decoders that conceal nothing: neither a damaged frame nor one that needs it comes, and a keyframe starts anew.
 _CONCEAL_NOTHING = frozenset({"av1"})
+# Frames from this size on are resized one by one: to gather them would cost more than it saves.
+_LONE_BYTES = 2**20
 # How often damaged groups of pictures are looked for where wanted frames lie, before all frames are counted.
 _MAX_LOOKS = 3
 
@@ -133,7 +135,7 @@ class PyavVideo:
         runs = _runs([times[frame] for frame in wanted], pts, self.packets.starts)
         run, is_open, has_skipped_settings = next(runs), False, False
         references = self.packets.references
-        coded = references.needed(run.places) if references else None
+        coded = references.needed(run.places, run.start) if references else None
         group, lost, is_missing = _Group(run), set[int](), False
         for place, (packet, stream) in enumerate(self._all_packets()):
             content = memoryview(packet)
@@ -175,7 +177,7 @@ class PyavVideo:
                 if following is None:
                     break
                 run, group = following, _Group(following)
-                coded = references.needed(run.places) if references else None
+                coded = references.needed(run.places, run.start) if references else None
         if group.is_done and not is_missing:
             return
         left = [time for time in times if time not in lost]
@@ -232,9 +234,15 @@ class PyavVideo:
     def _collect(self, frames: Iterable[av.VideoFrame], num_frames: int, resize: Resize | None) -> Tensor:
         collector = FrameCollector(num_frames, resize)
         chunk, filled = np.empty(0, np.uint8), 0  # (n,H,W,C)
+        shape: tuple[int, ...] = ()
         for frame in frames:
-            image = self._as_rgb(frame, chunk.shape[1:])  # (H,W,C)
-            if collector.done == filled == 0:
+            image = self._as_rgb(frame, shape)  # (H,W,C)
+            shape = image.shape
+            if resize is not None and image.nbytes >= _LONE_BYTES and min(image.strides) > 0:
+                collector.add(torch.from_numpy(image[None]))  # without a copy
+                del image  # the next frame gets its memory
+                continue
+            if len(chunk) == 0:
                 chunk = np.empty((collector.chunk_frames(image.nbytes), *image.shape), np.uint8)
             chunk[filled] = image
             filled += 1

@@ -87,7 +87,7 @@ def test_what_headers_do_not_tell_is_decoded_in_any_case(
     expected = plainly(structured)
     read_frames(structured, wanted(70), decoder="pyav")
     num_before = len(decoded)
-    monkeypatch.setattr(Av1References, "needed", lambda self, places: None)
+    monkeypatch.setattr(Av1References, "needed", lambda self, places, start: None)
     decoded.clear()
     assert torch.equal(read_frames(structured, wanted(70), decoder="pyav").frames, expected[[70]])
     assert len(decoded) >= num_before
@@ -102,11 +102,13 @@ def test_references_are_followed_through_the_slots() -> None:
     references = Av1References()
     for frames in ([key], [hidden, leaf], [other], [repeat], [leaf], [key], [leaf]):
         references.add(frames)
-    assert references.needed({1}) == {0: {-1}, 1: {-2, -1}}
-    assert references.needed({2}) == {0: {-1}, 2: {-1}}
-    assert references.needed({3}) == {0: {-1}, 1: {-2}, 3: {-1}}
-    assert references.needed({4}) == {0: {-1}, 1: {-2}, 4: {-1}}
-    assert references.needed({2, 6}) == {0: {-1}, 2: {-1}, 5: {-1}, 6: {-1}}
+    assert references.needed({1}, start=0) == {0: {-1}, 1: {-2, -1}}
+    assert references.needed({2}, start=0) == {0: {-1}, 2: {-1}}
+    assert references.needed({3}, start=0) == {0: {-1}, 1: {-2}, 3: {-1}}
+    assert references.needed({4}, start=0) == {0: {-1}, 1: {-2}, 4: {-1}}
+    assert references.needed({2, 6}, start=0) == {0: {-1}, 2: {-1}, 5: {-1}, 6: {-1}}
+    assert references.needed({6}, start=5) == {5: {-1}, 6: {-1}}
+    assert references.needed({4}, start=1) is None  # no keyframe there
 
 
 def test_behind_headers_that_are_not_understood_nothing_is_known_up_to_a_keyframe() -> None:
@@ -116,8 +118,24 @@ def test_behind_headers_that_are_not_understood_nothing_is_known_up_to_a_keyfram
     references = Av1References()
     for frames in ([leaf], [key], [leaf], [], [leaf], [key], [hidden], [leaf], [key], [leaf]):
         references.add(frames)
-    known = [references.needed({place}) is not None for place in range(10)]
+    known = [references.needed({place}, start=0) is not None for place in range(10)]
     assert known == [False, True, True, False, False, True, False, False, True, True]
+
+
+def test_headers_of_packets_that_are_not_kept_say_the_same(structured: Path) -> None:
+    kept, read_at_once = Av1References(), Av1References()
+    with av.open(str(structured)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    for place, packet in enumerate(packets):
+        if place == 30:
+            read_at_once.keep_no_packets()
+        kept.add(memoryview(packet))
+        read_at_once.add(memoryview(packet))
+    starts = [place for place, packet in enumerate(packets) if packet.is_keyframe]
+    for place in range(80):
+        start = max(start for start in starts if start <= place)
+        needed = kept.needed({place}, start)
+        assert needed and needed == read_at_once.needed({place}, start)
 
 
 def test_of_a_long_video_of_4k_few_frames_are_decoded(real_videos: Path) -> None:
@@ -129,7 +147,8 @@ def test_of_a_long_video_of_4k_few_frames_are_decoded(real_videos: Path) -> None
         assert pts is not None and references is not None
         place_of = {time: place for place, time in enumerate(pts)}
         clips = uniform_clips(len(pts), num_clips=10, clip_frames=8, frame_stride=8)
-        needed = references.needed({place_of[video.packets.times[number]] for number in clips.flatten().tolist()})
+        wanted_places = {place_of[video.packets.times[number]] for number in clips.flatten().tolist()}
+        needed = references.needed(wanted_places, start=0)
     assert needed is not None and len(needed) < 450 and sum(map(len, needed.values())) < 800  # 80 are wanted
 
 
