@@ -30,6 +30,7 @@ class Network:
     cost_inputs: tuple[tuple[int, ...], ...]  # the sizes that its paper counts
     left: float  # share of the multiply-adds that may be left at alpha = .5
     small: bool = False  # runs in the fast tests, and with inductor
+    quickly_traced: bool = False  # is compiled in the fast tests
 
     @property
     def repeats_blocks(self) -> bool:
@@ -182,8 +183,8 @@ SLOWFAST_4X16 = {
 }
 
 SMALL = [
-    _image("torchvision-resnet18", partial(_torchvision, "resnet18"), left=0.56, small=True),
-    _image("torchvision-mobilenet_v3-few", _mobilenet_v3_few, left=0.75, small=True),
+    _image("torchvision-resnet18", partial(_torchvision, "resnet18"), left=0.56, small=True, quickly_traced=True),
+    _image("torchvision-mobilenet_v3-few", _mobilenet_v3_few, left=0.75, small=True, quickly_traced=True),
     _image(
         "torchvision-densenet-thin",
         partial(_torchvision, "DenseNet", growth_rate=8, block_config=(2, 3, 2), num_init_features=16, drop_rate=0.1),

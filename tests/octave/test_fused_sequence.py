@@ -198,6 +198,7 @@ def test_the_operation_is_what_it_says_to_compilers(alpha: float) -> None:
         assert all(map(torch.equal, fused_sequence._parts(got), fused_sequence._parts(want)))
 
 
+@pytest.mark.slow
 def test_compiled_networks_are_not_taken_for_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Graphs lie in inductor's cache on the disk, where networks of other processes find them."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -75,10 +75,11 @@ def measure_norms(network: nn.Module, x: Any) -> None:
         norm.running_var.clamp_(min=0.1 * norm.running_var.mean().item())  # maps of 1 x 1 have next to none
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(n, id=n.name, marks=() if n.small else pytest.mark.slow) for n in NETWORKS],
-)
+def networks(is_fast: Callable[[Network], bool]) -> list[Any]:
+    return [pytest.param(n, id=n.name, marks=() if is_fast(n) else pytest.mark.slow) for n in NETWORKS]
+
+
+@pytest.fixture(scope="module", params=networks(lambda network: network.small))
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     yield Case(request.param)
     torch.compiler.reset()
@@ -279,6 +280,7 @@ def test_arranged(case: Case) -> None:
     assert step(clone, case.entry.random_input()).isfinite().all()
 
 
+@pytest.mark.parametrize("case", networks(lambda network: network.quickly_traced), indirect=True, scope="module")
 def test_compiles_as_one_graph(case: Case) -> None:
     """What a compiler makes of the graph: test_operations.py, and inductor below."""
     if case.entry.repeats_blocks:

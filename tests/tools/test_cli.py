@@ -249,6 +249,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert scores[0] == scores[1] and len(scores[0]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_says_so(start: Callable[..., object], workplace: Path) -> None:
     stop = ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", 4)
     ended = start(*FIT, *stop, "--trainer.callbacks.how", "SIGTERM")
