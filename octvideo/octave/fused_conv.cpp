@@ -12,9 +12,15 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <utility>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "fused_conv.h"
 #include "vectors.h"
@@ -196,11 +202,34 @@ TileFunction tile_function(int pixels, int vectors) {
 
 int64_t low_size(int64_t size) { return (size + 1) / 2; }
 
+// Numbers that are not set; much of them in pages of 2 MB, of which large_pages.py says more.
+class Memory {
+ public:
+  ~Memory() { std::free(data_); }
+  float* reserve(int64_t numbers) {
+    if (numbers <= size_) return data_;
+    constexpr size_t kPage = 2 << 20, kMuch = 128 << 10, kLine = 64;
+    const size_t least = numbers * sizeof(float), unit = least < kMuch ? kLine : kPage;
+    const size_t bytes = (least + unit - 1) / unit * unit;
+    std::free(data_);
+    data_ = static_cast<float*>(std::aligned_alloc(unit, bytes));
+    size_ = data_ ? bytes / sizeof(float) : 0;
+    if (!data_) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (unit == kPage) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+    return data_;
+  }
+
+ private:
+  float* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
 // Memory that a thread keeps from call to call.
 float* scratch(int which, int64_t numbers) {
-  static thread_local std::vector<float> kept[8];
-  if (static_cast<int64_t>(kept[which].size()) < numbers) kept[which].resize(numbers);
-  return kept[which].data();
+  static thread_local Memory kept[8];
+  return kept[which].reserve(numbers);
 }
 
 // Where pooled or copied maps go: (frames, height + 2 top, width + 2 side, channels).

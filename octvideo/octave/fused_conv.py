@@ -16,6 +16,7 @@ from torch import Tensor
 
 from octvideo.octave.compiled_library import load_library
 from octvideo.octave.factor import low_size
+from octvideo.octave.large_pages import WEIGHTS
 from octvideo.octave.layout import LAYOUTS
 
 
@@ -314,6 +315,6 @@ def _pack(weight: Tensor | None, *sources: int) -> Tensor | None:
     splits = [n for n in (*sources, weight.shape[1] - sum(sources)) if n]
     parts = [part.permute(2, 3, 4, 1, 0).flatten(0, 3) for part in weight.split(splits, 1)]
     matrix = torch.cat(parts).contiguous()
-    packed = torch.empty(library.packed_size(*matrix.shape))
+    packed = WEIGHTS.empty(library.packed_size(*matrix.shape))
     library.pack(matrix.data_ptr(), *matrix.shape, packed.data_ptr())
     return packed

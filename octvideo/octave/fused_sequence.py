@@ -20,6 +20,7 @@ from octvideo.octave.compiled_library import load_library
 from octvideo.octave.export_form import is_exporting
 from octvideo.octave.features import Octave
 from octvideo.octave.fused_conv import FusedConv, layer_of, out_shapes
+from octvideo.octave.large_pages import empty_in_large_pages
 from octvideo.octave.layout import LAYOUTS
 from octvideo.octave.prepared import PreparedConv, can_run_fused
 from octvideo.octave.prepared_octave import PreparedOctConv
@@ -271,7 +272,7 @@ class _Plan:
         except IndexError:
             workspace = torch.empty(0)
         if workspace.numel() < self.size:
-            workspace = torch.empty(self.size)
+            workspace = empty_in_large_pages(self.size)
         slots = [workspace.data_ptr(), *[part.data_ptr() for value in inputs for part in _parts(value)]]
         results: list[Tensor | Octave] = []
         for root, shapes in self.results:
