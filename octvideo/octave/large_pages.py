@@ -1,7 +1,8 @@
 """Memory in pages of 2 MB, for weights and maps that are read from the cache again and again.
 
 Which sets of the cache a page of 4 kB falls into is luck, and weights that fit into it push each other out: the same
-network took 518 to 887 ms a clip from process to process on a Xeon, in large pages 460 to 612 (docs/speed.md). Linux gives them where it is asked to (madvise), and by itself where it is set to "always".
+network took 518 to 887 ms a clip from process to process on a Xeon, in large pages 460 to 612
+(docs/speed.md). Linux gives them where it is asked to (madvise), and by itself where it is set to "always".
 """
 
 from __future__ import annotations
