@@ -19,16 +19,16 @@ _LINE = 64
 
 
 def empty_in_large_pages(count: int) -> Tensor:
-    """`torch.empty(count)` in float32, in large pages where it fills some and the system has them."""
+    """`torch.empty(count, dtype=torch.float32)`, in large pages where it fills some and the system has them."""
     size = 4 * count
     if size < _PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(count)
+        return torch.empty(count, dtype=torch.float32)
     whole_pages = -(-size // _PAGE) * _PAGE
-    memory = mmap.mmap(-1, whole_pages + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
+        memory = mmap.mmap(-1, whole_pages + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
     except OSError:  # a kernel without them
-        return torch.empty(count)
+        return torch.empty(count, dtype=torch.float32)
     numbers = torch.frombuffer(memory, dtype=torch.float32)  # keeps the memory
     start = -numbers.data_ptr() % _PAGE // 4
     return numbers[start : start + count]
@@ -40,10 +40,10 @@ class Pool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._chunk, self._used = torch.empty(0), 0
+        self._chunk, self._used = torch.empty(0, dtype=torch.float32), 0
 
     def empty(self, count: int) -> Tensor:
-        """`torch.empty(count)` in float32, from the start of a cache line on."""
+        """`torch.empty(count, dtype=torch.float32)`, from the start of a cache line on."""
         size = -(-4 * count // _LINE) * _LINE // 4
         with self._lock:
             if self._used + size > len(self._chunk):
