@@ -67,7 +67,7 @@ Coded = tuple[int, int]
 class Av1References:
     """Which frames each one refers to, of all packets of a stream in the order of decoding.
 
-    Headers are read when they are asked about, of kept packets: those of 20,000 take over a second.
+    Headers are read when they are asked about, of kept packets: those of 20,000 take half a second.
     """
 
     def __init__(self) -> None:

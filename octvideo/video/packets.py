@@ -149,7 +149,7 @@ class _Seen:
                 self.starts.append(len(self.pts) - 1)
             elif self._bits.codec == "h264":
                 self.troubles.append("keyframes that refer to earlier frames")
-        if any(True for _ in packet.iter_sidedata()):  # to ask for a kind takes PyAV 4 us
+        if any(True for _ in packet.iter_sidedata()):  # this takes PyAV 1 us, to ask for a kind 4 to 5
             if packet.has_sidedata("encryption_info"):
                 self.troubles.append("encrypted packets")
             self.changes_settings |= packet.has_sidedata("new_extradata") and len(self.shown) > 0

@@ -43,8 +43,9 @@ _CONVERT: dict[str, Any] = {"threads": 1} if ":param int threads" in (VideoRefor
 
 # Decoders that conceal nothing: neither a damaged frame nor one that needs it comes, and a keyframe starts anew.
 _CONCEAL_NOTHING = frozenset({"av1"})
-# Frames from this size on are resized one by one: to gather them would cost more than it saves.
-_LONE_BYTES = 2**20
+# Frames from this size on are resized one by one: 80 of 4K, gathered by two, take .3 s more. Smaller ones are faster
+# gathered, those of 720p by 6 %; those of 1080p take as long.
+_LONE_BYTES = 16 * 2**20
 # How often damaged groups of pictures are looked for where wanted frames lie, before all frames are counted.
 _MAX_LOOKS = 3
 

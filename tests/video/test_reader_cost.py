@@ -154,3 +154,23 @@ def test_decord_gets_no_frames_that_it_would_have_to_wait_with(
     assert read("auto").decoder == "pyav" and not opened and not caplog.records
     by_name = read("decord")
     assert by_name.decoder == "decord" and len(opened) == 5 and torch.equal(by_name.frames, whole)
+
+
+@pytest.mark.parametrize("name", ["rotation__video_0.mov", "rotation__video_180.mov"])
+def test_large_frames_are_resized_one_by_one_to_the_same(
+    real_videos: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = real_videos / "odd" / name
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    sizes: list[int] = []
+
+    def small(frames: Tensor) -> Tensor:
+        sizes.append(len(frames))
+        return resize_short_side(frames, 32)
+
+    gathered = read_frames(path, wanted(0, 1, 2), decoder="pyav", resize=small).frames
+    assert sizes == [3]
+    monkeypatch.setattr(pyav_reader, "_LONE_BYTES", 1)
+    assert torch.equal(read_frames(path, wanted(0, 1, 2), decoder="pyav", resize=small).frames, gathered)
+    assert sizes[1:] == ([1, 1, 1] if name == "rotation__video_0.mov" else [3])  # turned ones are copied anyway
