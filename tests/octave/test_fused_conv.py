@@ -182,9 +182,17 @@ def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, r
 
 @needs_library
 @pytest.mark.parametrize("form", [POINT, TIME, SPACE], ids=["1x1x1", "3x1x1", "1x3x3"])
-@pytest.mark.parametrize("channels", [(48, 16, 48, 16), (300, 80, 300, 80)], ids=["strips", "blocks of weights"])
-def test_maps_of_several_strips_on_several_threads(form: Form, channels: Any) -> None:
-    case = Case(replace(form, **BOTH), channels, (4, 44, 30), clips=1, base=True)
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [
+        ((48, 16, 48, 16), (4, 44, 30)),
+        ((300, 80, 300, 80), (4, 44, 30)),
+        ((4500, 16, 48, 48), (3, 7, 5)),
+    ],
+    ids=["strips", "blocks of weights", "parts of blocks"],
+)
+def test_maps_and_weights_in_pieces_on_several_threads(form: Form, channels: Any, size: tuple[int, ...]) -> None:
+    case = Case(replace(form, **BOTH), channels, size, clips=1, base=True)
     case.check()
     results = []
     threads = torch.get_num_threads()
