@@ -27,7 +27,7 @@ PARTS: dict[str, set[str]] = {
     "evaluation": set(),
     "training": {"models", "evaluation", "octave", "timing"},
     "inference": {"video", "models", "evaluation", "octave"},
-    "benchmark": {"models", "octave", "inference", "training", "timing", "video", "data"},
+    "benchmark": {"models", "octave", "inference", "training", "timing", "video", "data", "allocator"},
     "config_files": {"inference"},
     "mistakes": set(),
     "class_count": {"data"},

@@ -24,6 +24,7 @@ from octvideo.benchmark.memory import peak_memory
 from octvideo.benchmark.networks import WeightStore
 from octvideo.benchmark.picture import draw
 from octvideo.benchmark.presets import PRESETS
+from octvideo.benchmark.processes import add_process
 from octvideo.benchmark.profile import write_profile
 from octvideo.benchmark.report import remarks, sheets
 from octvideo.benchmark.results import ArmResult, Clock, Pass, Run
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         kind = type(value)
         parser.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=f"of arms that say none ({value})")
     parser.add_argument("--rounds", type=int, metavar="R", help="of each pass, after one that warms up (10)")
+    parser.add_argument("--processes", type=int, metavar="N", help="which measure so many rounds each, in turn (1)")
     parser.add_argument("--threads", nargs="+", metavar="T", help="passes: numbers, or all (on a CPU: 1 all)")
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 (auto)")
     parser.add_argument("--reference", metavar="ARM", help="that others are compared with (the first)")
@@ -115,6 +117,8 @@ def _measured(args: argparse.Namespace, words: Sequence[str]) -> Run:
                 _add_pass(run, number, options["rounds"], device, progress, None if run.passes else args.profile)
                 if run.interrupted:
                     break
+            if not run.interrupted:
+                _add_processes(run, options["processes"] - 1, options["rounds"], device, progress)
             if not args.no_memory and not run.interrupted:
                 _add_memory(run, device, progress)
         except KeyboardInterrupt:
@@ -129,11 +133,12 @@ def _asked(args: argparse.Namespace) -> tuple[list[Arm], dict[str, Any]]:
     if args.preset is not None and args.preset not in PRESETS:
         raise UserError(f"preset: got {args.preset!r}, expected one of {', '.join(PRESETS)}")
     preset = PRESETS[args.preset] if args.preset else None
-    options: dict[str, Any] = {**_ARM_OPTIONS, "rounds": 10, "device": "auto", "threads": ["1", "all"]}
+    options: dict[str, Any] = {**_ARM_OPTIONS, "rounds": 10, "processes": 1, "device": "auto", "threads": ["1", "all"]}
     options |= preset.options if preset else {}
     options |= {name: getattr(args, name) for name in options if getattr(args, name) is not None}
-    if options["rounds"] < 1:
-        raise UserError(f"rounds: got {options['rounds']}, expected 1 or more")
+    for name in ("rounds", "processes"):
+        if options[name] < 1:
+            raise UserError(f"{name}: got {options[name]}, expected 1 or more")
     # As text, so that a wrong value of an option is told as one of an arm is.
     arms = parse_arms([*(preset.arms if preset else ()), *args.arms], **_defaults(options))
     if len(arms) < 2:
@@ -172,6 +177,17 @@ def _add_pass(
             _add_agreements(run, arms, calls)
         if profile is not None and complete:
             write_profile(profile, calls, device)
+
+
+def _add_processes(run: Run, more: int, rounds: int, device: torch.device, progress: Progress) -> None:
+    if more:
+        progress.begin("measuring in more processes", more * len(run.passes))
+    for number in range(more):
+        for found in run.passes:
+            progress.now(f"{number + 2} of {more + 1}")
+            arms = {result.label: result.arm for result in run.arms if result.label in found.seconds}
+            add_process(found, arms, rounds=rounds, device=device)
+            progress.done()
 
 
 def _leave_out(run: Run, left_out: dict[str, str]) -> None:

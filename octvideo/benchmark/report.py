@@ -70,7 +70,10 @@ def _times(run: Run, found: Pass, rows: Sequence[Row]) -> Sheet:
         lines.append(tuple(cells))
     threads = "one thread" if found.threads == 1 else f"{found.threads} threads"
     where = "GPU" if found.device == "cuda" else threads
-    title = f"{_CLOCKS[found.clock]}, {where}, {found.rounds} rounds in turns: {common([r.arm for r in run.arms])}"
+    rounds = f"{found.rounds} rounds in turns"
+    if found.processes > 1:
+        rounds = f"{found.processes} processes, {rounds}"
+    title = f"{_CLOCKS[found.clock]}, {where}, {rounds}: {common([r.arm for r in run.arms])}"
     notes = list(_peaks(found))
     if several:
         notes.insert(0, f"× faster: than {run.reference}, the median of the rounds; octave's share of it is against")

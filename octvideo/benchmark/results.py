@@ -83,6 +83,7 @@ class Pass:
         seconds: of one call, by arm's label and clock, a number per round.
         peak: multiply-adds per second of the large matrix product, by precision, a number per round.
         peak_how: which product that was, by precision.
+        processes: that the rounds come from, one after the other, as many of each.
     """
 
     device: str
@@ -91,6 +92,14 @@ class Pass:
     seconds: dict[str, dict[Clock, list[float]]] = field(default_factory=dict)
     peak: dict[str, list[float]] = field(default_factory=dict)
     peak_how: dict[str, str] = field(default_factory=dict)
+    processes: int = 1
+
+    def join(self, other: Pass) -> None:
+        """Takes the rounds of another pass with the same arms."""
+        for label, clocks in self.seconds.items():
+            self.seconds[label] = {clock: [*times, *other.seconds[label][clock]] for clock, times in clocks.items()}
+        self.peak = {precision: [*rates, *other.peak[precision]] for precision, rates in self.peak.items()}
+        self.processes += other.processes
 
     @property
     def rounds(self) -> int:

@@ -81,6 +81,22 @@ def test_ratios_are_of_rounds_and_the_twin_is_the_faster_ordinary_layout() -> No
     assert row.to_ideal == pytest.approx(median / 0.75)
 
 
+def test_passes_of_several_processes_are_one() -> None:
+    found, other = made_up_run().passes[0], made_up_run().passes[0]
+    for clocks in other.seconds.values():
+        clocks["cpu"] = [2 * seconds for seconds in clocks["cpu"]]
+    found.join(other)
+    assert found.processes == 2 and found.rounds == 10 and len(found.peak["f32"]) == 2 * len(other.peak["f32"])
+    run = made_up_run()
+    run.passes = [found]
+    octave = summarise(run, found)[3]
+    assert octave.seconds.median == pytest.approx(
+        statistics.median([0.6, 0.7, 1.4, 0.65, 0.6, 1.2, 1.4, 2.8, 1.3, 1.2])
+    )
+    assert octave.to_twin == summarise(made_up_run(), made_up_run().passes[0])[3].to_twin  # both were slowed
+    assert "2 processes, 10 rounds in turns" in next(sheets(run)).title
+
+
 def test_another_reference_and_another_clock() -> None:
     plain, slow, *_ = SECONDS
     run = made_up_run()

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from octvideo.benchmark.results import Run
+from octvideo.benchmark.arms import Arm
+from octvideo.benchmark.processes import add_process
+from octvideo.benchmark.results import Pass, Run
+from octvideo.errors import UserError
 
 Tool = Callable[..., tuple[int, str, str]]
 TINY = ("--frames", "4", "--crop", "32", "--rounds", "2", "--classes", "5")
@@ -72,6 +75,26 @@ def test_training_on_all_threads_with_memory(run: Tool, tmp_path: Path) -> None:
         assert result.memory is not None and 3 * 4 * result.parameters < result.memory.peak < 3e9
 
 
+@pytest.mark.slow
+def test_rounds_of_several_processes(run: Tool, tmp_path: Path) -> None:
+    found = tmp_path / "a.json"
+    several = ("--processes", "3", "--threads", "1", "2", "--no-memory", "--json", str(found))
+    code, out, err = run("i3d_small:alpha=0/.5,width=8", *TINY, *several)
+    assert code == 0, err
+    assert "process CPU time, one thread, 3 processes, 6 rounds in turns" in out
+    assert "measuring in more processes" in err
+    for each in Run.load(found).passes:
+        assert each.rounds == len(each.peak["f32"]) == 6 and each.processes == 3
+        assert all(len(set(times)) == 6 for clocks in each.seconds.values() for times in clocks.values())
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_says_why() -> None:
+    found = Pass("cpu", 1, "cpu")
+    with pytest.raises(UserError, match=r"process 2 that measures: .*network: got 'i3d_tiny', expected one of c2d_r50"):
+        add_process(found, {"a": Arm("i3d_tiny")}, rounds=1, device=torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -79,6 +102,7 @@ def test_training_on_all_threads_with_memory(run: Tool, tmp_path: Path) -> None:
         (["i3d_small:alpha=0/2"], "arm 'i3d_small:alpha=0/2': alpha: got '2', expected the share"),
         (["i3d_small:alpha=0/.5", "--engine", "tvm"], "arm 'options:"),
         (["i3d_small:alpha=0/.5", "--rounds", "0"], "rounds: got 0, expected 1 or more"),
+        (["i3d_small:alpha=0/.5", "--processes", "0"], "processes: got 0, expected 1 or more"),
         (["i3d_small:alpha=0/.5", "--threads", "none"], "threads: got 'none', expected a number above 0, or all"),
         (["i3d_small:alpha=0/.5", "--reference", "c2d_small"], "reference: got 'c2d_small', expected one of the arms"),
         (["--preset", "cpu"], "preset: got 'cpu', expected one of cpu-eager, cpu-training, "),
