@@ -107,7 +107,12 @@ def read_kinetics_csv(file: Path, *, root: Path, classes: ClassIndex, labelled: 
         )
     if missing:
         log.warning(
-            "%s lists %d videos, %d of them are not there (the first: %s)", file, total, len(missing), missing[0]
+            "%s lists %d videos, %d of them %s not there (the first: %s)",
+            file,
+            total,
+            len(missing),
+            "is" if len(missing) == 1 else "are",
+            missing[0],
         )
     if files is not None and files.replaced:
         log.info("%s: %d videos are taken from %s", file, files.replaced, files.replacement_folder)

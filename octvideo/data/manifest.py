@@ -24,6 +24,7 @@ from octvideo.video import VIDEO_SUFFIXES
 
 _NUMBERED = re.compile(r"^(?P<path>.*\S)[\s,;]+(?P<label>-?\d+)\s*$")
 _NAMED = re.compile(r"^(?P<path>.*\S)\s*[\t,;]\s*(?P<label>[^\t,;]*\S)\s*$")
+_KINETICS_LINE = re.compile(r"^[^,]+,[\w-]{11},\d+,\d+,\w+$")  # label,youtube_id,time_start,time_end,split
 _CHECKED = 64  # files looked for before a run starts: a wrong root misses all of them
 
 
@@ -89,6 +90,11 @@ def _read_list(file: Path, root: Path, classes: ClassIndex | None, labelled: boo
             for number, line in enumerate(lines, 1):
                 if not line.strip() or line.lstrip().startswith("#"):
                     continue
+                if number == 1 and _KINETICS_LINE.match(line.strip()):
+                    raise UserError(
+                        f"{file} looks like a csv of Kinetics without its first line: add "
+                        "'label,youtube_id,time_start,time_end,split', or make lists with tools/prepare_dataset.py"
+                    )
                 path, label = _parse(line.strip(), f"{file}:{number}", root, classes)
                 if (label is None or label < 0) and labelled:
                     raise UserError(f"{file}:{number}: got {line.strip()!r}, expected 'path label'")

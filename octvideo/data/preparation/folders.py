@@ -15,6 +15,12 @@ from octvideo.data.preparation.disk import walk_videos
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
 
+# Folders that are a split, not classes -> data.<role> that takes them.
+_SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
 
 def folder_lists(
     root: Path,
@@ -26,7 +32,7 @@ def folder_lists(
 ) -> Official:
     """A split of root/<class>/.../video that has about the asked share of each class on each side.
 
-    The same videos, shares and seed give the same split on every machine.
+    The same videos, shares and seed give the same split on every machine. Folders without videos are no classes.
 
     Args:
         root: of class folders.
@@ -37,7 +43,8 @@ def folder_lists(
         leave_out: folders in `root` that are no class.
 
     Raises:
-        UserError: shares that leave nothing, no class folders, a video in no class folder or without a match.
+        UserError: shares that leave nothing, no class folders, or such as are a split already, a video in no class
+            folder or without a match.
     """
     for name, share in shares.items():
         if not 0 <= share < 1:
@@ -45,18 +52,47 @@ def folder_lists(
     if sum(shares.values()) >= 1:
         raise UserError(f"the shares {shares} leave nothing to train on")
     pattern = _compiled(group)
-    classes = [name for name in folder_class_names(root) if root / name not in leave_out]
-    ids = {name: number for number, name in enumerate(classes)}
+    folders = [name for name in folder_class_names(root) if root / name not in leave_out]
     groups: dict[str, list[str]] = defaultdict(list)
     for path in walk_videos(root, leave_out=leave_out):
-        if _class_of(path) not in ids or os.sep not in path:
+        if _class_of(path) not in folders or os.sep not in path:
             raise UserError(f"{root / path} lies in no class folder: expected {root}/<class>/{Path(path).name}")
         groups[_group_of(path, pattern)].append(path)
     if not groups:
         raise UserError(f"{root} has no videos: expected {root}/<class>/<video>")
+    there = {_class_of(path) for paths in groups.values() for path in paths}
+    classes = [name for name in folders if name in there]
+    _refuse_split(root, classes)
     chosen = _assign(groups, {name: share for name, share in shares.items() if share > 0}, seed)
+    ids = {name: number for number, name in enumerate(classes)}
     splits = {name: partial(_listed, videos, ids) for name, videos in chosen.items()}
-    return Official(classes, splits, [root])
+    return Official(classes, splits, [root], notes=list(_notes(folders, classes, chosen)))
+
+
+def _refuse_split(root: Path, classes: list[str]) -> None:
+    """With `train` and `test` as classes, nothing but a score too good to be true would say what is wrong."""
+    if len(classes) < 2 or not all(name.lower() in _SPLITS for name in classes):
+        return
+    roles = {_SPLITS[name.lower()]: name for name in classes}
+    words = [f"--data.{role} {roles.get(role, 'null')}" for role in ("train", "val", "test")]
+    raise UserError(
+        f"{root} is split already, its folders are {', '.join(classes)}: such folders need no lists. Train with "
+        f"octvideo fit ... --data.root {root} {' '.join(words)} --data.classes null"
+    )
+
+
+def _notes(folders: list[str], classes: list[str], chosen: dict[str, list[str]]) -> Iterator[str]:
+    if empty := [name for name in folders if name not in classes]:
+        yield f"{_some(empty)} without videos, left out of the classes"
+    for split, videos in chosen.items():
+        lacking = sorted(set(classes) - {_class_of(path) for path in videos})
+        if lacking:
+            few = " (a class needs more videos, or --test a larger share)" if split == "test" else ""
+            yield f"{split}.txt has no video of {_some(lacking)}{few}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _compiled(group: str | None) -> re.Pattern[str] | None:

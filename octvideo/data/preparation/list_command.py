@@ -64,14 +64,19 @@ def run(args: argparse.Namespace, *, lists: bool) -> int:
     if args.annotations is not None and not args.annotations.is_dir():
         raise UserError(f"no folder {args.annotations}, given as --annotations")
     out = args.out or root
-    report = compare(_official(args), root, out, lists=lists)
+    official = _official(args)
+    report = compare(official, root, out, lists=lists)
     console = Console()
     _print(report, PUBLISHED.get(args.dataset), console)
+    for note in official.notes:
+        print(f"warning: {note}", file=sys.stderr)
     if not lists:
         return 1 if report.missing else 0
     print("\nLook for files that can't be read, and train:")
     print(f"  python tools/check_videos.py {shlex.quote(str(root))}")
     print(f"  {train_command(args.dataset, root, report)}")
+    if args.dataset == "folder":
+        print("On a CPU, or with few videos, -c demo (a small network, 64 pixels) in place of -c i3d_oct.")
     return 0
 
 

@@ -192,6 +192,15 @@ def _refuse_other(file: Path) -> None:
 def _refuse_other_classes(file: Path, classes: str) -> None:
     if not file.exists():
         return
-    held = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
-    if [line for line in held if line] != classes.splitlines():
-        raise UserError(f"{file} is there and holds other classes: choose another folder with -o, or move it away")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
+    held, wanted = [line for line in lines if line], classes.splitlines()
+    if held != wanted:
+        changes = [
+            f"{text} {name!r}"
+            for text, names in (("without", set(wanted) - set(held)), ("with", set(held) - set(wanted)))
+            for name in sorted(names)[:3]
+        ]
+        raise UserError(
+            f"{file} is there and holds other classes ({', '.join(changes) or 'in another order'}): choose another "
+            "folder with -o, or move it away; what was trained with it needs it where it is"
+        )

@@ -34,12 +34,14 @@ class Official:
             Each call reads them anew.
         sources: the files that all this comes from.
         replacements: good copies of broken files, by id; see kinetics.py.
+        notes: what the user should know of the lists.
     """
 
     classes: list[str]
     splits: Mapping[str, Callable[[], Iterator[Listed]]]
     sources: list[Path]
     replacements: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def find_one(root: Path, names: list[str], folders: list[str]) -> Path | None:

@@ -255,6 +255,33 @@ def test_no_source_is_on_two_sides(tmp_path: Path) -> None:
     assert counts[2] == 2 and 4 <= counts[0] <= 8 and 2 <= counts[1] <= 6  # clap and jump share their sources
 
 
+def test_folders_that_are_a_split_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else a network learns to tell training videos from test videos, and nothing says so."""
+    touch(tmp_path, "train/wave/a.mp4", "train/clap/b.mp4", "Validation/wave/c.mp4", "annotations/train.csv")
+    assert main(["list", "folder", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "is split already, its folders are Validation, train" in said
+    assert "--data.train train --data.val Validation --data.test null --data.classes null" in said
+    assert not (tmp_path / "train.txt").exists()
+    touch(tmp_path, "clap/d.mp4")  # with others beside them they are classes
+    assert main(["list", "folder", str(tmp_path)]) == 0
+
+
+def test_empty_class_folders_and_lists_without_a_class_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touch(tmp_path, *(f"wave/{n}.mp4" for n in range(10)), "clap/0.mp4")
+    (tmp_path / "jump").mkdir()
+    assert main(["list", "folder", str(tmp_path)]) == 0
+    assert (tmp_path / "classes.txt").read_text() == "clap\nwave\n"
+    said = capsys.readouterr().err
+    assert "warning: 'jump' without videos, left out of the classes" in said
+    assert "warning: test.txt has no video of 'clap' (a class needs more videos, or --test a larger share)" in said
+    touch(tmp_path, "jump/0.mp4")
+    assert main(["list", "folder", str(tmp_path)]) == 2
+    assert "holds other classes (without 'jump')" in capsys.readouterr().err
+
+
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
