@@ -542,7 +542,10 @@ template <class Function>
 void compute_blocks(const Convolution& conv, const Strips& strips, int64_t threads, const Function& behind) {
   const int64_t units = conv.size.clips * strips.of_clip(), rows = conv.rows(), width = conv.size.out_width;
   const int64_t blocks = conv.blocks.size();
-  const int64_t groups = threads > 1 ? std::min((4 * threads + blocks - 1) / blocks, units) : 1;  // of units
+  // Groups of units, as few as leave threads without work for less than a twentieth of the time.
+  int64_t groups = 1;
+  while (groups < units && 20 * ((blocks * groups + threads - 1) / threads * threads - blocks * groups) > blocks * groups)
+    ++groups;
   parallel_for(threads, blocks * groups, [&](int64_t n) {
     const Block& block = conv.blocks[n / groups];
     const int64_t begin = units * (n % groups) / groups, end = units * (n % groups + 1) / groups;
@@ -572,7 +575,7 @@ void compute_blocks(const Convolution& conv, const Strips& strips, int64_t threa
         });
       }
     }
-  });
+  }, 1);
 }
 
 template <class Function>

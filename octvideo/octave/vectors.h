@@ -57,13 +57,13 @@ constexpr int32_t kMasks[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
 #endif
 }
 
-// Several things at once: fn(n) for n < count, in order on each thread.
+// Several things at once: fn(n) for n < count, in order on each thread; so many neighbours together, or 0 for a share that
+// keeps most of them, and lets a thread whose core is busy with something else hold nobody up for long.
 template <class Function>
-void parallel_for(int64_t threads, int64_t count, const Function& fn) {
+void parallel_for(int64_t threads, int64_t count, const Function& fn, int64_t together = 0) {
 #if defined(_OPENMP)
   if (count > 1 && threads > 1) {
-    // Neighbours stay together, and a thread whose core is busy with something else holds nobody up for long.
-    const int64_t together = std::max<int64_t>(1, count / (4 * threads));
+    if (!together) together = std::max<int64_t>(1, count / (4 * threads));
 #pragma omp parallel for schedule(dynamic, together) num_threads(static_cast<int>(threads))
     for (int64_t n = 0; n < count; ++n) fn(n);
     return;
