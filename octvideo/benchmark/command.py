@@ -186,7 +186,11 @@ def _add_processes(run: Run, more: int, rounds: int, device: torch.device, progr
         for found in run.passes:
             progress.now(f"{number + 2} of {more + 1}")
             arms = {result.label: result.arm for result in run.arms if result.label in found.seconds}
-            add_process(found, arms, rounds=rounds, device=device)
+            try:
+                add_process(found, arms, rounds=rounds, device=device)
+            except UserError as error:  # the rounds before are worth keeping
+                print(f"not measured: {error}", file=sys.stderr)
+                return
             progress.done()
 
 

@@ -254,11 +254,9 @@ struct Bordered {
     return data + frame_number * frame() + (y + top) * row() + side * channels;
   }
   Source source() const { return {data, channels, channels, row(), frame()}; }
-  // Zeros beside rows [first, last), and above and below the map where these reach so far.
+  // Zeros beside those of the rows [first, last) that the map has: those above and below it are never read.
   void clear_border(int64_t frame_number, int64_t first, int64_t last) const {
     float* start = data + frame_number * frame();
-    if (first < 0) std::fill_n(start, top * row(), 0.0f);
-    if (last > height) std::fill_n(start + (height + top) * row(), top * row(), 0.0f);
     for (int64_t y = std::max<int64_t>(first, 0); side && y < std::min(last, height); ++y) {
       float* line = start + (y + top) * row();
       std::fill_n(line, side * channels, 0.0f);
@@ -284,7 +282,7 @@ void pool_row(const float* upper, const float* lower, int64_t width, int64_t cha
   }
 }
 
-// Rows [first, last) of the half-sized map, of which those outside it are zeros.
+// Rows [first, last) of the half-sized map, as far as it has them.
 void pool_rows(const float* frame, int64_t height, int64_t width, int64_t first, int64_t last, float scale,
                const Bordered& to, int64_t number) {
   to.clear_border(number, first, last);

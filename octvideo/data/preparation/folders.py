@@ -53,9 +53,10 @@ def folder_lists(
         raise UserError(f"the shares {shares} leave nothing to train on")
     pattern = _compiled(group)
     folders = [name for name in folder_class_names(root) if root / name not in leave_out]
+    known = set(folders)
     groups: dict[str, list[str]] = defaultdict(list)
     for path in walk_videos(root, leave_out=leave_out):
-        if _class_of(path) not in folders or os.sep not in path:
+        if _class_of(path) not in known or os.sep not in path:
             raise UserError(f"{root / path} lies in no class folder: expected {root}/<class>/{Path(path).name}")
         groups[_group_of(path, pattern)].append(path)
     if not groups:
@@ -87,8 +88,8 @@ def _notes(folders: list[str], classes: list[str], chosen: dict[str, list[str]])
     for split, videos in chosen.items():
         lacking = sorted(set(classes) - {_class_of(path) for path in videos})
         if lacking:
-            few = " (a class needs more videos, or --test a larger share)" if split == "test" else ""
-            yield f"{split}.txt has no video of {_some(lacking)}{few}"
+            advice = "" if split == "train" else f" (a class needs more videos, or --{split} a larger share)"
+            yield f"{split}.txt has no video of {_some(lacking)}{advice}"
 
 
 def _some(names: list[str]) -> str:
