@@ -122,7 +122,9 @@ void compute_tiles(const std::vector<Tap>& taps, int64_t y, int64_t x_first, con
   int64_t steps = 0;
   for (const Tap& tap : taps) steps += tap.count;
   const int64_t most_lines = std::max(lines_out, lines_read);
-  const int between = 4 * most_lines <= steps ? 3 : 2 * most_lines <= steps ? 1 : 0;  // steps without a fetch
+  // Steps without a fetch, in pairs; where there are more lines than pairs, two lines at once.
+  const bool is_dense = 2 * most_lines > steps;
+  const int64_t between = most_lines ? std::max<int64_t>(steps / 2 / most_lines, 1) : 1;
   float* out = tiles.out;
   const float *base = tiles.base, *ahead = tiles.ahead;
   const int32_t* places = tiles.places;
@@ -175,14 +177,17 @@ void compute_tiles(const std::vector<Tap>& taps, int64_t y, int64_t x_first, con
       };
       // Two steps at a time: of four, GCC keeps some sums in memory.
       int64_t left = count;
-      for (; (lines > 0 || lines_ahead > 0) && left >= 2; left -= 2) {
-        if ((left & between & 2) == 0) fetch();
-        multiply(0);
-        if (between == 0) fetch();
-        multiply(1);
-        go_on(2);
+      while (left >= 2) {
+        int64_t pairs = left / 2;
+        if (lines > 0 || lines_ahead > 0) {
+          fetch();
+          if (is_dense) fetch();
+          pairs = std::min(pairs, between);
+        }
+        left -= 2 * pairs;
+        do multiply(0), multiply(1), go_on(2);
+        while (--pairs);
       }
-      for (; left >= 2; left -= 2) multiply(0), multiply(1), go_on(2);
       if (left) multiply(0);
     }
     for (; lines_ahead > 0; --lines_ahead, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
@@ -244,24 +249,21 @@ float* scratch(int which, int64_t numbers) {
   return kept[which].reserve(numbers);
 }
 
-// Where pooled or copied maps go: (frames, height + 2 top, width + 2 side, channels).
+// Where pooled or copied maps go: (frames, rows, width + 2 side, channels), with zeros at the sides. Rows above and below a
+// map are never read, and those that are not needed at a time have no place.
 struct Bordered {
-  float* data;
-  int64_t height, width, channels, top, side;
+  float* data;  // row `first` of the first frame
+  int64_t height, width, channels, side;
+  int64_t first, rows;
   int64_t row() const { return (width + 2 * side) * channels; }
-  int64_t frame() const { return (height + 2 * top) * row(); }
-  float* pixels(int64_t frame_number, int64_t y) const {
-    return data + frame_number * frame() + (y + top) * row() + side * channels;
-  }
-  Source source() const { return {data, channels, channels, row(), frame()}; }
-  // Zeros beside those of the rows [first, last) that the map has: those above and below it are never read.
-  void clear_border(int64_t frame_number, int64_t first, int64_t last) const {
-    float* start = data + frame_number * frame();
-    for (int64_t y = std::max<int64_t>(first, 0); side && y < std::min(last, height); ++y) {
-      float* line = start + (y + top) * row();
-      std::fill_n(line, side * channels, 0.0f);
-      std::fill_n(line + (side + width) * channels, side * channels, 0.0f);
-    }
+  int64_t frame() const { return rows * row(); }
+  float* line(int64_t frame_number, int64_t y) const { return data + frame_number * frame() + (y - first) * row(); }
+  float* pixels(int64_t frame_number, int64_t y) const { return line(frame_number, y) + side * channels; }
+  // As a convolution reads it whose kernel reaches so far above a map.
+  Source source(int64_t top) const { return {line(0, -top), channels, channels, row(), frame()}; }
+  void clear_sides(int64_t frame_number, int64_t y) const {
+    std::fill_n(line(frame_number, y), side * channels, 0.0f);
+    std::fill_n(pixels(frame_number, y) + width * channels, side * channels, 0.0f);
   }
 };
 
@@ -285,9 +287,9 @@ void pool_row(const float* upper, const float* lower, int64_t width, int64_t cha
 // Rows [first, last) of the half-sized map, as far as it has them.
 void pool_rows(const float* frame, int64_t height, int64_t width, int64_t first, int64_t last, float scale,
                const Bordered& to, int64_t number) {
-  to.clear_border(number, first, last);
   const int64_t row = width * to.channels;
   for (int64_t y = std::max<int64_t>(first, 0); y < std::min(last, to.height); ++y) {
+    to.clear_sides(number, y);
     const float* upper = frame + 2 * y * row;
     pool_row(upper, 2 * y + 1 < height ? upper + row : upper, width, to.channels, scale, to.pixels(number, y));
   }
@@ -295,10 +297,11 @@ void pool_rows(const float* frame, int64_t height, int64_t width, int64_t first,
 
 // Likewise.
 void copy_rows(const float* frame, int64_t first, int64_t last, const Bordered& to, int64_t number) {
-  to.clear_border(number, first, last);
   const int64_t row = to.width * to.channels;
-  for (int64_t y = std::max<int64_t>(first, 0); y < std::min(last, to.height); ++y)
+  for (int64_t y = std::max<int64_t>(first, 0); y < std::min(last, to.height); ++y) {
+    to.clear_sides(number, y);
     std::memcpy(to.pixels(number, y), frame + y * row, row * sizeof(float));
+  }
 }
 
 // The frames of a map in strips, all frames of a strip before the next strip.
@@ -680,8 +683,11 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
   int64_t height = layer.height, width = layer.width;
   const float* high = given_high;
 
+  const auto rows_of = [&](int which, int64_t frames, int64_t h, int64_t w, int64_t channels, int64_t first, int64_t rows) {
+    return Bordered{scratch(which, frames * rows * (w + 2 * side) * channels), h, w, channels, side, first, rows};
+  };
   const auto bordered = [&](int which, int64_t frames, int64_t h, int64_t w, int64_t channels) {
-    return Bordered{scratch(which, frames * (h + 2 * top) * (w + 2 * side) * channels), h, w, channels, top, side};
+    return rows_of(which, frames, h, w, channels, 0, h);
   };
   const auto out_size = [&](int64_t n, int axis) {
     return (n + 2 * layer.padding[axis] - layer.dilation[axis] * (layer.kernel[axis] - 1) - 1) / layer.stride[axis] + 1;
@@ -695,7 +701,7 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
 
   if (layer.pool_first) {
     const Bordered pooled{scratch(0, images * low_size(height) * low_size(width) * layer.in_high),
-                          low_size(height), low_size(width), layer.in_high, 0, 0};
+                          low_size(height), low_size(width), layer.in_high, 0, 0, low_size(height)};
     parallel_for(threads, images, [&](int64_t n) {
       pool_rows(high + n * height * width * layer.in_high, height, width, 0, pooled.height, 0.25f, pooled, n);
     });
@@ -713,7 +719,7 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
     parallel_for(threads, images, [&](int64_t n) {
       copy_rows(given_low + n * low_frame, -top, low_height + top, copy, n);
     });
-    low = copy.source();
+    low = copy.source(top);
   }
   Source low_of_low = low;  // as y_low reads it
   if (layer.low_reads_low && layer.pool_first) {
@@ -721,14 +727,14 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
     parallel_for(threads, images, [&](int64_t n) {
       pool_rows(given_low + n * low_frame, low_height, low_width, -top, half_height + top, 0.25f, to, n);
     });
-    low_of_low = to.source();
+    low_of_low = to.source(top);
   }
 
   const Geometry size = geometry(height, width), half = geometry(half_height, half_width);
   const bool gives_low = layer.weight_low, pools = gives_low && layer.low_reads_high;
   const int64_t low_outs = layer.weight_from_low ? layer.outs_high + (layer.shares_low ? layer.outs_low : 0) : 0;
   // What is pooled for y_low, if the caller wants to keep it: at once in its place, or copied from within the border.
-  const Bordered kept{out_pooled, half_height, half_width, layer.in_high, 0, 0};
+  const Bordered kept{out_pooled, half_height, half_width, layer.in_high, 0, 0, half_height};
   const bool keeps = pools && out_pooled, pools_there = keeps && top == 0 && side == 0;
   const auto pool_for_low = [&](int64_t image, int64_t first, int64_t last, const Bordered& to, int64_t number) {
     const float* frame = high + image * high_frame;
@@ -778,16 +784,22 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
                         (!in_turn || strip_units >= 2 * threads);
 
   if (by_strip) {
-    const auto local_pooled = [&] {
-      return pools_there ? kept : bordered(3, in_turn ? layer.frames : 1, half_height, half_width, layer.in_high);
+    // Strips take turns in one place, which stays in the cache.
+    const auto local_pooled = [&](int64_t first) {
+      if (pools_there) return kept;
+      const int64_t frames = in_turn ? layer.frames : 1, rows = low_size(strips.step) + 2 * top;
+      return rows_of(3, frames, half_height, half_width, layer.in_high, first / 2 - top, rows);
     };
-    const auto local_copy = [&] { return bordered(4, 1, height, width, layer.in_high); };
-    if (has_space) main.sources[0] = local_copy().source();
-    if (pools) below.sources[0] = local_pooled().source();
-    if (!in_turn) {  // frames take turns in one place
+    const auto local_copy = [&](int64_t first) {
+      return rows_of(4, 1, height, width, layer.in_high, first - top, strips.step + 2 * top);
+    };
+    if (has_space) main.sources[0] = local_copy(0).source(top);
+    if (pools) below.sources[0] = local_pooled(0).source(top);
+    if (!in_turn) {
       if (pools && !pools_there) below.sources[0].frame = 0;
       if (has_space) main.sources[0].frame = 0;
     }
+    const int64_t part_row = half.out_width * (low_outs + kGap);
     parallel_for(threads, strip_units, [&](int64_t unit) {
       const int64_t units = strip_units * (in_turn ? strips.frames : 1);
       int64_t have = 0;  // frames that are pooled
@@ -799,21 +811,21 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
           const int64_t half_first = first / 2, half_last = low_size(last);
           const float* frames = high + clip * size.frames * high_frame;
           if (pools) {
-            const Bordered to = local_pooled();
+            const Bordered to = local_pooled(first);
             const int64_t wanted = in_turn ? std::min(t + layer.kernel[0] - layer.padding[0], size.frames) : t + 1;
             for (have = in_turn ? have : t; have < wanted; ++have) {
               const int64_t image = clip * size.frames + have;
               pool_for_low(image, half_first, half_last, to, pools_there ? image : in_turn ? have : 0);
             }
-            if (!pools_there) of_low.source = to.data;
+            if (!pools_there) of_low.source = to.source(top).data;
           }
           if (has_space) {
-            const Bordered to = local_copy();
+            const Bordered to = local_copy(first);
             copy_rows(frames + t * high_frame, first - top, last + top, to, 0);
-            of_high.source = to.data;
+            of_high.source = to.source(top).data;
           }
           if (low_outs) {
-            float* part = scratch(5, from_low_frame);
+            float* part = scratch(5, low_size(strips.step) * part_row) - half_first * part_row;
             Convolution local = from_low;
             local.is_local = true;
             local.out = part - (clip * size.frames + t) * from_low_frame;
@@ -840,9 +852,9 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
   const Bordered pooled = pools_there ? kept
                           : pools     ? bordered(3, images, half_height, half_width, layer.in_high)
                                       : Bordered{};
-  if (pools) below.sources[0] = pooled.source();
+  if (pools) below.sources[0] = pooled.source(top);
   const Bordered copy = has_space ? bordered(4, images, height, width, layer.in_high) : Bordered{};
-  if (has_space) main.sources[0] = copy.source();
+  if (has_space) main.sources[0] = copy.source(top);
   const auto pool = [&](int64_t image, int64_t first, int64_t last) {
     if (pools) pool_for_low(image, first, last, pooled, image);
   };
