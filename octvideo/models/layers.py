@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from octvideo.errors import UserError
 from octvideo.octave.arrange import max_pool
+from octvideo.octave.export_form import may_be_exporting
 
 
 class ClipHead(nn.Module):
@@ -54,7 +55,7 @@ class FittingAvgPool(nn.AvgPool3d):
 def _average(x: Tensor, kernel: Sequence[int]) -> Tensor:
     """Windows of (N, C, T, H, W), with stride 1; one as large as the map is a mean, on channels-last maps 20 times as
     fast as a pool (2048 channels on 4x7x7: .04 and .85 ms)."""
-    if not torch.compiler.is_compiling() and tuple(kernel) == tuple(x.shape[2:]):  # graphs may be for any length
+    if not may_be_exporting() and tuple(kernel) == tuple(x.shape[2:]):  # exported graphs are for any length
         return x.mean((2, 3, 4), keepdim=True)
     return F.avg_pool3d(x, tuple(kernel), stride=1)
 

@@ -45,3 +45,8 @@ def is_exporting() -> bool:
     """
     asked = getattr(torch.compiler, "is_exporting", None)
     return asked is not None and bool(asked())
+
+
+def may_be_exporting() -> bool:
+    """Likewise, for graphs that must hold for any size: before torch 2.7 every graph that is compiled may be one."""
+    return torch.compiler.is_compiling() and (is_exporting() or not hasattr(torch.compiler, "is_exporting"))

@@ -87,7 +87,8 @@ class EagerEngine:
             with torch.inference_mode():
                 return self._run(clips)
         with torch.no_grad():  # what freezes weights
-            return in_batches(self._run, clips, self.views_per_call)
+            # The layout is changed here, by faster code than inductor has (see there).
+            return in_batches(lambda batch: self._run(channels_last(batch)), clips, self.views_per_call)
 
 
 def write_aot(
