@@ -500,12 +500,17 @@ struct Convolution {
 
   // While unit n is computed, what the first source holds for the first unit behind it that nothing has read yet.
   void fetch_map(const Strips& strips, int64_t n, int64_t units, Local* local, int shift = 0) const {
+    if (!has_space()) fetch_map(sources[0], strips, n, units, local, shift);
+  }
+
+  // Likewise, where the first source is copied from a map strip by strip.
+  void fetch_map(const Source& map, const Strips& strips, int64_t n, int64_t units, Local* local, int shift = 0) const {
     const int64_t next = n + layer.kernel[0] - layer.padding[0];
-    if (has_space() || next >= units) return;
+    if (next >= units) return;
     strips.at(next, [&](int64_t clip, int64_t t, int64_t first, int64_t) {
-      local->ahead = sources[0].data + (clip * size.frames + t) * sources[0].frame + (first >> shift) * sources[0].row;
+      local->ahead = map.data + (clip * size.frames + t) * map.frame + (first >> shift) * map.row;
     });
-    local->ahead_step = sources[0].channels;
+    local->ahead_step = map.channels;
     strips.at(n, [&](int64_t, int64_t, int64_t first, int64_t) { local->ahead_pixel = (first >> shift) * size.out_width; });
   }
 
@@ -800,13 +805,15 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
       if (has_space) main.sources[0].frame = 0;
     }
     const int64_t part_row = half.out_width * (low_outs + kGap);
+    // The rows above a strip have been read for the one before it.
+    const Source behind_halo = plain(high + top * width * layer.in_high, height, width, layer.in_high);
     parallel_for(threads, strip_units, [&](int64_t unit) {
       const int64_t units = strip_units * (in_turn ? strips.frames : 1);
       int64_t have = 0;  // frames that are pooled
       for (int64_t n = in_turn ? unit * strips.frames : unit, end = n + (in_turn ? strips.frames : 1); n < end; ++n)
         strips.at(n, [&](int64_t clip, int64_t t, int64_t first, int64_t last) {
           Local of_high, of_low;
-          main.fetch_map(strips, n, units, &of_high);
+          main.fetch_map(behind_halo, strips, n, units, &of_high);
           of_high.ahead_out = main.ahead_out(strips, n, units);
           const int64_t half_first = first / 2, half_last = low_size(last);
           const float* frames = high + clip * size.frames * high_frame;
