@@ -11,6 +11,7 @@ seconds will never be answered. Nor is the file slow where nothing happens for s
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import threading
@@ -23,11 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import decord  # isort: skip  (before torch, both crash)
-from decord._ffi.base import DECORDLimitReachedError  # isort: skip
-
 from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, first_line
 from octvideo.video.source import Source, for_ffmpeg
+
+# decord offers its library's names to all that are loaded later, among them a `__cxa_thread_atexit` of its own, by
+# which programs with threads of other libraries ended in "free(): invalid pointer". Here nothing else sees them.
+_everywhere, ctypes.RTLD_GLOBAL = ctypes.RTLD_GLOBAL, ctypes.RTLD_LOCAL  # type: ignore[misc]
+try:
+    import decord
+    from decord._ffi.base import DECORDLimitReachedError
+finally:
+    ctypes.RTLD_GLOBAL = _everywhere  # type: ignore[misc]
 
 # Failures reach the caller as exceptions: decord's FFmpeg need not write each rotten block to the terminal too.
 decord.logging.set_level(decord.logging.QUIET)

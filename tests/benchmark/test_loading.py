@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import decord
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from octvideo.benchmark.loading.report import need_line
 from octvideo.benchmark.loading.ways import FLOOR, Recipe, look_at
 from octvideo.data import Augmentation
 from octvideo.video import ViewSettings, read_frames
+from octvideo.video.decord_reader import decord
 
 SMALL = Recipe(
     ViewSettings(frame_stride=2, num_clips=2, short_side_px=32, crop_px=32),

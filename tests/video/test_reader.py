@@ -147,7 +147,7 @@ def test_workers_forked_after_a_read_in_the_parent(video: Path, decoder: Decoder
 
 
 def test_another_bridge_of_decord_does_not_matter(video: Path) -> None:
-    import decord
+    from octvideo.video.decord_reader import decord
 
     decord.bridge.set_bridge("torch")
     try:

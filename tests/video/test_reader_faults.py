@@ -163,6 +163,15 @@ except VideoReadError as error:
     assert done.stdout == "decord waits for frames that do not come (with decoder 'decord'; 'auto' takes PyAV)\n"
 
 
+def test_no_other_library_sees_the_names_of_decords() -> None:
+    program = """
+import ctypes
+from octvideo.video.decord_reader import decord
+print(hasattr(decord._ffi.base._LIB, "DECORDGetLastError"), hasattr(ctypes.CDLL(None), "DECORDGetLastError"))
+"""
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "True False\n"
+
+
 def test_decord_may_take_its_time_but_not_ask_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decord_reader, "_BUSY_S", 0.1)
     monkeypatch.setattr(decord_reader, "_LOOK_S", 0.02)

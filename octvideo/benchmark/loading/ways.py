@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-import decord  # isort: skip  (before torch, both crash)
-
 from octvideo.data import Augmentation, EvaluationVideos, TrainingClips, VideoRecord
 from octvideo.data.augment import sample_transform
 from octvideo.data.dataset import Failure, item_generator
@@ -31,6 +29,7 @@ from octvideo.video import (
     resize_short_side,
     uniform_clips,
 )
+from octvideo.video.decord_reader import decord
 
 FLOOR = "bare decoder"
 
