@@ -19,6 +19,7 @@ PARTS: dict[str, set[str]] = {
     "_version": set(),
     "timing": set(),
     "allocator": set(),
+    "program": set(),
     "download": set(),
     "octave": set(),
     "models": {"octave", "download"},

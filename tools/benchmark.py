@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from octvideo.allocator import keep_freed_memory
 from octvideo.benchmark.command import main
+from octvideo.program import end_with
 
 if __name__ == "__main__":
     keep_freed_memory()
-    raise SystemExit(main())
+    end_with(main)

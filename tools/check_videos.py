@@ -22,6 +22,7 @@ from rich.table import Table
 from octvideo.data.checking import Journal, Selection, Summary, check_all, select
 from octvideo.data.quarantine import printable, write_quarantine
 from octvideo.errors import UserError
+from octvideo.program import end_with
 from octvideo.video import Decoder
 
 VERDICTS = ("ok", "partly", "unreadable")
@@ -133,4 +134,4 @@ def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Pa
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_with(main)

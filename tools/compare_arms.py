@@ -19,6 +19,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from octvideo.errors import UserError
+from octvideo.program import end_with
 from octvideo.training.arm_runs import ArmSettings, plan_runs, run_in_process, train_runs
 from octvideo.training.arm_table import check_networks, compare, drawn_table, markdown_table
 
@@ -76,4 +77,4 @@ def tell(message: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_with(main)

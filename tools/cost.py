@@ -22,6 +22,7 @@ from octvideo.errors import UserError
 from octvideo.models.costs import HEADER, CostRow, cost_rows, markdown_table, parse_clip
 from octvideo.models.paper_costs import HEADER as HEADER_PAPER
 from octvideo.models.paper_costs import LAYER_HEADER, TABLES, layer_rows, markdown, paper_rows
+from octvideo.program import end_with
 
 
 def main() -> int:
@@ -88,4 +89,4 @@ def print_paper(tables: list[str], *, as_markdown: bool) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_with(main)

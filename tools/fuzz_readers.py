@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from octvideo.errors import UserError
+from octvideo.program import end_with
 from octvideo.video import VIDEO_SUFFIXES, Decoder
 from octvideo.video.fuzzing import Finding, fuzz
 from octvideo.video.torchcodec_reader import load_torchcodec
@@ -114,4 +115,4 @@ def tell(finding: Finding, args: argparse.Namespace, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_with(main)

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from octvideo.data.synthetic import CLASS_NAMES, DemoSettings, write_demo
 from octvideo.errors import UserError
+from octvideo.program import end_with
 
 
 def main() -> int:
@@ -40,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_with(main)

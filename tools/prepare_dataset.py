@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from octvideo.data.preparation.command import main
+from octvideo.program import end_with
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_with(main)

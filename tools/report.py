@@ -17,6 +17,7 @@ from octvideo.errors import UserError
 from octvideo.evaluation.pictures import draw_report, read_curves
 from octvideo.evaluation.report import markdown_table, metrics_table, pairs_from
 from octvideo.evaluation.scores import VideoScores, find_scores
+from octvideo.program import end_with
 
 
 def main() -> int:
@@ -68,4 +69,4 @@ def _scores(args: argparse.Namespace) -> VideoScores:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_with(main)

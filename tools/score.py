@@ -16,6 +16,7 @@ from octvideo.data.synthetic import OPPOSITES
 from octvideo.errors import UserError
 from octvideo.evaluation.report import comparison_table, markdown_table, metrics_table, pairs_from, run_names
 from octvideo.evaluation.scores import VideoScores, find_scores
+from octvideo.program import end_with
 
 
 def main() -> int:
@@ -46,4 +47,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_with(main)

@@ -19,6 +19,7 @@ from octvideo.data import VideoDataModule
 from octvideo.data.shard_index import index_shards
 from octvideo.data.shard_writer import ShardReport, write_shards
 from octvideo.errors import UserError
+from octvideo.program import end_with
 
 
 def parse() -> argparse.Namespace:
@@ -85,4 +86,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_with(main)
