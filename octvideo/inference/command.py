@@ -1,4 +1,4 @@
-"""tools/infer.py: videos and folders in, the best classes of each out, as text or JSON."""
+"""tools/infer.py: videos and folders in, the best classes of each out, as text, JSON, or lines of a file."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import newest_checkpoint
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.preparation import Timing
+from octvideo.inference.result_file import ResultFile, as_record
 from octvideo.video import VIDEO_SUFFIXES, VideoReadError
 
 
@@ -30,20 +30,99 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     print_any_name()
+    output: _Output | None = None
+    failures: list[VideoReadError] = []
+    said, code = "", 0
     try:
         videos = list(find_videos(args.videos))
         predictor = _predictor(args)
-        predictions, failures = classify(predictor, videos, topk=args.topk)
+        output = _output(args, predictor)
+        with contextlib.closing(classify(predictor, output.left(videos), topk=args.topk)) as results:
+            for result in results:
+                output.add(result)
+                if isinstance(result, VideoReadError):
+                    failures.append(result)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        said, code = f"error: {error}", 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print(as_json(predictor, predictions, failures) if args.json else as_text(predictions, timing=args.timing))
+        said, code = "stopped" if args.output is None else "stopped: the same command goes on", 130
+    if output is not None:  # in any case what has been done
+        output.end()
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    if said:
+        print(said, file=sys.stderr)
+    return code or (1 if failures else 0)
+
+
+class _Output(Protocol):
+    def left(self, videos: Sequence[str]) -> Sequence[str]: ...
+    def add(self, result: Prediction | VideoReadError) -> None: ...
+    def end(self) -> None: ...
+
+
+def _output(args: argparse.Namespace, predictor: Predictor) -> _Output:
+    if args.output is not None:
+        return _Lines(ResultFile(args.output, _made_by(predictor)))
+    return _Json(predictor) if args.json else _Text(timing=args.timing)
+
+
+class _Text:
+    """Results as text, when they are there."""
+
+    def __init__(self, *, timing: bool) -> None:
+        self._timing, self._between = timing, ""
+
+    def left(self, videos: Sequence[str]) -> Sequence[str]:
+        return videos
+
+    def add(self, result: Prediction | VideoReadError) -> None:
+        if isinstance(result, Prediction):
+            print(self._between + as_text(result, timing=self._timing), flush=True)
+            self._between = "\n"
+
+    def end(self) -> None:
+        pass
+
+
+class _Json:
+    """One JSON object, at the end."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._made_by = _made_by(predictor)
+        self._videos: list[dict[str, Any]] = []
+        self._errors: list[dict[str, Any]] = []
+
+    def left(self, videos: Sequence[str]) -> Sequence[str]:
+        return videos
+
+    def add(self, result: Prediction | VideoReadError) -> None:
+        (self._videos if isinstance(result, Prediction) else self._errors).append(as_record(result))
+
+    def end(self) -> None:
+        content = {**self._made_by, "videos": self._videos, "errors": self._errors}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+class _Lines:
+    """Lines of a file, which holds those of earlier runs."""
+
+    def __init__(self, file: ResultFile) -> None:
+        self._file = file
+
+    def left(self, videos: Sequence[str]) -> Sequence[str]:
+        left = [video for video in videos if video not in self._file.done]
+        if len(left) < len(videos):
+            done = len(videos) - len(left)
+            print(f"{done} of {len(videos)} videos are in {self._file.path} already", file=sys.stderr)
+        return left
+
+    def add(self, result: Prediction | VideoReadError) -> None:
+        self._file.add(result)
+
+    def end(self) -> None:
+        self._file.close()
+        print(f"{len(self._file.done)} results are in {self._file.path}", file=sys.stderr)
 
 
 def print_any_name() -> None:
@@ -73,32 +152,34 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
 
 def classify(
     predictor: Predictor, videos: Sequence[str], *, topk: int = 5
-) -> tuple[list[Prediction], list[VideoReadError]]:
-    """Predictions of the videos that can be read, and the errors of the others; progress on stderr."""
+) -> Generator[Prediction | VideoReadError, None, None]:
+    """For each video its prediction, or the error why it can't be read; progress on stderr."""
     console = Console(stderr=True)
     console.print(f"weights: {predictor.source}", highlight=False, soft_wrap=True)
-    predictions: list[Prediction] = []
-    failures: list[VideoReadError] = []
-    results = predictor.predict_many(videos, topk=topk)
-    # Closed in any case: Ctrl-C ends the preparing thread with it.
-    with contextlib.closing(results):
-        for result in track(results, description="classifying", total=len(videos), console=console):
-            if isinstance(result, Prediction):
-                predictions.append(result)
-            else:
-                failures.append(result)
-    return predictions, failures
+    # What is printed meanwhile goes above the bar if both are on a terminal, and to its own place if not.
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty())
+    # Results are closed in any case: Ctrl-C ends the preparing thread with them.
+    with progress, contextlib.closing(predictor.predict_many(videos, topk=topk)) as results:
+        yield from progress.track(results, total=len(videos), description="classifying")
 
 
-def as_text(predictions: Sequence[Prediction], *, timing: bool = False) -> str:
-    """One block per video: its path, then a line per class, then where the time went."""
-    blocks = []
-    for prediction in predictions:
-        lines = [f"  {100 * score:5.1f} %  {name}" for name, score in prediction.top]
-        if timing:
-            lines.append(f"  {timing_text(prediction.timing)}")
-        blocks.append("\n".join([prediction.path, *lines]))
-    return "\n\n".join(blocks)
+def _made_by(predictor: Predictor) -> dict[str, str]:
+    return {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
+
+
+def as_text(prediction: Prediction, *, timing: bool = False) -> str:
+    """The path of a video, then a line for each class, then where the time went."""
+    lines = [f"  {100 * score:5.1f} %  {name}" for name, score in prediction.top]
+    if timing:
+        lines.append(f"  {timing_text(prediction.timing)}")
+    return "\n".join([prediction.path, *lines])
 
 
 def timing_text(timing: Timing) -> str:
@@ -108,25 +189,6 @@ def timing_text(timing: Timing) -> str:
         f"engine {timing.engine:.2f} s of {timing.total:.2f} s in all (x {share:.3f}); "
         f"beside it: decode {timing.decode:.2f} s, prepare {timing.prepare:.2f} s"
     )
-
-
-def as_json(predictor: Predictor, predictions: Sequence[Prediction], failures: Sequence[VideoReadError]) -> str:
-    """One JSON object: weights, engine, precision, videos (path, top, seconds), errors (path, reason)."""
-    content = {
-        "weights": predictor.source,
-        "engine": predictor.engine.name,
-        "precision": predictor.engine.precision,
-        "videos": [
-            {
-                "path": p.path,
-                "top": [{"name": name, "score": score} for name, score in p.top],
-                "seconds": {name: round(value, 4) for name, value in asdict(p.timing).items()},
-            }
-            for p in predictions
-        ],
-        "errors": [{"path": str(e.path), "reason": e.reason} for e in failures],
-    }
-    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def _predictor(args: argparse.Namespace) -> Predictor:
@@ -149,8 +211,12 @@ def _predictor(args: argparse.Namespace) -> Predictor:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="infer", description="Names the actions in videos.")
-    parser.add_argument("videos", nargs="+", metavar="VIDEO|FOLDER")
+    parser = argparse.ArgumentParser(
+        prog="infer", description="Names the actions in videos.", fromfile_prefix_chars="@"
+    )
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names from a text file, one in a line"
+    )
     parser.add_argument(
         "--ckpt",
         help="checkpoint of `octvideo fit`, or 'last' for the newest; default: pytorchvideo's Kinetics-400 I3D",
@@ -161,7 +227,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive, help="CPU threads of the engine (all)")
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, help="classes to print per video (5)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, at the end")
+    form.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write a line of JSON for each video when it is done; videos that are in FILE already are not done again",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--runs_dir", default="runs", help="where --ckpt last looks (runs)")
     return parser

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import shutil
+from collections.abc import Generator
 from pathlib import Path
 from urllib.error import URLError
 
@@ -12,7 +15,7 @@ import torch
 
 from octvideo.errors import UserError
 from octvideo.inference import Predictor, command
-from octvideo.inference.predictor import network_of_checkpoint
+from octvideo.inference.predictor import Prediction, network_of_checkpoint
 from octvideo.models import i3d_small
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import VideoReadError, ViewSettings, read_views
@@ -83,6 +86,97 @@ def test_text_and_the_newest_checkpoint(checkpoint: Path, tiny_video: Path, caps
     out = capsys.readouterr().out.splitlines()
     assert out[0] == str(tiny_video)
     assert sorted(line.split("%  ")[1] for line in out[1:]) == sorted(NAMES)
+
+
+@pytest.fixture
+def folder(tiny_video: Path, tmp_path: Path) -> Path:
+    """Two videos and, between them in order, a broken one."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a", "c"):
+        shutil.copy(tiny_video, folder / f"{name}.mp4")
+    (folder / "b.mp4").write_bytes(b"not a video")
+    return folder
+
+
+def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when so many results are there."""
+    whole = Predictor.predict_many
+
+    def some(self: Predictor, paths: list[str], *, topk: int) -> Generator[Prediction | VideoReadError, None, None]:
+        yield from itertools.islice(whole(self, paths, topk=topk), count)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "predict_many", some)
+
+
+def test_a_file_of_results_is_gone_on_with(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.jsonl"
+    words = [str(folder), "--ckpt", str(checkpoint), "--output", str(file)]
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        assert command.main(words) == 130
+    assert "stopped: the same command goes on" in capsys.readouterr().err
+    first = file.read_bytes()
+    file.write_bytes(first + b'{"path": "c.mp4", "to')  # as a kill leaves it
+    assert command.main(words) == 0  # the broken one was told of by the first run
+    out, err = capsys.readouterr()
+    assert out == "" and f"2 of 3 videos are in {file} already" in err and f"3 results are in {file}" in err
+    assert file.read_bytes().startswith(first)
+    made_by, a, b, c = map(json.loads, file.read_text().splitlines())
+    assert made_by == {"weights": str(checkpoint), "engine": "eager", "precision": "f32"}
+    assert [Path(record["path"]).name for record in (a, b, c)] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert b["reason"] and [t["name"] for t in a["top"]] == [t["name"] for t in c["top"]]
+    assert sum(t["score"] for t in c["top"]) == pytest.approx(1, abs=1e-5)
+    assert command.main(words) == 0 and len(file.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"notes of mine", "line 1 of FILE is no result of infer"),
+        (
+            b'{"weights": "other.ckpt", "engine": "eager", "precision": "f32"}\n',
+            "FILE holds results of {'weights': 'oth",
+        ),
+        (b'HEAD\n{"video": 1}\n', "line 2 of FILE is no result of infer"),
+    ],
+)
+def test_a_file_of_something_else_is_left_alone(
+    content: bytes, message: str, checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.jsonl"
+    head = json.dumps({"weights": str(checkpoint), "engine": "eager", "precision": "f32"})
+    content = content.replace(b"HEAD", head.encode())
+    file.write_bytes(content)
+    assert command.main([str(folder), "--ckpt", str(checkpoint), "--output", str(file)]) == 2
+    assert message.replace("FILE", str(file)) in capsys.readouterr().err
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(("option", "shown"), [("--json", '"path": "{}"'), ("--topk=2", "{}\n")])
+def test_what_was_done_before_ctrl_c_is_shown(
+    option: str,
+    shown: str,
+    checkpoint: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop_after(1, monkeypatch)
+    assert command.main([str(folder), "--ckpt", str(checkpoint), option]) == 130
+    out = capsys.readouterr().out
+    assert shown.format(folder / "a.mp4") in out and "c.mp4" not in out
+
+
+def test_names_from_a_file(checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text(f"{folder / 'c.mp4'}\n{folder / 'a.mp4'}\n")
+    assert command.main([f"@{names}", "--ckpt", str(checkpoint), "--json"]) == 0
+    videos = json.loads(capsys.readouterr().out)["videos"]
+    assert [Path(video["path"]).name for video in videos] == ["c.mp4", "a.mp4"]
 
 
 @pytest.mark.parametrize(
