@@ -99,6 +99,8 @@ def _meant(word: str, known: Iterable[str]) -> str:
     def likeness(other: str) -> float:
         (place, _, name), (other_place, _, other_name) = word.rpartition("."), other.rpartition(".")
         if place == other_place:
+            if other_name == "".join(part[:1] for part in name.split("_")) != name[:1]:
+                return 1.0  # learning_rate: lr
             return difflib.SequenceMatcher(None, name, other_name).ratio()
         return difflib.SequenceMatcher(None, word, other).ratio() - 0.2
 

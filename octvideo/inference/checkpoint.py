@@ -14,18 +14,34 @@ from torch import nn
 from octvideo.errors import UserError
 
 
+def find_checkpoint(given: str, runs_dir: str | Path = "runs") -> Path:
+    """What --ckpt means: "last" for the checkpoint written last, a run (name or folder) for its last one, or a file.
+
+    Raises:
+        UserError: there is no checkpoint where one is looked for.
+    """
+    if given == "last":
+        return newest_checkpoint(runs_dir)
+    for folder in (Path(given), Path(runs_dir) / given):
+        if folder.is_dir():
+            return _newest(folder, "checkpoints/*.ckpt")
+    return Path(given)
+
+
 def newest_checkpoint(runs_dir: str | Path = "runs") -> Path:
     """The checkpoint written last under `runs_dir`.
 
     Raises:
         UserError: there is none.
     """
-    found = Path(runs_dir).glob("*/checkpoints/*.ckpt")
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return _newest(Path(runs_dir), "*/checkpoints/*.ckpt")
+
+
+def _newest(folder: Path, pattern: str) -> Path:
+    newest = max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None:
         raise UserError(
-            f"no checkpoint under {Path(runs_dir).absolute()} (looked for */checkpoints/*.ckpt): train one first, "
-            "or give --ckpt PATH"
+            f"no checkpoint under {folder.absolute()} (looked for {pattern}): train one first, or give --ckpt PATH"
         )
     return newest
 
@@ -37,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: no such file, or not a checkpoint of octvideo.
     """
     if not Path(path).is_file():
-        raise UserError(f"no checkpoint at {path}: give --ckpt PATH, or --ckpt last")
+        raise UserError(f"no checkpoint at {path}: give --ckpt PATH, --ckpt RUN or --ckpt last")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} can't be read as a checkpoint: it is not a file of torch.save")
     try:

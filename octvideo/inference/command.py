@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import newest_checkpoint
+from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.preparation import Timing
 from octvideo.inference.result_file import ResultFile, as_record
@@ -206,7 +206,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
         )
     if args.ckpt is None:
         return Predictor.from_pytorchvideo(**how)
-    path = newest_checkpoint(args.runs_dir) if args.ckpt == "last" else Path(args.ckpt)
+    path = find_checkpoint(args.ckpt, args.runs_dir)
     return Predictor.from_checkpoint(path, **how)
 
 
@@ -219,7 +219,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--ckpt",
-        help="checkpoint of `octvideo fit`, or 'last' for the newest; default: pytorchvideo's Kinetics-400 I3D",
+        metavar="RUN|FILE",
+        help="a run's name or folder, 'last' for the newest, or a checkpoint; default: pytorchvideo's Kinetics-400 I3D",
     )
     parser.add_argument("--model", metavar="FOLDER", help="a model that tools/export.py wrote, in place of --ckpt")
     parser.add_argument("--engine", help="eager (the default), compile, aot, onnx or openvino")
@@ -235,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write a line of JSON for each video when it is done; videos that are in FILE already are not done again",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--runs_dir", default="runs", help="where --ckpt last looks (runs)")
+    parser.add_argument("--runs_dir", default="runs", help="where runs are (runs)")
     return parser
 
 

@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import newest_checkpoint
+from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.command import find_videos, positive, print_any_name
 from octvideo.inference.engines import MODEL_FILES, check_choice
 from octvideo.inference.export import write_export
@@ -58,7 +58,7 @@ def export(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     if args.ckpt is None:
         network, settings = network_of_pytorchvideo()
     else:
-        path = newest_checkpoint(args.runs_dir) if args.ckpt == "last" else Path(args.ckpt)
+        path = find_checkpoint(args.ckpt, args.runs_dir)
         network, settings = network_of_checkpoint(path)
     console.print(f"weights: {settings['source']}", highlight=False, soft_wrap=True)
     views: ViewSettings = settings["views"]
@@ -123,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="export", description="Writes a trained network for one engine.")
     parser.add_argument(
         "--ckpt",
-        help="checkpoint of `octvideo fit`, or 'last' for the newest; default: pytorchvideo's Kinetics-400 I3D",
+        metavar="RUN|FILE",
+        help="a run's name or folder, 'last' for the newest, or a checkpoint; default: pytorchvideo's Kinetics-400 I3D",
     )
     parser.add_argument("--engine", required=True, choices=list(MODEL_FILES))
     parser.add_argument("--precision", default="f32", help="f32, bf16 (aot, openvino) or int8 (openvino)")
@@ -135,5 +136,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive, help="CPU threads of the check (all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...: aot compiles for it")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in FOLDER")
-    parser.add_argument("--runs_dir", default="runs", help="where --ckpt last looks (runs)")
+    parser.add_argument("--runs_dir", default="runs", help="where runs are (runs)")
     return parser

@@ -80,10 +80,15 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(
     assert b"caf\xe9.mp4" in capsysbinary.readouterr().out
 
 
-def test_text_and_the_newest_checkpoint(checkpoint: Path, tiny_video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("given", ["last", "demo", "RUNS/demo"])
+def test_text_and_the_newest_checkpoint(
+    given: str, checkpoint: Path, tiny_video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = checkpoint.parents[2]
-    assert command.main([str(tiny_video), "--ckpt", "last", "--runs_dir", str(runs)]) == 0
-    out = capsys.readouterr().out.splitlines()
+    assert command.main([str(tiny_video), "--ckpt", given.replace("RUNS", str(runs)), "--runs_dir", str(runs)]) == 0
+    captured = capsys.readouterr()
+    assert f"weights: {checkpoint}" in captured.err
+    out = captured.out.splitlines()
     assert out[0] == str(tiny_video)
     assert sorted(line.split("%  ")[1] for line in out[1:]) == sorted(NAMES)
 
@@ -189,6 +194,7 @@ def test_names_from_a_file(checkpoint: Path, folder: Path, tmp_path: Path, capsy
             "looked for */checkpoints/*.ckpt): train one first, or give --ckpt PATH",
         ),
         (["VIDEO", "--ckpt", "VIDEO"], "it is not a file of torch.save"),
+        (["VIDEO", "--ckpt", "."], "looked for checkpoints/*.ckpt): train one first, or give --ckpt PATH"),
         (["VIDEO", "--ckpt", "CKPT", "--device", "tpu9"], "error: device 'tpu9' can't be used here"),
     ],
 )

@@ -374,6 +374,7 @@ def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, b
         ("", "no command given"),
         ("train -c tiny", "no command 'train': there are fit, validate, test, predict, infer"),
         ("fit -c tiny --model.lrr 3", "no option --model.lrr (did you mean --model.lr?)"),
+        ("fit -c tiny --model.learning_rate 3", "no option --model.learning_rate (did you mean --model.lr?)"),
         ("fit -c tiny stray", "'stray' belongs to no option"),
         ("fit -c tiny --model.lr high", "model.lr: expected float, got high"),
         ("fit -c tiny --trainer.max_epochs x", "trainer.max_epochs: expected int or null, got x"),
