@@ -242,10 +242,9 @@ def network_of_pytorchvideo() -> tuple[nn.Module, dict]:
     Raises:
         UserError: its weights are neither in the cache nor to be had from the network.
     """
-    from pytorchvideo.models.hub.resnet import checkpoint_paths
-
-    from octvideo.models import i3d_r50
+    from octvideo.models import i3d_r50  # first: it imports pytorchvideo without a warning
     from octvideo.models.weights import load_weights, read_weights
+    from pytorchvideo.models.hub.resnet import checkpoint_paths  # isort: skip
 
     url = checkpoint_paths["i3d_r50"]
     try:
