@@ -135,7 +135,7 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
     """Files as given, and the videos under folders in order of their names.
 
     Raises:
-        UserError: something is neither, or a folder holds no video.
+        UserError: something is neither, or a text file, or a folder holds no video.
     """
     for name in names:
         path = Path(name)
@@ -144,6 +144,8 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
             if not inside:
                 raise UserError(f"no video in folder {path} (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
             yield from inside
+        elif path.suffix.lower() == ".txt":  # which FFmpeg takes for a film of letters
+            raise UserError(f"{path} is no video: give @{path} for the names in it")
         elif path.exists():
             yield name
         else:

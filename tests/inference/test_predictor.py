@@ -188,6 +188,7 @@ def test_names_from_a_file(checkpoint: Path, folder: Path, tmp_path: Path, capsy
     ("words", "message"),
     [
         (["nope.mp4"], "error: no file or folder nope.mp4"),
+        (["names.txt"], "error: names.txt is no video: give @names.txt for the names in it"),
         (["VIDEO", "--ckpt", "nope.ckpt"], "error: no checkpoint at nope.ckpt"),
         (
             ["VIDEO", "--ckpt", "last"],
