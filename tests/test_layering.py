@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "octvideo"
 
 # octvideo/<part> (a folder or a file) -> the parts it may import. `errors` and `_version` are free for all.
-FREE = {"errors", "_version"}
+FREE = {"errors", "_version", "json_lines"}
 PARTS: dict[str, set[str]] = {
     "": set(),  # octvideo/__init__.py
     "errors": set(),
@@ -20,6 +20,7 @@ PARTS: dict[str, set[str]] = {
     "timing": set(),
     "allocator": set(),
     "program": set(),
+    "json_lines": set(),
     "download": set(),
     "octave": set(),
     "models": {"octave", "download"},

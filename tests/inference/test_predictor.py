@@ -16,6 +16,7 @@ import torch
 from octvideo.errors import UserError
 from octvideo.inference import Predictor, command
 from octvideo.inference.predictor import Prediction, network_of_checkpoint
+from octvideo.inference.result_file import ResultFile
 from octvideo.models import i3d_small
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import VideoReadError, ViewSettings, read_views
@@ -130,8 +131,8 @@ def test_a_file_of_results_is_gone_on_with(
     out, err = capsys.readouterr()
     assert out == "" and f"2 of 3 videos are in {file} already" in err and f"3 results are in {file}" in err
     assert file.read_bytes().startswith(first)
-    made_by, a, b, c = map(json.loads, file.read_text().splitlines())
-    assert made_by == {"weights": str(checkpoint), "engine": "eager", "precision": "f32"}
+    made_by, a, b, c = map(json.loads, file.read_text("ascii").splitlines())
+    assert made_by["weights"] == str(checkpoint)
     assert [Path(record["path"]).name for record in (a, b, c)] == ["a.mp4", "b.mp4", "c.mp4"]
     assert b["reason"] and [t["name"] for t in a["top"]] == [t["name"] for t in c["top"]]
     assert sum(t["score"] for t in c["top"]) == pytest.approx(1, abs=1e-5)
@@ -141,24 +142,32 @@ def test_a_file_of_results_is_gone_on_with(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"notes of mine", "line 1 of FILE is no result of infer"),
+        (b"notes of mine", "FILE is no file of results of this tool: name another file"),
+        (b'{"my": "notes"}\n', "FILE is no file of results of this tool: name another file"),
         (
-            b'{"weights": "other.ckpt", "engine": "eager", "precision": "f32"}\n',
-            "FILE holds results of {'weights': 'oth",
+            b'{"results": "octvideo infer 1", "weights": "other.ckpt", "engine": "eager", "precision": "f32"}\n',
+            "FILE is of other weights, or another engine (weights: 'other.ckpt', now '",
         ),
-        (b'HEAD\n{"video": 1}\n', "line 2 of FILE is no result of infer"),
     ],
 )
 def test_a_file_of_something_else_is_left_alone(
     content: bytes, message: str, checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "results.jsonl"
-    head = json.dumps({"weights": str(checkpoint), "engine": "eager", "precision": "f32"})
-    content = content.replace(b"HEAD", head.encode())
     file.write_bytes(content)
     assert command.main([str(folder), "--ckpt", str(checkpoint), "--output", str(file)]) == 2
     assert message.replace("FILE", str(file)) in capsys.readouterr().err
     assert file.read_bytes() == content
+
+
+def test_one_process_at_a_time_writes_a_file(
+    checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.jsonl"
+    other = ResultFile(file, {"weights": "w", "engine": "eager", "precision": "f32"})
+    assert command.main([str(folder), "--ckpt", str(checkpoint), "--output", str(file)]) == 2
+    other.close()
+    assert f"another process writes {file}: wait for it, or name another file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "shown"), [("--json", '"path": "{}"'), ("--topk=2", "{}\n")])

@@ -1,25 +1,22 @@
-"""The journal of a check: a JSON object a line, written as each file is done, so that a kill loses none of them."""
+"""The journal of a check: a line for each file, written as it is done, so that a kill loses none of them."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from octvideo.errors import UserError
+from octvideo.json_lines import JsonLines, Words
 from octvideo.video.checking import Check
 
 _KIND = "octvideo check 1"
+_WORDS = Words("journal", "another check", "give another folder")
 
 
 class Journal:
     """What is known of each file, in `folder/journal.jsonl`; the last line of a file counts.
-
-    The first line has the settings. Names are escaped as JSON does it, those that are no text too: a line is ASCII.
 
     Args:
         folder: made if it is not there.
@@ -31,19 +28,12 @@ class Journal:
     """
 
     def __init__(self, folder: Path, *, root: str, decoder: str) -> None:
-        self.file = folder / "journal.jsonl"
-        self._settings = {"journal": _KIND, "root": root, "decoder": decoder}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"can't write to {folder}: {error.strerror}") from error
-        try:
-            self._lock()
-            self._begin()
-        except BaseException:
-            self.close()
-            raise
+        self.file = folder / "journal.jsonl"
+        self._lines = JsonLines(self.file, {"journal": _KIND, "root": root, "decoder": decoder}, _WORDS)
 
     def __enter__(self) -> Journal:
         return self
@@ -53,12 +43,12 @@ class Journal:
 
     def close(self) -> None:
         """Lets others write it."""
-        os.close(self._descriptor)
+        self._lines.close()
 
     def add(self, name: str, check: Check) -> None:
-        """Writes a line. It reaches the system at once, whatever becomes of this process."""
+        """Writes a line."""
         size, changed = check.stamp or (None, None)
-        self._write(
+        self._lines.add(
             {
                 "path": name,
                 "verdict": check.verdict,
@@ -73,11 +63,7 @@ class Journal:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """All that was written on files, oldest first."""
-        with self.file.open("rb") as lines:
-            for line in lines:
-                entry = _parsed(line)
-                if entry is not None and "path" in entry:
-                    yield entry
+        return (entry for entry in self._lines.entries() if "path" in entry)
 
     def known(self) -> Known:
         """What the journal says of files as they are."""
@@ -95,43 +81,6 @@ class Journal:
             else:
                 found[entry["path"]] = entry
         return found
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process
-        except BlockingIOError as error:
-            raise UserError(f"another process writes {self.file}: wait for it, or give another folder") from error
-        except OSError:  # a file system without locks
-            pass
-
-    def _begin(self) -> None:
-        with self.file.open("rb") as lines:
-            first = lines.readline()
-            size = lines.seek(0, os.SEEK_END)
-            torn = size > 0 and (lines.seek(-1, os.SEEK_END), lines.read(1))[1] != b"\n"
-        settings = _parsed(first)
-        if settings is None and torn and size == len(first) and first[:5] == b'{"jou'[:size]:
-            os.ftruncate(self._descriptor, 0)  # killed while it wrote the first line
-            size = 0
-        if size == 0:
-            self._write(self._settings)
-            return
-        if settings is None or settings.get("journal") != _KIND:
-            raise UserError(f"{self.file} is no journal of this tool: give another folder")
-        for key, expected in self._settings.items():
-            if settings.get(key) != expected:
-                raise UserError(
-                    f"{self.file} is of another check ({key}: {settings.get(key)!r}, now {expected!r}): "
-                    "give another folder"
-                )
-        if torn:  # killed while it wrote another line
-            os.write(self._descriptor, b"\n")
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        try:
-            os.write(self._descriptor, json.dumps(entry).encode() + b"\n")
-        except OSError as error:  # a full disk
-            raise UserError(f"can't write {self.file}: {error.strerror}") from error
 
 
 class Known:
@@ -165,11 +114,3 @@ class Known:
 
     def __contains__(self, name: str) -> bool:
         return hash(name) in self._rows
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None

@@ -1,0 +1,123 @@
+"""A file of JSON objects, one in a line, that grows while long work is done, so that a stop or a kill loses none."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from octvideo.errors import UserError
+
+_LONGEST = 2**20  # bytes of a line
+
+
+@dataclass(frozen=True)
+class Words:
+    """For errors.
+
+    Args:
+        what: the file is: "journal".
+        others: what it is of where it does not fit: "another check".
+        instead: what to do: "give another folder".
+    """
+
+    what: str
+    others: str
+    instead: str
+
+
+class JsonLines:
+    """Lines behind a first one, which says what they belong to; a file that is there is gone on with.
+
+    Lines are ASCII: names that are no text are escaped, as JSON does it. One process at a time has the file. A line
+    that a kill has cut off is taken away.
+
+    Args:
+        file: made if it is not there, in a folder that is.
+        settings: the first line. Its first item tells this kind of file from all others; the rest must be the same when
+            a file is gone on with.
+        words: for errors.
+
+    Raises:
+        UserError: the file is something else, or of other settings, or another process has it, or it can't be written.
+    """
+
+    def __init__(self, file: Path, settings: dict[str, Any], words: Words) -> None:
+        self.file, self._settings, self._words = file, settings, words
+        try:
+            self._descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"can't write {file}: {error.strerror}") from error
+        try:
+            self._lock()
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets others write it."""
+        os.close(self._descriptor)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Writes a line. It reaches the system at once, whatever becomes of this process."""
+        try:
+            os.write(self._descriptor, _line(entry))
+        except OSError as error:  # a full disk
+            raise UserError(f"can't write {self.file}: {error.strerror}") from error
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All that was added, oldest first."""
+        with self.file.open("rb") as lines:
+            next(lines, None)
+            for line in lines:
+                entry = _parsed(line)
+                if entry is not None:
+                    yield entry
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process
+        except BlockingIOError as error:
+            raise UserError(f"another process writes {self.file}: wait for it, or {self._words.instead}") from error
+        except OSError:  # a file system without locks
+            pass
+
+    def _begin(self) -> None:
+        with self.file.open("rb") as lines:
+            first = lines.readline()
+            size = lines.seek(0, os.SEEK_END)
+            lines.seek(max(0, size - _LONGEST))
+            torn = len(lines.read().rpartition(b"\n")[2])  # bytes behind the last whole line
+        if torn == size and _line(self._settings).startswith(first):  # new, or killed while it wrote the first line
+            os.ftruncate(self._descriptor, 0)
+            self.add(self._settings)
+            return
+        settings = _parsed(first)
+        kind, *others = self._settings.items()
+        if settings is None or settings.get(kind[0]) != kind[1]:
+            raise UserError(f"{self.file} is no {self._words.what} of this tool: {self._words.instead}")
+        for key, expected in others:
+            if settings.get(key) != expected:
+                raise UserError(
+                    f"{self.file} is of {self._words.others} ({key}: {settings.get(key)!r}, now {expected!r}): "
+                    f"{self._words.instead}"
+                )
+        if torn:  # killed while it wrote another line
+            os.ftruncate(self._descriptor, size - torn)
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
