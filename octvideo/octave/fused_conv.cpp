@@ -369,6 +369,9 @@ struct Convolution {
 
   int64_t channels() const { return sources[0].channels + (num_sources > 1 ? sources[1].channels : 0); }
 
+  // From an output frame to the first frame behind all that it reads, where frames are as many as output frames.
+  int64_t frames_ahead() const { return layer.dilation[0] * (layer.kernel[0] - 1) - layer.padding[0] + 1; }
+
   int64_t rows() const { return channels() * layer.kernel[0] * layer.kernel[1] * layer.kernel[2]; }  // of its weight
 
   // Output rows [first, last) of frame t of one clip.
@@ -505,7 +508,7 @@ struct Convolution {
 
   // Likewise, where the first source is copied from a map strip by strip.
   void fetch_map(const Source& map, const Strips& strips, int64_t n, int64_t units, Local* local, int shift = 0) const {
-    const int64_t next = n + layer.kernel[0] - layer.padding[0];
+    const int64_t next = n + frames_ahead();
     if (next >= units) return;
     strips.at(next, [&](int64_t clip, int64_t t, int64_t first, int64_t) {
       local->ahead = map.data + (clip * size.frames + t) * map.frame + (first >> shift) * map.row;
@@ -819,7 +822,7 @@ void run(const Layer& layer, const float* given_high, const float* given_low, co
           const float* frames = high + clip * size.frames * high_frame;
           if (pools) {
             const Bordered to = local_pooled(first);
-            const int64_t wanted = in_turn ? std::min(t + layer.kernel[0] - layer.padding[0], size.frames) : t + 1;
+            const int64_t wanted = in_turn ? std::min(t + main.frames_ahead(), size.frames) : t + 1;
             for (have = in_turn ? have : t; have < wanted; ++have) {
               const int64_t image = clip * size.frames + have;
               pool_for_low(image, half_first, half_last, to, pools_there ? image : in_turn ? have : 0);

@@ -180,16 +180,20 @@ def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, r
             case.check()
 
 
+WIDE_TIME = Form((3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1))
+
+
 @needs_library
-@pytest.mark.parametrize("form", [POINT, TIME, SPACE], ids=["1x1x1", "3x1x1", "1x3x3"])
+@pytest.mark.parametrize("form", [POINT, TIME, SPACE, WIDE_TIME], ids=["1x1x1", "3x1x1", "1x3x3", "3x1x1 dilated"])
 @pytest.mark.parametrize(
     ("channels", "size"),
     [
         ((48, 16, 48, 16), (4, 44, 30)),
+        ((48, 16, 48, 16), (7, 56, 28)),
         ((300, 80, 300, 80), (4, 44, 30)),
         ((4500, 16, 48, 48), (3, 7, 5)),
     ],
-    ids=["strips", "blocks of weights", "parts of blocks"],
+    ids=["strips", "strips of many frames", "blocks of weights", "parts of blocks"],
 )
 def test_maps_and_weights_in_pieces_on_several_threads(form: Form, channels: Any, size: tuple[int, ...]) -> None:
     case = Case(replace(form, **BOTH), channels, size, clips=1, base=True)
