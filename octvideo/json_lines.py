@@ -49,6 +49,8 @@ class JsonLines:
     def __init__(self, file: Path, settings: dict[str, Any], words: Words) -> None:
         self.file, self._settings, self._words = file, settings, words
         try:
+            if file.exists() and not file.is_file():  # a pipe, a device
+                raise UserError(f"{file} is no file: {words.instead}")
             self._descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"can't write {file}: {error.strerror}") from error
@@ -65,9 +67,11 @@ class JsonLines:
 
     def add(self, entry: dict[str, Any]) -> None:
         """Writes a line. It reaches the system at once, whatever becomes of this process."""
+        left = memoryview(_line(entry))
         try:
-            os.write(self._descriptor, _line(entry))
-        except OSError as error:  # a full disk
+            while left:  # a disk that is nearly full takes a part
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as error:
             raise UserError(f"can't write {self.file}: {error.strerror}") from error
 
     def entries(self) -> Iterator[dict[str, Any]]:

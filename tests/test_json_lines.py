@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,25 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"can't write .*lines: No such file or directory"):
         JsonLines(tmp_path / "no folder" / "lines", SETTINGS, WORDS)
+
+
+def test_a_disk_that_is_full_is_an_error_and_a_part_of_a_line_no_line(tmp_path: Path) -> None:
+    program = """
+import resource, signal, sys
+from pathlib import Path
+from octvideo.errors import UserError
+from octvideo.json_lines import JsonLines, Words
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+lines = JsonLines(Path(sys.argv[1]), {"diary": "kind 1", "year": 2019}, Words("", "", ""))
+try:
+    for n in range(100):
+        lines.add({"path": n})
+except UserError as error:
+    print(error)
+"""
+    file = tmp_path / "lines"
+    done = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True)
+    assert done.stdout == f"can't write {file}: File too large\n", done.stderr
+    there = entries_of(file)
+    assert len(there) > 2 and entries_of(file, {"path": "b"}) == [*there, {"path": "b"}]

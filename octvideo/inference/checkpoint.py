@@ -22,10 +22,14 @@ def find_checkpoint(given: str, runs_dir: str | Path = "runs") -> Path:
     """
     if given == "last":
         return newest_checkpoint(runs_dir)
-    for folder in (Path(given), Path(runs_dir) / given):
-        if folder.is_dir():
-            return _newest(folder, "checkpoints/*.ckpt")
-    return Path(given)
+    folders = [folder for folder in (Path(runs_dir) / given, Path(given)) if folder.is_dir()]
+    for folder in folders:
+        if any(folder.glob(_OF_RUN)):
+            return _newest(folder, _OF_RUN)
+    return _newest(folders[0], _OF_RUN) if folders else Path(given)
+
+
+_OF_RUN = "checkpoints/*.ckpt"
 
 
 def newest_checkpoint(runs_dir: str | Path = "runs") -> Path:
@@ -34,7 +38,7 @@ def newest_checkpoint(runs_dir: str | Path = "runs") -> Path:
     Raises:
         UserError: there is none.
     """
-    return _newest(Path(runs_dir), "*/checkpoints/*.ckpt")
+    return _newest(Path(runs_dir), f"*/{_OF_RUN}")
 
 
 def _newest(folder: Path, pattern: str) -> Path:

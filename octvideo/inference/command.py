@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from octvideo.errors import UserError
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.preparation import Timing
-from octvideo.inference.result_file import ResultFile, as_record
+from octvideo.inference.result_file import ResultFile, as_record, digest
 from octvideo.video import VIDEO_SUFFIXES, VideoReadError
 
 
@@ -35,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     said, code = "", 0
     try:
         videos = list(find_videos(args.videos))
-        predictor = _predictor(args)
-        output = _output(args, predictor)
-        with contextlib.closing(classify(predictor, output.left(videos), topk=args.topk)) as results:
+        weights = _weights(args)
+        predictor = _predictor(args, weights)
+        output = _output(args, predictor, weights)
+        results_of = classify(predictor, output.left(videos), topk=args.topk, prints=isinstance(output, _Text))
+        with contextlib.closing(results_of) as results:
             for result in results:
                 output.add(result)
                 if isinstance(result, VideoReadError):
@@ -61,9 +64,10 @@ class _Output(Protocol):
     def end(self) -> None: ...
 
 
-def _output(args: argparse.Namespace, predictor: Predictor) -> _Output:
+def _output(args: argparse.Namespace, predictor: Predictor, weights: Path | None) -> _Output:
     if args.output is not None:
-        return _Lines(ResultFile(args.output, _made_by(predictor)))
+        made_by = {**_made_by(predictor), "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
+        return _Lines(ResultFile(args.output, made_by))
     return _Json(predictor) if args.json else _Text(timing=args.timing)
 
 
@@ -111,6 +115,7 @@ class _Lines:
         self._file = file
 
     def left(self, videos: Sequence[str]) -> Sequence[str]:
+        videos = list(dict.fromkeys(videos))
         left = [video for video in videos if video not in self._file.done]
         if len(left) < len(videos):
             done = len(videos) - len(left)
@@ -122,7 +127,8 @@ class _Lines:
 
     def end(self) -> None:
         self._file.close()
-        print(f"{len(self._file.done)} results are in {self._file.path}", file=sys.stderr)
+        broken = f", {self._file.unreadable} of them of videos that can't be read" if self._file.unreadable else ""
+        print(f"{len(self._file.done)} results are in {self._file.path}{broken}", file=sys.stderr)
 
 
 def print_any_name() -> None:
@@ -132,14 +138,16 @@ def print_any_name() -> None:
 
 
 def find_videos(names: Sequence[str]) -> Iterator[str]:
-    """Files as given, and the videos under folders in order of their names.
+    """Files as given, the videos under folders in order of their names, and for @FILE the names in its lines.
 
     Raises:
-        UserError: something is neither, or a text file, or a folder holds no video.
+        UserError: something is none of these, or a folder holds no video.
     """
     for name in names:
         path = Path(name)
-        if path.is_dir():
+        if name.startswith("@") and not path.exists():
+            yield from find_videos(_lines_of(Path(name[1:])))
+        elif path.is_dir():
             inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
             if not inside:
                 raise UserError(f"no video in folder {path} (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
@@ -152,24 +160,38 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
             raise UserError(f"no file or folder {path}")
 
 
+def _lines_of(file: Path) -> list[str]:
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"can't read {file}, from which names of videos were to come: {error.strerror}") from error
+    return [os.fsdecode(line) for line in lines if line.strip()]
+
+
 def classify(
-    predictor: Predictor, videos: Sequence[str], *, topk: int = 5
+    predictor: Predictor, videos: Sequence[str], *, topk: int = 5, prints: bool = False
 ) -> Generator[Prediction | VideoReadError, None, None]:
-    """For each video its prediction, or the error why it can't be read; progress on stderr."""
+    """For each video its prediction, or the error why it can't be read; progress on stderr.
+
+    Args:
+        predictor, videos, topk: see `Predictor.predict_many`.
+        prints: results are printed as they come: on a terminal the bar makes room for them.
+    """
     console = Console(stderr=True)
     console.print(f"weights: {predictor.source}", highlight=False, soft_wrap=True)
-    # What is printed meanwhile goes above the bar if both are on a terminal, and to its own place if not.
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    makes_room = prints and sys.stdout.isatty() and console.is_terminal
+    progress = Progress(
+        TextColumn("{task.description}"), *columns, console=console, redirect_stdout=False, transient=makes_room
     )
-    progress = Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty())
     # Results are closed in any case: Ctrl-C ends the preparing thread with them.
     with progress, contextlib.closing(predictor.predict_many(videos, topk=topk)) as results:
-        yield from progress.track(results, total=len(videos), description="classifying")
+        for result in progress.track(results, total=len(videos), description="classifying"):
+            if makes_room:
+                progress.stop()
+            yield result
+            if makes_room:
+                progress.start()
 
 
 def _made_by(predictor: Predictor) -> dict[str, str]:
@@ -193,7 +215,14 @@ def timing_text(timing: Timing) -> str:
     )
 
 
-def _predictor(args: argparse.Namespace) -> Predictor:
+def _weights(args: argparse.Namespace) -> Path | None:
+    """The checkpoint, or the folder of an exported model; None for pytorchvideo's weights."""
+    if args.model is not None:
+        return Path(args.model)
+    return None if args.ckpt is None else find_checkpoint(args.ckpt, args.runs_dir)
+
+
+def _predictor(args: argparse.Namespace, weights: Path | None) -> Predictor:
     if args.model is not None:
         for option, value in (("--ckpt", args.ckpt), ("--engine", args.engine), ("--precision", args.precision)):
             if value is not None:
@@ -206,16 +235,11 @@ def _predictor(args: argparse.Namespace) -> Predictor:
             "int8 needs typical videos to choose its scales from: export once with tools/export.py --engine openvino "
             "--precision int8 --calibrate VIDEO|FOLDER ... -o FOLDER, then infer with --model FOLDER"
         )
-    if args.ckpt is None:
-        return Predictor.from_pytorchvideo(**how)
-    path = find_checkpoint(args.ckpt, args.runs_dir)
-    return Predictor.from_checkpoint(path, **how)
+    return Predictor.from_pytorchvideo(**how) if weights is None else Predictor.from_checkpoint(weights, **how)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="infer", description="Names the actions in videos.", fromfile_prefix_chars="@"
-    )
+    parser = argparse.ArgumentParser(prog="infer", description="Names the actions in videos.")
     parser.add_argument(
         "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names from a text file, one in a line"
     )

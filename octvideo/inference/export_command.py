@@ -130,7 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="f32", help="f32, bf16 (aot, openvino) or int8 (openvino)")
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="made here")
     parser.add_argument(
-        "--calibrate", nargs="+", metavar="VIDEO|FOLDER", help="typical videos: for int8, and to check the scores on"
+        "--calibrate",
+        nargs="+",
+        metavar="VIDEO|FOLDER|@FILE",
+        help="typical videos: for int8, and to check the scores on",
     )
     parser.add_argument("--views_per_call", type=positive, help="the model's batch size (by the size of views)")
     parser.add_argument("--threads", type=positive, help="CPU threads of the check (all)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from octvideo.json_lines import JsonLines, Words
 from octvideo.video import VideoReadError
 
 _KIND = "octvideo infer 1"
-_WORDS = Words("file of results", "other weights, or another engine", "name another file")
+_WORDS = Words("file of results", "another model, or of other settings", "name another file")
 
 
 def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
@@ -25,27 +26,45 @@ def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
     }
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a checkpoint, or of an exported model's files."""
+    total = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as content:
+                while part := content.read(2**20):
+                    total.update(part)
+    return total.hexdigest()
+
+
 class ResultFile:
     """Lines as of `as_record`, behind a first one that says what made them.
 
     Args:
         path: written anew, or gone on with.
-        made_by: {"weights", ...}: what must be the same for all results in it.
+        made_by: {"weights": ..., "sha256": ..., ...}: what must be the same for all results in it.
 
     Raises:
         UserError: see `JsonLines`.
     """
 
-    def __init__(self, path: str | Path, made_by: dict[str, str]) -> None:
+    def __init__(self, path: str | Path, made_by: dict[str, Any]) -> None:
         self._lines = JsonLines(Path(path), {"results": _KIND, **made_by}, _WORDS)
         self.path = self._lines.file
-        self.done: set[str] = {entry["path"] for entry in self._lines.entries() if "path" in entry}
+        self.done: set[str] = set()
+        self.unreadable = 0
+        for entry in self._lines.entries():
+            self._count(entry)
 
     def add(self, result: Prediction | VideoReadError) -> None:
         """Writes a line."""
         record = as_record(result)
         self._lines.add(record)
+        self._count(record)
+
+    def _count(self, record: dict[str, Any]) -> None:
         self.done.add(record["path"])
+        self.unreadable += "reason" in record
 
     def close(self) -> None:
         """Lets others write it."""

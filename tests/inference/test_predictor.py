@@ -136,7 +136,19 @@ def test_a_file_of_results_is_gone_on_with(
     assert [Path(record["path"]).name for record in (a, b, c)] == ["a.mp4", "b.mp4", "c.mp4"]
     assert b["reason"] and [t["name"] for t in a["top"]] == [t["name"] for t in c["top"]]
     assert sum(t["score"] for t in c["top"]) == pytest.approx(1, abs=1e-5)
-    assert command.main(words) == 0 and len(file.read_text().splitlines()) == 4
+    assert command.main([words[0], *words]) == 0 and len(file.read_text().splitlines()) == 4
+    assert f"3 results are in {file}, 1 of them of videos that can't be read" in capsys.readouterr().err
+    assert command.main([*words, "--topk", "2"]) == 2  # nor are others mixed with these
+    assert "topk: 5, now 2" in capsys.readouterr().err
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"] = {key: value + 1 for key, value in content["state_dict"].items()}
+    moved = shutil.copytree(checkpoint.parents[1], tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    words[2], words[4] = "demo", "more.jsonl"
+    assert command.main(words) == 1
+    torch.save(content, moved / "checkpoints" / "last.ckpt")
+    assert command.main(words) == 2
+    assert "more.jsonl is of another model, or of other settings (sha256: '" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -146,7 +158,7 @@ def test_a_file_of_results_is_gone_on_with(
         (b'{"my": "notes"}\n', "FILE is no file of results of this tool: name another file"),
         (
             b'{"results": "octvideo infer 1", "weights": "other.ckpt", "engine": "eager", "precision": "f32"}\n',
-            "FILE is of other weights, or another engine (weights: 'other.ckpt', now '",
+            "FILE is of another model, or of other settings (weights: 'other.ckpt', now '",
         ),
     ],
 )
@@ -185,19 +197,28 @@ def test_what_was_done_before_ctrl_c_is_shown(
     assert shown.format(folder / "a.mp4") in out and "c.mp4" not in out
 
 
-def test_names_from_a_file(checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_from_a_file(
+    checkpoint: Path, folder: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    odd = folder / "-caf\udce9.mp4"  # Latin-1 on the disk
+    try:
+        shutil.copy(folder / "a.mp4", odd)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
     names = tmp_path / "names.txt"
-    names.write_text(f"{folder / 'c.mp4'}\n{folder / 'a.mp4'}\n")
-    assert command.main([f"@{names}", "--ckpt", str(checkpoint), "--json"]) == 0
-    videos = json.loads(capsys.readouterr().out)["videos"]
-    assert [Path(video["path"]).name for video in videos] == ["c.mp4", "a.mp4"]
+    names.write_bytes(b"\n".join([bytes(folder / "c.mp4"), b"", bytes(odd), b""]))
+    assert command.main([f"@{names}", "--ckpt", str(checkpoint)]) == 0
+    out = capsysbinary.readouterr().out
+    assert out.startswith(bytes(folder / "c.mp4") + b"\n") and b"-caf\xe9.mp4\n" in out and out.count(b".mp4") == 2
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["nope.mp4"], "error: no file or folder nope.mp4"),
-        (["names.txt"], "error: names.txt is no video: give @names.txt for the names in it"),
+        (["notes.TXT"], "error: notes.TXT is no video: give @notes.TXT for the names in it"),
+        (["@no.txt"], "error: can't read no.txt, from which names of videos were to come: No such file or directory"),
+        (["VIDEO", "--ckpt", "CKPT", "--output", "/dev/null"], "error: /dev/null is no file: name another file"),
         (["VIDEO", "--ckpt", "nope.ckpt"], "error: no checkpoint at nope.ckpt"),
         (
             ["VIDEO", "--ckpt", "last"],
