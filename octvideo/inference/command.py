@@ -140,13 +140,15 @@ def print_any_name() -> None:
 def find_videos(names: Sequence[str]) -> Iterator[str]:
     """Files as given, the videos under folders in order of their names, and for @FILE the names in its lines.
 
+    Of many names in a file one that is not there is left to the reader, whose error stops nothing.
+
     Raises:
         UserError: something is none of these, or a folder holds no video.
     """
     for name in names:
         path = Path(name)
         if name.startswith("@") and not path.exists():
-            yield from find_videos(_lines_of(Path(name[1:])))
+            yield from _lines_of(Path(name[1:]))
         elif path.is_dir():
             inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
             if not inside:
@@ -241,7 +243,7 @@ def _predictor(args: argparse.Namespace, weights: Path | None) -> Predictor:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="infer", description="Names the actions in videos.")
     parser.add_argument(
-        "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names from a text file, one in a line"
+        "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )
     parser.add_argument(
         "--ckpt",

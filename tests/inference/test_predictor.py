@@ -206,9 +206,10 @@ def test_names_from_a_file(
     except OSError:
         pytest.skip("this file system takes names in UTF-8 only")
     names = tmp_path / "names.txt"
-    names.write_bytes(b"\n".join([bytes(folder / "c.mp4"), b"", bytes(odd), b""]))
-    assert command.main([f"@{names}", "--ckpt", str(checkpoint)]) == 0
-    out = capsysbinary.readouterr().out
+    names.write_bytes(b"\n".join([b"lost.mp4", bytes(folder / "c.mp4"), b"", bytes(odd), b""]))
+    assert command.main([f"@{names}", "--ckpt", str(checkpoint)]) == 1
+    out, err = capsysbinary.readouterr()
+    assert b"error: cannot read video 'lost.mp4': " in err
     assert out.startswith(bytes(folder / "c.mp4") + b"\n") and b"-caf\xe9.mp4\n" in out and out.count(b".mp4") == 2
 
 
