@@ -83,8 +83,15 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(
 
 @pytest.mark.parametrize("given", ["last", "demo", "RUNS/demo"])
 def test_text_and_the_newest_checkpoint(
-    given: str, checkpoint: Path, tiny_video: Path, capsys: pytest.CaptureFixture[str]
+    given: str,
+    checkpoint: Path,
+    tiny_video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # named like the run, and none
     runs = checkpoint.parents[2]
     assert command.main([str(tiny_video), "--ckpt", given.replace("RUNS", str(runs)), "--runs_dir", str(runs)]) == 0
     captured = capsys.readouterr()
