@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Before torch is imported. Threads of OpenMP that wait for work otherwise spin, which takes the cores from the loading
 # processes: with the demo on two busy cores (also at work: two other trainings) 8 steps took 16-22 s, not 132-142 s.
@@ -40,6 +40,7 @@ from octvideo.inference.command import main as infer
 from octvideo.inference.command import print_any_name
 from octvideo.mistakes import explain, one_line
 from octvideo.models.weights import read_weights
+from octvideo.program import end_with
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable
 from octvideo.training.checkpoint_io import WholeFiles
@@ -65,6 +66,11 @@ _TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "enable_model_summary": False,  # the module says it in one line
 }
+
+
+def program() -> NoReturn:
+    """The command `octvideo`."""
+    end_with(main)
 
 
 def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None) -> int:

@@ -1,4 +1,4 @@
-"""How the programs in tools/ end."""
+"""How the programs end: those in tools/, and `octvideo`."""
 
 from __future__ import annotations
 

@@ -7,12 +7,14 @@ fit`.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from octvideo.cli import main
+from octvideo.program import end_with
 
 if __name__ == "__main__":
-    raise SystemExit(main(default="fit"))
+    end_with(partial(main, default="fit"))

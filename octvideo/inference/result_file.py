@@ -54,7 +54,8 @@ class ResultFile:
         self.done: set[str] = set()
         self.unreadable = 0
         for entry in self._lines.entries():
-            self._count(entry)
+            if "path" in entry:
+                self._count(entry)
 
     def add(self, result: Prediction | VideoReadError) -> None:
         """Writes a line."""

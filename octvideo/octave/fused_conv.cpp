@@ -122,7 +122,8 @@ void compute_tiles(const std::vector<Tap>& taps, int64_t y, int64_t x_first, con
   int64_t steps = 0;
   for (const Tap& tap : taps) steps += tap.count;
   const int64_t most_lines = std::max(lines_out, lines_read);
-  // Steps without a fetch, in pairs; where there are more lines than pairs, two lines at once.
+  // Steps without a fetch, in pairs; where there are more lines than pairs, two lines at once. To ask at each step whether
+  // to fetch cost more than fetches do: 64 to 64 channels, 1x3x3 on 8x56x56, took 7.8 ms so, 7.2 without any, and 7.2 thus.
   const bool is_dense = 2 * most_lines > steps;
   const int64_t between = most_lines ? std::max<int64_t>(steps / 2 / most_lines, 1) : 1;
   float* out = tiles.out;

@@ -132,18 +132,18 @@ def test_a_file_of_results_is_gone_on_with(
         stop_after(2, patch)
         assert command.main(words) == 130
     assert "stopped: the same command goes on" in capsys.readouterr().err
-    first = file.read_bytes()
+    first = file.read_bytes() + b'{"my": "note"}\n'
     file.write_bytes(first + b'{"path": "c.mp4", "to')  # as a kill leaves it
     assert command.main(words) == 0  # the broken one was told of by the first run
     out, err = capsys.readouterr()
     assert out == "" and f"2 of 3 videos are in {file} already" in err and f"3 results are in {file}" in err
     assert file.read_bytes().startswith(first)
-    made_by, a, b, c = map(json.loads, file.read_text("ascii").splitlines())
+    made_by, a, b, _, c = map(json.loads, file.read_text("ascii").splitlines())
     assert made_by["weights"] == str(checkpoint)
     assert [Path(record["path"]).name for record in (a, b, c)] == ["a.mp4", "b.mp4", "c.mp4"]
     assert b["reason"] and [t["name"] for t in a["top"]] == [t["name"] for t in c["top"]]
     assert sum(t["score"] for t in c["top"]) == pytest.approx(1, abs=1e-5)
-    assert command.main([words[0], *words]) == 0 and len(file.read_text().splitlines()) == 4
+    assert command.main([words[0], *words]) == 0 and len(file.read_text().splitlines()) == 5
     assert f"3 results are in {file}, 1 of them of videos that can't be read" in capsys.readouterr().err
     assert command.main([*words, "--topk", "2"]) == 2  # nor are others mixed with these
     assert "topk: 5, now 2" in capsys.readouterr().err
