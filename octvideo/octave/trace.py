@@ -150,13 +150,21 @@ def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Gr
         where = tracer.failed_in or "the network itself"
         module = dict(model.named_modules()).get(tracer.failed_in or "", model)
         name = type(module).__name__
-        whole = f". Keep that class whole with leaf_modules=[{name}]; it then takes and gives ordinary tensors"
-        advice = "" if module is model else whole  # without the network itself nothing is left to convert
-        raise ValueError(f"octavize cannot trace {where} ({name}): {error}{advice}") from error
+        advice = f"Keep that class whole with leaf_modules=[{name}]; it then takes and gives ordinary tensors"
+        if _holds_all(model, type(module)):
+            advice = "Change that code, or convert a part of the network: kept whole, it would leave nothing to convert"
+        raise ValueError(f"octavize cannot trace {where} ({name}): {error}. {advice}") from error
     for node in graph.nodes:
         if isinstance(node.type, str):  # where annotations are postponed; torch 2.6 cannot pickle it
             node.type = None
     return graph, tracer.node_name_to_scope
+
+
+def _holds_all(model: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether modules of a class are the network itself, or hold all its convolutions."""
+    whole = [module for module in model.modules() if isinstance(module, kind)]
+    convs = {module for module in model.modules() if isinstance(module, CONVS)}
+    return model in whole or (bool(convs) and convs <= {part for module in whole for part in module.modules()})
 
 
 def _call(node: fx.Node, *, but: str = "") -> tuple[Any, ...]:
