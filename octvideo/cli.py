@@ -37,7 +37,6 @@ from octvideo.data.workers import keep_to_cpus
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import read_checkpoint
 from octvideo.inference.command import main as infer
-from octvideo.inference.command import print_any_name
 from octvideo.mistakes import explain, one_line
 from octvideo.models.weights import read_weights
 from octvideo.program import end_with
@@ -89,7 +88,6 @@ def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None
     if given[:1] == ["infer"]:
         return infer(given[1:])
     quiet_lightning()
-    print_any_name()
     keep_to_cpus()
     try:
         args, stem = prepare_argv(given, default=default)

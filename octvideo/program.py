@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from octvideo.files import print_any_text
+
 _NOBODY_READS = 141  # what a shell says of a program that ended by SIGPIPE
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:
     """Ends this process with what `main` returns; quietly where its reader has gone, as in `tools/cost.py | head`."""
+    print_any_text()
     try:
         code = main()
         if sys.stdout is not None:  # it was not closed from the start

@@ -11,11 +11,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "octvideo"
 
-# octvideo/<part> (a folder or a file) -> the parts it may import. `errors` and `_version` are free for all.
-FREE = {"errors", "_version"}
+# octvideo/<part> (a folder or a file) -> the parts it may import. `errors`, `files` and `_version` are free for all.
+FREE = {"errors", "files", "_version"}
 PARTS: dict[str, set[str]] = {
     "": set(),  # octvideo/__init__.py
     "errors": set(),
+    "files": set(),
     "_version": set(),
     "timing": set(),
     "allocator": set(),
@@ -49,6 +50,7 @@ PARTS: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
+    "files": set(),
     "allocator": set(),
     "program": set(),
     "json_lines": set(),

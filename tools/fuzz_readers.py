@@ -21,8 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from octvideo.errors import UserError
+from octvideo.files import VIDEO_SUFFIXES, walk_videos
 from octvideo.program import end_with
-from octvideo.video import VIDEO_SUFFIXES, Decoder
+from octvideo.video import Decoder
 from octvideo.video.fuzzing import Finding, fuzz
 from octvideo.video.torchcodec_reader import load_torchcodec
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_videos(places: list[Path]) -> list[Path]:
-    """The videos, those of folders in the order of their names.
+    """The videos, and those under folders.
 
     Raises:
         UserError: there are none.
@@ -93,7 +94,7 @@ def find_videos(places: list[Path]) -> list[Path]:
     videos = []
     for place in places:
         if place.is_dir():
-            videos += sorted(file for file in place.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+            videos += [place / video for video in walk_videos(place)]
         elif place.is_file():
             videos.append(place)
         else:

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 
 from octvideo.data.scenes import Motion, draw_scene
 from octvideo.errors import UserError
+from octvideo.files import whole_file
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -121,8 +122,7 @@ def write_video(frames: Tensor, path: Path, *, fps: int = 25) -> None:
         fps: frames per second.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with av.open(str(part), "w", format="mp4") as container:
+    with whole_file(path) as part, av.open(str(part), "w", format="mp4") as container:
         options = {"crf": "18", "preset": "fast", "g": "12", "x264-params": _REPRODUCIBLE}
         stream = container.add_stream("libx264", rate=fps, options=options)
         _, stream.height, stream.width, _ = frames.shape
@@ -131,7 +131,6 @@ def write_video(frames: Tensor, path: Path, *, fps: int = 25) -> None:
         for image in frames.numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
-    part.replace(path)
 
 
 def write_demo(

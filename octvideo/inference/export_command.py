@@ -15,7 +15,7 @@ from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import find_checkpoint
-from octvideo.inference.command import find_videos, positive, print_any_name
+from octvideo.inference.command import find_videos, positive
 from octvideo.inference.engines import MODEL_FILES, check_choice
 from octvideo.inference.export import write_export
 from octvideo.inference.predictor import engine_device, network_of_checkpoint, network_of_pytorchvideo
@@ -34,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 2 for a mistake of the user's; 130 when stopped.
     """
     args = _parser().parse_args(argv)
-    print_any_name()
     console = Console(stderr=True)
     try:
         settings = export(args, console)

@@ -23,8 +23,8 @@ from octvideo.benchmark.loading.stages import clip_stages, view_stages
 from octvideo.benchmark.loading.ways import Recipe, Turn, Video, clip_ways, look_at, view_ways
 from octvideo.data.workers import available_cpus, default_num_workers
 from octvideo.errors import UserError
+from octvideo.files import walk_videos
 from octvideo.timing import rounds_of
-from octvideo.video import VIDEO_SUFFIXES
 
 _DESCRIPTION = """What loading videos costs, and whether a GPU would wait for it:
 
@@ -150,7 +150,7 @@ def _files(given: Sequence[str], most: int) -> list[str]:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
+        inside = [path / video for video in walk_videos(path)]
         if not inside:
             raise UserError(f"no videos in folder '{path}'")
         count = min(most, len(inside))

@@ -18,9 +18,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from octvideo.data.preparation import encoding
-from octvideo.data.preparation.disk import walk_videos
 from octvideo.data.preparation.encoding import Encoded, EncodingSettings, part_of
 from octvideo.errors import UserError
+from octvideo.files import walk_videos
 
 SETTINGS_FILE, FAILED_FILE, DAMAGED_FILE = "reencode.json", "reencode_failed.txt", "reencode_damaged.txt"
 
