@@ -84,7 +84,7 @@ class PyavVideo:
             _set_threads(self._stream, num_threads)
             self.index = self._stream.index
             self.frame_bytes = max(3 * self._stream.codec_context.width * self._stream.codec_context.height, 1)
-            self.packets: Packets = look_through_packets(self._container, self._stream)
+            self.packets: Packets = look_through_packets(path, self._container, self._stream)
             # Of the frames that wanted numbers count, where frames can be told by their times.
             self._times: list[int] | None = self.packets.times[:-1]
             self._num_looks = 0
