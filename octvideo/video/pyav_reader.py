@@ -35,7 +35,7 @@ from octvideo.video.packets import Packets, look_through_packets
 from octvideo.video.source import Source, for_ffmpeg
 
 # PyAV 19 drops the argument, and replaces by itself.
-_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # One thread converts colours: newer versions of PyAV take all CPUs by default, also in each worker process, which
 # costs four times the CPU time for a frame of 4K (20 against 5 ms).
 _CONVERT: dict[str, Any] = {"threads": 1} if ":param int threads" in (VideoReformatter.reformat.__doc__ or "") else {}
@@ -389,7 +389,7 @@ def _set_threads(stream: VideoStream, num_threads: int) -> None:
 
 def _opened(path: Source) -> Any:
     try:
-        return av.open(for_ffmpeg(path), **_OPEN_OPTIONS)
+        return av.open(for_ffmpeg(path), **OPEN_OPTIONS)
     except (av.FFmpegError, ValueError, OSError) as error:
         _fail(path, error)
 
