@@ -17,12 +17,12 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, walk_videos
 from octvideo.program import end_with
+from octvideo.progress import track
 from octvideo.video import Decoder
 from octvideo.video.fuzzing import Finding, fuzz
 from octvideo.video.torchcodec_reader import load_torchcodec
@@ -68,15 +68,10 @@ def run(args: argparse.Namespace) -> int:
         keep=args.keep,
         num_processes=args.workers,
     )
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
-    with bar:
-        task = bar.add_task("fuzzing", total=args.count * len(args.decoder))
-        for finding in findings:
-            counts[finding.case.decoder][finding.kind] += 1
-            bar.advance(task)
-            if finding.failed:
-                tell(finding, args, console)
+    for finding in track(findings, "fuzzing", args.count * len(args.decoder)):
+        counts[finding.case.decoder][finding.kind] += 1
+        if finding.failed:
+            tell(finding, args, console)
     kinds = sorted({kind for count in counts.values() for kind in count}, key=lambda kind: (kind != "frames", kind))
     table = Table("decoder", *kinds)
     for decoder, count in counts.items():

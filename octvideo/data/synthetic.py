@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,13 +19,13 @@ from pathlib import Path
 from typing import Literal
 
 import av
-from rich.console import Console
-from rich.progress import track
 from torch import Generator, Tensor
 
 from octvideo.data.scenes import Motion, draw_scene
+from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.files import whole_file
+from octvideo.progress import track
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -168,14 +167,11 @@ def write_demo(
         write_video(frames_of(settings, split, class_name, index), out / path, fps=settings.fps)
 
     # Threads: rendering and encoding both leave the interpreter's lock, and nothing is imported again.
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or available_cpus()) as pool:
         jobs = [pool.submit(make, *job) for job in missing]
         try:
-            console = Console(stderr=True)
             done = as_completed(jobs)
-            for job in track(
-                done, "writing videos", total=len(jobs), console=console, disable=not progress or not jobs
-            ):
+            for job in track(done, "writing videos", len(jobs)) if progress and jobs else done:
                 job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, digest, read_text, text_lines, walk_videos
@@ -20,6 +19,7 @@ from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.preparation import Timing
 from octvideo.inference.result_file import ResultFile, as_record
+from octvideo.progress import Progress
 from octvideo.video import VideoReadError
 
 
@@ -166,19 +166,15 @@ def classify(
     """
     console = Console(stderr=True)
     console.print(f"weights: {predictor.source}", highlight=False, soft_wrap=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    makes_room = prints and sys.stdout.isatty() and console.is_terminal
-    progress = Progress(
-        TextColumn("{task.description}"), *columns, console=console, redirect_stdout=False, transient=makes_room
-    )
     # Results are closed in any case: Ctrl-C ends the preparing thread with them.
-    with progress, contextlib.closing(predictor.predict_many(videos, topk=topk)) as results:
-        for result in progress.track(results, total=len(videos), description="classifying"):
-            if makes_room:
-                progress.stop()
-            yield result
-            if makes_room:
-                progress.start()
+    with (
+        Progress("classifying", len(videos)) as progress,
+        contextlib.closing(predictor.predict_many(videos, topk=topk)) as results,
+    ):
+        for result in results:
+            with progress.hidden() if prints and sys.stdout.isatty() else contextlib.nullcontext():
+                yield result
+            progress.advance()
 
 
 def _made_by(predictor: Predictor) -> dict[str, str]:

@@ -10,12 +10,11 @@ from urllib.parse import urlsplit
 
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from octvideo.download import fetch, version_of
 from octvideo.errors import UserError
 from octvideo.files import digest, one_line, part_of, whole_file
+from octvideo.progress import Progress
 
 
 def download(url: str) -> Path:
@@ -65,10 +64,8 @@ def cache_path(url: str) -> Path:
 
 
 def _fetch(url: str, part: Path) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(part.stem, total=None)
-        fetch(url, part, progress=lambda here, total: bar.update(task, completed=here, total=total or None))
+    with Progress(part.stem, in_bytes=True) as shown:
+        fetch(url, part, progress=lambda here, total: shown.update(here, total=total or None))
 
 
 def _check_hash(url: str, part: Path) -> None:

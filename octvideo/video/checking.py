@@ -45,7 +45,7 @@ def check_video(item: tuple[str, str, Decoder], alive: Alive) -> Check:
 
     Args:
         item: name in the report, path, decoder.
-        alive: called for every piece of 64 MB of frames.
+        alive: called for every piece of 64 MB of frames, with the number that was read and that of all.
     """
     _, path, decoder = item
     start = time.monotonic()
@@ -56,12 +56,21 @@ def check_video(item: tuple[str, str, Decoder], alive: Alive) -> Check:
     except OSError as error:
         return Check("unreadable", reason=_in_words(error))
 
+    done = total = 0
+
+    def all_frames(num_frames: int) -> Tensor:
+        nonlocal done, total
+        done, total = 0, num_frames
+        return torch.arange(num_frames)
+
     def nothing(frames: Tensor) -> Tensor:
-        alive()
+        nonlocal done
+        done += len(frames)
+        alive(done, total)
         return frames[:, :1, :1].clone()  # a view would hold them all
 
     try:
-        read = read_frames(path, torch.arange, decoder=decoder, resize=nothing)
+        read = read_frames(path, all_frames, decoder=decoder, resize=nothing)
     except VideoReadError as error:
         return Check("unreadable", reason=error.reason, seconds=time.monotonic() - start, stamp=stamp)
     num_announced = read.num_frames + read.num_missing

@@ -23,6 +23,7 @@ ARCHIVES = "archives"
 _CHECKSUMS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by length
 _ATTEMPTS = 8
 _FIRST_WAIT_SEC = 1.0
+_LIST_ATTEMPTS = 3  # of a list nothing is here yet: more likely there is no connection at all
 
 Said = Callable[[str], None]
 # Is told the archive, bytes here, and in all.
@@ -99,9 +100,12 @@ class Downloads:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             with whole_file(place) as fresh:
-                fetch(url, fresh, attempts=self.attempts, first_wait_sec=self.first_wait_sec, retrying=said)
+                attempts = min(self.attempts, _LIST_ATTEMPTS)
+                fetch(url, fresh, attempts=attempts, first_wait_sec=self.first_wait_sec, retrying=said)
         except (OSError, HTTPException) as error:
-            raise UserError(f"the list of archives {url} can't be downloaded ({one_line(error)})") from error
+            raise UserError(
+                f"the list of archives {url} can't be downloaded ({one_line(error)}): check the connection"
+            ) from error
         return read_text(place)
 
     def _mirrored(self, url: str) -> str:
