@@ -19,20 +19,20 @@ from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.preparation import Timing
 from octvideo.inference.result_file import ResultFile, as_record
+from octvideo.program import Parser, command
 from octvideo.progress import Progress
 from octvideo.video import VideoReadError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def infer(argv: Sequence[str]) -> int:
     """Classifies the videos named on the command line.
 
     Returns:
-        0; 1 when some video could not be read (the others are done); 2 for a mistake of the user's.
+        0; 1 when some video could not be read (the others are done).
     """
     args = _parser().parse_args(argv)
     output: _Output | None = None
     failures: list[VideoReadError] = []
-    said, code = "", 0
     try:
         videos = list(find_videos(args.videos))
         weights = _weights(args)
@@ -44,17 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 output.add(result)
                 if isinstance(result, VideoReadError):
                     failures.append(result)
-    except UserError as error:
-        said, code = f"error: {error}", 2
     except KeyboardInterrupt:
-        said, code = "stopped" if args.output is None else "stopped: the same command goes on", 130
-    if output is not None:  # in any case what has been done
-        output.end()
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    if said:
-        print(said, file=sys.stderr)
-    return code or (1 if failures else 0)
+        raise KeyboardInterrupt("stopped" if args.output is None else "stopped: the same command goes on") from None
+    finally:
+        if output is not None:  # in any case what has been done
+            output.end()
+        for failure in failures:
+            print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+main = command()(infer)
 
 
 class _Output(Protocol):
@@ -222,7 +222,7 @@ def _predictor(args: argparse.Namespace, weights: Path | None) -> Predictor:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="infer", description="Names the actions in videos.")
+    parser = Parser(prog="infer", description="Names the actions in videos.")
     parser.add_argument(
         "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )
