@@ -78,6 +78,10 @@ class ShardedVideos(Sequence[VideoRecord]):
         columns = (self.shard[places], self.offset[places], self.size[places])
         return ShardedVideos(self.videos.take(numbers), self.shards, *columns)
 
+    def digest(self, root: str) -> str:
+        """As `VideoList` has it."""
+        return self.videos.digest(root)
+
     def check(self) -> None:
         """Looks whether the archives are there and long enough: all of a disk, the first and the last of a store.
 

@@ -9,7 +9,6 @@ Files: train/<class>/000.mp4 ..., test/<class>/..., classes.txt, train.txt, test
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.files import whole_file
 from octvideo.progress import track
+from octvideo.seeds import seed_of
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -102,9 +102,7 @@ def frames_of(settings: DemoSettings, split: Split, class_name: str, index: int)
     """
     for motion, forward, backward in _PAIRS:
         if class_name in (forward, backward):
-            key = f"{settings.seed}/{split}/{motion}/{index}"
-            # A hash: consecutive seeds would give related scenes, and python's own hash differs between runs.
-            seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little")
+            seed = seed_of(settings.seed, split, motion, index)
             size = {"height": settings.height, "width": settings.width}
             scene = draw_scene(motion, Generator().manual_seed(seed), num_frames=settings.num_frames, **size)
             frames = scene.render(**size)  # (T,H,W,3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ from octvideo.data.class_names import folder_class_names, some
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
 from octvideo.files import walk_videos
+from octvideo.seeds import digest_of
 
 # Folders that are a split, not classes -> data.<role> that takes them.
 _SPLITS = {
@@ -106,7 +106,7 @@ def _assign(groups: dict[str, list[str]], shares: dict[str, float], seed: int) -
     total = Counter(_class_of(path) for paths in groups.values() for path in paths)
     chosen: dict[str, list[str]] = {"train": [], **{name: [] for name in shares}}
     held: dict[str, Counter[str]] = {name: Counter() for name in shares}
-    for key in sorted(groups, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode(errors="replace")).digest()):
+    for key in sorted(groups, key=lambda key: digest_of(seed, key)):
         counts = Counter(_class_of(path) for path in groups[key])
         gains = {}
         for name, share in shares.items():
