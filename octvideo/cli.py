@@ -298,7 +298,10 @@ class OctvideoCLI(LightningCLI):
             callbacks.append(ResumeHint(self.folder, _resume_command()))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except ValueError as error:  # Lightning's word for a wrong argument
+        except (
+            ValueError,
+            ImportError,
+        ) as error:  # Lightning's words for a wrong argument, and for one that needs more
             raise UserError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
