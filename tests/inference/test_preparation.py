@@ -79,6 +79,18 @@ def test_preparation_overlaps_with_the_engine(tiny_video: Path, monkeypatch: pyt
     assert len(list(predictor(engine).predict_many([tiny_video] * 4))) == 4 and engine.calls == 12
 
 
+def test_of_equal_scores_the_first_class_is_the_best(tiny_video: Path) -> None:
+    """As metrics and files of scores rank them."""
+
+    class Even(Fake):
+        def __call__(self, clips: Tensor) -> Tensor:
+            return torch.zeros(len(clips), 40)
+
+    names = [f"class {n}" for n in range(40)]
+    prediction = Predictor(Even(), names, views=VIEWS).predict(tiny_video, topk=5)
+    assert [name for name, _ in prediction.top] == names[:5]
+
+
 def test_what_waits_is_bounded(tiny_video: Path) -> None:
     normalised = []
     with Preparation([tiny_video] * 50, VIEWS, normalised.append, views_per_chunk=1) as prepared:  # type: ignore
