@@ -38,7 +38,7 @@ from octvideo.data.workers import keep_to_cpus
 from octvideo.errors import UserError
 from octvideo.help_page import BUILDER_HELP, HelpParser, builder_help
 from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpoint, read_checkpoint, run_folder
-from octvideo.inference.command import infer, print_any_name
+from octvideo.inference.command import infer
 from octvideo.mistakes import explain, one_line, wrong_value
 from octvideo.models.weights import read_weights
 from octvideo.program import command, end_with
@@ -89,7 +89,6 @@ def main(argv: Sequence[str], *, default: Subcommand | None = None) -> int:
     if argv[:1] == ["infer"]:
         return infer(argv[1:])
     quiet_lightning()
-    print_any_name()
     keep_to_cpus()
     try:
         args, run = prepare_argv(argv, default=default)
@@ -309,7 +308,10 @@ class OctvideoCLI(LightningCLI):
             callbacks.append(ResumeHint(self.folder, _resume_command()))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except ValueError as error:  # Lightning's word for a wrong argument
+        except (
+            ValueError,
+            ImportError,
+        ) as error:  # Lightning's words for a wrong argument, and for one that needs more
             raise UserError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

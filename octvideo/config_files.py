@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from octvideo.errors import UserError
+from octvideo.files import read_text
 from octvideo.inference.checkpoint import expanded, find_checkpoint, find_runs, run_folder
 
 Subcommand = Literal["fit", "validate", "test", "predict"]
@@ -71,8 +72,8 @@ def with_bases(config: Path) -> list[Path]:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(config))
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = config if mark is None else f"{config}:{mark.line + 1}"
         raise UserError(f"{where}: not YAML, {getattr(error, 'problem', None) or error}") from error

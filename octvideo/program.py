@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from octvideo.errors import UserError
+from octvideo.files import print_any_text
 from octvideo.mistakes import one_line
 
 DEBUG_HELP = "show tracebacks of errors too"
@@ -62,6 +63,7 @@ def command(stopped: str = "stopped") -> Callable[[Callable[..., int]], Callable
 
 def end_with(main: Callable[[], int]) -> NoReturn:
     """Ends this process with what `main` returns; quietly where its reader has gone, as in `tools/cost.py | head`."""
+    print_any_text()
     try:
         code = main()
         if sys.stdout is not None:  # it was not closed from the start

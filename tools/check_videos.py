@@ -7,8 +7,8 @@ on; it looks again at files that have changed. Each file is decoded in a process
 """
 
 import argparse
-import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -17,13 +17,14 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from octvideo.data.checking import Journal, Selection, Summary, check_all, select
 from octvideo.data.quarantine import printable, write_quarantine
+from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.program import Parser, command, end_with
+from octvideo.progress import Progress
 from octvideo.video import Decoder
 
 VERDICTS = ("ok", "partly", "unreadable")
@@ -57,21 +58,21 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--timeout, --memory and --workers: expected more than 0")
     if not 0 <= args.min_readable <= 1:
         raise UserError(f"--min-readable: got {args.min_readable}, expected 0 to 1")
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     selection = select(args.sources, root=args.root)
     out = args.out or Path("runs/check_videos", Path(selection.root).name or "root")
     with Journal(out, root=selection.root, decoder=args.decoder) as journal:
-        with progress_bar() as bar:
-            task = bar.add_task("checking", total=len(selection), said="")
+        with Progress("checking", len(selection)) as progress:
+            shown = Shown(progress)
             summary = check_all(
                 selection,
                 journal,
                 decoder=args.decoder,
-                num_processes=args.workers or cpus,
+                num_processes=args.workers or available_cpus(),
                 timeout_s=args.timeout,
                 memory_bytes=int(args.memory * 2**30),
                 again=args.retry,
-                tell=lambda summary: show(bar, task, summary),
+                tell=shown.files,
+                tell_within=shown.within,
             )
         bad = (
             (entry["path"], entry["reason"])
@@ -83,20 +84,29 @@ def run(args: argparse.Namespace) -> int:
     return 1 if summary.verdicts["partly"] or summary.verdicts["unreadable"] or selection.closed else 0
 
 
-def progress_bar() -> Progress:
-    """With verdicts and files a second."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+class Shown:
+    """Counts so far, files a second, and how far the files are that are being read."""
 
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._started = progress, time.monotonic()
+        self._counts, self._within = "", dict[str, str]()
 
-def show(bar: Progress, task: object, summary: Summary) -> None:
-    """Counts so far."""
-    done = summary.verdicts.total()
-    (shown,) = bar.tasks
-    seconds = max(shown.elapsed or 0, 0.001)
-    said = ", ".join(f"{summary.verdicts[verdict]} {verdict}" for verdict in VERDICTS)
-    rate = (done - summary.num_known) / seconds
-    bar.update(shown.id, completed=done, said=f"{said}; {rate:.{0 if rate >= 100 else 1}f} files/s")
+    def files(self, summary: Summary, name: str) -> None:
+        """One more is done."""
+        self._within.pop(name, None)
+        rate = (summary.verdicts.total() - summary.num_known) / max(time.monotonic() - self._started, 0.001)
+        said = ", ".join(f"{summary.verdicts[verdict]} {verdict}" for verdict in VERDICTS)
+        self._counts = f"{said}; {rate:.{0 if rate >= 100 else 1}f} files/s"
+        self._update(summary.verdicts.total())
+
+    def within(self, name: str, done: int, total: int) -> None:
+        """Frames of one file are read, of so many."""
+        if total:
+            self._within[name] = f"{printable(Path(name).name)} {min(done / total, 1):.0%}"
+            self._update()
+
+    def _update(self, done: int | None = None) -> None:
+        self._progress.update(done, said="; ".join(filter(None, [self._counts, *self._within.values()])))
 
 
 def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Path, number: int) -> None:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from octvideo.errors import UserError
 from octvideo.program import Parser, command, end_with
+from octvideo.progress import Progress
 from octvideo.training.arm_runs import ArmSettings, plan_runs, run_in_process, train_runs
 from octvideo.training.arm_table import check_networks, compare, drawn_table, markdown_table
 
@@ -54,8 +55,15 @@ def run(args: argparse.Namespace) -> int:
     check_networks(runs)
     if not args.cfg and not args.only_table:
         raise UserError("--cfg not given: trainings start from a config, such as --cfg jhmdb")
-    good = args.only_table or train_runs(runs, settings, runner=run_in_process, say=tell)
-    comparison = compare(runs, settings, rounds=args.rounds)
+    with Progress("comparing arms") as progress:
+
+        def tell(message: str) -> None:
+            progress.print(message)
+            progress.begin(message.splitlines()[0])
+
+        good = args.only_table or train_runs(runs, settings, runner=run_in_process, say=tell)
+        progress.begin("timing training steps")
+        comparison = compare(runs, settings, rounds=args.rounds)
     if args.markdown:
         print(markdown_table(comparison))
     else:
@@ -64,11 +72,6 @@ def run(args: argparse.Namespace) -> int:
         console.print(drawn_table(comparison))
         console.print(*comparison.notes, sep="\n", highlight=False, markup=False)
     return 0 if good else 1
-
-
-def tell(message: str) -> None:
-    """Progress belongs to no table."""
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from octvideo.errors import UserError
+from octvideo.files import VIDEO_SUFFIXES, walk_videos
 from octvideo.program import Parser, command, end_with
-from octvideo.video import VIDEO_SUFFIXES, Decoder
+from octvideo.progress import track
+from octvideo.video import Decoder
 from octvideo.video.fuzzing import Finding, fuzz
 from octvideo.video.torchcodec_reader import load_torchcodec
 
@@ -61,15 +62,10 @@ def run(args: argparse.Namespace) -> int:
         keep=args.keep,
         num_processes=args.workers,
     )
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
-    with bar:
-        task = bar.add_task("fuzzing", total=args.count * len(args.decoder))
-        for finding in findings:
-            counts[finding.case.decoder][finding.kind] += 1
-            bar.advance(task)
-            if finding.failed:
-                tell(finding, args, console)
+    for finding in track(findings, "fuzzing", args.count * len(args.decoder)):
+        counts[finding.case.decoder][finding.kind] += 1
+        if finding.failed:
+            tell(finding, args, console)
     kinds = sorted({kind for count in counts.values() for kind in count}, key=lambda kind: (kind != "frames", kind))
     table = Table("decoder", *kinds)
     for decoder, count in counts.items():
@@ -79,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_videos(places: list[Path]) -> list[Path]:
-    """The videos, those of folders in the order of their names.
+    """The videos, and those under folders.
 
     Raises:
         UserError: there are none.
@@ -87,7 +83,7 @@ def find_videos(places: list[Path]) -> list[Path]:
     videos = []
     for place in places:
         if place.is_dir():
-            videos += sorted(file for file in place.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+            videos += [place / video for video in walk_videos(place)]
         elif place.is_file():
             videos.append(place)
         else:

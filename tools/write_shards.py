@@ -14,13 +14,12 @@ from pathlib import Path
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from octvideo.data import VideoDataModule
 from octvideo.data.shard_index import index_shards
 from octvideo.data.shard_writer import ShardReport, write_shards
 from octvideo.errors import UserError
 from octvideo.program import Parser, command, end_with
+from octvideo.progress import Progress
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -44,9 +43,7 @@ def write(args: argparse.Namespace) -> ShardReport:
     role = "predict" if args.unlabelled else "train"
     data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes)
     videos = data.videos(role)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("videos", total=len(videos))
+    with Progress("writing videos", len(videos)) as progress:
         return write_shards(
             videos,
             args.out,
@@ -54,7 +51,7 @@ def write(args: argparse.Namespace) -> ShardReport:
             class_names=data.class_names,
             shard_bytes=args.shard_mb * 2**20,
             shuffle=args.shuffle,
-            advance=lambda: bar.advance(task),
+            advance=progress.advance,
         )
 
 

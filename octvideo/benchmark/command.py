@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from octvideo.benchmark.arms import Arm, labels, parse_arms
 from octvideo.benchmark.calls import Call, torch_threads
@@ -31,6 +29,7 @@ from octvideo.benchmark.results import ArmResult, Clock, Pass, Run
 from octvideo.errors import UserError
 from octvideo.inference.predictor import pick_device
 from octvideo.program import Parser, command
+from octvideo.progress import Progress as Shown
 
 _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
 
@@ -218,15 +217,8 @@ def _add_memory(run: Run, device: torch.device, progress: Progress) -> None:
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
-    """A bar on stderr, for as long as it takes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[now]}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, now="")
-
-        def begin(text: str, steps: int) -> None:
-            bar.reset(task, description=text, total=steps, now="")
-
-        yield Progress(begin, lambda text: bar.update(task, now=text), lambda: bar.advance(task))
+    with Shown("starting") as shown:
+        yield Progress(shown.begin, lambda text: shown.update(said=text), shown.advance)
 
 
 def _show(runs: Sequence[Run], args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from octvideo.errors import UserError
+from octvideo.files import one_line
 
 
 def expanded(path: str) -> str:
@@ -100,7 +101,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch has no common type for "not a checkpoint"
-        raise UserError(f"{path} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} can't be read as a checkpoint: {one_line(error)}") from error
     block = content.get("octvideo") if isinstance(content, dict) else None
     if not isinstance(block, dict):
         raise UserError(
