@@ -111,7 +111,8 @@ def start() -> Start:
 
     def run(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         helpers = str(Path(__file__).parent)  # StopRun is there
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": helpers, "PYTHONUNBUFFERED": "1"}
+        path = os.pathsep.join([str(Path(__file__).parents[2]), helpers])
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "octvideo.cli", *map(str, words)]
         return subprocess.run(
             command,

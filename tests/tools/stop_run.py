@@ -1,4 +1,4 @@
-"""A callback that ends a run as Ctrl-C or a kill would, at a known place; for processes that tests start."""
+"""Callbacks that end a run as Ctrl-C, a kill or a bug would, at a known place; for processes that tests start."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ class StopRun(Callback):
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == self._step:
             os.kill(os.getpid(), self._signal)
+
+
+class Bug(Callback):
+    """Has one."""
+
+    def on_train_start(self, *args: Any) -> None:
+        raise KeyError("a bug")
