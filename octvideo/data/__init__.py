@@ -1,6 +1,5 @@
 """Labels and batches: from lists, folders and Kinetics' csv to batches of uint8 clips.
 
-class_names.py  class names: shipped lists, files, folders
 records.py      VideoRecord, and VideoList: very many of them in shared memory
 manifest.py     lists and folders → VideoList; errors name file and line
 kinetics.py     the official csv with either folder layout
@@ -20,8 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from octvideo.class_names import read_class_names
 from octvideo.data.augment import Augmentation
-from octvideo.data.class_names import read_class_names
 from octvideo.data.dataset import EvaluationVideos, Failure, TrainingClips
 from octvideo.data.manifest import read_records
 from octvideo.data.records import VideoList, VideoRecord

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from octvideo.data.class_names import ClassIndex
+from octvideo.class_names import ClassIndex
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
 from octvideo.video import VIDEO_SUFFIXES
@@ -164,10 +164,7 @@ def _label_of(row: dict[str, str], where: str, classes: ClassIndex, labelled: bo
         if labelled:
             raise UserError(f"{where}: no label; a csv without labels is for prediction")
         return -1
-    label = classes.find(name)
-    if label is None:
-        raise UserError(f"{where}: {name!r} is no class of this data set{classes.suggestion(name)}")
-    return label
+    return classes.need(name, where)
 
 
 def _index(folder: Path) -> dict[str, str]:

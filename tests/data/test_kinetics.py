@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.data.class_names import ClassIndex
+from octvideo.class_names import ClassIndex
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.data.class_names import ClassIndex
+from octvideo.class_names import ClassIndex
 from octvideo.data.manifest import check_files, read_records
 from octvideo.data.records import VideoRecord
 from octvideo.errors import UserError
@@ -151,7 +151,7 @@ def test_class_folders_may_be_links(tmp_path: Path) -> None:
 
 def test_an_unknown_class_folder(tmp_path: Path) -> None:
     touch(tmp_path, "sit/a.mp4", "weve/b.mp4")
-    with pytest.raises(UserError, match=r"the folder 'weve' is no class of this data set, did you mean 'wave'\?"):
+    with pytest.raises(UserError, match=r"weve: 'weve' is no class of this data set, did you mean 'wave'\?"):
         in_folder(tmp_path)
     assert in_folder(tmp_path, labelled=False) == [("sit/a.mp4", 1), ("weve/b.mp4", -1)]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from octvideo.data.class_names import folder_class_names
+from octvideo.class_names import folder_class_names
 from octvideo.data.preparation.disk import walk_videos
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from octvideo.data.class_names import ClassIndex, read_class_names
+from octvideo.class_names import ClassIndex, read_class_names
 from octvideo.data.kinetics import REPLACEMENT_FOLDERS, is_kinetics_csv, read_rows
 from octvideo.data.preparation.official import Listed, Official, find_one
 from octvideo.errors import UserError
@@ -81,10 +81,8 @@ def _without_header(file: Path, classes: ClassIndex, labelled: bool) -> Iterator
                     raise _unknown(where, fields)
                 name, youtube_id = match["name"], match["id"]
                 label_name = Path(fields[0]).parent.name
-            label = classes.find(label_name) if label_name else None
-            if label is None and (labelled or label_name):
-                raise UserError(f"{where}: {label_name!r} is no class of this data set{classes.suggestion(label_name)}")
-            yield Listed((name, youtube_id), -1 if label is None else label)
+            label = classes.need(label_name, where) if label_name or labelled else -1
+            yield Listed((name, youtube_id), label)
 
 
 def _unknown(where: str, fields: list[str]) -> UserError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from octvideo.class_names import ClassIndex, class_difference
 from octvideo.data.preparation.disk import VideoFiles
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
@@ -90,7 +91,7 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
     splits = []
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        files = {name: stack.enter_context(_Writer(out / name)) for name in names}
+        files = {name: stack.enter_context(_Writer(out / name, official.classes)) for name in names}
         for split, read in official.splits.items():
             to_list = files.get(f"{split}.txt") if lists else None
             others = frozenset(official.splits) - {split}
@@ -154,8 +155,10 @@ class _Replacements:
 class _Writer:
     """A list that takes its name when it is whole."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, classes: list[str]) -> None:
         self.path, self._part = path, path.with_name(f".{path.name}.part")
+        # An id could be read as the name of another class: then names, which stand behind a comma.
+        self._names = classes if ClassIndex(classes).numbers_mislead else None
 
     def __enter__(self) -> _Writer:
         self._file: TextIO = self._part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
@@ -173,7 +176,8 @@ class _Writer:
         if "\n" in path or "\r" in path:
             raise UserError(f"{path!r}: a list can't hold a name with a line break in it; rename the file")
         # A line that begins with # or a space would be read as something else.
-        self.line(f"{'./' if path[0] in '# ' else ''}{path} {label}")
+        ending = f" {label}" if self._names is None or label < 0 else f",{self._names[label]}"
+        self.line(f"{'./' if path[0] in '# ' else ''}{path}{ending}")
 
     def finish(self) -> None:
         """Gives the file its name."""
@@ -195,12 +199,7 @@ def _refuse_other_classes(file: Path, classes: str) -> None:
     lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
     held, wanted = [line for line in lines if line], classes.splitlines()
     if held != wanted:
-        changes = [
-            f"{text} {name!r}"
-            for text, names in (("without", set(wanted) - set(held)), ("with", set(held) - set(wanted)))
-            for name in sorted(names)[:3]
-        ]
         raise UserError(
-            f"{file} is there and holds other classes ({', '.join(changes) or 'in another order'}): choose another "
+            f"{file} is there and holds other classes ({class_difference(held, wanted)}): choose another "
             "folder with -o, or move it away; what was trained with it needs it where it is"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.data.class_names import ClassIndex, read_class_names
+from octvideo.class_names import ClassIndex, read_class_names
 from octvideo.data.manifest import read_records
 from octvideo.data.preparation.command import main
 from octvideo.data.preparation.disk import VideoFiles
