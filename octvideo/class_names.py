@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import logging
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from octvideo.errors import UserError
+from octvideo.files import is_hidden, read_text, walk_videos
+
+log = logging.getLogger("octvideo.data")
 
 # Ids are alphabetical over the raw names; sorting sanitised folder names would swap some of them.
 SHIPPED = ("kinetics400", "kinetics600", "kinetics700")
@@ -44,13 +49,11 @@ def read_class_names(source: str | Path) -> list[str]:
     if source in SHIPPED:
         text = files("octvideo").joinpath(f"data/labels/{source}.txt").read_text(encoding="utf-8")
     else:
-        try:
-            text = Path(source).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-        except (OSError, UnicodeDecodeError) as error:
+        if not Path(source).is_file():
             raise UserError(
-                f"no class names at {source} ({error}): give a text file with a name a line, "
-                f"or one of {', '.join(SHIPPED)}"
-            ) from error
+                f"no class names at {source}: give a text file with a name a line, or one of {', '.join(SHIPPED)}"
+            )
+        text = read_text(source)
     return class_names_of(text, source)
 
 
@@ -121,16 +124,29 @@ def _by_id(numbered: list[tuple[int, str]], source: str | Path) -> list[str]:
     return [name for _, name in numbered]
 
 
-def folder_class_names(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted: by number where all are numbers.
+def folder_class_names(folder: Path, *, leave_out: Collection[Path] = ()) -> list[str]:
+    """Names of the class folders in `folder`, sorted, by number where all are numbers: those that hold videos; others
+    are named in a warning.
+
+    Args:
+        folder: of the classes.
+        leave_out: folders in it that are no class.
 
     Raises:
-        UserError: it has no folders.
+        UserError: it has none.
     """
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted({path.partition(os.sep)[0] for path in walk_videos(folder, leave_out=leave_out) if os.sep in path})
     if not names:
-        raise UserError(f"{folder} has no class folders: expected {folder}/<class>/<video>")
+        raise UserError(f"{folder} has no class folders with videos: expected {folder}/<class>/<video>")
+    others = {entry.name for entry in folder.iterdir() if entry.is_dir() and entry not in leave_out} - set(names)
+    if empty := sorted(name for name in others if not is_hidden(name)):
+        log.warning("%s: folders without videos are no classes: %s", folder, some(empty))
     return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class ClassIndex:
@@ -285,9 +301,8 @@ def match_classes(trained: Sequence[str] | None, own: Sequence[str]) -> ClassMat
 def class_difference(theirs: Sequence[str], own: Sequence[str]) -> str:
     """What other names `theirs` are than `own`, for a message."""
     parts = []
-    for word, some, others in (("with", theirs, own), ("without", own, theirs)):
+    for word, held, others in (("with", theirs, own), ("without", own, theirs)):
         index = ClassIndex(others)
-        if names := [name for name in some if index.find(name) is None]:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(f"{word} {', '.join(map(repr, names[:3]))}{more}")
+        if names := [name for name in held if index.find(name) is None]:
+            parts.append(f"{word} {some(names)}")
     return ", ".join(parts) or "in another order"

@@ -45,9 +45,12 @@ def test_a_file(tmp_path: Path) -> None:
     [
         (
             None,
-            r"no class names at .*classes\.txt \(.*No such file.*\): give a text file with a name a line, or one of",
+            r"no class names at .*classes\.txt: give a text file with a name a line, or one of",
         ),
-        (b"\xff\xfe\x00", r"no class names at .*classes\.txt \(.*can't decode.*\)"),
+        (
+            b"\xff\xfe\x00",
+            r"classes\.txt:1: byte 0x00 at 2 is not UTF-16-LE \(truncated data\); save the file as UTF-8",
+        ),
         (b"\n \n", r"classes\.txt holds no class names: expected a name a line"),
         (b"a\nb\na\n", r"classes\.txt has the class 'a' more than once"),
     ],
@@ -113,20 +116,26 @@ def test_files_that_can_be_read_in_two_ways_or_none(tmp_path: Path, content: str
 
 
 def test_folders_that_are_numbers_are_sorted_by_number(tmp_path: Path) -> None:
+    for name in [*map(str, range(12)), "wave/more"]:
+        (tmp_path / name).mkdir(parents=True)
     for number in range(12):
-        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.mp4").touch()
     assert folder_class_names(tmp_path) == [str(number) for number in range(12)]
-    (tmp_path / "wave").mkdir()
+    (tmp_path / "wave/more/a.mp4").touch()
     assert folder_class_names(tmp_path)[:4] == ["0", "1", "10", "11"]
 
 
-def test_folders(tmp_path: Path) -> None:
-    for name in ("wave", "Jump", ".cache", "a b"):
+def test_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("wave", "Jump", ".cache", "a b", "__MACOSX/wave", "@eaDir"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.mp4").touch()
+    for name in ("empty", ".ipynb_checkpoints"):
         (tmp_path / name).mkdir()
     (tmp_path / "list.txt").touch()
     assert folder_class_names(tmp_path) == ["Jump", "a b", "wave"]
-    with pytest.raises(UserError, match=r"wave has no class folders: expected .*wave/<class>/<video>"):
-        folder_class_names(tmp_path / "wave")
+    assert caplog.messages == [f"{tmp_path}: folders without videos are no classes: 'empty'"]
+    with pytest.raises(UserError, match=r"empty has no class folders with videos: expected .*empty/<class>/<video>"):
+        folder_class_names(tmp_path / "empty")
 
 
 def test_names_as_folders_write_them() -> None:
@@ -191,7 +200,7 @@ def test_classes_compare_by_name() -> None:
     assert other_order.said == "the same classes in another order: its head is re-ordered by name ('b' 1 -> 0)"
     assert match_classes("abc", "abd").order is match_classes("abc", "ab").order is None
     assert match_classes("abc", "abd").said == "other classes than the data (with 'c', without 'd')"
-    assert class_difference("abcdefg", "a") == "with 'b', 'c', 'd' and 3 more"
+    assert class_difference("abcdefgh", "a") == "with 'b', 'c', 'd', 'e', 'f' and 2 more"
     # As folders called by numbers were once sorted.
     assert match_classes(["0", "1", "10", "2"], ["0", "1", "2", "10"]).order == [0, 1, 3, 2]
 

@@ -12,7 +12,7 @@ from typing import Any
 from octvideo.class_names import ClassIndex, read_class_names
 from octvideo.data.shards import INDEX, index_lines
 from octvideo.errors import UserError
-from octvideo.video import VIDEO_SUFFIXES
+from octvideo.files import VIDEO_SUFFIXES, natural_key, whole_text
 
 _NUMBER = re.compile(r"-?\d+")
 _UNLABELLED = {"label": ("", "-1", False)}
@@ -36,7 +36,7 @@ def index_shards(folder: Path) -> int:
     """
     if (folder / INDEX).exists():
         raise UserError(f"{folder / INDEX} is there: move it away to index the archives anew")
-    shards = sorted(folder.glob("*.tar"))
+    shards = sorted(folder.glob("[!.]*.tar"), key=lambda shard: natural_key(shard.name))
     if not shards:
         raise UserError(f"no archives in {folder}: expected *.tar")
     classes = None
@@ -60,9 +60,8 @@ def index_shards(folder: Path) -> int:
             row["label"] = int(text)
         else:
             raise UserError(f"{where}: the label is a name, {text!r}: {folder / 'classes.txt'} is missing")
-    part = folder / (INDEX + ".part")
-    part.write_text(index_lines(rows), encoding="utf-8")
-    part.replace(folder / INDEX)
+    with whole_text(folder / INDEX) as file:
+        file.write(index_lines(rows))
     return len(rows)
 
 

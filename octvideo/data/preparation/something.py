@@ -11,6 +11,7 @@ from typing import Any
 from octvideo.class_names import read_class_names
 from octvideo.data.preparation.official import Listed, Official, find_one, need_one
 from octvideo.errors import UserError
+from octvideo.files import read_text
 
 _FOLDERS = ["labels", "annotations", "something-something-v2-annotations"]
 _LONG = "something-something-v2-"
@@ -54,6 +55,6 @@ def _videos(file: Path, ids: dict[str, int], labelled: bool) -> Iterator[Listed]
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(read_text(file))
+    except json.JSONDecodeError as error:
         raise UserError(f"{file} can't be read as JSON: {error}") from error
