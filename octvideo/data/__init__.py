@@ -2,7 +2,7 @@
 
 records.py      VideoRecord, and VideoList: very many of them in shared memory
 manifest.py     lists and folders → VideoList; errors name file and line
-kinetics.py     the official csv with either folder layout
+kinetics.py     the official lists with either folder layout; disk.py: the files that are there, by name
 quarantine.py   videos to leave out
 shards.py       videos in tar archives, near or far (shard_writer.py, shard_index.py)
 preparation/    lists of the published data sets, re-encoding, downloading

@@ -35,7 +35,6 @@ _NUMBER = re.compile(r"-?\d+")
 # Columns that lists of the field call so, the likeliest first.
 _PATHS = ("path", "file_path", "filepath", "video_path", "file", "filename", "file_name", "video", "video_name")
 _LABELS = ("label", "class", "class_name", "label_name", "category", "action", "label_id", "class_id")
-_KINETICS_LINE = re.compile(r"^[^,]+,[\w-]{11},\d+,\d+,\w+$")  # label,youtube_id,time_start,time_end,split
 _CHECKED = 64  # files looked for before a run starts: a wrong root misses all of them
 
 
@@ -102,11 +101,6 @@ def _lines(file: Path, root: Path, classes: ClassIndex) -> Iterator[tuple[str, s
         text, where = line.strip(), f"{file}:{number}"
         if not text or text.startswith("#"):
             continue
-        if is_first and _KINETICS_LINE.match(text):
-            raise UserError(
-                f"{file} looks like a csv of Kinetics without its first line: add "
-                "'label,youtube_id,time_start,time_end,split', or make lists with tools/prepare_dataset.py"
-            )
         if is_first:
             is_first, columns = False, _columns(text)
             if columns is not None:

@@ -92,12 +92,6 @@ def test_errors_name_file_and_line(tmp_path: Path, line: str, message: str) -> N
         records(tmp_path, f"# a comment\na.mp4 0\n{line}\n")
 
 
-def test_a_csv_of_kinetics_without_its_first_line(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("abseiling,-abcdefghij,7,17,train\n")
-    with pytest.raises(UserError, match="without its first line: add 'label,youtube_id,time_start,time_end,split'"):
-        read_records(tmp_path / "train.csv", root=tmp_path, classes=ClassIndex(["abseiling"]))
-
-
 # ── numbers, and forms of csv ───────────────────────────────────────────────────────────────────────────────
 
 FROM_ONE = ClassIndex(["1", "2", "3"])

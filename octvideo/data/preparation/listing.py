@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TextIO
 
 from octvideo.class_names import ClassIndex, class_difference
-from octvideo.data.preparation.disk import VideoFiles
+from octvideo.data.disk import VideoFiles
+from octvideo.data.kinetics import GoodCopies
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines, whole_text
 
 # What this tool wrote it may write again; any other file of that name is the user's.
 _MARK = "# Written by octvideo's prepare_dataset"
-_ID_CHARACTERS = 11
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
     classes = "".join(f"{name}\n" for name in official.classes)
     if lists:
         _refuse_other_classes(out / "classes.txt", classes)
-    disk = VideoFiles(root, leave_out=frozenset(official.replacements))
-    replacements = _Replacements(official.replacements, root)
+    copies = GoodCopies(root, official.replacements)
+    disk = VideoFiles(root, leave_out=copies.folders)
     splits = []
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -97,7 +97,7 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
         for split, read in official.splits.items():
             to_list = files.get(f"{split}.txt") if lists else None
             others = frozenset(official.splits) - {split}
-            splits.append(_compare_split(split, others, read(), disk, replacements, to_list, files["missing.txt"]))
+            splits.append(_compare_split(split, others, read(), disk, copies, to_list, files["missing.txt"]))
         extra = 0
         for path in disk.unused():
             files["extra.txt"].line(path)
@@ -111,7 +111,7 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
     if lists and not (out / "classes.txt").exists():
         with whole_text(out / "classes.txt") as text:
             text.write(classes)
-    return Report(splits, len(disk.paths), extra, replacements.used, len(official.classes), out)
+    return Report(splits, len(disk.paths), extra, copies.used, len(official.classes), out)
 
 
 def _compare_split(
@@ -119,7 +119,7 @@ def _compare_split(
     others: frozenset[str],
     videos: Iterator[Listed],
     disk: VideoFiles,
-    replacements: _Replacements,
+    copies: GoodCopies,
     to_list: _Writer | None,
     missing: _Writer,
 ) -> SplitCount:
@@ -132,25 +132,8 @@ def _compare_split(
             continue
         found += 1
         if to_list is not None:
-            to_list.video(replacements.of(video) or path, video.label)
+            to_list.video(copies.of(video.names[-1]) or path, video.label)
     return SplitCount(name, listed, found)
-
-
-class _Replacements:
-    """Good copies of broken videos, found as CVDF's own script does: by the first 11 characters of their names."""
-
-    def __init__(self, folders: list[Path], root: Path) -> None:
-        self.used = 0
-        self._paths = {
-            Path(path).name[:_ID_CHARACTERS]: str((folder / path).relative_to(root))
-            for folder in folders
-            for path in VideoFiles(folder).paths
-        }
-
-    def of(self, video: Listed) -> str | None:
-        path = self._paths.get(video.names[-1]) if self._paths else None
-        self.used += path is not None
-        return path
 
 
 class _Writer:
