@@ -245,7 +245,12 @@ class VideoDataModule(L.LightningDataModule):
         batches = TrainingBatches(len(records), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
         shape = (3, settings.clip_frames, self.augment.crop_px, self.augment.crop_px)
         return ResumableLoader(
-            clips, batch_sampler=batches, collate_fn=Collate(shape), **self._workers(self.batch_size * prod(shape))
+            clips,
+            batches=batches,
+            digest=records.digest(str(self.root)),
+            trainer=self.trainer,
+            collate_fn=Collate(shape),
+            **self._workers(self.batch_size * prod(shape)),
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

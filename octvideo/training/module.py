@@ -15,8 +15,9 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 
 from octvideo.errors import UserError
 from octvideo.evaluation.metrics import VideoMetrics
@@ -24,6 +25,7 @@ from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, load_weights, read_weights
 from octvideo.octave import arrange
+from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fits, make_block
 from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
@@ -62,8 +64,8 @@ class VideoClassifier(L.LightningModule):
         channels_last: keep network and clips in channels_last_3d, and arrange the network's convolutions for it
             (octvideo/octave/arrange.py): the faster layout on CPUs.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
-        seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch): a resumed run repeats
-            them.
+        seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch, process): a resumed run
+            repeats them.
     """
 
     pixel_mean: Tensor
@@ -122,6 +124,7 @@ class VideoClassifier(L.LightningModule):
         self.unreadable = UnreadableVideos("training")
         self._largest_batch = 0
         self._epoch_started = 0.0
+        self._first_batch: int | None = None  # of the running epoch, trained by this process
 
     # ── network ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -208,15 +211,27 @@ class VideoClassifier(L.LightningModule):
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
 
+    def on_train_start(self) -> None:
+        # Lightning leaves these out where it resumes within an epoch.
+        self.on_train_epoch_start()
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(self.trainer)
+
     def on_train_epoch_start(self) -> None:
-        self._epoch_started = time.monotonic()
-        self.unreadable.start_pass()
+        self._epoch_started, self._first_batch = time.monotonic(), None
+        for metric in self._train_metrics:
+            metric.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self._first_batch is None:
+            self._first_batch = batch_idx
+        if batch_idx == 0:  # else a checkpoint has said how many there were
+            self.unreadable.start_pass()
         lr = self._set_learning_rate(batch_idx)
         self.log("lr", lr, on_step=True)
         # Not Lightning's global state, which a resumed run does not get back.
-        torch.manual_seed(hash((self.seed, self.trainer.current_epoch, batch_idx, self.global_rank)) % 2**63)
+        torch.manual_seed(seed_of(self.seed, self.trainer.current_epoch, batch_idx, "step", self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         video, labels = batch["video"], batch["label"]
@@ -256,18 +271,26 @@ class VideoClassifier(L.LightningModule):
             return None
         return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
 
+    @property
+    def _train_metrics(self) -> tuple[Metric, ...]:
+        return self.train_metrics, self.train_loss, self.train_unreadable
+
     def on_train_epoch_end(self) -> None:
+        if self._first_batch is None:
+            self.print(f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs} was over before the resume")
+            return
         values = {"train/top1": float(self.train_metrics.compute()["top1"])}
         values["train/loss"] = float(self.train_loss.compute())
         values["train/unreadable"] = float(self.train_unreadable.compute())
-        for metric in (self.train_metrics, self.train_loss, self.train_unreadable):
-            metric.reset()
         self._log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))
 
     def _epoch_line(self, values: dict[str, float]) -> str:
         parts = [f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"]
+        if self._first_batch:
+            batches = self.trainer.num_training_batches
+            parts.append(f"(resumed: the last {batches - self._first_batch} of {batches} batches alone)")
         for name in ("train/loss", "train/top1", "val/loss", "val/top1"):
             if name in values:
                 parts.append(f"{name} {values[name]:.4f}" if "loss" in name else f"{name} {100 * values[name]:.1f} %")
@@ -332,9 +355,11 @@ class VideoClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self.state_dict(), self.network)
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
+        self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.unreadable.gather()  # Lightning calls this on every process
         checkpoint["unreadable"] = dict(self.unreadable.paths)
+        checkpoint["unreadable_in_epoch"] = self.unreadable.count  # of the first process, about what others have
         views = getattr(self._datamodule, "view_settings", None)
         checkpoint["octvideo"] = make_block(self.network, self.class_names, views=views, mean=self.mean, std=self.std)
