@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import signal
 import subprocess
 from collections.abc import Callable
@@ -121,3 +122,15 @@ def test_a_broken_video_of_the_second_process_ends_the_test(start: Start, traine
     assert ended.returncode != 0 and "Traceback" not in ended.stderr
     assert f"error: cannot read video '{trained / 'broken.mp4'}'" in ended.stderr
     assert not Path("runs/tiny/scores.npz").exists()
+
+
+@pytest.mark.slow
+def test_the_learning_rate_of_processes_ends_with_their_last_step(start: Start, workplace: Path) -> None:
+    # 4 batches for each of 2 processes, in windows of 3 and 1: 2 steps in an epoch.
+    settings = ("--data.batch_size", 1, "--trainer.accumulate_grad_batches", 3, "--trainer.log_every_n_steps", 1)
+    ended = start(*FIT, *TWO, *settings, "--trainer.max_epochs", -1, "--trainer.max_steps", 3, "--model.lr", 0.3)
+    assert ended.returncode == 0, ended.stderr
+    with Path("runs/tiny/metrics.csv").open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
+    expected = [0.15 * (1 + math.cos(math.pi * step / 3)) for step in range(3)]
+    assert sorted(set(rates), reverse=True) == pytest.approx(expected)
