@@ -136,7 +136,11 @@ def fit(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         default_root_dir=root / "run",
-        callbacks=[*([watch] if watch else []), *callbacks, *checkpoint_callbacks(RunFolder(root / "run"), every_minutes=0)],
+        callbacks=[
+            *([watch] if watch else []),
+            *callbacks,
+            *checkpoint_callbacks(RunFolder(root / "run"), every_minutes=0),
+        ],
         **(settings | trainer),
     )
     runner.fit(module, videos, ckpt_path=resume, weights_only=False if resume else None)
@@ -220,11 +224,19 @@ def test_the_line_of_a_resumed_epoch_says_what_it_covers(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert line.startswith("epoch 2/2  (resumed: the last 3 of 5 batches alone)  train/loss 0.")
     assert line.endswith("  0 s")
-    best = next(path for path in (root / "run/checkpoints").iterdir() if path.name == "best.ckpt")
-    epoch = torch.load(best, weights_only=True)["epoch"]
-    runner = fit(root, resume=best, max_epochs=epoch + 1)
-    assert capsys.readouterr().out.splitlines()[-1] == f"epoch {epoch + 1}/{epoch + 1} was over before the resume"
+
+
+def test_a_run_resumed_behind_the_last_batch_of_an_epoch_has_no_figures_of_it(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = KeepAll()
+    fit(root, plugins=saved, check_val_every_n_epoch=2)
+    (best,) = (path for path in saved.kept if path.name.endswith("best.ckpt"))
+    capsys.readouterr()
+    runner = fit(root, resume=best, check_val_every_n_epoch=2)
+    assert capsys.readouterr().out.splitlines()[-1] == "epoch 2/2 was over before the resume"
     assert "train/loss" not in runner.callback_metrics
+    assert differences(root / "run/checkpoints/last.ckpt", saved.kept[-1]) == []
 
 
 def order_of(epoch: int) -> list[int]:
@@ -330,7 +342,9 @@ def test_what_can_not_go_on_starts_the_epoch_anew_and_says_so(
     assert runner.global_step == 12
 
 
-def test_a_data_set_that_has_moved_is_the_same_list(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_data_set_that_has_moved_is_the_same_list(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second = Watch(), Watch()
     checkpoint = stopped_behind(root, 7, first)
     shutil.copytree(root, root / "moved" / "here", ignore=lambda *_: ["run", "moved"])
