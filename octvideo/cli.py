@@ -11,9 +11,10 @@ import itertools
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 # Before torch is imported. Threads of OpenMP that wait for work otherwise spin, which takes the cores from the loading
 # processes: with the demo on two busy cores (also at work: two other trainings) 8 steps took 16-22 s, not 132-142 s.
@@ -35,12 +36,11 @@ from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.quarantine import write_quarantine
 from octvideo.data.workers import keep_to_cpus
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import read_checkpoint
-from octvideo.inference.command import main as infer
-from octvideo.inference.command import print_any_name
+from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpoint, read_checkpoint, run_folder
+from octvideo.inference.command import infer
 from octvideo.mistakes import explain, one_line
 from octvideo.models.weights import read_weights
-from octvideo.program import end_with
+from octvideo.program import command, end_with
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable
 from octvideo.training.checkpoint_io import WholeFiles
@@ -73,42 +73,32 @@ def program() -> NoReturn:
     end_with(main)
 
 
-def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None) -> int:
+@command()
+def main(argv: Sequence[str], *, default: Subcommand | None = None) -> int:
     """Runs the command line and returns the exit code.
 
     Args:
-        argv: without the program's name; None takes the process's own.
+        argv: without the program's name.
         default: subcommand of a tool that is called without one.
 
     Returns:
-        0; 2 for a mistake of the user's, told on stderr; 1 where another process of the run has ended with one;
-        130 after Ctrl-C, 143 after SIGTERM.
+        0; 1 where another process of the run has ended with an error; 143 after SIGTERM.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
-    if given[:1] == ["infer"]:
-        return infer(given[1:])
+    if argv[:1] == ["infer"]:
+        return infer(argv[1:])
     quiet_lightning()
-    print_any_name()
     keep_to_cpus()
     try:
-        args, stem = prepare_argv(given, default=default)
-        OctvideoCLI(args, stem)
+        OctvideoCLI(*prepare_argv(argv, default=default))
         leave_process_group()
-    except (UserError, MisconfigurationException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if "Connection closed by peer" not in str(error):
-            raise
-        print("error: another process of this run has ended, its own message is above", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
+        if "Connection closed by peer" in str(error):
+            print("error: another process of this run has ended, its own message is above", file=sys.stderr)
+            return 1
+        if _raised_by_lightning(error):
+            raise UserError(one_line(error)) from error
+        raise
     except SIGTERMException:
         return 143
     except SystemExit as end:
@@ -117,21 +107,27 @@ def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None
     return 0
 
 
+def _raised_by_lightning(error: Exception) -> bool:
+    """Whether a line of Lightning's own raised it: its word for what can't be, as a callback without its metric."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith("lightning.")
+
+
 class OctvideoCLI(LightningCLI):
     """VideoClassifier and VideoDataModule under Lightning's Trainer, one folder per run.
 
     Args:
         args: from `prepare_argv`.
-        default_name: name of the run where `--name` gives none.
+        default_run: where `--name` gives none, the run's name, or its folder.
     """
 
-    def __init__(self, args: list[str], default_name: str | None) -> None:
-        self._args, self._default_name = args, default_name
+    def __init__(self, args: list[str], default_run: str | Path | None) -> None:
+        self._args, self._default_run = args, default_run
         super().__init__(
             VideoClassifier,
             VideoDataModule,
             save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -157,7 +153,8 @@ class OctvideoCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="of the run; default: the config's name")
         parser.add_argument("--runs_dir", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--base", type=str | None, default=None, help="in a config: the config it starts from")
-        parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="continue the run")
+        resume = "continue the run; auto: where there is one, else start it"
+        parser.add_argument("--resume", type=bool | Literal["auto"], default=False, nargs="?", const=True, help=resume)
         parser.add_argument("--overwrite", type=bool, default=False, nargs="?", const=True, help="replace the run")
         parser.add_argument("--checkpoint_minutes", type=float | None, default=None, help="also save within epochs")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -193,6 +190,7 @@ class OctvideoCLI(LightningCLI):
             asked = args[0] if args and args[0] in _HELP else "fit"
             keys = [action.dest for action in self._subcommand_parsers[asked]._actions]
             raise UserError(explain(str(error), subcommand=asked, keys=keys, configs=known_configs())) from error
+        self.config = _expanded(self.config)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads hyperparameters from the checkpoint here; ours hold none, the config is the one source."""
@@ -201,8 +199,9 @@ class OctvideoCLI(LightningCLI):
         """Settles the run's folder, its checkpoint and the number of classes before anything is built."""
         config = self.config[self.subcommand]
         self.folder = self._run_of(config)
-        config.runs_dir, config.name = str(self.folder.path.parent), self.folder.path.name
         config.trainer.default_root_dir = str(self.folder.path)
+        if config.resume == "auto":
+            config.resume = self.folder.last.exists()
         self.checkpoint = self._find_checkpoint(config)
         self._overwrite = config.overwrite
         if self.subcommand == "fit" and not self._resumes() and _is_first_process():
@@ -214,20 +213,28 @@ class OctvideoCLI(LightningCLI):
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
 
     def _run_of(self, config: Namespace) -> RunFolder:
-        given = config.ckpt_path
-        if self.subcommand != "fit" and given not in (None, "best", "last") and "--name" not in self._args:
-            # What a checkpoint scores belongs to its own run, whatever the config is called.
-            checkpoint = Path(given)
-            if checkpoint.parent.name == "checkpoints" and checkpoint.is_file():
-                return RunFolder(checkpoint.parent.parent)
-        return RunFolder(Path(config.runs_dir) / (config.name or self._default_name or "run"))
+        """The run's folder; runs_dir and name are set so that they find it again."""
+        given, folder = config.ckpt_path, None
+        if "--name" not in self._args:
+            folder = self._default_run if isinstance(self._default_run, Path) else None
+            if self.subcommand != "fit" and given not in (None, "best", "last"):
+                # What a checkpoint scores belongs to its own run, whatever the config is called.
+                checkpoint = find_checkpoint(str(given), config.runs_dir)
+                if checkpoint.parent.name == "checkpoints" and checkpoint.is_file():
+                    folder = checkpoint.parent.parent
+        if folder is None:
+            folder = run_folder(check_run_name(str(config.name or self._default_run or "run")), config.runs_dir)
+        if not folder.is_relative_to(config.runs_dir):
+            config.runs_dir = str(folder.absolute().parent)
+        config.name = str(folder.absolute().relative_to(Path(config.runs_dir).absolute()))
+        return RunFolder(folder)
 
     def _find_checkpoint(self, config: Namespace) -> Path | None:
         asked = "last" if config.resume else config.ckpt_path
         if asked in ("last", "best"):
             path = self.folder.checkpoint(asked)
         elif asked is not None:
-            path = Path(asked)
+            path = find_checkpoint(str(asked), config.runs_dir)
         elif self._starts_from_init_weights(config):
             return None
         else:
@@ -266,9 +273,13 @@ class OctvideoCLI(LightningCLI):
         """Lightning's Trainer with our progress bar, loggers and checkpoints beside the user's callbacks."""
         config = self.config_init[self.subcommand]
         fitting = self.subcommand == "fit"
-        if config.trainer.logger in (None, True):
-            loggers = [RunCSVLogger(self.folder), RunBoardLogger(self.folder, first_step=self._first_step())]
-            kwargs["logger"] = loggers if fitting else False
+        given = config.trainer.logger
+        if given is not False:
+            loggers = [] if given in (None, True) else given if isinstance(given, list) else [given]
+            if fitting:  # ours come first: Lightning takes the place of files from the first
+                own = [RunCSVLogger(self.folder), RunBoardLogger(self.folder, first_step=self._first_step())]
+                loggers = [*own, *loggers]
+            kwargs["logger"] = loggers or False
         plugins = config.trainer.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -287,7 +298,10 @@ class OctvideoCLI(LightningCLI):
             callbacks.append(ResumeHint(self.folder, _resume_command()))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except ValueError as error:  # Lightning's word for a wrong argument
+        except (
+            ValueError,
+            ImportError,
+        ) as error:  # Lightning's words for a wrong argument, and for one that needs more
             raise UserError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -296,7 +310,19 @@ class OctvideoCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero and self.folder.last.exists():
-            print(f"run: {self.folder.path}   test it with: octvideo test -c {self.folder.path / 'config.yaml'}")
+            config = shlex.quote(str(self.folder.path / "config.yaml"))
+            print(f"run: {self.folder.path}   test it with: octvideo test -c {config}")
+
+
+def _expanded(value: Any) -> Any:
+    """A config whose texts are as a shell takes them, those that are no paths too: few have a `$`."""
+    if isinstance(value, str):
+        return expanded(value)
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    for key in value.keys() if isinstance(value, Namespace) else ():
+        value[key] = _expanded(value[key])
+    return value
 
 
 def _is_first_process() -> bool:
@@ -314,9 +340,9 @@ def _resume_command() -> str:
     words = [
         word
         for before, word in itertools.pairwise(["", *sys.argv[1:]])
-        if not word.startswith(once) and not (before in once and word in ("true", "false"))
+        if not word.startswith(once) and not (before in once and word in ("true", "false", "auto"))
     ]
-    program = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else Path(sys.argv[0]).name
+    program = f"python {shlex.quote(sys.argv[0])}" if sys.argv[0].endswith(".py") else Path(sys.argv[0]).name
     return f"{program} {shlex.join(words)} --resume"
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from octvideo.errors import UserError
+from octvideo.files import is_hidden, read_text, walk_videos
+
+log = logging.getLogger("octvideo.data")
 
 # Ids are alphabetical over the raw names; sorting sanitised folder names would swap some of them.
 SHIPPED = ("kinetics400", "kinetics600", "kinetics700")
@@ -34,13 +39,11 @@ def read_class_names(source: str | Path) -> list[str]:
     if source in SHIPPED:
         text = files("octvideo.data").joinpath(f"labels/{source}.txt").read_text(encoding="utf-8")
     else:
-        try:
-            text = Path(source).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-        except (OSError, UnicodeDecodeError) as error:
+        if not Path(source).is_file():
             raise UserError(
-                f"no class names at {source} ({error}): give a text file with a name a line, "
-                f"or one of {', '.join(SHIPPED)}"
-            ) from error
+                f"no class names at {source}: give a text file with a name a line, or one of {', '.join(SHIPPED)}"
+            )
+        text = read_text(source)
     return class_names_of(text, source)
 
 
@@ -63,16 +66,28 @@ def class_names_of(text: str, source: str | Path) -> list[str]:
     return names
 
 
-def folder_class_names(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted.
+def folder_class_names(folder: Path, *, leave_out: Collection[Path] = ()) -> list[str]:
+    """Names of the class folders in `folder`, sorted: those that hold videos; others are named in a warning.
+
+    Args:
+        folder: of the classes.
+        leave_out: folders in it that are no class.
 
     Raises:
-        UserError: it has no folders.
+        UserError: it has none.
     """
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted({path.partition(os.sep)[0] for path in walk_videos(folder, leave_out=leave_out) if os.sep in path})
     if not names:
-        raise UserError(f"{folder} has no class folders: expected {folder}/<class>/<video>")
+        raise UserError(f"{folder} has no class folders with videos: expected {folder}/<class>/<video>")
+    others = {entry.name for entry in folder.iterdir() if entry.is_dir() and entry not in leave_out} - set(names)
+    if empty := sorted(name for name in others if not is_hidden(name)):
+        log.warning("%s: folders without videos are no classes: %s", folder, some(empty))
     return names
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class ClassIndex:

@@ -9,6 +9,7 @@ counted and said, never replaced. Good copies of broken files (CVDF's archive of
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from octvideo.data.class_names import ClassIndex
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
-from octvideo.video import VIDEO_SUFFIXES
+from octvideo.files import VIDEO_SUFFIXES, read_text
 
 log = logging.getLogger("octvideo.data")
 
@@ -46,8 +47,9 @@ class KineticsRow:
 
 def is_kinetics_csv(file: Path) -> bool:
     """Whether a file starts with the header of the official csv."""
-    with file.open(encoding="utf-8-sig", errors="replace") as text:
-        return "youtube_id" in next(csv.reader([text.readline()]), [])
+    with file.open("rb") as content:
+        first = content.read(200).decode("utf-8", "replace").replace("\0", "")  # of UTF-16 too
+    return "youtube_id" in next(csv.reader(first.splitlines()), [])
 
 
 def read_rows(file: Path, *, classes: ClassIndex, labelled: bool = True) -> Iterator[KineticsRow]:
@@ -62,13 +64,13 @@ def read_rows(file: Path, *, classes: ClassIndex, labelled: bool = True) -> Iter
         UserError: with file and line.
     """
     try:
-        with file.open(newline="", encoding="utf-8-sig") as text:
+        with io.StringIO(read_text(file), newline="") as text:
             rows = csv.DictReader(text)
             for row in rows:
                 line = f"{file}:{rows.line_num}"
                 name, label = _name_of(row, line), _label_of(row, line, classes, labelled)
                 yield KineticsRow(name, row["youtube_id"], label, row.get("split") or "")
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UserError(f"{file} can't be read as csv: {error}") from error
 
 

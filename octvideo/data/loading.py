@@ -8,7 +8,7 @@ number of processes: a resumed run goes on behind as many items as have been tra
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,43 @@ from octvideo.data.dataset import Failure, Item
 from octvideo.seeds import seed_of
 from octvideo.video import VideoViews
 
-Batch = dict[str, Any]
+
+class Batch:
+    """Videos on their way to the network, by key as in a dictionary (see `Collate`).
+
+    It is none, since Lightning walks into dictionaries, lists and dataclasses, to move them to a device or to convert
+    their floats for a precision, and stops at frozen ones. Of this it calls `to`, and DataLoader `pin_memory`.
+
+    Args:
+        content: "video" is a tensor or a list of VideoViews; other tensors move too, and the rest stays.
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = dict(content)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The labels alone: Lightning looks there for the number of videos that a logged value is the mean of."""
+        yield self["label"]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device; without waiting where it is in pinned memory."""
+        return self._each(
+            lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()), lambda views: views.to(device)
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same in pinned memory, as DataLoader asks for."""
+        return self._each(Tensor.pin_memory, VideoViews.pin_memory)
+
+    def _each(self, of_tensor: Callable[[Tensor], Tensor], of_views: Callable[[VideoViews], VideoViews]) -> Batch:
+        changed = {key: of_tensor(part) if isinstance(part, Tensor) else part for key, part in self._content.items()}
+        if not isinstance(self["video"], Tensor):
+            changed["video"] = [of_views(views) for views in self["video"]]
+        return Batch(changed)
+
 
 log = logging.getLogger("octvideo.data")
 
@@ -117,17 +153,18 @@ class Collate:
         self.shape = shape
 
     def __call__(self, items: Sequence[Item | Failure]) -> Batch:
-        """A dictionary: video, uint8 (N, ...) of clips or a list of N VideoViews; label (N,), index (N,), path (N),
+        """By key: video, uint8 (N, ...) of clips or a list of N VideoViews; label (N,), index (N,), path (N) and
         failures.
         """
         good = [item for item in items if isinstance(item, Item)]
-        return {
+        content = {
             "video": self._stack([item.video for item in good]),
             "label": torch.tensor([item.label for item in good], dtype=torch.int64),
             "index": torch.tensor([item.index for item in good], dtype=torch.int64),
             "path": [item.path for item in good],
             "failures": [item for item in items if isinstance(item, Failure)],
         }
+        return Batch(content)
 
     def _stack(self, videos: list[Any]) -> Tensor | list[VideoViews]:
         if self.shape is None:

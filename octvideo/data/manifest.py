@@ -20,7 +20,7 @@ from pathlib import Path
 from octvideo.data.class_names import ClassIndex
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
-from octvideo.video import VIDEO_SUFFIXES
+from octvideo.files import is_video, read_text, text_lines, walk_videos
 
 _NUMBERED = re.compile(r"^(?P<path>.*\S)[\s,;]+(?P<label>-?\d+)\s*$")
 _NAMED = re.compile(r"^(?P<path>.*\S)\s*[\t,;]\s*(?P<label>[^\t,;]*\S)\s*$")
@@ -63,44 +63,30 @@ def check_files(records: Sequence[VideoRecord], source: str | Path, advice: str 
 
 
 def _read_folder(folder: Path, classes: ClassIndex | None, labelled: bool) -> Iterator[VideoRecord]:
-    # Links are followed: class folders are often links into a larger data set.
-    for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        videos = sorted(name for name in files if _is_video(name) and not name.startswith("."))
-        if not videos:
-            continue
-        inside = Path(here).relative_to(folder).parts
-        label = classes.find(inside[0]) if classes is not None and inside else None
+    for path in walk_videos(folder):
+        name, inside, _ = path.partition(os.sep)
+        label = classes.find(name) if classes is not None and inside else None
         if label is None and labelled:
             if not inside:
-                raise UserError(f"{folder / videos[0]} lies in no class folder: expected {folder}/<class>/{videos[0]}")
-            hint = classes.suggestion(inside[0]) if classes is not None else ""
-            raise UserError(f"{folder}: the folder {inside[0]!r} is no class of this data set{hint}")
-        for name in videos:
-            yield VideoRecord(os.path.join(here, name), -1 if label is None else label)  # noqa: PTH118 (a Path is slow)
-
-
-def _is_video(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES  # noqa: PTH122
+                raise UserError(f"{folder / path} lies in no class folder: expected {folder}/<class>/{path}")
+            hint = classes.suggestion(name) if classes is not None else ""
+            raise UserError(f"{folder}: the folder {name!r} is no class of this data set{hint}")
+        yield VideoRecord(os.path.join(folder, path), -1 if label is None else label)  # noqa: PTH118 (a Path is slow)
 
 
 def _read_list(file: Path, root: Path, classes: ClassIndex | None, labelled: bool) -> Iterator[VideoRecord]:
-    try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip() or line.lstrip().startswith("#"):
-                    continue
-                if number == 1 and _KINETICS_LINE.match(line.strip()):
-                    raise UserError(
-                        f"{file} looks like a csv of Kinetics without its first line: add "
-                        "'label,youtube_id,time_start,time_end,split', or make lists with tools/prepare_dataset.py"
-                    )
-                path, label = _parse(line.strip(), f"{file}:{number}", root, classes)
-                if (label is None or label < 0) and labelled:
-                    raise UserError(f"{file}:{number}: got {line.strip()!r}, expected 'path label'")
-                yield VideoRecord(str(root / path), -1 if label is None else label)
-    except OSError as error:
-        raise UserError(f"can't read the list {file}: {error.strerror}") from error
+    for number, line in enumerate(text_lines(read_text(file, names=True)), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if number == 1 and _KINETICS_LINE.match(line.strip()):
+            raise UserError(
+                f"{file} looks like a csv of Kinetics without its first line: add "
+                "'label,youtube_id,time_start,time_end,split', or make lists with tools/prepare_dataset.py"
+            )
+        path, label = _parse(line.strip(), f"{file}:{number}", root, classes)
+        if (label is None or label < 0) and labelled:
+            raise UserError(f"{file}:{number}: got {line.strip()!r}, expected 'path label'")
+        yield VideoRecord(str(root / path), -1 if label is None else label)
 
 
 def _parse(line: str, where: str, root: Path, classes: ClassIndex | None) -> tuple[str, int | None]:
@@ -117,7 +103,7 @@ def _parse(line: str, where: str, root: Path, classes: ClassIndex | None) -> tup
     head, _, last = line.rpartition(" ")
     if head and classes is not None and (found := classes.find(last)) is not None:
         return head.strip(), found
-    if match and not _is_video(match["label"]):  # else a name with a comma, and no label
+    if match and not is_video(match["label"]):  # else a name with a comma, and no label
         if classes is None:
             raise UserError(f"{where}: the label is a name, {match['label']!r}; give the class names as data.classes")
         hint = classes.suggestion(match["label"])
@@ -130,5 +116,5 @@ def _refuse_more_numbers(path: str, where: str, root: Path) -> None:
     head = re.match(r"^(.*\S)[\s,;]+-?\d+$", path)
     if head and (root / head[1]).is_dir():
         raise UserError(f"{where}: {head[1]} is a folder of frames; octvideo reads video files, 'path label'")
-    if head and _is_video(head[1]):
+    if head and is_video(head[1]):
         raise UserError(f"{where}: got several numbers behind {head[1]}, expected 'path label'")

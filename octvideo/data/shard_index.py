@@ -11,7 +11,7 @@ from typing import Any
 from octvideo.data.class_names import ClassIndex, read_class_names
 from octvideo.data.shards import INDEX, index_lines
 from octvideo.errors import UserError
-from octvideo.video import VIDEO_SUFFIXES
+from octvideo.files import VIDEO_SUFFIXES, natural_key, whole_text
 
 
 def index_shards(folder: Path) -> int:
@@ -31,7 +31,7 @@ def index_shards(folder: Path) -> int:
     """
     if (folder / INDEX).exists():
         raise UserError(f"{folder / INDEX} is there: move it away to index the archives anew")
-    shards = sorted(folder.glob("*.tar"))
+    shards = sorted(folder.glob("[!.]*.tar"), key=lambda shard: natural_key(shard.name))
     if not shards:
         raise UserError(f"no archives in {folder}: expected *.tar")
     classes = None
@@ -45,9 +45,8 @@ def index_shards(folder: Path) -> int:
             raise UserError(f"can't read the archive {shard}: {error}") from error
     if not rows:
         raise UserError(f"no videos in the {len(shards)} archives of {folder}: looked for {', '.join(VIDEO_SUFFIXES)}")
-    part = folder / (INDEX + ".part")
-    part.write_text(index_lines(rows), encoding="utf-8")
-    part.replace(folder / INDEX)
+    with whole_text(folder / INDEX) as file:
+        file.write(index_lines(rows))
     return len(rows)
 
 

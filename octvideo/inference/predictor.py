@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import video_scores
+from octvideo.files import one_line
 from octvideo.inference.checkpoint import build_network, read_checkpoint
 from octvideo.inference.engines import Engine, build_engine, check_choice
 from octvideo.inference.preparation import Failure, Normaliser, Preparation, Timing
@@ -300,4 +301,4 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' can't be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device '{name}' can't be used here: {one_line(error)}") from error

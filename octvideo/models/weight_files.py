@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from octvideo.errors import UserError
+from octvideo.files import one_line
 
 EXPECTED = (
     "a checkpoint of octvideo, pytorchvideo, PySlowFast or Lightning, or a state_dict from torch.save or safetensors"
@@ -137,7 +138,7 @@ def _read_safetensors(path: str | Path, source: str) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        reason = f"it is not a whole file of safetensors ({str(error).splitlines()[0]})"
+        reason = f"it is not a whole file of safetensors ({one_line(error)})"
         raise UserError(f"{source} can't be read as weights: {reason}; expected {EXPECTED}") from error
 
 
@@ -155,7 +156,7 @@ def _why_unreadable(path: str | Path, source: str, error: Exception) -> str:
             "torch.save(model.state_dict(), PATH)"
         )
     elif zipfile.is_zipfile(path):
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = one_line(error)
     else:
         reason = "it is not a file of torch.save"
     return f"{source} can't be read as weights: {reason}; expected {EXPECTED}"

@@ -124,12 +124,14 @@ class ResumeHint(Callback):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the config of a fit as config.yaml, and that of a later test beside it, as config_test.yaml."""
+    """Saves the config of a fit in the run's folder, as config.yaml, and that of a later test as config_test.yaml."""
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         name = getattr(stage, "value", stage)  # an enum whose str() is its own name
-        self.config_filename = "config.yaml" if name == "fit" else f"config_{name}.yaml"
-        super().setup(trainer, pl_module, stage)
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / ("config.yaml" if name == "fit" else f"config_{name}.yaml")
+        self.parser.save(self.config, str(file), skip_none=False, overwrite=True)
 
 
 class ProgressBar(RichProgressBar):

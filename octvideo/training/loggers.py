@@ -20,7 +20,7 @@ class _AppendingWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
         if path.exists():
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
 
     def save(self) -> None:

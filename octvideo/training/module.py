@@ -1,14 +1,14 @@
 """The LightningModule: uint8 batches through a network, losses, and metrics over whole videos.
 
-It receives batches (octvideo.data's dictionaries) and never decodes. Scaling and normalising happen here, on
-the device. Metric names: train/loss, train/top1, val/top1, val/top5, val/mean_class, val/loss, and the same
-under test/.
+It receives batches (octvideo.data's) and never decodes. Scaling and normalising happen here, on the device, in
+float32 whatever the precision, as do losses and metrics. Metric names: train/loss, train/top1, val/top1, val/top5,
+val/mean_class, val/loss, and the same under test/.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -32,7 +32,7 @@ from octvideo.training.results import Evaluation, ScoredBatch
 from octvideo.training.schedule import Schedule, ScheduleName
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
-Batch = dict[str, Any]
+Batch = Any  # octvideo.data's, which has a part for each key
 Optimizer = Literal["sgd", "adamw"]
 
 
@@ -134,13 +134,23 @@ class VideoClassifier(L.LightningModule):
             module.eval()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VideoClassifier:
+        """As nn.Module's, by which Lightning moves it to a device and makes its floats those of a precision such as
+        bf16-true; but the latter is for the network alone: sums of losses and the mean of pixels keep their dtype.
+        """
+        super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+        self.network._apply(fn)
+        return self
+
     def forward(self, clips: Tensor) -> Tensor:
-        """uint8 clips (N, 3, T, H, W) to logits (N, K)."""
-        x = (clips.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        """uint8 clips (N, 3, T, H, W) to logits (N, K), float32 or float64."""
+        x = (clips.float() - self.pixel_mean) / self.pixel_std
+        x = x.to(next(self.network.parameters()).dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with compiler_errors_in_words():
-            return self.network(x)
+            logits = self.network(x)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def view_scores(self, video: Tensor | Sequence[Views]) -> Tensor:
         """All views of each video to video scores (N, K), a bounded number of views at a time.
@@ -151,7 +161,7 @@ class VideoClassifier(L.LightningModule):
         if not len(video):
             return torch.empty(0, self.num_classes, device=self.pixel_mean.device)
         logits = torch.cat([self(chunk) for chunk in view_chunks(video, self.views_per_chunk)])  # (N·V,K)
-        return video_scores(logits.float(), len(logits) // len(video))  # (N,K)
+        return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -174,7 +184,9 @@ class VideoClassifier(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = decay_groups(self.network, self.weight_decay)
         if self.optimizer_name == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr)
+            # torch's 1e-8 is 0 in float16, and an update of a weight without gradient 0/0.
+            eps = max(1e-8, torch.finfo(next(self.network.parameters()).dtype).tiny)
+            return torch.optim.AdamW(groups, lr=self.lr, eps=eps)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
 
     def _set_learning_rate(self, batch_idx: int) -> float:
@@ -232,14 +244,15 @@ class VideoClassifier(L.LightningModule):
         targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
         clips: Tensor = video
         if self.mixup_alpha > 0:
-            share = float(torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample())
+            alpha = torch.tensor(self.mixup_alpha, dtype=torch.float32)
+            share = float(torch.distributions.Beta(alpha, alpha).sample())
             other = torch.randperm(len(labels), device=labels.device)
             clips = share * video.float() + (1 - share) * video[other].float()
             targets = share * targets + (1 - share) * targets[other]
         logits = self(clips)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
         self.train_loss.update(loss.detach(), weight=len(labels))
-        self.train_metrics.update(logits.detach().float().softmax(1), labels)
+        self.train_metrics.update(logits.detach().softmax(1), labels)
         self.log("train/loss_step", loss.detach(), on_step=True, prog_bar=True, batch_size=len(labels))
         return loss
 
@@ -336,15 +349,6 @@ class VideoClassifier(L.LightningModule):
         """Names from the data, or numbers where it has none."""
         names = getattr(self._datamodule, "class_names", None)
         return list(names) if names else [str(k) for k in range(self.num_classes)]
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves tensors and the frames of videos; Lightning's own walks into the failures too, and stops at frozen
-        dataclasses.
-        """
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        if not isinstance(batch["video"], Tensor):
-            moved["video"] = [video.to(device) for video in batch["video"]]
-        return moved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self.state_dict(), self.network)

@@ -37,9 +37,12 @@ def test_a_file(tmp_path: Path) -> None:
     [
         (
             None,
-            r"no class names at .*classes\.txt \(.*No such file.*\): give a text file with a name a line, or one of",
+            r"no class names at .*classes\.txt: give a text file with a name a line, or one of",
         ),
-        (b"\xff\xfe\x00", r"no class names at .*classes\.txt \(.*can't decode.*\)"),
+        (
+            b"\xff\xfe\x00",
+            r"classes\.txt:1: byte 0x00 at 2 is not UTF-16-LE \(truncated data\); save the file as UTF-8",
+        ),
         (b"\n \n", r"classes\.txt holds no class names: expected a name a line"),
         (b"a\nb\na\n", r"classes\.txt has the class 'a' more than once"),
     ],
@@ -52,13 +55,17 @@ def test_files_that_are_none(tmp_path: Path, content: bytes | None, message: str
         read_class_names(file)
 
 
-def test_folders(tmp_path: Path) -> None:
-    for name in ("wave", "Jump", ".cache", "a b"):
+def test_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("wave", "Jump", ".cache", "a b", "__MACOSX/wave", "@eaDir"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.mp4").touch()
+    for name in ("empty", ".ipynb_checkpoints"):
         (tmp_path / name).mkdir()
     (tmp_path / "list.txt").touch()
     assert folder_class_names(tmp_path) == ["Jump", "a b", "wave"]
-    with pytest.raises(UserError, match=r"wave has no class folders: expected .*wave/<class>/<video>"):
-        folder_class_names(tmp_path / "wave")
+    assert caplog.messages == [f"{tmp_path}: folders without videos are no classes: 'empty'"]
+    with pytest.raises(UserError, match=r"empty has no class folders with videos: expected .*empty/<class>/<video>"):
+        folder_class_names(tmp_path / "empty")
 
 
 def test_names_as_folders_write_them() -> None:

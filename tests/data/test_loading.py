@@ -9,13 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from octvideo.data.dataset import Failure, Item
-from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
-from octvideo.training import VideoClassifier
+from octvideo.data.loading import Batch, Collate, EvaluationBatches, ResumableLoader, TrainingBatches
 from octvideo.video import Box, VideoViews
 
 SIZES = [1, 2, 3, 7, 8, 9, 30]
@@ -141,19 +138,6 @@ def test_views_cross_processes_as_frames() -> None:
     assert len(got) == 3
 
 
-@pytest.mark.parametrize("move", ["module", "lightning"])
-def test_views_move_to_a_device(move: str) -> None:
-    batch = Collate(None)([Item(views(4, 6), 0, 0, "0.mp4"), Failure("x.mp4", "no such file", 7)])
-    if move == "module":
-        module = VideoClassifier(torch.nn.Sequential(torch.nn.Linear(3, 2)))
-        moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
-        assert moved["label"].device.type == "meta" and moved["failures"] == batch["failures"]
-    else:
-        moved = move_data_to_device({"video": batch["video"]}, torch.device("meta"))
-    (video,) = moved["video"]
-    assert isinstance(video, VideoViews) and video.frames.device.type == "meta" and video.num_views == 4
-
-
 # ── going on ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -195,7 +179,7 @@ def start(loader: ResumableLoader, epoch: int) -> ResumableLoader:
     return loader
 
 
-def keys(batches: list[dict[str, Tensor]]) -> list[list[tuple[int, int]]]:
+def keys(batches: list[Batch]) -> list[list[tuple[int, int]]]:
     return [[(int(e), int(i)) for e, i in batch["video"]] for batch in batches]
 
 

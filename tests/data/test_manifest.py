@@ -114,7 +114,7 @@ def test_an_empty_list(tmp_path: Path) -> None:
 
 
 def test_a_list_that_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"can't read the list .*missing\.txt: No such file or directory"):
+    with pytest.raises(UserError, match=r"can't read .*missing\.txt: No such file or directory"):
         read_records(tmp_path / "missing.txt", root=tmp_path, classes=CLASSES)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octvideo.data.loading import Batch
 from octvideo.errors import UserError
 from octvideo.training import VideoClassifier
 
@@ -38,7 +39,7 @@ class Failure:
     reason: str
 
 
-def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> dict[str, Any]:
+def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> Batch:
     shape = (n, views, 3, 2, 4, 4) if views else (n, 3, 2, 4, 4)
     index = torch.arange(start, start + n)
     content = {
@@ -47,7 +48,7 @@ def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> dict[
         "index": index,
         "failures": [Failure(f"bad{i}.mp4", "broken") for i in range(failures)],
     }
-    return content | ({"path": [f"{i}.mp4" for i in index.tolist()]} if views else {})
+    return Batch(content | ({"path": [f"{i}.mp4" for i in index.tolist()]} if views else {}))
 
 
 def trainer(path, **kwargs: Any) -> L.Trainer:
@@ -61,7 +62,7 @@ def trainer(path, **kwargs: Any) -> L.Trainer:
     )
 
 
-def loader(batches: list[dict[str, Any]]) -> torch.utils.data.DataLoader:
+def loader(batches: list[Batch]) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(batches, batch_size=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -12,6 +13,7 @@ from octvideo.data.class_names import ClassIndex, read_class_names
 from octvideo.data.kinetics import REPLACEMENT_FOLDERS, is_kinetics_csv, read_rows
 from octvideo.data.preparation.official import Listed, Official, find_one
 from octvideo.errors import UserError
+from octvideo.files import read_text
 
 _FOLDERS = ["annotations"]
 _SPLITS = ("train", "val", "test")
@@ -64,7 +66,7 @@ def _videos(file: Path, classes: ClassIndex, labelled: bool) -> Iterator[Listed]
 
 def _without_header(file: Path, classes: ClassIndex, labelled: bool) -> Iterator[Listed]:
     """label,id,start,end[,split], or class/{id}_{start}_{end}[.mp4], a video a line."""
-    with file.open(newline="", encoding="utf-8-sig") as text:
+    with io.StringIO(read_text(file), newline="") as text:
         for number, fields in enumerate(csv.reader(text), 1):
             if not fields or not "".join(fields).strip():
                 continue

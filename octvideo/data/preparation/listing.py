@@ -11,6 +11,7 @@ from typing import TextIO
 from octvideo.data.preparation.disk import VideoFiles
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
+from octvideo.files import read_text, text_lines, whole_text
 
 # What this tool wrote it may write again; any other file of that name is the user's.
 _MARK = "# Written by octvideo's prepare_dataset"
@@ -90,7 +91,7 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
     splits = []
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        files = {name: stack.enter_context(_Writer(out / name)) for name in names}
+        files = {name: _Writer(stack.enter_context(whole_text(out / name)), name) for name in names}
         for split, read in official.splits.items():
             to_list = files.get(f"{split}.txt") if lists else None
             others = frozenset(official.splits) - {split}
@@ -105,10 +106,9 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
                 f"none of the {sum(split.listed for split in splits)} videos of {official.sources[0].parent} is under "
                 f"{root}, which holds {len(disk.paths)} videos: looked for files such as {first.names[0]}.*"
             )
-        for file in files.values():
-            file.finish()
     if lists and not (out / "classes.txt").exists():
-        (out / "classes.txt").write_text(classes, encoding="utf-8")
+        with whole_text(out / "classes.txt") as text:
+            text.write(classes)
     return Report(splits, len(disk.paths), extra, replacements.used, len(official.classes), out)
 
 
@@ -152,19 +152,11 @@ class _Replacements:
 
 
 class _Writer:
-    """A list that takes its name when it is whole."""
+    """Lines of a list."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._part = path, path.with_name(f".{path.name}.part")
-
-    def __enter__(self) -> _Writer:
-        self._file: TextIO = self._part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
-        self.line(f"{_MARK}: {'path label' if self.path.stem not in ('missing', 'extra') else self.path.stem}")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+    def __init__(self, file: TextIO, name: str) -> None:
+        self._file = file
+        self.line(f"{_MARK}: {'path label' if name not in ('missing.txt', 'extra.txt') else name[:-4]}")
 
     def line(self, text: str) -> None:
         self._file.write(f"{text}\n")
@@ -175,24 +167,18 @@ class _Writer:
         # A line that begins with # or a space would be read as something else.
         self.line(f"{'./' if path[0] in '# ' else ''}{path} {label}")
 
-    def finish(self) -> None:
-        """Gives the file its name."""
-        self._file.close()
-        self._part.replace(self.path)
-
 
 def _refuse_other(file: Path) -> None:
     if not file.exists():
         return
-    with file.open(encoding="utf-8", errors="replace") as text:
-        if not text.readline().startswith(_MARK):
-            raise UserError(f"{file} is there and not written by this tool: choose another folder with -o")
+    if not file.read_bytes().startswith(_MARK.encode()):
+        raise UserError(f"{file} is there and not written by this tool: choose another folder with -o")
 
 
 def _refuse_other_classes(file: Path, classes: str) -> None:
     if not file.exists():
         return
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
+    lines = [line.strip() for line in text_lines(read_text(file))]
     held, wanted = [line for line in lines if line], classes.splitlines()
     if held != wanted:
         changes = [

@@ -10,6 +10,7 @@ from typing import Any
 
 from octvideo.data.preparation.official import Listed, Official, find_one, need_one
 from octvideo.errors import UserError
+from octvideo.files import read_text
 
 _FOLDERS = ["labels", "annotations", "something-something-v2-annotations"]
 _LONG = "something-something-v2-"
@@ -58,6 +59,6 @@ def _videos(file: Path, ids: dict[str, int], labelled: bool) -> Iterator[Listed]
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(read_text(file))
+    except json.JSONDecodeError as error:
         raise UserError(f"{file} can't be read as JSON: {error}") from error

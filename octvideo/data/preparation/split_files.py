@@ -9,6 +9,7 @@ from pathlib import Path
 
 from octvideo.data.preparation.official import Listed, Official, need_one
 from octvideo.errors import UserError
+from octvideo.files import read_text, text_lines
 
 _UCF_FOLDERS = ["ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "annotations"]
 _HMDB_FOLDERS = ["testTrainMulti_7030_splits", "test_train_splits/testTrainMulti_7030_splits", "test_train_splits"]
@@ -110,7 +111,6 @@ def _hmdb_videos(files: list[tuple[int, str, Path]], wanted: str) -> Iterator[Li
 
 def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
     """Where, and the words of each line that has any."""
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as text:
-        for number, line in enumerate(text, 1):
-            if words := line.split():
-                yield f"{file}:{number}", words
+    for number, line in enumerate(text_lines(read_text(file, names=True)), 1):
+        if words := line.split():
+            yield f"{file}:{number}", words
