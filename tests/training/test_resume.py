@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExceptionCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -143,7 +143,7 @@ def fit(
         ],
         **(settings | trainer),
     )
-    runner.fit(module, videos, ckpt_path=resume, weights_only=False if resume else None)
+    runner.fit(module, videos, ckpt_path=resume)
     return runner
 
 
@@ -212,6 +212,26 @@ def test_a_checkpoint_from_within_a_window_begins_the_window_again(root: Path) -
     fit(root, again, resume=checkpoint, accumulate_grad_batches=2)
     assert again.seen == resumed.seen
     assert torch.load(root / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_a_checkpoint_of_an_exception_begins_its_batch_again(root: Path) -> None:
+    """As Lightning's OnExceptionCheckpoint saves it: a batch was on its way, and no weight had learnt from it."""
+
+    class Fails(L.Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 6:
+                raise MemoryError
+
+    class Keeps(OnExceptionCheckpoint):
+        def teardown(self, *args: Any, **kwargs: Any) -> None:
+            """Lightning's removes what it has saved."""
+
+    first, second = Watch(), Watch()
+    with pytest.raises(MemoryError):
+        fit(root, first, callbacks=[Fails(), Keeps(root)])
+    runner = fit(root, second, resume=root / "on_exception.ckpt")
+    assert [len(first.seen), len(second.seen), runner.global_step] == [6, 4, 10]
+    assert len(set(first.epoch(1) + second.epoch(1))) == 10
 
 
 def test_the_line_of_a_resumed_epoch_says_what_it_covers(
