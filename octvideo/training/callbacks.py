@@ -59,7 +59,8 @@ def checkpoint_callbacks(
             CheckpointWithinEpochs(
                 dirpath=where,
                 filename="last",
-                train_time_interval=timedelta(minutes=every_minutes),
+                # Lightning 2.5 takes 0 for never.
+                train_time_interval=timedelta(minutes=every_minutes) or timedelta.resolution,
                 enable_version_counter=False,
             )
         )

@@ -218,7 +218,7 @@ class VideoClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         # Lightning leaves these out where it resumes within an epoch.
         self.on_train_epoch_start()
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(self.trainer)
 

@@ -328,6 +328,33 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert scores[0] == scores[1] and len(scores[0]) == 1
 
 
+def test_a_run_that_stopped_within_an_epoch_goes_on_with_smaller_batches_or_says_why_not(
+    octvideo: Cli, start: Callable[..., object], workplace: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = (
+        "--trainer.callbacks",
+        "stop_run.StopRun",
+        "--trainer.callbacks.step",
+        5,
+        "--trainer.callbacks.how",
+        "SIGKILL",
+    )
+    ended = start(*FIT, "--checkpoint_minutes", 0, *stop)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    killed = last("tiny").read_bytes()
+    # 6 of the second epoch's 9 videos are seen.
+    out, _ = octvideo(*FIT, "--resume", "--data.batch_size", 1)
+    assert re.search(r"^epoch 2/2  \(resumed: the last 3 of 9 batches alone\)  train/loss [\d.]+ ", out, re.MULTILINE)
+    assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 3 and "anew" not in caplog.text
+
+    last("tiny").write_bytes(killed)
+    (workplace / "quarantine.txt").write_text(f"{next(tiny_data.glob('train/*/*.mp4'))}\n")
+    octvideo(*FIT, "--resume", "--data.batch_size", 4, "--data.quarantine", workplace / "quarantine.txt")
+    reason = "its checkpoint was trained on another list of videos, or with another quarantine list"
+    assert f"epoch 2 starts anew: {reason}" in caplog.messages
+    assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 2
+
+
 @pytest.mark.slow
 def test_a_run_stopped_by_sigterm_says_so(start: Callable[..., object], workplace: Path) -> None:
     stop = ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", 4)
