@@ -27,7 +27,14 @@ class Loop(nn.Module):
 def test_untraceable_code_is_named_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"cannot trace inner \(Loop\).*leaf_modules=\[Loop\]"):
         octavize(Untraceable(), 0.0)
-    assert octavize(Untraceable(), 0.0, leaf_modules=[Loop])(torch.ones(2)).sum() == 2
+    for name in (Loop, "Loop", "any.path.Loop"):
+        assert octavize(Untraceable(), 0.0, leaf_modules=[name])(torch.ones(2)).sum() == 2
+
+
+def test_no_way_out_is_named_where_there_is_none() -> None:
+    """The whole network as a leaf would leave nothing to convert."""
+    with pytest.raises(ValueError, match=r"cannot trace the network itself \(Loop\): symbolically .* control flow$"):
+        octavize(Loop(), 0.0)
 
 
 class FunctionalDropout(nn.Module):

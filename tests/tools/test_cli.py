@@ -91,6 +91,26 @@ def test_a_config_starts_from_its_base_and_the_command_line_has_the_last_word(oc
     assert config["model"]["lr"] == 0.25
 
 
+@pytest.mark.slow
+def test_a_config_keeps_module_classes_whole(octvideo: Cli, workplace: Path) -> None:
+    """A network with code that cannot be traced: its class is named in the YAML, and the checkpoint remembers."""
+    network = {
+        "class_path": "octvideo.models.frame_network",
+        "init_args": {
+            "network": "timm:mobilevit_xxs",
+            "num_classes": 3,
+            "alpha": 0.25,
+            "octave": {"leaf_modules": ["timm.models.mobilevit.MobileVitBlock"]},
+        },
+    }
+    config = yaml.safe_load(Path("tiny.yaml").read_text())
+    config["model"]["network"] = network
+    Path("whole.yaml").write_text(yaml.safe_dump(config))
+    octvideo("fit", "-c", "whole", "--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false")
+    out, _ = octvideo("test", "-c", "runs/whole/config.yaml")
+    assert "5 videos, 3 classes" in out
+
+
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(octvideo: Cli, workplace: Path) -> None:
     octvideo(*FIT, "--name", "none", "--data.num_workers", 0)
     octvideo(*FIT, "--name", "two", "--data.num_workers", 2)
