@@ -109,10 +109,11 @@ class OctaveLayer(nn.modules.conv._ConvNd):
 
     def _combine(self, high: Tensor, low: Tensor | None, size: Sequence[int]) -> Tensor | Octave:
         """Run the terms and add up what reaches each frequency; `size` is y_high's on the halved axes."""
-        if self._trained is not None and self._trained.fits(high, low, self.weight):
-            maps = self._trained(high, low, self.weight, functools.partial(self._combine_by_terms, size=size))
+        weight = self.weight  # once: spectral norm goes a step further at each reading
+        if self._trained is not None and self._trained.fits(high, low, weight):
+            maps = self._trained(high, low, weight, functools.partial(self._combine_by_terms, size=size))
         else:
-            maps = self._combine_by_terms(high, low, self.weight, size)
+            maps = self._combine_by_terms(high, low, weight, size)
         return Octave(*maps) if self._gives_pair else maps[0]
 
     def _combine_by_terms(
