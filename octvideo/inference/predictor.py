@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
-from octvideo.evaluation.view_scores import video_scores
-from octvideo.files import one_line
 from octvideo.evaluation.view_scores import best_classes, video_scores
+from octvideo.files import one_line
 from octvideo.inference.checkpoint import build_network, read_checkpoint
 from octvideo.inference.engines import Engine, build_engine, check_choice
 from octvideo.inference.preparation import Failure, Normaliser, Preparation, Timing

@@ -144,7 +144,9 @@ def test_dropout_is_before_the_classifier(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["MobileVitBlock", "timm.models.mobilevit.MobileVitBlock"])
 def test_classes_are_kept_whole_by_name_and_the_checkpoint_knows(name: str) -> None:
-    with pytest.raises(UserError, match=r"cannot trace stages.2.1 \(MobileVitBlock\): .* leaf_modules=\[MobileVitBlock"):
+    with pytest.raises(
+        UserError, match=r"cannot trace stages.2.1 \(MobileVitBlock\): .* leaf_modules=\[MobileVitBlock"
+    ):
         frame_network("timm:mobilevit_xxs", 3, 0.25)
     network = frame_network("timm:mobilevit_xxs", 3, 0.25, octave={"leaf_modules": [name]})
     merged = network.octave_report.merged
