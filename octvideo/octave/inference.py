@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from octvideo.octave.arrange import arrange
 from octvideo.octave.conv import _OctConvNd
@@ -20,7 +24,7 @@ from octvideo.octave.modules import Method, OctAdd, OctFunction, OctMap, OctPool
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.prepared import PreparedConv
 from octvideo.octave.prepared_octave import PreparedOctConv
-from octvideo.octave.trace import is_conv, trace_network
+from octvideo.octave.trace import computed_tensors, is_conv, trace_network
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS, _RELU_METHODS = (F.relu, torch.relu), ("relu", "relu_")
@@ -41,7 +45,10 @@ def prepare_inference(network: nn.Module) -> nn.Module:
     Returns:
         A module with the network's inputs and outputs, in eval mode.
     """
-    return arrange(_prepare(copy.deepcopy(network).eval().requires_grad_(False)))
+    model = copy.deepcopy(network, computed_tensors(network)).eval().requires_grad_(False)
+    for module in model.modules():
+        _fix_weights(module)
+    return arrange(_prepare(model))
 
 
 def fuse_convolutions(prepared: nn.Module) -> None:
@@ -53,6 +60,21 @@ def fuse_convolutions(prepared: nn.Module) -> None:
         return  # its own convolutions have nothing to do
     for child in prepared.children():
         fuse_convolutions(child)
+
+
+def _fix_weights(module: nn.Module) -> None:
+    """Make parameters of what a parametrization or a hook computes in every call (weight norm, spectral norm)."""
+    if is_parametrized(module):  # torch's own removal would change the class, which the given network shares
+        computed = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+        for name, value in computed.items():
+            module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            hook.remove(module)
+            del module._forward_pre_hooks[key]
+    module.requires_grad_(False)
 
 
 def _prepare(model: nn.Module) -> nn.Module:

@@ -111,7 +111,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
 
     def _combine(self, high: Tensor, low: Tensor | None, size: Sequence[int]) -> Tensor | Octave:
         """Run the terms and add up what reaches each frequency; `size` is y_high's on the halved axes."""
-        weight = self.form.weight(self)
+        weight = self.form.weight(self)  # once: spectral norm goes a step further at each reading
         if self._trained is not None and self._trained.fits(high, low, weight):
             maps = self._trained(high, low, weight, functools.partial(self._combine_by_terms, size=size))
         else:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d
 from octvideo.octave.conv_form import conv_form
@@ -47,7 +48,7 @@ from octvideo.octave.roles import (
 )
 from octvideo.octave.shares import reads_input
 from octvideo.octave.solve import Solution
-from octvideo.octave.trace import CONVS, add_operation
+from octvideo.octave.trace import CONVS, add_operation, replace_by_module
 
 _OCTAVE_CLASS: dict[type[nn.Module], Any] = {
     **dict(zip(CONVS, (OctConv1d, OctConv2d, OctConv3d), strict=True)),
@@ -230,11 +231,7 @@ class _Rewriter:
             self.graph.erase_node(chunk)
 
     def _replace(self, node: fx.Node, new: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
-        with self.graph.inserting_before(node):
-            replacement = self.graph.call_module(add_operation(self.model, node.name, new), inputs)
-        node.replace_all_uses_with(replacement)
-        self.graph.erase_node(node)
-        return replacement
+        return replace_by_module(self.model, self.graph, node, new, inputs)
 
     def _merge_before(self, reader: fx.Node, source: fx.Node) -> None:
         partition = self.solution.partition(source)
@@ -267,5 +264,8 @@ def _retype(module: nn.Module, *partitions: Partition, **options: Any) -> None:
         ordinary = next(base for base in _OCTAVE_CLASS if isinstance(module, base))
         if (form := conv_form(module)) is not None:
             module.form = form  # type: ignore[assignment]
-        module.__class__ = OctBatchNormAct2d if holds else _OCTAVE_CLASS[ordinary]
+        octave = OctBatchNormAct2d if holds else _OCTAVE_CLASS[ordinary]
+        if is_parametrized(module):  # its class is its own, and computes the weight
+            octave = type(f"Parametrized{octave.__name__}", (octave,), dict(vars(type(module))))
+        module.__class__ = octave
     module.set_octave(*partitions, **options)  # type: ignore[operator]
