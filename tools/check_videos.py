@@ -9,6 +9,7 @@ on; it looks again at files that have changed. Each file is decoded in a process
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -22,16 +23,17 @@ from octvideo.data.checking import Journal, Selection, Summary, check_all, selec
 from octvideo.data.quarantine import printable, write_quarantine
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
-from octvideo.program import end_with
+from octvideo.program import Parser, command, end_with
 from octvideo.progress import Progress
 from octvideo.video import Decoder
 
 VERDICTS = ("ok", "partly", "unreadable")
 
 
-def main() -> int:
+@command(stopped="stopped; given again, the command goes on from here")
+def main(argv: Sequence[str]) -> int:
     """Returns 0 if all is well, 1 if something is not, 2 for a mistake of the user's, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER|VIDEO|LIST|CSV", help="what to check")
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="where paths start: data.root (what sources share)")
@@ -47,15 +49,7 @@ def main() -> int:
         metavar="SHARE",
         help="files of whose frames less than this share can be read are quarantined too, 0 to 1 (0)",
     )
-    args = parser.parse_args()
-    try:
-        return run(args)
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; given again, the command goes on from here", file=sys.stderr)
-        return 130
+    return run(parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import find_checkpoint
-from octvideo.inference.command import find_videos, positive, print_any_name
+from octvideo.inference.command import find_videos, positive
 from octvideo.inference.engines import MODEL_FILES, check_choice
 from octvideo.inference.export import write_export
 from octvideo.inference.predictor import engine_device, network_of_checkpoint, network_of_pytorchvideo
 from octvideo.inference.preparation import Normaliser
+from octvideo.program import Parser, command
 from octvideo.progress import track
 from octvideo.video import ViewSettings, read_views
 
@@ -27,23 +27,11 @@ _CALIBRATION_CLIPS = 300
 _CHECK_CLIPS = 6
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exports what the command line names.
-
-    Returns:
-        0; 2 for a mistake of the user's; 130 when stopped.
-    """
+@command()
+def main(argv: Sequence[str]) -> int:
+    """Exports what the command line names; returns 0."""
     args = _parser().parse_args(argv)
-    print_any_name()
-    console = Console(stderr=True)
-    try:
-        settings = export(args, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    settings = export(args, Console(stderr=True))
     print(summary(settings, Path(args.output)))
     return 0
 
@@ -120,7 +108,7 @@ def summary(settings: dict[str, Any], folder: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="export", description="Writes a trained network for one engine.")
+    parser = Parser(prog="export", description="Writes a trained network for one engine.")
     parser.add_argument(
         "--ckpt",
         metavar="RUN|FILE",

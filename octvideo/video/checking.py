@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from octvideo.files import one_line
 from octvideo.video.frames import VideoReadError
 from octvideo.video.isolated import Alive, Outcome
 from octvideo.video.reader import Decoder, read_frames
@@ -104,4 +105,4 @@ def stamp_of(path: str) -> tuple[int, int]:
 
 def _in_words(error: OSError) -> str:
     known = {FileNotFoundError: "no such file", IsADirectoryError: "it is a folder"}
-    return known.get(type(error), (error.strerror or str(error)).lower())
+    return known.get(type(error), one_line(error).lower())

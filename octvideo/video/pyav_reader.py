@@ -28,9 +28,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from octvideo.files import one_line
 from octvideo.video.av1 import part_of_unit
 from octvideo.video.bitstream import Bitstream
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, VideoReadError, first_line
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, VideoReadError
 from octvideo.video.packets import Packets, look_through_packets
 from octvideo.video.source import Source, for_ffmpeg
 
@@ -405,4 +406,4 @@ def _video_stream(path: Source, container: Any) -> VideoStream:
 
 
 def _fail(path: Source, error: Exception) -> NoReturn:
-    raise VideoReadError(path, getattr(error, "strerror", None) or first_line(error)) from error
+    raise VideoReadError(path, one_line(error)) from error

@@ -15,6 +15,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 
+from octvideo.files import one_line, whole_file
 from octvideo.video import VideoReadError
 from octvideo.video.isolated import Alive
 from octvideo.video.pyav_reader import OPEN_OPTIONS, PyavVideo
@@ -60,11 +61,6 @@ class EncodingError(Exception):
     """A video of which nothing can be encoded; the message is one line."""
 
 
-def part_of(target: Path) -> Path:
-    """The name that a video has until it is whole."""
-    return target.with_name(f".{target.name}.part")
-
-
 def encode_job(item: tuple[str, str, str, EncodingSettings], alive: Alive) -> Encoded | str:
     """Work for an `IsolatedPool`: what became of a video, or why there is nothing.
 
@@ -98,18 +94,15 @@ def encode(
     Raises:
         EncodingError: not one frame can be decoded, or the disk is full.
     """
-    part = part_of(target)
     try:
-        frames, damage = _encode(source, part, settings, alive)
-        source_bytes = source.stat().st_size
-        keeps = part.stat().st_size >= source_bytes and not damage and _fulfils(source, settings, frames)
-        if keeps:
-            shutil.copyfile(source, part)
-        part.replace(target)
+        with whole_file(target) as part:
+            frames, damage = _encode(source, part, settings, alive)
+            source_bytes = source.stat().st_size
+            keeps = part.stat().st_size >= source_bytes and not damage and _fulfils(source, settings, frames)
+            if keeps:
+                shutil.copyfile(source, part)
     except (OSError, ValueError, av.FFmpegError) as error:
-        raise EncodingError(_in_words(error)) from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise EncodingError(one_line(error)) from error
     return Encoded(frames, source_bytes, target.stat().st_size, damage, keeps)
 
 
@@ -187,19 +180,14 @@ def _decoded(container: Any, stream: av.VideoStream, bad: list[str]) -> Iterator
         except StopIteration:
             return
         except av.FFmpegError as error:
-            bad.append(_in_words(error))
+            bad.append(one_line(error))
             return
         try:
             frames = packet.decode()
         except (av.FFmpegError, ValueError) as error:
-            bad.append(_in_words(error))
+            bad.append(one_line(error))
             continue
         yield from (frame for frame in frames if not frame.is_corrupt)
-
-
-def _in_words(error: Exception) -> str:
-    said = getattr(error, "strerror", None) or str(error)
-    return " ".join(said.split()) or type(error).__name__
 
 
 def _options(settings: EncodingSettings) -> dict[str, str]:

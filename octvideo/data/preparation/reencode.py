@@ -13,9 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from octvideo.data.preparation.disk import walk_videos
-from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode_job, part_of
+from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode_job
 from octvideo.errors import UserError
+from octvideo.files import part_of, walk_videos
 from octvideo.video.isolated import IsolatedPool
 
 SETTINGS_FILE, FAILED_FILE, DAMAGED_FILE = "reencode.json", "reencode_failed.txt", "reencode_damaged.txt"
