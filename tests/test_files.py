@@ -230,6 +230,23 @@ def test_a_table_on_a_terminal_that_has_ascii_only(tmp_path: Path) -> None:
     assert "café" in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "environ", "said"),
+    [
+        ("utf-8-sig", {}, "looked for /nowhere/café/train.txt"),
+        ("utf-16", {}, "looked for /nowhere/café/train.txt"),
+        ("utf-8", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "/nowhere/caf\\xe9/train.txt"),
+        ("latin-1", {}, "my.yaml:1: byte 0xe9 at 5 is not UTF-8 (invalid continuation byte); save the file as UTF-8"),
+    ],
+)
+def test_configs_are_read_alike(encoding: str, environ: dict[str, str], said: str, tmp_path: Path) -> None:
+    text = "# café\nbase: demo\ndata:\n  root: /nowhere/café\n"
+    (tmp_path / "my.yaml").write_bytes(text.encode(encoding))
+    command = [sys.executable, REPOSITORY / "tools/train.py", "--cfg", "my.yaml"]
+    ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, text=True)
+    assert ended.returncode == 2 and said in ended.stderr, ended.stderr
+
+
 def test_suffixes_of_videos_are_written_once() -> None:
     holding = [f for f in REPOSITORY.glob("octvideo/**/*.py") if '".webm", ".mov"' in f.read_text(encoding="utf-8")]
     assert ".mp4" in VIDEO_SUFFIXES and [file.name for file in holding] == ["files.py"]

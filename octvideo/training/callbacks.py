@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from octvideo.evaluation.report import metrics_table
 from octvideo.evaluation.scores import VideoScores
+from octvideo.files import whole_text
 from octvideo.training.module import VideoClassifier
 from octvideo.training.run_folder import RunFolder
 from octvideo.training.unreadable import UnreadableVideos
@@ -113,7 +114,8 @@ class SaveRunConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / ("config.yaml" if name == "fit" else f"config_{name}.yaml")
-        self.parser.save(self.config, str(file), skip_none=False, overwrite=True)
+        with whole_text(file) as text:
+            text.write(self.parser.dump(self.config, skip_none=False))
 
 
 class ProgressBar(RichProgressBar):
