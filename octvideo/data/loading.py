@@ -97,7 +97,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return len(self) - self._batches_of(self.num_items - self.first_item)
 
     def items_before(self, batch: int) -> int:
-        """How many items of this epoch's order come before a batch, `first_batch` or later, on all processes together."""
+        """How many items of this epoch's order come before a batch, on all processes; from `first_batch` on."""
         in_batches = (batch - self.first_batch) * self.world_size * self.batch_size
         return min(self.first_item + in_batches, self.num_items)
 
