@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from octvideo.data.dataset import Failure, Item
 from octvideo.seeds import seed_of
 from octvideo.video import VideoViews
+
+log = logging.getLogger("octvideo.data")
 
 
 class Batch:
@@ -55,9 +57,6 @@ class Batch:
         if not isinstance(self["video"], Tensor):
             changed["video"] = [of_views(views) for views in self["video"]]
         return Batch(changed)
-
-
-log = logging.getLogger("octvideo.data")
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -178,14 +177,17 @@ class ResumableLoader(DataLoader[Any]):
     """A DataLoader over `TrainingBatches` that Lightning saves in checkpoints, and that goes on where it was.
 
     Args:
-        batches: which.
+        clips: asked for by (epoch, index).
+        batches: of them.
         digest: of the list of videos.
-        trainer: Lightning's, which counts batches and optimiser steps; None where nothing is saved.
+        trainer: Lightning's, which counts batches; None where nothing is saved.
         settings: as DataLoader has them.
     """
 
-    def __init__(self, *args: Any, batches: TrainingBatches, digest: str, trainer: Any = None, **settings: Any) -> None:
-        super().__init__(*args, batch_sampler=batches, **settings)
+    def __init__(
+        self, clips: Dataset[Any], batches: TrainingBatches, *, digest: str, trainer: Any = None, **settings: Any
+    ) -> None:
+        super().__init__(clips, batch_sampler=batches, **settings)
         self.batches, self.digest, self.trainer = batches, digest, trainer
 
     def state_dict(self) -> dict[str, Any]:
