@@ -164,10 +164,11 @@ class Run:
 
 
 def _arm_result(entry: dict[str, Any]) -> ArmResult:
-    memory, agreement = entry.pop("memory"), entry.pop("agreement")
+    memory, agreement = entry.pop("memory"), entry.pop("agreement") or {}
+    known: dict[str, Any] = {key: nan if value is None else value for key, value in agreement.items()}
     return ArmResult(
         arm=Arm.from_dict(entry.pop("arm")),
         memory=memory and Memory(**memory),
-        agreement=agreement and Agreement(**{key: nan if value is None else value for key, value in agreement.items()}),
+        agreement=Agreement(**known) if known else None,
         **entry,
     )

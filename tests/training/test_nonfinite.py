@@ -123,10 +123,10 @@ def test_many_in_a_row_end_the_run_with_the_last_finite_checkpoint(tmp_path: Pat
     what = "the loss was nan" if mark == Fragile.FORWARD else "gradients were not finite"
     with pytest.raises(NotFinite) as told:
         fit(tmp_path, [0, mark, mark, 0, *[mark] * 5], module=module, callbacks=[last], enable_checkpointing=True)
+    advice = "Lower --model.lr (now 0.1), warm up longer (--model.warmup_epochs) or clip gradients"
     assert str(told.value) == (
-        f"training has diverged: 3 steps in a row were not finite, {what} (epoch 1, step 6). Lower --model.lr (now "
-        "0.1), warm up longer (--model.warmup_epochs) or clip gradients (--trainer.gradient_clip_val 1), and go on from "
-        "the last checkpoint, which is finite, with --resume"
+        f"training has diverged: 3 steps in a row were not finite, {what} (epoch 1, step 6). {advice} "
+        "(--trainer.gradient_clip_val 1), and go on from the last checkpoint, which is finite, with --resume"
     )
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert all(tensor.isfinite().all() for tensor in saved.values())
