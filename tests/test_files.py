@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from octvideo.files import (
     VIDEO_SUFFIXES,
     decode_text,
     digest,
+    json_text,
     one_line,
     read_text,
     text_lines,
@@ -250,3 +252,31 @@ def test_configs_are_read_alike(encoding: str, environ: dict[str, str], said: st
 def test_suffixes_of_videos_are_written_once() -> None:
     holding = [f for f in REPOSITORY.glob("octvideo/**/*.py") if '".webm", ".mov"' in f.read_text(encoding="utf-8")]
     assert ".mp4" in VIDEO_SUFFIXES and [file.name for file in holding] == ["files.py"]
+
+
+def test_json_has_null_for_what_is_no_number() -> None:
+    content = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": math.inf, "d": "NaN"}, "e": [True, None, 3]}
+    text = json_text(content)
+    assert text == '{"a": [null, [1.5, null]], "b": {"c": null, "d": "NaN"}, "e": [true, null, 3]}'
+    assert json_text({"é": 1}, indent=1) == '{\n "\\u00e9": 1\n}'
+    assert json_text([Path("x")], default=str) == '["x"]'
+
+
+# Programs of ours that talk to each other, settings of ours that hold no results, and the program that stands alone.
+OWN_JSON = {
+    "benchmark/memory.py",
+    "benchmark/processes.py",
+    "data/preparation/reencode.py",
+    "data/shard_writer.py",
+    "data/shards.py",
+    "data/synthetic.py",
+    "files.py",
+    "inference/standalone/classify.py",
+}
+
+
+def test_results_are_written_as_json_in_one_way(repo: Path) -> None:
+    package = repo / "octvideo"
+    writers = {str(path.relative_to(package)) for path in package.rglob("*.py") if "json.dump" in path.read_text()}
+    assert writers == OWN_JSON
+    assert not [path for path in (repo / "tools").glob("*.py") if "json.dump" in path.read_text()]
