@@ -19,6 +19,8 @@ from octvideo.data.dataset import Failure, Item
 from octvideo.seeds import seed_of
 from octvideo.video import VideoViews
 
+log = logging.getLogger("octvideo.data")
+
 
 class Batch:
     """Videos on their way to the network, by key as in a dictionary (see `Collate`).
@@ -55,9 +57,6 @@ class Batch:
         if not isinstance(self["video"], Tensor):
             changed["video"] = [of_views(views) for views in self["video"]]
         return Batch(changed)
-
-
-log = logging.getLogger("octvideo.data")
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):

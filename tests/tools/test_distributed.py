@@ -111,7 +111,7 @@ def test_another_number_of_processes_goes_on_with_the_rest_each_once(
     before: int, after: int, batch: int, start: Start, workplace: Path
 ) -> None:
     """Nine videos, killed behind 4 of the second epoch."""
-    words = (*FIT, *TWO[:-1], "ddp", "--data.batch_size", batch, "--checkpoint_minutes", 0)
+    words = (*FIT, *TWO, "--data.batch_size", batch, "--checkpoint_minutes", 0)
     step = {(1, 1): 13, (2, 1): 6, (2, 2): 3}[before, batch]  # an epoch has 9, 4 and 2
     note = "[{class_path: stop_run.NoteVideos, init_args: {file: %s}}%s]"
     stop = f", {{class_path: stop_run.StopRun, init_args: {{step: {step}, how: SIGKILL}}}}"
