@@ -182,6 +182,7 @@ def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Gr
         getattr(getattr(type(m), "forward", None), "__globals__", {}).get("channel_shuffle") for m in model.modules()
     )
     tracer = _Tracer(leaves, count_pathways(model), tuple({function for function in found if function is not None}))
+    state = _state(model)
     try:
         graph = tracer.trace(model)
     except Exception as error:
@@ -191,10 +192,20 @@ def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Gr
             f"octavize cannot trace {where} ({type(module).__name__}): {error}. Keep that class whole with "
             f"leaf_modules=[{type(module).__name__}]; it then takes and gives ordinary tensors"
         ) from error
+    after = _state(model)
+    if replaced := [name for name, value in state.items() if value is not after.get(name)]:
+        raise ValueError(
+            "octavize cannot convert this network: its forward pass puts another tensor in the place of "
+            f"{replaced[0]}, which a trace does once; change it in place, as copy_ does"
+        )
     for node in graph.nodes:
         if isinstance(node.type, str):  # where annotations are postponed; torch 2.6 cannot pickle it
             node.type = None
     return graph, tracer.node_name_to_scope
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return dict([*model.named_parameters(), *model.named_buffers()])
 
 
 def _call(node: fx.Node, *, but: str = "") -> tuple[Any, ...]:

@@ -125,11 +125,12 @@ def test_what_is_computed_from_a_buffer_follows_loaded_weights() -> None:
     ordinary, other = Jumbled().eval(), Jumbled().eval()
     other.mean.fill_(2.0)
     octave = octavize(ordinary, 0.0)
-    octave.load_state_dict(other.state_dict())
     x = torch.randn(1, 3, 8, 8)
-    with torch.no_grad():
-        follows = torch.equal(octave(x), other(x))
-    assert follows
+    for clone in (octave, copy.deepcopy(octave), pickle.loads(pickle.dumps(octave))):
+        clone.load_state_dict(other.state_dict())
+        with torch.no_grad():
+            follows = torch.equal(clone(x), other(x))
+        assert follows
 
 
 def test_tensors_made_in_forward_are_on_the_networks_device_and_new_in_every_call() -> None:
