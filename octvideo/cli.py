@@ -11,9 +11,10 @@ import itertools
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 # Before torch is imported. Threads of OpenMP that wait for work otherwise spin, which takes the cores from the loading
 # processes: with the demo on two busy cores (also at work: two other trainings) 8 steps took 16-22 s, not 132-142 s.
@@ -35,16 +36,16 @@ from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.quarantine import write_quarantine
 from octvideo.data.workers import keep_to_cpus
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import read_checkpoint
-from octvideo.inference.command import main as infer
-from octvideo.inference.command import print_any_name
-from octvideo.mistakes import explain, one_line
+from octvideo.help_page import BUILDER_HELP, HelpParser, builder_help
+from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpoint, read_checkpoint, run_folder
+from octvideo.inference.command import infer
+from octvideo.mistakes import explain, one_line, wrong_value
 from octvideo.models.weights import read_weights
-from octvideo.program import end_with
+from octvideo.program import command, end_with
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable
 from octvideo.training.checkpoint_io import WholeFiles
-from octvideo.training.loggers import RunBoardLogger, RunCSVLogger
+from octvideo.training.loggers import RunBoardLogger, RunCSVLogger, save_in
 from octvideo.training.process_group import leave_process_group
 from octvideo.training.quiet import quiet_lightning
 
@@ -73,42 +74,40 @@ def program() -> NoReturn:
     end_with(main)
 
 
-def main(argv: Sequence[str] | None = None, *, default: Subcommand | None = None) -> int:
+@command()
+def main(argv: Sequence[str], *, default: Subcommand | None = None) -> int:
     """Runs the command line and returns the exit code.
 
     Args:
-        argv: without the program's name; None takes the process's own.
+        argv: without the program's name.
         default: subcommand of a tool that is called without one.
 
     Returns:
-        0; 2 for a mistake of the user's, told on stderr; 1 where another process of the run has ended with one;
-        130 after Ctrl-C, 143 after SIGTERM.
+        0; 1 where another process of the run has ended with an error; 143 after SIGTERM.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
-    if given[:1] == ["infer"]:
-        return infer(given[1:])
+    if argv[:1] == ["infer"]:
+        return infer(argv[1:])
     quiet_lightning()
-    print_any_name()
     keep_to_cpus()
     try:
-        args, stem = prepare_argv(given, default=default)
-        OctvideoCLI(args, stem)
+        args, run = prepare_argv(argv, default=default)
+        if BUILDER_HELP in args:
+            print(builder_help(args))
+            return 0
+        OctvideoCLI(args, run)
         leave_process_group()
-    except (UserError, MisconfigurationException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if "Connection closed by peer" not in str(error):
-            raise
-        print("error: another process of this run has ended, its own message is above", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
+        if "Connection closed by peer" in str(error):
+            print("error: another process of this run has ended, its own message is above", file=sys.stderr)
+            return 1
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        package = frame.f_globals["__name__"].partition(".")[0]
+        if package == "lightning":  # its word for what can't be, such as a callback without its metric
+            raise UserError(one_line(error)) from error
+        if package == "jsonargparse":
+            raise UserError(wrong_value(str(error))) from error
+        raise
     except SIGTERMException:
         return 143
     except SystemExit as end:
@@ -122,16 +121,16 @@ class OctvideoCLI(LightningCLI):
 
     Args:
         args: from `prepare_argv`.
-        default_name: name of the run where `--name` gives none.
+        default_run: where `--name` gives none, the run's name, or its folder.
     """
 
-    def __init__(self, args: list[str], default_name: str | None) -> None:
-        self._args, self._default_name = args, default_name
+    def __init__(self, args: list[str], default_run: str | Path | None) -> None:
+        self._args, self._default_run = args, default_run
         super().__init__(
             VideoClassifier,
             VideoDataModule,
             save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -149,7 +148,7 @@ class OctvideoCLI(LightningCLI):
         """As Lightning's, with `--cfg` too, and a usage of one line rather than of a thousand characters."""
         if "version" not in kwargs:  # a subcommand's parser
             kwargs["usage"] = _USAGE
-        parser = LightningArgumentParser(prog="octvideo", allow_abbrev=False, **kwargs)
+        parser = HelpParser(prog="octvideo", allow_abbrev=False, **kwargs)
         parser.add_argument(*CONFIG_FLAGS, action=ActionConfigFile, help="config by path or name; may be repeated")
         return parser
 
@@ -157,7 +156,8 @@ class OctvideoCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="of the run; default: the config's name")
         parser.add_argument("--runs_dir", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--base", type=str | None, default=None, help="in a config: the config it starts from")
-        parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="continue the run")
+        resume = "continue the run; auto: where there is one, else start it"
+        parser.add_argument("--resume", type=bool | Literal["auto"], default=False, nargs="?", const=True, help=resume)
         parser.add_argument("--overwrite", type=bool, default=False, nargs="?", const=True, help="replace the run")
         parser.add_argument("--checkpoint_minutes", type=float | None, default=None, help="also save within epochs")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -193,6 +193,7 @@ class OctvideoCLI(LightningCLI):
             asked = args[0] if args and args[0] in _HELP else "fit"
             keys = [action.dest for action in self._subcommand_parsers[asked]._actions]
             raise UserError(explain(str(error), subcommand=asked, keys=keys, configs=known_configs())) from error
+        self.config = _expanded(self.config)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads hyperparameters from the checkpoint here; ours hold none, the config is the one source."""
@@ -201,33 +202,48 @@ class OctvideoCLI(LightningCLI):
         """Settles the run's folder, its checkpoint and the number of classes before anything is built."""
         config = self.config[self.subcommand]
         self.folder = self._run_of(config)
-        config.runs_dir, config.name = str(self.folder.path.parent), self.folder.path.name
         config.trainer.default_root_dir = str(self.folder.path)
+        if config.resume == "auto":
+            config.resume = self.folder.last.exists()
         self.checkpoint = self._find_checkpoint(config)
         self._overwrite = config.overwrite
         if self.subcommand == "fit" and not self._resumes() and _is_first_process():
             self.folder.check_free(overwrite=self._overwrite)
         if self.subcommand != "fit" and self.checkpoint is not None:
             config.model.init_weights = None  # what the run once started from is not read again
-        link_num_classes(config)
+        link_num_classes(config, self._names_to_predict())
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
+        self._to_save, self.config = self.config, self.config.clone()  # nor do loggers' places in this run belong to it
+        for logger in _as_list(self.config[self.subcommand].trainer.logger):
+            if isinstance(logger, Namespace):
+                save_in(self.folder, logger.class_path, logger.get("init_args", {}))
 
     def _run_of(self, config: Namespace) -> RunFolder:
-        given = config.ckpt_path
-        if self.subcommand != "fit" and given not in (None, "best", "last") and "--name" not in self._args:
-            # What a checkpoint scores belongs to its own run, whatever the config is called.
-            checkpoint = Path(given)
-            if checkpoint.parent.name == "checkpoints" and checkpoint.is_file():
-                return RunFolder(checkpoint.parent.parent)
-        return RunFolder(Path(config.runs_dir) / (config.name or self._default_name or "run"))
+        """The run's folder; runs_dir and name are set so that they find it again."""
+        given, folder = config.ckpt_path, None
+        typed = dict(itertools.pairwise(self._args)).get("--name")
+        if typed is None:
+            folder = self._default_run if isinstance(self._default_run, Path) else None
+            if self.subcommand != "fit" and given not in (None, "best", "last"):
+                # What a checkpoint scores belongs to its own run, whatever the config is called.
+                checkpoint = find_checkpoint(str(given), config.runs_dir)
+                if checkpoint.parent.name == "checkpoints" and checkpoint.is_file():
+                    folder = checkpoint.parent.parent
+        if folder is None:
+            name = config.name or str(self._default_run or "run") if typed is None else expanded(typed)
+            folder = run_folder(check_run_name(name), config.runs_dir)
+        if not folder.is_relative_to(config.runs_dir):
+            config.runs_dir = str(folder.absolute().parent)
+        config.name = str(folder.absolute().relative_to(Path(config.runs_dir).absolute()))
+        return RunFolder(folder)
 
     def _find_checkpoint(self, config: Namespace) -> Path | None:
         asked = "last" if config.resume else config.ckpt_path
         if asked in ("last", "best"):
             path = self.folder.checkpoint(asked)
         elif asked is not None:
-            path = Path(asked)
+            path = find_checkpoint(str(asked), config.runs_dir)
         elif self._starts_from_init_weights(config):
             return None
         else:
@@ -259,22 +275,37 @@ class OctvideoCLI(LightningCLI):
         else:
             self.folder.start(overwrite=self._overwrite)
 
+    def _names_to_predict(self) -> list[str] | None:
+        if self.subcommand != "predict" or self.checkpoint is None:
+            return None
+        return read_checkpoint(self.checkpoint)["octvideo"].get("class_names")  # type: ignore[no-any-return]
+
+    def before_predict(self) -> None:
+        """Names the classes as the checkpoint does: what the network was trained on may be far away."""
+        if names := self._names_to_predict():
+            self.datamodule.take_class_names(names)
+
     def _first_step(self) -> int:
         return 0 if self.checkpoint is None else int(read_checkpoint(self.checkpoint)["global_step"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Lightning's Trainer with our progress bar, loggers and checkpoints beside the user's callbacks."""
+        self.config = self._to_save
         config = self.config_init[self.subcommand]
         fitting = self.subcommand == "fit"
-        if config.trainer.logger in (None, True):
-            loggers = [RunCSVLogger(self.folder), RunBoardLogger(self.folder, first_step=self._first_step())]
-            kwargs["logger"] = loggers if fitting else False
-        plugins = config.trainer.plugins or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if config.trainer.logger is not False:
+            loggers = [] if config.trainer.logger is True else _as_list(config.trainer.logger)
+            if fitting:  # ours come first: Lightning takes the place of files from the first
+                own = [RunCSVLogger(self.folder), RunBoardLogger(self.folder, first_step=self._first_step())]
+                loggers = [*own, *loggers]
+            if loggers and _is_first_process():
+                self.folder.path.mkdir(parents=True, exist_ok=True)  # some loggers write elsewhere where it isn't there
+            kwargs["logger"] = loggers or False
+        plugins = _as_list(config.trainer.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, WholeFiles()]
         callbacks: list[Callback] = [
-            *(config.trainer.callbacks or []),
+            *_as_list(config.trainer.callbacks),
             WriteUnreadable(self.folder, _write_unreadable),
             WriteScores(self.folder),
         ]
@@ -287,7 +318,10 @@ class OctvideoCLI(LightningCLI):
             callbacks.append(ResumeHint(self.folder, _resume_command()))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except ValueError as error:  # Lightning's word for a wrong argument
+        except (
+            ValueError,
+            ImportError,
+        ) as error:  # Lightning's words for a wrong argument, and for one that needs more
             raise UserError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -296,7 +330,23 @@ class OctvideoCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero and self.folder.last.exists():
-            print(f"run: {self.folder.path}   test it with: octvideo test -c {self.folder.path / 'config.yaml'}")
+            config = shlex.quote(str(self.folder.path / "config.yaml"))
+            print(f"run: {self.folder.path}   test it with: octvideo test -c {config}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _expanded(value: Any) -> Any:
+    """A config whose texts are as a shell takes them, those that are no paths too: few have a `$`."""
+    if isinstance(value, str):
+        return expanded(value)
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    for key in value.keys() if isinstance(value, Namespace) else ():
+        value[key] = _expanded(value[key])
+    return value
 
 
 def _is_first_process() -> bool:
@@ -314,9 +364,9 @@ def _resume_command() -> str:
     words = [
         word
         for before, word in itertools.pairwise(["", *sys.argv[1:]])
-        if not word.startswith(once) and not (before in once and word in ("true", "false"))
+        if not word.startswith(once) and not (before in once and word in ("true", "false", "auto"))
     ]
-    program = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else Path(sys.argv[0]).name
+    program = f"python {shlex.quote(sys.argv[0])}" if sys.argv[0].endswith(".py") else Path(sys.argv[0]).name
     return f"{program} {shlex.join(words)} --resume"
 
 

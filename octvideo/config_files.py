@@ -11,12 +11,14 @@ from typing import Any, Literal
 import yaml
 
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import newest_checkpoint
+from octvideo.files import read_text
+from octvideo.inference.checkpoint import expanded, find_checkpoint, find_runs, run_folder
 
 Subcommand = Literal["fit", "validate", "test", "predict"]
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 CONFIG_FLAGS = ("-c", "--config", "--cfg")
 _FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
+_SUFFIXES = (".yaml", ".yml")  # no other: what follows the last dot of `demo_a0.25` is part of its name
 _SHORT_NAMES = {"--init": "--model.init_weights", "--ckpt": "--ckpt_path"}
 
 
@@ -33,9 +35,11 @@ def find_config(name: str, *, beside: Path | None = None) -> Path:
     places = [Path(), *_FOLDERS]
     if beside is not None:
         places.insert(0, beside)
+    given = expanded(name)
+    names = [given] if given.endswith(_SUFFIXES) else [f"{given}.yaml", given]
     tried: list[Path] = []
     for place in places:
-        for file in [place / name] if Path(name).suffix else [place / f"{name}.yaml", place / name]:
+        for file in [place / spelt for spelt in names]:
             if file.is_file():
                 return file
             tried.append(file)
@@ -43,9 +47,14 @@ def find_config(name: str, *, beside: Path | None = None) -> Path:
     raise UserError(f"no config '{name}': looked for {looked}; there are {', '.join(known_configs()) or 'none'}")
 
 
+def config_name(file: Path) -> str:
+    """What a config is called: its file's name without .yaml."""
+    return file.stem if file.suffix in _SUFFIXES else file.name
+
+
 def known_configs() -> list[str]:
     """Names of the configs that are found by name."""
-    return sorted({file.stem for place in _FOLDERS for file in place.glob("*.yaml")})
+    return sorted({config_name(file) for place in _FOLDERS for file in place.glob("*.yaml")})
 
 
 def with_bases(config: Path) -> list[Path]:
@@ -63,8 +72,8 @@ def with_bases(config: Path) -> list[Path]:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(config))
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = config if mark is None else f"{config}:{mark.line + 1}"
         raise UserError(f"{where}: not YAML, {getattr(error, 'problem', None) or error}") from error
@@ -74,7 +83,7 @@ def _read(config: Path) -> dict[str, Any]:
     return content
 
 
-def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> tuple[list[str], str | None]:
+def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> tuple[list[str], str | Path | None]:
     """What Lightning's parser is given for what the user typed.
 
     Args:
@@ -82,7 +91,8 @@ def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> t
         default: subcommand to put in front where there is none.
 
     Returns:
-        The arguments, and the name for a run that is given none: that of its last config.
+        The arguments, and the name for a run that is given none: that of its last config; or the run's folder where
+        that is its own config.yaml.
 
     Raises:
         UserError: a config or a run can't be found.
@@ -90,15 +100,17 @@ def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> t
     argv = list(argv)
     if default is not None and (not argv or argv[0] not in SUBCOMMANDS):
         argv.insert(0, default)
-    # `--flag=value` as two words, so that below there is one form.
-    words = [word for arg in argv for word in (arg.split("=", 1) if arg.startswith("-") and "=" in arg else [arg])]
+    # `--flag=value` as two words, so that below there is one form; but the one flag that takes no other.
+    split = [arg.startswith("-") and "=" in arg and not arg.startswith("--print_config=") for arg in argv]
+    words = [word for arg, two in zip(argv, split, strict=True) for word in (arg.split("=", 1) if two else [arg])]
     out: list[str] = []
-    stem = None
+    name: str | Path | None = None
     previous = ""
     for word in words:
         if previous in CONFIG_FLAGS:
             config = find_config(word)
-            stem = config.stem
+            of_run = config.name == "config.yaml" and (config.parent / "checkpoints").is_dir()
+            name = config.parent if of_run and "--runs_dir" not in words else config_name(config)
             out.pop()
             for file in with_bases(config):
                 out += ["--config", str(file)]
@@ -106,32 +118,30 @@ def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> t
             out.append(_SHORT_NAMES.get(word, word))
         previous = word
     # A run that is there already has its own config.
-    if stem is None and out and (out[0] in ("validate", "test", "predict") or "--resume" in out):
-        own = _config_of_run(out)
-        if own is not None:
-            out[1:1] = ["--config", str(own)]
-    return out, stem
+    if name is None and out and (out[0] in ("validate", "test", "predict") or "--resume" in out):
+        run = _named_run(out)
+        if run is not None and (run / "config.yaml").is_file():
+            out[1:1] = ["--config", str(run / "config.yaml")]
+            name = run
+    return out, name
 
 
-def _config_of_run(args: list[str]) -> Path | None:
-    """The config.yaml saved with the checkpoint or the run that the arguments name, where they name no config.
+def _named_run(args: list[str]) -> Path | None:
+    """The folder of the run, or of the checkpoint's run, that the arguments name.
 
     Raises:
         UserError: they name a run that there is not, and no data either.
     """
     values = dict(itertools.pairwise(args))
     ckpt, name = values.get("--ckpt_path"), values.get("--name")
-    runs = Path(values.get("--runs_dir", "runs"))
+    runs = Path(expanded(values.get("--runs_dir", "runs")))
     if name is not None:
-        run = runs / name
+        run = run_folder(name, runs)
         if not (run / "config.yaml").is_file() and "--data.root" not in values:
-            known = sorted(file.parent.name for file in runs.glob("*/config.yaml"))
+            known = [str(there.relative_to(runs)) for there in find_runs(runs) if there != runs]
             there = f"in {runs} there are {', '.join(known)}" if known else f"there are none in {runs}"
             raise UserError(f"no run '{name}': {there}. Give another --name, or a config with -c")
-    elif ckpt in ("last", "best"):
-        run = newest_checkpoint(runs).parent.parent
-    elif ckpt is not None:
-        run = Path(ckpt).absolute().parent.parent
-    else:
+        return run
+    if ckpt is None:
         return None
-    return run / "config.yaml" if (run / "config.yaml").is_file() else None
+    return find_checkpoint("last" if ckpt == "best" else ckpt, runs).parent.parent

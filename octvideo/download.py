@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import time
@@ -13,6 +12,8 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+
+from octvideo.files import one_line
 
 log = logging.getLogger("octvideo.download")
 
@@ -67,7 +68,7 @@ def fetch(
         OSError: it stayed broken, or the server has refused.
         HTTPException: likewise.
     """
-    versions = part.with_name(part.name + ".version")  # of the file that `part` begins with, in the server's words
+    versions = version_of(part)
     if not keep:
         part.unlink(missing_ok=True)
         versions.unlink(missing_ok=True)
@@ -87,12 +88,17 @@ def fetch(
                 raise
             wait_sec = min(first_wait_sec * 2 ** (failed - 1), _LONGEST_WAIT_SEC)
             retrying(
-                f"{url}: {reason(error)}; try {failed + 1} of {attempts}" + (f" in {wait_sec:g} s" * (wait_sec > 0))
+                f"{url}: {one_line(error)}; try {failed + 1} of {attempts}" + (f" in {wait_sec:g} s" * (wait_sec > 0))
             )
             (sleep or time.sleep)(wait_sec)
         else:
             versions.unlink(missing_ok=True)
             return result
+
+
+def version_of(part: Path) -> Path:
+    """Where `fetch` notes, in the server's words, which version of the file `part` begins with."""
+    return part.with_name(part.name + ".version")
 
 
 def _once(url: str, part: Path, versions: Path, begun: int, progress: Progress) -> Fetched:
@@ -156,18 +162,3 @@ def _save(response: HTTPResponse, part: Path, begun: int, progress: Progress) ->
     if total and here != total:
         raise OSError(f"the connection broke after {here} of {total} bytes")
     return here
-
-
-def digest(file: Path, kind: str) -> str:
-    """Hexadecimal checksum of a file: "sha256", "md5" or another name of hashlib's."""
-    with file.open("rb") as content:
-        found = hashlib.new(kind)
-        while block := content.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
-
-
-def reason(error: BaseException) -> str:
-    """An error of a download in a few words."""
-    said = getattr(error, "reason", error)
-    return f"{error.code} {said}" if isinstance(error, HTTPError) else str(said) or type(error).__name__

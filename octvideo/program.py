@@ -1,28 +1,108 @@
-"""How the programs end: those in tools/, and `octvideo`."""
+"""How the programs take their words and end: those in tools/, and `octvideo`. An error is one line; --debug adds its
+traceback."""
 
 from __future__ import annotations
 
+import argparse
+import functools
 import os
 import select
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import sysconfig
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
+from octvideo.errors import UserError
+from octvideo.files import print_any_text
+from octvideo.mistakes import one_line
+
+DEBUG_HELP = "show tracebacks of errors too"
 _NOBODY_READS = 141  # what a shell says of a program that ended by SIGPIPE
+_OF_PATHS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with --debug, and with descriptions as they are written."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.add_argument("--debug", action="store_true", help=DEBUG_HELP)
+
+
+def command(stopped: str = "stopped") -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorates a program's main function, so that it returns an exit code whatever it raises, told in one line.
+
+    The codes are 2 for a mistake of the user's, 1 for any other error, 130 after Ctrl-C. The function gets its words
+    without --debug; where it is called without any, they are the process's own.
+
+    Args:
+        stopped: said after Ctrl-C where the KeyboardInterrupt says nothing.
+    """
+
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def told(argv: Sequence[str] | None = None, **settings: Any) -> int:
+            words = list(sys.argv[1:] if argv is None else argv)
+            end = words.index("--") if "--" in words else len(words)  # what follows is another program's
+            try:
+                return main([word for word in words[:end] if word != "--debug"] + words[end:], **settings)
+            except BrokenPipeError:
+                raise
+            except KeyboardInterrupt as error:
+                print(str(error) or stopped, file=sys.stderr)
+                return 130
+            except Exception as error:
+                return _tell(error, debug="--debug" in words[:end])
+
+        return told
+
+    return decorate
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:
     """Ends this process with what `main` returns; quietly where its reader has gone, as in `tools/cost.py | head`."""
+    print_any_text()
     try:
         code = main()
         if sys.stdout is not None:  # it was not closed from the start
             sys.stdout.flush()
-    except BrokenPipeError:
-        if not _reader_has_gone():  # another pipe
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
-        code = _NOBODY_READS
+    except BrokenPipeError as error:
+        if _reader_has_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+            code = _NOBODY_READS
+        else:  # another pipe
+            code = _tell(error, debug="--debug" in sys.argv)
     raise SystemExit(code)
+
+
+def _tell(error: Exception, *, debug: bool) -> int:
+    """Prints the error and returns the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, UserError):
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    if isinstance(error, _OF_PATHS) and error.filename is not None:
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # of another process
+        text = text.strip().splitlines()[-1]
+    hint = "" if debug else "; --debug shows the traceback"
+    print(f"error: {type(error).__name__}: {one_line(text)} ({_place(error)}{hint})", file=sys.stderr)
+    return 1
+
+
+def _place(error: Exception) -> str:
+    """`octvideo/cli.py:12`, the last line that the error came through of octvideo or of a program that uses it."""
+    ours = str(Path(__file__).parent)
+    libraries = sysconfig.get_path("stdlib")  # where site-packages are too
+    frames = traceback.extract_tb(error.__traceback__)
+    own = (f for f in reversed(frames) if f.filename.startswith(ours) or not f.filename.startswith(libraries))
+    frame = next((f for f in own if "site-packages" not in f.filename.removeprefix(ours)), frames[-1])
+    return f"{frame.filename.removeprefix(ours.removesuffix('octvideo'))}:{frame.lineno}"
 
 
 def _reader_has_gone() -> bool:

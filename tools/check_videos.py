@@ -7,8 +7,9 @@ on; it looks again at files that have changed. Each file is decoded in a process
 """
 
 import argparse
-import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -16,21 +17,23 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from octvideo.data.checking import Journal, Selection, Summary, check_all, select
 from octvideo.data.quarantine import printable, write_quarantine
+from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
-from octvideo.program import end_with
+from octvideo.program import Parser, command, end_with
+from octvideo.progress import Progress
 from octvideo.video import Decoder
 
 VERDICTS = ("ok", "partly", "unreadable")
 
 
-def main() -> int:
+@command(stopped="stopped; given again, the command goes on from here")
+def main(argv: Sequence[str]) -> int:
     """Returns 0 if all is well, 1 if something is not, 2 for a mistake of the user's, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER|VIDEO|LIST|CSV", help="what to check")
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="where paths start: data.root (what sources share)")
@@ -46,15 +49,7 @@ def main() -> int:
         metavar="SHARE",
         help="files of whose frames less than this share can be read are quarantined too, 0 to 1 (0)",
     )
-    args = parser.parse_args()
-    try:
-        return run(args)
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; given again, the command goes on from here", file=sys.stderr)
-        return 130
+    return run(parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,21 +58,21 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--timeout, --memory and --workers: expected more than 0")
     if not 0 <= args.min_readable <= 1:
         raise UserError(f"--min-readable: got {args.min_readable}, expected 0 to 1")
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     selection = select(args.sources, root=args.root)
     out = args.out or Path("runs/check_videos", Path(selection.root).name or "root")
     with Journal(out, root=selection.root, decoder=args.decoder) as journal:
-        with progress_bar() as bar:
-            task = bar.add_task("checking", total=len(selection), said="")
+        with Progress("checking", len(selection)) as progress:
+            shown = Shown(progress)
             summary = check_all(
                 selection,
                 journal,
                 decoder=args.decoder,
-                num_processes=args.workers or cpus,
+                num_processes=args.workers or available_cpus(),
                 timeout_s=args.timeout,
                 memory_bytes=int(args.memory * 2**30),
                 again=args.retry,
-                tell=lambda summary: show(bar, task, summary),
+                tell=shown.files,
+                tell_within=shown.within,
             )
         bad = (
             (entry["path"], entry["reason"])
@@ -89,20 +84,29 @@ def run(args: argparse.Namespace) -> int:
     return 1 if summary.verdicts["partly"] or summary.verdicts["unreadable"] or selection.closed else 0
 
 
-def progress_bar() -> Progress:
-    """With verdicts and files a second."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+class Shown:
+    """Counts so far, files a second, and how far the files are that are being read."""
 
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._started = progress, time.monotonic()
+        self._counts, self._within = "", dict[str, str]()
 
-def show(bar: Progress, task: object, summary: Summary) -> None:
-    """Counts so far."""
-    done = summary.verdicts.total()
-    (shown,) = bar.tasks
-    seconds = max(shown.elapsed or 0, 0.001)
-    said = ", ".join(f"{summary.verdicts[verdict]} {verdict}" for verdict in VERDICTS)
-    rate = (done - summary.num_known) / seconds
-    bar.update(shown.id, completed=done, said=f"{said}; {rate:.{0 if rate >= 100 else 1}f} files/s")
+    def files(self, summary: Summary, name: str) -> None:
+        """One more is done."""
+        self._within.pop(name, None)
+        rate = (summary.verdicts.total() - summary.num_known) / max(time.monotonic() - self._started, 0.001)
+        said = ", ".join(f"{summary.verdicts[verdict]} {verdict}" for verdict in VERDICTS)
+        self._counts = f"{said}; {rate:.{0 if rate >= 100 else 1}f} files/s"
+        self._update(summary.verdicts.total())
+
+    def within(self, name: str, done: int, total: int) -> None:
+        """Frames of one file are read, of so many."""
+        if total:
+            self._within[name] = f"{printable(Path(name).name)} {min(done / total, 1):.0%}"
+            self._update()
+
+    def _update(self, done: int | None = None) -> None:
+        self._progress.update(done, said="; ".join(filter(None, [self._counts, *self._within.values()])))
 
 
 def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Path, number: int) -> None:

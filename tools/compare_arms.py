@@ -11,6 +11,7 @@ keeps finished runs and goes on with interrupted ones. --only-table trains nothi
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,14 +20,16 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from octvideo.errors import UserError
-from octvideo.program import end_with
+from octvideo.program import Parser, command, end_with
+from octvideo.progress import Progress
 from octvideo.training.arm_runs import ArmSettings, plan_runs, run_in_process, train_runs
 from octvideo.training.arm_table import check_networks, compare, drawn_table, markdown_table
 
 
-def main() -> int:
+@command(stopped="stopped; given again, the command goes on from here")
+def main(argv: Sequence[str]) -> int:
     """Returns 0; 1 where a run has failed, 2 for a mistake of the user's, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--cfg", metavar="CONFIG", help="what all runs share, by path or name")
     parser.add_argument("--networks", nargs="+", required=True, metavar="NAME", help="builders, or timm:NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="(0)")
@@ -38,16 +41,9 @@ def main() -> int:
     parser.add_argument("--only-table", action="store_true", help="train nothing")
     parser.add_argument("--markdown", action="store_true", help="print Markdown for a README")
     parser.add_argument("options", nargs="*", metavar="-- --KEY VALUE", help="for train.py, the same in all runs")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or a training in progress would be left alone
-    try:
-        return run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; given again, the command goes on from here", file=sys.stderr)
-        return 130
+    return run(args)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,8 +55,15 @@ def run(args: argparse.Namespace) -> int:
     check_networks(runs)
     if not args.cfg and not args.only_table:
         raise UserError("--cfg not given: trainings start from a config, such as --cfg jhmdb")
-    good = args.only_table or train_runs(runs, settings, runner=run_in_process, say=tell)
-    comparison = compare(runs, settings, rounds=args.rounds)
+    with Progress("comparing arms") as progress:
+
+        def tell(message: str) -> None:
+            progress.print(message)
+            progress.begin(message.splitlines()[0])
+
+        good = args.only_table or train_runs(runs, settings, runner=run_in_process, say=tell)
+        progress.begin("timing training steps")
+        comparison = compare(runs, settings, rounds=args.rounds)
     if args.markdown:
         print(markdown_table(comparison))
     else:
@@ -69,11 +72,6 @@ def run(args: argparse.Namespace) -> int:
         console.print(drawn_table(comparison))
         console.print(*comparison.notes, sep="\n", highlight=False, markup=False)
     return 0 if good else 1
-
-
-def tell(message: str) -> None:
-    """Progress belongs to no table."""
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ Multiply-adds, parameters, and the memory of what the convolutions write (float3
 ordinary network and the figures of the paper (Table 8 of arXiv 1904.05049). Counted, not run: it takes seconds.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -18,16 +18,16 @@ from rich.table import Table
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from octvideo.errors import UserError
 from octvideo.models.costs import HEADER, CostRow, cost_rows, markdown_table, parse_clip
 from octvideo.models.paper_costs import HEADER as HEADER_PAPER
 from octvideo.models.paper_costs import LAYER_HEADER, TABLES, layer_rows, markdown, paper_rows
-from octvideo.program import end_with
+from octvideo.program import Parser, command, end_with
 
 
-def main() -> int:
-    """Returns 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(argv: Sequence[str]) -> int:
+    """Returns 0."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--networks", nargs="+", metavar="NAME", default=["c2d_r50", "i3d_r50", "slow_r50"])
     parser.add_argument("--alphas", nargs="+", type=float, metavar="A", default=[0, 0.1, 0.25, 0.5])
     parser.add_argument("--clip", default="1x3x8x224x224", metavar="NxCxTxHxW", help="(1x3x8x224x224)")
@@ -36,16 +36,12 @@ def main() -> int:
         "--paper", nargs="*", metavar="TABLE", help="tables of the paper (1 2 4 5 6 7 8), all by default"
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown for a README")
-    args = parser.parse_args()
-    try:
-        if args.paper is not None:
-            print_paper(args.paper or ["1", *TABLES], as_markdown=args.markdown)
-            return 0
-        clip = parse_clip(args.clip)
-        rows = cost_rows(args.networks, args.alphas, clip=clip, num_classes=args.num_classes)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    if args.paper is not None:
+        print_paper(args.paper or ["1", *TABLES], as_markdown=args.markdown)
+        return 0
+    clip = parse_clip(args.clip)
+    rows = cost_rows(args.networks, args.alphas, clip=clip, num_classes=args.num_classes)
     if args.markdown:
         print(markdown_table(rows))
     else:

@@ -10,6 +10,7 @@ import argparse
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -17,19 +18,21 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from octvideo.errors import UserError
-from octvideo.program import end_with
-from octvideo.video import VIDEO_SUFFIXES, Decoder
+from octvideo.files import VIDEO_SUFFIXES, walk_videos
+from octvideo.program import Parser, command, end_with
+from octvideo.progress import track
+from octvideo.video import Decoder
 from octvideo.video.fuzzing import Finding, fuzz
 from octvideo.video.torchcodec_reader import load_torchcodec
 
 
-def main() -> int:
-    """Returns 0, 1 if something failed, 2 for a mistake of the user's, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(argv: Sequence[str]) -> int:
+    """Returns 0, or 1 if something failed."""
+    parser = Parser(description=__doc__)
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER", help="intact videos")
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="of damaged copies (1000)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (0)")
@@ -39,15 +42,7 @@ def main() -> int:
     parser.add_argument("--memory", type=float, default=1, metavar="GB", help="likewise (1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="copies read at once (1)")
     parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"), metavar="DIR", help="of copies (runs/fuzz)")
-    args = parser.parse_args()
-    try:
-        return 1 if run(args) else 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return 1 if run(parser.parse_args(argv)) else 0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,15 +62,10 @@ def run(args: argparse.Namespace) -> int:
         keep=args.keep,
         num_processes=args.workers,
     )
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
-    with bar:
-        task = bar.add_task("fuzzing", total=args.count * len(args.decoder))
-        for finding in findings:
-            counts[finding.case.decoder][finding.kind] += 1
-            bar.advance(task)
-            if finding.failed:
-                tell(finding, args, console)
+    for finding in track(findings, "fuzzing", args.count * len(args.decoder)):
+        counts[finding.case.decoder][finding.kind] += 1
+        if finding.failed:
+            tell(finding, args, console)
     kinds = sorted({kind for count in counts.values() for kind in count}, key=lambda kind: (kind != "frames", kind))
     table = Table("decoder", *kinds)
     for decoder, count in counts.items():
@@ -85,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_videos(places: list[Path]) -> list[Path]:
-    """The videos, those of folders in the order of their names.
+    """The videos, and those under folders.
 
     Raises:
         UserError: there are none.
@@ -93,7 +83,7 @@ def find_videos(places: list[Path]) -> list[Path]:
     videos = []
     for place in places:
         if place.is_dir():
-            videos += sorted(file for file in place.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+            videos += [place / video for video in walk_videos(place)]
         elif place.is_file():
             videos.append(place)
         else:

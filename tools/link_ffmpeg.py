@@ -5,29 +5,25 @@ For Linux machines without FFmpeg's shared libraries, or where nobody may instal
 and prints the line that has the system's loader look there.
 """
 
-import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from octvideo.errors import UserError
-from octvideo.program import end_with
+from octvideo.program import Parser, command, end_with
 from octvideo.video.ffmpeg_libraries import link_ffmpeg
 
 
-def main() -> int:
-    """Returns 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(argv: Sequence[str]) -> int:
+    """Returns 0."""
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="for the links; made if it is not there")
-    folder = parser.parse_args().folder.absolute()
-    try:
-        links = link_ffmpeg(folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = parser.parse_args(argv).folder.absolute()
+    links = link_ffmpeg(folder)
     print(f"{', '.join(link.name for link in links)} in {folder}", file=sys.stderr)
     print(f"export LD_LIBRARY_PATH={shlex.quote(str(folder))}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}")
     return 0

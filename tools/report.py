@@ -7,6 +7,7 @@ is enough. The picture is written to RUN_DIR/report.png.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # So that it runs from a checkout that is not installed.
@@ -17,24 +18,20 @@ from octvideo.errors import UserError
 from octvideo.evaluation.pictures import draw_report, read_curves
 from octvideo.evaluation.report import markdown_table, metrics_table, pairs_from
 from octvideo.evaluation.scores import VideoScores, find_scores
-from octvideo.program import end_with
+from octvideo.program import Parser, command, end_with
 
 
-def main() -> int:
-    """Returns 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(argv: Sequence[str]) -> int:
+    """Returns 0."""
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run")
     parser.add_argument("--scores", type=Path, help="file of scores (RUN_DIR/scores.npz, else scores_*.npz)")
     parser.add_argument("--pairs", nargs="+", metavar="A,B", help="opposite classes (known for the demo)")
     parser.add_argument("--out", type=Path, help="picture to write (RUN_DIR/report.png)")
     parser.add_argument("--title", help="of table and picture (the name of the run folder)")
     parser.add_argument("--markdown", action="store_true", help="print Markdown for a README, no table")
-    args = parser.parse_args()
-    try:
-        report(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report(parser.parse_args(argv))
     return 0
 
 

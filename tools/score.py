@@ -5,44 +5,40 @@ One row for each file of scores. With several, each is compared with the first, 
 the same videos (exact McNemar test). --join treats the files as parts of one evaluation.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from octvideo.data.synthetic import OPPOSITES
-from octvideo.errors import UserError
 from octvideo.evaluation.report import comparison_table, markdown_table, metrics_table, pairs_from, run_names
 from octvideo.evaluation.scores import VideoScores, find_scores
-from octvideo.program import end_with
+from octvideo.program import Parser, command, end_with
 
 
-def main() -> int:
-    """Returns 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(argv: Sequence[str]) -> int:
+    """Returns 0."""
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR|FILE", help="run folders, or files of scores")
     parser.add_argument("--pairs", nargs="+", metavar="A,B", help="opposite classes (known for the demo)")
     parser.add_argument("--join", action="store_true", help="the files are parts of one evaluation")
     parser.add_argument("--markdown", action="store_true", help="print Markdown for a README")
-    args = parser.parse_args()
-    try:
-        files = [file for run in args.runs for file in find_scores(run)]
-        loaded = [VideoScores.load(file) for file in files]
-        names = ["all parts"] if args.join else run_names(files)
-        parts = [VideoScores.concat(loaded)] if args.join else loaded
-        runs = dict(zip(names, parts, strict=True))
-        pairs = pairs_from(args.pairs, known=OPPOSITES, class_names=parts[0].class_names)
-        if args.markdown:
-            print(markdown_table(runs, pairs=pairs))
-        elif len(runs) == 1:
-            print(metrics_table(parts[0], pairs=pairs, title=names[0]))
-        else:
-            print(comparison_table(runs, pairs=pairs))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    files = [file for run in args.runs for file in find_scores(run)]
+    loaded = [VideoScores.load(file) for file in files]
+    names = ["all parts"] if args.join else run_names(files)
+    parts = [VideoScores.concat(loaded)] if args.join else loaded
+    runs = dict(zip(names, parts, strict=True))
+    pairs = pairs_from(args.pairs, known=OPPOSITES, class_names=parts[0].class_names)
+    if args.markdown:
+        print(markdown_table(runs, pairs=pairs))
+    elif len(runs) == 1:
+        print(metrics_table(parts[0], pairs=pairs, title=names[0]))
+    else:
+        print(comparison_table(runs, pairs=pairs))
     return 0
 
 

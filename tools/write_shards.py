@@ -8,22 +8,22 @@ index that octvideo reads: `python tools/write_shards.py --index FOLDER`.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from octvideo.data import VideoDataModule
 from octvideo.data.shard_index import index_shards
 from octvideo.data.shard_writer import ShardReport, write_shards
 from octvideo.errors import UserError
-from octvideo.program import end_with
+from octvideo.program import Parser, command, end_with
+from octvideo.progress import Progress
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
     parser.add_argument("source", nargs="?", help="list, csv of Kinetics or folder of class folders, as in data.train")
     parser.add_argument("-o", "--out", type=Path, help="folder for the archives")
     parser.add_argument("--root", type=Path, default=Path(), help="where the source and the paths in it start (.)")
@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shuffle", type=int, metavar="SEED", help="mix the videos, for programs that read streams")
     parser.add_argument("--unlabelled", action="store_true", help="the videos need no labels")
     parser.add_argument("--index", type=Path, metavar="FOLDER", help="only index the archives in a folder")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def write(args: argparse.Namespace) -> ShardReport:
@@ -43,9 +43,7 @@ def write(args: argparse.Namespace) -> ShardReport:
     role = "predict" if args.unlabelled else "train"
     data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes)
     videos = data.videos(role)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("videos", total=len(videos))
+    with Progress("writing videos", len(videos)) as progress:
         return write_shards(
             videos,
             args.out,
@@ -53,29 +51,22 @@ def write(args: argparse.Namespace) -> ShardReport:
             class_names=data.class_names,
             shard_bytes=args.shard_mb * 2**20,
             shuffle=args.shuffle,
-            advance=lambda: bar.advance(task),
+            advance=progress.advance,
         )
 
 
-def main() -> int:
-    """Returns 0; 1 where videos were left out; 2 for a mistake of the user's."""
-    args = parse()
+@command(stopped="\nstopped: whole archives are kept, the same command goes on")
+def main(argv: Sequence[str]) -> int:
+    """Returns 0; 1 where videos were left out."""
+    args = parse(argv)
+    if args.index is not None:
+        print(f"{args.index}: {index_shards(args.index)} videos indexed")
+        return 0
     try:
-        if args.index is not None:
-            print(f"{args.index}: {index_shards(args.index)} videos indexed")
-            return 0
         report = write(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(
-            f"error: can't write {error.filename or args.out}: {error.strerror}; run it again to go on", file=sys.stderr
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped: whole archives are kept, the same command goes on", file=sys.stderr)
-        return 130
+        where = error.filename or args.out
+        raise UserError(f"can't write {where}: {error.strerror}; run it again to go on") from error
     kept = f" ({report.kept} of them before)" if report.kept else ""
     print(f"{args.out}: {report.written + report.kept} videos{kept} in {report.num_shards} archives")
     if report.left_out:

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from octvideo.benchmark.arms import Arm, labels, parse_arms
 from octvideo.benchmark.calls import Call, torch_threads
@@ -30,6 +28,8 @@ from octvideo.benchmark.report import remarks, sheets
 from octvideo.benchmark.results import ArmResult, Clock, Pass, Run
 from octvideo.errors import UserError
 from octvideo.inference.predictor import pick_device
+from octvideo.program import Parser, command
+from octvideo.progress import Progress as Shown
 
 _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
 
@@ -50,28 +50,21 @@ _ARM_OPTIONS = {
 }  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command(stopped="stopped before anything was measured")
+def main(argv: Sequence[str]) -> int:
     """Runs the tool.
 
     Returns:
-        0; 2 for a mistake of the user's, told in one line; 130 after Ctrl-C, what was measured being kept.
+        0; 130 after Ctrl-C, what was measured being kept.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(words)
-    try:
-        runs = [Run.load(path) for path in args.merge] if args.merge else [_measured(args, words)]
-        _show(runs, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped before anything was measured", file=sys.stderr)
-        return 130
+    args = _parser().parse_args(argv)
+    runs = [Run.load(path) for path in args.merge] if args.merge else [_measured(args, argv)]
+    _show(runs, args)
     return 130 if runs[-1].interrupted and not args.merge else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=_DESCRIPTION)
     parser.add_argument("arms", nargs="*", metavar="ARM", help="NETWORK:KEY=VALUE,...")
     presets = "; ".join(f"{name}: {preset.text}" for name, preset in PRESETS.items())
     parser.add_argument("--preset", metavar="NAME", help=f"arms and options by name ({presets})")
@@ -224,15 +217,8 @@ def _add_memory(run: Run, device: torch.device, progress: Progress) -> None:
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
-    """A bar on stderr, for as long as it takes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[now]}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, now="")
-
-        def begin(text: str, steps: int) -> None:
-            bar.reset(task, description=text, total=steps, now="")
-
-        yield Progress(begin, lambda text: bar.update(task, now=text), lambda: bar.advance(task))
+    with Shown("starting") as shown:
+        yield Progress(shown.begin, lambda text: shown.update(said=text), shown.advance)
 
 
 def _show(runs: Sequence[Run], args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from octvideo.benchmark.arms import Arm
 from octvideo.benchmark.networks import build_network
 from octvideo.errors import UserError
+from octvideo.files import one_line
 from octvideo.octave import Octave
 
 _BYTES = {"f32": 4, "bf16": 2, "int8": 1}
@@ -59,7 +60,7 @@ def count(arm: Arm) -> Counts:
                 logits.sum().backward()
     except (RuntimeError, ValueError, UserError) as error:
         clip = "x".join(map(str, arm.clip_shape))
-        raise UserError(f"{arm.network} takes no clips of {clip}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{arm.network} takes no clips of {clip}: {one_line(error)}") from error
     parameters = sum(parameter.numel() for parameter in network.parameters())
     # torch counts a multiply-add as two operations.
     return Counts(counter.get_total_flops() // 2, numbers * _BYTES[arm.precision], parameters)

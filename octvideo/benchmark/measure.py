@@ -16,6 +16,7 @@ from octvideo.benchmark.machine import peak_product, synchronize
 from octvideo.benchmark.networks import SEED, WeightStore, smooth_clips
 from octvideo.benchmark.results import Agreement, Clock, Pass
 from octvideo.errors import UserError
+from octvideo.files import one_line
 from octvideo.timing import rounds_of
 
 Times = dict[Clock, float]
@@ -53,7 +54,7 @@ def build_calls(
             call = make_call(arm, weights, threads=threads, device=device)
             call.once()
         except (UserError, RuntimeError) as error:  # torch's, for want of memory or of a compiler
-            left_out[label] = first_line(error)
+            left_out[label] = one_line(error)
         else:
             calls[label] = call
         progress.done()
@@ -175,11 +176,6 @@ def _logits(arm: Arm, call: Call) -> torch.Tensor:
     clips = torch.cat([smooth_clips((1, *arm.clip_shape[1:]), seed=SEED + 100 + n) for n in range(_COMPARED_CLIPS)])
     batches = [clips[torch.arange(start, start + arm.batch) % len(clips)] for start in range(0, len(clips), arm.batch)]
     return torch.cat([call.logits(batch) for batch in batches])[: len(clips)]
-
-
-def first_line(error: BaseException) -> str:
-    """What a message of several lines begins with, or the error's type where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _threads_text(threads: int) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import octvideo.models as models
 from octvideo.benchmark.arms import Arm
 from octvideo.errors import UserError
+from octvideo.files import one_line
 from octvideo.models.frames import FrameNetwork
 from octvideo.models.image_networks import check_known, image_network
 from octvideo.models.library import LIBRARY_NETWORKS
@@ -152,7 +153,7 @@ class WeightStore:
             set_weights(network, [smooth_clips(shape, seed=SEED + number) for number in (1, 2)])
         except (RuntimeError, ValueError) as error:
             clip = "x".join(map(str, arm.clip_shape))
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)
             raise UserError(f"{arm.network} takes no clips of {clip} (frames, crop): {reason}") from error
         self._states[arm.function] = copy.deepcopy(network.state_dict())  # the network's own may be trained
         return network

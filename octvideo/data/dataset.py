@@ -5,7 +5,6 @@ A video that can't be read becomes a `Failure` in place of its item; what happen
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 from octvideo.data.augment import Augmentation, ClipTransform, flip_and_colour, sample_transform
 from octvideo.data.records import VideoRecord
 from octvideo.data.shards import source_of
+from octvideo.seeds import seed_of
 from octvideo.video import (
     Decoder,
     ShortVideo,
@@ -62,8 +62,7 @@ class Failure:
 
 def item_generator(seed: int, epoch: int, index: int) -> Generator:
     """The randomness of one item: it depends on nothing else, not on workers, processes or what came before."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    return Generator().manual_seed(seed_of(seed, epoch, index, "clip"))
 
 
 class TrainingClips(Dataset[Item | Failure]):

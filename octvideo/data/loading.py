@@ -1,22 +1,62 @@
 """In which order items come, on which process, and as which batches.
 
 The order of an epoch is a function of (seed, epoch), so a run repeats; each process takes every world-size-th
-item. A loader counts the batches that it gave away, and goes on there after a resume.
+item. So the first batches of all processes together are the first items of the order, whatever the batch size and the
+number of processes: a resumed run goes on behind as many items as have been trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from octvideo.data.dataset import Failure, Item
+from octvideo.seeds import seed_of
 from octvideo.video import VideoViews
 
-Batch = dict[str, Any]
+log = logging.getLogger("octvideo.data")
+
+
+class Batch:
+    """Videos on their way to the network, by key as in a dictionary (see `Collate`).
+
+    It is none, since Lightning walks into dictionaries, lists and dataclasses, to move them to a device or to convert
+    their floats for a precision, and stops at frozen ones. Of this it calls `to`, and DataLoader `pin_memory`.
+
+    Args:
+        content: "video" is a tensor or a list of VideoViews; other tensors move too, and the rest stays.
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = dict(content)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The labels alone: Lightning looks there for the number of videos that a logged value is the mean of."""
+        yield self["label"]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device; without waiting where it is in pinned memory."""
+        return self._each(
+            lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()), lambda views: views.to(device)
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same in pinned memory, as DataLoader asks for."""
+        return self._each(Tensor.pin_memory, VideoViews.pin_memory)
+
+    def _each(self, of_tensor: Callable[[Tensor], Tensor], of_views: Callable[[VideoViews], VideoViews]) -> Batch:
+        changed = {key: of_tensor(part) if isinstance(part, Tensor) else part for key, part in self._content.items()}
+        if not isinstance(self["video"], Tensor):
+            changed["video"] = [of_views(views) for views in self["video"]]
+        return Batch(changed)
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -34,7 +74,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        self.resume_epoch = self.resume_batch = 0  # where a resumed run begins
+        self.resumed_epoch = self.resumed_items = 0  # how many items of one epoch an earlier run was trained on
 
     @property
     def sampler(self) -> TrainingBatches:
@@ -46,18 +86,31 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
 
     @property
+    def first_item(self) -> int:
+        """Of this epoch's order: 0, unless a checkpoint was written in the middle of it."""
+        return self.resumed_items if self.epoch == self.resumed_epoch else 0
+
+    @property
     def first_batch(self) -> int:
-        """Of this epoch: 0, unless a checkpoint was written in the middle of it."""
-        return self.resume_batch if self.epoch == self.resume_epoch else 0
+        """Of this epoch, counted so that it ends with as many batches as any other."""
+        return len(self) - self._batches_of(self.num_items - self.first_item)
+
+    def items_before(self, batch: int) -> int:
+        """How many items of this epoch's order come before a batch, on all processes; from `first_batch` on."""
+        in_batches = (batch - self.first_batch) * self.world_size * self.batch_size
+        return min(self.first_item + in_batches, self.num_items)
+
+    def _batches_of(self, items: int) -> int:
+        # Fewer than a batch are one batch.
+        return max(items // self.world_size // self.batch_size, 1 if items else 0)
 
     def __len__(self) -> int:
-        # A data set smaller than a batch is one batch.
-        return max(self.num_items // self.world_size // self.batch_size, 1)
+        return self._batches_of(self.num_items)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        order = torch.randperm(self.num_items, generator=generator)[self.rank :: self.world_size]
-        for batch in range(self.first_batch, len(self)):
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch, "order"))
+        order = torch.randperm(self.num_items, generator=generator)[self.first_item :][self.rank :: self.world_size]
+        for batch in range(len(self) - self.first_batch):
             items = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(self.epoch, index) for index in items.tolist()]
 
@@ -99,17 +152,18 @@ class Collate:
         self.shape = shape
 
     def __call__(self, items: Sequence[Item | Failure]) -> Batch:
-        """A dictionary: video, uint8 (N, ...) of clips or a list of N VideoViews; label (N,), index (N,), path (N),
+        """By key: video, uint8 (N, ...) of clips or a list of N VideoViews; label (N,), index (N,), path (N) and
         failures.
         """
         good = [item for item in items if isinstance(item, Item)]
-        return {
+        content = {
             "video": self._stack([item.video for item in good]),
             "label": torch.tensor([item.label for item in good], dtype=torch.int64),
             "index": torch.tensor([item.index for item in good], dtype=torch.int64),
             "path": [item.path for item in good],
             "failures": [item for item in items if isinstance(item, Failure)],
         }
+        return Batch(content)
 
     def _stack(self, videos: list[Any]) -> Tensor | list[VideoViews]:
         if self.shape is None:
@@ -120,23 +174,61 @@ class Collate:
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over `TrainingBatches` that Lightning saves in checkpoints, and that goes on where it was."""
+    """A DataLoader over `TrainingBatches` that Lightning saves in checkpoints, and that goes on where it was.
 
-    _given = 0  # batches of this epoch
+    Args:
+        clips: asked for by (epoch, index).
+        batches: of them.
+        digest: of the list of videos.
+        trainer: Lightning's, which counts batches; None where nothing is saved.
+        settings: as DataLoader has them.
+    """
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        assert isinstance(self.batch_sampler, TrainingBatches)
-        self._given = self.batch_sampler.first_batch
-        for batch in super().__iter__():
-            self._given += 1
-            yield batch
+    def __init__(
+        self, clips: Dataset[Any], batches: TrainingBatches, *, digest: str, trainer: Any = None, **settings: Any
+    ) -> None:
+        super().__init__(clips, batch_sampler=batches, **settings)
+        self.batches, self.digest, self.trainer = batches, digest, trainer
 
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were given away: 0 at its end."""
-        assert isinstance(self.batch_sampler, TrainingBatches)
-        return {"epoch": self.batch_sampler.epoch, "batches": self._given % len(self)}
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, and how many videos of its order have gone into weights: those before the last optimiser step."""
+        batches, trainer = self.batches, self.trainer
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        stepped = max(done - done % trainer.accumulate_grad_batches, batches.first_batch)
+        place = {"epoch": batches.epoch, "videos": batches.items_before(stepped)}
+        return {**place, "seed": batches.seed, "digest": self.digest}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Starts that epoch behind so many batches. Any other starts at 0: an epoch may end before its last batch."""
-        assert isinstance(self.batch_sampler, TrainingBatches)
-        self.batch_sampler.resume_epoch, self.batch_sampler.resume_batch = state["epoch"], state["batches"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on within the epoch of a checkpoint, with any batch size and number of processes; where that can't be,
+        starts the epoch anew and says so.
+        """
+        batches, loop = self.batches, self.trainer.fit_loop
+        progress, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress.current
+        batches.epoch = batches.resumed_epoch = epochs.processed
+        if state["epoch"] != epochs.processed:
+            batches.resumed_items = 0  # that epoch was over; Lightning, where it counts steps, would end it once more
+            if epochs.completed < epochs.processed:
+                loop.epoch_progress.increment_completed()
+        elif progress.is_last_batch and progress.current.processed == progress.current.ready:
+            batches.resumed_items = batches.num_items  # what the last batch left out is not for this epoch
+        elif reason := self._other(state):
+            batches.resumed_items = 0
+            if batches.rank == 0:
+                log.warning("epoch %d starts anew: %s", batches.epoch + 1, reason)
+        else:
+            batches.resumed_items = state["videos"]
+        # Lightning goes on behind as many batches as it had counted, of whatever size.
+        if moved := batches.first_batch - progress.current.processed:
+            for count in ("ready", "started", "processed", "completed"):
+                setattr(progress.current, count, getattr(progress.current, count) + moved)
+            progress.is_last_batch = batches.first_batch == len(batches)
+
+    def _other(self, state: dict[str, Any]) -> str | None:
+        """Why the order of now is not that of a checkpoint."""
+        if "digest" not in state:
+            return "its checkpoint is of an older version, which drew the order of videos otherwise"
+        if state["digest"] != self.digest:
+            return "its checkpoint was trained on another list of videos, or with another quarantine list"
+        if state["seed"] != self.batches.seed:
+            return f"its checkpoint was trained with seed {state['seed']}, now it is {self.batches.seed}"
+        return None

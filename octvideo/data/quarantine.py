@@ -21,6 +21,7 @@ from typing import TypeVar
 from octvideo.data.records import VideoList
 from octvideo.data.shards import ShardedVideos
 from octvideo.errors import UserError
+from octvideo.files import read_text, text_lines, whole_text
 
 Videos = TypeVar("Videos", bound=VideoList | ShardedVideos)
 
@@ -104,12 +105,8 @@ def read_quarantine(file: Path) -> tuple[str | None, list[tuple[str, str]]]:
     Raises:
         UserError: the list can't be read.
     """
-    try:
-        text = file.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    except OSError as error:
-        raise UserError(f"can't read the quarantine list {file}: {error.strerror}") from error
     root, entries = None, []
-    for line in text.replace("\r\n", "\n").split("\n"):  # not splitlines: names may hold its other line breaks
+    for line in text_lines(read_text(file, names=True)):
         if line.startswith(_ROOT):
             root = _unescaped(line.removeprefix(_ROOT))
         elif line.strip() and not line.startswith("#"):
@@ -127,15 +124,13 @@ def write_quarantine(file: Path, root: str, entries: Iterable[tuple[str, str]]) 
     if file.exists() and not file.read_bytes().startswith(_ROOT.encode()):
         raise UserError(f"{file} is there and was not written by this tool: move it, or write to another folder")
     number = 0
-    draft = file.with_name(f".{file.name}.part")
-    with draft.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as text:
+    with whole_text(file) as text:
         text.write(
             f"{_ROOT}{_escaped(root)}\n# a rerun writes this file anew; give it to a data set as data.quarantine\n"
         )
         for path, reason in entries:
             text.write(f"{_escaped(path)}\t{_escaped(reason)}\n")
             number += 1
-    draft.replace(file)
     return number
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import operator
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -88,6 +90,12 @@ class VideoList(Sequence[VideoRecord]):
     def take(self, numbers: Sequence[int]) -> VideoList:
         """Some of the videos, in that order."""
         return VideoList(self._at(number) for number in numbers)
+
+    def digest(self, root: str) -> str:
+        """SHA-256 over all paths in their order, without `root` in front: the same where a data set has moved."""
+        text, prefix = self._text.numpy().tobytes(), f"{root}/".encode("utf-8", "surrogateescape")
+        paths = (text[start:end].removeprefix(prefix) for start, end in itertools.pairwise(self._ends.tolist()))
+        return hashlib.sha256(b"\0".join(paths)).hexdigest()
 
     def _at(self, number: int) -> VideoRecord:
         return next(self._between(number, number + 1))

@@ -16,7 +16,7 @@ import numpy as np
 from octvideo.data.records import VideoRecord
 from octvideo.data.shards import ABOUT, INDEX, index_lines
 from octvideo.errors import UserError
-from octvideo.video import VIDEO_SUFFIXES
+from octvideo.files import is_video, part_of, whole_text
 
 _FORMAT = 1
 
@@ -95,8 +95,8 @@ def write_shards(
             _to_disk(file)
         report.num_shards += 1
         report.written += len(rows)
-    left_out = "".join(f"{name}\t{reason}\n" for name, reason in report.left_out)
-    (out / "left_out.tsv").write_text(left_out, encoding="utf-8", errors="surrogateescape")
+    with whole_text(out / "left_out.tsv") as file:
+        file.writelines(f"{name}\t{reason}\n" for name, reason in report.left_out)
     _write_settings(out, settings, complete=True)
     return report
 
@@ -111,7 +111,7 @@ def _write_shard(
     advance: Callable[[], object],
 ) -> list[dict[str, Any]]:
     """Fills one archive from the queue; its rows of the index, none where the queue has no video left."""
-    part = shard.with_name(shard.name + ".part")
+    part = part_of(shard)
     rows: list[dict[str, Any]] = []
     with part.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         while archive.offset < shard_bytes and (index := next(queue, None)) is not None:
@@ -123,7 +123,7 @@ def _write_shard(
                 advance()
                 continue
             suffix = Path(record.path).suffix.lower()
-            _add(archive, f"{index:09d}{suffix if suffix in VIDEO_SUFFIXES else '.mp4'}", content)
+            _add(archive, f"{index:09d}{suffix if is_video(record.path) else '.mp4'}", content)
             padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             offset = archive.offset - padded
             _add(archive, f"{index:09d}.json", json.dumps({"name": names[index], "label": record.label}).encode())
@@ -155,8 +155,8 @@ def _begin(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             raise UserError(f"{out} is there and holds no shards: give a new folder")
         try:
             out.mkdir(parents=True, exist_ok=True)
-            names = "".join(f"{name}\n" for name in settings["classes"])
-            (out / "classes.txt").write_text(names, encoding="utf-8")
+            with whole_text(out / "classes.txt") as file:
+                file.writelines(f"{name}\n" for name in settings["classes"])
             _write_settings(out, settings, complete=False)
         except OSError as error:
             raise UserError(f"can't write to {out}: {error.strerror}") from error
@@ -178,7 +178,8 @@ def _begin(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
         if there_are != sum(row["shard"] == last for row in rows):
             rows = [row for row in rows if row["shard"] != last]
     if len(index_lines(rows)) != len(text):
-        _write_whole(out / INDEX, index_lines(rows))
+        with whole_text(out / INDEX, to_disk=True) as file:
+            file.write(index_lines(rows))
     return rows
 
 
@@ -198,15 +199,8 @@ def _name(path: str, root: Path) -> str:
 
 
 def _write_settings(out: Path, settings: dict[str, Any], *, complete: bool) -> None:
-    _write_whole(out / ABOUT, json.dumps({**settings, "complete": complete}, indent=2) + "\n")
-
-
-def _write_whole(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".part")
-    with part.open("w", encoding="utf-8") as writing:
-        writing.write(text)
-        _to_disk(writing)
-    part.replace(file)
+    with whole_text(out / ABOUT, to_disk=True) as file:
+        file.write(json.dumps({**settings, "complete": complete}, indent=2) + "\n")
 
 
 def _to_disk(file: Any) -> None:

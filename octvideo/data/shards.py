@@ -27,6 +27,7 @@ from torch import Tensor
 
 from octvideo.data.records import ArchiveMember, VideoList, VideoRecord
 from octvideo.errors import UserError
+from octvideo.files import decode_text, one_line
 from octvideo.video import Source, VideoBytes, VideoReadError
 
 INDEX, ABOUT = "index.jsonl", "shards.json"
@@ -77,6 +78,10 @@ class ShardedVideos(Sequence[VideoRecord]):
         columns = (self.shard[places], self.offset[places], self.size[places])
         return ShardedVideos(self.videos.take(numbers), self.shards, *columns)
 
+    def digest(self, root: str) -> str:
+        """As `VideoList` has it."""
+        return self.videos.digest(root)
+
     def check(self) -> None:
         """Looks whether the archives are there and long enough: all of a disk, the first and the last of a store.
 
@@ -92,7 +97,7 @@ class ShardedVideos(Sequence[VideoRecord]):
             try:
                 size = file_system.info(path)["size"]
             except Exception as error:  # each store has errors of its own
-                raise UserError(f"no shard at {url} ({_words(error)}), which the index names") from error
+                raise UserError(f"no shard at {url} ({one_line(error)}), which the index names") from error
             if size is not None and size < ends[number]:
                 raise UserError(f"the shard {url} has {size} bytes, its index says {ends[number]}: copy it again")
 
@@ -164,15 +169,17 @@ def read_text(source: str, name: str, *, wanted: bool = True) -> str | None:
     try:
         with fsspec.open(url, "rb") as file:
             content: bytes = file.read()
-        return content.decode("utf-8")
+        return decode_text(content, url)
     except FileNotFoundError as error:
         if not wanted:
             return None
         raise UserError(
             f"no {name} at {source}: expected a folder of shards, as tools/write_shards.py writes"
         ) from error
+    except UserError:
+        raise
     except Exception as error:  # each store has errors of its own
-        raise UserError(f"can't read {url}: {_words(error)}") from error
+        raise UserError(f"can't read {url}: {one_line(error)}") from error
 
 
 def source_of(record: VideoRecord) -> Source:
@@ -187,7 +194,7 @@ def source_of(record: VideoRecord) -> Source:
     try:
         content = _range(url, offset, size)
     except (OSError, ValueError, ImportError) as error:
-        raise VideoReadError(record.path, f"no access to {url}: {_words(error)}") from error
+        raise VideoReadError(record.path, f"no access to {url}: {one_line(error)}") from error
     if len(content) != size:
         raise VideoReadError(record.path, f"{url} holds only {len(content)} of its {size} bytes")
     return VideoBytes(record.path, content)
@@ -206,12 +213,7 @@ def _range(url: str, offset: int, size: int) -> bytes:
             raise
         except Exception as error:  # each store has errors of its own; a network's trouble may pass
             if tried == _TRIES:
-                raise OSError(_words(error)) from error
-            log.warning("%s: %s; request %d of %d failed", url, _words(error), tried, _TRIES)
+                raise OSError(one_line(error)) from error
+            log.warning("%s: %s; request %d of %d failed", url, one_line(error), tried, _TRIES)
             time.sleep(tried)
     raise AssertionError
-
-
-def _words(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__

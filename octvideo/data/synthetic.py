@@ -9,9 +9,7 @@ Files: train/<class>/000.mp4 ..., test/<class>/..., classes.txt, train.txt, test
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,12 +18,14 @@ from pathlib import Path
 from typing import Literal
 
 import av
-from rich.console import Console
-from rich.progress import track
 from torch import Generator, Tensor
 
 from octvideo.data.scenes import Motion, draw_scene
+from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
+from octvideo.files import whole_file
+from octvideo.progress import track
+from octvideo.seeds import seed_of
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -102,11 +102,9 @@ def frames_of(settings: DemoSettings, split: Split, class_name: str, index: int)
     """
     for motion, forward, backward in _PAIRS:
         if class_name in (forward, backward):
-            key = f"{settings.seed}/{split}/{motion}/{index}"
-            # A hash: consecutive seeds would give related scenes, and python's own hash differs between runs.
-            seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little")
+            draw = Generator().manual_seed(seed_of(settings.seed, split, motion, index))
             size = {"height": settings.height, "width": settings.width}
-            scene = draw_scene(motion, Generator().manual_seed(seed), num_frames=settings.num_frames, **size)
+            scene = draw_scene(motion, draw, num_frames=settings.num_frames, **size)
             frames = scene.render(**size)  # (T,H,W,3)
             return frames if class_name == forward else frames.flip(0)
     raise UserError(f"no class {class_name!r}: expected one of {', '.join(CLASS_NAMES)}")
@@ -121,8 +119,7 @@ def write_video(frames: Tensor, path: Path, *, fps: int = 25) -> None:
         fps: frames per second.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with av.open(str(part), "w", format="mp4") as container:
+    with whole_file(path) as part, av.open(str(part), "w", format="mp4") as container:
         options = {"crf": "18", "preset": "fast", "g": "12", "x264-params": _REPRODUCIBLE}
         stream = container.add_stream("libx264", rate=fps, options=options)
         _, stream.height, stream.width, _ = frames.shape
@@ -131,7 +128,6 @@ def write_video(frames: Tensor, path: Path, *, fps: int = 25) -> None:
         for image in frames.numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
-    part.replace(path)
 
 
 def write_demo(
@@ -169,14 +165,11 @@ def write_demo(
         write_video(frames_of(settings, split, class_name, index), out / path, fps=settings.fps)
 
     # Threads: rendering and encoding both leave the interpreter's lock, and nothing is imported again.
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or available_cpus()) as pool:
         jobs = [pool.submit(make, *job) for job in missing]
         try:
-            console = Console(stderr=True)
             done = as_completed(jobs)
-            for job in track(
-                done, "writing videos", total=len(jobs), console=console, disable=not progress or not jobs
-            ):
+            for job in track(done, "writing videos", len(jobs)) if progress and jobs else done:
                 job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -49,7 +49,7 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
         UserError: there is none, or it is something else.
     """
     try:
-        with Path(path).open(newline="") as file:
+        with Path(path).open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row.get("epoch") and row.get("step")]
     except OSError as error:
         raise UserError(f"no metrics at {path} ({error.strerror}): training writes metrics.csv") from error

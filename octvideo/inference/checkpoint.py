@@ -1,10 +1,12 @@
-"""Checkpoints of `octvideo fit` as files: found, read without their tensors in memory, refused in words,
-built again."""
+"""Runs by name, and their checkpoints as files: found, read without their tensors in memory, refused in words, built
+again."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,49 @@ import torch
 from torch import nn
 
 from octvideo.errors import UserError
+from octvideo.files import one_line
+
+
+def expanded(path: str) -> str:
+    """A path as a shell takes it: `~`, `$NAME` and `${NAME}` replaced, names that are not set left as they are."""
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 (of a Path, it raises where there is no home)
+
+
+def run_folder(name: str, runs_dir: str | Path = "runs") -> Path:
+    """The folder of a run: its name in `runs_dir`, or a path that is absolute or begins with `runs_dir`."""
+    runs, path = Path(expanded(str(runs_dir))), Path(expanded(name))
+    return path if path.parts[: len(runs.parts)] == runs.parts else runs / path
+
+
+def check_run_name(name: str) -> str:
+    """The name, if a run can be called so and be found again.
+
+    Raises:
+        UserError: it can't.
+    """
+    parts = Path(name).parts
+    odd = name != name.strip() or any(char < " " for char in name)
+    if odd or not parts or name in ("last", "best", "/") or {"..", "checkpoints"} & set(parts):
+        raise UserError(
+            f"a run can't be called {name!r}: expected a name other than 'last' and 'best', or a path without '..' and "
+            "'checkpoints'; give another --name"
+        )
+    return name
+
+
+def find_runs(runs_dir: str | Path = "runs") -> list[Path]:
+    """The folders with checkpoints in `runs_dir`, at any depth, through links too."""
+    found, seen = [], set()
+    for here, folders, _ in os.walk(expanded(str(runs_dir)), followlinks=True):
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        if "checkpoints" in folders:
+            folders.remove("checkpoints")
+            found.append(Path(here))
+    return found
 
 
 def find_checkpoint(given: str, runs_dir: str | Path = "runs") -> Path:
@@ -21,31 +66,24 @@ def find_checkpoint(given: str, runs_dir: str | Path = "runs") -> Path:
         UserError: there is no checkpoint where one is looked for.
     """
     if given == "last":
-        return newest_checkpoint(runs_dir)
-    folders = [folder for folder in (Path(runs_dir) / given, Path(given)) if folder.is_dir()]
+        return _newest(find_runs(runs_dir), Path(expanded(str(runs_dir))), f"**/{_OF_RUN}")
+    path = Path(expanded(given))
+    folders = [folder for folder in (run_folder(given, runs_dir), path) if folder.is_dir()]
     for folder in folders:
         if any(folder.glob(_OF_RUN)):
-            return _newest(folder, _OF_RUN)
-    return _newest(folders[0], _OF_RUN) if folders else Path(given)
+            return _newest([folder], folder, _OF_RUN)
+    return _newest([], folders[0], _OF_RUN) if folders else path
 
 
 _OF_RUN = "checkpoints/*.ckpt"
 
 
-def newest_checkpoint(runs_dir: str | Path = "runs") -> Path:
-    """The checkpoint written last under `runs_dir`.
-
-    Raises:
-        UserError: there is none.
-    """
-    return _newest(Path(runs_dir), f"*/{_OF_RUN}")
-
-
-def _newest(folder: Path, pattern: str) -> Path:
-    newest = max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, default=None)
+def _newest(runs: Iterable[Path], looked_in: Path, pattern: str) -> Path:
+    written = (checkpoint for run in runs for checkpoint in run.glob(_OF_RUN))
+    newest = max(written, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None:
         raise UserError(
-            f"no checkpoint under {folder.absolute()} (looked for {pattern}): train one first, or give --ckpt PATH"
+            f"no checkpoint under {looked_in.absolute()} (looked for {pattern}): train one first, or give --ckpt PATH"
         )
     return newest
 
@@ -63,7 +101,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch has no common type for "not a checkpoint"
-        raise UserError(f"{path} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} can't be read as a checkpoint: {one_line(error)}") from error
     block = content.get("octvideo") if isinstance(content, dict) else None
     if not isinstance(block, dict):
         raise UserError(

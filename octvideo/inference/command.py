@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import sys
@@ -13,27 +12,27 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from octvideo.errors import UserError
+from octvideo.files import VIDEO_SUFFIXES, digest, read_text, text_lines, walk_videos
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.preparation import Timing
-from octvideo.inference.result_file import ResultFile, as_record, digest
-from octvideo.video import VIDEO_SUFFIXES, VideoReadError
+from octvideo.inference.result_file import ResultFile, as_record
+from octvideo.program import Parser, command
+from octvideo.progress import Progress
+from octvideo.video import VideoReadError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def infer(argv: Sequence[str]) -> int:
     """Classifies the videos named on the command line.
 
     Returns:
-        0; 1 when some video could not be read (the others are done); 2 for a mistake of the user's.
+        0; 1 when some video could not be read (the others are done).
     """
     args = _parser().parse_args(argv)
-    print_any_name()
     output: _Output | None = None
     failures: list[VideoReadError] = []
-    said, code = "", 0
     try:
         videos = list(find_videos(args.videos))
         weights = _weights(args)
@@ -45,17 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 output.add(result)
                 if isinstance(result, VideoReadError):
                     failures.append(result)
-    except UserError as error:
-        said, code = f"error: {error}", 2
     except KeyboardInterrupt:
-        said, code = "stopped" if args.output is None else "stopped: the same command goes on", 130
-    if output is not None:  # in any case what has been done
-        output.end()
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    if said:
-        print(said, file=sys.stderr)
-    return code or (1 if failures else 0)
+        raise KeyboardInterrupt("stopped" if args.output is None else "stopped: the same command goes on") from None
+    finally:
+        if output is not None:  # in any case what has been done
+            output.end()
+        for failure in failures:
+            print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+main = command()(infer)
 
 
 class _Output(Protocol):
@@ -105,7 +104,7 @@ class _Json:
 
     def end(self) -> None:
         content = {**self._made_by, "videos": self._videos, "errors": self._errors}
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json.dumps(content, indent=2))
 
 
 class _Lines:
@@ -131,14 +130,8 @@ class _Lines:
         print(f"{len(self._file.done)} results are in {self._file.path}{broken}", file=sys.stderr)
 
 
-def print_any_name() -> None:
-    """Lets file names that are no text in this locale be printed as they are on the disk, rather than as an error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
-
-
 def find_videos(names: Sequence[str]) -> Iterator[str]:
-    """Files as given, the videos under folders in order of their names, and for @FILE the names in its lines.
+    """Files as given, the videos under folders in natural order, and for @FILE the names in its lines.
 
     Of many names in a file one that is not there is left to the reader, whose error stops nothing.
 
@@ -148,9 +141,9 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         path = Path(name)
         if name.startswith("@") and not path.exists():
-            yield from _lines_of(Path(name[1:]))
+            yield from (line for line in text_lines(read_text(name[1:], names=True)) if line.strip())
         elif path.is_dir():
-            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            inside = [os.path.join(path, video) for video in walk_videos(path)]  # noqa: PTH118
             if not inside:
                 raise UserError(f"no video in folder {path} (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
             yield from inside
@@ -160,14 +153,6 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
             yield name
         else:
             raise UserError(f"no file or folder {path}")
-
-
-def _lines_of(file: Path) -> list[str]:
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"can't read {file}, from which names of videos were to come: {error.strerror}") from error
-    return [os.fsdecode(line) for line in lines if line.strip()]
 
 
 def classify(
@@ -181,19 +166,15 @@ def classify(
     """
     console = Console(stderr=True)
     console.print(f"weights: {predictor.source}", highlight=False, soft_wrap=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    makes_room = prints and sys.stdout.isatty() and console.is_terminal
-    progress = Progress(
-        TextColumn("{task.description}"), *columns, console=console, redirect_stdout=False, transient=makes_room
-    )
     # Results are closed in any case: Ctrl-C ends the preparing thread with them.
-    with progress, contextlib.closing(predictor.predict_many(videos, topk=topk)) as results:
-        for result in progress.track(results, total=len(videos), description="classifying"):
-            if makes_room:
-                progress.stop()
-            yield result
-            if makes_room:
-                progress.start()
+    with (
+        Progress("classifying", len(videos)) as progress,
+        contextlib.closing(predictor.predict_many(videos, topk=topk)) as results,
+    ):
+        for result in results:
+            with progress.hidden() if prints and sys.stdout.isatty() else contextlib.nullcontext():
+                yield result
+            progress.advance()
 
 
 def _made_by(predictor: Predictor) -> dict[str, str]:
@@ -241,7 +222,7 @@ def _predictor(args: argparse.Namespace, weights: Path | None) -> Predictor:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="infer", description="Names the actions in videos.")
+    parser = Parser(prog="infer", description="Names the actions in videos.")
     parser.add_argument(
         "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import find_checkpoint
-from octvideo.inference.command import find_videos, positive, print_any_name
+from octvideo.inference.command import find_videos, positive
 from octvideo.inference.engines import MODEL_FILES, check_choice
 from octvideo.inference.export import write_export
 from octvideo.inference.predictor import engine_device, network_of_checkpoint, network_of_pytorchvideo
 from octvideo.inference.preparation import Normaliser
+from octvideo.program import Parser, command
+from octvideo.progress import track
 from octvideo.video import ViewSettings, read_views
 
 # Clips to choose int8 scales from; more changed the scores no further.
@@ -27,23 +27,11 @@ _CALIBRATION_CLIPS = 300
 _CHECK_CLIPS = 6
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exports what the command line names.
-
-    Returns:
-        0; 2 for a mistake of the user's; 130 when stopped.
-    """
+@command()
+def main(argv: Sequence[str]) -> int:
+    """Exports what the command line names; returns 0."""
     args = _parser().parse_args(argv)
-    print_any_name()
-    console = Console(stderr=True)
-    try:
-        settings = export(args, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    settings = export(args, Console(stderr=True))
     print(summary(settings, Path(args.output)))
     return 0
 
@@ -65,7 +53,7 @@ def export(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     normalise = Normaliser(
         settings.setdefault("mean", (0.45,) * 3), settings.setdefault("std", (0.225,) * 3), torch.device("cpu")
     )
-    clips = _some_clips(videos, views, normalise, console) if videos else None
+    clips = _some_clips(videos, views, normalise) if videos else None
     with console.status(f"exporting for {args.engine}"):
         return write_export(
             network,
@@ -83,7 +71,7 @@ def export(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         )
 
 
-def _some_clips(videos: Sequence[str], views: ViewSettings, normalise: Normaliser, console: Console) -> Tensor:
+def _some_clips(videos: Sequence[str], views: ViewSettings, normalise: Normaliser) -> Tensor:
     """Normalised views of the videos, (M, 3, T, H, W): as many of each, `_CALIBRATION_CLIPS` at most.
 
     Raises:
@@ -92,7 +80,7 @@ def _some_clips(videos: Sequence[str], views: ViewSettings, normalise: Normalise
     videos = videos[:: -(-len(videos) // _CALIBRATION_CLIPS)]
     each = max(1, _CALIBRATION_CLIPS // len(videos))
     clips = []
-    for video in track(videos, description="reading", console=console):
+    for video in track(videos, "reading"):
         cut = read_views(video, views)  # uint8 (V,3,T,S,S)
         clips.append(normalise(cut[:: -(-len(cut) // each)]))
     return torch.cat(clips)
@@ -120,7 +108,7 @@ def summary(settings: dict[str, Any], folder: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="export", description="Writes a trained network for one engine.")
+    parser = Parser(prog="export", description="Writes a trained network for one engine.")
     parser.add_argument(
         "--ckpt",
         metavar="RUN|FILE",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,6 @@ def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
         "top": [{"name": name, "score": score} for name, score in result.top],
         "seconds": {name: round(value, 4) for name, value in asdict(result.timing).items()},
     }
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a checkpoint, or of an exported model's files."""
-    total = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as content:
-                while part := content.read(2**20):
-                    total.update(part)
-    return total.hexdigest()
 
 
 class ResultFile:

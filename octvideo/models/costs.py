@@ -10,6 +10,7 @@ import torch
 
 import octvideo.models as models
 from octvideo.errors import UserError
+from octvideo.files import one_line
 from octvideo.models.library import LIBRARY_NETWORKS
 from octvideo.octave import Cost, count_cost
 
@@ -104,7 +105,7 @@ def _count(name: str, alpha: float, clip: Clip, num_classes: int) -> Cost:
     try:
         return count_cost(network, clip)
     except (RuntimeError, UserError) as error:
-        shape, reason = "x".join(map(str, clip)), str(error).splitlines()[0]
+        shape, reason = "x".join(map(str, clip)), one_line(error)
         raise UserError(f"{name} takes no clip of {shape}: {reason}") from error
 
 

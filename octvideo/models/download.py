@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from octvideo.download import digest, fetch, reason
+from octvideo.download import fetch, version_of
 from octvideo.errors import UserError
+from octvideo.files import digest, one_line, part_of, whole_file
+from octvideo.progress import Progress
 
 
 def download(url: str) -> Path:
@@ -39,19 +39,17 @@ def download(url: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_file():
-            part = target.with_name(target.name + ".part")
             try:
-                _fetch(url, part)
-                _check_hash(url, part)
-                part.replace(target)
+                with whole_file(target) as part:
+                    _fetch(url, part)
+                    _check_hash(url, part)
             except (OSError, HTTPException) as error:
                 raise UserError(
-                    f"{url} can't be downloaded ({reason(error)}): check the address and the connection, or put "
+                    f"{url} can't be downloaded ({one_line(error)}): check the address and the connection, or put "
                     f"the file at {target} by hand"
                 ) from error
             finally:
-                part.unlink(missing_ok=True)
-                part.with_name(part.name + ".version").unlink(missing_ok=True)
+                version_of(part_of(target)).unlink(missing_ok=True)
     return target
 
 
@@ -66,10 +64,8 @@ def cache_path(url: str) -> Path:
 
 
 def _fetch(url: str, part: Path) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(part.stem, total=None)
-        fetch(url, part, progress=lambda here, total: bar.update(task, completed=here, total=total or None))
+    with Progress(part.stem, in_bytes=True) as shown:
+        fetch(url, part, progress=lambda here, total: shown.update(here, total=total or None))
 
 
 def _check_hash(url: str, part: Path) -> None:
@@ -81,7 +77,7 @@ def _check_hash(url: str, part: Path) -> None:
     named = re.search(r"-([0-9a-f]{8,64})\.\w+$", urlsplit(url).path)
     if named is None:
         return
-    found = digest(part, "sha256")
+    found = digest(part)
     if not found.startswith(named[1]):
         raise UserError(
             f"{url} is damaged: its SHA-256 is {found[: len(named[1])]}..., expected {named[1]} as in its name. "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from octvideo.errors import UserError
+from octvideo.files import one_line
 from octvideo.models.download import download
 from octvideo.models.weight_files import PixelScale, Weights, read_file
 
@@ -72,7 +73,7 @@ def _from_timm(name: str) -> Weights:
     try:
         network = timm.create_model(name, pretrained=True)
     except Exception as error:  # of timm, of the hub behind it, of its connections: no common type
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = one_line(error)
         raise UserError(
             f"timm:{name} can't be had ({reason}); names with weights: timm.list_pretrained('*resnet50*')"
         ) from error

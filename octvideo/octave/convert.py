@@ -66,7 +66,7 @@ def octavize(
     factor: Factor | None = None,
     inverted_residuals: InvertedResiduals = "hidden",
     channel_multiple: int = 1,
-    leaf_modules: Sequence[type[nn.Module]] = (),
+    leaf_modules: Sequence[type[nn.Module] | str] = (),
 ) -> OctaveNetwork:
     """A new network that computes `model` with part of its channels at half resolution.
 
@@ -96,15 +96,16 @@ def octavize(
         channel_multiple: round the number of low channels to a multiple of this, so that both parts fill vector
             units: at alpha .1, 6 of 64 channels become 8 with a multiple of 8. Shares then differ a little from
             alpha, see `octave_report`; grouped and very thin layers are not rounded.
-        leaf_modules: module classes to keep whole (they take and give ordinary tensors), for code that cannot
-            be traced.
+        leaf_modules: module classes, or names of some ("timm.layers.SelectiveKernel", or its last part), to keep
+            whole: they take and give ordinary tensors. For code that cannot be traced.
 
     Returns:
         A torch.fx GraphModule; `octave_report` says what became octave and what could not, with reasons.
 
     Raises:
-        ValueError: if `model` is no ordinary network, an alpha is outside [0, 1], a prefix matches nothing, an option
-            is unknown, the network cannot be traced, or it computes something else in training than in evaluation.
+        ValueError: if `model` is no ordinary network, an alpha is outside [0, 1], a prefix or class name matches
+            nothing, an option is unknown, the network cannot be traced, or it computes something else in training than
+            in evaluation.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
@@ -119,7 +120,7 @@ def octavize(
     _check_network(model)
     model = copy.deepcopy(model, computed_tensors(model))
     _use_plain_integers(model)
-    graph = trace_network(model, tuple(leaf_modules))
+    graph = trace_network(model, _classes(leaf_modules, model))
     traced = Network(graph, dict(model.named_modules()), _factor(factor, model))
     shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
     solution = PartitionSolver(traced, shares, channel_multiple).solve()
@@ -151,6 +152,20 @@ def _check(settings: Settings, inverted_residuals: str) -> None:
     ):
         if value not in known:
             raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, known))}")
+
+
+def _classes(leaf_modules: Sequence[type[nn.Module] | str], model: nn.Module) -> tuple[type[nn.Module], ...]:
+    """The classes that are meant; a name's last part decides, as libraries give a class several paths."""
+    known = {type(module) for module in model.modules()}
+    classes: list[type[nn.Module]] = []
+    for given in leaf_modules:
+        name = given.rpartition(".")[2] if isinstance(given, str) else None
+        meant = [given] if isinstance(given, type) else [kind for kind in known if kind.__name__ == name]
+        if not meant:
+            names = ", ".join(sorted(kind.__name__ for kind in known))
+            raise ValueError(f"leaf_modules: got {given!r}, expected a class of this network's modules: {names}")
+        classes += meant
+    return tuple(classes)
 
 
 def _check_network(model: Any) -> None:

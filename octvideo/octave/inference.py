@@ -17,6 +17,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from octvideo.octave.arrange import arrange
 from octvideo.octave.conv import _OctConvNd
+from octvideo.octave.conv_form import conv_form, make_weight_once
 from octvideo.octave.fused_conv import MaxPool
 from octvideo.octave.fused_sequence import FusedSequence
 from octvideo.octave.modules import Method, OctAdd, OctFunction, OctMap, OctPool
@@ -86,6 +87,8 @@ def _prepare(model: nn.Module) -> nn.Module:
     if traced is None:
         return model
     modules = dict(traced.named_modules())
+    for module in modules.values():
+        make_weight_once(module)
     _fold_norms(traced, modules)
     _prepare_convolutions(traced, modules)
     _join_convolutions(traced, modules)
@@ -113,7 +116,8 @@ def _fold_norms(model: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
             continue
         source = node.args[0]
         conv = modules.get(str(source.target)) if source.op == "call_module" else None
-        foldable = isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d) and len(source.users) == 1
+        form = conv_form(conv)
+        foldable = form is not None and form.make_weight is None and len(source.users) == 1
         if not foldable or calls.count(source.target) > 1 or calls.count(node.target) > 1:
             continue
         assert isinstance(conv, nn.modules.conv._ConvNd) and norm.running_var is not None
@@ -201,7 +205,8 @@ def _take_on_pool(model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx
     user = next(iter(conv.users))
     pool = modules.get(str(user.target)) if user.op == "call_module" else None
     alone = len(conv.users) == 1 and len(conv.args) == 1
-    if alone and isinstance(pool, nn.MaxPool2d | nn.MaxPool3d) and (taken := _max_pool(pool, prepared)) is not None:
+    plain: Any = pool if type(pool) in (nn.MaxPool2d, nn.MaxPool3d) else None  # timm's subclasses pad otherwise
+    if alone and plain and (taken := _max_pool(plain, prepared)) is not None:
         prepared.max_pool = taken
         user.replace_all_uses_with(conv)
         model.graph.erase_node(user)

@@ -19,6 +19,9 @@ ACTIVATIONS_BY_NAME = (
     "HardMishMe", "HardSigmoid", "HardSigmoidMe", "HardSigmoidJit", "GELUTanh", "QuickGELU",
 )  # fmt: skip
 
+# timm's, which pad by TensorFlow's rule: they compute with the map's size.
+SAME_POOLS = ("MaxPool2dSame", "AvgPool2dSame")
+
 # Kept as modules while tracing: what they do depends on .training, which a trace would freeze. By name, since
 # timm, torchvision and pytorchvideo each have their own.
 _MODE_DEPENDENT = ("Dropout", "DropPath", "StochasticDepth", "DropBlock")
@@ -66,9 +69,11 @@ class _Tracer(fx.Tracer):
             return True
         if type(m) is nn.Identity:  # may carry a list of pathways, which a node cannot
             return False
-        if any(name in type(m).__name__ for name in _MODE_DEPENDENT) and not any(is_conv(part) for part in m.modules()):
-            return True  # a block of convolutions may be named after its dropout
-        if is_conv(m) or is_norm(m) or is_activation(m):
+        if any(name in type(m).__name__ for name in _MODE_DEPENDENT) and not holds_conv(m):
+            return True
+        if isinstance(m, CONVS) and not hasattr(m, "set_octave"):  # of any class: see conv_form.py
+            return True
+        if is_norm(m) or is_activation(m) or type(m).__name__ in SAME_POOLS:
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -105,10 +110,15 @@ def is_conv(module: nn.Module | None) -> bool:
     return isinstance(module, CONVS) and type(module).forward in {base.forward for base in CONVS}
 
 
+def holds_conv(module: nn.Module) -> bool:
+    """Whether a convolution is in it: then it is a block, whatever its class is named after."""
+    return any(isinstance(part, CONVS) for part in module.modules())
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether `module` is one normalisation layer (timm's may hold their activation), by its class's name."""
     own = next(module.parameters(recurse=False), None) is not None or isinstance(module, _BatchNorm)
-    return "Norm" in type(module).__name__ and own
+    return "Norm" in type(module).__name__ and own and not holds_conv(module)
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -160,8 +170,9 @@ def trace_network(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.G
         longer = len(graph.nodes) >= len(in_evaluation.nodes)
         first, known = (node, scopes) if longer else (other, scopes_in_evaluation)
         where, kind = known.get(str(first), ("", None))
-        name = (kind or type(model)).__name__  # torch.fx names no class for the network itself
-        whole = f"keep the class whole with leaf_modules=[{name}]" if where else "move it out of the network"
+        kind = kind or type(model)  # torch.fx names no class for the network itself
+        name, whole = kind.__name__, f"keep the class whole with leaf_modules=[{kind.__name__}]"
+        whole = "move it out of the network" if _holds_all(model, kind) else whole
         raise ValueError(
             f"octavize cannot convert {where or 'the network itself'} ({name}): in training it "
             f"computes something else than in evaluation, or at random, from {first} on, and a trace would keep "
@@ -188,10 +199,11 @@ def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Gr
     except Exception as error:
         where = tracer.failed_in or "the network itself"
         module = dict(model.named_modules()).get(tracer.failed_in or "", model)
-        raise ValueError(
-            f"octavize cannot trace {where} ({type(module).__name__}): {error}. Keep that class whole with "
-            f"leaf_modules=[{type(module).__name__}]; it then takes and gives ordinary tensors"
-        ) from error
+        name = type(module).__name__
+        advice = f"Keep that class whole with leaf_modules=[{name}]; it then takes and gives ordinary tensors"
+        if _holds_all(model, type(module)):
+            advice = "Change that code, or convert a part of the network: kept whole, it would leave nothing to convert"
+        raise ValueError(f"octavize cannot trace {where} ({name}): {error}. {advice}") from error
     after = _state(model)
     if replaced := [name for name, value in state.items() if value is not after.get(name)]:
         raise ValueError(
@@ -206,6 +218,13 @@ def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Gr
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+def _holds_all(model: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether modules of a class are the network itself, or hold all its convolutions."""
+    whole = [module for module in model.modules() if isinstance(module, kind)]
+    convs = {module for module in model.modules() if isinstance(module, CONVS)}
+    return model in whole or (bool(convs) and convs <= {part for module in whole for part in module.modules()})
 
 
 def _call(node: fx.Node, *, but: str = "") -> tuple[Any, ...]:

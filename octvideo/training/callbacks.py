@@ -31,38 +31,20 @@ def checkpoint_callbacks(
         monitor: metric that chooses the best, higher is better; skipped while the run does not log it.
         every_minutes: also writes last.ckpt within epochs; None does not.
     """
-    # Resolved: Lightning forgets the best score of a resumed run whose folder is spelt otherwise than it
-    # saved it.
-    where = folder.checkpoints.resolve()
-    # enable_version_counter=False: else a resumed run writes last-v1.ckpt beside the last.ckpt that it came
-    # from.
+    common: dict[str, Any] = {
+        # Resolved: Lightning forgets the best score of a resumed run whose folder is spelt otherwise than it saved it.
+        "dirpath": folder.checkpoints.resolve(),
+        # Else a resumed run writes last-v1.ckpt beside the last.ckpt that it came from.
+        "enable_version_counter": False,
+    }
     callbacks: list[Callback] = [
-        BestCheckpoint(
-            dirpath=where,
-            filename="best",
-            monitor=monitor,
-            mode="max",
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        ),
+        BestCheckpoint(**common, filename="best", monitor=monitor, mode="max", auto_insert_metric_name=False),
         # Not `save_last`: that writes a second copy of whatever top-k has just saved.
-        ModelCheckpoint(
-            dirpath=where,
-            filename="last",
-            every_n_epochs=1,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        ModelCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     if every_minutes is not None:
-        callbacks.append(
-            ModelCheckpoint(
-                dirpath=where,
-                filename="last",
-                train_time_interval=timedelta(minutes=every_minutes),
-                enable_version_counter=False,
-            )
-        )
+        interval = timedelta(minutes=every_minutes) or timedelta.resolution  # Lightning 2.5 takes 0 for never
+        callbacks.append(CheckpointWithinEpochs(**common, filename="last", train_time_interval=interval))
     return callbacks
 
 
@@ -81,6 +63,22 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._can_choose(trainer):
             super().on_train_epoch_end(trainer, pl_module)
+
+
+class CheckpointWithinEpochs(ModelCheckpoint):
+    """ModelCheckpoint that saves where an optimiser step has just been made: gradients that wait for one are in no
+    checkpoint, but what their batches have done to norms is.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        stepped = done % trainer.accumulate_grad_batches == 0
+        # A run that is resumed behind such a batch would leave its validation out.
+        validates = done == trainer.num_training_batches or done % (trainer.val_check_batch or float("inf")) == 0
+        if stepped and not validates:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class ResumeHint(Callback):
@@ -108,12 +106,14 @@ class ResumeHint(Callback):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the config of a fit as config.yaml, and that of a later test beside it, as config_test.yaml."""
+    """Saves the config of a fit in the run's folder, as config.yaml, and that of a later test as config_test.yaml."""
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         name = getattr(stage, "value", stage)  # an enum whose str() is its own name
-        self.config_filename = "config.yaml" if name == "fit" else f"config_{name}.yaml"
-        super().setup(trainer, pl_module, stage)
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / ("config.yaml" if name == "fit" else f"config_{name}.yaml")
+        self.parser.save(self.config, str(file), skip_none=False, overwrite=True)
 
 
 class ProgressBar(RichProgressBar):
@@ -124,6 +124,13 @@ class ProgressBar(RichProgressBar):
         of_total = "" if total in (None, -1) else f"/{total}"
         # As wide as the word below it, or the bars jump.
         return f"{f'Epoch {current_epoch + 1}{of_total}':{len(self.validation_description)}}"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        # Lightning leaves it out where it resumes within an epoch, and the bar with it.
+        self.on_train_epoch_start(trainer, pl_module)
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            self.progress.update(self.train_progress_bar_id, completed=trainer.fit_loop.batch_idx + 1)
 
 
 class WriteUnreadable(Callback):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from octvideo.files import whole_file
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -21,9 +22,5 @@ class WholeFiles(TorchCheckpointIO):
         """Writes `path`, with its folder."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with whole_file(path, to_disk=True) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)

@@ -1,21 +1,23 @@
 """The LightningModule: uint8 batches through a network, losses, and metrics over whole videos.
 
-It receives batches (octvideo.data's dictionaries) and never decodes. Scaling and normalising happen here, on
-the device. Metric names: train/loss, train/top1, val/top1, val/top5, val/mean_class, val/loss, and the same
-under test/.
+It receives batches (octvideo.data's) and never decodes. Scaling and normalising happen here, on the device, in
+float32 whatever the precision, as do losses and metrics. Metric names: train/loss, train/top1, val/top1, val/top5,
+val/mean_class, val/loss, and the same under test/.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 
 from octvideo.errors import UserError
 from octvideo.evaluation.metrics import VideoMetrics
@@ -23,14 +25,15 @@ from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, load_weights, read_weights
 from octvideo.octave import arrange
-from octvideo.training.checkpoint_block import built_from, check_fits, make_block
+from octvideo.seeds import seed_of
+from octvideo.training.checkpoint_block import built_from, check_fits, fit_classes, make_block
 from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
 from octvideo.training.results import Evaluation, ScoredBatch
 from octvideo.training.schedule import Schedule, ScheduleName
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
-Batch = dict[str, Any]
+Batch = Any  # octvideo.data's, which has a part for each key
 Optimizer = Literal["sgd", "adamw"]
 
 
@@ -61,8 +64,8 @@ class VideoClassifier(L.LightningModule):
         channels_last: keep network and clips in channels_last_3d, and arrange the network's convolutions for it
             (octvideo/octave/arrange.py): the faster layout on CPUs.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
-        seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch): a resumed run repeats
-            them.
+        seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch, process): a resumed run
+            repeats them.
     """
 
     pixel_mean: Tensor
@@ -121,6 +124,7 @@ class VideoClassifier(L.LightningModule):
         self.unreadable = UnreadableVideos("training")
         self._largest_batch = 0
         self._epoch_started = 0.0
+        self._first_batch: int | None = None  # of the running epoch, trained by this process
 
     # ── network ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -131,13 +135,23 @@ class VideoClassifier(L.LightningModule):
             module.eval()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VideoClassifier:
+        """As nn.Module's, by which Lightning moves it to a device and makes its floats those of a precision such as
+        bf16-true; but the latter is for the network alone: sums of losses and the mean of pixels keep their dtype.
+        """
+        super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+        self.network._apply(fn)
+        return self
+
     def forward(self, clips: Tensor) -> Tensor:
-        """uint8 clips (N, 3, T, H, W) to logits (N, K)."""
-        x = (clips.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        """uint8 clips (N, 3, T, H, W) to logits (N, K), float32 or float64."""
+        x = (clips.float() - self.pixel_mean) / self.pixel_std
+        x = x.to(next(self.network.parameters()).dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with compiler_errors_in_words():
-            return self.network(x)
+            logits = self.network(x)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def view_scores(self, video: Tensor | Sequence[Views]) -> Tensor:
         """All views of each video to video scores (N, K), a bounded number of views at a time.
@@ -148,7 +162,7 @@ class VideoClassifier(L.LightningModule):
         if not len(video):
             return torch.empty(0, self.num_classes, device=self.pixel_mean.device)
         logits = torch.cat([self(chunk) for chunk in view_chunks(video, self.views_per_chunk)])  # (N·V,K)
-        return video_scores(logits.float(), len(logits) // len(video))  # (N,K)
+        return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -156,14 +170,18 @@ class VideoClassifier(L.LightningModule):
         """Checks the class count against the data's, and loads `init_weights` unless a checkpoint will be
         loaded.
         """
-        expected = getattr(self._datamodule, "num_classes", self.num_classes)
+        names = self._names_of_data
+        expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
         if expected != self.num_classes:
             raise UserError(
                 f"the network has {self.num_classes} classes and the data {expected}: "
                 f"set model.network.init_args.num_classes to {expected}"
             )
         if self.init_weights is not None and not self.trainer.ckpt_path:
-            report = load_weights(self.network, read_weights(self.init_weights), head="swap")
+            weights = read_weights(self.init_weights)
+            report = load_weights(self.network, weights, head="swap", class_names=names)
+            if stage != "fit" and report.classes is not None and report.class_names:
+                raise UserError(f"{self.init_weights} was trained on {report.class_names}: its head is of no use here")
             self.print(f"Weights from {self.init_weights}: {report}")
             if advice := report.pixel_advice(PixelScale(self.mean, self.std)):
                 self.print(f"  {advice}")
@@ -171,16 +189,19 @@ class VideoClassifier(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = decay_groups(self.network, self.weight_decay)
         if self.optimizer_name == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr)
+            # torch's 1e-8 is 0 in float16, and an update of a weight without gradient 0/0.
+            eps = max(1e-8, torch.finfo(next(self.network.parameters()).dtype).tiny)
+            return torch.optim.AdamW(groups, lr=self.lr, eps=eps)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
 
     def _set_learning_rate(self, batch_idx: int) -> float:
-        trainer = self.trainer
-        per_epoch = max(trainer.num_training_batches, 1)
-        epoch = trainer.current_epoch + batch_idx / per_epoch
+        trainer, window = self.trainer, self.trainer.accumulate_grad_batches
+        # The place counts optimizer steps; the last window of an epoch makes one too, however many batches it has.
+        per_epoch = max(math.ceil(trainer.num_training_batches / window), 1)
+        epoch = trainer.current_epoch + batch_idx // window / per_epoch
         ends = [float(trainer.max_epochs)] if trainer.max_epochs not in (None, -1) else []
         if trainer.max_steps not in (None, -1):
-            ends.append(trainer.max_steps * trainer.accumulate_grad_batches / per_epoch)
+            ends.append(epoch + (trainer.max_steps - trainer.global_step) / per_epoch)
         lr = self.lr * self.schedule.factor(epoch, total_epochs=min(ends, default=epoch + 1))
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
@@ -194,15 +215,27 @@ class VideoClassifier(L.LightningModule):
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
 
+    def on_train_start(self) -> None:
+        # Lightning leaves these out where it resumes within an epoch.
+        self.on_train_epoch_start()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(self.trainer)
+
     def on_train_epoch_start(self) -> None:
-        self._epoch_started = time.monotonic()
-        self.unreadable.start_pass()
+        self._epoch_started, self._first_batch = time.monotonic(), None
+        for metric in self._train_metrics:
+            metric.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self._first_batch is None:
+            self._first_batch = batch_idx
+        if batch_idx == 0:  # else a checkpoint has said how many there were
+            self.unreadable.start_pass()
         lr = self._set_learning_rate(batch_idx)
         self.log("lr", lr, on_step=True)
         # Not Lightning's global state, which a resumed run does not get back.
-        torch.manual_seed(hash((self.seed, self.trainer.current_epoch, batch_idx, self.global_rank)) % 2**63)
+        torch.manual_seed(seed_of(self.seed, self.trainer.current_epoch, batch_idx, "step", self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         video, labels = batch["video"], batch["label"]
@@ -217,14 +250,15 @@ class VideoClassifier(L.LightningModule):
         targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
         clips: Tensor = video
         if self.mixup_alpha > 0:
-            share = float(torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample())
+            alpha = torch.tensor(self.mixup_alpha, dtype=torch.float32)
+            share = float(torch.distributions.Beta(alpha, alpha).sample())
             other = torch.randperm(len(labels), device=labels.device)
             clips = share * video.float() + (1 - share) * video[other].float()
             targets = share * targets + (1 - share) * targets[other]
         logits = self(clips)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
         self.train_loss.update(loss.detach(), weight=len(labels))
-        self.train_metrics.update(logits.detach().float().softmax(1), labels)
+        self.train_metrics.update(logits.detach().softmax(1), labels)
         self.log("train/loss_step", loss.detach(), on_step=True, prog_bar=True, batch_size=len(labels))
         return loss
 
@@ -241,18 +275,26 @@ class VideoClassifier(L.LightningModule):
             return None
         return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
 
+    @property
+    def _train_metrics(self) -> tuple[Metric, ...]:
+        return self.train_metrics, self.train_loss, self.train_unreadable
+
     def on_train_epoch_end(self) -> None:
+        if self._first_batch is None:
+            self.print(f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs} was over before the resume")
+            return
         values = {"train/top1": float(self.train_metrics.compute()["top1"])}
         values["train/loss"] = float(self.train_loss.compute())
         values["train/unreadable"] = float(self.train_unreadable.compute())
-        for metric in (self.train_metrics, self.train_loss, self.train_unreadable):
-            metric.reset()
         self._log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))
 
     def _epoch_line(self, values: dict[str, float]) -> str:
         parts = [f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"]
+        if self._first_batch:
+            batches = self.trainer.num_training_batches
+            parts.append(f"(resumed: the last {batches - self._first_batch} of {batches} batches alone)")
         for name in ("train/loss", "train/top1", "val/loss", "val/top1"):
             if name in values:
                 parts.append(f"{name} {values[name]:.4f}" if "loss" in name else f"{name} {100 * values[name]:.1f} %")
@@ -311,24 +353,23 @@ class VideoClassifier(L.LightningModule):
     @property
     def class_names(self) -> list[str]:
         """Names from the data, or numbers where it has none."""
-        names = getattr(self._datamodule, "class_names", None)
-        return list(names) if names else [str(k) for k in range(self.num_classes)]
+        return self._names_of_data or [str(k) for k in range(self.num_classes)]
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves tensors and the frames of videos; Lightning's own walks into the failures too, and stops at frozen
-        dataclasses.
-        """
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        if not isinstance(batch["video"], Tensor):
-            moved["video"] = [video.to(device) for video in batch["video"]]
-        return moved
+    @property
+    def _names_of_data(self) -> list[str]:
+        return list(getattr(self._datamodule, "class_names", ()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if names := self._names_of_data:
+            groups = decay_groups(self.network, self.weight_decay)
+            fit_classes(checkpoint, names, self.network, [p for group in groups for p in group["params"]])
         check_fits(checkpoint, self.state_dict(), self.network)
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
+        self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.unreadable.gather()  # Lightning calls this on every process
         checkpoint["unreadable"] = dict(self.unreadable.paths)
+        checkpoint["unreadable_in_epoch"] = self.unreadable.count  # of the first process, about what others have
         views = getattr(self._datamodule, "view_settings", None)
         checkpoint["octvideo"] = make_block(self.network, self.class_names, views=views, mean=self.mean, std=self.std)

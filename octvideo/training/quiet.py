@@ -10,7 +10,6 @@ _HINTS = (
     ".*does not have many workers.*",
     ".*The `srun` command is available.*",
     ".*is smaller than the logging interval.*",
-    ".*You have overridden `transfer_batch_to_device`.*",
     ".*treespec.*is deprecated.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*predict returned None.*",

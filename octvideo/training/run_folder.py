@@ -2,7 +2,7 @@
 
 runs/<name>/
   config.yaml          everything the run was started with
-  checkpoints/         last.ckpt (every epoch), best.ckpt (where there is a validation set)
+  checkpoints/         last.ckpt (every epoch, --checkpoint_minutes within), best.ckpt (where there is a validation set)
   metrics.csv          every logged number; events.out.tfevents.* are the same for TensorBoard
   scores.npz, predictions.csv, metrics_test.json     written by `test`
   unreadable.txt       videos that training or validation could not read; unreadable_test.txt: those of `test`
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octvideo.errors import UserError
+from octvideo.files import whole_text
 
 # Only files that a run wrote itself are ever removed.
 _WRITTEN = (
     "checkpoints/*.ckpt",
-    "checkpoints/*.ckpt.part",
+    "checkpoints/.*.ckpt.part",
     "metrics.csv",
     "config*.yaml",
     "events.out.tfevents.*",
@@ -103,7 +104,7 @@ class RunFolder:
         """Drops rows of metrics.csv later than `step`: an interrupted epoch is trained, and logged, again."""
         if not self.metrics_csv.exists():
             return
-        with self.metrics_csv.open(newline="") as file:
+        with self.metrics_csv.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             names = list(reader.fieldnames or [])
             # A kill may have cut the last row short.
@@ -111,9 +112,7 @@ class RunFolder:
         if not rows:
             self.metrics_csv.unlink()
             return
-        part = self.metrics_csv.with_name("metrics.csv.part")
-        with part.open("w", newline="") as file:
+        with whole_text(self.metrics_csv) as file:
             writer = csv.DictWriter(file, fieldnames=names)
             writer.writeheader()
             writer.writerows(rows)
-        part.replace(self.metrics_csv)

@@ -16,12 +16,11 @@ damage.py      damaged copies; fuzzing.py reads them
 from octvideo.video.frames import Frames, Resize, VideoReadError
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
-from octvideo.video.source import VIDEO_SUFFIXES, Source, VideoBytes
+from octvideo.video.source import Source, VideoBytes
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
 from octvideo.video.views import VideoViews, ViewSettings, decode_views, read_views
 
 __all__ = [
-    "VIDEO_SUFFIXES",
     "Box",
     "Clock",
     "Decoder",

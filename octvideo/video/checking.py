@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from octvideo.files import one_line
 from octvideo.video.frames import VideoReadError
 from octvideo.video.isolated import Alive, Outcome
 from octvideo.video.reader import Decoder, read_frames
@@ -44,7 +45,7 @@ def check_video(item: tuple[str, str, Decoder], alive: Alive) -> Check:
 
     Args:
         item: name in the report, path, decoder.
-        alive: called for every piece of 64 MB of frames.
+        alive: called for every piece of 64 MB of frames, with the number that was read and that of all.
     """
     _, path, decoder = item
     start = time.monotonic()
@@ -55,12 +56,21 @@ def check_video(item: tuple[str, str, Decoder], alive: Alive) -> Check:
     except OSError as error:
         return Check("unreadable", reason=_in_words(error))
 
+    done = total = 0
+
+    def all_frames(num_frames: int) -> Tensor:
+        nonlocal done, total
+        done, total = 0, num_frames
+        return torch.arange(num_frames)
+
     def nothing(frames: Tensor) -> Tensor:
-        alive()
+        nonlocal done
+        done += len(frames)
+        alive(done, total)
         return frames[:, :1, :1].clone()  # a view would hold them all
 
     try:
-        read = read_frames(path, torch.arange, decoder=decoder, resize=nothing)
+        read = read_frames(path, all_frames, decoder=decoder, resize=nothing)
     except VideoReadError as error:
         return Check("unreadable", reason=error.reason, seconds=time.monotonic() - start, stamp=stamp)
     num_announced = read.num_frames + read.num_missing
@@ -95,4 +105,4 @@ def stamp_of(path: str) -> tuple[int, int]:
 
 def _in_words(error: OSError) -> str:
     known = {FileNotFoundError: "no such file", IsADirectoryError: "it is a folder"}
-    return known.get(type(error), (error.strerror or str(error)).lower())
+    return known.get(type(error), one_line(error).lower())

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, first_line
+from octvideo.files import one_line
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize
 from octvideo.video.source import Source, for_ffmpeg
 
 # decord offers its library's names to all that are loaded later, among them a `__cxa_thread_atexit` of its own, by
@@ -98,7 +99,7 @@ def _watched(read: Callable[[], Any]) -> Tensor:
             call.leave()
             raise ReaderFailure("decord waits for frames that do not come")
     if isinstance(call.error, _ERRORS):
-        raise ReaderFailure(f"decord fails: {first_line(call.error)}") from call.error
+        raise ReaderFailure(f"decord fails: {one_line(call.error)}") from call.error
     if call.error is not None:
         raise call.error
     # The bridge is one switch for the whole process: somebody may have set it to torch. Without it, no copy either.

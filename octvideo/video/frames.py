@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -111,13 +110,3 @@ def sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
     if not len(wanted) or wanted[0] < 0 or wanted[-1] >= num_frames:
         raise ValueError(f"frame numbers: got {wanted.tolist()[:3]} ..., expected some in [0, {num_frames})")
     return wanted.tolist(), places
-
-
-def first_line(error: Exception) -> str:
-    """The message of a library's error in one line, without time stamps, source lines and failed checks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
-    # decord and torchcodec put the time, their own source lines, the path or the failed check before their message.
-    return re.sub(
-        r"^(\[.*?\] ?|Check failed: .*? \(\S+ vs\. \S+\) )", "", re.sub(r"^.*\.(?:cc|cpp):\d+[:,] ", "", line)
-    )

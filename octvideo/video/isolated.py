@@ -32,16 +32,24 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Ending = Literal["returned", "raised", "timeout", "crashed", "out of memory"]
-Alive = Callable[[], None]
+
+
+class Alive(Protocol):
+    """A sign of life, with how far the work is, if that is known."""
+
+    def __call__(self, done: int = 0, total: int = 0, /) -> None: ...
+
+
 Work = Callable[[Any, Alive], Any]
 
 _START_S = 300  # for imports on a slow disk; they count in no file's time
 _GRACE_S = 5  # the alarm clock is for those whose parent is gone
 _LOOK_S = 0.05
+_SIGN_S = 0.5  # signs of life may be given for every frame
 _OUT_OF_MEMORY = 86  # exit code; any that Python and signals do not use
 
 
@@ -90,8 +98,14 @@ class IsolatedPool(Generic[Item]):
         while self._idle:
             self._idle.pop().end()
 
-    def run(self, items: Iterable[Item]) -> Iterator[tuple[Item, Outcome]]:
+    def run(
+        self, items: Iterable[Item], tell: Callable[[Item, int, int], None] = lambda item, done, total: None
+    ) -> Iterator[tuple[Item, Outcome]]:
         """Each item with its outcome, in the order of finishing. Items are taken when a process is free for them.
+
+        Args:
+            items: to work on.
+            tell: called, about twice a second, with an item, and done and total of its work's sign of life.
 
         Raises:
             RuntimeError: a process can't even start.
@@ -115,7 +129,9 @@ class IsolatedPool(Generic[Item]):
                 for connection in self._ready(busy):
                     process, item = busy[connection]
                     outcome = process.outcome()
-                    if outcome is not None:
+                    if outcome is None:
+                        tell(item, *process.far)
+                    else:
                         del busy[connection]
                         if process.reusable:
                             self._idle.append(process)
@@ -151,6 +167,7 @@ class _Process:
         theirs.close()  # the process has its own; when that closes, we see it
         self._timeout_s, self._memory_bytes = timeout_s, memory_bytes
         self._started = False
+        self.far = (0, 0)  # done and total, as its work has said
         self.reusable = True
         self.deadline = float("inf")
 
@@ -170,7 +187,8 @@ class _Process:
             return self._ended()
         self._started = True
         self.deadline = time.monotonic() + self._timeout_s
-        if message is None:
+        if message[0] is None:
+            self.far = message[1]
             return None
         outcome, self.reusable = message
         if not self.reusable:
@@ -241,13 +259,17 @@ def _serve(connection: Connection, work: Work, timeout_s: float, memory_bytes: i
     start = private_bytes()
     threading.Thread(target=_watch, args=(start + memory_bytes,), daemon=True).start()
     num_threads = threading.active_count()
+    next_sign = 0.0
 
-    def alive() -> None:
-        signal.alarm(int(timeout_s + _GRACE_S) + 1)
-        connection.send(None)
+    def alive(done: int = 0, total: int = 0, /) -> None:
+        nonlocal next_sign
+        if (now := time.monotonic()) >= next_sign:
+            next_sign = now + min(_SIGN_S, timeout_s / 4)
+            signal.alarm(int(timeout_s + _GRACE_S) + 1)
+            connection.send((None, (done, total)))
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone, or done
-        connection.send(None)
+        connection.send((None, (0, 0)))
         while True:
             item = connection.recv()
             signal.alarm(int(timeout_s + _GRACE_S) + 1)

@@ -11,15 +11,19 @@ writes it, MPEG-4 with B-frames as in HMDB51. In this stream a jump to I4 loses 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 
 from octvideo.video.av1 import Av1References
 from octvideo.video.bitstream import Bitstream
+from octvideo.video.source import Source, for_ffmpeg
 
 # What decord 0.6 decodes as PyAV does; it has no AV1, gives garbage for more than 8 bits, and seeks wrongly in AVI.
 _CODECS = frozenset({"h264", "hevc", "vp9", "vp8", "mpeg4", "mpeg2video", "mjpeg"})
@@ -29,6 +33,7 @@ _CONTAINERS = ("mp4", "matroska")
 _DISPLAY_TIMES = (*_CONTAINERS, "flv", "mpegts")
 # Packets up to this size are kept for the decoder, so that a file is opened and read once: clips of some minutes.
 _HELD_BYTES = 32 * 2**20
+_AVI_ENTRY = np.dtype([("stream", "S2"), ("kind", "S2"), ("flags", "<u4"), ("place", "<u4"), ("size", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Packets:
 
     Args:
         num_frames: that they show, if all of them can be decoded.
-        num_missing: frames that the header announces and no intact packet brings: the file is cut off.
+        num_missing: frames that the header announces and no intact packet brings: the file is cut off. An AVI's empty
+            packets announce none.
         trouble: why decord would fail or may give other frames; None where nothing speaks against it.
         times: when each frame is displayed, in the order of display, in units of `time_base`; `num_frames`, and the
             last one's end. Files without usable timestamps have the constant rate that their header states.
@@ -62,10 +68,11 @@ class Packets:
     references: Av1References | None
 
 
-def look_through_packets(container: Any, stream: Any) -> Packets:
+def look_through_packets(path: Source, container: Any, stream: Any) -> Packets:
     """Reads all packets of a stream: some milliseconds for a clip of ten seconds.
 
     Args:
+        path: of the video; or its content.
         container: opened by PyAV; it is at its end afterwards.
         stream: of video, in `container`.
 
@@ -80,7 +87,10 @@ def look_through_packets(container: Any, stream: Any) -> Packets:
         if not seen.shown:
             raise
         seen.damaged += 1
-    num_missing = max(stream.frames - seen.intact, seen.damaged)
+    num_empty = seen.empty
+    if stream.frames - num_empty > seen.intact and container.format.name == "avi":
+        num_empty = max(num_empty, _empty_in_avi(path, stream.index))
+    num_missing = max(stream.frames - num_empty - seen.intact, seen.damaged)
     missing = ["missing packets"] if num_missing else []
     known = [time for time in seen.shown if time is not None]
     are_told_by_times = len(set(known)) == len(seen.shown)
@@ -122,15 +132,16 @@ class _Seen:
         self.shown: list[int | None] = []  # of those that show a frame
         self.keys_shown: list[int] = []  # places of keyframes in `shown`
         self.starts: list[int] = []  # places of real ones in `pts`
-        self.intact = self.damaged = 0
+        self.intact = self.damaged = self.empty = 0
         self.last_duration: tuple[int, int] = (0, 0)  # latest time, and how long that frame stays
         self.troubles: list[str] = []
         self.changes_settings = False
 
     def add(self, packet: Any) -> None:
-        self.intact += not packet.is_corrupt and packet.dts is not None  # None: the end
-        if packet.size == 0:  # the end; a dropped frame of an AVI
+        if packet.size == 0:  # the end, which has no time; a frame before it once more, in an AVI
+            self.empty += packet.dts is not None
             return
+        self.intact += not packet.is_corrupt and packet.dts is not None
         self._hold(packet)
         self.pts.append(None)
         content = memoryview(packet)
@@ -166,6 +177,25 @@ class _Seen:
                 self.references.keep_no_packets()
         elif self.held is not None:
             self.held.append(packet)
+
+
+def _empty_in_avi(path: Source, stream: int) -> int:
+    """Packets without content, of which most decoders are told nothing: they stand for the frame before them once more.
+
+    By the index at the end of the file, which one that is cut off has not.
+    """
+    source = for_ffmpeg(path)
+    with Path(source).open("rb") if isinstance(source, str) else source as file:
+        file.seek(12)
+        while len(header := file.read(8)) == 8:
+            size = int.from_bytes(header[4:], "little")
+            if header[:4] == b"idx1":
+                content = file.read(size)
+                entries = np.frombuffer(content[: len(content) // 16 * 16], _AVI_ENTRY)
+                is_video = (entries["stream"] == b"%02d" % stream) & np.isin(entries["kind"], (b"dc", b"db"))
+                return int((is_video & (entries["size"] == 0)).sum())
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return 0
 
 
 def _stream_troubles(container: Any, stream: Any) -> list[str]:

@@ -28,14 +28,15 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from octvideo.files import one_line
 from octvideo.video.av1 import part_of_unit
 from octvideo.video.bitstream import Bitstream
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, VideoReadError, first_line
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, VideoReadError
 from octvideo.video.packets import Packets, look_through_packets
 from octvideo.video.source import Source, for_ffmpeg
 
 # PyAV 19 drops the argument, and replaces by itself.
-_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # One thread converts colours: newer versions of PyAV take all CPUs by default, also in each worker process, which
 # costs four times the CPU time for a frame of 4K (20 against 5 ms).
 _CONVERT: dict[str, Any] = {"threads": 1} if ":param int threads" in (VideoReformatter.reformat.__doc__ or "") else {}
@@ -84,7 +85,7 @@ class PyavVideo:
             _set_threads(self._stream, num_threads)
             self.index = self._stream.index
             self.frame_bytes = max(3 * self._stream.codec_context.width * self._stream.codec_context.height, 1)
-            self.packets: Packets = look_through_packets(self._container, self._stream)
+            self.packets: Packets = look_through_packets(path, self._container, self._stream)
             # Of the frames that wanted numbers count, where frames can be told by their times.
             self._times: list[int] | None = self.packets.times[:-1]
             self._num_looks = 0
@@ -389,7 +390,7 @@ def _set_threads(stream: VideoStream, num_threads: int) -> None:
 
 def _opened(path: Source) -> Any:
     try:
-        return av.open(for_ffmpeg(path), **_OPEN_OPTIONS)
+        return av.open(for_ffmpeg(path), **OPEN_OPTIONS)
     except (av.FFmpegError, ValueError, OSError) as error:
         _fail(path, error)
 
@@ -405,4 +406,4 @@ def _video_stream(path: Source, container: Any) -> VideoStream:
 
 
 def _fail(path: Source, error: Exception) -> NoReturn:
-    raise VideoReadError(path, getattr(error, "strerror", None) or first_line(error)) from error
+    raise VideoReadError(path, one_line(error)) from error

@@ -6,11 +6,6 @@ import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# What counts as a video when a folder is searched; a file that is named may be called anything.
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".mts", ".flv", ".wmv"}
-)
-
 
 @dataclass(frozen=True)
 class VideoBytes:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, first_line
+from octvideo.files import one_line
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize
 from octvideo.video.packets import Packets
 from octvideo.video.source import Source, VideoBytes
 
@@ -59,7 +60,7 @@ def read_torchcodec(
         try:
             batch = reader.get_frames_at(chunk)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise ReaderFailure(f"torchcodec fails: {first_line(error)}") from error
+            raise ReaderFailure(f"torchcodec fails: {one_line(error)}") from error
         times = [round(Fraction(seconds) / packets.time_base) for seconds in batch.pts_seconds.tolist()]
         if times != [packets.times[frame] for frame in chunk]:
             raise ReaderFailure("torchcodec gives frames of other times")
@@ -106,11 +107,11 @@ def _open(path: Source, stream: int, num_threads: int) -> Any:
             source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=num_threads, seek_mode="exact"
         )
     except (RuntimeError, ValueError, UnicodeError) as error:
-        raise ReaderFailure(f"torchcodec fails: {first_line(error)}") from error
+        raise ReaderFailure(f"torchcodec fails: {one_line(error)}") from error
 
 
 def _cannot_load(error: Exception) -> UserError:
-    said = first_line(error).removesuffix(" Likely causes:")
+    said = one_line(error).removesuffix(" Likely causes:")
     return UserError(
         f"decoder: got 'torchcodec', which can't be loaded ({said}). It needs {_LIBRARIES}, and the version that is "
         "made for this torch (https://github.com/pytorch/torchcodec#installing-torchcodec); or take decoder 'auto'"

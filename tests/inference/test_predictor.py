@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,6 +19,7 @@ from octvideo.inference import Predictor, command
 from octvideo.inference.predictor import Prediction, network_of_checkpoint
 from octvideo.inference.result_file import ResultFile
 from octvideo.models import i3d_small
+from octvideo.program import end_with
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import VideoReadError, ViewSettings, read_views
 
@@ -75,10 +77,21 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(
         pytest.skip("this file system takes names in UTF-8 only")
     logging.getLogger("octvideo.video").setLevel(logging.ERROR)  # pytest-xdist can't send a warning with this name
     try:
-        assert command.main([str(path), "--ckpt", str(checkpoint), *options]) == 0
+        assert _program([str(path), "--ckpt", str(checkpoint), *options]) == 0
     finally:
         logging.getLogger("octvideo.video").setLevel(logging.NOTSET)
-    assert b"caf\xe9.mp4" in capsysbinary.readouterr().out
+    out = capsysbinary.readouterr().out
+    if options:
+        assert json.loads(out.decode("ascii"))["videos"][0]["path"] == str(path)
+    else:
+        assert b"caf\xe9.mp4" in out
+
+
+def _program(argv: list[str]) -> object:
+    """The exit code of the program, which sets up how text is printed."""
+    with pytest.raises(SystemExit) as end:
+        end_with(partial(command.main, argv))
+    return end.value.code
 
 
 @pytest.mark.parametrize("given", ["last", "demo", "RUNS/demo"])
@@ -214,7 +227,7 @@ def test_names_from_a_file(
         pytest.skip("this file system takes names in UTF-8 only")
     names = tmp_path / "names.txt"
     names.write_bytes(b"\n".join([b"lost.mp4", bytes(folder / "c.mp4"), b"", bytes(odd), b""]))
-    assert command.main([f"@{names}", "--ckpt", str(checkpoint)]) == 1
+    assert _program([f"@{names}", "--ckpt", str(checkpoint)]) == 1
     out, err = capsysbinary.readouterr()
     assert b"error: cannot read video 'lost.mp4': " in err
     assert out.startswith(bytes(folder / "c.mp4") + b"\n") and b"-caf\xe9.mp4\n" in out and out.count(b".mp4") == 2
@@ -225,12 +238,12 @@ def test_names_from_a_file(
     [
         (["nope.mp4"], "error: no file or folder nope.mp4"),
         (["notes.TXT"], "error: notes.TXT is no video: give @notes.TXT for the names in it"),
-        (["@no.txt"], "error: can't read no.txt, from which names of videos were to come: No such file or directory"),
+        (["@no.txt"], "error: can't read no.txt: No such file or directory"),
         (["VIDEO", "--ckpt", "CKPT", "--output", "/dev/null"], "error: /dev/null is no file: name another file"),
         (["VIDEO", "--ckpt", "nope.ckpt"], "error: no checkpoint at nope.ckpt"),
         (
             ["VIDEO", "--ckpt", "last"],
-            "looked for */checkpoints/*.ckpt): train one first, or give --ckpt PATH",
+            "looked for **/checkpoints/*.ckpt): train one first, or give --ckpt PATH",
         ),
         (["VIDEO", "--ckpt", "VIDEO"], "it is not a file of torch.save"),
         (["VIDEO", "--ckpt", "."], "looked for checkpoints/*.ckpt): train one first, or give --ckpt PATH"),

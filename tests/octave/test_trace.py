@@ -28,10 +28,26 @@ class Loop(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class ConvLoop(Loop):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+
 def test_untraceable_code_is_named_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"cannot trace inner \(Loop\).*leaf_modules=\[Loop\]"):
         octavize(Untraceable(), 0.0)
-    assert octavize(Untraceable(), 0.0, leaf_modules=[Loop])(torch.ones(2)).sum() == 2
+    for name in (Loop, "Loop", "any.path.Loop"):
+        assert octavize(Untraceable(), 0.0, leaf_modules=[name])(torch.ones(2)).sum() == 2
+
+
+def test_no_way_out_is_named_where_there_is_none() -> None:
+    """The whole network as a leaf would leave nothing to convert; so would the part that has all convolutions."""
+    for network, where in ((Loop(), "the network itself"), (nn.Sequential(nn.Identity(), ConvLoop()), "1")):
+        name = type(network if where != "1" else network[1]).__name__
+        message = rf"cannot trace {where} \({name}\): symbolically .* control flow. Change that code, or convert a part"
+        with pytest.raises(ValueError, match=message):
+            octavize(network, 0.0)
 
 
 class FunctionalDropout(nn.Module):

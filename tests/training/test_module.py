@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octvideo.data.loading import Batch
 from octvideo.errors import UserError
 from octvideo.training import VideoClassifier
 
@@ -38,7 +39,7 @@ class Failure:
     reason: str
 
 
-def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> dict[str, Any]:
+def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> Batch:
     shape = (n, views, 3, 2, 4, 4) if views else (n, 3, 2, 4, 4)
     index = torch.arange(start, start + n)
     content = {
@@ -47,7 +48,7 @@ def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> dict[
         "index": index,
         "failures": [Failure(f"bad{i}.mp4", "broken") for i in range(failures)],
     }
-    return content | ({"path": [f"{i}.mp4" for i in index.tolist()]} if views else {})
+    return Batch(content | ({"path": [f"{i}.mp4" for i in index.tolist()]} if views else {}))
 
 
 def trainer(path, **kwargs: Any) -> L.Trainer:
@@ -61,7 +62,7 @@ def trainer(path, **kwargs: Any) -> L.Trainer:
     )
 
 
-def loader(batches: list[dict[str, Any]]) -> torch.utils.data.DataLoader:
+def loader(batches: list[Batch]) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(batches, batch_size=None)
 
 
@@ -175,6 +176,46 @@ def test_the_learning_rate_follows_the_schedule_inside_epochs(tmp_path) -> None:
     module = VideoClassifier(Tiny(), lr=1.0, schedule="step", milestones=[0.5, 1.5], warmup_epochs=0.25)
     trainer(tmp_path, max_epochs=2, callbacks=[Record()]).fit(module, loader([batch(2)] * 4))
     assert seen == pytest.approx([0.001, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("batches", "window", "ends", "steps"),
+    [
+        (4, 1, {"max_epochs": 3}, 12),
+        (4, 2, {"max_epochs": 3}, 6),
+        (5, 2, {"max_epochs": 2}, 6),  # windows of 2, 2 and 1
+        (5, 4, {"max_epochs": 3}, 6),
+        (3, 8, {"max_epochs": 4}, 4),  # an epoch is less than a window
+        (5, 2, {"max_epochs": -1, "max_steps": 6}, 6),
+        (5, 2, {"max_epochs": -1, "max_steps": 7}, 7),  # ends within an epoch
+        (5, 4, {"max_epochs": -1, "max_steps": 9}, 9),
+        (4, 1, {"max_epochs": -1, "max_steps": 3}, 3),  # within the first epoch
+        (5, 2, {"max_epochs": 2, "max_steps": 100}, 6),  # whichever comes first
+        (5, 2, {"max_epochs": 100, "max_steps": 5}, 5),
+        (9, 2, {"max_epochs": 2, "limit_train_batches": 5}, 6),
+        (9, 4, {"max_epochs": -1, "max_steps": 5, "limit_train_batches": 5}, 5),
+    ],
+)
+def test_the_cosine_ends_with_the_last_optimizer_step(
+    tmp_path, batches: int, window: int, ends: dict[str, int], steps: int
+) -> None:
+    seen: list[float] = []
+
+    class Record(L.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    run = trainer(tmp_path, accumulate_grad_batches=window, callbacks=[Record()], **ends)
+    run.fit(VideoClassifier(Tiny(), lr=0.3), loader([batch(2)] * batches))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    expected = []
+    for _ in range(steps):
+        expected.append(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    assert run.global_step == steps
+    assert seen == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("freeze", ["backbone", "norms"])

@@ -17,7 +17,7 @@ def a_run(path: Path) -> RunFolder:
     folder.checkpoints.mkdir(parents=True)
     folder.last.touch()
     (path / "predict").mkdir()
-    for name in ("best.ckpt", "last.ckpt.part"):
+    for name in ("best.ckpt", ".last.ckpt.part"):
         (folder.checkpoints / name).touch()
     for name in ("scores.npz", "predict/scores.npz", "metrics_test.json", "config_test.yaml"):
         (path / name).touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import struct
 import subprocess
 import sys
 import threading
@@ -20,7 +21,8 @@ from torch import Tensor
 import octvideo.video.decord_reader as decord_reader
 import octvideo.video.pyav_reader as pyav_reader
 from octvideo.errors import UserError
-from octvideo.video import Decoder, VideoReadError, read_frames
+from octvideo.video import Decoder, VideoBytes, VideoReadError, read_frames
+from octvideo.video.checking import check_video
 from octvideo.video.damage import damage
 from octvideo.video.frames import ReaderFailure
 from tests.video.reference import every, plainly
@@ -65,6 +67,64 @@ def test_rotten_packets_leave_the_frames_around_them(
     intact = [number for number in range(20) if number not in (4, 5, 11)]
     assert read.num_frames == 17 and torch.equal(read.frames, frames[intact])
     assert f"{path}: only 17 of its 20 frames can be read" in [record.getMessage() for record in caplog.records]
+
+
+def with_empty_packets(source: Path, target: Path, before: list[int]) -> Path:
+    """An AVI with packets of size 0 before those of these numbers, as tools write where a frame stays."""
+    content = source.read_bytes()
+    movi, index = content.index(b"movi") - 8, content.rindex(b"idx1")
+    chunks, entries, place = b"movi", b"", movi + 12
+    for number in range(len(content)):
+        empty = b"00dc" + bytes(4)
+        for _ in range(before.count(number)):
+            entries += b"00dc" + struct.pack("<III", 0, len(chunks), 0)
+            chunks += empty
+        if place >= index or content[place : place + 4] != b"00dc":
+            break
+        (size,) = struct.unpack("<I", content[place + 4 : place + 8])
+        entries += b"00dc" + struct.pack("<III", 16, len(chunks), size)
+        chunks += content[place : place + 8 + size + size % 2]
+        place += 8 + size + size % 2
+    head = bytearray(content[:movi])
+    total = struct.pack("<I", number + len(before))
+    head[48:52] = total  # avih: frames
+    at = head.index(b"strh") + 8 + 32
+    head[at : at + 4] = total  # strh: length
+    body = bytes(head[8:]) + b"LIST" + struct.pack("<I", len(chunks)) + chunks
+    body += b"idx1" + struct.pack("<I", len(entries)) + entries
+    target.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    return target
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+@pytest.mark.parametrize("before", [[5, 5, 11], [20], [1, 20, 20]])
+def test_empty_packets_are_no_damage(
+    tmp_path: Path, encode: Encode, moving: Moving, caplog: pytest.LogCaptureFixture, codec: str, before: list[int]
+) -> None:
+    plain = encode(tmp_path / "plain.avi", moving(20, 64, 96), codec)
+    path = with_empty_packets(plain, tmp_path / "empty.avi", before)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 20 + len(before)
+    for source in (path, VideoBytes("empty.avi", path.read_bytes())):
+        read = read_frames(source, every)
+        assert (read.num_frames, read.num_missing) == (20, 0) and torch.equal(read.frames, plainly(plain))
+    check = check_video(("empty.avi", str(path), "auto"), lambda: None)
+    assert (check.verdict, check.num_frames, check.num_announced, check.reason) == ("ok", 20, 20, "")
+    assert not caplog.records
+
+
+def test_damage_beside_empty_packets_is_told(
+    tmp_path: Path, encode: Encode, moving: Moving, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = encode(tmp_path / "plain.avi", moving(20, 64, 96), "mjpeg", pix_fmt="yuvj420p")
+    path = with_empty_packets(plain, tmp_path / "empty.avi", [5, 20])
+    rot(path, [7])
+    assert (read_frames(path, every).num_frames, read_frames(path, every).num_missing) == (19, 1)
+    assert {record.getMessage() for record in caplog.records} == {f"{path}: only 19 of its 20 frames can be read"}
+    content = with_empty_packets(plain, tmp_path / "whole.avi", [5, 20]).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) * 3 // 4])  # its index is lost too
+    cut = read_frames(tmp_path / "cut.avi", every)
+    assert 5 < cut.num_frames < 20 and cut.num_frames + cut.num_missing == 22
 
 
 def test_frames_chosen_again_are_those_of_the_frames_that_came(tmp_path: Path, encode: Encode, moving: Moving) -> None:

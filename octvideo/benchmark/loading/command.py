@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from octvideo.benchmark.calls import torch_threads
 from octvideo.benchmark.loading.loaders import Need, Rate, loaders, measure, need
@@ -23,8 +22,10 @@ from octvideo.benchmark.loading.stages import clip_stages, view_stages
 from octvideo.benchmark.loading.ways import Recipe, Turn, Video, clip_ways, look_at, view_ways
 from octvideo.data.workers import available_cpus, default_num_workers
 from octvideo.errors import UserError
+from octvideo.files import walk_videos
+from octvideo.program import Parser, command
+from octvideo.progress import track
 from octvideo.timing import rounds_of
-from octvideo.video import VIDEO_SUFFIXES
 
 _DESCRIPTION = """What loading videos costs, and whether a GPU would wait for it:
 
@@ -40,7 +41,8 @@ _KINDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None, *, recipe: Recipe | None = None) -> int:
+@command()
+def main(argv: Sequence[str], *, recipe: Recipe | None = None) -> int:
     """Runs the tool.
 
     Args:
@@ -48,21 +50,13 @@ def main(argv: Sequence[str] | None = None, *, recipe: Recipe | None = None) -> 
         recipe: what is read; the default is I3D 8x8 on Kinetics.
 
     Returns:
-        0; 2 for a mistake of the user's, told in one line; 130 after Ctrl-C.
+        0; 130 after Ctrl-C.
     """
-    args = _parser().parse_args(argv)
-    try:
-        return _run(args, recipe or Recipe())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return _run(_parser().parse_args(argv), recipe or Recipe())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=_DESCRIPTION)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, or folders of them")
     parser.add_argument("--most", type=int, default=8, metavar="N", help="take so many of a folder, spread evenly (8)")
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="after one that warms up (5)")
@@ -120,7 +114,7 @@ class Found:
 
 def _measure(videos: list[Video], recipe: Recipe, args: argparse.Namespace, found: Found) -> None:
     say, peers = Console(stderr=True, soft_wrap=True), not args.no_peers
-    for video in track(videos, "reading", console=say, transient=True):
+    for video in track(videos, "reading"):
         result: dict[str, Any] = {"video": video}
         for kind, (_, ways, stages) in _KINDS.items():
             usable = _usable(ways(video, recipe, peers=peers), partial(_left_out, say, video.path))
@@ -132,7 +126,7 @@ def _measure(videos: list[Video], recipe: Recipe, args: argparse.Namespace, foun
         return
     made = loaders(videos, recipe, num_workers=found.num_workers, repeats=args.repeats, peers=peers)
     wanted = {"clips": args.clips_per_second, "videos": args.clips_per_second / recipe.views.num_views}
-    for kind in track(made, "loading", console=say, transient=True):
+    for kind in track(made, "loading"):
         left_out = partial(_left_out, say, f"DataLoader of {kind}")
         rates = measure(made[kind], num_workers=found.num_workers, rounds=args.rounds, left_out=left_out)
         found.loaders[kind] = rates
@@ -150,7 +144,7 @@ def _files(given: Sequence[str], most: int) -> list[str]:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
+        inside = [path / video for video in walk_videos(path)]
         if not inside:
             raise UserError(f"no videos in folder '{path}'")
         count = min(most, len(inside))

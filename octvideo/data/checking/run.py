@@ -52,7 +52,8 @@ def check_all(
     timeout_s: float,
     memory_bytes: int,
     again: bool = False,
-    tell: Callable[[Summary], None] = lambda summary: None,
+    tell: Callable[[Summary, str], None] = lambda summary, name: None,
+    tell_within: Callable[[str, int, int], None] = lambda name, done, total: None,
     work: Work = check_video,
 ) -> Summary:
     """Decodes what the journal does not know yet.
@@ -65,7 +66,8 @@ def check_all(
         timeout_s: without a new piece of a video.
         memory_bytes: that a process may grow by.
         again: looks again at what was not ok.
-        tell: called after each file.
+        tell: called after each file, with its name.
+        tell_within: called now and then within one, with its name, frames read and in all.
         work: that is done on each.
     """
     known, summary = journal.known(), Summary()
@@ -79,17 +81,17 @@ def check_all(
             else:
                 summary.verdicts[verdict] += 1
                 summary.num_known += 1
-                tell(summary)
+                tell(summary, name)
 
     pool: IsolatedPool[tuple[str, str, Decoder]] = IsolatedPool(
         work, num_processes=num_processes, timeout_s=timeout_s, memory_bytes=memory_bytes
     )
     with pool:
-        for (name, path, _), outcome in pool.run(unknown()):
+        for (name, path, _), outcome in pool.run(unknown(), lambda item, *far: tell_within(item[0], *far)):
             check = check_of(path, outcome)
             journal.add(name, check)
             summary.add(name, check)
-            tell(summary)
+            tell(summary, name)
     return summary
 
 

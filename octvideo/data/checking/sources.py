@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from octvideo.data.class_names import ClassIndex
+from octvideo.class_names import ClassIndex
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.manifest import read_records
 from octvideo.errors import UserError
-from octvideo.video import VIDEO_SUFFIXES
+from octvideo.files import VIDEO_SUFFIXES, is_video, walk_videos
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst", ".list"})
 
@@ -97,7 +97,15 @@ def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
 
 def _paths(source: Path, root: Path, selection: Selection) -> Iterator[str]:
     if source.is_dir():
-        yield from _search(str(source), selection)
+
+        def passed_over(path: str) -> None:
+            selection.num_passed_over += 1
+
+        def closed(folder: str, reason: str) -> None:
+            selection.closed.append((folder, reason))
+
+        videos = walk_videos(source, on_other=passed_over, on_closed=closed)
+        yield from (os.path.join(source, path) for path in videos)  # noqa: PTH118
     elif source.suffix.lower() not in LIST_SUFFIXES:
         yield str(source)
     else:
@@ -109,28 +117,6 @@ def _paths(source: Path, root: Path, selection: Selection) -> Iterator[str]:
         yield from (record.path for record in records)
 
 
-def _search(folder: str, selection: Selection) -> Iterator[str]:
-    known: set[str] = set()  # a link may lead back to where we came from
-
-    def closed(error: OSError) -> None:
-        selection.closed.append((str(error.filename), error.strerror or str(error)))
-
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=closed):
-        real = os.path.realpath(here)
-        if real in known:
-            folders.clear()
-            continue
-        known.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.startswith("."):
-                continue
-            if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:  # noqa: PTH122
-                yield f"{here}/{name}"
-            else:
-                selection.num_passed_over += 1
-
-
 class _AnyClass(ClassIndex):
     """Every name and number is a class: for checking, labels do not matter."""
 
@@ -139,4 +125,4 @@ class _AnyClass(ClassIndex):
         self.names = range(2**62)  # type: ignore[assignment]
 
     def find(self, name: str) -> int | None:
-        return None if Path(name).suffix.lower() in VIDEO_SUFFIXES else 0
+        return None if is_video(name) else 0

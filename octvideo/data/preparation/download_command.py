@@ -6,12 +6,10 @@ import argparse
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
-
 from octvideo.data.preparation.archives import ALL, PUBLICATIONS, Archive, publication_of
 from octvideo.data.preparation.fetching import ARCHIVES, Downloads, read_checksums
 from octvideo.errors import UserError
+from octvideo.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         args.root,
         checksums=read_checksums(args.checksums) if args.checksums else None,
         mirror=args.mirror,
-        attempts=args.attempts,
+        attempts=1 if args.dry_run else args.attempts,
         remove_archives=args.remove_archives,
     )
     archives = downloads.archives(publication, parts, print)
@@ -70,19 +68,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _get(downloads: Downloads, archives: list[Archive], workers: int) -> list[tuple[Archive, str]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    problems, written, kept, differing = [], 0, 0, 0
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[Archive, TaskID] = {}
+    problems, done, written, kept, differing = [], 0, 0, 0, 0
+    with Progress("downloading", in_bytes=True) as shown:
+        sizes: dict[Archive, tuple[int, int]] = {}
 
         def progress(archive: Archive, here: int, total: int) -> None:
-            if archive not in tasks:
-                tasks[archive] = bar.add_task(f"{archive.folder}/{archive.name}")
-            bar.update(tasks[archive], completed=here, total=total or None)
+            sizes[archive] = here, max(here, total)
+            all_here, all_total = map(sum, zip(*sizes.copy().values(), strict=True))
+            shown.update(all_here, total=all_total, said=f"{done} of {len(archives)} files")
 
-        for arrived in downloads.run(archives, workers=workers, progress=progress, said=bar.print):
-            if arrived.archive in tasks:
-                bar.remove_task(tasks.pop(arrived.archive))
+        for arrived in downloads.run(archives, workers=workers, progress=progress, said=shown.print):
+            done += 1
             if arrived.problem:
                 problems.append((arrived.archive, arrived.problem))
             if arrived.unpacked is not None:

@@ -1,19 +1,12 @@
-"""One video re-encoded for training: short side, short GOP, no sound, H.264, upright, every frame at its own time.
-
-Run as a program it takes jobs from its standard input, one JSON line each, and answers each with a line: then a
-crash of a decoder ends this process and no other. It imports little, so that it starts at once.
-"""
+"""One video re-encoded for training: short side, short GOP, no sound, H.264, upright, every frame at its own time."""
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +15,10 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 
-# PyAV 19 drops the argument, and replaces by itself. (octvideo/video/pyav_reader.py has the same, and imports torch.)
-_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+from octvideo.files import one_line, whole_file
+from octvideo.video import VideoReadError
+from octvideo.video.isolated import Alive
+from octvideo.video.pyav_reader import OPEN_OPTIONS, PyavVideo
 
 
 @dataclass(frozen=True)
@@ -52,51 +47,91 @@ class Encoded:
         source_bytes: of the source.
         bytes: of the result.
         damage: what of the source could not be decoded; "" where all could.
+        is_source: whether the result is the source, byte for byte.
     """
 
     frames: int
     source_bytes: int
     bytes: int
     damage: str = ""
+    is_source: bool = False
 
 
 class EncodingError(Exception):
     """A video of which nothing can be encoded; the message is one line."""
 
 
-def part_of(target: Path) -> Path:
-    """The name that a video has until it is whole."""
-    return target.with_name(f".{target.name}.part")
+def encode_job(item: tuple[str, str, str, EncodingSettings], alive: Alive) -> Encoded | str:
+    """Work for an `IsolatedPool`: what became of a video, or why there is nothing.
+
+    Args:
+        item: name in the report, source, target, settings.
+        alive: called for every frame.
+    """
+    av.logging.set_level(None)
+    _, source, target, settings = item
+    try:
+        return encode(Path(source), Path(target), settings, alive)
+    except EncodingError as error:
+        return str(error)
 
 
-def encode(source: Path, target: Path, settings: EncodingSettings) -> Encoded:
+def encode(
+    source: Path, target: Path, settings: EncodingSettings, alive: Alive = lambda done=0, total=0, /: None
+) -> Encoded:
     """Re-encodes a video; `target` appears when it is whole.
 
     Rotation is applied to the pixels, sizes are even, pixels 8-bit 4:2:0. Frames are never repeated or left out to make
-    the rate constant. What can't be decoded is left out, and said.
+    the rate constant. What can't be decoded is left out, and said. A source that has all that is asked for already
+    is copied where encoding would make it no smaller.
 
     Args:
         source: any video that FFmpeg reads.
         target: an .mp4 in a folder that is there.
         settings: how.
+        alive: called for every frame.
 
     Raises:
         EncodingError: not one frame can be decoded, or the disk is full.
     """
-    part = part_of(target)
     try:
-        frames, damage = _encode(source, part, settings)
-        part.replace(target)
+        with whole_file(target) as part:
+            frames, damage = _encode(source, part, settings, alive)
+            source_bytes = source.stat().st_size
+            keeps = part.stat().st_size >= source_bytes and not damage and _fulfils(source, settings, frames)
+            if keeps:
+                shutil.copyfile(source, part)
     except (OSError, ValueError, av.FFmpegError) as error:
-        raise EncodingError(_in_words(error)) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return Encoded(frames, source.stat().st_size, target.stat().st_size, damage)
+        raise EncodingError(one_line(error)) from error
+    return Encoded(frames, source_bytes, target.stat().st_size, damage, keeps)
 
 
-def _encode(source: Path, part: Path, settings: EncodingSettings) -> tuple[int, str]:
+def _fulfils(source: Path, settings: EncodingSettings, frames: int) -> bool:
+    """Whether a source is what encoding would make of it, but for its quality.
+
+    Args:
+        source: undamaged.
+        settings: that are asked for.
+        frames: in it.
+    """
+    try:
+        with av.open(str(source.absolute()), **OPEN_OPTIONS) as container, PyavVideo(source, 1) as video:
+            if "mp4" not in container.format.name or [stream.type for stream in container.streams] != ["video"]:
+                return False
+            stream, first = container.streams.video[0], next(container.decode(video=0))
+            is_upright = _quarters(first) == 0 and first.color_range != ColorRange.JPEG
+            size = _size(first.width, first.height, settings.short_side_px) == (first.width, first.height)
+            codec = (stream.codec_context.name, first.format.name) == ("h264", "yuv420p")
+            packets = video.packets
+            gaps = [b - a for a, b in pairwise([*packets.starts, frames])]
+            return is_upright and size and codec and packets.num_frames == frames and max(gaps) <= settings.gop_frames
+    except (av.FFmpegError, ValueError, VideoReadError):
+        return False
+
+
+def _encode(source: Path, part: Path, settings: EncodingSettings, alive: Callable[[int, int], None]) -> tuple[int, str]:
     # Absolute: FFmpeg takes a name such as `concat:...` for something else.
-    with av.open(str(source.absolute()), **_OPEN_OPTIONS) as container:
+    with av.open(str(source.absolute()), **OPEN_OPTIONS) as container:
         video = container.streams.best("video")
         if not isinstance(video, av.VideoStream) or video.codec_context is None:
             raise EncodingError("no video stream that can be decoded")
@@ -129,6 +164,7 @@ def _encode(source: Path, part: Path, settings: EncodingSettings) -> tuple[int, 
                 picture.pts, picture.time_base, picture.pict_type = last, base, PictureType.NONE
                 out.mux(stream.encode(picture))
                 count += 1
+                alive(count, video.frames)
                 frame = next(frames, None)
             out.mux(stream.encode(None))
     damage = f"{len(bad_packets)} packets can't be decoded (the first: {bad_packets[0]})" if bad_packets else ""
@@ -144,19 +180,14 @@ def _decoded(container: Any, stream: av.VideoStream, bad: list[str]) -> Iterator
         except StopIteration:
             return
         except av.FFmpegError as error:
-            bad.append(_in_words(error))
+            bad.append(one_line(error))
             return
         try:
             frames = packet.decode()
         except (av.FFmpegError, ValueError) as error:
-            bad.append(_in_words(error))
+            bad.append(one_line(error))
             continue
         yield from (frame for frame in frames if not frame.is_corrupt)
-
-
-def _in_words(error: Exception) -> str:
-    said = getattr(error, "strerror", None) or str(error)
-    return " ".join(said.split()) or type(error).__name__
 
 
 def _options(settings: EncodingSettings) -> dict[str, str]:
@@ -168,7 +199,7 @@ def _options(settings: EncodingSettings) -> dict[str, str]:
 def _rate(video: av.VideoStream) -> Fraction:
     """Frames a second, for the encoder's rate control only: times are those of the source."""
     rate = video.average_rate or video.guessed_rate
-    return Fraction(rate) if rate and 1 <= rate <= 240 else Fraction(30)
+    return Fraction(rate.numerator, rate.denominator) if rate and 1 <= rate <= 240 else Fraction(30)
 
 
 def _size(width: int, height: int, short_side_px: int) -> tuple[int, int]:
@@ -198,34 +229,3 @@ def _turned(frame: av.VideoFrame, width: int, height: int, quarters: int) -> av.
     turned = [np.rot90(plane, quarters) for plane in planes]
     flat = np.concatenate([plane.reshape(-1) for plane in turned])
     return av.VideoFrame.from_ndarray(flat.reshape(-1, turned[0].shape[1]), format="yuv420p")
-
-
-def serve() -> None:
-    """Answers jobs, and ends as soon as whoever asks is gone: another run may write the same file then."""
-    av.logging.set_level(None)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
-    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def take() -> None:
-        for line in sys.stdin:
-            jobs.put(line)
-        os._exit(0)
-
-    threading.Thread(target=take, daemon=True).start()
-    while True:
-        print(json.dumps(_answer(json.loads(jobs.get()))), file=answers, flush=True)
-
-
-def _answer(job: dict[str, Any]) -> dict[str, Any]:
-    source, target = (Path(os.fsdecode(bytes.fromhex(job[key]))) for key in ("source", "target"))
-    try:
-        return asdict(encode(source, target, EncodingSettings(**job["settings"])))
-    except EncodingError as error:
-        return {"error": str(error)}
-    except MemoryError:
-        return {"error": "out of memory"}
-
-
-if __name__ == "__main__":
-    serve()

@@ -15,13 +15,15 @@ from filelock import FileLock, Timeout
 
 from octvideo.data.preparation.archives import KINETICS, Archive, Publication, listed_archives
 from octvideo.data.preparation.unpacking import Unpacked, UnpackingError, can_unpack, unpack
-from octvideo.download import Fetched, digest, fetch, reason
+from octvideo.download import Fetched, fetch
 from octvideo.errors import UserError
+from octvideo.files import digest, one_line, read_text, text_lines, whole_file
 
 ARCHIVES = "archives"
 _CHECKSUMS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by length
 _ATTEMPTS = 8
 _FIRST_WAIT_SEC = 1.0
+_LIST_ATTEMPTS = 3  # of a list nothing is here yet: more likely there is no connection at all
 
 Said = Callable[[str], None]
 # Is told the archive, bytes here, and in all.
@@ -46,7 +48,8 @@ class Arrived:
 class Downloads:
     """The archives of one data set on their way into its folder.
 
-    root/archives/{train,...}/part_0.tar.gz, and beside each: .part while it is on its way, .unpacked when it is done.
+    root/archives/{train,...}/part_0.tar.gz, and beside each: .NAME.part while it is on its way,
+    NAME.unpacked when it is done.
 
     Args:
         root: of the data set.
@@ -95,13 +98,15 @@ class Downloads:
         url = self._mirrored(url)
         place = self.root / ARCHIVES / part / Path(urlsplit(url).path).name
         place.parent.mkdir(parents=True, exist_ok=True)
-        fresh = place.with_name(f"{place.name}.new")
         try:
-            fetch(url, fresh, attempts=self.attempts, first_wait_sec=self.first_wait_sec, retrying=said)
+            with whole_file(place) as fresh:
+                attempts = min(self.attempts, _LIST_ATTEMPTS)
+                fetch(url, fresh, attempts=attempts, first_wait_sec=self.first_wait_sec, retrying=said)
         except (OSError, HTTPException) as error:
-            raise UserError(f"the list of archives {url} can't be downloaded ({reason(error)})") from error
-        fresh.replace(place)
-        return place.read_text(encoding="utf-8-sig", errors="replace")
+            raise UserError(
+                f"the list of archives {url} can't be downloaded ({one_line(error)}): check the connection"
+            ) from error
+        return read_text(place)
 
     def _mirrored(self, url: str) -> str:
         mirrored = self.mirror is not None and url.startswith(KINETICS + "/")
@@ -159,7 +164,7 @@ class Downloads:
         except UnpackingError as error:
             return Arrived(archive, f"{error}; delete it to download it again")
         except (OSError, HTTPException) as error:
-            return Arrived(archive, reason(error))
+            return Arrived(archive, one_line(error))
         self._mark(archive).touch()
         if self.remove_archives:
             place.unlink()
@@ -167,25 +172,24 @@ class Downloads:
 
     def _download(self, archive: Archive, place: Path, progress: Progress, said: Said) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f"{place.name}.part")
 
         def go_on(here: int, total: int) -> None:
             if self._stop.is_set():
                 raise _Stopped
             progress(archive, here, total)
 
-        fetched = fetch(
-            archive.url,
-            part,
-            attempts=self.attempts,
-            first_wait_sec=self.first_wait_sec,
-            keep=True,
-            progress=go_on,
-            retrying=said,
-            sleep=self._stop.wait,
-        )
-        self._check(archive, part, fetched)
-        part.replace(place)
+        with whole_file(place, keep=True) as part:
+            fetched = fetch(
+                archive.url,
+                part,
+                attempts=self.attempts,
+                first_wait_sec=self.first_wait_sec,
+                keep=True,
+                progress=go_on,
+                retrying=said,
+                sleep=self._stop.wait,
+            )
+            self._check(archive, part, fetched)
 
     def _check(self, archive: Archive, part: Path, fetched: Fetched) -> None:
         """Compares with the user's checksum, else with the server's.
@@ -215,12 +219,8 @@ def read_checksums(file: Path) -> dict[str, str]:
     Raises:
         UserError: with file and line.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"no checksums at {file}: {error}") from error
     found = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_lines(read_text(file)), 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = re.fullmatch(r"([0-9a-fA-F]+)\s+\*?(?:\./)?(\S.*?)\s*", line)

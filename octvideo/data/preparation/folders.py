@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter, defaultdict
@@ -10,10 +9,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from octvideo.data.class_names import folder_class_names
-from octvideo.data.preparation.disk import walk_videos
+from octvideo.class_names import folder_class_names, some
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
+from octvideo.files import walk_videos
+from octvideo.seeds import digest_of
 
 # Folders that are a split, not classes -> data.<role> that takes them.
 _SPLITS = {
@@ -52,22 +52,17 @@ def folder_lists(
     if sum(shares.values()) >= 1:
         raise UserError(f"the shares {shares} leave nothing to train on")
     pattern = _compiled(group)
-    folders = [name for name in folder_class_names(root) if root / name not in leave_out]
-    known = set(folders)
+    classes = folder_class_names(root, leave_out=leave_out)
     groups: dict[str, list[str]] = defaultdict(list)
     for path in walk_videos(root, leave_out=leave_out):
-        if _class_of(path) not in known or os.sep not in path:
+        if os.sep not in path:
             raise UserError(f"{root / path} lies in no class folder: expected {root}/<class>/{Path(path).name}")
         groups[_group_of(path, pattern)].append(path)
-    if not groups:
-        raise UserError(f"{root} has no videos: expected {root}/<class>/<video>")
-    there = {_class_of(path) for paths in groups.values() for path in paths}
-    classes = [name for name in folders if name in there]
     _refuse_split(root, classes)
     chosen = _assign(groups, {name: share for name, share in shares.items() if share > 0}, seed)
     ids = {name: number for number, name in enumerate(classes)}
     splits = {name: partial(_listed, videos, ids) for name, videos in chosen.items()}
-    return Official(classes, splits, [root], notes=list(_notes(folders, classes, chosen)))
+    return Official(classes, splits, [root], notes=list(_notes(classes, chosen)))
 
 
 def _refuse_split(root: Path, classes: list[str]) -> None:
@@ -82,18 +77,12 @@ def _refuse_split(root: Path, classes: list[str]) -> None:
     )
 
 
-def _notes(folders: list[str], classes: list[str], chosen: dict[str, list[str]]) -> Iterator[str]:
-    if empty := [name for name in folders if name not in classes]:
-        yield f"{_some(empty)} without videos, left out of the classes"
+def _notes(classes: list[str], chosen: dict[str, list[str]]) -> Iterator[str]:
     for split, videos in chosen.items():
         lacking = sorted(set(classes) - {_class_of(path) for path in videos})
         if lacking:
             advice = "" if split == "train" else f" (a class needs more videos, or --{split} a larger share)"
-            yield f"{split}.txt has no video of {_some(lacking)}{advice}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            yield f"{split}.txt has no video of {some(lacking)}{advice}"
 
 
 def _compiled(group: str | None) -> re.Pattern[str] | None:
@@ -117,7 +106,7 @@ def _assign(groups: dict[str, list[str]], shares: dict[str, float], seed: int) -
     total = Counter(_class_of(path) for paths in groups.values() for path in paths)
     chosen: dict[str, list[str]] = {"train": [], **{name: [] for name in shares}}
     held: dict[str, Counter[str]] = {name: Counter() for name in shares}
-    for key in sorted(groups, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode(errors="replace")).digest()):
+    for key in sorted(groups, key=lambda key: digest_of(seed, key)):
         counts = Counter(_class_of(path) for path in groups[key])
         gains = {}
         for name, share in shares.items():

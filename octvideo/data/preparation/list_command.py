@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -80,20 +82,45 @@ def run(args: argparse.Namespace, *, lists: bool) -> int:
     return 0
 
 
+def next_command(source: Path, copy: Path) -> str:
+    """The line that writes the lists of a copy of a data set, by the official lists in `source`."""
+    found: dict[str, Official] = {}
+    for name in PUBLISHED:
+        with contextlib.suppress(UserError):  # it is another
+            official = lists_of(name, source, None)
+            # Kinetics-600 has classes that 400 has not: read to the end, and fail there.
+            collections.deque(official.splits.get("val", next(iter(official.splits.values())))(), maxlen=0)
+            found[name] = official
+    words = ["python", "tools/prepare_dataset.py", "list"]
+    if found:  # the files of HMDB51 and J-HMDB are alike
+        name = min(found, key=lambda name: abs(len(found[name].classes) - PUBLISHED[name].classes))
+        return shlex.join([*words, name, str(copy), "--annotations", str(found[name].sources[0].parent)])
+    try:
+        folder_lists(source, {})
+    except UserError:
+        return shlex.join([*words, "DATASET", str(copy), "--annotations", "FOLDER_OF_THE_LISTS"])
+    return shlex.join([*words, "folder", str(copy)])
+
+
 def _official(args: argparse.Namespace) -> Official:
-    name: str = args.dataset
-    if name.startswith("kinetics"):
-        return kinetics_lists(args.root, name, args.annotations)
-    if name == "ucf101":
-        return ucf101_lists(args.root, args.annotations)
-    if name == "ssv2":
-        return something_lists(args.root, args.annotations)
-    if name in ("hmdb51", "jhmdb"):
-        return hmdb_lists(args.root, args.annotations)
+    if args.dataset != "folder":
+        return lists_of(args.dataset, args.root, args.annotations)
     leave_out = frozenset([args.out]) if args.out else frozenset()
     return folder_lists(
         args.root, {"val": args.val, "test": args.test}, group=args.group, seed=args.seed, leave_out=leave_out
     )
+
+
+def lists_of(name: str, root: Path, annotations: Path | None) -> Official:
+    """The official lists of a published data set.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if name.startswith("kinetics"):
+        return kinetics_lists(root, name, annotations)
+    readers = {"ucf101": ucf101_lists, "ssv2": something_lists, "hmdb51": hmdb_lists, "jhmdb": hmdb_lists}
+    return readers[name](root, annotations)
 
 
 def _print(report: Report, published: Published | None, console: Console) -> None:

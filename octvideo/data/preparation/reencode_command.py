@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from octvideo.data.preparation.encoding import EncodingSettings
+from octvideo.data.preparation.list_command import next_command
 from octvideo.data.preparation.reencode import DAMAGED_FILE, FAILED_FILE, Summary, reencode
+from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
+from octvideo.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crf", type=int, default=default.crf, help="quality of x264, 0 (best) to 51 (23)")
     parser.add_argument("--preset", default=default.preset, help="speed of x264 against size (fast)")
     parser.add_argument("--workers", type=int, help="videos at once (one per CPU)")
-    parser.add_argument("--timeout", type=float, default=1800, metavar="S", help="longest time for one video (1800)")
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="without a new frame of a video (60)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,23 +34,15 @@ def run(args: argparse.Namespace) -> int:
         UserError: see `reencode`.
     """
     _check(args)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings = EncodingSettings(args.short_side, args.gop, args.crf, args.preset)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("re-encoding", total=None, failed=0)
-
-        def progress(done: int, total: int, summary: Summary) -> None:
-            bar.update(task, completed=done, total=total, failed=summary.failed)
-
+    with Progress("re-encoding") as shown:
         summary = reencode(
-            args.source, args.out, settings, workers=args.workers or cpus, timeout_sec=args.timeout, progress=progress
+            args.source,
+            args.out,
+            settings,
+            workers=args.workers or available_cpus(),
+            timeout_sec=args.timeout,
+            progress=lambda done, total, summary: shown.update(done, total=total, said=f"{summary.failed} failed"),
         )
     _print(args, summary)
     return 1 if summary.failed else 0
@@ -74,10 +64,12 @@ def _print(args: argparse.Namespace, summary: Summary) -> None:
     if summary.bytes:
         ratio = summary.bytes / max(summary.source_bytes, 1)
         print(f"{summary.source_bytes / 1e6:,.1f} MB are now {summary.bytes / 1e6:,.1f} MB ({ratio:.0%})")
+        if ratio > 1:
+            print(f"keyframes every {args.gop} frames cost bytes; --crf {args.crf + 5} in another folder takes fewer")
+    if summary.same:
+        print(f"{summary.same:,} were all that is asked for, and smaller: copied as they are")
     if summary.damaged:
         print(f"{summary.damaged:,} were damaged, what could be decoded is kept: {args.out / DAMAGED_FILE}")
     if summary.failed:
         print(f"failed (run again, these are tried again): {args.out / FAILED_FILE}")
-    print("\nNext, lists with the official files of the source:")
-    where = f"{shlex.quote(str(args.out))} --annotations {shlex.quote(str(args.source))}/FOLDER_OF_THE_LISTS"
-    print(f"  python tools/prepare_dataset.py list DATASET {where}")
+    print(f"\nNext:\n  {next_command(args.source, args.out)}")

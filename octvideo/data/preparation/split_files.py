@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from octvideo.class_names import read_class_names
 from octvideo.data.preparation.official import Listed, Official, need_one
 from octvideo.errors import UserError
+from octvideo.files import read_text, text_lines
 
 _UCF_FOLDERS = ["ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "annotations"]
 _HMDB_FOLDERS = ["testTrainMulti_7030_splits", "test_train_splits/testTrainMulti_7030_splits", "test_train_splits"]
@@ -29,14 +31,7 @@ def ucf101_lists(root: Path, annotations: Path | None) -> Official:
     folder = need_one(
         annotations or root, ["classInd.txt"], [] if annotations else _UCF_FOLDERS, "lists of UCF101"
     ).parent
-    numbered = {}
-    for where, words in _lines(folder / "classInd.txt"):
-        if len(words) != 2 or not words[0].isdigit():
-            raise UserError(f"{where}: got {' '.join(words)!r}, expected 'number class'")
-        numbered[int(words[0])] = words[1]
-    if sorted(numbered) != list(range(1, len(numbered) + 1)):
-        raise UserError(f"{folder / 'classInd.txt'}: the classes are not numbered from 1 to {len(numbered)}")
-    classes = [numbered[number] for number in sorted(numbered)]
+    classes = read_class_names(folder / "classInd.txt")
     ids = {name: number for number, name in enumerate(classes)}
     splits = {}
     files = [folder / "classInd.txt"]
@@ -110,7 +105,6 @@ def _hmdb_videos(files: list[tuple[int, str, Path]], wanted: str) -> Iterator[Li
 
 def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
     """Where, and the words of each line that has any."""
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as text:
-        for number, line in enumerate(text, 1):
-            if words := line.split():
-                yield f"{file}:{number}", words
+    for number, line in enumerate(text_lines(read_text(file, names=True)), 1):
+        if words := line.split():
+            yield f"{file}:{number}", words

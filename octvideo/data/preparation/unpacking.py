@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from octvideo.files import whole_file
+
 
 class UnpackingError(Exception):
     """An archive that can't be unpacked; the message is one line."""
@@ -62,15 +64,11 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.parent.resolve().is_relative_to(inside):  # through a link that was there
                 raise UnpackingError(f"{archive}: {name!r} leads out of {folder}")
-            part = target.with_name(f".{target.name}.part")
-            try:
+            with whole_file(target) as part:
                 with content, part.open("wb") as file:
                     shutil.copyfileobj(content, file, 1 << 20)
                 if part.stat().st_size != size:
                     raise UnpackingError(f"{archive} is damaged: {name!r} is cut off")
-                part.replace(target)
-            finally:
-                part.unlink(missing_ok=True)
             counts["written"] += 1
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise UnpackingError(f"{archive} can't be unpacked: {' '.join(str(error).split())}") from error

@@ -101,9 +101,3 @@ def in_batches(run: Callable[[Tensor], Tensor], clips: Tensor, size: int) -> Ten
         full = torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])]) if missing else batch
         logits.append(run(full)[: len(batch)])
     return torch.cat(logits)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.inference.engines.engine import first_line, in_batches, needs
+from octvideo.files import one_line
+from octvideo.inference.engines.engine import in_batches, needs
 
 
 def write_onnx(network: nn.Module, path: Path, example_shape: tuple[int, ...]) -> None:
@@ -39,9 +40,7 @@ def write_onnx(network: nn.Module, path: Path, example_shape: tuple[int, ...]) -
             assert program is not None
             program.save(str(path), external_data=False)
     except Exception as error:  # torch.onnx has no common type
-        raise UserError(
-            f"the network can't be written as ONNX ({type(error).__name__}: {first_line(error)})"
-        ) from error
+        raise UserError(f"the network can't be written as ONNX ({type(error).__name__}: {one_line(error)})") from error
     finally:
         exporter.setLevel(level)
 
@@ -69,7 +68,7 @@ class OnnxEngine:
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no public base
-            raise UserError(f"ONNX Runtime can't load {path} ({first_line(error)})") from error
+            raise UserError(f"ONNX Runtime can't load {path} ({one_line(error)})") from error
 
     def _run(self, clips: Tensor) -> Tensor:
         return torch.from_numpy(self._session.run(["logits"], {"clips": clips.numpy()})[0])

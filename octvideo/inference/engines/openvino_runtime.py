@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.inference.engines.engine import first_line, in_batches, needs
+from octvideo.files import one_line
+from octvideo.inference.engines.engine import in_batches, needs
 from octvideo.octave.export_form import export_form
 
 log = logging.getLogger("octvideo.inference")
@@ -48,7 +49,7 @@ def write_openvino(
             exported = torch.export.export(network, (torch.zeros(example_shape),))
             model = openvino.convert_model(exported)
     except Exception as error:  # export and OpenVINO have many
-        raise UserError(f"OpenVINO can't convert this network ({type(error).__name__}: {first_line(error)})") from error
+        raise UserError(f"OpenVINO can't convert this network ({type(error).__name__}: {one_line(error)})") from error
     if precision == "int8":
         assert calibration is not None
         model = _quantise(model, calibration, example_shape[0])
@@ -94,7 +95,7 @@ class OpenVinoEngine:
         try:
             compiled = openvino.compile_model(str(path), "CPU", options)
         except Exception as error:  # RuntimeErrors of C++
-            raise UserError(f"OpenVINO can't load {path} ({first_line(error)})") from error
+            raise UserError(f"OpenVINO can't load {path} ({one_line(error)})") from error
         self.precision = precision
         if precision == "bf16" and compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
             log.warning("this CPU has no bf16 units: OpenVINO computes in f32")

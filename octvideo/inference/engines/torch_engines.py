@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.inference.engines.engine import first_line, in_batches
+from octvideo.files import one_line
+from octvideo.inference.engines.engine import in_batches
 from octvideo.octave import fuse_convolutions
 from octvideo.octave.export_form import export_form
 from octvideo.octave.fused_conv import channels_last
@@ -77,7 +78,7 @@ class EagerEngine:
             self(torch.zeros(shape))
         except Exception as error:  # dynamo and inductor have many
             raise UserError(
-                f"torch.compile can't compile this network here ({type(error).__name__}: {first_line(error)}); "
+                f"torch.compile can't compile this network here ({type(error).__name__}: {one_line(error)}); "
                 "it needs a C++ compiler (g++ or clang) on a CPU. --engine eager needs none"
             ) from error
 
@@ -112,7 +113,7 @@ def write_aot(
             aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
     except Exception as error:  # export and inductor have many
         raise UserError(
-            f"AOTInductor can't compile this network here ({type(error).__name__}: {first_line(error)}); "
+            f"AOTInductor can't compile this network here ({type(error).__name__}: {one_line(error)}); "
             "it needs a C++ compiler (g++ or clang), as engines onnx and openvino do not"
         ) from error
 
@@ -135,7 +136,7 @@ class AotEngine:
             self._run = aoti_load_package(str(path))
         except Exception as error:  # a RuntimeError of C++, mostly
             raise UserError(
-                f"{path} can't be loaded ({first_line(error)}): export it again on this machine with this torch "
+                f"{path} can't be loaded ({one_line(error)}): export it again on this machine with this torch "
                 f"({torch.__version__})"
             ) from error
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import re
+import socket
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,7 +51,8 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.plans: dict[
             str, list[Any]
-        ] = {}  # int < 100: send so many kB and break; int >= 400: that answer; "whole", "slowly"
+        ] = {}  # int < 100: send so many kB and break; int >= 400: that answer; "whole", "held"
+        self.half, self.go_on = threading.Event(), threading.Event()  # of "held"
         self.asked: list[tuple[str, str | None]] = []
 
     @property
@@ -83,10 +85,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
         self.send_header("ETag", etag)
         self.end_headers()
-        if what == "slowly":
-            for start in range(first, len(content), 1000):
-                self.wfile.write(content[start : start + 1000])
-                time.sleep(0.1)
+        if what == "held":
+            self.wfile.write(content[first : first + 5000])
+            self.server.half.set()
+            self.server.go_on.wait()
+            self.wfile.write(content[first + 5000 :])
         else:
             self.wfile.write(content[first : first + 1000 * what] if isinstance(what, int) else content[first:])
 
@@ -239,18 +242,19 @@ def test_a_run_that_is_stopped_ends_soon_and_keeps_what_came(
     kinetics: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_BLOCK", 1000)
-    kinetics.plans["/400/train/part%201.tar.gz"] = ["slowly"]  # 6.5 s
+    kinetics.plans["/400/train/part%201.tar.gz"] = ["held"]
     downloads = Downloads(tmp_path)
     archives = [Archive(f"{kinetics.url}/400/train/part{name}.tar.gz", "train") for name in ("_0", "%201")]
     running = downloads.run(archives, workers=2, progress=lambda *_: None, said=print)
     assert next(running).archive == archives[0]
-    while not list((tmp_path / "archives/train").glob("*.part")):  # the other has begun
-        time.sleep(0.01)
-    started = time.monotonic()
-    running.close()  # as an exception in the loop over it does
-    assert time.monotonic() - started < 2
+    assert kinetics.half.wait(60)  # the other has begun
+    closing = threading.Thread(target=running.close)  # as an exception in the loop over it does
+    closing.start()
+    assert downloads._stop.wait(60)
+    kinetics.go_on.set()
+    closing.join()
     (part,) = (tmp_path / "archives/train").glob("*.part")
-    assert part.stat().st_size < 60_000
+    assert part.stat().st_size < len(kinetics.files["/400/train/part%201.tar.gz"])
     (arrived,) = downloads.run(archives[1:], workers=1, progress=lambda *_: None, said=print)
     assert arrived.problem == "" and arrived.unpacked is not None
 
@@ -261,6 +265,31 @@ def test_a_dry_run_only_says(kinetics: Server, tmp_path: Path, capsys: pytest.Ca
     assert said[1] == f"{kinetics.url}/400/train/part_0.tar.gz -> {tmp_path}/archives/train/part_0.tar.gz"
     assert said[2] == f"{kinetics.url}/400/train/part%201.tar.gz -> {tmp_path}/archives/train/part 1.tar.gz"
     assert len(said) == 4 and tree(tmp_path) == []
+
+
+@pytest.mark.parametrize(("words", "tries"), [(["--dry-run"], 1), ([], 3), (["--attempts", "2"], 2)])
+def test_without_a_connection(
+    server: Server,
+    tmp_path: Path,
+    waits: list[float],
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    tries: int,
+) -> None:
+    """A list is asked for a few times, and for a look once: not for two minutes."""
+    url = f"http://127.0.0.1:{free_port()}"
+    asked = f"{url}/400/train/k400_train_path.txt"
+    assert main(["download", "kinetics400", str(tmp_path), "--mirror", url, "--splits", "train", *words]) == 2
+    said = capsys.readouterr()
+    refused = f"[Errno {errno.ECONNREFUSED}] Connection refused"
+    assert said.err == f"error: the list of archives {asked} can't be downloaded ({refused}): check the connection\n"
+    assert waits == [1.0, 2.0][: tries - 1] and len(said.out.splitlines()) == tries - 1
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
 
 
 def test_one_archive_that_fails_does_not_stop_the_others(
@@ -300,7 +329,7 @@ def test_what_can_not_be_had(kinetics: Server, tmp_path: Path, capsys: pytest.Ca
         (["k400", "x"], "no archives of 'k400' are known"),
         (["ucf101", "x", "--splits", "val"], "no part 'val': there are train, annotations"),
         (["ucf101", "x", "--workers", "0"], "expected 1 or more"),
-        (["ucf101", "x", "--checksums", "none.txt"], "no checksums at none.txt"),
+        (["ucf101", "x", "--checksums", "none.txt"], "can't read none.txt: No such file"),
     ):
         assert main(["download", *words]) == 2
         assert message in capsys.readouterr().err

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.data.class_names import ClassIndex, read_class_names
+from octvideo.class_names import ClassIndex, read_class_names
+from octvideo.data.disk import VideoFiles
 from octvideo.data.manifest import read_records
 from octvideo.data.preparation.command import main
-from octvideo.data.preparation.disk import VideoFiles
 
 
 def touch(root: Path, *names: str) -> None:
@@ -268,14 +268,14 @@ def test_folders_that_are_a_split_are_no_classes(tmp_path: Path, capsys: pytest.
 
 
 def test_empty_class_folders_and_lists_without_a_class_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path, *(f"wave/{n}.mp4" for n in range(10)), "clap/0.mp4")
     (tmp_path / "jump").mkdir()
     assert main(["list", "folder", str(tmp_path)]) == 0
     assert (tmp_path / "classes.txt").read_text() == "clap\nwave\n"
     said = capsys.readouterr().err
-    assert "warning: 'jump' without videos, left out of the classes" in said
+    assert caplog.messages == [f"{tmp_path}: folders without videos are no classes: 'jump'"]
     assert "warning: test.txt has no video of 'clap' (a class needs more videos, or --test a larger share)" in said
     touch(tmp_path, "jump/0.mp4")
     assert main(["list", "folder", str(tmp_path)]) == 2

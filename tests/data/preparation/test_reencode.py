@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from octvideo.data.preparation import encoding
+from octvideo.data.preparation import encoding, reencode
 from octvideo.data.preparation.command import main
 from octvideo.data.preparation.encoding import EncodingError, EncodingSettings
-from octvideo.data.preparation.reencode import Encoder
+from octvideo.data.preparation.list_command import next_command
 from octvideo.video import read_frames
+from tests.data.preparation.bad_encoding import badly
 
 SETTINGS = EncodingSettings(short_side_px=32, gop_frames=4, crf=10)
+KINETICS = "label,youtube_id,time_start,time_end,split\n{},0123456789a,0,10,val\n"
 
 
 def decoded(path: Path) -> tuple[list[av.VideoFrame], av.VideoStream]:
@@ -179,19 +181,98 @@ def test_folders_that_would_harm_the_source(source: Path, tmp_path: Path, capsys
     }
 
 
-def test_a_process_that_crashes_or_hangs_takes_one_video_with_it(source: Path, tmp_path: Path) -> None:
-    with Encoder(timeout_sec=60) as encoder:
-        assert encoder.run(source, "wave/c.mp4", tmp_path / "c.mp4", SETTINGS).encoded is not None
-        process = encoder._process
-        os.kill(process.pid, signal.SIGSEGV)  # type: ignore[union-attr]
-        process.wait()  # type: ignore[union-attr]
-        outcome = encoder.run(source, "wave/c.mp4", tmp_path / "d.mp4", SETTINGS)
-        assert outcome.encoded is None and outcome.reason == "the encoding process crashed (signal 11)"
-        assert encoder.run(source, "wave/c.mp4", tmp_path / "d.mp4", SETTINGS).encoded is not None
-    os.mkfifo(source / "pipe.mp4")  # nobody writes to it
-    with Encoder(timeout_sec=1.5) as encoder:
-        outcome = encoder.run(source, "pipe.mp4", tmp_path / "e.mp4", SETTINGS)
-        assert outcome.reason == "not done after 1.5 s"
+def test_a_process_that_crashes_or_hangs_takes_one_video_with_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named by what they do; a hang is one whatever the machine is busy with."""
+    monkeypatch.setattr(reencode, "encode_job", badly)
+    for name in ("crash", "hang"):
+        (source / f"wave/{name}.mp4").touch()
+    said: list[tuple[int, int, int]] = []
+    summary = reencode.reencode(
+        source,
+        tmp_path / "out",
+        SETTINGS,
+        workers=1,
+        timeout_sec=2,
+        progress=lambda done, total, summary: said.append((done, total, summary.failed)),
+    )
+    assert (summary.done, summary.failed) == (4, 4) and said[-1] == (8, 8, 4)
+    assert sorted((tmp_path / "out/reencode_failed.txt").read_text(errors="surrogateescape").splitlines()) == [
+        "clap/d.mp4\td.mkv has the same name without suffix",
+        "wave/broken.mp4\tInvalid data found when processing input",
+        "wave/crash.mp4\tcrashed (signal 11, SIGSEGV)",
+        "wave/hang.mp4\ttimeout: no sign of life for 2 s",
+    ]
+    assert not list((tmp_path / "out").rglob("*.part")) and len(list((tmp_path / "out").rglob("*.mp4"))) == 4
+
+
+def test_what_is_as_asked_for_and_smaller_is_copied(
+    tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Tensor]
+) -> None:
+    """Each other source lacks one thing, and is encoded though that makes it larger."""
+    source = tmp_path / "source"
+    small = {"crf": 40, "g": 4, "flags": "+cgop"}
+    encode(source / "same.mp4", moving(12, 32, 48), **small)
+    with_sound(source / "same.mp4", source / "sound.mp4")
+    encode(source / "large.mp4", moving(12, 64, 96), **{**small, "crf": 51})
+    encode(source / "gop.mp4", moving(12, 32, 48), **{**small, "g": 12})
+    encode(source / "other.mkv", moving(12, 32, 48), **small)
+    encode(source / "turned.mp4", moving(12, 32, 48), **small, rotation=90)
+    encode(source / "wide.mp4", moving(12, 32, 48), **small, pix_fmt="yuvj420p")
+    encode(source / "mpeg4.mp4", moving(12, 32, 48), "mpeg4", g=4, qmin=31, qmax=31)
+    out, settings = tmp_path / "out", EncodingSettings(short_side_px=32, gop_frames=4, crf=1)
+    results = {}
+    out.mkdir()
+    for file in sorted(source.iterdir()):
+        result = results[file.stem] = encoding.encode(file, out / f"{file.stem}.mp4", settings)
+        frames, stream = decoded(out / f"{file.stem}.mp4")
+        assert (result.frames, len(frames), result.bytes) == (12, 12, (out / f"{file.stem}.mp4").stat().st_size)
+        assert (stream.codec_context.name, stream.pix_fmt, min(frames[0].width, frames[0].height)) == (
+            "h264", "yuv420p", 32,
+        )  # fmt: skip
+        keys = [n for n, frame in enumerate(frames) if frame.key_frame]
+        assert keys[0] == 0 and max(b - a for a, b in pairwise([*keys, 12])) <= 4
+        assert result.is_source == ((out / f"{file.stem}.mp4").read_bytes() == file.read_bytes())
+    assert [name for name, result in results.items() if result.is_source] == ["same"]
+    assert results["gop"].bytes > results["gop"].source_bytes
+    # A source that could be smaller is made smaller.
+    assert not encoding.encode(source / "same.mp4", out / "smaller.mp4", EncodingSettings(32, 4, crf=51)).is_source
+
+
+def with_sound(source: Path, target: Path) -> None:
+    with av.open(str(source)) as video, av.open(str(target), "w") as container:
+        pictures, sound = container.add_stream_from_template(video.streams.video[0]), container.add_stream("aac", 44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(sound.encode(frame))
+        for packet in video.demux(video=0):
+            if packet.size:
+                packet.stream = pictures
+                container.mux(packet)
+        container.mux(sound.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"lists/train.csv": KINETICS, "a.mp4": ""}, "DATASET OUT --annotations FOLDER_OF_THE_LISTS"),
+        ({"annotations/val.csv": KINETICS.format("abseiling")}, "kinetics400 OUT --annotations SOURCE/annotations"),
+        ({"val.csv": KINETICS.format("acting in play")}, "kinetics600 OUT --annotations SOURCE"),
+        ({"classInd.txt": "1 Archery", "testlist01.txt": "Archery/v.avi"}, "ucf101 OUT --annotations SOURCE"),
+        ({"splits/wave_test_split1.txt": "a.avi 1"}, "jhmdb OUT --annotations SOURCE/splits"),
+        ({f"splits/{n}_test_split1.txt": "a.avi 1" for n in range(51)}, "hmdb51 OUT --annotations SOURCE/splits"),
+        ({"labels.json": '{"a": "0"}', "test.json": '[{"id": "1"}]'}, "ssv2 OUT --annotations SOURCE"),
+        ({"wave/a.mp4": "", "clap/b.mp4": ""}, "folder OUT"),
+        ({"train/wave/a.mp4": "", "test/wave/b.mp4": ""}, "DATASET OUT --annotations FOLDER_OF_THE_LISTS"),
+    ],
+)  # fmt: skip
+def test_the_next_command_is_for_the_data_set_at_hand(tmp_path: Path, files: dict[str, str], expected: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    expected = expected.replace("SOURCE", str(tmp_path)).replace("OUT", "small")
+    assert next_command(tmp_path, Path("small")) == f"python tools/prepare_dataset.py list {expected}"
 
 
 @pytest.mark.slow

@@ -6,51 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from octvideo.errors import UserError
-from octvideo.video import VIDEO_SUFFIXES
-
-
-def walk_videos(root: Path, *, leave_out: frozenset[Path] = frozenset()) -> Iterator[str]:
-    """Video files under a folder, relative to it, sorted folder by folder. Links are followed, hidden names are not.
-
-    Args:
-        root: the folder.
-        leave_out: folders in it that are not looked into.
-
-    Raises:
-        UserError: a folder can't be read.
-    """
-    yield from _walk(str(root), "", frozenset(map(str, leave_out)))
-
-
-def _walk(here: str, inside: str, leave_out: frozenset[str]) -> Iterator[str]:
-    folders, videos = [], []
-    try:
-        with os.scandir(here) as entries:
-            for entry in entries:
-                # A dot and an underscore begin the names of macOS's own files, which are no videos.
-                if entry.name.startswith("."):
-                    continue
-                is_video = os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES  # noqa: PTH122
-                # Where a link called like a video leads is not looked up: 240,000 of them would take a minute.
-                if entry.is_dir(follow_symlinks=not is_video):
-                    folders.append(entry.name)
-                elif is_video:
-                    videos.append(entry.name)
-    except OSError as error:
-        raise UserError(f"can't read the folder {error.filename}: {error.strerror}") from error
-    for name in sorted(videos):
-        yield inside + name
-    for name in sorted(folders):
-        path = os.path.join(here, name)  # noqa: PTH118
-        if path not in leave_out and not _leads_back(path):
-            yield from _walk(path, f"{inside}{name}{os.sep}", leave_out)
-
-
-def _leads_back(folder: str) -> bool:
-    """Whether a folder is a link to one that it lies in, which would be walked for ever."""
-    path = Path(folder)
-    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+from octvideo.files import walk_videos
 
 
 class VideoFiles:
@@ -62,6 +18,7 @@ class VideoFiles:
     """
 
     def __init__(self, root: Path, *, leave_out: frozenset[Path] = frozenset()) -> None:
+        self.root = root
         self.paths: list[str] = []
         self._first: dict[str, int] = {}  # of each stem
         self._others: dict[str, list[int]] = {}  # of stems that are there more than once
@@ -82,9 +39,12 @@ class VideoFiles:
         """
         for name in names:
             folder, _, stem = name.rpartition("/")
-            for number in sorted(self._numbered(stem), key=lambda number: split not in self._outer(number)):
+            numbers = self._numbered(stem)
+            if len(numbers) > 1:
+                numbers.sort(key=lambda number: split not in self._outer(number))
+            for number in numbers:
                 path = self.paths[number]
-                if others.intersection(self._outer(number)):
+                if others and others.intersection(self._outer(number)):
                     continue
                 if not folder or path.rpartition(os.sep)[0].rpartition(os.sep)[2] == folder:
                     self._used[number] = 1

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from octvideo.class_names import ClassIndex, folder_class_names, read_class_names
+from octvideo.data.checking import select
+from octvideo.data.manifest import read_records
+from octvideo.data.preparation.list_command import folder_lists
+from octvideo.data.preparation.listing import compare
+from octvideo.data.quarantine import read_quarantine
+from octvideo.errors import UserError
+from octvideo.evaluation.scores import VideoScores
+from octvideo.files import (
+    VIDEO_SUFFIXES,
+    decode_text,
+    digest,
+    one_line,
+    read_text,
+    text_lines,
+    walk_videos,
+    whole_file,
+    whole_text,
+)
+from octvideo.inference.command import find_videos
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def untidy(tmp_path: Path) -> Path:
+    """A folder as users have them: what their system left in it, and links."""
+    root = touch(tmp_path / "set", "clap/2.mp4", "clap/10.MP4", "wave/b.avi", "wave/notes.txt")
+    touch(root, "__MACOSX/clap/._2.mp4", "clap/._2.mp4", "@eaDir/x.mp4", ".ipynb_checkpoints/y.mp4", "lost+found/z.mp4")
+    (root / "empty").mkdir()
+    (root / "wave" / "up").symlink_to(root)  # back to where it is
+    (root / "again").symlink_to(root / "clap")  # what is there already
+    touch(tmp_path / "elsewhere", "deep/1.mkv")
+    (root / "jump").symlink_to(tmp_path / "elsewhere")
+    (root / "wave" / "linked.mp4").symlink_to(root / "wave" / "b.avi")
+    return root
+
+
+VIDEOS = ["clap/2.mp4", "clap/10.MP4", "jump/deep/1.mkv", "wave/b.avi", "wave/linked.mp4"]
+
+
+def test_a_walk_finds_each_video_once_in_natural_order(untidy: Path) -> None:
+    others: list[str] = []
+    assert list(walk_videos(untidy, on_other=others.append)) == VIDEOS
+    assert others == [f"{untidy}/wave/notes.txt"]
+    assert list(walk_videos(untidy, leave_out=[untidy / "wave"])) == VIDEOS[:3]
+
+
+def _by_lists(root: Path) -> list[str]:
+    compare(folder_lists(root, {}), root, root.parent / "lists")
+    lines = (root.parent / "lists" / "train.txt").read_text().splitlines()[1:]
+    return [str(root / line.rpartition(" ")[0]) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda root: [record.path for record in read_records(root, root=root, classes=ClassIndex([]), labelled=False)],
+        lambda root: list(find_videos([str(root)])),
+        lambda root: [str(root / name) for name in select([root])],
+        lambda root: sorted(_by_lists(root), key=lambda path: VIDEOS.index(os.path.relpath(path, root))),
+    ],
+    ids=["training", "infer and export", "check_videos", "prepare_dataset"],
+)
+def test_every_way_into_a_folder_finds_the_same_videos(way: Callable[[Path], list[str]], untidy: Path) -> None:
+    assert way(untidy) == [str(untidy / name) for name in VIDEOS]
+
+
+def test_classes_are_the_folders_with_videos(untidy: Path) -> None:
+    assert folder_class_names(untidy) == ["clap", "jump", "wave"]
+
+
+def test_a_folder_that_can_not_be_listed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"can't read the folder .*none: No such file or directory"):
+        list(walk_videos(tmp_path / "none"))
+    closed: list[tuple[str, str]] = []
+    assert list(walk_videos(tmp_path / "none", on_closed=lambda *what: closed.append(what))) == []
+    assert closed == [(str(tmp_path / "none"), "No such file or directory")]
+
+
+# ── files that are whole or not there ───────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    with whole_text(file, to_disk=True) as text:
+        text.write("old\n")
+        assert not file.exists()
+    with pytest.raises(KeyboardInterrupt), whole_text(file) as text:
+        text.write("new")
+        raise KeyboardInterrupt
+    assert file.read_bytes() == b"old\n" and names_in(tmp_path) == ["a.txt"]
+    with pytest.raises(OSError), whole_file(file, keep=True) as part:
+        part.write_bytes(b"half")
+        raise OSError
+    assert names_in(tmp_path) == [".a.txt.part", "a.txt"]
+
+
+def test_nothing_else_in_the_package_renames_what_it_has_written() -> None:
+    files = [*REPOSITORY.glob("octvideo/**/*.py"), *REPOSITORY.glob("tools/**/*.py")]
+    found = [f"{f}" for f in files if f.name != "files.py" and '.part"' in f.read_text(encoding="utf-8")]
+    assert len(files) > 100 and found == [str(REPOSITORY / "octvideo/training/run_folder.py")]  # which removes some
+
+
+def test_a_digest_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"c")
+    (tmp_path / "a").write_bytes(b"ab")
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, example 1
+    assert digest(tmp_path) == abc and digest(tmp_path / "a", "md5") == "187ef4436122d1cc2f40dc2b92f0eba0"
+
+
+# ── text ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LINES = ["clips/é 1.mp4", "b.mp4"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "clips/é 1.mp4\nb.mp4\n".encode(),
+        "clips/é 1.mp4\r\nb.mp4\r\n".encode("utf-8-sig"),
+        "clips/é 1.mp4\r\nb.mp4".encode("utf-16"),
+        b"\xfe\xff" + "clips/é 1.mp4\nb.mp4\n".encode("utf-16-be"),
+    ],
+    ids=["UTF-8", "mark and CRLF", "UTF-16", "UTF-16, big-endian"],
+)
+def test_what_editors_write_is_read_alike(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_bytes(content)
+    videos = touch(tmp_path, *LINES)
+    assert text_lines(read_text(file)) == LINES
+    assert list(find_videos([f"@{file}"])) == LINES
+    assert read_class_names(file) == LINES
+    assert [entry for entry, _ in read_quarantine(file)[1]] == LINES
+    records = read_records(file, root=videos, classes=ClassIndex([]), labelled=False)
+    assert [record.path for record in records] == [str(tmp_path / name) for name in LINES]
+    assert len(select([file], root=tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a.mp4\ncaf\xe9.mp4\n", "f.txt:2: byte 0xe9 at 9 is not UTF-8 (invalid continuation byte); save the file as"),
+        ("a.mp4".encode("utf-16-le"), "f.txt: a NUL at character 1: not text, or UTF-16 without its mark; save"),
+        (b"\xff\xfea", "f.txt:1: byte 0x61 at 2 is not UTF-16-LE (truncated data); save"),
+    ],
+)
+def test_text_in_another_encoding_is_refused(content: bytes, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        decode_text(content, "f.txt")
+    assert str(error.value).startswith(said)
+
+
+def test_names_of_files_may_be_any_bytes() -> None:
+    assert decode_text(b"caf\xe9.mp4", "f.txt", names=True) == os.fsdecode(b"caf\xe9.mp4")
+    assert text_lines("a\x85b\n\nc") == ["a\x85b", "", "c"]  # a line break to splitlines
+
+
+def test_errors_in_one_line() -> None:
+    assert one_line(FileNotFoundError(2, "No such file", "x")) == "No such file"
+    assert one_line(RuntimeError("\n  first\nsecond")) == "first"
+    assert one_line(RuntimeError()) == "RuntimeError"
+    assert one_line(RuntimeError("[12:00:01] /src/video.cc:12: [x] no stream")) == "no stream"
+    assert one_line(RuntimeError("Check failed: st (-1 vs. 0) cannot seek")) == "cannot seek"
+    assert one_line(RuntimeError("[ONNXRuntimeError] : 3 : no file")) == "[ONNXRuntimeError] : 3 : no file"
+
+
+PRINTS = """
+import sys
+from octvideo.program import end_with
+def main():
+    print("é × 2 → α │ ─ 拍手 caf\\udce9.mp4")
+    return 3
+end_with(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [
+        ("utf-8", "é × 2 → α │ ─ 拍手 caf".encode() + b"\xe9.mp4\n"),
+        ("ascii", b"? x 2 > a | - ?? caf\xe9.mp4\n"),
+        ("latin-1", b"\xe9 \xd7 2 > a | - ?? caf\xe9.mp4\n"),
+    ],
+)
+def test_what_a_terminal_lacks_is_replaced(encoding: str, printed: bytes) -> None:
+    environ = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run([sys.executable, "-c", PRINTS], cwd=REPOSITORY, env=environ, capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, printed, b"")
+
+
+def test_a_table_on_a_terminal_that_has_ascii_only(tmp_path: Path) -> None:
+    scores = VideoScores(
+        paths=["a.mp4"], labels=torch.tensor([0]), scores=torch.tensor([[0.9, 0.1]]), class_names=["café", "拍手"]
+    )
+    scores.save(tmp_path / "scores.npz")
+    scores.save_csv(tmp_path / "predictions.csv")
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "tools/score.py", str(tmp_path)]
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    assert b"100.0" in ended.stdout and ended.stdout.isascii()
+    assert np.load(tmp_path / "scores.npz")["class_names"].tolist() == ["café", "拍手"]
+    assert "café" in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
+
+
+def test_suffixes_of_videos_are_written_once() -> None:
+    holding = [f for f in REPOSITORY.glob("octvideo/**/*.py") if '".webm", ".mov"' in f.read_text(encoding="utf-8")]
+    assert ".mp4" in VIDEO_SUFFIXES and [file.name for file in holding] == ["files.py"]
