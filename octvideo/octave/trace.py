@@ -150,7 +150,7 @@ def trace_network(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.G
         ValueError: if torch.fx cannot trace the network, or it computes something else in training.
     """
     modes = [(module, module.training) for module in model.modules()]
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in _state(model).values()}
     twin = copy.deepcopy(model, shared).eval()
     try:
         graph, scopes = _trace(model.train(), leaves)

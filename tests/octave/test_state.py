@@ -17,6 +17,8 @@ from tests.octave.networks import named_state
 class Jumbled(nn.Module):
     """Built in another order than it runs, with state in every form, and tensors that forward makes."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.last = nn.Conv2d(8, 4, 1)

@@ -210,6 +210,8 @@ def test_an_alpha_that_is_no_number_is_refused(alpha: Any) -> None:
 class Counting(nn.Module):
     """A buffer that each call changes: by a new tensor, or in place."""
 
+    calls: Tensor
+
     def __init__(self, in_place: bool) -> None:
         super().__init__()
         self.stem, self.in_place = nn.Conv2d(3, 8, 1), in_place
