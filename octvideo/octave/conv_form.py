@@ -93,11 +93,11 @@ def _read_form(conv: nn.Module) -> ConvForm | None:
     pad = getattr(type(conv).forward, "__globals__", {}).get("pad_same")
     graphs = []
     for training in (True, False):
-        twin = copy.copy(conv)  # a trace may set attributes
-        twin.training = training
         try:
+            twin = copy.copy(conv)  # a trace may set attributes
+            twin.training = training
             graphs.append(_ConvTracer(() if pad is None else (pad,)).trace(twin))
-        except Exception:  # whatever a forward raises that computes with a Proxy
+        except Exception:  # of a parametrized module, or whatever a forward raises that computes with a Proxy
             return None
     return _form(conv, graphs[0], pad) if str(graphs[0]) == str(graphs[1]) else None
 

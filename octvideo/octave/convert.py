@@ -30,7 +30,9 @@ class OctaveNetwork(fx.GraphModule):
     """
 
     def __init__(self, state: Mapping[str, Any], graph: fx.Graph, class_name: str = "OctaveNetwork") -> None:
-        super().__init__(nn.Module(), fx.Graph(), class_name)
+        super().__init__(
+            nn.Module(), fx.Graph(tracer_cls=graph._tracer_cls), class_name
+        )  # which unpickling traces with
         self.__dict__.update(state)  # GraphModule would take over what the graph reads, in the order of reading
         self.graph = graph
 
@@ -175,6 +177,8 @@ def _check_network(model: Any) -> None:
             f"octavize: got a {type(model).__name__}, which torch.fx cannot read; give the network from before "
             "torch.jit, torch.compile or DataParallel"
         )
+    if any(map(nn.parameter.is_lazy, model.parameters())):
+        raise ValueError("octavize: got a network with lazy layers, expected their sizes; call it once before")
     made = [module for module in model.modules() if isinstance(module, OctaveNetwork)]
     if any(isinstance(layer, OctaveLayer) for network in made for layer in network.modules()):
         raise ValueError(

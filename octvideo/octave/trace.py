@@ -150,7 +150,7 @@ def trace_network(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.G
         ValueError: if torch.fx cannot trace the network, or it computes something else in training.
     """
     modes = [(module, module.training) for module in model.modules()]
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in _state(model).values()}
     twin = copy.deepcopy(model, shared).eval()
     try:
         graph, scopes = _trace(model.train(), leaves)
@@ -193,6 +193,7 @@ def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Gr
         getattr(getattr(type(m), "forward", None), "__globals__", {}).get("channel_shuffle") for m in model.modules()
     )
     tracer = _Tracer(leaves, count_pathways(model), tuple({function for function in found if function is not None}))
+    state = _state(model)
     try:
         graph = tracer.trace(model)
     except Exception as error:
@@ -203,10 +204,20 @@ def _trace(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Gr
         if _holds_all(model, type(module)):
             advice = "Change that code, or convert a part of the network: kept whole, it would leave nothing to convert"
         raise ValueError(f"octavize cannot trace {where} ({name}): {error}. {advice}") from error
+    after = _state(model)
+    if replaced := [name for name, value in state.items() if value is not after.get(name)]:
+        raise ValueError(
+            "octavize cannot convert this network: its forward pass puts another tensor in the place of "
+            f"{replaced[0]}, which a trace does once; change it in place, as copy_ does"
+        )
     for node in graph.nodes:
         if isinstance(node.type, str):  # where annotations are postponed; torch 2.6 cannot pickle it
             node.type = None
     return graph, tracer.node_name_to_scope
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return dict([*model.named_parameters(), *model.named_buffers()])
 
 
 def _holds_all(model: nn.Module, kind: type[nn.Module]) -> bool:

@@ -78,3 +78,20 @@ def test_computed_weights_prepared_for_inference(ordinary: nn.Module, alpha: flo
         with torch.no_grad():
             torch.testing.assert_close(prepared(noise()), network(noise()), rtol=0, atol=1e-12)
     assert all(value.grad_fn is None for value in prepared.state_dict(keep_vars=True).values())
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that makes another weight of its own, as timm's StdConv2d."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def test_what_makes_a_weight_of_a_computed_weight_stays_ordinary() -> None:
+    network = nn.Sequential(*(Standardised(c, 8, 3, padding=1) for c in (3, 8, 8)))
+    parametrizations.weight_norm(network[1])
+    octave = octavize(network, 0.5)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(octave(x), network(x)) and named_state(octave) == named_state(network)
+    assert "ParametrizedStandardised, which does more than to convolve" in octave.octave_report.merged["1"]

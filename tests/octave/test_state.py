@@ -17,6 +17,8 @@ from tests.octave.networks import named_state
 class Jumbled(nn.Module):
     """Built in another order than it runs, with state in every form, and tensors that forward makes."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.last = nn.Conv2d(8, 4, 1)
@@ -125,11 +127,12 @@ def test_what_is_computed_from_a_buffer_follows_loaded_weights() -> None:
     ordinary, other = Jumbled().eval(), Jumbled().eval()
     other.mean.fill_(2.0)
     octave = octavize(ordinary, 0.0)
-    octave.load_state_dict(other.state_dict())
     x = torch.randn(1, 3, 8, 8)
-    with torch.no_grad():
-        follows = torch.equal(octave(x), other(x))
-    assert follows
+    for clone in (octave, copy.deepcopy(octave), pickle.loads(pickle.dumps(octave))):
+        clone.load_state_dict(other.state_dict())
+        with torch.no_grad():
+            follows = torch.equal(clone(x), other(x))
+        assert follows
 
 
 def test_tensors_made_in_forward_are_on_the_networks_device_and_new_in_every_call() -> None:

@@ -183,10 +183,11 @@ _TWICE = (
         (lambda: torch.jit.script(nn.Conv2d(3, 4, 1)), f"a RecursiveScriptModule, {_READS}"),
         (lambda: torch.compile(nn.Conv2d(3, 4, 1)), f"a OptimizedModule, {_READS}"),
         (lambda: nn.DataParallel(nn.Conv2d(3, 4, 1)), f"a DataParallel, {_READS}"),
+        (lambda: nn.LazyConv2d(4, 1), "a network with lazy layers, expected their sizes; call it once before"),
         (_octave, _TWICE),
         (lambda: nn.Sequential(_octave(), nn.ReLU()), _TWICE),
     ],
-    ids=["name", "none", "class", "script", "compiled", "parallel", "twice", "holds"],
+    ids=["name", "none", "class", "script", "compiled", "parallel", "lazy", "twice", "holds"],
 )  # fmt: skip
 def test_what_is_no_ordinary_network_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError) as error:
@@ -204,6 +205,37 @@ def test_an_alpha_that_is_no_number_is_refused(alpha: Any) -> None:
     with pytest.raises(ValueError) as error:
         octavize(nn.Sequential(nn.Conv2d(3, 8, 1)), alpha)
     assert str(error.value) == f"alpha: got {alpha!r}, expected a number from 0 to 1, or one by module path"
+
+
+class Counting(nn.Module):
+    """A buffer that each call changes: by a new tensor, or in place."""
+
+    calls: Tensor
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.stem, self.in_place = nn.Conv2d(3, 8, 1), in_place
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
+            self.calls.add_(1)
+        else:
+            self.calls = self.calls + 1
+        return self.stem(x)
+
+
+def test_a_buffer_is_changed_in_every_call_or_refused() -> None:
+    octave = octavize(Counting(in_place=True), 0.5)
+    for _ in range(2):
+        octave(torch.ones(1, 3, 2, 2))
+    assert octave.state_dict()["calls"] == 2
+    with pytest.raises(ValueError) as error:
+        octavize(Counting(in_place=False), 0.5)
+    assert str(error.value) == (
+        "octavize cannot convert this network: its forward pass puts another tensor in the place of calls, which a "
+        "trace does once; change it in place, as copy_ does"
+    )
 
 
 class Masked(nn.Module):
