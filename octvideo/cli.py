@@ -36,15 +36,16 @@ from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.quarantine import write_quarantine
 from octvideo.data.workers import keep_to_cpus
 from octvideo.errors import UserError
+from octvideo.help_page import BUILDER_HELP, HelpParser, builder_help
 from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpoint, read_checkpoint, run_folder
 from octvideo.inference.command import infer
-from octvideo.mistakes import explain, one_line
+from octvideo.mistakes import explain, one_line, wrong_value
 from octvideo.models.weights import read_weights
 from octvideo.program import command, end_with
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable
 from octvideo.training.checkpoint_io import WholeFiles
-from octvideo.training.loggers import RunBoardLogger, RunCSVLogger
+from octvideo.training.loggers import RunBoardLogger, RunCSVLogger, save_in
 from octvideo.training.process_group import leave_process_group
 from octvideo.training.quiet import quiet_lightning
 
@@ -90,14 +91,22 @@ def main(argv: Sequence[str], *, default: Subcommand | None = None) -> int:
     quiet_lightning()
     keep_to_cpus()
     try:
-        OctvideoCLI(*prepare_argv(argv, default=default))
+        args, run = prepare_argv(argv, default=default)
+        if BUILDER_HELP in args:
+            print(builder_help(args))
+            return 0
+        OctvideoCLI(args, run)
         leave_process_group()
     except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
         if "Connection closed by peer" in str(error):
             print("error: another process of this run has ended, its own message is above", file=sys.stderr)
             return 1
-        if _raised_by_lightning(error):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        package = frame.f_globals["__name__"].partition(".")[0]
+        if package == "lightning":  # its word for what can't be, such as a callback without its metric
             raise UserError(one_line(error)) from error
+        if package == "jsonargparse":
+            raise UserError(wrong_value(str(error))) from error
         raise
     except SIGTERMException:
         return 143
@@ -105,12 +114,6 @@ def main(argv: Sequence[str], *, default: Subcommand | None = None) -> int:
         # Lightning turns Ctrl-C into exit code 1; the shell's own is 130.
         return 130 if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
     return 0
-
-
-def _raised_by_lightning(error: Exception) -> bool:
-    """Whether a line of Lightning's own raised it: its word for what can't be, as a callback without its metric."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals["__name__"].startswith("lightning.")
 
 
 class OctvideoCLI(LightningCLI):
@@ -145,7 +148,7 @@ class OctvideoCLI(LightningCLI):
         """As Lightning's, with `--cfg` too, and a usage of one line rather than of a thousand characters."""
         if "version" not in kwargs:  # a subcommand's parser
             kwargs["usage"] = _USAGE
-        parser = LightningArgumentParser(prog="octvideo", allow_abbrev=False, **kwargs)
+        parser = HelpParser(prog="octvideo", allow_abbrev=False, **kwargs)
         parser.add_argument(*CONFIG_FLAGS, action=ActionConfigFile, help="config by path or name; may be repeated")
         return parser
 
@@ -211,11 +214,16 @@ class OctvideoCLI(LightningCLI):
         link_num_classes(config, self._names_to_predict())
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
+        self._to_save, self.config = self.config, self.config.clone()  # nor do loggers' places in this run belong to it
+        for logger in _as_list(self.config[self.subcommand].trainer.logger):
+            if isinstance(logger, Namespace):
+                save_in(self.folder, logger.class_path, logger.get("init_args", {}))
 
     def _run_of(self, config: Namespace) -> RunFolder:
         """The run's folder; runs_dir and name are set so that they find it again."""
         given, folder = config.ckpt_path, None
-        if "--name" not in self._args:
+        typed = dict(itertools.pairwise(self._args)).get("--name")
+        if typed is None:
             folder = self._default_run if isinstance(self._default_run, Path) else None
             if self.subcommand != "fit" and given not in (None, "best", "last"):
                 # What a checkpoint scores belongs to its own run, whatever the config is called.
@@ -223,7 +231,8 @@ class OctvideoCLI(LightningCLI):
                 if checkpoint.parent.name == "checkpoints" and checkpoint.is_file():
                     folder = checkpoint.parent.parent
         if folder is None:
-            folder = run_folder(check_run_name(str(config.name or self._default_run or "run")), config.runs_dir)
+            name = config.name or str(self._default_run or "run") if typed is None else expanded(typed)
+            folder = run_folder(check_run_name(name), config.runs_dir)
         if not folder.is_relative_to(config.runs_dir):
             config.runs_dir = str(folder.absolute().parent)
         config.name = str(folder.absolute().relative_to(Path(config.runs_dir).absolute()))
@@ -281,21 +290,22 @@ class OctvideoCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Lightning's Trainer with our progress bar, loggers and checkpoints beside the user's callbacks."""
+        self.config = self._to_save
         config = self.config_init[self.subcommand]
         fitting = self.subcommand == "fit"
-        given = config.trainer.logger
-        if given is not False:
-            loggers = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        if config.trainer.logger is not False:
+            loggers = [] if config.trainer.logger is True else _as_list(config.trainer.logger)
             if fitting:  # ours come first: Lightning takes the place of files from the first
                 own = [RunCSVLogger(self.folder), RunBoardLogger(self.folder, first_step=self._first_step())]
                 loggers = [*own, *loggers]
+            if loggers and _is_first_process():
+                self.folder.path.mkdir(parents=True, exist_ok=True)  # some loggers write elsewhere where it isn't there
             kwargs["logger"] = loggers or False
-        plugins = config.trainer.plugins or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = _as_list(config.trainer.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, WholeFiles()]
         callbacks: list[Callback] = [
-            *(config.trainer.callbacks or []),
+            *_as_list(config.trainer.callbacks),
             WriteUnreadable(self.folder, _write_unreadable),
             WriteScores(self.folder),
         ]
@@ -322,6 +332,10 @@ class OctvideoCLI(LightningCLI):
         if self.trainer.is_global_zero and self.folder.last.exists():
             config = shlex.quote(str(self.folder.path / "config.yaml"))
             print(f"run: {self.folder.path}   test it with: octvideo test -c {config}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _expanded(value: Any) -> Any:

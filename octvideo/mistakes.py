@@ -15,7 +15,7 @@ from collections.abc import Iterable
 _TYPED = re.compile(r"Expected an? (?P<expected>.+?)\.? Got value: (?P<got>.*)", re.DOTALL)
 _UNION = re.compile(r"Subtypes: \[(?P<expected>.*?)\]\s+Errors:.*Given value: (?P<got>.*)", re.DOTALL)
 _KEYED = re.compile(r"Parser key \"(?P<key>[^\"]+)\":\s*(?P<rest>.*)", re.DOTALL)
-_BUILDER = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)", re.DOTALL)
+_BUILDER = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*?)(?=\n {2,4}- |\Z)", re.DOTALL)
 
 
 def one_line(text: object) -> str:
@@ -40,11 +40,11 @@ def explain(message: str, *, subcommand: str, keys: Iterable[str], configs: Iter
         return _unknown_option(match[1].split()[0], keys)
     if match := re.search(r"does not accept option '([^']+)'", message):
         return f"no key {match[1]}{_meant(match[1], keys)} (all keys: octvideo {subcommand} --help)"
-    if match := re.search(r"arguments are required: (.*)", message):
+    if match := re.match(r"the following arguments are required: (.*)", message):
         missing = ", ".join(key.removeprefix(f"{subcommand}.") for key in match[1].split(", "))
         return f"{missing} not given: start from a config, octvideo {subcommand} -c {'|'.join(configs) or 'CONFIG'}"
     if match := _KEYED.match(message):
-        return f"{match['key']}: {_wrong_value(match['rest'])}"
+        return f"{match['key']}: {wrong_value(match['rest'])}"
     return one_line(message)
 
 
@@ -57,15 +57,17 @@ def _unknown_option(option: str, keys: Iterable[str]) -> str:
     return f"no option {option}{_meant(option, [f'--{key}' for key in keys])}"
 
 
-def _wrong_value(problem: str) -> str:
+def wrong_value(problem: str) -> str:
+    """One line for what jsonargparse says of the value of a key."""
     if match := _BUILDER.search(problem):
-        return _wrong_builder(match["path"], match["rest"])
+        return wrong_builder(match["path"], match["rest"])
     if match := _UNION.search(problem) or _TYPED.search(problem):
         return f"expected {_types(match['expected'])}, got {one_line(match['got'])}"
     return one_line(problem)
 
 
-def _wrong_builder(path: str, problem: str) -> str:
+def wrong_builder(path: str, problem: str = "") -> str:
+    """One line for the path of a class or a function that is not there, or that the parser has a problem with."""
     module, _, name = path.rpartition(".")
     try:
         there = importlib.import_module(module)
@@ -79,8 +81,8 @@ def _wrong_builder(path: str, problem: str) -> str:
         arguments = list(inspect.signature(getattr(there, name)).parameters)
         return f"{path} has no argument {match[1]!r}{_meant(match[1], arguments)}: there are {', '.join(arguments)}"
     if match := _KEYED.match(problem):
-        return f"{match['key']} of {path}: {_wrong_value(match['rest'])}"
-    return f"{path}: {one_line(problem)}"
+        return f"{match['key']} of {path}: {wrong_value(match['rest'])}"
+    return f"{path}: {one_line(problem)}".replace(": the following arguments are required:", " needs")
 
 
 def _types(text: str) -> str:

@@ -8,6 +8,7 @@ import functools
 import os
 import select
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,11 +96,13 @@ def _tell(error: Exception, *, debug: bool) -> int:
 
 
 def _place(error: Exception) -> str:
-    """`octvideo/cli.py:12`, the last of our lines that the error came through; else the last of any."""
+    """`octvideo/cli.py:12`, the last line that the error came through of octvideo or of a program that uses it."""
     ours = str(Path(__file__).parent)
+    libraries = sysconfig.get_path("stdlib")  # where site-packages are too
     frames = traceback.extract_tb(error.__traceback__)
-    frame = next((frame for frame in reversed(frames) if frame.filename.startswith(ours)), frames[-1])
-    return f"{frame.filename.removeprefix(str(Path(ours).parent)).lstrip('/')}:{frame.lineno}"
+    own = (f for f in reversed(frames) if f.filename.startswith(ours) or not f.filename.startswith(libraries))
+    frame = next((f for f in own if "site-packages" not in f.filename.removeprefix(ours)), frames[-1])
+    return f"{frame.filename.removeprefix(ours.removesuffix('octvideo'))}:{frame.lineno}"
 
 
 def _reader_has_gone() -> bool:

@@ -1,12 +1,18 @@
-"""How the programs in tools/ end, in processes of their own."""
+"""How the programs in tools/ end, mostly in processes of their own."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+
+from octvideo.errors import UserError
+from octvideo.program import command
 
 PROGRAM = """
 from octvideo.program import end_with
@@ -37,10 +43,70 @@ def test_a_program_ends_with_what_its_main_function_returns() -> None:
 def test_another_pipe_that_breaks_is_an_error() -> None:
     program = "from octvideo.program import end_with\ndef main(): raise BrokenPipeError('of a child')\nend_with(main)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 1 and "BrokenPipeError: of a child" in done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("error: BrokenPipeError: of a child (<string>:2; --debug")
 
 
 def test_a_program_without_an_output_ends_well() -> None:
     program = "from octvideo.program import end_with\nend_with(lambda: 0)"
     done = subprocess.run(["/bin/sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, program], stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@command(stopped="stopped; go on")
+def failing(argv: Sequence[str]) -> int:
+    """Raises what it is told."""
+    errors: dict[str, BaseException] = {
+        "user": UserError("no file x:\n  give another"),
+        "bug": KeyError("x"),
+        "path": PermissionError(13, "Permission denied", "a file"),
+        "child": RuntimeError("Caught it.\nTraceback (most recent call last):\n  File x\nKeyError: 'y'"),
+        "stop": KeyboardInterrupt(),
+        "stop here": KeyboardInterrupt("stopped: here"),
+    }
+    if argv[0] == "words":
+        print(*argv)
+        return 3
+    raise errors[argv[0]]
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"),
+    [
+        ("user", 2, "error: no file x: give another\n"),
+        ("path", 2, "error: Permission denied: a file\n"),
+        ("bug", 1, "error: KeyError: 'x' (PLACE; --debug shows the traceback)\n"),
+        ("child", 1, "error: RuntimeError: KeyError: 'y' (PLACE; --debug shows the traceback)\n"),
+        ("stop", 130, "stopped; go on\n"),
+        ("stop here", 130, "stopped: here\n"),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(word: str, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = failing.__wrapped__.__code__.co_firstlineno + 14  # type: ignore[attr-defined]
+    said = said.replace("PLACE", f"tests/test_program.py:{line}")
+    assert failing([word]) == code
+    assert capsys.readouterr().err == said
+    assert failing([word, "--debug"]) == code
+    err = capsys.readouterr().err
+    assert err.endswith(said.replace("; --debug shows the traceback", ""))
+    assert err.startswith("Traceback (most recent call last):\n" if code != 130 else said)
+
+
+def test_words_behind_two_dashes_are_another_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(["words", "--debug", "a", "--", "--debug"]) == 3
+    assert capsys.readouterr().out == "words a -- --debug\n"
+
+
+@pytest.mark.parametrize("tool", sorted((Path(__file__).parents[1] / "tools").glob("*.py")), ids=lambda tool: tool.name)
+def test_every_tool_tells_its_errors_so(
+    tool: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location(f"tool_{tool.stem}", tool)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main.__code__ is failing.__code__
+    if tool.name not in ("train.py", "test.py"):  # whose page is long, and read in tests/tools/test_cli.py
+        with pytest.raises(SystemExit):
+            module.main(["--help"])
+        assert "--debug" in capsys.readouterr().out

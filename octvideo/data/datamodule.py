@@ -292,7 +292,7 @@ class VideoDataModule(L.LightningDataModule):
         shape = (3, settings.clip_frames, self.augment.crop_px, self.augment.crop_px)
         return ResumableLoader(
             clips,
-            batches=batches,
+            batches,
             digest=records.digest(str(self.root)),
             trainer=self.trainer,
             collate_fn=Collate(shape),

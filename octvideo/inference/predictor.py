@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
-from octvideo.evaluation.view_scores import video_scores
+from octvideo.evaluation.view_scores import best_classes, video_scores
 from octvideo.files import one_line
 from octvideo.inference.checkpoint import build_network, read_checkpoint
 from octvideo.inference.engines import Engine, build_engine, check_choice
@@ -190,8 +190,7 @@ class Predictor:
                 yield result
                 continue
             scores, timing = result
-            values, classes = scores.topk(min(topk, len(self.class_names)))
-            top = [(self.class_names[k], value) for k, value in zip(classes.tolist(), values.tolist(), strict=True)]
+            top = [(self.class_names[k], float(scores[k])) for k in best_classes(scores, topk).tolist()]
             yield Prediction(str(path), top, timing)
 
     def _scores_of(self, paths: Sequence[str | Path]) -> Generator[tuple[Tensor, Timing] | VideoReadError, None, None]:

@@ -1,15 +1,41 @@
-"""metrics.csv and TensorBoard's events of a run: one file each in the run folder, that a resumed run goes on with."""
+"""metrics.csv and TensorBoard's events of a run: one file each in the run folder, that a resumed run goes on with; and
+a place in that folder for other loggers."""
 
 from __future__ import annotations
 
 import csv
+import importlib
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from octvideo.training.run_folder import RunFolder
+
+# Lightning's own loggers want a `save_dir`, others don't: here all are told apart from a given one by their default.
+for _init in (CSVLogger.__init__, TensorBoardLogger.__init__):
+    _signature = inspect.signature(_init)
+    _parameters = [p.replace(default=".") if p.name == "save_dir" else p for p in _signature.parameters.values()]
+    _init.__signature__ = _signature.replace(parameters=_parameters)  # type: ignore[attr-defined, union-attr]
+
+
+def save_in(folder: RunFolder, class_path: str, init_args: Any) -> None:
+    """Gives a logger that is to be built, and was given no `save_dir`, its place in a run's folder.
+
+    Args:
+        folder: the run.
+        class_path: of the logger.
+        init_args: by name, its arguments, which are changed.
+    """
+    module, _, name = class_path.rpartition(".")
+    init: Callable[..., None] = getattr(importlib.import_module(module), name).__init__
+    default = getattr(inspect.signature(init).parameters.get("save_dir"), "default", None)
+    if isinstance(default, str) and init_args["save_dir"] == default:
+        init_args["save_dir"] = str(folder.path / default)
 
 
 class _AppendingWriter(ExperimentWriter):

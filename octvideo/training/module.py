@@ -7,6 +7,7 @@ val/mean_class, val/loss, and the same under test/.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -194,12 +195,13 @@ class VideoClassifier(L.LightningModule):
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
 
     def _set_learning_rate(self, batch_idx: int) -> float:
-        trainer = self.trainer
-        per_epoch = max(trainer.num_training_batches, 1)
-        epoch = trainer.current_epoch + batch_idx / per_epoch
+        trainer, window = self.trainer, self.trainer.accumulate_grad_batches
+        # The place counts optimizer steps; the last window of an epoch makes one too, however many batches it has.
+        per_epoch = max(math.ceil(trainer.num_training_batches / window), 1)
+        epoch = trainer.current_epoch + batch_idx // window / per_epoch
         ends = [float(trainer.max_epochs)] if trainer.max_epochs not in (None, -1) else []
         if trainer.max_steps not in (None, -1):
-            ends.append(trainer.max_steps * trainer.accumulate_grad_batches / per_epoch)
+            ends.append(epoch + (trainer.max_steps - trainer.global_step) / per_epoch)
         lr = self.lr * self.schedule.factor(epoch, total_epochs=min(ends, default=epoch + 1))
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
@@ -216,7 +218,7 @@ class VideoClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         # Lightning leaves these out where it resumes within an epoch.
         self.on_train_epoch_start()
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(self.trainer)
 

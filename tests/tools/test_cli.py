@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,26 @@ def test_a_config_starts_from_its_base_and_the_command_line_has_the_last_word(oc
     assert config["model"]["lr"] == 0.25
 
 
+@pytest.mark.slow
+def test_a_config_keeps_module_classes_whole(octvideo: Cli, workplace: Path) -> None:
+    """A network with code that cannot be traced: its class is named in the YAML, and the checkpoint remembers."""
+    network = {
+        "class_path": "octvideo.models.frame_network",
+        "init_args": {
+            "network": "timm:mobilevit_xxs",
+            "num_classes": 3,
+            "alpha": 0.25,
+            "octave": {"leaf_modules": ["timm.models.mobilevit.MobileVitBlock"]},
+        },
+    }
+    config = yaml.safe_load(Path("tiny.yaml").read_text())
+    config["model"]["network"] = network
+    Path("whole.yaml").write_text(yaml.safe_dump(config))
+    octvideo("fit", "-c", "whole", "--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false")
+    out, _ = octvideo("test", "-c", "runs/whole/config.yaml")
+    assert "5 videos, 3 classes" in out
+
+
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(octvideo: Cli, workplace: Path) -> None:
     octvideo(*FIT, "--name", "none", "--data.num_workers", 0)
     octvideo(*FIT, "--name", "two", "--data.num_workers", 2)
@@ -116,6 +137,81 @@ def test_predict_takes_a_folder_without_labels_and_leaves_the_tests_scores(
     with Path("runs/tiny/predict/predictions.csv").open() as file:
         assert [row["label"] for row in csv.DictReader(file)] == ["", "", ""]
     assert Path("runs/tiny/scores.npz").read_bytes() == before
+
+
+# ── names ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["exp/one", "a b/c_a0.25.yaml", "{}/elsewhere/007"])
+def test_a_run_is_found_by_the_name_that_was_typed(name: str, octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
+    name = name.format(workplace)
+    folder = workplace / "runs" / name
+    out, _ = octvideo(*FIT, "--name", name, "--trainer.max_epochs", 1)
+    assert sorted(file.relative_to(workplace) for file in workplace.rglob("last.ckpt")) == [
+        (folder / "checkpoints/last.ckpt").relative_to(workplace)
+    ]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == (name if "elsewhere" not in name else "007")
+    as_said = shlex.split(out[out.index("octvideo test") :])
+    by_checkpoint = ("test", "--ckpt", name if "elsewhere" in name else "last")
+    for words in (("test", "--name", name), as_said[1:4], by_checkpoint):
+        (folder / "scores.npz").unlink(missing_ok=True)
+        octvideo(*words)
+        assert (folder / "scores.npz").exists(), words
+    octvideo("predict", "--name", name, "--data.predict", tiny_data / "test")
+    assert (folder / "predict/scores.npz").exists()
+    octvideo("fit", "--name", name, "--resume", "--trainer.max_epochs", 2)
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    _, err = octvideo("infer", next(tiny_data.glob("test/*/*.mp4")), "--ckpt", name)
+    assert f"weights: {Path('runs', name)}/checkpoints/last.ckpt" in err
+
+
+def test_configs_with_dots_in_their_names(octvideo: Cli, workplace: Path) -> None:
+    Path("tiny.yaml").rename("tiny_a0.25.yaml")
+    Path("more_0.5.yaml").write_text("base: tiny_a0.25\nmodel:\n  lr: 0.5\n")
+    octvideo("fit", "-c", "tiny_a0.25", "--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false")
+    assert last("tiny_a0.25").exists()
+    out, _ = octvideo("fit", "-c", "more_0.5", "--print_config=skip_default")
+    config = yaml.safe_load(out)
+    assert config["model"] == {
+        "network": {"class_path": "octvideo.models.i3d_small", "init_args": {"alpha": 0.25, "width": 8}},
+        "lr": 0.5,
+    }
+
+
+def test_a_run_whose_folder_was_moved_is_where_it_is(octvideo: Cli, workplace: Path) -> None:
+    octvideo(*FIT, "--trainer.max_epochs", 1)
+    Path("runs/tiny").rename("runs/moved")
+    octvideo("test", "-c", "runs/moved/config.yaml")
+    assert Path("runs/moved/scores.npz").exists() and not Path("runs/tiny").exists()
+
+
+@pytest.mark.parametrize("name", ["last", "best", "", ".", "a/../b", "x/checkpoints/y", " a", "a\nb"])
+def test_what_can_be_no_name_of_a_run_is_refused(name: str, octvideo: Cli, workplace: Path) -> None:
+    _, err = octvideo(*FIT, "--name", name, code=2)
+    assert err.splitlines()[-1].startswith(f"error: a run can't be called {name!r}: expected a name other than 'last'")
+    assert not Path("runs").exists()
+
+
+def test_paths_are_read_as_a_shell_reads_them(
+    octvideo: Cli, workplace: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(workplace / "home"))
+    monkeypatch.setenv("TINY_DATA", str(tiny_data))
+    Path("home/lists").mkdir(parents=True)
+    Path("home/lists/train.txt").write_bytes((tiny_data / "train.txt").read_bytes())
+    Path("home/tiny.yaml").write_text(Path("tiny.yaml").read_text().replace(str(tiny_data), "${TINY_DATA}"))
+    Path("mine.yaml").write_text("base: ~/tiny.yaml\nruns_dir: $HOME/runs\ndata: {train: ~/lists/train.txt}\n")
+    octvideo("fit", "-c", "mine", "--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false")
+    checkpoint = workplace / "home/runs/mine/checkpoints/last.ckpt"
+    assert checkpoint.exists() and not Path("~").exists() and not Path("runs").exists()
+    octvideo(
+        "fit", "-c", "~/tiny", "--init=~/runs/mine/checkpoints/last.ckpt", "--name", "b", "--trainer.max_epochs", 1
+    )
+    for words in (["--ckpt=~/runs/mine/checkpoints/last.ckpt"], ["--runs_dir=~/runs", "--ckpt=last"]):
+        out, _ = octvideo("test", *words)
+        assert f"checkpoint: {checkpoint}" in out
+    _, err = octvideo("infer", next(tiny_data.glob("test/*/*.mp4")), "--runs_dir=$HOME/runs", "--ckpt", "mine")
+    assert f"weights: {checkpoint}" in err
 
 
 # ── data as data/README.md lays it out ──────────────────────────────────────────────────────────────────────
@@ -252,6 +348,33 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert scores[0] == scores[1] and len(scores[0]) == 1
 
 
+def test_a_run_that_stopped_within_an_epoch_goes_on_with_smaller_batches_or_says_why_not(
+    octvideo: Cli, start: Callable[..., object], workplace: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = (
+        "--trainer.callbacks",
+        "stop_run.StopRun",
+        "--trainer.callbacks.step",
+        5,
+        "--trainer.callbacks.how",
+        "SIGKILL",
+    )
+    ended = start(*FIT, "--checkpoint_minutes", 0, *stop)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    killed = last("tiny").read_bytes()
+    # 6 of the second epoch's 9 videos are seen.
+    out, _ = octvideo(*FIT, "--resume", "--data.batch_size", 1)
+    assert re.search(r"^epoch 2/2  \(resumed: the last 3 of 9 batches alone\)  train/loss [\d.]+ ", out, re.MULTILINE)
+    assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 3 and "anew" not in caplog.text
+
+    last("tiny").write_bytes(killed)
+    (workplace / "quarantine.txt").write_text(f"{next(tiny_data.glob('train/*/*.mp4'))}\n")
+    octvideo(*FIT, "--resume", "--data.batch_size", 4, "--data.quarantine", workplace / "quarantine.txt")
+    reason = "its checkpoint was trained on another list of videos, or with another quarantine list"
+    assert f"epoch 2 starts anew: {reason}" in caplog.messages
+    assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 2
+
+
 @pytest.mark.slow
 def test_a_run_stopped_by_sigterm_says_so(start: Callable[..., object], workplace: Path) -> None:
     stop = ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", 4)
@@ -287,6 +410,56 @@ def test_a_run_is_not_replaced_unasked(octvideo: Cli, workplace: Path, tiny_data
     octvideo(*FIT, "--overwrite", "--trainer.max_epochs", 1)
     assert torch.load(last("tiny"), weights_only=True)["epoch"] == 0
     assert len(list(Path("runs/tiny").glob("events.out.tfevents.*"))) == 1
+
+
+def test_one_command_starts_a_run_and_goes_on_with_it(octvideo: Cli, workplace: Path) -> None:
+    words = (*FIT, "--resume", "auto", "--trainer.max_epochs")
+    # A first start that was killed before its first checkpoint has left this.
+    Path("runs/tiny").mkdir(parents=True)
+    Path("runs/tiny/metrics.csv").write_text("epoch,step,train/loss_step\n0,0,9.75\n")
+    Path("runs/tiny/config.yaml").write_text("{}")
+    out, _ = octvideo(*words, 1)
+    assert "checkpoint:" not in out and "9.75" not in Path("runs/tiny/metrics.csv").read_text()
+    out, _ = octvideo(*words, 2)
+    assert "checkpoint: runs/tiny/checkpoints/last.ckpt" in out and "epoch 1/2" not in out and "epoch 2/2" in out
+    octvideo(*FIT, "--name", "whole")
+    # The schedule of a run of one epoch ends there: only the number of steps is that of the other run.
+    steps = [torch.load(last(name), weights_only=True)["global_step"] for name in ("tiny", "whole")]
+    assert steps == [6, 6]
+
+
+# ── loggers ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["TensorBoardLogger"], ["lightning_logs/version_0/events.out"]),
+        (["CSVLogger"], ["lightning_logs/version_0/metrics.csv"]),
+        (["[{class_path: CSVLogger, init_args: {save_dir: logs}}, TensorBoardLogger]"], ["../../logs/lightning_logs"]),
+        (["MLFlowLogger"], ["mlruns/*/*/metrics/val/top1"]),
+    ],
+    ids=["TensorBoard", "CSV", "two", "MLflow"],
+)
+def test_loggers_are_added_to_the_runs_own(
+    words: list[str], files: list[str], octvideo: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if words == ["MLFlowLogger"]:
+        pytest.importorskip("mlflow")
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 wants a word for files
+    octvideo(*FIT, "--trainer.max_epochs", 1, "--trainer.logger", *words)
+    run = Path("runs/tiny")
+    for pattern in ("metrics.csv", "events.out.tfevents.*", "config.yaml", "checkpoints/last.ckpt"):
+        assert len(list(run.glob(pattern))) == 1, pattern
+    for file in files:
+        assert list(run.glob(f"{file}*")), file
+    # A test writes its config there too, and with the run's config another run has its own place.
+    octvideo("test", "--name", "tiny")
+    assert (run / "config_test.yaml").exists() and not Path("config_test.yaml").exists()
+    before = sorted(run.rglob("*"))
+    octvideo("fit", "-c", "runs/tiny/config.yaml", "--name", "b", "--trainer.enable_progress_bar", "false")
+    assert sorted(run.rglob("*")) == before
+    assert {path.name for path in workplace.iterdir()} - {"logs"} == {"runs", "tiny.yaml"}
 
 
 # ── videos that can't be read ───────────────────────────────────────────────────────────────────────────────
@@ -417,6 +590,82 @@ def test_mistakes_are_one_line(words: str, message: str, octvideo: Cli, workplac
     assert len(lines) == 1 and lines[0].startswith("error: "), err
     assert message in lines[0]
     assert not last("tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "EarlyStopping --trainer.callbacks.monitor val/no",
+            "Early stopping conditioned on metric `val/no` which is not",
+        ),
+        (
+            "ModelCheckpoint --trainer.callbacks.monitor val/no",
+            "`ModelCheckpoint(monitor='val/no')` could not find the",
+        ),
+        (
+            "LearningRateMonitor --trainer.logger false",
+            "Cannot use `LearningRateMonitor` callback with `Trainer` that has",
+        ),
+        ("EarlyStopping", "trainer.callbacks: lightning.pytorch.callbacks.EarlyStopping needs monitor"),
+    ],
+)
+def test_what_lightnings_callbacks_refuse_is_one_line(words: str, message: str, octvideo: Cli, workplace: Path) -> None:
+    _, err = octvideo(*FIT, "--trainer.max_epochs", 1, "--trainer.callbacks", *words.split(), code=2)
+    assert err.splitlines()[-1].startswith(f"error: {message}") and "Traceback" not in err
+    assert err.count("error: ") == 1
+
+
+def test_a_bug_is_one_line_with_its_type_and_place_and_debug_shows_the_rest(
+    octvideo: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)  # stop_run is there
+    words = (*FIT, "--trainer.callbacks", "stop_run.Bug")
+    _, err = octvideo(*words, code=1)
+    assert re.fullmatch(
+        r"error: KeyError: 'a bug' \(tests/tools/stop_run.py:\d+; --debug shows the traceback\)", err.splitlines()[-1]
+    )
+    assert "Traceback" not in err
+    _, err = octvideo(*words, "--debug", code=1)
+    assert "Traceback (most recent call last):" in err and "stop_run.py" in err
+    assert re.fullmatch(r"error: KeyError: 'a bug' \(tests/tools/stop_run.py:\d+\)", err.splitlines()[-1])
+    for words in (("fit", "-c", "nope"), ("infer", "nope.mp4")):
+        _, err = octvideo(*words, "--debug", code=2)
+        assert "Traceback (most recent call last):" in err and "octvideo.errors.UserError: no " in err
+        assert err.splitlines()[-1].startswith("error: no ")
+
+
+def test_the_help_is_a_page(octvideo: Cli) -> None:
+    out, _ = octvideo("fit", "--help")
+    lines = out.splitlines()
+    assert len(lines) < 160 and max(map(len, lines)) <= 120 and "torch.nn." not in out
+    ours, lightnings = out.split("Lightning's Trainer, a line each")
+    assert "--trainer." not in ours
+    for key in ("--name", "--resume", "--model.lr", "--data.augment.flip"):
+        assert f"\n  {key} " in ours
+    assert "--model.lr                          at the top of the schedule, for the whole batch (float; 0.01)" in ours
+    assert "(Module; required)" in ours
+    page, more = lightnings.split("\nMore:\n")
+    assert all(re.match(r"  --trainer\.\w+|   ", line) for line in page.splitlines()[1:] if line)
+    assert "--trainer.max_epochs                Stop training once this number of epochs is reached (null)\n" in page
+    for word in ("--print_config=skip_default", "--model.network.help", "--trainer.callbacks.help", "--debug"):
+        assert word in more
+
+
+def test_the_help_of_a_builder(octvideo: Cli) -> None:
+    for words in (["octvideo.models.i3d_small"], ["i3d_small"]):
+        out, _ = octvideo("fit", "--model.network.help", *words)
+        assert out.startswith("octvideo.models.i3d_small: I3D with a quarter of the channels")
+        assert "--model.network.init_args.width     channels of the stem, a quarter of res2's; the full" in out
+        assert re.search(r"--model.network.init_args.downsample\n(?s:.*) \(stride or\s+pool or null; null\)", out)
+    out, _ = octvideo("fit", "-c", "demo", "--model.network.help")
+    assert "\n  octvideo.models.i3d_r50             I3D ResNet-50: 3x1x1 convolutions" in out
+    out, _ = octvideo("fit", "--model.network.help=torch.nn.Linear")
+    assert "--model.network.init_args.in_features" in out
+    _, err = octvideo("fit", "--model.network.help", "i3d", code=2)
+    assert err.startswith("error: octvideo.models has no 'i3d': there are c2d_r50")
+    out, _ = octvideo("fit", "--trainer.callbacks.help", "EarlyStopping")
+    assert "--trainer.callbacks.monitor         quantity to be monitored (str; required)" in out
 
 
 def test_help_and_version(octvideo: Cli) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.config_files import find_config, prepare_argv, with_bases
+from octvideo.config_files import find_config, known_configs, prepare_argv, with_bases
 from octvideo.errors import UserError
 
 
@@ -35,6 +35,15 @@ def test_a_missing_config_says_where_it_looked_and_what_there_is(here: Path) -> 
         find_config("nope.yaml")
     assert str(caught.value).startswith("no config 'nope.yaml': looked for nope.yaml, configs/nope.yaml, ")
     assert "there are " in str(caught.value) and ", near" in str(caught.value)
+
+
+def test_what_follows_a_dot_is_no_suffix(here: Path) -> None:
+    (here / "configs" / "demo_a0.25.yaml").write_text("base: i3d v1.0\n")
+    (here / "i3d v1.0.yaml").write_text("{}")
+    assert find_config("demo_a0.25") == find_config("demo_a0.25.yaml") == Path("configs/demo_a0.25.yaml")
+    args, name = prepare_argv(["fit", "-c", "demo_a0.25"])
+    assert args[1:] == ["--config", "i3d v1.0.yaml", "--config", "configs/demo_a0.25.yaml"]
+    assert name == "demo_a0.25" and name in known_configs()
 
 
 def test_bases_are_read_first(here: Path) -> None:
