@@ -4,6 +4,7 @@ parser reads."""
 from __future__ import annotations
 
 import itertools
+import locale
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +114,7 @@ def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> t
             name = config.parent if of_run and "--runs_dir" not in words else config_name(config)
             out.pop()
             for file in with_bases(config):
-                out += ["--config", str(file)]
+                out += ["--config", _for_parser(file)]
         else:
             out.append(_SHORT_NAMES.get(word, word))
         previous = word
@@ -121,9 +122,19 @@ def prepare_argv(argv: Sequence[str], *, default: Subcommand | None = None) -> t
     if name is None and out and (out[0] in ("validate", "test", "predict") or "--resume" in out):
         run = _named_run(out)
         if run is not None and (run / "config.yaml").is_file():
-            out[1:1] = ["--config", str(run / "config.yaml")]
+            out[1:1] = ["--config", _for_parser(run / "config.yaml")]
             name = run
     return out, name
+
+
+def _for_parser(file: Path) -> str:
+    """The path; or the content in ASCII, where jsonargparse, which reads by the locale, would read another one."""
+    try:
+        if file.read_text(encoding=locale.getpreferredencoding(False)) == read_text(file):
+            return str(file)
+    except UnicodeDecodeError:
+        pass
+    return yaml.safe_dump(_read(file), sort_keys=False)
 
 
 def _named_run(args: list[str]) -> Path | None:

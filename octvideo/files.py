@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
+import json
 import os
 import re
 import sys
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from octvideo.errors import UserError
 
@@ -195,6 +196,12 @@ def decode_text(content: bytes, source: object, *, names: bool = False) -> str:
 
 
 _SAVE = "save the file as UTF-8"
+
+
+def json_text(content: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON, in ASCII, as its standard has it: numbers that are not finite are null. See json.dumps."""
+    plain = json.loads(json.dumps(content, default=default), parse_constant=lambda constant: None)
+    return json.dumps(plain, indent=indent, allow_nan=False)
 
 
 def text_lines(text: str) -> list[str]:

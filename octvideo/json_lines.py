@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from octvideo.errors import UserError
+from octvideo.files import json_text
 
 _LONGEST = 2**20  # bytes of a line
 
@@ -116,7 +117,7 @@ class JsonLines:
 
 
 def _line(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
+    return json_text(entry).encode() + b"\n"
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

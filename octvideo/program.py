@@ -34,8 +34,8 @@ class Parser(argparse.ArgumentParser):
 def command(stopped: str = "stopped") -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Decorates a program's main function, so that it returns an exit code whatever it raises, told in one line.
 
-    The codes are 2 for a mistake of the user's, 1 for any other error, 130 after Ctrl-C. The function gets its words
-    without --debug; where it is called without any, they are the process's own.
+    The codes are 2 for a mistake of the user's, 1 for any other error (and training that has diverged), 130 after
+    Ctrl-C. The function gets its words without --debug; where it is called without any, they are the process's own.
 
     Args:
         stopped: said after Ctrl-C where the KeyboardInterrupt says nothing.
@@ -83,7 +83,7 @@ def _tell(error: Exception, *, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, UserError):
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return error.exit_code
     if isinstance(error, _OF_PATHS) and error.filename is not None:
         print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from octvideo.files import (
     VIDEO_SUFFIXES,
     decode_text,
     digest,
+    json_text,
     one_line,
     read_text,
     text_lines,
@@ -230,6 +232,51 @@ def test_a_table_on_a_terminal_that_has_ascii_only(tmp_path: Path) -> None:
     assert "café" in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "environ", "said"),
+    [
+        ("utf-8-sig", {}, "looked for /nowhere/café/train.txt"),
+        ("utf-16", {}, "looked for /nowhere/café/train.txt"),
+        ("utf-8", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "/nowhere/caf\\xe9/train.txt"),
+        ("latin-1", {}, "my.yaml:1: byte 0xe9 at 5 is not UTF-8 (invalid continuation byte); save the file as UTF-8"),
+    ],
+)
+def test_configs_are_read_alike(encoding: str, environ: dict[str, str], said: str, tmp_path: Path) -> None:
+    text = "# café\nbase: demo\ndata:\n  root: /nowhere/café\n"
+    (tmp_path / "my.yaml").write_bytes(text.encode(encoding))
+    command = [sys.executable, REPOSITORY / "tools/train.py", "--cfg", "my.yaml"]
+    ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, text=True)
+    assert ended.returncode == 2 and said in ended.stderr, ended.stderr
+
+
 def test_suffixes_of_videos_are_written_once() -> None:
     holding = [f for f in REPOSITORY.glob("octvideo/**/*.py") if '".webm", ".mov"' in f.read_text(encoding="utf-8")]
     assert ".mp4" in VIDEO_SUFFIXES and [file.name for file in holding] == ["files.py"]
+
+
+def test_json_has_null_for_what_is_no_number() -> None:
+    content = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": math.inf, "d": "NaN"}, "e": [True, None, 3]}
+    text = json_text(content)
+    assert text == '{"a": [null, [1.5, null]], "b": {"c": null, "d": "NaN"}, "e": [true, null, 3]}'
+    assert json_text({"é": 1}, indent=1) == '{\n "\\u00e9": 1\n}'
+    assert json_text([Path("x")], default=str) == '["x"]'
+
+
+# Programs of ours that talk to each other, settings of ours that hold no results, and the program that stands alone.
+OWN_JSON = {
+    "benchmark/memory.py",
+    "benchmark/processes.py",
+    "data/preparation/reencode.py",
+    "data/shard_writer.py",
+    "data/shards.py",
+    "data/synthetic.py",
+    "files.py",
+    "inference/standalone/classify.py",
+}
+
+
+def test_results_are_written_as_json_in_one_way(repo: Path) -> None:
+    package = repo / "octvideo"
+    writers = {str(path.relative_to(package)) for path in package.rglob("*.py") if "json.dump" in path.read_text()}
+    assert writers == OWN_JSON
+    assert not [path for path in (repo / "tools").glob("*.py") if "json.dump" in path.read_text()]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any, Literal
 
 from octvideo.benchmark.arms import Arm
 from octvideo.errors import UserError
+from octvideo.files import json_text
 
 FORMAT = 1
 # "cpu": the process's CPU time; "wall": a clock's, with the GPU waited for; "gpu": between two events on the GPU.
@@ -137,7 +139,7 @@ class Run:
         for found, entry in zip(self.arms, content["arms"], strict=True):
             entry["arm"] = found.arm.to_dict()
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(json_text(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -162,10 +164,11 @@ class Run:
 
 
 def _arm_result(entry: dict[str, Any]) -> ArmResult:
-    memory, agreement = entry.pop("memory"), entry.pop("agreement")
+    memory, agreement = entry.pop("memory"), entry.pop("agreement") or {}
+    known: dict[str, Any] = {key: nan if value is None else value for key, value in agreement.items()}
     return ArmResult(
         arm=Arm.from_dict(entry.pop("arm")),
         memory=memory and Memory(**memory),
-        agreement=agreement and Agreement(**agreement),
+        agreement=Agreement(**known) if known else None,
         **entry,
     )

@@ -5,6 +5,7 @@ Softmax happens here and nowhere else, once per view; everything after it works 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -66,7 +67,7 @@ def video_scores(logits: Tensor, num_views: int) -> Tensor:
         num_views: V.
 
     Returns:
-        Scores that sum to 1 for each video, (N, K).
+        Scores that sum to 1 for each video, (N, K); NaN where a logit of the video is not finite.
 
     Raises:
         ValueError: the rows are no whole number of videos.
@@ -81,7 +82,8 @@ def video_scores(logits: Tensor, num_views: int) -> Tensor:
             f"logits: got shape {tuple(logits.shape)} with num_views={num_views}, "
             "expected (N·num_views, K): all views of every video"
         )
-    scores = logits.softmax(1)  # (N·V,K)
+    # A single class at -inf would not show in the softmax.
+    scores = logits.softmax(1).where(logits.isfinite().all(1, keepdim=True), math.nan)  # (N·V,K)
     return scores.unflatten(0, (len(logits) // num_views, num_views)).mean(1)  # (N,K)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from octvideo.errors import UserError
-from octvideo.files import VIDEO_SUFFIXES, digest, read_text, text_lines, walk_videos
+from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_lines, walk_videos
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.preparation import Timing
@@ -104,7 +103,7 @@ class _Json:
 
     def end(self) -> None:
         content = {**self._made_by, "videos": self._videos, "errors": self._errors}
-        print(json.dumps(content, indent=2))
+        print(json_text(content, indent=2))
 
 
 class _Lines:

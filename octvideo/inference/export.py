@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from octvideo._version import __version__
 from octvideo.errors import UserError
+from octvideo.files import json_text
 from octvideo.inference.engines import MODEL_FILES, build_engine, check_choice, load_model, write_model
 from octvideo.inference.predictor import Predictor, choose_views_per_call, clip_shape, pick_device
 from octvideo.video import ViewSettings
@@ -106,8 +107,7 @@ def write_export(
     }
     shutil.copyfile(Path(__file__).parent / "standalone" / PROGRAM, folder / PROGRAM)
     # Last: a folder with it is whole.
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / SETTINGS_FILE).write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
     return settings
 
 
@@ -135,7 +135,7 @@ def _check(
     """Compares softmax scores with the ordinary eager network's, and says how far apart they are.
 
     Raises:
-        UserError: in f32, further than 1e-4.
+        UserError: in f32, further than 1e-4; or they are not finite.
     """
     start = time.perf_counter()
     exported = load_model(engine, model, shape, precision=precision, num_threads=num_threads, device=device)
@@ -144,6 +144,8 @@ def _check(
     logits = exported(clips).cpu()
     seconds = (time.perf_counter() - start) / len(clips)
     eager = build_engine("eager", network, example_shape=shape, device=device)(clips).cpu()
+    if not (logits.isfinite().all() and eager.isfinite().all()):
+        raise UserError(f"{model}: logits of the network are not finite in {exported.precision}; not to be used")
     difference = float((logits.softmax(1) - eager.softmax(1)).abs().max())
     agreeing = int((logits.argmax(1) == eager.argmax(1)).sum())
     if exported.precision == "f32" and not difference <= 1e-4:

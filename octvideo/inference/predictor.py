@@ -39,6 +39,19 @@ class Prediction:
     timing: Timing = field(default_factory=Timing, compare=False)
 
 
+class NoScores(VideoReadError):  # noqa: N818 (named as what there is not)
+    """A video whose scores are not finite; it has as little of a result as one that can't be read.
+
+    Args:
+        path: of the video.
+        precision: that the engine computes in.
+    """
+
+    def __init__(self, path: str | Path, precision: str) -> None:
+        super().__init__(str(path), f"its scores are not finite in precision {precision}, though the weights are")
+        self.args = (f"no result for video '{path}': {self.reason}",)
+
+
 class Predictor:
     """Classifies videos with one network.
 
@@ -216,7 +229,8 @@ class Predictor:
                 if item.is_last:
                     scores = video_scores(torch.cat(logits), self.views.num_views)[0]  # (V,K) → (K,)
                     timing.total = time.perf_counter() - start
-                    yield scores, timing
+                    path = paths[item.video]
+                    yield (scores, timing) if scores.isfinite().all() else NoScores(path, self.engine.precision)
                     logits, timing, start = [], Timing(), time.perf_counter()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypedDict
@@ -42,55 +43,63 @@ _ARGUMENTS = {
 }
 
 
-def explained(**own: str) -> Callable[[Callable[P, nn.Module]], Callable[P, nn.Module]]:
-    """A decorator that adds Args and Returns to a builder's docstring: what they share is written down once.
+_COUNTS = ("num_classes", "width", "frame_ratio")  # 1 or more
+
+
+def builder(**own: str) -> Callable[[Callable[P, nn.Module]], Callable[P, nn.Module]]:
+    """A decorator for functions that build networks: checks and explains what all of them take, notes what was given.
+
+    The docstring gets Args and Returns, `downsample` is chosen where it is None, and the network's `meta` says which
+    builder of octvideo.models made it from what, which checkpoints keep.
 
     Args:
         own: what arguments of this builder alone mean, or mean for it.
     """
 
-    def explain(builder: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
-        texts = {**_ARGUMENTS, **own}
-        arguments = "\n".join(f"    {name}: {texts[name]}" for name in inspect.signature(builder).parameters)
+    def decorate(build: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
+        signature, texts = inspect.signature(build), {**_ARGUMENTS, **own}
+
+        @functools.wraps(build)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = bound.arguments
+            _check(given)
+            given["downsample"] = given["downsample"] or ("pool" if any(_shares(given["alpha"])) else "stride")
+            given["octave"] = given["octave"] and dict(given["octave"])
+            network = build(*bound.args, **bound.kwargs)
+            made_by = {"class_path": f"octvideo.models.{build.__name__}", "init_args": dict(given)}
+            network.meta["built_from"] = made_by  # type: ignore
+            return network
+
+        arguments = "\n".join(f"    {name}: {texts[name]}" for name in signature.parameters)
         returns = "Returns:\n    A network of clips (N, 3, T, H, W) to logits (N, K)."
-        builder.__doc__ = f"{inspect.getdoc(builder)}\n\nArgs:\n{arguments}\n\n{returns}\n"
-        return builder
+        checked.__doc__ = f"{inspect.getdoc(build)}\n\nArgs:\n{arguments}\n\n{returns}\n"
+        return checked
 
-    return explain
+    return decorate
 
 
-def check_arguments(alpha: Alpha, dropout: float, **counts: int) -> None:
-    """Refuses what no network can be built from.
-
-    Args:
-        alpha: as the user gave it.
-        dropout: a probability.
-        counts: by the argument's name; all are 1 or more.
-
-    Raises:
-        UserError: the first argument out of range.
-    """
-    for argument, value in counts.items():
-        if value < 1:
-            raise UserError(f"{argument}: got {value}, expected 1 or more")
-    for share in alpha.values() if isinstance(alpha, Mapping) else [alpha]:
+def _check(given: Mapping[str, Any]) -> None:
+    for argument in _COUNTS:
+        if given.get(argument, 1) < 1:
+            raise UserError(f"{argument}: got {given[argument]}, expected 1 or more")
+    for share in _shares(given["alpha"]):
         if not 0.0 <= share <= 1.0:
             raise UserError(f"alpha: got {share}, expected the share of low-frequency channels, 0 to 1")
-    if not 0.0 <= dropout < 1.0:
-        raise UserError(f"dropout: got {dropout}, expected a probability, 0 or more and less than 1")
+    if not 0.0 <= given["dropout"] < 1.0:
+        raise UserError(f"dropout: got {given['dropout']}, expected a probability, 0 or more and less than 1")
 
 
-def choose_downsample(downsample: Downsample | None, alpha: Alpha) -> Downsample:
-    """What was asked for, or the paper's way: octave networks pool."""
-    is_octave = any(alpha.values()) if isinstance(alpha, Mapping) else alpha > 0
-    return downsample or ("pool" if is_octave else "stride")
+def _shares(alpha: Alpha) -> list[float]:
+    return list(alpha.values()) if isinstance(alpha, Mapping) else [alpha]
 
 
 def make_octave(
     ordinary: nn.Module,
     alpha: Alpha,
     *,
-    downsample: Downsample,
+    downsample: Downsample | None,
     octave: OctaveOptions | None,
     leaf_modules: Sequence[type[nn.Module]] = (),
 ) -> OctaveNetwork:
@@ -107,12 +116,6 @@ def make_octave(
         options["factor"] = tuple(options["factor"])
     leaves = [*leaf_modules, *(options.pop("leaf_modules", None) or ())]
     try:
-        return octavize(ordinary, alpha, downsample=downsample, leaf_modules=leaves, **options)
+        return octavize(ordinary, alpha, downsample=downsample or "stride", leaf_modules=leaves, **options)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def remember(network: nn.Module, builder: str, /, **init_args: Any) -> nn.Module:
-    """Notes in the network's `meta` which builder of octvideo.models made it from what; checkpoints keep that."""
-    network.meta["built_from"] = {"class_path": f"octvideo.models.{builder}", "init_args": init_args}  # type: ignore
-    return network

@@ -11,15 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octvideo.models.builders import (
-    Alpha,
-    OctaveOptions,
-    check_arguments,
-    choose_downsample,
-    explained,
-    make_octave,
-    remember,
-)
+from octvideo.models.builders import Alpha, OctaveOptions, builder, make_octave
 from octvideo.models.image_networks import image_network
 from octvideo.octave import Downsample, OctaveReport
 
@@ -62,7 +54,7 @@ class FrameNetwork(nn.Module):
         return self.image_network.octave_report  # type: ignore[return-value]
 
 
-@explained(
+@builder(
     network="""of images: "torchvision:NAME" or "timm:NAME", as in the library's list_models(); nothing is
         downloaded.""",
     alpha="""share of low-frequency channels; 0 is the ordinary network. In ResNets the stem and the last of
@@ -80,22 +72,9 @@ def frame_network(
     dropout: float = 0.5,
 ) -> nn.Module:
     """An image network of torchvision or timm on every frame, its logits averaged over time. Any T."""
-    check_arguments(alpha, dropout, num_classes=num_classes)
-    chosen = choose_downsample(downsample, alpha)
     ordinary = image_network(network, num_classes, dropout=dropout)
-    network_2d = make_octave(
-        ordinary, alpha if isinstance(alpha, dict) else _shares(ordinary, alpha), downsample=chosen, octave=octave
-    )
-    return remember(
-        FrameNetwork(network_2d),
-        "frame_network",
-        network=network,
-        num_classes=num_classes,
-        alpha=alpha,
-        downsample=chosen,
-        octave=octave and dict(octave),
-        dropout=dropout,
-    )
+    shares = alpha if isinstance(alpha, dict) else _shares(ordinary, alpha)
+    return FrameNetwork(make_octave(ordinary, shares, downsample=downsample, octave=octave))
 
 
 def _shares(network: nn.Module, alpha: float) -> Alpha:

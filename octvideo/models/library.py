@@ -8,15 +8,7 @@ from pytorchvideo.models.head import ResNetBasicHead
 from pytorchvideo.models.resnet import ResStage
 from torch import nn
 
-from octvideo.models.builders import (
-    Alpha,
-    OctaveOptions,
-    check_arguments,
-    choose_downsample,
-    explained,
-    make_octave,
-    remember,
-)
+from octvideo.models.builders import Alpha, OctaveOptions, builder, make_octave
 from octvideo.models.image_networks import check_known, classifier_path, set_dropout, split_name
 from octvideo.models.layers import FittingAvgPool
 from octvideo.octave import Downsample
@@ -35,7 +27,7 @@ _FORM = "pytorchvideo:NAME or torchvision:NAME, such as pytorchvideo:x3d_s"
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-@explained(
+@builder(
     network="""of clips: "pytorchvideo:NAME" (c2d_r50, i3d_r50, slow_r50, r2plus1d_r50, csn_r101, x3d_xs to x3d_l)
         or "torchvision:NAME" (r3d_18, mc3_18, r2plus1d_18); nothing is downloaded.""",
     alpha="""share of low-frequency channels in the first three of the four stages; 0 is the ordinary network. Or
@@ -51,21 +43,9 @@ def video_network(
     dropout: float = 0.5,
 ) -> nn.Module:
     """A video network of pytorchvideo or torchvision, with the library's keys and initialisation."""
-    check_arguments(alpha, dropout, num_classes=num_classes)
-    chosen = choose_downsample(downsample, alpha)
     ordinary = _ordinary(network, num_classes, dropout)
     shares = alpha if isinstance(alpha, dict) else {stage: alpha for stage in _stages(ordinary)[:-1]}
-    converted = make_octave(ordinary, shares, downsample=chosen, octave=octave, leaf_modules=[ResNetBasicHead])
-    return remember(
-        converted,
-        "video_network",
-        network=network,
-        num_classes=num_classes,
-        alpha=alpha,
-        downsample=chosen,
-        octave=octave and dict(octave),
-        dropout=dropout,
-    )
+    return make_octave(ordinary, shares, downsample=downsample, octave=octave, leaf_modules=[ResNetBasicHead])
 
 
 def _ordinary(name: str, num_classes: int, dropout: float) -> nn.Module:

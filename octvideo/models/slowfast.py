@@ -17,7 +17,7 @@ from pytorchvideo.models.stem import create_res_basic_stem
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.models.builders import OctaveOptions, check_arguments, choose_downsample, explained, make_octave, remember
+from octvideo.models.builders import OctaveOptions, builder, make_octave
 from octvideo.models.layers import LEAVES, ClipHead, EveryNthFrame, PathwayPool, initialise
 from octvideo.octave import Downsample
 
@@ -137,7 +137,6 @@ def _ordinary(plan: SlowFastPlan, num_classes: int, dropout: float) -> SlowFast:
 
 
 def _build(
-    name: str,
     plan: SlowFastPlan,
     num_classes: int,
     alpha: float,
@@ -145,37 +144,23 @@ def _build(
     octave: OctaveOptions | None,
     dropout: float,
     zero_init_last_norm: bool,
-    **of_this_builder: int,
 ) -> nn.Module:
-    check_arguments(alpha, dropout, num_classes=num_classes, **of_this_builder)
     if plan.width % _CHANNEL_RATIO:
         raise UserError(
             f"width: got {plan.width}, expected a multiple of {_CHANNEL_RATIO}: Fast has 1/{_CHANNEL_RATIO} of Slow's"
         )
     ordinary = _ordinary(plan, num_classes, dropout)
     initialise(ordinary, zero_init_last_norm)
-    chosen = choose_downsample(downsample, alpha)
     # blocks: 0 stems, 1 to 4 res2 to res5, 5 pool, 6 head.
     shares = {f"blocks.{n}": alpha for n in (1, 2, 3)}
-    network = make_octave(ordinary, shares, downsample=chosen, octave=octave, leaf_modules=LEAVES)
-    return remember(
-        network,
-        name,
-        num_classes=num_classes,
-        alpha=alpha,
-        downsample=chosen,
-        octave=octave and dict(octave),
-        dropout=dropout,
-        zero_init_last_norm=zero_init_last_norm,
-        **of_this_builder,
-    )
+    return make_octave(ordinary, shares, downsample=downsample, octave=octave, leaf_modules=LEAVES)
 
 
 _ALPHA = """share of low-frequency channels in res2 to res4 of both pathways and in the lateral convolutions behind
         them; 0 is the ordinary network. What the SlowFast paper calls alpha is the ratio of frame rates here."""
 
 
-@explained(alpha=_ALPHA)
+@builder(alpha=_ALPHA)
 def slowfast_4x16_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -186,10 +171,10 @@ def slowfast_4x16_r50(
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """SlowFast 4x16, ResNet-50: of 32 frames Slow sees every 8th. T is a multiple of 8."""
-    return _build("slowfast_4x16_r50", _R50_4X16, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
+    return _build(_R50_4X16, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained(alpha=_ALPHA)
+@builder(alpha=_ALPHA)
 def slowfast_8x8_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -200,10 +185,10 @@ def slowfast_8x8_r50(
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """SlowFast 8x8, ResNet-50: of 32 frames Slow sees every 4th; pytorchvideo's slowfast_r50. T is a multiple of 4."""
-    return _build("slowfast_8x8_r50", _R50_8X8, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
+    return _build(_R50_8X8, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained(
+@builder(
     alpha=_ALPHA,
     width="channels of the Slow stem, a quarter of res2's, and a multiple of 8; the full networks have 64.",
     frame_ratio="frames of Fast for one of Slow; T is a multiple of it.",
@@ -221,5 +206,4 @@ def slowfast_small(
 ) -> nn.Module:
     """SlowFast with half the channels and two blocks a stage, for CPUs and small data."""
     plan = SlowFastPlan((2, 2, 2, 2), width, frame_ratio, fusion_kernel=5)
-    own = {"width": width, "frame_ratio": frame_ratio}
-    return _build("slowfast_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, **own)
+    return _build(plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)

@@ -14,7 +14,7 @@ from pytorchvideo.models.resnet import ResStage, create_bottleneck_block, create
 from pytorchvideo.models.stem import create_res_basic_stem
 from torch import nn
 
-from octvideo.models.builders import OctaveOptions, check_arguments, choose_downsample, explained, make_octave, remember
+from octvideo.models.builders import OctaveOptions, builder, make_octave
 from octvideo.models.layers import LEAVES, ClipHead, TimePool, initialise
 from octvideo.models.non_local import Attention, NonLocalStage
 from octvideo.octave import Downsample
@@ -110,7 +110,6 @@ def _ordinary(plan: ResNetPlan, num_classes: int, dropout: float) -> Net:
 
 
 def _build(
-    name: str,
     plan: ResNetPlan,
     num_classes: int,
     alpha: float,
@@ -118,30 +117,16 @@ def _build(
     octave: OctaveOptions | None,
     dropout: float,
     zero_init_last_norm: bool,
-    **of_this_builder: int,
 ) -> nn.Module:
-    check_arguments(alpha, dropout, num_classes=num_classes, **of_this_builder)
     ordinary = _ordinary(plan, num_classes, dropout)
     initialise(ordinary, zero_init_last_norm)
     # blocks: 0 stem, 1 res2, (2 pool over time,) then res3, res4, res5, head.
     stages = [n for n, block in enumerate(ordinary.blocks) if isinstance(block, ResStage)]
-    chosen = choose_downsample(downsample, alpha)
     shares = {f"blocks.{n}": alpha for n in stages[:-1]}  # res5 stays ordinary
-    network = make_octave(ordinary, shares, downsample=chosen, octave=octave, leaf_modules=[*LEAVES, Attention])
-    return remember(
-        network,
-        name,
-        num_classes=num_classes,
-        alpha=alpha,
-        downsample=chosen,
-        octave=octave and dict(octave),
-        dropout=dropout,
-        zero_init_last_norm=zero_init_last_norm,
-        **of_this_builder,
-    )
+    return make_octave(ordinary, shares, downsample=downsample, octave=octave, leaf_modules=[*LEAVES, Attention])
 
 
-@explained()
+@builder()
 def c2d_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -152,10 +137,10 @@ def c2d_r50(
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """C2D ResNet-50: frames by themselves, joined by pooling over time (arXiv 1711.07971). T >= 2."""
-    return _build("c2d_r50", _C2D, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
+    return _build(_C2D, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained()
+@builder()
 def i3d_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -166,10 +151,10 @@ def i3d_r50(
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """I3D ResNet-50: 3x1x1 convolutions in every other block (Wang et al., arXiv 1711.07971). T >= 2."""
-    return _build("i3d_r50", _I3D, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
+    return _build(_I3D, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained()
+@builder()
 def slow_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -180,10 +165,10 @@ def slow_r50(
     zero_init_last_norm: bool = True,
 ) -> nn.Module:
     """The Slow pathway of SlowFast by itself, ResNet-50 (Feichtenhofer et al., arXiv 1812.03982)."""
-    return _build("slow_r50", _SLOW, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
+    return _build(_SLOW, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained()
+@builder()
 def c2d_small(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -196,10 +181,10 @@ def c2d_small(
 ) -> nn.Module:
     """C2D with a quarter of the channels and two blocks a stage, for CPUs and small data. T >= 2."""
     plan = _small(_C2D, width)
-    return _build("c2d_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, width=width)
+    return _build(plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained()
+@builder()
 def i3d_small(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -212,10 +197,10 @@ def i3d_small(
 ) -> nn.Module:
     """I3D with a quarter of the channels and two blocks a stage, for CPUs and small data. T >= 2."""
     plan = _small(_I3D, width)
-    return _build("i3d_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, width=width)
+    return _build(plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained()
+@builder()
 def slow_small(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -228,10 +213,10 @@ def slow_small(
 ) -> nn.Module:
     """Slow with a quarter of the channels and two blocks a stage, for CPUs and small data."""
     plan = _small(_SLOW, width)
-    return _build("slow_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, width=width)
+    return _build(plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained()
+@builder()
 def c2d_nl_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -243,10 +228,10 @@ def c2d_nl_r50(
 ) -> nn.Module:
     """C2D ResNet-50 with five non-local blocks (arXiv 1711.07971). T >= 2."""
     plan = replace(_C2D, non_local=_FIVE_BLOCKS)
-    return _build("c2d_nl_r50", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
+    return _build(plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained()
+@builder()
 def i3d_nl_r50(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -258,10 +243,10 @@ def i3d_nl_r50(
 ) -> nn.Module:
     """I3D ResNet-50 with five non-local blocks (arXiv 1711.07971). T >= 2."""
     plan = replace(_I3D, non_local=_FIVE_BLOCKS)
-    return _build("i3d_nl_r50", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
+    return _build(plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)
 
 
-@explained()
+@builder()
 def i3d_nl_small(
     num_classes: int = 400,
     alpha: float = 0.0,
@@ -274,6 +259,4 @@ def i3d_nl_small(
 ) -> nn.Module:
     """I3D with a quarter of the channels, two blocks a stage and a non-local block after res3 and res4. T >= 2."""
     plan = _small(replace(_I3D, non_local=_FIVE_BLOCKS), width)
-    return _build(
-        "i3d_nl_small", plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm, width=width
-    )
+    return _build(plan, num_classes, alpha, downsample, octave, dropout, zero_init_last_norm)

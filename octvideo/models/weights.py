@@ -10,7 +10,7 @@ error; whether they keep their accuracy there is another matter, and is said alo
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,8 +25,8 @@ from octvideo.models.weight_sources import read_weights
 from octvideo.octave import OctConv1d, OctConv2d, OctConv3d
 
 __all__ = [
-    "OctaveSetting", "PixelScale", "Weights", "WeightsReport", "classifier_keys", "load_weights", "read_weights",
-    "weights_in",
+    "OctaveSetting", "PixelScale", "Weights", "WeightsReport", "check_finite", "classifier_keys", "first_nonfinite",
+    "load_weights", "read_weights", "weights_in",
 ]  # fmt: skip
 
 log = logging.getLogger("octvideo.models")
@@ -122,7 +122,7 @@ def load_weights(
         What was loaded and what was not.
 
     Raises:
-        UserError: something does not fit ("strict"), or more than half does not ("swap").
+        UserError: something does not fit ("strict"), or more than half does not ("swap"); weights are not finite.
     """
     own = network.state_dict()
     matching = match_keys(weights.tensors, own)
@@ -168,10 +168,29 @@ def load_weights(
         raise UserError(_why_unfit(report, weights.source, "all", only_head=body <= fitting))
     if head == "swap" and 2 * len(fitting & body) < len(body):
         raise UserError(_why_unfit(report, weights.source, "at least half", only_head=False))
+    check_finite({key: tensors[key] for key in own if key in fitting}, weights.source)
     network.load_state_dict({key: tensors[key] for key in fitting}, strict=False)
     if report.warning is not None:
         log.warning("weights from %s: %s", weights.source, report.warning)
     return report
+
+
+def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity, or None."""
+    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+
+
+def check_finite(weights: Mapping[str, Tensor], source: object) -> None:
+    """Refuses weights that hold NaN or infinity.
+
+    Raises:
+        UserError: with the name of the first.
+    """
+    if name := first_nonfinite(weights.items()):
+        raise UserError(
+            f"weights from {source} are not finite, the first is {name}: take a checkpoint from before training "
+            "diverged, or train anew"
+        )
 
 
 def _inflated(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, rule: Inflation) -> dict[str, Tensor]:

@@ -116,10 +116,8 @@ def _form(conv: Any, graph: fx.Graph, pad: Any) -> ConvForm | None:
         return None
     is_same = source in nodes and source.target is pad
     if is_same:
-        sizes, example = (
-            [conv.kernel_size, conv.stride, conv.dilation],
-            torch.ones(1, 1, *range(8, 8 + axes), device="cpu"),
-        )
+        sizes = [conv.kernel_size, conv.stride, conv.dilation]
+        example = torch.ones(1, 1, *range(8, 8 + axes), device="cpu")
         alike = torch.equal(pad(example, *sizes), pad_same(example, *sizes))
         if not alike or any(conv.padding) or [_each(arg, axes) for arg in source.args[1:]] != sizes or source.kwargs:
             return None

@@ -216,10 +216,8 @@ class PartitionSolver:
         reasons = {}
         for path, module in self.network.modules.items():
             if isinstance(module, _ConvNd) and path not in calls:
-                whole = next((words for call, words in calls.items() if path.startswith(f"{call}.")), None)
-                reasons[path] = (
-                    f"lies in {whole}, which is kept whole" if whole else "is not called in the forward pass"
-                )
+                whole = [f"lies in {calls[call]}, which is kept whole" for call in calls if path.startswith(f"{call}.")]
+                reasons[path] = whole[0] if whole else "is not called in the forward pass"
         return reasons
 
     def _why_merged(self, node: fx.Node, group: ValueClass) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -16,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from octvideo.evaluation.report import metrics_table
 from octvideo.evaluation.scores import VideoScores
+from octvideo.files import json_text, whole_text
 from octvideo.training.module import VideoClassifier
 from octvideo.training.run_folder import RunFolder
 from octvideo.training.unreadable import UnreadableVideos
@@ -113,7 +113,8 @@ class SaveRunConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / ("config.yaml" if name == "fit" else f"config_{name}.yaml")
-        self.parser.save(self.config, str(file), skip_none=False, overwrite=True)
+        with whole_text(file) as text:
+            text.write(self.parser.dump(self.config, skip_none=False))
 
 
 class ProgressBar(RichProgressBar):
@@ -208,7 +209,7 @@ class WriteScores(Callback):
         metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()}
         metrics["videos"] = len(scores.paths)
         file = self._folder / "metrics_test.json"
-        file.write_text(json.dumps({"checkpoint": str(trainer.ckpt_path), **metrics}, indent=2) + "\n")
+        file.write_text(json_text({"checkpoint": str(trainer.ckpt_path), **metrics}, indent=2) + "\n")
         print(metrics_table(scores))
         if skipped := int(metrics.get("unreadable", 0)):
             print(f"{skipped} videos could not be read and are in none of these figures")

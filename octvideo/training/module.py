@@ -7,6 +7,8 @@ val/mean_class, val/loss, and the same under test/.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,26 +17,30 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
 
-from octvideo.errors import UserError
+from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
-from octvideo.models.weights import PixelScale, load_weights, read_weights
+from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import arrange
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fits, fit_classes, make_block
 from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
+from octvideo.training.nonfinite import NonFiniteSteps
 from octvideo.training.results import Evaluation, ScoredBatch
 from octvideo.training.schedule import Schedule, ScheduleName
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
 Batch = Any  # octvideo.data's, which has a part for each key
 Optimizer = Literal["sgd", "adamw"]
+
+log = logging.getLogger("octvideo.training")
 
 
 class VideoClassifier(L.LightningModule):
@@ -61,6 +67,8 @@ class VideoClassifier(L.LightningModule):
         on_unreadable: in evaluation, "raise" stops at a video that can't be read, "count" leaves it out and
             says so.
         max_unreadable_fraction: share of an epoch's videos that training may skip.
+        max_nonfinite_steps: so many steps in a row whose loss or gradients are NaN or infinite end the run; until
+            then they are left out.
         channels_last: keep network and clips in channels_last_3d, and arrange the network's convolutions for it
             (octvideo/octave/arrange.py): the faster layout on CPUs.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
@@ -92,6 +100,7 @@ class VideoClassifier(L.LightningModule):
         init_weights: str | None = None,
         on_unreadable: OnUnreadable = "raise",
         max_unreadable_fraction: float = 0.01,
+        max_nonfinite_steps: int = 10,
         channels_last: bool = False,
         compile: bool | CompileMode = False,
         seed: int = 0,
@@ -120,8 +129,9 @@ class VideoClassifier(L.LightningModule):
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
         self.train_metrics, self.train_loss = VideoMetrics(self.num_classes), MeanMetric()
-        self.train_unreadable = SumMetric()
+        self.train_unreadable, self.train_nonfinite = SumMetric(), SumMetric()
         self.unreadable = UnreadableVideos("training")
+        self.steps = NonFiniteSteps(max_nonfinite_steps)
         self._largest_batch = 0
         self._epoch_started = 0.0
         self._first_batch: int | None = None  # of the running epoch, trained by this process
@@ -223,7 +233,7 @@ class VideoClassifier(L.LightningModule):
                 callback.on_train_epoch_start(self.trainer)
 
     def on_train_epoch_start(self) -> None:
-        self._epoch_started, self._first_batch = time.monotonic(), None
+        self._epoch_started, self._first_batch, self._told_nonfinite = time.monotonic(), None, False
         for metric in self._train_metrics:
             metric.reset()
 
@@ -255,9 +265,12 @@ class VideoClassifier(L.LightningModule):
             other = torch.randperm(len(labels), device=labels.device)
             clips = share * video.float() + (1 - share) * video[other].float()
             targets = share * targets + (1 - share) * targets[other]
+        self.steps.before_forward(self.network)
         logits = self(clips)
         loss = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
-        self.train_loss.update(loss.detach(), weight=len(labels))
+        finite = self.steps.is_finite(loss)
+        self.train_nonfinite.update(int(not finite))
+        self.train_loss.update(loss.detach() if finite else 0.0, weight=len(labels) if finite else 0)
         self.train_metrics.update(logits.detach().softmax(1), labels)
         self.log("train/loss_step", loss.detach(), on_step=True, prog_bar=True, batch_size=len(labels))
         return loss
@@ -266,6 +279,37 @@ class VideoClassifier(L.LightningModule):
         """As Lightning's; a compiled network's backward pass is compiled here."""
         with compiler_errors_in_words():
             super().backward(loss, *args, **kwargs)
+
+    def on_after_backward(self) -> None:
+        self.steps.after_backward(self.network)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        problem = self.steps.take_gradients(self.network, looks_at_gradients=scaler is None)
+        if problem is None:
+            return
+        if "gradients" in problem:
+            self.train_nonfinite.update(1)
+        if self.steps.in_a_row >= self.steps.most:
+            raise self._diverged(f"{self.steps.in_a_row} steps in a row were not finite, {problem}")
+        if not self._told_nonfinite:  # once in an epoch
+            most = f"up to {self.steps.most} in a row (model.max_nonfinite_steps)"
+            log.warning("%s: %s; such steps are left out, %s", self._place, problem, most)
+            self._told_nonfinite = True
+
+    @property
+    def _place(self) -> str:
+        return f"epoch {self.trainer.current_epoch + 1}, step {self.trainer.global_step}"
+
+    def _diverged(self, problem: str) -> NotFinite:
+        trainer = self.trainer
+        callbacks = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+        saved = trainer.ckpt_path or any(callback.best_model_path for callback in callbacks)
+        go_on = "go on from the last checkpoint, which is finite, with --resume" if saved else "start again"
+        return NotFinite(
+            f"training has diverged: {problem} ({self._place}). Lower --model.lr (now {self.lr:g}), warm up longer "
+            f"(--model.warmup_epochs) or clip gradients (--trainer.gradient_clip_val 1), and {go_on}"
+        )
 
     def _empty_loss(self) -> Tensor | None:
         """No video of the batch could be read. Other processes wait for our gradients: give them zeros, not
@@ -277,7 +321,7 @@ class VideoClassifier(L.LightningModule):
 
     @property
     def _train_metrics(self) -> tuple[Metric, ...]:
-        return self.train_metrics, self.train_loss, self.train_unreadable
+        return self.train_metrics, self.train_loss, self.train_unreadable, self.train_nonfinite
 
     def on_train_epoch_end(self) -> None:
         if self._first_batch is None:
@@ -286,6 +330,7 @@ class VideoClassifier(L.LightningModule):
         values = {"train/top1": float(self.train_metrics.compute()["top1"])}
         values["train/loss"] = float(self.train_loss.compute())
         values["train/unreadable"] = float(self.train_unreadable.compute())
+        values["train/nonfinite"] = float(self.train_nonfinite.compute())
         self._log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))
@@ -298,6 +343,8 @@ class VideoClassifier(L.LightningModule):
         for name in ("train/loss", "train/top1", "val/loss", "val/top1"):
             if name in values:
                 parts.append(f"{name} {values[name]:.4f}" if "loss" in name else f"{name} {100 * values[name]:.1f} %")
+        if nonfinite := int(values["train/nonfinite"]):
+            parts.append(f"{nonfinite} batches not finite")
         parts.append(f"{time.monotonic() - self._epoch_started:.0f} s")
         return "  ".join(parts)
 
@@ -307,10 +354,20 @@ class VideoClassifier(L.LightningModule):
         """Scores one batch of videos and counts it; `keep` keeps its scores for the run folder too."""
         self.evaluation.skip(batch["failures"])
         scores, labels = self.view_scores(batch["video"]), batch["label"]
+        finite = scores.isfinite().all(1).tolist()
+        if False in finite:
+            raise self._no_scores(batch["path"][finite.index(False)])
         self.evaluation.count(scores, labels)
         if keep:
             paths = list(batch["path"])
             self.evaluation.keep(ScoredBatch(batch["index"].cpu(), paths, labels.cpu(), scores.float().cpu()))
+
+    def _no_scores(self, path: str) -> NotFinite:
+        problem = f"scores of '{path}' are not finite in {self.evaluation.videos.role}"
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            return self._diverged(problem)
+        wider = f"take a --trainer.precision of more range than {self.trainer.precision}"
+        return NotFinite(f"{problem}, though the weights are: {wider}, or leave the video out (data.quarantine)")
 
     def on_validation_epoch_start(self) -> None:
         self.evaluation.start("validation")
@@ -364,10 +421,16 @@ class VideoClassifier(L.LightningModule):
             groups = decay_groups(self.network, self.weight_decay)
             fit_classes(checkpoint, names, self.network, [p for group in groups for p in group["params"]])
         check_fits(checkpoint, self.state_dict(), self.network)
+        check_finite(checkpoint["state_dict"], self.trainer.ckpt_path)
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
         self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        optimizers = [entry for state in checkpoint.get("optimizer_states", ()) for entry in state["state"].values()]
+        states = ((f"the optimizer's {key}", value) for entry in optimizers for key, value in entry.items())
+        tensors = ((key, value) for key, value in states if isinstance(value, Tensor))
+        if name := first_nonfinite(itertools.chain(checkpoint["state_dict"].items(), tensors)):
+            raise self._diverged(f"{name} is not finite, so no checkpoint is written")
         self.unreadable.gather()  # Lightning calls this on every process
         checkpoint["unreadable"] = dict(self.unreadable.paths)
         checkpoint["unreadable_in_epoch"] = self.unreadable.count  # of the first process, about what others have

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,15 @@ def test_json_gives_the_run_again(tmp_path: Path) -> None:
     assert Run.load(tmp_path / "new" / "a.json") == run
     content = json.loads((tmp_path / "new" / "a.json").read_text())
     assert content["format"] == 1 and content["arms"][3]["arm"]["alpha"] == 0.5
+
+
+def test_json_of_a_run_has_null_for_what_is_no_number(tmp_path: Path) -> None:
+    run = made_up_run()
+    run.arms[1].agreement = replace(run.arms[1].agreement, difference=float("nan"))
+    run.save(tmp_path / "a.json")
+    assert '"difference": null' in (tmp_path / "a.json").read_text()
+    agreement = Run.load(tmp_path / "a.json").arms[1].agreement
+    assert agreement is not None and math.isnan(agreement.difference)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,15 @@ def test_video_scores_average_the_softmax_of_neighbouring_rows() -> None:
     assert video_scores(torch.empty(0, K), num_views=4).shape == (0, K)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_logit_that_is_not_finite_makes_its_videos_scores_nan(value: float) -> None:
+    logits = torch.zeros(6, K)
+    logits[3, 2] = value
+    scores = video_scores(logits, num_views=2)
+    assert scores.isnan().all(1).tolist() == [False, True, False]
+    assert scores[0].tolist() == pytest.approx([1 / K] * K)
+
+
 def test_video_scores_refuse_part_of_a_video() -> None:
     with pytest.raises(ValueError, match=r"got shape \(10, 7\) with num_views=4, expected \(N·num_views, K\)"):
         video_scores(torch.zeros(10, K), num_views=4)

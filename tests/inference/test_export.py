@@ -35,7 +35,7 @@ def tiny_network() -> nn.Module:
 def write(folder: Path, engine: str, **options: object) -> None:
     arguments: dict = {"precision": "f32", "views_per_call": 4, "say": lambda text: None, **options}
     write_export(
-        tiny_network(),
+        arguments.pop("network", None) or tiny_network(),
         folder,
         engine=engine,
         class_names=NAMES,
@@ -149,6 +149,22 @@ def test_int8_is_quantised_on_the_clips_given(tmp_path: Path, video: Path, capsy
     assert predictor.engine.precision == "int8"
     assert "FakeQuantize" in (tmp_path / "model" / "model.xml").read_text()
     torch.testing.assert_close(predictor.scores(video), eager().scores(video), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_is_not_finite_is_not_exported(tmp_path: Path, value: float) -> None:
+    network = tiny_network()
+    network[3].bias.data[0] = value  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"model\.onnx: logits of the network are not finite in f32; not to be used"):
+        write(tmp_path, "onnx", network=network)
+    assert not (tmp_path / "octvideo.json").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_the_program_names_no_action_by_scores_that_are_not_finite(program: dict, video: Path, value: float) -> None:
+    settings = {"input_shape": [2, 3, 4, 32, 32], "views": VIEWS.as_dict(), "mean": [0.4] * 3, "std": [0.2] * 3}
+    with pytest.raises(ValueError, match="its scores are not finite"):
+        program["video_scores"](str(video), settings, lambda clips: np.array([[0.0, value]] * 2))
 
 
 def test_mistakes_with_a_model_folder(tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import shutil
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
 import torch
 
 from octvideo.errors import UserError
-from octvideo.inference import Predictor, command
+from octvideo.inference import Predictor, command, export_command
 from octvideo.inference.predictor import Prediction, network_of_checkpoint
 from octvideo.inference.result_file import ResultFile
 from octvideo.models import i3d_small
@@ -304,3 +306,67 @@ def test_an_unreadable_video_raises_its_name(checkpoint: Path, tmp_path: Path) -
     (tmp_path / "a.mp4").write_bytes(b"")
     with pytest.raises(VideoReadError, match=r"cannot read video '.*a\.mp4'"):
         Predictor.from_checkpoint(checkpoint, device="cpu").predict(tmp_path / "a.mp4")
+
+
+# ── numbers that are none ───────────────────────────────────────────────────────────────────────────────────
+
+
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def changed(checkpoint: Path, folder: Path, key: str, value: float) -> Path:
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"][key].view(-1)[0] = value
+    torch.save(content, folder / "changed.ckpt")
+    return folder / "changed.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("blocks.0.conv.weight", math.nan), ("blocks.0.norm.running_var", math.inf)]
+)
+@pytest.mark.parametrize("program", ["infer", "export"])
+def test_weights_that_are_not_finite_are_refused(
+    program: str,
+    key: str,
+    value: float,
+    checkpoint: Path,
+    tiny_video: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = changed(checkpoint, tmp_path, f"network.{key}", value)
+    if program == "infer":
+        code = command.main([str(tiny_video), "--ckpt", str(file), "--json"])
+    else:
+        code = export_command.main(["--ckpt", str(file), "--engine", "onnx", "-o", str(tmp_path / "out")])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    told = f"weights from {file} are not finite, the first is {key}: take a checkpoint from before training diverged"
+    assert err == f"error: {told}, or train anew\n"
+
+
+@pytest.mark.parametrize("option", ["--json", "--output"])
+def test_scores_that_are_not_finite_are_an_error_of_their_video(
+    option: str, checkpoint: Path, tiny_video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The weights are finite, and their products are not.
+    file = changed(checkpoint, tmp_path, "network.blocks.6.proj.bias", 3e38)
+    content = torch.load(file, weights_only=True)
+    content["state_dict"]["network.blocks.6.proj.weight"].fill_(3e38)
+    torch.save(content, file)
+    words = [option, str(tmp_path / "results")] if option == "--output" else [option]
+    code = command.main([str(tiny_video), "--ckpt", str(file), *words])
+    out, err = capsys.readouterr()
+    assert code == 1
+    reason = "its scores are not finite in precision f32, though the weights are"
+    assert f"error: no result for video '{tiny_video}': {reason}" in err.splitlines()
+    if option == "--json":
+        content = strict_json(out)
+        assert (content["videos"], content["errors"]) == ([], [{"path": str(tiny_video), "reason": reason}])
+    else:
+        _, line = (tmp_path / "results").read_text().splitlines()
+        assert strict_json(line) == {"path": str(tiny_video), "reason": reason}

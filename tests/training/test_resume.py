@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -324,8 +325,8 @@ def test_another_batch_size_goes_on_with_the_rest_each_once(
     assert len(second.seen) == rest + 2 * (VIDEOS // size)
     assert len(set(seen)) == len(seen) > VIDEOS - size
     assert len(second.epoch(2)) == len(set(second.epoch(2))) == VIDEOS // size * size
-    # The learning rate follows the share of the epoch that is over.
-    share = 1 + (VIDEOS // size - rest) / (VIDEOS // size)
+    # The learning rate follows the share of the epoch's optimizer steps that is over.
+    share = 1 + (VIDEOS // size - rest) // window / math.ceil(VIDEOS // size / window)
     assert second.rates[0] == pytest.approx(0.1 * Schedule("cosine").factor(share, total_epochs=4))
     assert "anew" not in caplog.text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from octvideo.benchmark.loading.stages import clip_stages, view_stages
 from octvideo.benchmark.loading.ways import Recipe, Turn, Video, clip_ways, look_at, view_ways
 from octvideo.data.workers import available_cpus, default_num_workers
 from octvideo.errors import UserError
-from octvideo.files import walk_videos
+from octvideo.files import json_text, walk_videos
 from octvideo.program import Parser, command
 from octvideo.progress import track
 from octvideo.timing import rounds_of
@@ -89,7 +88,7 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> int:
             raise
         stopped = True
     if args.json:
-        print(json.dumps({"torch": torch.__version__, **vars(found)}, default=vars, indent=2))
+        print(json_text({"torch": torch.__version__, **vars(found)}, default=vars, indent=2))
     else:
         _show(found, recipe)
     return 130 if stopped else 0

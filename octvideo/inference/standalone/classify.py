@@ -47,7 +47,8 @@ def main() -> int:
         if not args.json:
             print("\n".join([path, *(f"  {100 * t['score']:5.1f} %  {t['name']}" for t in top)]), flush=True)
     if args.json:
-        print(json.dumps({"weights": settings["source"], "videos": results, "errors": errors}, indent=2))
+        content = {"weights": settings["source"], "videos": results, "errors": errors}
+        print(json.dumps(content, indent=2, allow_nan=False))
     return 1 if errors else 0
 
 
@@ -62,6 +63,8 @@ def video_scores(path: str, settings: dict[str, Any], run: Run) -> np.ndarray:
         for n, view in enumerate(chunk):
             clips[n] = (view.astype(np.float32) - mean) / std
         logits = run(clips)[: len(chunk)].astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise ValueError("its scores are not finite")
         scores = np.exp(logits - logits.max(1, keepdims=True))
         total = total + (scores / scores.sum(1, keepdims=True)).sum(0)
         count += len(chunk)
