@@ -168,7 +168,7 @@ class ClassIndex:
 
     def find(self, name: str) -> int | None:
         """The id of a class, or None."""
-        if _NUMBER.fullmatch(name):
+        if is_number(name):
             return self._exact.get(name)
         return self._exact.get(name, self._loose.get(_loosely(name)))
 
@@ -200,7 +200,7 @@ class ClassIndex:
         Raises:
             UserError: there is no such class.
         """
-        if not _NUMBER.fullmatch(label) or (is_name and self.find(label) is not None):
+        if not is_number(label) or (is_name and self.find(label) is not None):
             return self.need(label, where)
         number = int(label)
         if is_name and self.numbers_mislead and number >= 0:
@@ -221,27 +221,23 @@ class ClassIndex:
         Raises:
             UserError: all of them can be either, and would mean other classes.
         """
-        if not self.numbers_mislead:
+        numbers = [(where, label) for where, label in labels if label != "-1"] if self.numbers_mislead else []
+        if not all(label in self._exact for _, label in numbers):
             return False
-        differs = None
-        can_be_ids = True
-        for where, label in labels:
-            if label == "-1":
-                continue
-            known = self._exact.get(label)
-            if known is None:
-                return False
-            can_be_ids = can_be_ids and 0 <= int(label) < len(self.names)
-            if known != int(label) and differs is None:
-                differs = where, label, known
-        if differs is not None and can_be_ids:
-            where, label, known = differs
+        differing = [(where, label) for where, label in numbers if self._exact[label] != int(label)]
+        if differing and all(int(label) < len(self.names) for _, label in numbers):
+            (where, label), other = differing[0], self.names[int(differing[0][1])]
             raise UserError(
-                f"{where}: the label {label} is the class called {label!r} (id {known}) if it is a name, and the class "
-                f"called {self.names[int(label)]!r} if it is an id; all numbers here can be both. Write names, behind "
-                f"a comma: 'path,{label}' or 'path,{self.names[int(label)]}'"
+                f"{where}: the label {label} is the class called {label!r} (id {self._exact[label]}) if it is a name, "
+                f"and the class called {other!r} if it is an id; all numbers here can be both. Write names, behind a "
+                f"comma: 'path,{label}' or 'path,{other}'"
             )
-        return differs is not None
+        return bool(differing)
+
+
+def is_number(label: str) -> bool:
+    """Whether a label may be an id: a number, or -1 for none."""
+    return bool(_NUMBER.fullmatch(label))
 
 
 def _loosely(name: str) -> str:

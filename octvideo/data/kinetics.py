@@ -10,7 +10,6 @@ counted and said, never replaced. Good copies of broken files (CVDF's archive of
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from octvideo.class_names import ClassIndex
 from octvideo.data.disk import VideoFiles
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
-from octvideo.files import read_text, walk_videos
+from octvideo.files import read_text, text_lines, walk_videos
 
 log = logging.getLogger("octvideo.data")
 
@@ -71,13 +70,12 @@ def read_rows(file: Path, *, classes: ClassIndex, labelled: bool = True) -> Iter
     """
     columns: Sequence[str] = _COLUMNS
     try:
-        with io.StringIO(read_text(file), newline="") as text:
-            rows = csv.reader(text)
-            for fields in rows:
-                if rows.line_num == 1 and "youtube_id" in fields:
-                    columns = fields
-                elif fields and "".join(fields).strip():
-                    yield _row(fields, columns, f"{file}:{rows.line_num}", classes, labelled)
+        rows = csv.reader(text_lines(read_text(file)))
+        for fields in rows:
+            if rows.line_num == 1 and "youtube_id" in fields:
+                columns = fields
+            elif fields and "".join(fields).strip():
+                yield _row(fields, columns, f"{file}:{rows.line_num}", classes, labelled)
     except csv.Error as error:
         raise UserError(f"{file} can't be read as csv: {error}") from error
 

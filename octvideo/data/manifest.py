@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from octvideo.class_names import ClassIndex
+from octvideo.class_names import ClassIndex, is_number
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, read_text, text_lines, walk_videos
@@ -31,7 +31,6 @@ _SUFFIXES = "|".join(map(re.escape, VIDEO_SUFFIXES))
 _BEHIND_VIDEO = re.compile(rf"(.*(?:{_SUFFIXES}))([\s,;]+)(.*)", re.IGNORECASE)  # path, what is between, label
 _NUMBERED = re.compile(r"(.*[^\s,;])([\s,;]+)(-?\d+)")
 _NAMED = re.compile(r"(.*\S)(\s*[\t,;]\s*)([^\t,;]*)")
-_NUMBER = re.compile(r"-?\d+")
 # Columns that lists of the field call so, the likeliest first.
 _PATHS = ("path", "file_path", "filepath", "video_path", "file", "filename", "file_name", "video", "video_name")
 _LABELS = ("label", "class", "class_name", "label_name", "category", "action", "label_id", "class_id")
@@ -108,7 +107,7 @@ def _lines(file: Path, root: Path, classes: ClassIndex) -> Iterator[tuple[str, s
         path, between, label = (
             _split(text, where, root, classes) if columns is None else _cells_of(text, where, *columns)
         )
-        yield where, text, path, label, not _NUMBER.fullmatch(label) or not between.isspace() or "\t" in between
+        yield where, text, path, label, not is_number(label) or not between.isspace() or "\t" in between
 
 
 def _columns(text: str) -> tuple[str, list[str], int, int] | None:

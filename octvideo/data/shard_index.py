@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from octvideo.class_names import ClassIndex, read_class_names
+from octvideo.class_names import ClassIndex, is_number, read_class_names
 from octvideo.data.shards import INDEX, index_lines
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, natural_key, whole_text
 
-_NUMBER = re.compile(r"-?\d+")
 _UNLABELLED = {"label": ("", "-1", False)}
 
 
@@ -56,7 +54,7 @@ def index_shards(folder: Path) -> int:
         where, text, is_name = row["label"]
         if classes is not None:
             row["label"] = classes.id_of(text, where, is_name=are_names if is_name is None else is_name)
-        elif _NUMBER.fullmatch(text):
+        elif is_number(text):
             row["label"] = int(text)
         else:
             raise UserError(f"{where}: the label is a name, {text!r}: {folder / 'classes.txt'} is missing")
@@ -101,7 +99,7 @@ def _described(content: bytes, ending: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{where}: neither text nor JSON ({error})") from error
     if ending == "cls":
-        return {"label": (where, text, None if _NUMBER.fullmatch(text) else True)}
+        return {"label": (where, text, None if is_number(text) else True)}
     if not isinstance(given, dict):
         return {}
     found = {"name": given["name"]} if isinstance(given.get("name"), str) else {}

@@ -85,6 +85,33 @@ def test_no_class_names(root: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "said"),
+    [
+        ((1, 2), "a b c d", "no video of 2 of 4 classes: 'a', 'd'; ids start at 0, here they may start at 1"),
+        ((0, 2), "a b c", "no video of 1 of 3 classes: 'b'"),
+        ((1, 1), "a b c", "all videos have one class, 'b', and a network nothing to tell it from"),
+        ((0, 1), "a b", None),
+    ],
+)
+def test_classes_without_a_video_are_said(
+    root: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    labels: tuple[int, ...],
+    names: str,
+    said: str | None,
+) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"{root}/val/sit/1.mp4 {label}\n" for label in labels))
+    (tmp_path / "classes.txt").write_text("\n".join(names.split()))
+    data(tmp_path, train="list.txt", test="list.txt").setup("test")  # only what is trained on needs all classes
+    assert not [message for message in caplog.messages if "class" in message]
+    data(tmp_path, train="list.txt").setup("fit")
+    assert [message for message in caplog.messages if "class" in message] == (
+        [f"{tmp_path}/list.txt: {said}"] if said else []
+    )
+
+
 # ── what is missing ─────────────────────────────────────────────────────────────────────────────────────────
 
 

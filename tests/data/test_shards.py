@@ -124,6 +124,30 @@ def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
         index_shards(tmp_path)
 
 
+def test_numbers_in_cls_are_ids_or_names_of_all(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="the reference writer is in the dev extra")
+
+    def indexed(*described: dict[str, Any]) -> list[int]:
+        (tmp_path / "index.jsonl").unlink(missing_ok=True)
+        with webdataset.TarWriter(str(tmp_path / "a.tar")) as tar:
+            for number, content in enumerate(described):
+                tar.write({"__key__": f"{number:04d}", "mp4": b"x", **content})
+        index_shards(tmp_path)
+        return [record.label for record in read_shards(str(tmp_path), labelled=False)]
+
+    (tmp_path / "classes.txt").write_text("1\n2\n3\n")
+    assert indexed({"cls": "1"}, {"cls": "3"}) == [0, 2]
+    assert indexed({"cls": "1"}, {"cls": "0"}) == [1, 0]
+    with pytest.raises(
+        UserError, match=r"a\.tar:0000\.cls: the label 1 is the class called '1' \(id 0\) if it is a name"
+    ):
+        indexed({"cls": "1"}, {"cls": "2"})
+    # JSON tells numbers from text.
+    assert indexed({"json": {"label": 1}}, {"json": {"label": "1"}}, {"cls": "2", "json": {"label": 1}}) == [1, 0, 1]
+    with pytest.raises(UserError, match=r"a\.tar:0000\.json: label 7, expected 0 to 2 \(ids start at 0\)"):
+        indexed({"json": {"label": 7}})
+
+
 @pytest.mark.parametrize("stop", range(1, 8))
 def test_a_stopped_run_goes_on_to_the_same_bytes(write: Write, tmp_path: Path, stop: int) -> None:
     write("whole", shuffle=1)

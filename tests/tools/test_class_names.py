@@ -55,7 +55,7 @@ def test_another_order_is_scored_by_name(
             np.testing.assert_allclose(scores, before.scores[number][MOVED], rtol=1e-5)  # sums of another order
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_run_resumed_in_another_order_learns_the_same(
     octvideo: Cli, workplace: Path, caplog: pytest.LogCaptureFixture, optimizer: str
 ) -> None:

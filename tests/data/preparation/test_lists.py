@@ -349,3 +349,18 @@ def test_a_link_that_leads_back_is_walked_once(tmp_path: Path) -> None:
     (tmp_path / "a/b/loop").symlink_to(tmp_path / "a")
     (tmp_path / "a/link").symlink_to(tmp_path / "elsewhere")
     assert VideoFiles(tmp_path / "a").paths == ["b/x.mp4", "link/y.mp4"]
+
+
+def test_classes_called_by_numbers_are_listed_by_name(tmp_path: Path) -> None:
+    """Ids 0, 1, 2 would be other classes of 1, 2, 3; and 10 is not between 1 and 2."""
+    for root, names in ((tmp_path / "from 1", range(1, 13)), (tmp_path / "from 0", range(12))):
+        touch(root, *(f"{number}/{number}_{take}.mp4" for number in names for take in range(2)))
+        assert main(["list", "folder", str(root), "--test", "0.5"]) == 0
+        classes = read_class_names(root / "classes.txt")
+        assert classes == [str(number) for number in names]
+        for split in ("train.txt", "test.txt"):
+            found = read_records(root / split, root=root, classes=ClassIndex(classes))
+            assert sorted(record.label for record in found) == list(range(12))
+            assert all(Path(record.path).parent.name == classes[record.label] for record in found)
+    assert lines(tmp_path / "from 1/test.txt")[0].endswith(".mp4,1")
+    assert lines(tmp_path / "from 0/test.txt")[0].endswith(".mp4 0")
