@@ -30,3 +30,10 @@ class Bug(Callback):
 
     def on_train_start(self, *args: Any) -> None:
         raise KeyError("a bug")
+
+
+class Unbuildable(Callback):
+    """Has one before it is there."""
+
+    def __init__(self) -> None:
+        raise KeyError("a bug")
