@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -12,13 +13,14 @@ from octvideo.data.datamodule import VideoDataModule
 from octvideo.errors import UserError
 
 
-def link_num_classes(config: Namespace) -> None:
+def link_num_classes(config: Namespace, trained: Sequence[str] | None = None) -> None:
     """Gives the network the data's number of classes, unless the config states another one.
 
     jsonargparse links arguments into classes, not into builder functions, so this is done here.
 
     Args:
         config: of a subcommand; its model.network.init_args.num_classes is set.
+        trained: class names of the checkpoint that is to predict; see `VideoDataModule.take_class_names`.
 
     Raises:
         UserError: the data has no class names, or the config states another number.
@@ -29,7 +31,10 @@ def link_num_classes(config: Namespace) -> None:
         return
     parser = ArgumentParser()
     parser.add_class_arguments(VideoDataModule, "data")
-    expected = parser.instantiate_classes(Namespace(data=config.data)).data.num_classes
+    data = parser.instantiate_classes(Namespace(data=config.data)).data
+    if trained:
+        data.take_class_names(trained)
+    expected = data.num_classes
     argument = inspect.signature(_import(network.class_path)).parameters.get("num_classes")
     default = None if argument is None else argument.default
     if init_args["num_classes"] not in (default, expected):

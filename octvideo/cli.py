@@ -220,7 +220,7 @@ class OctvideoCLI(LightningCLI):
             self.folder.check_free(overwrite=self._overwrite)
         if self.subcommand != "fit" and self.checkpoint is not None:
             config.model.init_weights = None  # what the run once started from is not read again
-        link_num_classes(config)
+        link_num_classes(config, self._names_to_predict())
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
         self._to_save, self.config = self.config, self.config.clone()  # nor do loggers' places in this run belong to it
@@ -285,6 +285,16 @@ class OctvideoCLI(LightningCLI):
             self.folder.forget_after(self._first_step())
         else:
             self.folder.start(overwrite=self._overwrite)
+
+    def _names_to_predict(self) -> list[str] | None:
+        if self.subcommand != "predict" or self.checkpoint is None:
+            return None
+        return read_checkpoint(self.checkpoint)["octvideo"].get("class_names")  # type: ignore[no-any-return]
+
+    def before_predict(self) -> None:
+        """Names the classes as the checkpoint does: what the network was trained on may be far away."""
+        if names := self._names_to_predict():
+            self.datamodule.take_class_names(names)
 
     def _first_step(self) -> int:
         return 0 if self.checkpoint is None else int(read_checkpoint(self.checkpoint)["global_step"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from octvideo.class_names import ClassIndex, folder_class_names, read_class_names
 from octvideo.data.checking import select
-from octvideo.data.class_names import folder_class_names, read_class_names
 from octvideo.data.manifest import read_records
 from octvideo.data.preparation.list_command import folder_lists
 from octvideo.data.preparation.listing import compare
@@ -81,7 +81,7 @@ def _by_lists(root: Path) -> list[str]:
 @pytest.mark.parametrize(
     "way",
     [
-        lambda root: [record.path for record in read_records(root, root=root, classes=None, labelled=False)],
+        lambda root: [record.path for record in read_records(root, root=root, classes=ClassIndex([]), labelled=False)],
         lambda root: list(find_videos([str(root)])),
         lambda root: [str(root / name) for name in select([root])],
         lambda root: sorted(_by_lists(root), key=lambda path: VIDEOS.index(os.path.relpath(path, root))),
@@ -158,7 +158,7 @@ def test_what_editors_write_is_read_alike(content: bytes, tmp_path: Path) -> Non
     assert list(find_videos([f"@{file}"])) == LINES
     assert read_class_names(file) == LINES
     assert [entry for entry, _ in read_quarantine(file)[1]] == LINES
-    records = read_records(file, root=videos, classes=None, labelled=False)
+    records = read_records(file, root=videos, classes=ClassIndex([]), labelled=False)
     assert [record.path for record in records] == [str(tmp_path / name) for name in LINES]
     assert len(select([file], root=tmp_path)) == 2
 

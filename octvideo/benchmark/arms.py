@@ -136,7 +136,7 @@ _KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
     "optimizer": _choice(Optimizer),
     **{name: (_count, "a whole number above 0") for name in ("batch", "frames", "crop", "classes", "width")},
 }
-_OCTAVE_KEYS = tuple(OctaveOptions.__annotations__)
+_OCTAVE_KEYS = tuple(key for key in OctaveOptions.__annotations__ if key != "leaf_modules")
 
 
 def parse_arms(texts: Sequence[str], **defaults: Any) -> list[Arm]:

@@ -1,9 +1,8 @@
 """Labels and batches: from lists, folders and Kinetics' csv to batches of uint8 clips.
 
-class_names.py  class names: shipped lists, files, folders
 records.py      VideoRecord, and VideoList: very many of them in shared memory
 manifest.py     lists and folders → VideoList; errors name file and line
-kinetics.py     the official csv with either folder layout
+kinetics.py     the official lists with either folder layout; disk.py: the files that are there, by name
 quarantine.py   videos to leave out
 shards.py       videos in tar archives, near or far (shard_writer.py, shard_index.py)
 preparation/    lists of the published data sets, re-encoding, downloading
@@ -20,8 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from octvideo.class_names import read_class_names
 from octvideo.data.augment import Augmentation
-from octvideo.data.class_names import read_class_names
 from octvideo.data.dataset import EvaluationVideos, Failure, TrainingClips
 from octvideo.data.manifest import read_records
 from octvideo.data.records import VideoList, VideoRecord

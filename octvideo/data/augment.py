@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from octvideo.errors import UserError
-from octvideo.video import Box, crop_and_resize
+from octvideo.video import Box
 
 
 @dataclass(frozen=True)
@@ -110,21 +110,6 @@ def _area_crop(
         max(min(round(math.sqrt(area / aspect)), height), 1),
         max(min(round(math.sqrt(area * aspect)), width), 1),
     )
-
-
-def apply_transform(frames: Tensor, transform: ClipTransform, *, crop_px: int) -> Tensor:
-    """Applies sampled parameters.
-
-    Args:
-        frames: uint8 (T, H, W, C).
-        transform: for frames of this size.
-        crop_px: side of the result.
-
-    Returns:
-        uint8 (C, T, crop_px, crop_px).
-    """
-    clip = crop_and_resize(frames, transform.box, (crop_px, crop_px))  # (T,C,S,S)
-    return flip_and_colour(clip, transform)
 
 
 def flip_and_colour(clip: Tensor, transform: ClipTransform) -> Tensor:

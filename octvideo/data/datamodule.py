@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from octvideo.class_names import (
+    SHIPPED,
+    ClassIndex,
+    class_difference,
+    class_names_of,
+    folder_class_names,
+    match_classes,
+    read_class_names,
+)
 from octvideo.data.augment import Augmentation
-from octvideo.data.class_names import SHIPPED, ClassIndex, class_names_of, folder_class_names, read_class_names
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
@@ -130,11 +141,30 @@ class VideoDataModule(L.LightningDataModule):
                 if (text := read_text(str(place), "classes.txt", wanted=False)) is not None:
                     return class_names_of(text, f"{place}/classes.txt")
             elif Path(place).is_dir():
-                return folder_class_names(Path(place))
+                names = folder_class_names(Path(place))
+                if len(names) == 1:
+                    raise UserError(
+                        f"{place} has one class folder, {names[0]!r}, and a network nothing to tell it from: expected "
+                        f"{place}/<class>/<video> of two classes or more, or one in {self.root / 'classes.txt'}"
+                    )
+                return names
         raise UserError(
             f"no class names: give data.classes (a file with a name a line, or kinetics400/600/700), "
             f"or write {self.root / 'classes.txt'}"
         )
+
+    def take_class_names(self, trained: Sequence[str]) -> None:
+        """For prediction: names of the checkpoint, unless the data has the same ones in an order of its own.
+
+        Args:
+            trained: the checkpoint's.
+        """
+        try:
+            if match_classes(trained, self.class_names).order is not None:
+                return
+        except UserError:  # no data but the videos to predict
+            pass
+        self.class_names = list(trained)
 
     @property
     def num_classes(self) -> int:
@@ -190,12 +220,27 @@ class VideoDataModule(L.LightningDataModule):
             records = self._read_files(Path(source), labelled=labelled)
         if self._quarantine is not None:
             records = self._quarantine.leave_out(records, source)
+        if role == "train":
+            self._warn_of_absent_classes(records.labels, source)
         unlabelled = (records.labels < 0).nonzero()[:, 0]
         if role == "test" and 0 < len(unlabelled) < len(records):
             counts, first = f"{len(unlabelled)} of its {len(records)}", records[int(unlabelled[0])].path
             log.warning("%s: %s videos have no label, the first %s; no metric counts them", source, counts, first)
         self.records[role] = records
         return records
+
+    def _warn_of_absent_classes(self, labels: Tensor, source: str) -> None:
+        counts = torch.bincount(labels, minlength=self.num_classes)  # (K,)
+        there, absent = counts.nonzero()[:, 0].tolist(), (counts == 0).nonzero()[:, 0].tolist()
+        if len(there) == 1:
+            name = self.class_names[there[0]]
+            log.warning("%s: all videos have one class, %r, and a network nothing to tell it from", source, name)
+        elif absent:
+            names = ", ".join(repr(self.class_names[number]) for number in absent[:3])
+            names += f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            # 1, 2, 3 for three classes are an error, but not where the class file has a name more.
+            advice = "; ids start at 0, here they may start at 1" if there == list(range(1, len(there) + 1)) else ""
+            log.warning("%s: no video of %d of %d classes: %s%s", source, len(absent), len(counts), names, advice)
 
     def _read_files(self, source: Path, *, labelled: bool) -> VideoList:
         classes = ClassIndex(self.class_names)
@@ -210,9 +255,10 @@ class VideoDataModule(L.LightningDataModule):
         videos = read_shards(source, labelled=labelled)
         videos.check()
         text = read_text(source, "classes.txt", wanted=False)
-        if text is not None and class_names_of(text, f"{source}/classes.txt") != self.class_names:
+        if text is not None and (theirs := class_names_of(text, f"{source}/classes.txt")) != self.class_names:
             raise UserError(
-                f"{source} was written for other classes than data.classes gives: compare its classes.txt, "
+                f"{source} was written for other classes than data.classes gives "
+                f"({class_difference(theirs, self.class_names)}): give its classes.txt as data.classes, "
                 "or write the shards again with these classes"
             )
         if (highest := int(videos.labels.max())) >= self.num_classes:
@@ -246,7 +292,7 @@ class VideoDataModule(L.LightningDataModule):
         shape = (3, settings.clip_frames, self.augment.crop_px, self.augment.crop_px)
         return ResumableLoader(
             clips,
-            batches=batches,
+            batches,
             digest=records.digest(str(self.root)),
             trainer=self.trainer,
             collate_fn=Collate(shape),

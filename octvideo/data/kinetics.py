@@ -1,6 +1,7 @@
-"""The official csv of Kinetics-400/600/700 beside the videos, in either layout of the field.
+"""The official lists of Kinetics-400/600/700 beside the videos, in either layout of the field.
 
-csv: label,youtube_id,time_start,time_end,split[,is_cc]; the test csv may lack the label.
+Lists: label,youtube_id,time_start,time_end,split[,is_cc], with or without that first line; the test csv may lack the
+label; Kinetics-600's .txt are class/{id}_{start}_{end}.mp4.
 Files: {id}_{start:06d}_{end:06d}.mp4 (the CVDF archives, flat or in class folders) or {class}/{id}.mp4.
 Ids have 11 characters and may begin with - or _. Many listed videos are gone from YouTube: what is missing is
 counted and said, never replaced. Good copies of broken files (CVDF's archive of replacements, unpacked) are used.
@@ -12,20 +13,24 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from octvideo.data.class_names import ClassIndex
+from octvideo.class_names import ClassIndex
+from octvideo.data.disk import VideoFiles
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
-from octvideo.files import VIDEO_SUFFIXES, read_text
+from octvideo.files import read_text, walk_videos
 
 log = logging.getLogger("octvideo.data")
 
 # Where the scripts of CVDF unpack replacement_for_corrupted_k400.tgz, and where it unpacks by itself.
-REPLACEMENT_FOLDERS = ("replacement/replacement_for_corrupted_k400", "replacement_for_corrupted_k400", "replacement")
-_ID_CHARACTERS = 11
+_REPLACEMENT_FOLDERS = ("replacement/replacement_for_corrupted_k400", "replacement_for_corrupted_k400", "replacement")
+_ID = re.compile(r"[\w-]{11}")
+_FILE_NAME = re.compile(r"(?:.*/)?((?P<id>[\w-]{11})_\d{6}_\d{6})(?:\.\w+)?")
+_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 
 
 @dataclass(frozen=True)
@@ -46,32 +51,52 @@ class KineticsRow:
 
 
 def is_kinetics_csv(file: Path) -> bool:
-    """Whether a file starts with the header of the official csv."""
+    """Whether a file starts as the official csv does, with its header or without."""
     with file.open("rb") as content:
         first = content.read(200).decode("utf-8", "replace").replace("\0", "")  # of UTF-16 too
-    return "youtube_id" in next(csv.reader(first.splitlines()), [])
+    fields = next(csv.reader(first.splitlines()), [])
+    return "youtube_id" in fields or (len(fields) >= 4 and bool(_ID.fullmatch(fields[1])) and fields[2].isdecimal())
 
 
 def read_rows(file: Path, *, classes: ClassIndex, labelled: bool = True) -> Iterator[KineticsRow]:
-    """The lines of an official csv, one at a time.
+    """The lines of an official list, one at a time.
 
     Args:
-        file: the csv.
+        file: the list.
         classes: of the data set.
         labelled: every row must have a label.
 
     Raises:
         UserError: with file and line.
     """
+    columns: Sequence[str] = _COLUMNS
     try:
         with io.StringIO(read_text(file), newline="") as text:
-            rows = csv.DictReader(text)
-            for row in rows:
-                line = f"{file}:{rows.line_num}"
-                name, label = _name_of(row, line), _label_of(row, line, classes, labelled)
-                yield KineticsRow(name, row["youtube_id"], label, row.get("split") or "")
+            rows = csv.reader(text)
+            for fields in rows:
+                if rows.line_num == 1 and "youtube_id" in fields:
+                    columns = fields
+                elif fields and "".join(fields).strip():
+                    yield _row(fields, columns, f"{file}:{rows.line_num}", classes, labelled)
     except csv.Error as error:
         raise UserError(f"{file} can't be read as csv: {error}") from error
+
+
+def _row(fields: list[str], columns: Sequence[str], where: str, classes: ClassIndex, labelled: bool) -> KineticsRow:
+    row = dict(zip(columns, fields, strict=False))
+    try:
+        if len(fields) == 1 and (match := _FILE_NAME.fullmatch(fields[0].split()[0])):
+            label, name, youtube_id = Path(fields[0]).parent.name, match[1], match["id"]
+        else:
+            label, youtube_id = row.get("label", "").strip(), row["youtube_id"].strip()
+            name = f"{youtube_id}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{where}: got {','.join(fields)!r}, expected {','.join(_COLUMNS)} or class/{{id}}_{{start}}_{{end}}.mp4"
+        ) from error
+    if labelled and not label:
+        raise UserError(f"{where}: no label; a csv without labels is for prediction")
+    return KineticsRow(name, youtube_id, classes.need(label, where) if label else -1, row.get("split", ""))
 
 
 def read_kinetics_csv(file: Path, *, root: Path, classes: ClassIndex, labelled: bool = True) -> VideoList:
@@ -86,18 +111,24 @@ def read_kinetics_csv(file: Path, *, root: Path, classes: ClassIndex, labelled: 
     Raises:
         UserError: with file and line; or none of its videos is there.
     """
-    files: KineticsFiles | None = None
+    files: VideoFiles | None = None
+    copies = GoodCopies(root, replacement_folder(root))
     missing: list[str] = []
 
     def found() -> Iterator[VideoRecord]:
         nonlocal files
         for row in read_rows(file, classes=classes, labelled=labelled):
             if files is None:
-                files = KineticsFiles(root, [row.split, file.stem])
-            path = files.find(row)
+                folders = [root / name for name in (row.split, file.stem, "videos") if name and (root / name).is_dir()]
+                tried = (VideoFiles(folder, leave_out=copies.folders) for folder in [*folders, root])
+                files = next((files for files in tried if files.paths), VideoFiles(root))
+            path = files.find((row.name, row.youtube_id), split=row.split)
             if path is None:
                 missing.append(row.name)
             else:
+                good = copies.of(row.youtube_id)
+                # Joined as text, since a Path for each of 240,000 files takes seconds.
+                path = os.path.join(files.root, path) if good is None else os.path.join(root, good)  # noqa: PTH118
                 yield VideoRecord(path, row.label)
 
     records = VideoList(found())
@@ -116,73 +147,35 @@ def read_kinetics_csv(file: Path, *, root: Path, classes: ClassIndex, labelled: 
             "is" if len(missing) == 1 else "are",
             missing[0],
         )
-    if files is not None and files.replaced:
-        log.info("%s: %d videos are taken from %s", file, files.replaced, files.replacement_folder)
+    if copies.used:
+        log.info("%s: %d videos are taken from %s", file, copies.used, *copies.folders)
     return records
 
 
-class KineticsFiles:
-    """The video files of one split on the disk, by name.
+def replacement_folder(root: Path) -> Path | None:
+    """The folder of good copies of broken videos, where there is one."""
+    return next((root / name for name in _REPLACEMENT_FOLDERS if (root / name).is_dir()), None)
+
+
+class GoodCopies:
+    """Good copies of broken videos, found as CVDF's own script does: by the first 11 characters of their names.
 
     Args:
         root: of the data set.
-        splits: names that the split's folder may have; the first of these, `videos` and `root` that holds any video
-            is taken.
+        folder: that holds them, in `root`; None where there are none.
     """
 
-    def __init__(self, root: Path, splits: list[str]) -> None:
-        self.by_name: dict[str, str] = {}
-        self.folder: Path | None = None
-        for folder in [root / name for name in splits if name] + [root / "videos", root]:
-            if folder.is_dir() and (index := _index(folder)):
-                self.by_name, self.folder = index, folder
-                break
-        folders = [root / name for name in REPLACEMENT_FOLDERS if (root / name).is_dir()]
-        self.replacement_folder = folders[0] if folders else None
-        # By id, as CVDF's own script finds them.
-        good = _index(folders[0]) if folders else {}
-        self._replacements = {name[:_ID_CHARACTERS]: path for name, path in good.items()}
-        self.replaced = 0
+    def __init__(self, root: Path, folder: Path | None) -> None:
+        self.folders = frozenset([folder] if folder else [])
+        self.used = 0
+        self._paths = {
+            os.path.basename(path)[:11]: str((folder / path).relative_to(root))  # noqa: PTH119
+            for folder in self.folders
+            for path in walk_videos(folder)
+        }
 
-    def find(self, row: KineticsRow) -> str | None:
-        """The path of a row's video, of its good copy where there is one; None where there is none."""
-        path = self.by_name.get(row.name) or self.by_name.get(row.youtube_id)
-        if path is not None and (better := self._replacements.get(row.youtube_id)) is not None:
-            self.replaced += 1
-            return better
+    def of(self, youtube_id: str) -> str | None:
+        """The path of a video's good copy, from the root, which then counts as used."""
+        path = self._paths.get(youtube_id)
+        self.used += path is not None
         return path
-
-
-def _name_of(row: dict[str, str], where: str) -> str:
-    try:
-        return f"{row['youtube_id']}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: expected label,youtube_id,time_start,time_end,split, got {row}") from error
-
-
-def _label_of(row: dict[str, str], where: str, classes: ClassIndex, labelled: bool) -> int:
-    name = (row.get("label") or "").strip()
-    if not name:
-        if labelled:
-            raise UserError(f"{where}: no label; a csv without labels is for prediction")
-        return -1
-    label = classes.find(name)
-    if label is None:
-        raise UserError(f"{where}: {name!r} is no class of this data set{classes.suggestion(name)}")
-    return label
-
-
-def _index(folder: Path) -> dict[str, str]:
-    """Videos by file name without suffix."""
-    return {entry.name.rpartition(".")[0]: entry.path for entry in _videos(folder)}
-
-
-def _videos(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Video files in a folder and its folders: scandir, since a Path for each of 240,000 files takes seconds."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:  # noqa: PTH122
-                yield entry
-            elif entry.is_dir():
-                with os.scandir(entry.path) as inner:
-                    yield from (e for e in inner if os.path.splitext(e.name)[1].lower() in VIDEO_SUFFIXES)  # noqa: PTH122

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from octvideo.data.dataset import Failure, Item
 from octvideo.seeds import seed_of
 from octvideo.video import VideoViews
+
+log = logging.getLogger("octvideo.data")
 
 
 class Batch:
@@ -57,9 +59,6 @@ class Batch:
         return Batch(changed)
 
 
-log = logging.getLogger("octvideo.data")
-
-
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) in a new order each epoch; the last, smaller one is left out.
 
@@ -97,7 +96,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return len(self) - self._batches_of(self.num_items - self.first_item)
 
     def items_before(self, batch: int) -> int:
-        """How many items of this epoch's order come before a batch, `first_batch` or later, on all processes together."""
+        """How many items of this epoch's order come before a batch, on all processes; from `first_batch` on."""
         in_batches = (batch - self.first_batch) * self.world_size * self.batch_size
         return min(self.first_item + in_batches, self.num_items)
 
@@ -178,14 +177,17 @@ class ResumableLoader(DataLoader[Any]):
     """A DataLoader over `TrainingBatches` that Lightning saves in checkpoints, and that goes on where it was.
 
     Args:
-        batches: which.
+        clips: asked for by (epoch, index).
+        batches: of them.
         digest: of the list of videos.
-        trainer: Lightning's, which counts batches and optimiser steps; None where nothing is saved.
+        trainer: Lightning's, which counts batches; None where nothing is saved.
         settings: as DataLoader has them.
     """
 
-    def __init__(self, *args: Any, batches: TrainingBatches, digest: str, trainer: Any = None, **settings: Any) -> None:
-        super().__init__(*args, batch_sampler=batches, **settings)
+    def __init__(
+        self, clips: Dataset[Any], batches: TrainingBatches, *, digest: str, trainer: Any = None, **settings: Any
+    ) -> None:
+        super().__init__(clips, batch_sampler=batches, **settings)
         self.batches, self.digest, self.trainer = batches, digest, trainer
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,40 +1,50 @@
 """Which videos, and which class each has: lists in the formats of the field, and folders of classes.
 
-Formats of lists, told apart line by line and always split from the right, since paths hold spaces::
+Formats of lists, told apart line by line and split from the right, since paths hold spaces::
 
-    dir/a clip.mp4 12          mmaction2, PySlowFast (numbers; any run of spaces, tabs, commas, semicolons)
-    dir/a clip.mp4,wave        class name, after a comma, semicolon or tab (or a space, if it is one word)
+    dir/a clip.mp4 12          mmaction2, PySlowFast: ids (any run of spaces, tabs, commas, semicolons)
+    dir/a clip.mp4,wave        class name, after a comma, semicolon or tab, or behind the suffix of a video
+    "dir/a, b.mp4","wave"      quotes of csv
     dir/a clip.mp4             no label, for prediction
+    path,label                 as first line: columns by name, in any order, among any others
     label,youtube_id,...       the official csv of Kinetics, see kinetics.py
 
-Empty lines and lines that start with # are passed over. Errors name file and line.
+A number is an id. Where classes are called by numbers it is a name after a comma, semicolon or tab; after a space the
+whole list decides, and is refused where both would do. Empty lines and lines that start with # are passed over.
+Errors name file and line.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from octvideo.data.class_names import ClassIndex
+from octvideo.class_names import ClassIndex
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
-from octvideo.files import is_video, read_text, text_lines, walk_videos
+from octvideo.files import VIDEO_SUFFIXES, is_video, read_text, text_lines, walk_videos
 
-_NUMBERED = re.compile(r"^(?P<path>.*\S)[\s,;]+(?P<label>-?\d+)\s*$")
-_NAMED = re.compile(r"^(?P<path>.*\S)\s*[\t,;]\s*(?P<label>[^\t,;]*\S)\s*$")
-_KINETICS_LINE = re.compile(r"^[^,]+,[\w-]{11},\d+,\d+,\w+$")  # label,youtube_id,time_start,time_end,split
+_SUFFIXES = "|".join(map(re.escape, VIDEO_SUFFIXES))
+_BEHIND_VIDEO = re.compile(rf"(.*(?:{_SUFFIXES}))([\s,;]+)(.*)", re.IGNORECASE)  # path, what is between, label
+_NUMBERED = re.compile(r"(.*[^\s,;])([\s,;]+)(-?\d+)")
+_NAMED = re.compile(r"(.*\S)(\s*[\t,;]\s*)([^\t,;]*)")
+_NUMBER = re.compile(r"-?\d+")
+# Columns that lists of the field call so, the likeliest first.
+_PATHS = ("path", "file_path", "filepath", "video_path", "file", "filename", "file_name", "video", "video_name")
+_LABELS = ("label", "class", "class_name", "label_name", "category", "action", "label_id", "class_id")
 _CHECKED = 64  # files looked for before a run starts: a wrong root misses all of them
 
 
-def read_records(source: Path, *, root: Path, classes: ClassIndex | None, labelled: bool = True) -> VideoList:
+def read_records(source: Path, *, root: Path, classes: ClassIndex, labelled: bool = True) -> VideoList:
     """The videos of a list or a folder of classes.
 
     Args:
         source: list file, or folder with one folder per class (or of videos, where `labelled` is off).
         root: what relative paths in a list start from.
-        classes: to check labels against; None takes any number.
+        classes: of the data set.
         labelled: every video must have a label.
 
     Raises:
@@ -62,59 +72,92 @@ def check_files(records: Sequence[VideoRecord], source: str | Path, advice: str 
         )
 
 
-def _read_folder(folder: Path, classes: ClassIndex | None, labelled: bool) -> Iterator[VideoRecord]:
+def _read_folder(folder: Path, classes: ClassIndex, labelled: bool) -> Iterator[VideoRecord]:
     for path in walk_videos(folder):
         name, inside, _ = path.partition(os.sep)
-        label = classes.find(name) if classes is not None and inside else None
+        label = classes.find(name) if inside else None
         if label is None and labelled:
             if not inside:
                 raise UserError(f"{folder / path} lies in no class folder: expected {folder}/<class>/{path}")
-            hint = classes.suggestion(name) if classes is not None else ""
-            raise UserError(f"{folder}: the folder {name!r} is no class of this data set{hint}")
+            classes.need(name, str(folder / name))
         yield VideoRecord(os.path.join(folder, path), -1 if label is None else label)  # noqa: PTH118 (a Path is slow)
 
 
-def _read_list(file: Path, root: Path, classes: ClassIndex | None, labelled: bool) -> Iterator[VideoRecord]:
+def _read_list(file: Path, root: Path, classes: ClassIndex, labelled: bool) -> Iterator[VideoRecord]:
+    bare = ((where, label) for where, _, _, label, is_name in _lines(file, root, classes) if not is_name)
+    are_names = classes.numbers_are_names(bare)
+    for where, text, path, label, is_name in _lines(file, root, classes):
+        number = classes.id_of(label, where, is_name=is_name or are_names) if label else -1
+        if number < 0 and labelled:
+            raise UserError(f"{where}: got {text!r}, expected 'path label'")
+        yield VideoRecord(str(root / path), number)
+
+
+def _lines(file: Path, root: Path, classes: ClassIndex) -> Iterator[tuple[str, str, str, str, bool]]:
+    """For each line that names a video: where it is, its text, path, label or "", and whether that may be a name."""
+    columns: tuple[str, list[str], int, int] | None = None
+    is_first = True
     for number, line in enumerate(text_lines(read_text(file, names=True)), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        text, where = line.strip(), f"{file}:{number}"
+        if not text or text.startswith("#"):
             continue
-        if number == 1 and _KINETICS_LINE.match(line.strip()):
-            raise UserError(
-                f"{file} looks like a csv of Kinetics without its first line: add "
-                "'label,youtube_id,time_start,time_end,split', or make lists with tools/prepare_dataset.py"
-            )
-        path, label = _parse(line.strip(), f"{file}:{number}", root, classes)
-        if (label is None or label < 0) and labelled:
-            raise UserError(f"{file}:{number}: got {line.strip()!r}, expected 'path label'")
-        yield VideoRecord(str(root / path), -1 if label is None else label)
+        if is_first:
+            is_first, columns = False, _columns(text)
+            if columns is not None:
+                continue
+        path, between, label = (
+            _split(text, where, root, classes) if columns is None else _cells_of(text, where, *columns)
+        )
+        yield where, text, path, label, not _NUMBER.fullmatch(label) or not between.isspace() or "\t" in between
 
 
-def _parse(line: str, where: str, root: Path, classes: ClassIndex | None) -> tuple[str, int | None]:
-    if match := _NUMBERED.match(line):
-        path, label = match["path"].rstrip(",; \t"), int(match["label"])
-        _refuse_more_numbers(path, where, root)
-        if label < -1 or (classes is not None and label >= len(classes.names)):
-            top = "a class id" if classes is None else f"0 to {len(classes.names) - 1}"
-            raise UserError(f"{where}: label {label}, expected {top}")
-        return path, label
-    match = _NAMED.match(line)
-    if match and classes is not None and (found := classes.find(match["label"])) is not None:
-        return match["path"], found
-    head, _, last = line.rpartition(" ")
-    if head and classes is not None and (found := classes.find(last)) is not None:
-        return head.strip(), found
-    if match and not is_video(match["label"]):  # else a name with a comma, and no label
-        if classes is None:
-            raise UserError(f"{where}: the label is a name, {match['label']!r}; give the class names as data.classes")
-        hint = classes.suggestion(match["label"])
-        raise UserError(f"{where}: {match['label']!r} is no class of this data set{hint}")
-    return line, None
+def _columns(text: str) -> tuple[str, list[str], int, int] | None:
+    """Delimiter, all columns, and those of path and label, where a line is the first of a csv."""
+    delimiter = next((mark for mark in "\t;," if mark in text), " ")
+    names = [name.lower() for name in _csv(text, delimiter)]
+    found = [next((names.index(name) for name in known if name in names), None) for known in (_PATHS, _LABELS)]
+    return None if None in found else (delimiter, names, *found)  # type: ignore[return-value]
 
 
-def _refuse_more_numbers(path: str, where: str, root: Path) -> None:
-    """TSN's lists, `folder num_frames label`, are of extracted frames; others give start and end, or several labels."""
+def _cells_of(text: str, where: str, delimiter: str, columns: list[str], path: int, label: int) -> tuple[str, str, str]:
+    cells = _csv(text, delimiter)
+    if len(cells) != len(columns):
+        raise UserError(
+            f"{where}: got {len(cells)} columns, expected those of the first line, {delimiter.join(columns)}; "
+            f"a path that holds {delimiter!r} needs quotes"
+        )
+    return cells[path], " " if columns[label].endswith("_id") else delimiter, cells[label]
+
+
+def _csv(text: str, delimiter: str) -> list[str]:
+    try:
+        cells = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True, strict=True))
+    except csv.Error:  # quotes that are none
+        return []
+    return [cell.strip() for cell in cells]
+
+
+def _split(text: str, where: str, root: Path, classes: ClassIndex) -> tuple[str, str, str]:
+    """Path, what stands between, and label."""
+    for delimiter in ",;\t " if '"' in (text[0], text[-1]) else "":
+        cells = _csv(text, delimiter)
+        if len(cells) == 2 or (len(cells) == 1 and cells[0] != text):
+            return cells[0], delimiter, "".join(cells[1:])
+    match = _BEHIND_VIDEO.fullmatch(text)
+    if match is None or is_video(match[3]):
+        match = _NUMBERED.fullmatch(text)
+    if match is None:  # a path without a suffix, whose end the names of classes tell
+        match, (path, _, word) = _NAMED.fullmatch(text), text.rpartition(" ")
+        if path and classes.find(word) is not None and (match is None or classes.find(match[3]) is None):
+            return path.strip(), " ", word
+        return (text, "", "") if match is None or is_video(match[3]) else (match[1], match[2], match[3])
+    path, between, label = match.groups()
+    # TSN's lists, `folder num_frames label`, are of extracted frames; others give start and end, or several labels.
     head = re.match(r"^(.*\S)[\s,;]+-?\d+$", path)
     if head and (root / head[1]).is_dir():
         raise UserError(f"{where}: {head[1]} is a folder of frames; octvideo reads video files, 'path label'")
-    if head and is_video(head[1]):
-        raise UserError(f"{where}: got several numbers behind {head[1]}, expected 'path label'")
+    if re.fullmatch(r"(-?\d+[\s,;]+)+-?\d+", label):
+        raise UserError(f"{where}: got several numbers behind {path}, expected 'path label'")
+    if re.search(r"[,;\t]", label) and classes.find(label) is None:
+        raise UserError(f"{where}: got {label!r} behind {path}, expected one label: 'path,label'")
+    return path, between, label

@@ -102,9 +102,9 @@ def frames_of(settings: DemoSettings, split: Split, class_name: str, index: int)
     """
     for motion, forward, backward in _PAIRS:
         if class_name in (forward, backward):
-            seed = seed_of(settings.seed, split, motion, index)
+            draw = Generator().manual_seed(seed_of(settings.seed, split, motion, index))
             size = {"height": settings.height, "width": settings.width}
-            scene = draw_scene(motion, Generator().manual_seed(seed), num_frames=settings.num_frames, **size)
+            scene = draw_scene(motion, draw, num_frames=settings.num_frames, **size)
             frames = scene.render(**size)  # (T,H,W,3)
             return frames if class_name == forward else frames.flip(0)
     raise UserError(f"no class {class_name!r}: expected one of {', '.join(CLASS_NAMES)}")

@@ -1,6 +1,6 @@
 """From the logits of views to scores of videos, metrics, tables and pictures.
 
-view_scores.py  views → chunks for a network; view logits → video scores (torch only)
+view_scores.py  views → chunks for a network; view logits → video scores, their best classes (torch only)
 metrics.py      top-1, top-5, mean class, pairs; intervals
 scores.py       what an evaluation leaves behind: one row of scores per video, in a file
 report.py       scores → figures with intervals → tables
@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octvideo.evaluation.metrics import VideoMetrics, in_top_k, pair_hits, wilson_interval
+    from octvideo.evaluation.metrics import VideoMetrics, pair_hits, wilson_interval
     from octvideo.evaluation.report import Figure, figures, markdown_table, metrics_table
     from octvideo.evaluation.scores import VideoScores, find_scores
-    from octvideo.evaluation.view_scores import video_scores
+    from octvideo.evaluation.view_scores import in_top_k, video_scores
 
 __all__ = [
     "Figure",

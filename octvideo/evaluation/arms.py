@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from octvideo.errors import UserError
-from octvideo.evaluation.metrics import in_top_k, wilson_interval
-from octvideo.evaluation.report import mcnemar_p
+from octvideo.evaluation.metrics import mcnemar_p, wilson_interval
 from octvideo.evaluation.scores import VideoScores
 
 # The scores of an arm's runs, by seed.
@@ -162,8 +160,7 @@ def _hits(runs: BySeed, k: int = 1) -> np.ndarray:
                 f"the runs were tested on other videos or labels ({len(truth)} and {len(known)} videos), expected "
                 "the same list: test them again with one --data.test"
             )
-        hits = in_top_k(torch.from_numpy(known.scores), torch.from_numpy(known.labels), k).numpy()
-        rows.append(hits[order])
+        rows.append(known.hits(k)[order])
     return np.stack(rows)
 
 

@@ -10,26 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from octvideo.errors import UserError
-
-
-def in_top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether the true class is among the k best.
-
-    Equal scores rank by class number, so the answer depends on no sorting algorithm. A video with scores that
-    are not finite counts as wrong: comparisons with NaN would call it right.
-
-    Args:
-        scores: (N, K).
-        labels: int64, (N,).
-        k: how many classes may be named; more than K is K.
-
-    Returns:
-        bool, (N,).
-    """
-    own = scores.gather(1, labels[:, None])  # (N,1)
-    lower_class = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]  # (N,K)
-    ahead = (scores > own) | ((scores == own) & lower_class)  # (N,K)
-    return (ahead.sum(1) < k) & scores.isfinite().all(1)  # (N,)
+from octvideo.evaluation.view_scores import in_top_k
 
 
 def pair_hits(scores: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -86,6 +67,18 @@ def wilson_interval(hits: int, total: int, *, z: float = 1.959964) -> tuple[floa
     half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
     # Exact at the ends, where rounding would leave the observed share outside its own interval.
     return 0.0 if hits == 0 else middle - half, 1.0 if hits == total else middle + half
+
+
+def mcnemar_p(first_only: int, second_only: int) -> float:
+    """Two-sided p of the exact McNemar test: how often equally good runs differ at least as one-sidedly.
+
+    Example:
+        >>> mcnemar_p(1, 5)
+        0.21875
+    """
+    n, fewer = first_only + second_only, min(first_only, second_only)
+    tail = sum(math.comb(n, i) for i in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**n)
 
 
 class VideoMetrics(Metric):

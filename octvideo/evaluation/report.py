@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from octvideo.errors import UserError
-from octvideo.evaluation.metrics import VideoMetrics, in_top_k, pair_hits, wilson_interval
+from octvideo.evaluation.arms import paired_difference
+from octvideo.evaluation.metrics import VideoMetrics, pair_hits, wilson_interval
 from octvideo.evaluation.scores import VideoScores
 
 Pairs = Sequence[tuple[str, str]]
@@ -62,13 +63,14 @@ def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
     metrics = VideoMetrics(len(scores.class_names), sync_on_compute=False)
     metrics.update(values, labels)
     out = [
-        _share("top-1", in_top_k(values, labels, 1)),
-        _share("top-5", in_top_k(values, labels, 5)),
+        _share("top-1", metrics.hits1, len(scores)),
+        _share("top-5", metrics.hits5, len(scores)),
         Figure("mean class", metrics.compute()["mean_class"]),
     ]
     if pairs:
         numbers = [(_number(a, scores.class_names), _number(b, scores.class_names)) for a, b in pairs]
-        out.append(_share("opposite pairs", pair_hits(values, labels, numbers)))
+        hits = pair_hits(values, labels, numbers)
+        out.append(_share("opposite pairs", hits, len(hits)))
     return out
 
 
@@ -192,27 +194,13 @@ def compare_top1(scores: VideoScores, baseline: VideoScores) -> str:
 
     On the same videos, intervals that overlap say little; the videos that only one run has right say more.
     """
-    scores, baseline = scores.known(), baseline.known()
-    if sorted(scores.paths) != sorted(baseline.paths) or len(set(scores.paths)) != len(scores.paths):
+    try:
+        difference = paired_difference({0: scores}, {0: baseline})
+    except UserError:
         return "not the same videos, so compared by their intervals only"
-    mine, theirs = ({p: bool(h) for p, h in zip(s.paths, _hits(s), strict=True)} for s in (scores, baseline))
-    only_mine = sum(mine[path] and not theirs[path] for path in mine)
-    only_theirs = sum(theirs[path] and not mine[path] for path in mine)
-    difference = 100 * (only_mine - only_theirs) / len(mine)
-    p = mcnemar_p(only_mine, only_theirs)
-    return f"{difference:+.1f} points top-1; {only_mine} videos won, {only_theirs} lost, McNemar p = {p:.2g}"
-
-
-def mcnemar_p(first_only: int, second_only: int) -> float:
-    """Two-sided p of the exact McNemar test: how often equally good runs differ at least as one-sidedly.
-
-    Example:
-        >>> mcnemar_p(1, 5)
-        0.21875
-    """
-    n, fewer = first_only + second_only, min(first_only, second_only)
-    tail = sum(math.comb(n, i) for i in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**n)
+    assert difference is not None
+    points, (each,) = 100 * difference.mean.value, difference.seeds
+    return f"{points:+.1f} points top-1; {each.won} videos won, {each.lost} lost, McNemar p = {each.p:.2g}"
 
 
 def percent(value: float) -> str:
@@ -229,12 +217,8 @@ def _bracketed(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})"
 
 
-def _share(name: str, hits: torch.Tensor) -> Figure:
-    return Figure(name, int(hits.sum()) / len(hits) if len(hits) else math.nan, int(hits.sum()), len(hits))
-
-
-def _hits(scores: VideoScores) -> np.ndarray:
-    return in_top_k(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels), 1).numpy()
+def _share(name: str, hits: torch.Tensor, total: int) -> Figure:
+    return Figure(name, int(hits.sum()) / total if total else math.nan, int(hits.sum()), total)
 
 
 def _number(name: str, class_names: Sequence[str]) -> int:

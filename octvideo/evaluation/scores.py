@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from octvideo.errors import UserError
+from octvideo.evaluation.view_scores import best_classes, in_top_k
 
 _FORMAT = 1
 _FIELDS = ("format", "paths", "labels", "scores", "class_names")
@@ -59,6 +61,10 @@ class VideoScores:
         kept = self.labels >= 0
         paths = [path for path, keep in zip(self.paths, kept, strict=True) if keep]
         return VideoScores(paths, self.labels[kept], self.scores[kept], self.class_names)
+
+    def hits(self, k: int = 1) -> np.ndarray:
+        """Which videos have their true class among the k best, bool (N,); the truth of all must be known."""
+        return in_top_k(torch.from_numpy(self.scores), torch.from_numpy(self.labels), k).numpy()
 
     @classmethod
     def concat(cls, parts: Sequence[VideoScores]) -> VideoScores:
@@ -121,17 +127,20 @@ class VideoScores:
             top: how many classes to name.
         """
         top = min(top, len(self.class_names))
-        # stable: equal scores rank by class number, as the metrics rank them
-        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :top]  # (N,top)
+        order = best_classes(torch.from_numpy(self.scores), top).numpy()  # (N,top)
+        known = self.labels >= 0
+        right = np.full(len(self), "", dtype=object)
+        right[known] = np.where(self.known().hits(), "yes", "no")
         columns = [f"{what}{i + 1}" for i in range(top) for what in ("class", "score")]
         with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "right", *columns])
-            for name, label, scores, best in zip(self.paths, self.labels, self.scores, order, strict=True):
+            for name, label, scores, best, is_right in zip(
+                self.paths, self.labels, self.scores, order, right, strict=True
+            ):
                 truth = self.class_names[label] if label >= 0 else ""
-                right = ("yes" if best[0] == label else "no") if label >= 0 else ""
                 named = [text for c in best for text in (self.class_names[c], f"{scores[c]:.4f}")]
-                writer.writerow([name, truth, right, *named])
+                writer.writerow([name, truth, is_right, *named])
 
 
 def find_scores(path: str | Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""From the views of videos to their scores. Needs torch only, so that serving loads no metrics.
+"""From the views of videos to their scores and best classes. Needs torch only, so that serving loads no metrics.
 
 Softmax happens here and nowhere else, once per view; everything after it works on scores.
 """
@@ -83,3 +83,28 @@ def video_scores(logits: Tensor, num_views: int) -> Tensor:
         )
     scores = logits.softmax(1)  # (N·V,K)
     return scores.unflatten(0, (len(logits) // num_views, num_views)).mean(1)  # (N,K)
+
+
+def in_top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Whether the true class is among the k best.
+
+    Equal scores rank by class number, so the answer depends on no sorting algorithm. A video with scores that
+    are not finite counts as wrong: comparisons with NaN would call it right.
+
+    Args:
+        scores: (N, K).
+        labels: int64, (N,).
+        k: how many classes may be named; more than K is K.
+
+    Returns:
+        bool, (N,).
+    """
+    own = scores.gather(1, labels[:, None])  # (N,1)
+    lower_class = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]  # (N,K)
+    ahead = (scores > own) | ((scores == own) & lower_class)  # (N,K)
+    return (ahead.sum(1) < k) & scores.isfinite().all(1)  # (N,)
+
+
+def best_classes(scores: Tensor, k: int) -> Tensor:
+    """The k best classes of each row, the best first, ranked as `in_top_k` ranks them: (..., K) to (..., k)."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]

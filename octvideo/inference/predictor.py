@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
-from octvideo.evaluation.view_scores import video_scores
+from octvideo.evaluation.view_scores import best_classes, video_scores
 from octvideo.files import one_line
 from octvideo.inference.checkpoint import build_network, read_checkpoint
 from octvideo.inference.engines import Engine, build_engine, check_choice
@@ -190,8 +190,7 @@ class Predictor:
                 yield result
                 continue
             scores, timing = result
-            values, classes = scores.topk(min(topk, len(self.class_names)))
-            top = [(self.class_names[k], value) for k, value in zip(classes.tolist(), values.tolist(), strict=True)]
+            top = [(self.class_names[k], float(scores[k])) for k in best_classes(scores, topk).tolist()]
             yield Prediction(str(path), top, timing)
 
     def _scores_of(self, paths: Sequence[str | Path]) -> Generator[tuple[Tensor, Timing] | VideoReadError, None, None]:
@@ -256,9 +255,7 @@ def network_of_pytorchvideo() -> tuple[nn.Module, dict]:
         ) from error
     network = i3d_r50(num_classes=400, alpha=0.0)
     load_weights(network, weights, head="strict")
-    # Read as a file: octvideo.data, whose list it is, is not for inference to import.
-    labels = files("octvideo").joinpath("data/labels/kinetics400.txt").read_text(encoding="utf-8")
-    settings = {"class_names": labels.splitlines(), "views": ViewSettings()}
+    settings = {"class_names": read_class_names("kinetics400"), "views": ViewSettings()}
     return network.eval(), {**settings, "source": f"pytorchvideo's Kinetics-400 I3D ({url})"}
 
 

@@ -23,6 +23,7 @@ class OctaveOptions(TypedDict, total=False):
     exchange: Exchange
     factor: list[int]
     channel_multiple: int
+    leaf_modules: list[str]
 
 
 # What the builders' arguments mean, said once; help() shows it for each.
@@ -33,8 +34,8 @@ _ARGUMENTS = {
         None takes the paper's way, "pool" for octave networks and "stride" for ordinary ones. alpha = 0 with
         "pool" is the control between the two.""",
     "octave": """how octave layers work, where not the paper's way: octave_downsample ("pool" or "stride"), exchange
-        ("both", "none", "high_to_low" or "low_to_high"), factor ([2, 2, 2] is a time octave) and channel_multiple
-        (8 makes alpha .1 faster on CPUs); see octavize.""",
+        ("both", "none", "high_to_low" or "low_to_high"), factor ([2, 2, 2] is a time octave), channel_multiple
+        (8 makes alpha .1 faster on CPUs) and leaf_modules (names of module classes to keep whole); see octavize.""",
     "dropout": "before the classifier.",
     "zero_init_last_norm": "start every residual branch at zero.",
     "width": "channels of the stem, a quarter of res2's; the full networks have 64.",
@@ -104,8 +105,9 @@ def make_octave(
     options: dict[str, Any] = dict(octave or {})
     if options.get("factor") is not None:
         options["factor"] = tuple(options["factor"])
+    leaves = [*leaf_modules, *(options.pop("leaf_modules", None) or ())]
     try:
-        return octavize(ordinary, alpha, downsample=downsample, leaf_modules=leaf_modules, **options)
+        return octavize(ordinary, alpha, downsample=downsample, leaf_modules=leaves, **options)
     except ValueError as error:
         raise UserError(str(error)) from error
 

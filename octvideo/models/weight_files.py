@@ -92,12 +92,14 @@ class Weights:
         source: for messages: a path, a URL, timm:NAME.
         setting: what they were trained as; None where the file cannot say.
         pixels: what the network's input was normalised with, where that is known.
+        class_names: K names of the head's rows, where the file has them.
     """
 
     tensors: Mapping[str, Tensor]
     source: str
     setting: OctaveSetting | None = OctaveSetting()
     pixels: PixelScale | None = None
+    class_names: Sequence[str] | None = None
 
 
 def read_file(path: str | Path, *, source: str | None = None) -> Weights:
@@ -183,20 +185,21 @@ def weights_in(content: Any, *, source: str) -> Weights:
     states = [holder[place] for place in _PLACES if isinstance(holder.get(place), Mapping)]
     tensors = {str(key): t for key, t in (states or [holder])[0].items() if isinstance(t, Tensor)}
     setting: OctaveSetting | None = OctaveSetting()
-    pixels = None
+    pixels = class_names = None
     if isinstance(block := holder.get("octvideo"), Mapping):
         # Lightning's own state lies beside the network's.
         tensors = {key.removeprefix("network."): t for key, t in tensors.items() if key.startswith("network.")}
         built_from = block.get("network")
         setting = None if built_from is None else OctaveSetting.built_from(built_from)
         pixels = PixelScale(tuple(block["mean"]), tuple(block["std"])) if "mean" in block else None
+        class_names = block.get("class_names")
     if not tensors:
         got = f"keys {first_of([str(key) for key in holder])}" if holder else f"a {type(content).__name__}"
         raise UserError(f"{source} holds no weights: got {got}, expected {EXPECTED}")
     for wrapper in _WRAPPERS:
         if all(key.startswith(wrapper) for key in tensors):
             tensors = {key.removeprefix(wrapper): tensor for key, tensor in tensors.items()}
-    return Weights(tensors, source, setting, pixels)
+    return Weights(tensors, source, setting, pixels, class_names)
 
 
 def first_of(keys: Sequence[str]) -> str:

@@ -10,12 +10,13 @@ error; whether they keep their accuracy there is another matter, and is said alo
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
+from octvideo.class_names import ClassMatch, match_classes
 from octvideo.errors import UserError
 from octvideo.models.checkpoint_keys import match_keys
 from octvideo.models.inflate import Inflation, inflate_kernel
@@ -24,7 +25,8 @@ from octvideo.models.weight_sources import read_weights
 from octvideo.octave import OctConv1d, OctConv2d, OctConv3d
 
 __all__ = [
-    "OctaveSetting", "PixelScale", "Weights", "WeightsReport", "load_weights", "read_weights", "weights_in",
+    "OctaveSetting", "PixelScale", "Weights", "WeightsReport", "classifier_keys", "load_weights", "read_weights",
+    "weights_in",
 ]  # fmt: skip
 
 log = logging.getLogger("octvideo.models")
@@ -41,6 +43,7 @@ class WeightsReport:
         loaded: number of the network's keys that were found and fitted, in whatever way.
         total: number of the network's keys.
         classes: (in the file, in the network) where the head was left as initialised.
+        class_names: how the classes' names compare with the data's, where there is something to say.
         translated: number of the network's keys that the file has under another program's names.
         owner: whose names those are.
         inflated: keys of the network whose kernels were made from kernels over one frame.
@@ -55,6 +58,7 @@ class WeightsReport:
     loaded: int
     total: int
     classes: tuple[int, int] | None = None
+    class_names: str = ""
     translated: int = 0
     owner: str | None = None
     inflated: tuple[str, ...] = ()
@@ -69,6 +73,8 @@ class WeightsReport:
         lines = [f"{self.loaded} of {self.total} weights loaded"]
         if self.classes is not None:
             lines[0] += f", new head ({self.classes[0]} -> {self.classes[1]} classes)"
+        if self.class_names:
+            lines.append(f"  it has {self.class_names}")
         if self.owner is not None:
             lines.append(f"  {self.translated} found under {self.owner} names")
         if self.inflated:
@@ -91,7 +97,12 @@ class WeightsReport:
 
 
 def load_weights(
-    network: nn.Module, weights: Weights, *, head: Literal["strict", "swap"], inflation: Inflation = "average"
+    network: nn.Module,
+    weights: Weights,
+    *,
+    head: Literal["strict", "swap"],
+    inflation: Inflation = "average",
+    class_names: Sequence[str] | None = None,
 ) -> WeightsReport:
     """Copies weights into a network, and warns where their accuracy is not kept (another alpha).
 
@@ -103,8 +114,9 @@ def load_weights(
         network: changed in place.
         weights: from `read_weights`.
         head: "strict" demands every key and shape. "swap" leaves the classifier (the last nn.Linear) as it is
-            where its shape differs, and whatever else the file lacks, and reports it.
+            where its shape or its classes differ, and whatever else the file lacks, and reports it.
         inflation: "average" (I3D's rule) or "center"; see `inflate_kernel`.
+        class_names: K names of the data; the same ones in another order move the head's rows. None compares none.
 
     Returns:
         What was loaded and what was not.
@@ -122,16 +134,22 @@ def load_weights(
     tensors.update(inflated)
     fitting = {key for key in wanted if key in tensors and tensors[key].shape == own[key].shape}
     misfits = [key for key in wanted if key in tensors and key not in fitting]
-    classifier = _classifier_keys(network)
-    body = set(wanted) - classifier
-    classes = None
-    if other := [key for key in misfits if key in classifier]:
-        fitting -= classifier  # weight and bias go together
-        classes = (len(tensors[other[0]]), len(own[other[0]]))
+    classifier = classifier_keys(network)
+    body = set(wanted) - set(classifier)
+    classes, said = None, ""
+    if held := [key for key in classifier if key in tensors]:
+        match = match_classes(weights.class_names, class_names) if class_names else ClassMatch([])
+        if not fitting.issuperset(held) or match.order is None:
+            fitting.difference_update(held)  # weight and bias go together
+            classes = (len(tensors[held[0]]), len(own[held[0]]))
+        elif match.reorders:
+            tensors.update({key: tensors[key][match.order] for key in held})
+        said = match.said if weights.class_names or classes is None else ""
     report = WeightsReport(
         loaded=len(fitting),
         total=len(wanted),
         classes=classes,
+        class_names=said,
         translated=matching.translated,
         owner=matching.owner,
         inflated=tuple(inflated),
@@ -167,10 +185,11 @@ def _inflated(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, rule:
     return {key: kernels[key] for key in own if key in kernels}
 
 
-def _classifier_keys(network: nn.Module) -> set[str]:
+def classifier_keys(network: nn.Module) -> list[str]:
+    """Keys of the classifier's weight and bias in the network's state_dict: of its last nn.Linear."""
     linears = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     path, module = linears[-1] if linears else ("", nn.Identity())
-    return {f"{path}.{name}" for name, _ in module.named_parameters()}
+    return [f"{path}.{name}" for name, _ in module.named_parameters()]
 
 
 def _why_unfit(report: WeightsReport, source: str, expected: str, *, only_head: bool) -> str:

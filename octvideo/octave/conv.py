@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave.arrange import convolve
+from octvideo.octave.conv_form import pad_same
 from octvideo.octave.factor import Factor
 from octvideo.octave.features import Octave
 from octvideo.octave.layer import OctaveLayer
@@ -99,7 +100,14 @@ class _OctConvNd(OctaveLayer):
         self._pooled = self._pool_first is not None
         if self.is_octave or self._pooled:
             self._check()
-        self._place(self._with_resolutions(paths, pools=pools))
+        paths = self._with_resolutions(paths, pools=pools)
+        if self.form.is_same:  # at stride 1 TensorFlow's rule is plain padding, but of even kernels
+            needed = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            self.padding = tuple(n // 2 for n in needed)
+            strides = [path.stride for path in (paths.hh, paths.hl, paths.lh, paths.ll) if path is not None]
+            moves = max(map(max, strides)) > 1 or any(n % 2 for n in needed)
+            self.padding_mode = "tensorflow" if moves else "zeros"  # type: ignore[assignment]
+        self._place(paths)
 
     def _with_resolutions(self, paths: Paths, *, pools: bool) -> Paths:
         """The paths with what each has to pool, stride and repeat, axis by axis."""
@@ -145,7 +153,9 @@ class _OctConvNd(OctaveLayer):
 
     def _convolve(self, x: Tensor, path: ConvPath, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
-        if self.padding_mode != "zeros":
+        if self.padding_mode == "tensorflow":
+            x, padding = pad_same(x, self.kernel_size, path.stride, self.dilation), (0,) * len(self.kernel_size)
+        elif self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0,) * len(self.kernel_size)
         elif padding == "same" and max(path.stride) > 1:  # torch refuses "same" with a stride

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from octvideo.octave.conv import Downsample, Exchange
 from octvideo.octave.factor import Factor, as_factor
+from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.report import OctaveReport
 from octvideo.octave.rewrite import Settings, rewrite
 from octvideo.octave.roles import Network
 from octvideo.octave.shares import Alpha, InvertedResiduals, Shares
 from octvideo.octave.solve import PartitionSolver
-from octvideo.octave.trace import CONVS, trace_network
+from octvideo.octave.trace import CONVS, computed_tensors, trace_network
 
 
 class OctaveNetwork(fx.GraphModule):
-    """What `octavize` returns: a GraphModule that pickles and copies with `meta` and unread parameters."""
+    """What `octavize` returns: a GraphModule that pickles and copies with `meta` and all its state, in order.
+
+    Args:
+        state: the attributes of a module with all that the graph calls, and all parameters and buffers.
+        graph: what is computed.
+        class_name: of the ordinary network.
+    """
+
+    def __init__(self, state: Mapping[str, Any], graph: fx.Graph, class_name: str = "OctaveNetwork") -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        self.__dict__.update(state)  # GraphModule would take over what the graph reads, in the order of reading
+        self.graph = graph
 
     @property
     def octave_report(self) -> OctaveReport:
@@ -27,21 +40,18 @@ class OctaveNetwork(fx.GraphModule):
         return self.meta["octave"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        rebuild, args = super().__reduce__()
-        return _restore, (rebuild, args, self.meta)
+        return _restore, super().__reduce__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OctaveNetwork:
-        network = super().__deepcopy__(memo)
-        _keep_unused_state(self, network, memo)
-        return network  # type: ignore[return-value]
+        memo.update(computed_tensors(self))
+        network = memo[id(self)] = OctaveNetwork({}, copy.deepcopy(self.graph, memo), type(self).__name__)
+        state = {name: value for name, value in vars(self).items() if name != "_graph"}
+        network.__dict__.update(copy.deepcopy(state, memo))
+        return network
 
 
-def _restore(rebuild: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> OctaveNetwork:
-    plain = rebuild(*args)
-    network = OctaveNetwork(plain, plain.graph, "OctaveNetwork")
-    _keep_unused_state(plain, network)
-    network.meta.update(meta)
-    return network
+def _restore(rebuild: Any, args: tuple[Any, ...]) -> OctaveNetwork:
+    return OctaveNetwork(args[0], rebuild(*args).graph)
 
 
 def octavize(
@@ -54,15 +64,16 @@ def octavize(
     factor: Factor | None = None,
     inverted_residuals: InvertedResiduals = "hidden",
     channel_multiple: int = 1,
-    leaf_modules: Sequence[type[nn.Module]] = (),
+    leaf_modules: Sequence[type[nn.Module] | str] = (),
 ) -> OctaveNetwork:
     """A new network that computes `model` with part of its channels at half resolution.
 
-    Its state_dict has the keys and shapes of the ordinary network's, so either loads the other's weights at
-    any alpha. At alpha = 0 (and downsample="stride") its outputs are equal bit for bit. It shares nothing
-    with `model`, pickles, deep-copies and switches between train and eval; other methods of `model` than
-    `forward` (`forward_features`, `reset_classifier` of timm) are lost: call them before converting. Weights
-    trained at another alpha need fine-tuning.
+    Its state_dict, parameters and buffers have the ordinary network's keys, shapes and order, so that either loads
+    the other's weights and its optimiser's state, at any alpha. At alpha = 0 (and downsample="stride") its outputs
+    are equal bit for bit. It shares nothing with `model`, pickles, deep-copies and switches between train and eval.
+    Other methods of `model` than `forward` (`forward_features`, `reset_classifier` of timm) are lost: call them
+    before converting. Arguments of `forward` behind the first that may be left out are: they keep their defaults.
+    Weights trained at another alpha need fine-tuning.
 
     Args:
         model: a network that torch.fx can trace; not changed. One that takes a list of pathways
@@ -83,15 +94,16 @@ def octavize(
         channel_multiple: round the number of low channels to a multiple of this, so that both parts fill vector
             units: at alpha .1, 6 of 64 channels become 8 with a multiple of 8. Shares then differ a little from
             alpha, see `octave_report`; grouped and very thin layers are not rounded.
-        leaf_modules: module classes to keep whole (they take and give ordinary tensors), for code that cannot
-            be traced.
+        leaf_modules: module classes, or names of some ("timm.layers.SelectiveKernel", or its last part), to keep
+            whole: they take and give ordinary tensors. For code that cannot be traced.
 
     Returns:
         A torch.fx GraphModule; `octave_report` says what became octave and what could not, with reasons.
 
     Raises:
-        ValueError: if an alpha is outside [0, 1], a prefix matches nothing, an option is unknown, the network
-            cannot be traced, or it computes something else in training than in evaluation.
+        ValueError: if `model` is no ordinary network, an alpha is outside [0, 1], a prefix or class name matches
+            nothing, an option is unknown, the network cannot be traced, or it computes something else in training than
+            in evaluation.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
@@ -99,19 +111,20 @@ def octavize(
         >>> octavize(net, 0.5).octave_report.layers["2"]
         (0.0, 0.5)
     """
-    if channel_multiple < 1:
-        raise ValueError(f"channel_multiple: got {channel_multiple}, expected 1 or more")
+    if not isinstance(channel_multiple, int) or channel_multiple < 1:
+        raise ValueError(f"channel_multiple: got {channel_multiple!r}, expected 1 or more")
     settings = Settings(downsample, octave_downsample, exchange, factor)
     _check(settings, inverted_residuals)
-    model = copy.deepcopy(model)
+    _check_network(model)
+    model = copy.deepcopy(model, computed_tensors(model))
     _use_plain_integers(model)
-    graph = trace_network(model, tuple(leaf_modules))
+    graph = trace_network(model, _classes(leaf_modules, model))
     traced = Network(graph, dict(model.named_modules()), _factor(factor, model))
     shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
     solution = PartitionSolver(traced, shares, channel_multiple).solve()
     layers, costs = rewrite(model, traced, solution, settings)
-    network = OctaveNetwork(model, graph, type(model).__name__)
-    _keep_unused_state(model, network)
+    called = {model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+    network = OctaveNetwork(_state_of(model, called), graph, type(model).__name__)
     network.meta["octave"] = OctaveReport(layers, costs, solution.merged)
     return network
 
@@ -139,6 +152,37 @@ def _check(settings: Settings, inverted_residuals: str) -> None:
             raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, known))}")
 
 
+def _classes(leaf_modules: Sequence[type[nn.Module] | str], model: nn.Module) -> tuple[type[nn.Module], ...]:
+    """The classes that are meant; a name's last part decides, as libraries give a class several paths."""
+    known = {type(module) for module in model.modules()}
+    classes: list[type[nn.Module]] = []
+    for given in leaf_modules:
+        name = given.rpartition(".")[2] if isinstance(given, str) else None
+        meant = [given] if isinstance(given, type) else [kind for kind in known if kind.__name__ == name]
+        if not meant:
+            names = ", ".join(sorted(kind.__name__ for kind in known))
+            raise ValueError(f"leaf_modules: got {given!r}, expected a class of this network's modules: {names}")
+        classes += meant
+    return tuple(classes)
+
+
+def _check_network(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"octavize: got {model!r:.60}, expected a network, a torch.nn.Module; build it first")
+    wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"octavize: got a {type(model).__name__}, which torch.fx cannot read; give the network from before "
+            "torch.jit, torch.compile or DataParallel"
+        )
+    made = [module for module in model.modules() if isinstance(module, OctaveNetwork)]
+    if any(isinstance(layer, OctaveLayer) for network in made for layer in network.modules()):
+        raise ValueError(
+            "octavize: got a network that octavize made, or that holds one, expected an ordinary one; build that anew "
+            "to convert it at another alpha"
+        )
+
+
 def _factor(factor: Factor | None, model: nn.Module) -> Factor | None:
     """The given factor, checked against the convolutions' number of axes."""
     axes = {len(module.kernel_size) for module in model.modules() if isinstance(module, CONVS)}
@@ -149,23 +193,17 @@ def _factor(factor: Factor | None, model: nn.Module) -> Factor | None:
     return as_factor(factor, axes.pop())
 
 
-def _keep_unused_state(model: nn.Module, network: nn.Module, memo: dict[int, Any] | None = None) -> None:
-    """Give `network` the parameters that its forward pass never reads, or reads under another name.
+def _state_of(model: nn.Module, called: set[nn.Module]) -> dict[str, Any]:
+    """The attributes of a module with `model`'s state, in order: what is called as it is, all else without its code."""
+    shells: dict[nn.Module, nn.Module] = {module: module for module in called}
 
-    They are part of the state_dict too. With a memo they are deep copies, else the same tensors.
-    """
-    persistent = model.state_dict(keep_vars=True).keys()
-    parameters = model.named_parameters(remove_duplicate=False)
-    for path, value in [*parameters, *model.named_buffers(remove_duplicate=False)]:
-        parent_path, _, name = path.rpartition(".")
-        parent: nn.Module = network
-        for part in parent_path.split(".") if parent_path else []:
-            if not hasattr(parent, part):
-                parent.add_module(part, nn.Module())
-            parent = getattr(parent, part)
-        if not hasattr(parent, name):
-            value = value if memo is None else copy.deepcopy(value, memo)
-            if isinstance(value, nn.Parameter):
-                parent.register_parameter(name, value)
-            else:
-                parent.register_buffer(name, value, persistent=path in persistent)
+    def shell_of(module: nn.Module) -> nn.Module:
+        if module not in shells:
+            shell = shells[module] = nn.Module()
+            for name in ("training", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+                setattr(shell, name, getattr(module, name))
+            children = module._modules.items()
+            shell._modules = {name: None if child is None else shell_of(child) for name, child in children}
+        return shells[module]
+
+    return vars(shell_of(model))

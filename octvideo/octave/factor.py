@@ -30,11 +30,11 @@ def as_factor(factor: Sequence[int] | None, num_axes: int) -> Factor:
         raise ValueError(f"got {num_axes} axes after N and C, expected 1 (L), 2 (H, W) or 3 (T, H, W)")
     if factor is None:
         return _DEFAULT_FACTOR[num_axes]
-    checked = tuple(int(f) for f in factor)
+    checked = tuple(factor) if isinstance(factor, Sequence) else ()
     if len(checked) != num_axes or not set(checked) <= {1, 2} or 2 not in checked:
         axes = ", ".join(AXES[num_axes])
         raise ValueError(f"factor: got {factor}, expected {num_axes} of 1 or 2 for ({axes}), at least one of them 2")
-    return checked
+    return tuple(int(f) for f in checked)
 
 
 def low_size(size: Sequence[int], factor: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -10,16 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from octvideo.octave.arrange import arrange
 from octvideo.octave.conv import _OctConvNd
+from octvideo.octave.conv_form import conv_form, make_weight_once
 from octvideo.octave.fused_conv import MaxPool
 from octvideo.octave.fused_sequence import FusedSequence
 from octvideo.octave.modules import Method, OctAdd, OctFunction, OctMap, OctPool
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.prepared import PreparedConv
 from octvideo.octave.prepared_octave import PreparedOctConv
-from octvideo.octave.trace import is_conv, trace_network
+from octvideo.octave.trace import computed_tensors, is_conv, trace_network
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS, _RELU_METHODS = (F.relu, torch.relu), ("relu", "relu_")
@@ -40,7 +45,10 @@ def prepare_inference(network: nn.Module) -> nn.Module:
     Returns:
         A module with the network's inputs and outputs, in eval mode.
     """
-    return arrange(_prepare(copy.deepcopy(network).eval().requires_grad_(False)))
+    model = copy.deepcopy(network, computed_tensors(network)).eval().requires_grad_(False)
+    for module in model.modules():
+        _fix_weights(module)
+    return arrange(_prepare(model))
 
 
 def fuse_convolutions(prepared: nn.Module) -> None:
@@ -54,6 +62,21 @@ def fuse_convolutions(prepared: nn.Module) -> None:
         fuse_convolutions(child)
 
 
+def _fix_weights(module: nn.Module) -> None:
+    """Make parameters of what a parametrization or a hook computes in every call (weight norm, spectral norm)."""
+    if is_parametrized(module):  # torch's own removal would change the class, which the given network shares
+        computed = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+        for name, value in computed.items():
+            module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            hook.remove(module)
+            del module._forward_pre_hooks[key]
+    module.requires_grad_(False)
+
+
 def _prepare(model: nn.Module) -> nn.Module:
     if not isinstance(model, fx.GraphModule) and any(isinstance(part, fx.GraphModule) for part in model.modules()):
         for name, child in list(model.named_children()):  # an octave network within another module: frame_network
@@ -64,6 +87,8 @@ def _prepare(model: nn.Module) -> nn.Module:
     if traced is None:
         return model
     modules = dict(traced.named_modules())
+    for module in modules.values():
+        make_weight_once(module)
     _fold_norms(traced, modules)
     _prepare_convolutions(traced, modules)
     _join_convolutions(traced, modules)
@@ -91,7 +116,8 @@ def _fold_norms(model: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
             continue
         source = node.args[0]
         conv = modules.get(str(source.target)) if source.op == "call_module" else None
-        foldable = isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d) and len(source.users) == 1
+        form = conv_form(conv)
+        foldable = form is not None and form.make_weight is None and len(source.users) == 1
         if not foldable or calls.count(source.target) > 1 or calls.count(node.target) > 1:
             continue
         assert isinstance(conv, nn.modules.conv._ConvNd) and norm.running_var is not None
@@ -179,7 +205,8 @@ def _take_on_pool(model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx
     user = next(iter(conv.users))
     pool = modules.get(str(user.target)) if user.op == "call_module" else None
     alone = len(conv.users) == 1 and len(conv.args) == 1
-    if alone and isinstance(pool, nn.MaxPool2d | nn.MaxPool3d) and (taken := _max_pool(pool, prepared)) is not None:
+    plain: Any = pool if type(pool) in (nn.MaxPool2d, nn.MaxPool3d) else None  # timm's subclasses pad otherwise
+    if alone and plain and (taken := _max_pool(plain, prepared)) is not None:
         prepared.max_pool = taken
         user.replace_all_uses_with(conv)
         model.graph.erase_node(user)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octvideo.octave.blocks import MapAndMeanOfBlocks, has_blocks
+from octvideo.octave.conv_form import ORDINARY, ConvForm, conv_form
 from octvideo.octave.factor import AXES, Factor, as_factor, low_size
 from octvideo.octave.features import Octave
 from octvideo.octave.fused_training import TrainedConv
@@ -27,6 +28,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
     partition_out: Partition
     factor: Factor
     exchange: Exchange
+    form: ConvForm = ORDINARY
 
     def _choose(
         self,
@@ -109,10 +111,11 @@ class OctaveLayer(nn.modules.conv._ConvNd):
 
     def _combine(self, high: Tensor, low: Tensor | None, size: Sequence[int]) -> Tensor | Octave:
         """Run the terms and add up what reaches each frequency; `size` is y_high's on the halved axes."""
-        if self._trained is not None and self._trained.fits(high, low, self.weight):
-            maps = self._trained(high, low, self.weight, functools.partial(self._combine_by_terms, size=size))
+        weight = self.form.weight(self)  # once: spectral norm goes a step further at each reading
+        if self._trained is not None and self._trained.fits(high, low, weight):
+            maps = self._trained(high, low, weight, functools.partial(self._combine_by_terms, size=size))
         else:
-            maps = self._combine_by_terms(high, low, self.weight, size)
+            maps = self._combine_by_terms(high, low, weight, size)
         return Octave(*maps) if self._gives_pair else maps[0]
 
     def _combine_by_terms(
@@ -231,10 +234,14 @@ def _problem(conv: nn.modules.conv._ConvNd, n: int, axis: str) -> str | None:
     if stride not in (1, 2):
         return f"stride {stride} in {axis}, expected 1 or 2"
     needed = dilation * (kernel - 1)
+    form = conv_form(conv)
     padding: Any = 0 if conv.padding == "valid" else conv.padding
-    if padding == "same":
-        padding = needed / 2 if needed % 2 == 0 else -1.0
-    elif padding != 0:
+    if padding == "same" or (form is not None and form.is_same):
+        has_centre = needed % 2 == 0
+        return (
+            None if has_centre else f"kernel {kernel}, dilation {dilation} in {axis} has no centre, expected an odd one"
+        )
+    if padding != 0:
         padding = int(padding[n])
     if 2 * padding == needed:
         return None

@@ -129,7 +129,7 @@ class OctGate(nn.Module):
     """Scales (or shifts) an Octave by an ordinary tensor: the gates of squeeze-excitation, split again.
 
     Args:
-        operation: torch.mul or torch.add.
+        operation: torch.mul, torch.add or a method of theirs.
         partition: of the Octave.
         factor: which axes it halves; None for height and width.
     """
@@ -140,7 +140,9 @@ class OctGate(nn.Module):
         self.high, self.low = partition.indices
 
     def forward(self, x: Octave, gate: Tensor) -> Octave:
-        """x of partition's C channels; gate (N, C or 1, [T,] 1, 1), or any tensor that broadcasts."""
+        """x of partition's C channels; gate (N, C or 1, [T,] 1, 1), one number, or any tensor that broadcasts."""
+        if gate.dim() < 2 and gate.numel() == 1:
+            return Octave(self.operation(x.high, gate), self.operation(x.low, gate))
         behind = gate.shape[2:]
         if gate.dim() != x.high.dim() or gate.shape[1] not in (1, self.partition.num_channels):
             full = self.operation(merge(x, self.partition, self.factor), gate)  # any other tensor

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d
+from octvideo.octave.conv_form import conv_form
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.layer import octave_problem
 from octvideo.octave.modules import (
@@ -46,7 +48,7 @@ from octvideo.octave.roles import (
 )
 from octvideo.octave.shares import reads_input
 from octvideo.octave.solve import Solution
-from octvideo.octave.trace import CONVS, add_operation, is_conv
+from octvideo.octave.trace import CONVS, add_operation, replace_by_module
 
 _OCTAVE_CLASS: dict[type[nn.Module], Any] = {
     **dict(zip(CONVS, (OctConv1d, OctConv2d, OctConv3d), strict=True)),
@@ -127,7 +129,7 @@ class _Rewriter:
     def _pool_ordinary(self, node: fx.Node) -> None:
         """Let a strided ordinary convolution pool first, where asked and possible; the stem stays as it is."""
         conv = self.traced.module(node)
-        if self.settings.downsample == "stride" or not is_conv(conv) or reads_input(node, self.traced):
+        if self.settings.downsample == "stride" or conv_form(conv) is None or reads_input(node, self.traced):
             return
         assert isinstance(conv, nn.modules.conv._ConvNd)
         halved = zip(conv.stride, as_factor(self.factor, len(conv.stride)), strict=True)
@@ -171,6 +173,8 @@ class _Rewriter:
             if self.solution.partition(inputs[0]) is None:
                 inputs = inputs[::-1]
             operation = torch.add if node.target in ADDITIONS else torch.mul
+            if node.op == "call_method":  # maybe in place
+                operation = _function(node)
             new = OctGate(operation, out, self.factor)
         elif role == "shuffle":
             source_partition = self.solution.partitions[node.all_input_nodes[0]]
@@ -178,7 +182,8 @@ class _Rewriter:
         else:
             function = _function(node)
             if role == "function":
-                new = OctFunction(function, *_plain(node.args[1:]), **_plain(node.kwargs))
+                others = [arg for arg in node.args if arg is not inputs[0]]  # of a product it may be the first
+                new = OctFunction(function, *_plain(others), **_plain(node.kwargs))
             else:
                 new = OctPool(pool_module(node), self.factor)
         return self._replace(node, new, inputs)
@@ -226,11 +231,7 @@ class _Rewriter:
             self.graph.erase_node(chunk)
 
     def _replace(self, node: fx.Node, new: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
-        with self.graph.inserting_before(node):
-            replacement = self.graph.call_module(add_operation(self.model, node.name, new), inputs)
-        node.replace_all_uses_with(replacement)
-        self.graph.erase_node(node)
-        return replacement
+        return replace_by_module(self.model, self.graph, node, new, inputs)
 
     def _merge_before(self, reader: fx.Node, source: fx.Node) -> None:
         partition = self.solution.partition(source)
@@ -261,5 +262,10 @@ def _retype(module: nn.Module, *partitions: Partition, **options: Any) -> None:
     if not hasattr(module, "set_octave"):  # one that is called twice has it already
         holds = isinstance(module, nn.BatchNorm2d) and holds_activation(module)
         ordinary = next(base for base in _OCTAVE_CLASS if isinstance(module, base))
-        module.__class__ = OctBatchNormAct2d if holds else _OCTAVE_CLASS[ordinary]
+        if (form := conv_form(module)) is not None:
+            module.form = form  # type: ignore[assignment]
+        octave = OctBatchNormAct2d if holds else _OCTAVE_CLASS[ordinary]
+        if is_parametrized(module):  # its class is its own, and computes the weight
+            octave = type(f"Parametrized{octave.__name__}", (octave,), dict(vars(type(module))))
+        module.__class__ = octave
     module.set_octave(*partitions, **options)  # type: ignore[operator]

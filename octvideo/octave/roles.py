@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from octvideo.octave.conv_form import conv_form
 from octvideo.octave.factor import Factor
 from octvideo.octave.layer import octave_problem
-from octvideo.octave.trace import ACTIVATIONS_BY_NAME, is_conv, is_norm
+from octvideo.octave.trace import ACTIVATIONS_BY_NAME, SAME_POOLS
 
 Role = Literal[
     "conv", "norm",  # with parameters
@@ -50,8 +51,8 @@ GLOBAL_POOLS = (
 GLOBAL_POOL_FUNCTIONS: tuple[Callable[..., object], ...] = (
     F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
 )  # fmt: skip
-ADDITIONS = (operator.add, operator.iadd, torch.add)
-MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul)
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")  # functions, and names of methods
+MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 # Only make ordinary tensors, but with the channels of what they read.
 KEEP_CHANNELS: tuple[type[nn.Module], ...] = (*MAX_POOLS, *AVG_POOLS, *GLOBAL_POOLS, nn.Upsample)
@@ -114,8 +115,7 @@ def changes_in_place(node: fx.Node, network: Network) -> bool:
     """Whether the operation writes into its first input, so that what reads that later sees the change."""
     module = network.module(node)
     if module is not None:
-        act = getattr(module, "act", None)  # of timm's norms that hold their activation
-        return bool(getattr(module, "inplace", False)) or (is_norm(module) and bool(getattr(act, "inplace", False)))
+        return bool(getattr(module, "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     named_so = (name.endswith("_") and not name.endswith("__")) or node.target in (operator.iadd, operator.imul)
     return node.op in ("call_method", "call_function") and (named_so or node.kwargs.get("inplace") is True)
@@ -143,7 +143,7 @@ def _role(node: fx.Node, network: Network, pooled: set[fx.Node]) -> Role:
         return "tensor"
     if node.op == "call_module":
         return _module_role(network.modules[str(node.target)], network) if len(inputs) == 1 else "tensor"
-    if node.op == "call_function":
+    if node.op == "call_function" or (node.op == "call_method" and node.target in ADDITIONS + MULTIPLICATIONS):
         return _function_role(node, pooled)
     if node.op == "call_method" and len(inputs) == 1 and len(node.args) == 1:
         return "function" if node.target in ELEMENTWISE_METHODS else "tensor"
@@ -152,7 +152,7 @@ def _role(node: fx.Node, network: Network, pooled: set[fx.Node]) -> Role:
 
 def _module_role(module: nn.Module, network: Network) -> Role:
     kind = type(module)
-    if is_conv(module):
+    if conv_form(module) is not None:
         return "conv" if octave_problem(module, network.factor) is None else "tensor"  # type: ignore[arg-type]
     if kind in NORMS or (isinstance(module, NORMS) and holds_activation(module)):
         return "norm"
@@ -160,8 +160,12 @@ def _module_role(module: nn.Module, network: Network) -> Role:
         return "map"
     if any(name in kind.__name__ for name in DROP_PATHS):
         return "drop"
-    if isinstance(module, MAX_POOLS + AVG_POOLS) and keeps_pairs(vars(module), average=isinstance(module, AVG_POOLS)):
-        return "pool"
+    if isinstance(module, MAX_POOLS + AVG_POOLS):
+        options = vars(module)
+        if kind.__name__ in SAME_POOLS:  # averages of these count the padding, whatever they were told
+            padding = [k // 2 for k in _each(module.kernel_size)]
+            options = {**options, "padding": padding, "count_include_pad": True}
+        return "pool" if keeps_pairs(options, average=isinstance(module, AVG_POOLS)) else "tensor"
     return "tensor"
 
 
@@ -172,8 +176,10 @@ def _function_role(node: fx.Node, pooled: set[fx.Node]) -> Role:
         if len(operands) == 2:
             if any(operand in pooled for operand in operands):
                 return "gate"
+            if node.target in ("add_", "mul_"):  # an OctAdd or OctMul makes a new pair
+                return "tensor"
             return "add" if adds else "mul"
-        return "function" if not adds and isinstance(node.args[1], int | float) else "tensor"
+        return "function" if not adds and any(isinstance(arg, int | float) for arg in node.args) else "tensor"
     if node.target in ELEMENTWISE_FUNCTIONS and len(operands) == 1 and node.args:
         return "function"
     if node.target in MAX_POOL_FUNCTIONS + AVG_POOL_FUNCTIONS and len(operands) == 1:
@@ -263,13 +269,23 @@ def mean_dims(node: fx.Node) -> tuple[int, ...] | None:
 
 
 def globally_pooled(network: Network) -> set[fx.Node]:
-    """Values that come from global pools alone, such as the gates of squeeze-excitation."""
+    """Values that come from global pools alone, such as the gates of squeeze-excitation, or are single parameters."""
     pooled: set[fx.Node] = set()
     sizes: set[fx.Node] = set()
     for node in network.graph.nodes:
         inputs = node.all_input_nodes
         if is_shape(node) or (inputs and sizes.issuperset(inputs)):
             sizes.add(node)
-        elif pools_globally(node, network) or (inputs and (sizes | pooled).issuperset(inputs)):
+        elif (
+            pools_globally(node, network) or (inputs and (sizes | pooled).issuperset(inputs)) or _is_one(node, network)
+        ):
             pooled.add(node)
     return pooled
+
+
+def _is_one(node: fx.Node, network: Network) -> bool:
+    """Whether a node reads a parameter of one number, such as a residual branch's gain."""
+    if node.op != "get_attr":
+        return False
+    value = operator.attrgetter(str(node.target))(network.modules[""])
+    return isinstance(value, Tensor) and value.numel() == 1

@@ -30,7 +30,11 @@ class Shares:
     """
 
     def __init__(self, alpha: Alpha, network: Network, *, inverted_residuals: InvertedResiduals) -> None:
-        self._shares = dict(alpha) if isinstance(alpha, Mapping) else {"": float(alpha)}
+        shares = alpha if isinstance(alpha, Mapping) else {"": alpha}
+        try:
+            self._shares = {str(prefix): float(share) for prefix, share in shares.items()}
+        except (TypeError, ValueError):
+            raise ValueError(f"alpha: got {alpha!r}, expected a number from 0 to 1, or one by module path") from None
         self._keeps_stem = not isinstance(alpha, Mapping)
         self._network = network
         calls = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
+from torch.nn.modules.conv import _ConvNd
 
+from octvideo.octave.conv_form import CONV_FUNCTIONS, conv_form
 from octvideo.octave.layer import octave_problem
 from octvideo.octave.partition import Partition
 from octvideo.octave.paths import plan_path
 from octvideo.octave.roles import Network, Role, shuffle_groups, slice_range
 from octvideo.octave.shares import Shares
-from octvideo.octave.trace import is_conv
 from octvideo.octave.value_classes import ValueClass, ValueClasses, name_of
 
 
@@ -162,7 +163,9 @@ class PartitionSolver:
                 continue
             readers = [reader for reader in self._readers(group) if self.roles[reader] != "shape"]
             if readers and not any(self._takes_pair(reader, group, partitions) for reader in readers):
-                group.ordinary = f"only {', '.join(sorted({name_of(r) for r in readers}))} reads it"
+                names = sorted({self.classes.words(reader) for reader in readers})
+                some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                group.ordinary = f"only {some} {'reads' if len(names) == 1 else 'read'} it"
                 changed = True
         return changed
 
@@ -200,13 +203,34 @@ class PartitionSolver:
                     reasons.setdefault(name_of(node), f"gives an ordinary tensor: {group.ordinary}")
                 else:
                     reasons.setdefault(name_of(node), self.wanted.reason(node))
-            elif is_conv(self.network.module(node)) or any(source in octave for source in node.all_input_nodes):
+            elif self._convolves(node) or any(source in octave for source in node.all_input_nodes):
                 reasons.setdefault(name_of(node), self._why_merged(node, group))
+        return {**reasons, **self._uncalled()}
+
+    def _convolves(self, node: fx.Node) -> bool:
+        return isinstance(self.network.module(node), _ConvNd) or node.target in CONV_FUNCTIONS
+
+    def _uncalled(self) -> dict[str, str]:
+        """Why convolutions are ordinary that no node calls."""
+        calls = {str(node.target): self.classes.words(node) for node in self.nodes if node.op == "call_module"}
+        reasons = {}
+        for path, module in self.network.modules.items():
+            if isinstance(module, _ConvNd) and path not in calls:
+                whole = next((words for call, words in calls.items() if path.startswith(f"{call}.")), None)
+                reasons[path] = (
+                    f"lies in {whole}, which is kept whole" if whole else "is not called in the forward pass"
+                )
         return reasons
 
     def _why_merged(self, node: fx.Node, group: ValueClass) -> str:
         module = self.network.module(node)
-        if is_conv(module):
-            problem = octave_problem(module, self.network.factor)  # type: ignore[arg-type]
+        if node.target in CONV_FUNCTIONS:
+            return "is a function's call: only modules become octave"
+        if isinstance(module, _ConvNd):
+            if module.transposed:
+                return "is a transposed convolution"
+            if conv_form(module) is None or len(node.all_input_nodes) > 1:
+                return f"is a {type(module).__name__}, which does more than to convolve its input with one weight"
+            problem = octave_problem(module, self.network.factor)
             return problem or "reads globally pooled values, which have no resolution to halve"
         return "takes ordinary tensors" + (f": {group.ordinary}" if node in group.derived else "")

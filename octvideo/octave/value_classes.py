@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
+from octvideo.octave.conv_form import conv_form
 from octvideo.octave.roles import (
     KEEP_CHANNELS,
     KEEP_CHANNELS_FUNCTIONS,
@@ -19,7 +24,6 @@ from octvideo.octave.roles import (
     parts_of,
     slice_range,
 )
-from octvideo.octave.trace import CONVS
 
 # Give the partition that they take, so that what they read and write is one class.
 _PASSES_ON: tuple[Role, ...] = ("norm", "map", "function", "drop", "pool", "add", "mul")
@@ -83,6 +87,11 @@ class ValueClasses:
         source = node.all_input_nodes[0]
         return (source.all_input_nodes[0] if self.roles[node] == "slice" else source,)
 
+    def words(self, node: fx.Node) -> str:
+        """A node as reasons name it: `name_of`, and the class of a module."""
+        module = self.network.module(node)
+        return name_of(node) + (f" ({type(module).__name__})" if module is not None else "")
+
     def _find(self, node: fx.Node) -> fx.Node:
         while self._parent[node] is not node:
             node = self._parent[node]
@@ -116,12 +125,12 @@ class ValueClasses:
             elif role in _DERIVES:
                 group.derived.append(node)
             elif role in ("tensor", "squeeze", "shape"):
-                group.ordinary = f"{name_of(node)} makes an ordinary tensor"
+                group.ordinary = f"its channels are tied to the ordinary tensor of {self.words(node)}"
         for node in self.nodes:
             if self.roles[node] == "tensor" and changes_in_place(node, self.network):
                 changed = node.all_input_nodes[0]
                 if len(changed.users) > 1:  # it would change a merged copy, which the others do not read
-                    classes[self._find(changed)].ordinary = f"{name_of(node)} changes it in place"
+                    classes[self._find(changed)].ordinary = f"{self.words(node)} changes it in place"
             if self.roles[node] == "conv" and self.conv(node).groups > 1:
                 for value in (node, node.all_input_nodes[0]):
                     classes[self._find(value)].groups.add(self.conv(node).groups)
@@ -136,8 +145,8 @@ class ValueClasses:
 
     def _written_channels(self, node: fx.Node) -> int | None:
         module = self.network.module(node)
-        if isinstance(module, CONVS):
-            return module.out_channels
+        if conv_form(module) is not None:
+            return module.out_channels  # type: ignore[union-attr, return-value]
         return module.num_features if isinstance(module, NORMS) else None
 
     def channels(self, node: fx.Node, seen: frozenset[fx.Node] = frozenset()) -> int | None:
@@ -149,8 +158,8 @@ class ValueClasses:
         for value in self[node].nodes:
             count = self._written_channels(value)
             module = self.network.module(value)
-            kept = type(module) if module is not None else value.target
-            if count is None and kept in KEEP_CHANNELS + KEEP_CHANNELS_FUNCTIONS:
+            keeps = isinstance(module, KEEP_CHANNELS) or value.target in KEEP_CHANNELS_FUNCTIONS
+            if count is None and keeps:
                 count = self.channels(value.all_input_nodes[0], seen)
             elif count is None and self.roles[value] in _DERIVES:
                 parts = [self.channels(part, seen) for part in self.sources(value)]
@@ -164,5 +173,28 @@ class ValueClasses:
 
 
 def name_of(node: fx.Node) -> str:
-    """A node as messages name it: the path of its module, or the name of its operation."""
-    return str(node.target) if node.op == "call_module" else node.name
+    """A node as messages name it: the path of its module, or its operation as the user wrote it, and where."""
+    if node.op == "call_module":
+        return str(node.target)
+    if node.op in ("placeholder", "output"):
+        return f"the network's {'input' if node.op == 'placeholder' else 'output'}"
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return f"{_as_code(node)} in {stack[-1][0] if stack else 'forward'}"
+
+
+_SYMBOLS = {"add": "+", "iadd": "+=", "sub": "-", "mul": "*", "imul": "*=", "truediv": "/", "matmul": "@", "pow": "**"}
+
+
+def _as_code(node: fx.Node) -> str:
+    target: Any = node.target
+    if node.op == "get_attr":
+        return f"self.{target.rpartition('.')[2]}"
+    if node.op == "call_method":
+        return f"x.{target}()"
+    if target in (getattr, operator.getitem):
+        return f"x.{node.args[1]}" if target is getattr else "x[...]"
+    name = getattr(target, "__name__", str(target))
+    if getattr(operator, name, None) is target and name in _SYMBOLS:
+        return f"x {_SYMBOLS[name]} y"
+    owner = next((prefix for prefix, of in (("F.", F), ("torch.", torch)) if getattr(of, name, None) is target), "")
+    return f"{owner}{name}()"

@@ -31,38 +31,20 @@ def checkpoint_callbacks(
         monitor: metric that chooses the best, higher is better; skipped while the run does not log it.
         every_minutes: also writes last.ckpt within epochs; None does not.
     """
-    # Resolved: Lightning forgets the best score of a resumed run whose folder is spelt otherwise than it
-    # saved it.
-    where = folder.checkpoints.resolve()
-    # enable_version_counter=False: else a resumed run writes last-v1.ckpt beside the last.ckpt that it came
-    # from.
+    common: dict[str, Any] = {
+        # Resolved: Lightning forgets the best score of a resumed run whose folder is spelt otherwise than it saved it.
+        "dirpath": folder.checkpoints.resolve(),
+        # Else a resumed run writes last-v1.ckpt beside the last.ckpt that it came from.
+        "enable_version_counter": False,
+    }
     callbacks: list[Callback] = [
-        BestCheckpoint(
-            dirpath=where,
-            filename="best",
-            monitor=monitor,
-            mode="max",
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        ),
+        BestCheckpoint(**common, filename="best", monitor=monitor, mode="max", auto_insert_metric_name=False),
         # Not `save_last`: that writes a second copy of whatever top-k has just saved.
-        ModelCheckpoint(
-            dirpath=where,
-            filename="last",
-            every_n_epochs=1,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        ModelCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     if every_minutes is not None:
-        callbacks.append(
-            CheckpointWithinEpochs(
-                dirpath=where,
-                filename="last",
-                train_time_interval=timedelta(minutes=every_minutes),
-                enable_version_counter=False,
-            )
-        )
+        interval = timedelta(minutes=every_minutes) or timedelta.resolution  # Lightning 2.5 takes 0 for never
+        callbacks.append(CheckpointWithinEpochs(**common, filename="last", train_time_interval=interval))
     return callbacks
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from octvideo._version import __version__
+from octvideo.class_names import match_classes
 from octvideo.errors import UserError
+from octvideo.models.weights import classifier_keys
 
 log = logging.getLogger("octvideo.training")
 
@@ -66,3 +68,41 @@ def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], network
         )
     if then is not None and now is not None and then != now:
         log.warning("the checkpoint was trained as %s and is used as %s: its accuracy is not kept", then, now)
+
+
+def fit_classes(
+    checkpoint: dict[str, Any], names: Sequence[str], network: nn.Module, optimized: Sequence[nn.Parameter]
+) -> None:
+    """Moves the rows of a checkpoint's head to the order of the data's classes, where it has the same in another one.
+
+    Args:
+        checkpoint: Lightning's, changed: weights, averages of weights, and the optimizer's state of these rows.
+        names: of the data's classes.
+        network: of the module that is to load it.
+        optimized: the optimizer's parameters in its order.
+
+    Raises:
+        UserError: it was trained on other classes.
+    """
+    match = match_classes((checkpoint.get("octvideo") or {}).get("class_names"), names)
+    if match.order is None:
+        raise UserError(
+            f"the checkpoint was trained on {match.said}: give its classes in data.classes, or start a new head from "
+            "its weights with --init"
+        )
+    if match.said:
+        log.warning("the checkpoint has %s", match.said)
+    if not match.reorders:
+        return
+    optimizers = [optimizer.get("state", {}) for optimizer in checkpoint.get("optimizer_states", [])]
+    for name in classifier_keys(network):
+        key, parameter = f"network.{name}", network.get_parameter(name)
+        for part in checkpoint.values():  # beside "state_dict" the one that a callback keeps while it averages weights
+            if isinstance(part, dict) and key in part:
+                part[key] = part[key][match.order]
+        number = next((number for number, other in enumerate(optimized) if other is parameter), None)
+        for state in optimizers:
+            for held in (state.get(key), state.get(number)):  # by name where a strategy gathers it
+                for what, value in (held or {}).items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        held[what] = value[match.order]

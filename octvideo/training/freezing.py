@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -53,7 +53,7 @@ def freeze_parameters(network: nn.Module, freeze: Freeze) -> list[nn.Module]:
     return [m for m in network.modules() if not list(m.children()) and m is not head and not isinstance(m, nn.Dropout)]
 
 
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Optimizer groups: weights with decay; norms and biases (everything of one dimension) without."""
     learning = [p for p in network.parameters() if p.requires_grad]
     groups = [

@@ -7,6 +7,7 @@ val/mean_class, val/loss, and the same under test/.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, load_weights, read_weights
 from octvideo.octave import arrange
 from octvideo.seeds import seed_of
-from octvideo.training.checkpoint_block import built_from, check_fits, make_block
+from octvideo.training.checkpoint_block import built_from, check_fits, fit_classes, make_block
 from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
 from octvideo.training.results import Evaluation, ScoredBatch
@@ -169,14 +170,18 @@ class VideoClassifier(L.LightningModule):
         """Checks the class count against the data's, and loads `init_weights` unless a checkpoint will be
         loaded.
         """
-        expected = getattr(self._datamodule, "num_classes", self.num_classes)
+        names = self._names_of_data
+        expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
         if expected != self.num_classes:
             raise UserError(
                 f"the network has {self.num_classes} classes and the data {expected}: "
                 f"set model.network.init_args.num_classes to {expected}"
             )
         if self.init_weights is not None and not self.trainer.ckpt_path:
-            report = load_weights(self.network, read_weights(self.init_weights), head="swap")
+            weights = read_weights(self.init_weights)
+            report = load_weights(self.network, weights, head="swap", class_names=names)
+            if stage != "fit" and report.classes is not None and report.class_names:
+                raise UserError(f"{self.init_weights} was trained on {report.class_names}: its head is of no use here")
             self.print(f"Weights from {self.init_weights}: {report}")
             if advice := report.pixel_advice(PixelScale(self.mean, self.std)):
                 self.print(f"  {advice}")
@@ -190,12 +195,13 @@ class VideoClassifier(L.LightningModule):
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
 
     def _set_learning_rate(self, batch_idx: int) -> float:
-        trainer = self.trainer
-        per_epoch = max(trainer.num_training_batches, 1)
-        epoch = trainer.current_epoch + batch_idx / per_epoch
+        trainer, window = self.trainer, self.trainer.accumulate_grad_batches
+        # The place counts optimizer steps; the last window of an epoch makes one too, however many batches it has.
+        per_epoch = max(math.ceil(trainer.num_training_batches / window), 1)
+        epoch = trainer.current_epoch + batch_idx // window / per_epoch
         ends = [float(trainer.max_epochs)] if trainer.max_epochs not in (None, -1) else []
         if trainer.max_steps not in (None, -1):
-            ends.append(trainer.max_steps * trainer.accumulate_grad_batches / per_epoch)
+            ends.append(epoch + (trainer.max_steps - trainer.global_step) / per_epoch)
         lr = self.lr * self.schedule.factor(epoch, total_epochs=min(ends, default=epoch + 1))
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
@@ -212,7 +218,7 @@ class VideoClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         # Lightning leaves these out where it resumes within an epoch.
         self.on_train_epoch_start()
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(self.trainer)
 
@@ -347,10 +353,16 @@ class VideoClassifier(L.LightningModule):
     @property
     def class_names(self) -> list[str]:
         """Names from the data, or numbers where it has none."""
-        names = getattr(self._datamodule, "class_names", None)
-        return list(names) if names else [str(k) for k in range(self.num_classes)]
+        return self._names_of_data or [str(k) for k in range(self.num_classes)]
+
+    @property
+    def _names_of_data(self) -> list[str]:
+        return list(getattr(self._datamodule, "class_names", ()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if names := self._names_of_data:
+            groups = decay_groups(self.network, self.weight_decay)
+            fit_classes(checkpoint, names, self.network, [p for group in groups for p in group["params"]])
         check_fits(checkpoint, self.state_dict(), self.network)
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
         self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)

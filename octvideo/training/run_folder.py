@@ -2,7 +2,7 @@
 
 runs/<name>/
   config.yaml          everything the run was started with
-  checkpoints/         last.ckpt (every epoch), best.ckpt (where there is a validation set)
+  checkpoints/         last.ckpt (every epoch, --checkpoint_minutes within), best.ckpt (where there is a validation set)
   metrics.csv          every logged number; events.out.tfevents.* are the same for TensorBoard
   scores.npz, predictions.csv, metrics_test.json     written by `test`
   unreadable.txt       videos that training or validation could not read; unreadable_test.txt: those of `test`

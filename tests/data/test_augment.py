@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
-from torch import Generator
+from torch import Generator, Tensor
 
-from octvideo.data.augment import Augmentation, ClipTransform, apply_transform, sample_transform
+from octvideo.data import TrainingClips, VideoRecord, dataset
+from octvideo.data.augment import Augmentation, ClipTransform, sample_transform
+from octvideo.data.dataset import Item
 from octvideo.errors import UserError
 from octvideo.video import Box, crop_and_resize
 
@@ -107,41 +113,56 @@ def test_every_clip_takes_equally_many_draws() -> None:
 # ── applied ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_one_transform_for_all_frames() -> None:
+@pytest.fixture
+def clip_of(tmp_path: Path, encode: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """What training gets of a lossless video of these frames, all in one clip, with this transform."""
+
+    def load(frames: Tensor, transform: ClipTransform, *, crop_px: int) -> Tensor:
+        path = encode(tmp_path / f"{uuid.uuid4()}.mkv", frames, "ffv1", pix_fmt="bgr0")
+        monkeypatch.setattr(dataset, "sample_transform", lambda *_, **__: transform)
+        augment = Augmentation(crop_px=crop_px, short_side_px=(crop_px, crop_px))
+        item = TrainingClips([VideoRecord(str(path), 0)], augment, clip_frames=len(frames), frame_stride=1)[0, 0]
+        assert isinstance(item, Item) and item.video.is_contiguous()
+        return item.video
+
+    return load
+
+
+def test_one_transform_for_all_frames(clip_of: Callable[..., Tensor]) -> None:
     frame = torch.randint(256, (1, 48, 64, 3), dtype=torch.uint8)
     frames = torch.randint(256, (5, 48, 64, 3), dtype=torch.uint8)
     frames[[0, 2, 4]] = frame
     transform = ClipTransform(Box(3, 5, 30, 40), True, (1.2, 0.8, 0.7))
-    clip = apply_transform(frames, transform, crop_px=24)
+    clip = clip_of(frames, transform, crop_px=24)
     assert clip.shape == (3, 5, 24, 24) and clip.dtype == torch.uint8
-    alone = apply_transform(frame, transform, crop_px=24)[:, 0]
+    alone = clip_of(frame, transform, crop_px=24)[:, 0]
     assert all(torch.equal(clip[:, t], alone) for t in (0, 2, 4))  # whatever the frames beside it are
 
 
-def test_crop_and_flip_against_plain_indexing() -> None:
+def test_crop_and_flip_against_plain_indexing(clip_of: Callable[..., Tensor]) -> None:
     frames = torch.randint(256, (3, 48, 64, 3), dtype=torch.uint8)
     box = Box(10, 20, 24, 24)  # of the size of the clip: no resizing
     plain = frames.numpy()[:, 10:34, 20:44].transpose(3, 0, 1, 2)
-    np.testing.assert_array_equal(apply_transform(frames, ClipTransform(box, False), crop_px=24), plain)
-    np.testing.assert_array_equal(apply_transform(frames, ClipTransform(box, True), crop_px=24), plain[..., ::-1])
+    np.testing.assert_array_equal(clip_of(frames, ClipTransform(box, False), crop_px=24), plain)
+    np.testing.assert_array_equal(clip_of(frames, ClipTransform(box, True), crop_px=24), plain[..., ::-1])
 
 
-def test_resized_crops_are_those_of_the_box() -> None:
+def test_resized_crops_are_those_of_the_box(clip_of: Callable[..., Tensor]) -> None:
     frames = torch.randint(256, (3, 48, 64, 3), dtype=torch.uint8)
     box = Box(1, 2, 41, 33)
     expected = crop_and_resize(frames, box, (16, 16)).permute(1, 0, 2, 3)
-    assert torch.equal(apply_transform(frames, ClipTransform(box, False), crop_px=16), expected)
+    assert torch.equal(clip_of(frames, ClipTransform(box, False), crop_px=16), expected)
 
 
 @pytest.mark.parametrize(
     ("place", "enhance"), [(0, ImageEnhance.Brightness), (1, ImageEnhance.Contrast), (2, ImageEnhance.Color)]
 )
 @pytest.mark.parametrize("factor", [0.6, 1.4])
-def test_colours_against_pil(place: int, enhance: type, factor: float) -> None:
+def test_colours_against_pil(clip_of: Callable[..., Tensor], place: int, enhance: type, factor: float) -> None:
     frames = torch.randint(40, 200, (2, 16, 16, 3), dtype=torch.uint8)
     factors = [1.0, 1.0, 1.0]
     factors[place] = factor
-    clip = apply_transform(frames, ClipTransform(Box(0, 0, 16, 16), False, tuple(factors)), crop_px=16)  # type: ignore[arg-type]
+    clip = clip_of(frames, ClipTransform(Box(0, 0, 16, 16), False, tuple(factors)), crop_px=16)  # type: ignore[arg-type]
     for t in range(2):
         expected = np.asarray(enhance(Image.fromarray(frames[t].numpy())).enhance(factor)).astype(int)
         assert np.abs(clip[:, t].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2  # roundings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.data.class_names import ClassIndex
+from octvideo.class_names import ClassIndex
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.errors import UserError
 
@@ -95,13 +95,25 @@ def test_other_spellings_of_the_table(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ("abseilling,a0123456789,1,11,train", r"'abseilling' is no class of this data set, did you mean 'abseiling'\?"),
-        ("zumba,a0123456789,soon,11,train", "expected label,youtube_id,time_start,time_end,split, got"),
-        ("zumba,a0123456789", "expected label,youtube_id,time_start,time_end,split, got"),
+        (
+            "zumba,a0123456789,soon,11,train",
+            "got 'zumba,a0123456789,soon,11,train', expected label,youtube_id,time_start",
+        ),
+        (
+            "zumba,a0123456789",
+            "got 'zumba,a0123456789', expected label,youtube_id,time_start,time_end,split or class/{id}_",
+        ),
     ],
 )
 def test_errors_name_file_and_line(tmp_path: Path, row: str, message: str) -> None:
-    with pytest.raises(UserError, match=rf"val\.csv:4: {message}"):
+    with pytest.raises(UserError, match=rf"val\.csv:4: {message}".replace("{id}", r"\{id\}")):
         read(tmp_path, f"{HEADER}zumba,b0123456789,1,11,train\n\n{row}\n")
+
+
+def test_the_first_line_may_be_missing(tmp_path: Path) -> None:
+    touch(tmp_path, "a0123456789_000001_000011.mp4", "-b123456789_000007_000017.mp4")
+    text = "jump rope,a0123456789,1,11,train\nzumba,-b123456789,7,17,train\n"
+    assert read(tmp_path, text) == [("a0123456789_000001_000011.mp4", 1), ("-b123456789_000007_000017.mp4", 2)]
 
 
 def test_other_lists_are_told_apart(tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -144,10 +148,29 @@ class Echo(Dataset[Item]):
         return Item(torch.tensor(key), key[0], key[1], f"{key}")
 
 
-def loader(num_items: int = 11, batch_size: int = 2, num_workers: int = 0) -> ResumableLoader:
-    batches = TrainingBatches(num_items, batch_size, seed=3)
+def counters(processed: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(ready=processed, started=processed, processed=processed, completed=processed)
+
+
+class Loop:
+    """Of Lightning's Trainer what a loader reads and sets."""
+
+    def __init__(self, *, window: int = 1, epoch: int = 0) -> None:
+        self.progress = SimpleNamespace(current=counters(), is_last_batch=False)
+        self.fit_loop = SimpleNamespace(
+            epoch_loop=SimpleNamespace(batch_progress=self.progress),
+            epoch_progress=SimpleNamespace(current=counters(epoch)),
+        )
+        self.accumulate_grad_batches = window
+
+
+def loader(
+    num_items: int = 11, size: int = 2, num_workers: int = 0, *, ranks: tuple[int, int] = (0, 1), **loop: int
+) -> ResumableLoader:
+    batches = TrainingBatches(num_items, size, seed=3, rank=ranks[0], world_size=ranks[1])
     settings = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    return ResumableLoader(Echo(), batch_sampler=batches, collate_fn=Collate((2,)), **settings)
+    trainer = Loop(**loop)
+    return ResumableLoader(Echo(), batches, digest="d", trainer=trainer, collate_fn=Collate((2,)), **settings)
 
 
 def start(loader: ResumableLoader, epoch: int) -> ResumableLoader:
@@ -164,31 +187,39 @@ def epoch_of(loader: ResumableLoader, epoch: int) -> list[list[tuple[int, int]]]
     return keys(list(start(loader, epoch)))
 
 
+def behind(loader: ResumableLoader, epoch: int, batches: int) -> dict[str, Any]:
+    """What is saved when Lightning has processed so many batches of an epoch."""
+    start(loader, epoch)
+    loader.trainer.progress.current = counters(batches)
+    return loader.state_dict()
+
+
+def test_the_order_of_an_epoch_is_drawn_by_a_seed_of_sha256() -> None:
+    seed = int.from_bytes(hashlib.sha256(b"3/4/order").digest()[:7], "little")
+    expected = torch.randperm(9, generator=torch.Generator().manual_seed(seed)).tolist()
+    assert order(9, 4, seed=3) == expected
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("given", [0, 1, 3, 4])
-def test_a_resume_gives_exactly_the_remaining_batches(num_workers: int, given: int) -> None:
+@pytest.mark.parametrize("done", [0, 1, 3, 4])
+def test_a_resume_gives_exactly_the_remaining_batches(num_workers: int, done: int) -> None:
     whole = epoch_of(loader(), 4)
     assert len(whole) == 5
-    first = loader(num_workers=num_workers)
-    running = iter(start(first, 4))
-    seen = keys([next(running) for _ in range(given)])  # workers have fetched more by then
-    state = first.state_dict()
-    assert state == {"epoch": 4, "batches": given}
-    second = loader(num_workers=num_workers)
+    state = behind(loader(), 4, done)
+    assert state == {"epoch": 4, "videos": 2 * done, "seed": 3, "digest": "d"}
+    second = loader(num_workers=num_workers, epoch=4)
     second.load_state_dict(state)
-    assert seen + epoch_of(second, 4) == whole
-    assert second.state_dict() == {"epoch": 4, "batches": 0}
+    assert epoch_of(second, 4) == whole[done:]
+    assert second.trainer.progress.current == counters(done)
     assert epoch_of(second, 5) == epoch_of(loader(), 5)  # the next one is whole
 
 
 def test_a_second_resume_in_the_same_epoch_counts_from_its_start() -> None:
     whole = epoch_of(loader(), 0)
     second = loader()
-    second.load_state_dict({"epoch": 0, "batches": 2})
-    running = iter(start(second, 0))
-    next(running)
-    state = second.state_dict()
-    assert state == {"epoch": 0, "batches": 3}
+    second.load_state_dict({"epoch": 0, "videos": 4, "seed": 3, "digest": "d"})
+    state = behind(second, 0, 3)
+    assert state["videos"] == 6
     third = loader()
     third.load_state_dict(state)
     assert epoch_of(third, 0) == whole[3:]
@@ -196,17 +227,43 @@ def test_a_second_resume_in_the_same_epoch_counts_from_its_start() -> None:
 
 def test_an_epoch_cut_short_does_not_cut_the_next_one() -> None:
     """limit_train_batches ends an epoch before the loader's end, and the checkpoint is written there."""
-    first = loader()
-    running = iter(start(first, 0))
-    next(running), next(running)
-    state = first.state_dict()
-    second = loader()
-    second.load_state_dict(state)
+    second = loader(epoch=1)
+    second.load_state_dict(behind(loader(), 0, 2))
     assert epoch_of(second, 1) == epoch_of(loader(), 1)
+
+
+def test_batches_that_wait_for_an_optimiser_step_are_not_counted() -> None:
+    assert [behind(loader(window=3), 0, done)["videos"] for done in range(6)] == [0, 0, 0, 6, 6, 6]
+
+
+@pytest.mark.parametrize("num_items", [7, 11, 24, 30])
+@pytest.mark.parametrize(("size", "world"), [(4, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize(("new_size", "new_world"), [(1, 1), (3, 1), (2, 2), (1, 4), (9, 2)])
+def test_other_batches_and_processes_go_on_with_the_rest_each_once(
+    num_items: int, size: int, world: int, new_size: int, new_world: int
+) -> None:
+    parts = [epoch_of(loader(num_items, size, ranks=(rank, world)), 2) for rank in range(world)]
+    for done in range(len(parts[0])):
+        state = behind(loader(num_items, size, ranks=(0, world)), 2, done)
+        resumed = [loader(num_items, new_size, ranks=(rank, new_world), epoch=2) for rank in range(new_world)]
+        for one in resumed:
+            one.load_state_dict(state)
+        rests = [epoch_of(one, 2) for one in resumed]
+        seen = [key for rank in parts for batch in rank[:done] for key in batch]
+        rest = [key for rank in rests for batch in rank for key in batch]
+        assert len(set(seen + rest)) == len(seen) + len(rest) and len(rest) > 0
+        left = num_items - len(seen)
+        full = new_size * new_world
+        assert len(rest) == (left // full * full or left)
+        # Every process ends its epoch with equally many batches, as Lightning counts them, as in any other epoch.
+        assert {len(one) for one in rests} == {len(rests[0])}
+        assert {one.trainer.progress.current.ready + len(r) for one, r in zip(resumed, rests, strict=True)} == {
+            len(resumed[0])
+        }
 
 
 def test_the_length_is_that_of_a_whole_epoch() -> None:
     resumed = loader()
-    resumed.load_state_dict({"epoch": 0, "batches": 2})
+    resumed.load_state_dict({"epoch": 0, "videos": 4, "seed": 3, "digest": "d"})
     assert len(resumed) == len(loader()) == 5
     assert isinstance(resumed, DataLoader)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.data.class_names import ClassIndex
+from octvideo.class_names import ClassIndex
 from octvideo.data.manifest import check_files, read_records
 from octvideo.data.records import VideoRecord
 from octvideo.errors import UserError
@@ -14,7 +14,7 @@ from octvideo.errors import UserError
 CLASSES = ClassIndex(["jump rope", "sit", "wave"])
 
 
-def records(root: Path, text: str, *, labelled: bool = True, classes: ClassIndex | None = CLASSES) -> list[VideoRecord]:
+def records(root: Path, text: str, *, labelled: bool = True, classes: ClassIndex = CLASSES) -> list[VideoRecord]:
     file = root / "list.txt"
     file.write_text(text, encoding="utf-8", errors="surrogateescape")
     return list(read_records(file, root=root, classes=classes, labelled=labelled))
@@ -92,20 +92,71 @@ def test_errors_name_file_and_line(tmp_path: Path, line: str, message: str) -> N
         records(tmp_path, f"# a comment\na.mp4 0\n{line}\n")
 
 
-def test_a_csv_of_kinetics_without_its_first_line(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("abseiling,-abcdefghij,7,17,train\n")
-    with pytest.raises(UserError, match="without its first line: add 'label,youtube_id,time_start,time_end,split'"):
-        read_records(tmp_path / "train.csv", root=tmp_path, classes=ClassIndex(["abseiling"]))
+# ── numbers, and forms of csv ───────────────────────────────────────────────────────────────────────────────
+
+FROM_ONE = ClassIndex(["1", "2", "3"])
 
 
-def test_class_names_need_a_list_of_them(tmp_path: Path) -> None:
-    assert records(tmp_path, "a.mp4 999\n", classes=None) == [VideoRecord(str(tmp_path / "a.mp4"), 999)]
+def labels(root: Path, text: str, classes: ClassIndex = FROM_ONE) -> list[int]:
+    return [record.label for record in records(root, text, classes=classes)]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", ", "])
+def test_behind_a_comma_a_number_is_a_name(tmp_path: Path, mark: str) -> None:
+    assert labels(tmp_path, f"a.mp4{mark}1\nb.mp4{mark}2\n") == [0, 1]
+    assert labels(tmp_path, f"a.mp4{mark}1\n", CLASSES) == [1]  # no class is called so: an id
+    with pytest.raises(UserError, match=r"list\.txt:2: no class is called 0: .* write an id behind a space, 'path 0'"):
+        labels(tmp_path, f"a.mp4{mark}1\nb.mp4{mark}0\n")
+
+
+def test_behind_a_space_all_numbers_of_a_list_are_ids_or_all_are_names(tmp_path: Path) -> None:
+    assert labels(tmp_path, "a.mp4 0\nb.mp4 2\n") == [0, 2]
+    assert labels(tmp_path, "a.mp4 1\nb.mp4 3\n") == [0, 2]
     with pytest.raises(
-        UserError, match=r"list\.txt:1: the label is a name, 'wave'; give the class names as data\.class"
+        UserError, match=r"list\.txt:1: the label 1 is the class called '1' \(id 0\) if it is a name, and"
     ):
-        records(tmp_path, "a.mp4,wave\n", classes=None)
-    with pytest.raises(UserError, match=r"list\.txt:1: label -2, expected a class id"):
-        records(tmp_path, "a.mp4 -2\n", classes=None)
+        labels(tmp_path, "a.mp4 1\nb.mp4 2\n")
+    assert labels(tmp_path, "a.mp4 1\nb.mp4 2\n", ClassIndex(["0", "1", "2"])) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"a, b.mp4",wave\nc.mp4,"jump rope"\n',
+        "'a, b.mp4';'wave'\nc.mp4;'jump rope'\n".replace("'", '"'),
+        "a, b.mp4\twave\nc.mp4\tjump rope\n",
+        '"a, b.mp4" 2\n"c.mp4" 0\n',
+        "a, b.mp4 wave\nc.mp4 jump rope\n",
+        'path,label\n"a, b.mp4",wave\nc.mp4,jump rope\n',
+        "Label;Path\nwave;a, b.mp4\n0;c.mp4\n",
+        "id\tfps\tclass_id\tvideo_path\n7\t25\t2\ta, b.mp4\n8\t25\t0\tc.mp4\n",
+    ],
+)
+def test_forms_of_csv(tmp_path: Path, text: str) -> None:
+    assert short(tmp_path, text) == [("a, b.mp4", 2), ("c.mp4", 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.mp4,wave,clap\n", r"list\.txt:1: got 'wave,clap' behind a\.mp4, expected one label: 'path,label'"),
+        ("a.mp4,wave,sit\n", r"list\.txt:1: got 'wave,sit' behind a\.mp4, expected one label: 'path,label'"),
+        ("a.mp4;wave;2\n", r"list\.txt:1: got 'wave;2' behind a\.mp4, expected one label: 'path,label'"),
+        ("a.mp4 wave sit\n", r"list\.txt:1: 'wave sit' is no class of this data set"),
+        (
+            "path,label\na, b.mp4,wave\n",
+            r"list\.txt:2: got 3 columns, expected those of the first line, path,label; a path that holds",
+        ),
+    ],
+)
+def test_lines_of_more_than_a_path_and_a_label(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        records(tmp_path, text)
+
+
+def test_a_class_whose_name_holds_a_comma(tmp_path: Path) -> None:
+    classes = ClassIndex(["lifting, then dropping", "sit"])
+    assert labels(tmp_path, "a.mp4,lifting, then dropping\nb.mp4,sit\n", classes) == [0, 1]
 
 
 def test_an_empty_list(tmp_path: Path) -> None:
@@ -151,7 +202,7 @@ def test_class_folders_may_be_links(tmp_path: Path) -> None:
 
 def test_an_unknown_class_folder(tmp_path: Path) -> None:
     touch(tmp_path, "sit/a.mp4", "weve/b.mp4")
-    with pytest.raises(UserError, match=r"the folder 'weve' is no class of this data set, did you mean 'wave'\?"):
+    with pytest.raises(UserError, match=r"weve: 'weve' is no class of this data set, did you mean 'wave'\?"):
         in_folder(tmp_path)
     assert in_folder(tmp_path, labelled=False) == [("sit/a.mp4", 1), ("weve/b.mp4", -1)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.data.class_names import read_class_names
+from octvideo.class_names import read_class_names
 
 # Runs as a process of its own, since the most memory that a process ever had can't be reset.
 # Not ru_maxrss, which starts at what the parent process holds.

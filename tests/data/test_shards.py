@@ -117,7 +117,10 @@ def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset", reason="the reference writer is in the dev extra")
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as tar:
         tar.write({"__key__": "0001", "mp4": b"x", "cls": "wawe"})
-    with pytest.raises(UserError, match=r"a\.tar:0001\.cls: the label 'wawe' is no class of .*classes\.txt"):
+    with pytest.raises(UserError, match=r"a\.tar:0001\.cls: the label is a name, 'wawe': .*classes\.txt is missing"):
+        index_shards(tmp_path)
+    (tmp_path / "classes.txt").write_text("sit\nwave\n")
+    with pytest.raises(UserError, match=r"a\.tar:0001\.cls: 'wawe' is no class of this data set, did you mean 'wave'"):
         index_shards(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -50,6 +51,13 @@ def test_cpus_of_affinity_and_quota(tmp_path: Path, own: str, files: dict[str, s
 
 def test_a_system_without_cgroups(tmp_path: Path) -> None:
     assert available_cpus(tmp_path / "cg", tmp_path / "own") == 24
+
+
+def test_cpus_are_counted_in_one_place(repo: Path) -> None:
+    """Elsewhere a container's quota would be forgotten."""
+    files = [*(repo / "octvideo").rglob("*.py"), *(repo / "tools").glob("*.py")]
+    counts = re.compile(r"cpu_count|sched_getaffinity")
+    assert [file.name for file in files if counts.search(file.read_text(encoding="utf-8"))] == ["workers.py"]
 
 
 @pytest.mark.parametrize(

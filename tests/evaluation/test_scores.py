@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from octvideo.errors import UserError
-from octvideo.evaluation import VideoScores, find_scores
+from octvideo.evaluation import VideoScores, figures, find_scores
 
 
 def some(n: int = 4, k: int = 3, *, start: int = 0) -> VideoScores:
@@ -74,6 +74,23 @@ def test_csv_names_the_best_classes_in_order(tmp_path: Path) -> None:
     assert rows[1] == ["a b.mp4", "fall", "yes", "fall", "0.7000", "jump", "0.2000"]
     assert rows[2] == ["c,d.mp4", "run, fast", "no", "jump", "0.4000", "run, fast", "0.3000"]
     assert rows[3] == ["e.mp4", "", "", "run, fast", "0.5000", "jump", "0.5000"]
+
+
+def test_figures_and_files_agree_on_scores_that_tie_or_are_not_finite(tmp_path: Path) -> None:
+    """A video with a NaN is wrong everywhere, and of equal scores the first class is the best."""
+    nan = float("nan")
+    scores = VideoScores(
+        ["nan.mp4", "tie.mp4", "first.mp4"],
+        np.array([0, 1, 0]),
+        np.array([[0.9, nan, 0.1], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]]),
+        ["a", "b", "c"],
+    )
+    scores.save_csv(tmp_path / "p.csv", top=2)
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        assert [row[2] for row in csv.reader(file)] == ["right", "no", "no", "yes"]
+    assert scores.hits().tolist() == [False, False, True] and scores.hits(2).tolist() == [False, True, True]
+    top1, top5, _ = figures(scores)
+    assert (top1.hits, top5.hits, top1.total) == (1, 2, 3)
 
 
 @pytest.mark.parametrize(

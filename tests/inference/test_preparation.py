@@ -18,15 +18,14 @@ VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, sh
 
 
 class Fake:
-    """An engine that takes a while; its logits are the clips' means."""
+    """An engine whose logits are the clips' means."""
 
     name, precision, views_per_call = "fake", "f32", 2
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.calls = seconds, 0
+    def __init__(self) -> None:
+        self.calls = 0
 
     def __call__(self, clips: Tensor) -> Tensor:
-        time.sleep(self.seconds)
         self.calls += 1
         return clips.mean((2, 3, 4))
 
@@ -59,21 +58,37 @@ def test_each_video_gets_its_own_result_in_order(tiny_video: Path, tmp_path: Pat
 
 
 def test_preparation_overlaps_with_the_engine(tiny_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four videos of .1 s to decode and .3 s to compute: at most the first decoding is waited for."""
-    decode = preparation.decode_views
+    """The engine is still at a video while the next one is decoded."""
+    decode, decoded = preparation.decode_views, threading.Semaphore(0)
 
-    def slow(*args: object) -> object:
-        time.sleep(0.1)
-        return decode(*args)  # type: ignore[arg-type]
+    def told(*args: object) -> object:
+        views = decode(*args)  # type: ignore[arg-type]
+        decoded.release()
+        return views
 
-    monkeypatch.setattr(preparation, "decode_views", slow)
-    start = time.perf_counter()
-    results = list(predictor(Fake(0.1)).predict_many([tiny_video] * 4))
-    seconds = time.perf_counter() - start
-    engine = sum(result.timing.engine for result in results)  # type: ignore[union-attr]
-    decoding = sum(result.timing.decode for result in results)  # type: ignore[union-attr]
-    assert decoding >= 0.4 and engine >= 1.2
-    assert seconds < engine + decoding - 0.2
+    class Waits(Fake):
+        def __call__(self, clips: Tensor) -> Tensor:
+            if self.calls % 3 == 0 and self.calls < 9:  # the first of three chunks of a video that has a next one
+                assert decoded.acquire(timeout=60)
+            return super().__call__(clips)
+
+    monkeypatch.setattr(preparation, "decode_views", told)
+    decoded_first = threading.Thread(target=decoded.acquire)  # not waited for by the engine
+    decoded_first.start()
+    engine = Waits()
+    assert len(list(predictor(engine).predict_many([tiny_video] * 4))) == 4 and engine.calls == 12
+
+
+def test_of_equal_scores_the_first_class_is_the_best(tiny_video: Path) -> None:
+    """As metrics and files of scores rank them."""
+
+    class Even(Fake):
+        def __call__(self, clips: Tensor) -> Tensor:
+            return torch.zeros(len(clips), 40)
+
+    names = [f"class {n}" for n in range(40)]
+    prediction = Predictor(Even(), names, views=VIEWS).predict(tiny_video, topk=5)
+    assert [name for name, _ in prediction.top] == names[:5]
 
 
 def test_what_waits_is_bounded(tiny_video: Path) -> None:

@@ -142,6 +142,19 @@ def test_dropout_is_before_the_classifier(name: str) -> None:
         assert not torch.allclose(network.eval()(x), classifier.bias.expand(2, 3))
 
 
+@pytest.mark.parametrize("name", ["MobileVitBlock", "timm.models.mobilevit.MobileVitBlock"])
+def test_classes_are_kept_whole_by_name_and_the_checkpoint_knows(name: str) -> None:
+    with pytest.raises(UserError, match=r"cannot trace stages.2.1 \(MobileVitBlock\): .* leaf_modules=\[Mob"):
+        frame_network("timm:mobilevit_xxs", 3, 0.25)
+    network = frame_network("timm:mobilevit_xxs", 3, 0.25, octave={"leaf_modules": [name]})
+    merged = network.octave_report.merged
+    assert merged["stages.2.1.conv_kxk.conv"] == "lies in stages.2.1 (MobileVitBlock), which is kept whole"
+    assert "stages.1.0.conv1_1x1.conv" in network.octave_report.layers
+    again = build_network({"network": network.meta["built_from"]}, "last.ckpt")
+    assert again.octave_report == network.octave_report
+    assert network(torch.randn(1, 3, 2, 64, 64)).shape == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -156,6 +169,10 @@ def test_dropout_is_before_the_classifier(name: str) -> None:
         ({"network": "torchvision:squeezenet1_1"}, "squeezenet1_1 does not end in a linear classifier, expected"),
         ({"alpha": {"layer1": 2.0}}, "alpha: got 2.0, expected the share of low-frequency channels, 0 to 1"),
         ({"alpha": {"layr1": 0.5}}, "no convolution of this network is called 'layr1'"),
+        (
+            {"octave": {"leaf_modules": ["torch.nn.Linar"]}},
+            "leaf_modules: got 'torch.nn.Linar', expected a class of this network's modules: .*BasicBlock, .*Linear",
+        ),
         ({"num_classes": 0}, "num_classes: got 0, expected 1 or more"),
         ({"dropout": 1.0}, "dropout: got 1.0, expected a probability, 0 or more and less than 1"),
     ],

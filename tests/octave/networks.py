@@ -49,6 +49,12 @@ class Network:
         return _as_input([pixel.expand(shape).contiguous() for shape in self.inputs])
 
 
+def named_state(network: nn.Module) -> list[list[tuple[str, torch.Size]]]:
+    """Keys and shapes of the state_dict, the parameters and the buffers, each in order."""
+    parts = (network.state_dict().items(), network.named_parameters(), network.named_buffers())
+    return [[(name, value.shape) for name, value in part] for part in parts]
+
+
 def _as_input(tensors: list[Tensor]) -> Any:
     return tensors if len(tensors) > 1 else tensors[0]
 

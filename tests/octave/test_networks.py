@@ -28,7 +28,7 @@ from octvideo.octave import (
     octavize,
     prepare_inference,
 )
-from tests.octave.networks import NETWORKS, Network
+from tests.octave.networks import NETWORKS, Network, named_state
 
 ALPHAS = (0.25, 0.5)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -104,9 +104,8 @@ def force_octave_layers(network: nn.Module) -> int:
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_weights_are_the_ordinary_networks(case: Case, alpha: float) -> None:
-    octave, ordinary = case.octave(alpha).state_dict(), case.ordinary.state_dict()
-    assert {key: value.shape for key, value in octave.items()} == {key: v.shape for key, v in ordinary.items()}
-    copied = copy.deepcopy(case.octave(alpha))
+    assert named_state(case.octave(alpha)) == named_state(case.ordinary)
+    ordinary, copied = case.ordinary.state_dict(), copy.deepcopy(case.octave(alpha))
     there = {key: torch.full_like(value, n % 97) for n, (key, value) in enumerate(ordinary.items())}
     assert copied.load_state_dict(there, strict=True)
     assert all(torch.equal(value, there[key]) for key, value in copied.state_dict().items())
@@ -203,7 +202,7 @@ def test_pickles_and_copies(case: Case, alpha: float) -> None:
     for clone in (copied, pickle.loads(pickle.dumps(copied))):
         same = torch.equal(case.run(clone), expected)
         assert same
-        assert clone.state_dict().keys() == octave.state_dict().keys()
+        assert named_state(clone) == named_state(case.ordinary)
         assert clone.octave_report == octave.octave_report
 
 

@@ -55,7 +55,10 @@ def test_what_is_added_to_a_concatenation_follows_it_or_stays_ordinary_and_is_na
     assert report.layers["c"] == (0.0, 0.5)
     assert report.merged["c"] == "added to a concatenation: alpha 0.5 instead of 0.25"
     report = converted(LateCat(), {"": 0.5, "stem": 0, "c": 0}).octave_report
-    assert "c" not in report.layers and report.merged["a"] == "gives an ordinary tensor: only cat reads it"
+    assert (
+        "c" not in report.layers
+        and report.merged["a"] == "gives an ordinary tensor: only torch.cat() in forward reads it"
+    )
 
 
 class Twice(Body):
@@ -108,13 +111,33 @@ def test_a_merge_sees_changes_in_place_that_come_before_it() -> None:
 class ChangedByTensorCode(Body):
     def body(self, x: Tensor) -> Tensor:
         x = self.a(x)
-        x.mul_(2)
+        x.clamp_(max=1)
         return self.b(x)
 
 
 def test_what_tensor_code_changes_in_place_is_ordinary() -> None:
     octave = converted(ChangedByTensorCode())
-    assert octave.octave_report.merged["a"] == "gives an ordinary tensor: mul_ changes it in place"
+    assert octave.octave_report.merged["a"] == "gives an ordinary tensor: x.clamp_() in forward changes it in place"
+
+
+class Gains(Body):
+    """NFNets' products: with numbers on either side, with a parameter of one number, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x.mul_(2)
+        return self.b(x.mul_(self.gain) * 3 + 2 * x.mul(self.gain))
+
+
+def test_products_with_numbers_and_parameters_of_one_number_keep_pairs() -> None:
+    octave = converted(Gains())
+    assert octave.octave_report.layers["b"] == (0.5, 0.5)
+    octave(torch.randn(1, 3, 8, 8, dtype=torch.float64)).sum().backward()
+    assert octave.gain.grad.abs() > 0
 
 
 class Reasons(Body):
@@ -128,10 +151,11 @@ class Reasons(Body):
 def test_every_merge_has_its_reason() -> None:
     assert converted(Reasons()).octave_report.merged == {
         "stem": "reads the network's input",
-        "b": "gives an ordinary tensor: pool makes an ordinary tensor",
+        "b": "gives an ordinary tensor: its channels are tied to the ordinary tensor of pool (MaxPool2d)",
         "pool": "takes ordinary tensors",
         "even": "kernel 2, dilation 1 and padding (0, 0) in H do not keep the size, expected an odd kernel",
-        "last": "gives an ordinary tensor: only mean_1 reads it",
+        "last": "gives an ordinary tensor: only x.mean() in forward reads it",
+        **dict.fromkeys(("c", "wide", "narrow"), "is not called in the forward pass"),
     }
 
 

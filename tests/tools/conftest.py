@@ -110,8 +110,8 @@ def start() -> Start:
     """Runs the command line in a process of its own, in the current folder."""
 
     def run(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        helpers = str(Path(__file__).parent)  # StopRun is there
-        path = os.pathsep.join([str(Path(__file__).parents[2]), helpers])
+        here = Path(__file__).parent  # StopRun is there; and this checkout is meant, whatever is installed
+        path = os.pathsep.join([str(here), str(here.parents[1])])
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "octvideo.cli", *map(str, words)]
         return subprocess.run(

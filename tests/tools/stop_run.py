@@ -1,9 +1,10 @@
-"""Callbacks that end a run as Ctrl-C, a kill or a bug would, at a known place; for processes that tests start."""
+"""Callbacks that end a run as Ctrl-C, a kill or a bug would, or note what it sees; for processes that tests start."""
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback
@@ -37,3 +38,21 @@ class Unbuildable(Callback):
 
     def __init__(self) -> None:
         raise KeyError("a bug")
+
+
+class NoteVideos(Callback):
+    """Adds a line to a file for each trained batch: epoch, optimizer steps before it, numbers of its videos.
+
+    Args:
+        file: of the first process; others add their rank to its name.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file, self._before = file, 0
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        self._before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with Path(f"{self._file}{trainer.global_rank or ''}").open("a", encoding="utf-8") as file:
+            print(trainer.current_epoch, self._before, *batch["index"].tolist(), file=file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import octvideo.progress
 from octvideo.benchmark.arms import Arm
 from octvideo.benchmark.processes import add_process
 from octvideo.benchmark.results import Pass, Run
@@ -35,7 +37,10 @@ def run(repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     return run_tool
 
 
-def test_a_comparison_its_files_and_its_results_shown_again(run: Tool, tmp_path: Path) -> None:
+def test_a_comparison_its_files_and_its_results_shown_again(
+    run: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(octvideo.progress, "LINE_EVERY_S", 0.001)  # there is no terminal
     found, picture = tmp_path / "a.json", tmp_path / "a.png"
     arms = ("i3d_small:engine=plain,width=8", "i3d_small:alpha=0/.5,width=8")
     threads = torch.get_num_threads()
@@ -47,7 +52,9 @@ def test_a_comparison_its_files_and_its_results_shown_again(run: Tool, tmp_path:
     assert [line.split()[:3] for line in out.splitlines() if " α " in line and "–" in line] == [
         ["α", "0", "plain"], ["α", "0", "eager"], ["α", "0.5", "eager"],
     ]  # fmt: skip
-    assert "measuring on 1 thread" in err and picture.stat().st_size > 10_000
+    assert re.search(r"^building for 1 thread: [0-3] of 3, α 0\.?5? \w+ \(0:0\d:\d\d\)$", err, re.MULTILINE)
+    assert re.search(r"^measuring on 1 thread: \d of 9, in turns \(0:0\d:\d\d\)$", err, re.MULTILINE)
+    assert picture.stat().st_size > 10_000
     operations = (tmp_path / "a.txt").read_text()
     assert operations.count("== α ") == 3 and "convolution" in operations
     saved = Run.load(found)

@@ -14,15 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import av
 import pytest
 from torch import Tensor
 
-from octvideo.data.checking import Journal, check_all, select
-from octvideo.data.quarantine import read_quarantine
+from octvideo.data.checking import Journal, Summary, check_all, select
+from octvideo.data.quarantine import printable, read_quarantine
 from octvideo.errors import UserError
+from octvideo.video.checking import Check
 from tests.video.isolated_work import at_once, by_name
 
 Run = Callable[..., tuple[int, str, str]]
@@ -30,15 +32,20 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture
-def check(
-    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Run]:
-    """Runs the tool in this process; returns its exit code, stdout and stderr."""
+def tool(repo: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", list(sys.path))
     spec = importlib.util.spec_from_file_location("check_videos", repo / "tools" / "check_videos.py")
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.fixture
+def check(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
+    """Runs the tool in this process; returns its exit code, stdout and stderr."""
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["check_videos.py", *map(str, words), "-o", str(tmp_path / "out")])
@@ -260,6 +267,38 @@ def test_one_writes_at_a_time(check: Run, videos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no journal of this tool"):
         Journal(tmp_path / "other", root="/", decoder="auto")
     assert (tmp_path / "other" / "journal.jsonl").read_text() == "my diary\n"
+
+
+def test_a_long_file_says_how_far_it_is(tmp_path: Path, encode: Make, moving: Callable[..., Tensor]) -> None:
+    """Its frames come in pieces of 64 MB, and each may take minutes."""
+    long = encode(tmp_path / "long.mp4", moving(100, 480, 640), preset="ultrafast")
+    selection, said = select([long]), list[tuple[str, int, int]]()
+    settings = {"decoder": "auto", "num_processes": 1, "timeout_s": 60.0, "memory_bytes": 2**30}
+    with Journal(tmp_path / "out", root=selection.root, decoder="auto") as written:
+        check_all(selection, written, **settings, tell_within=lambda *far: said.append(far))  # type: ignore[arg-type]
+    assert (said[0], said[1][::2]) == (("long.mp4", 0, 0), ("long.mp4", 100)) and 0 < said[1][1] < 100
+
+
+def test_what_is_shown(tool: ModuleType) -> None:
+    shown = list[str]()
+    bar = tool.Shown(SimpleNamespace(update=lambda done=None, said="": shown.append(f"{done} {said}")))
+    bar.within("a/long\udcff.mp4", 0, 0)  # it has just started
+    bar.within("a/long\udcff.mp4", 50, 200)
+    summary = Summary()
+    summary.add("b.mp4", Check("ok", 1, 1))
+    summary.num_known = 1
+    bar.files(summary, "b.mp4")
+    bar.within("a/long\udcff.mp4", 150, 200)
+    summary.add("a/long\udcff.mp4", Check("partly", 150, 200))
+    summary.num_known = 2
+    bar.files(summary, "a/long\udcff.mp4")
+    name = printable("long\udcff.mp4")
+    assert shown == [
+        f"None {name} 25%",
+        f"1 1 ok, 0 partly, 0 unreadable; 0.0 files/s; {name} 25%",
+        f"None 1 ok, 0 partly, 0 unreadable; 0.0 files/s; {name} 75%",
+        "2 1 ok, 1 partly, 0 unreadable; 0.0 files/s",
+    ]
 
 
 @pytest.mark.slow

@@ -92,6 +92,26 @@ def test_a_config_starts_from_its_base_and_the_command_line_has_the_last_word(oc
     assert config["model"]["lr"] == 0.25
 
 
+@pytest.mark.slow
+def test_a_config_keeps_module_classes_whole(octvideo: Cli, workplace: Path) -> None:
+    """A network with code that cannot be traced: its class is named in the YAML, and the checkpoint remembers."""
+    network = {
+        "class_path": "octvideo.models.frame_network",
+        "init_args": {
+            "network": "timm:mobilevit_xxs",
+            "num_classes": 3,
+            "alpha": 0.25,
+            "octave": {"leaf_modules": ["timm.models.mobilevit.MobileVitBlock"]},
+        },
+    }
+    config = yaml.safe_load(Path("tiny.yaml").read_text())
+    config["model"]["network"] = network
+    Path("whole.yaml").write_text(yaml.safe_dump(config))
+    octvideo("fit", "-c", "whole", "--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false")
+    out, _ = octvideo("test", "-c", "runs/whole/config.yaml")
+    assert "5 videos, 3 classes" in out
+
+
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(octvideo: Cli, workplace: Path) -> None:
     octvideo(*FIT, "--name", "none", "--data.num_workers", 0)
     octvideo(*FIT, "--name", "two", "--data.num_workers", 2)
@@ -282,7 +302,10 @@ def test_a_checkpoint_of_other_classes_is_refused(octvideo: Cli, workplace: Path
     octvideo(*FIT)
     Path("four.txt").write_text("down\nleft\nright\nup\n")
     _, err = octvideo("test", "-c", "tiny", "--data.classes", workplace / "four.txt", code=2)
-    assert "error: the checkpoint does not fit the network: 2 weights differ" in err
+    assert err.splitlines()[-1] == (
+        "error: the checkpoint was trained on other classes than the data (without 'up'): give its classes in "
+        "data.classes, or start a new head from its weights with --init"
+    )
 
 
 # ── interrupted runs ────────────────────────────────────────────────────────────────────────────────────────
@@ -324,6 +347,33 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     best = [torch.load(last(name), weights_only=True)["callbacks"] for name in ("stopped", "whole")]
     scores = [[s["best_model_score"] for key, s in state.items() if "val/top1" in key] for state in best]
     assert scores[0] == scores[1] and len(scores[0]) == 1
+
+
+def test_a_run_that_stopped_within_an_epoch_goes_on_with_smaller_batches_or_says_why_not(
+    octvideo: Cli, start: Callable[..., object], workplace: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = (
+        "--trainer.callbacks",
+        "stop_run.StopRun",
+        "--trainer.callbacks.step",
+        5,
+        "--trainer.callbacks.how",
+        "SIGKILL",
+    )
+    ended = start(*FIT, "--checkpoint_minutes", 0, *stop)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    killed = last("tiny").read_bytes()
+    # 6 of the second epoch's 9 videos are seen.
+    out, _ = octvideo(*FIT, "--resume", "--data.batch_size", 1)
+    assert re.search(r"^epoch 2/2  \(resumed: the last 3 of 9 batches alone\)  train/loss [\d.]+ ", out, re.MULTILINE)
+    assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 3 and "anew" not in caplog.text
+
+    last("tiny").write_bytes(killed)
+    (workplace / "quarantine.txt").write_text(f"{next(tiny_data.glob('train/*/*.mp4'))}\n")
+    octvideo(*FIT, "--resume", "--data.batch_size", 4, "--data.quarantine", workplace / "quarantine.txt")
+    reason = "its checkpoint was trained on another list of videos, or with another quarantine list"
+    assert f"epoch 2 starts anew: {reason}" in caplog.messages
+    assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 2
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import signal
 import subprocess
 from collections.abc import Callable
@@ -98,6 +99,31 @@ def test_two_killed_processes_go_on_to_the_same_weights(start: Start, workplace:
         assert torch.equal(value, stopped["state_dict"][key]), key
 
 
+def noted(file: str, *, epoch: int, steps: range) -> list[int]:
+    """Videos that all processes of a run trained on in an epoch, by batches behind so many steps."""
+    rows = [list(map(int, line.split())) for part in Path().glob(f"{file}*") for line in part.read_text().splitlines()]
+    return sorted(index for row in rows if row[0] == epoch and row[1] in steps for index in row[2:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after", "batch"), [(2, 1, 1), (1, 2, 1), (2, 1, 2)])
+def test_another_number_of_processes_goes_on_with_the_rest_each_once(
+    before: int, after: int, batch: int, start: Start, workplace: Path
+) -> None:
+    """Nine videos, killed behind 4 of the second epoch."""
+    words = (*FIT, *TWO, "--data.batch_size", batch, "--checkpoint_minutes", 0)
+    step = {(1, 1): 13, (2, 1): 6, (2, 2): 3}[before, batch]  # an epoch has 9, 4 and 2
+    note = "[{class_path: stop_run.NoteVideos, init_args: {file: %s}}%s]"
+    stop = f", {{class_path: stop_run.StopRun, init_args: {{step: {step}, how: SIGKILL}}}}"
+    ended = start(*words, "--trainer.devices", before, "--trainer.callbacks", note % ("first", stop))
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    ended = start(*words, "--resume", "--trainer.devices", after, "--trainer.callbacks", note % ("second", ""))
+    assert ended.returncode == 0, ended.stderr
+    first, second = noted("first", epoch=1, steps=range(step)), noted("second", epoch=1, steps=range(step, 99))
+    assert len(first) == 4 and len(set(first + second)) == len(first + second) >= 8
+    assert "anew" not in ended.stderr
+
+
 def test_two_processes_train_past_a_broken_video(start: Start, workplace: Path, tiny_data: Path) -> None:
     """Batches of one: the process that has the broken video has nothing to compute, and the other waits for it."""
     (workplace / "broken.mp4").write_bytes(b"no video")
@@ -121,3 +147,15 @@ def test_a_broken_video_of_the_second_process_ends_the_test(start: Start, traine
     assert ended.returncode != 0 and "Traceback" not in ended.stderr
     assert f"error: cannot read video '{trained / 'broken.mp4'}'" in ended.stderr
     assert not Path("runs/tiny/scores.npz").exists()
+
+
+@pytest.mark.slow
+def test_the_learning_rate_of_processes_ends_with_their_last_step(start: Start, workplace: Path) -> None:
+    # 4 batches for each of 2 processes, in windows of 3 and 1: 2 steps in an epoch.
+    settings = ("--data.batch_size", 1, "--trainer.accumulate_grad_batches", 3, "--trainer.log_every_n_steps", 1)
+    ended = start(*FIT, *TWO, *settings, "--trainer.max_epochs", -1, "--trainer.max_steps", 3, "--model.lr", 0.3)
+    assert ended.returncode == 0, ended.stderr
+    with Path("runs/tiny/metrics.csv").open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
+    expected = [0.15 * (1 + math.cos(math.pi * step / 3)) for step in range(3)]
+    assert sorted(set(rates), reverse=True) == pytest.approx(expected)

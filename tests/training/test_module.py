@@ -178,6 +178,46 @@ def test_the_learning_rate_follows_the_schedule_inside_epochs(tmp_path) -> None:
     assert seen == pytest.approx([0.001, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
+@pytest.mark.parametrize(
+    ("batches", "window", "ends", "steps"),
+    [
+        (4, 1, {"max_epochs": 3}, 12),
+        (4, 2, {"max_epochs": 3}, 6),
+        (5, 2, {"max_epochs": 2}, 6),  # windows of 2, 2 and 1
+        (5, 4, {"max_epochs": 3}, 6),
+        (3, 8, {"max_epochs": 4}, 4),  # an epoch is less than a window
+        (5, 2, {"max_epochs": -1, "max_steps": 6}, 6),
+        (5, 2, {"max_epochs": -1, "max_steps": 7}, 7),  # ends within an epoch
+        (5, 4, {"max_epochs": -1, "max_steps": 9}, 9),
+        (4, 1, {"max_epochs": -1, "max_steps": 3}, 3),  # within the first epoch
+        (5, 2, {"max_epochs": 2, "max_steps": 100}, 6),  # whichever comes first
+        (5, 2, {"max_epochs": 100, "max_steps": 5}, 5),
+        (9, 2, {"max_epochs": 2, "limit_train_batches": 5}, 6),
+        (9, 4, {"max_epochs": -1, "max_steps": 5, "limit_train_batches": 5}, 5),
+    ],
+)
+def test_the_cosine_ends_with_the_last_optimizer_step(
+    tmp_path, batches: int, window: int, ends: dict[str, int], steps: int
+) -> None:
+    seen: list[float] = []
+
+    class Record(L.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    run = trainer(tmp_path, accumulate_grad_batches=window, callbacks=[Record()], **ends)
+    run.fit(VideoClassifier(Tiny(), lr=0.3), loader([batch(2)] * batches))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    expected = []
+    for _ in range(steps):
+        expected.append(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    assert run.global_step == steps
+    assert seen == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("freeze", ["backbone", "norms"])
 def test_frozen_norms_keep_their_statistics(tmp_path, freeze: Any) -> None:
     module = VideoClassifier(Tiny(), freeze=freeze, lr=0.1)

@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExceptionCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -143,7 +143,7 @@ def fit(
         ],
         **(settings | trainer),
     )
-    runner.fit(module, videos, ckpt_path=resume, weights_only=False if resume else None)
+    runner.fit(module, videos, ckpt_path=resume)
     return runner
 
 
@@ -214,6 +214,26 @@ def test_a_checkpoint_from_within_a_window_begins_the_window_again(root: Path) -
     assert torch.load(root / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
 
 
+def test_a_checkpoint_of_an_exception_begins_its_batch_again(root: Path) -> None:
+    """As Lightning's OnExceptionCheckpoint saves it: a batch was on its way, and no weight had learnt from it."""
+
+    class Fails(L.Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 6:
+                raise MemoryError
+
+    class Keeps(OnExceptionCheckpoint):
+        def teardown(self, *args: Any, **kwargs: Any) -> None:
+            """Lightning's removes what it has saved."""
+
+    first, second = Watch(), Watch()
+    with pytest.raises(MemoryError):
+        fit(root, first, callbacks=[Fails(), Keeps(root)])
+    runner = fit(root, second, resume=root / "on_exception.ckpt")
+    assert [len(first.seen), len(second.seen), runner.global_step] == [6, 4, 10]
+    assert len(set(first.epoch(1) + second.epoch(1))) == 10
+
+
 def test_the_line_of_a_resumed_epoch_says_what_it_covers(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,11 +244,19 @@ def test_the_line_of_a_resumed_epoch_says_what_it_covers(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert line.startswith("epoch 2/2  (resumed: the last 3 of 5 batches alone)  train/loss 0.")
     assert line.endswith("  0 s")
-    best = next(path for path in (root / "run/checkpoints").iterdir() if path.name == "best.ckpt")
-    epoch = torch.load(best, weights_only=True)["epoch"]
-    runner = fit(root, resume=best, max_epochs=epoch + 1)
-    assert capsys.readouterr().out.splitlines()[-1] == f"epoch {epoch + 1}/{epoch + 1} was over before the resume"
+
+
+def test_a_run_resumed_behind_the_last_batch_of_an_epoch_has_no_figures_of_it(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = KeepAll()
+    fit(root, plugins=saved, check_val_every_n_epoch=2)
+    (best,) = (path for path in saved.kept if path.name.endswith("best.ckpt"))
+    capsys.readouterr()
+    runner = fit(root, resume=best, check_val_every_n_epoch=2)
+    assert capsys.readouterr().out.splitlines()[-1] == "epoch 2/2 was over before the resume"
     assert "train/loss" not in runner.callback_metrics
+    assert differences(root / "run/checkpoints/last.ckpt", saved.kept[-1]) == []
 
 
 def order_of(epoch: int) -> list[int]:

@@ -103,7 +103,7 @@ if __name__ == "__main__":
 
 
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path, repo: Path) -> None:
-    """One is idle, one hangs in native code that lets no thread run: the alarm clock ends that, within 6 s."""
+    """One is idle, one hangs in native code that lets no thread run: the alarm clock ends that."""
     (tmp_path / "parent.py").write_text(textwrap.dedent(SCRIPT))
     env = os.environ | {"PYTHONPATH": str(repo)}
     command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "pid")]
@@ -114,21 +114,20 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path, repo: Path) 
             time.sleep(0.02)
         hanging = int((tmp_path / "pid").read_text())
         parent.send_signal(signal.SIGKILL)
-    assert gone(idle, within_s=2) and gone(hanging, within_s=10)
+    for pid in (idle, hanging):
+        while not gone(pid):  # up to the test's own limit
+            time.sleep(0.05)
 
 
-def gone(pid: int, within_s: float) -> bool:
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        stat = Path(f"/proc/{pid}/stat")  # nobody may collect an orphan in a container
-        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.05)
-    return False
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        # Nobody may collect an orphan in a container.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except ProcessLookupError:
+        return True
+    except FileNotFoundError:  # macOS has no such file; or it has just ended
+        return False
 
 
 def test_a_process_that_cannot_start_is_an_error_not_a_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from octvideo.data.class_names import ClassIndex
+from octvideo.class_names import ClassIndex
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.manifest import read_records
 from octvideo.errors import UserError

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from octvideo.data.class_names import folder_class_names, some
+from octvideo.class_names import folder_class_names, some
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
 from octvideo.files import walk_videos

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from octvideo.data.class_names import ClassIndex, read_class_names
-from octvideo.data.kinetics import REPLACEMENT_FOLDERS, is_kinetics_csv, read_rows
+from octvideo.class_names import ClassIndex, read_class_names
+from octvideo.data.kinetics import read_rows, replacement_folder
 from octvideo.data.preparation.official import Listed, Official, find_one
 from octvideo.errors import UserError
-from octvideo.files import read_text
 
 _FOLDERS = ["annotations"]
 _SPLITS = ("train", "val", "test")
 # The .txt of Kinetics-600 is the complete one, its csv is not.
 _SUFFIXES = {"kinetics600": (".txt", ".csv")}
-_FILE_NAME = re.compile(r"(?P<name>(?P<id>[\w-]{11})_\d{6}_\d{6})(?:\.\w+)?$")
 
 
 def kinetics_lists(root: Path, name: str, annotations: Path | None) -> Official:
@@ -52,45 +47,9 @@ def kinetics_lists(root: Path, name: str, annotations: Path | None) -> Official:
     classes = read_class_names(name)
     index = ClassIndex(classes)
     splits = {split: partial(_videos, file, index, split != "test") for split, file in found.items()}
-    replacements = [root / folder for folder in REPLACEMENT_FOLDERS if (root / folder).is_dir()]
-    return Official(classes, splits, list(found.values()), replacements[:1])
+    return Official(classes, splits, list(found.values()), replacement_folder(root))
 
 
 def _videos(file: Path, classes: ClassIndex, labelled: bool) -> Iterator[Listed]:
-    if is_kinetics_csv(file):
-        for row in read_rows(file, classes=classes, labelled=labelled):
-            yield Listed((row.name, row.youtube_id), row.label)
-    else:
-        yield from _without_header(file, classes, labelled)
-
-
-def _without_header(file: Path, classes: ClassIndex, labelled: bool) -> Iterator[Listed]:
-    """label,id,start,end[,split], or class/{id}_{start}_{end}[.mp4], a video a line."""
-    with io.StringIO(read_text(file), newline="") as text:
-        for number, fields in enumerate(csv.reader(text), 1):
-            if not fields or not "".join(fields).strip():
-                continue
-            where = f"{file}:{number}"
-            if len(fields) >= 4:
-                label_name, youtube_id = fields[0].strip(), fields[1].strip()
-                try:
-                    name = f"{youtube_id}_{int(float(fields[2])):06d}_{int(float(fields[3])):06d}"
-                except ValueError:
-                    raise _unknown(where, fields) from None
-            else:
-                match = _FILE_NAME.search(fields[0].strip().split()[0] if len(fields) == 1 else "")
-                if match is None:
-                    raise _unknown(where, fields)
-                name, youtube_id = match["name"], match["id"]
-                label_name = Path(fields[0]).parent.name
-            label = classes.find(label_name) if label_name else None
-            if label is None and (labelled or label_name):
-                raise UserError(f"{where}: {label_name!r} is no class of this data set{classes.suggestion(label_name)}")
-            yield Listed((name, youtube_id), -1 if label is None else label)
-
-
-def _unknown(where: str, fields: list[str]) -> UserError:
-    return UserError(
-        f"{where}: got {','.join(fields)!r}, expected label,youtube_id,time_start,time_end[,split], "
-        "or class/{id}_{start}_{end}.mp4"
-    )
+    for row in read_rows(file, classes=classes, labelled=labelled):
+        yield Listed((row.name, row.youtube_id), row.label)

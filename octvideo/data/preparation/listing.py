@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from octvideo.data.preparation.disk import VideoFiles
+from octvideo.class_names import ClassIndex, class_difference
+from octvideo.data.disk import VideoFiles
+from octvideo.data.kinetics import GoodCopies
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines, whole_text
 
 # What this tool wrote it may write again; any other file of that name is the user's.
 _MARK = "# Written by octvideo's prepare_dataset"
-_ID_CHARACTERS = 11
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,17 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
     classes = "".join(f"{name}\n" for name in official.classes)
     if lists:
         _refuse_other_classes(out / "classes.txt", classes)
-    disk = VideoFiles(root, leave_out=frozenset(official.replacements))
-    replacements = _Replacements(official.replacements, root)
+    copies = GoodCopies(root, official.replacements)
+    disk = VideoFiles(root, leave_out=copies.folders)
     splits = []
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        files = {name: _Writer(stack.enter_context(whole_text(out / name)), name) for name in names}
+        names_of = official.classes if ClassIndex(official.classes).numbers_mislead else None
+        files = {name: _Writer(stack.enter_context(whole_text(out / name)), name, names_of) for name in names}
         for split, read in official.splits.items():
             to_list = files.get(f"{split}.txt") if lists else None
             others = frozenset(official.splits) - {split}
-            splits.append(_compare_split(split, others, read(), disk, replacements, to_list, files["missing.txt"]))
+            splits.append(_compare_split(split, others, read(), disk, copies, to_list, files["missing.txt"]))
         extra = 0
         for path in disk.unused():
             files["extra.txt"].line(path)
@@ -109,7 +111,7 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
     if lists and not (out / "classes.txt").exists():
         with whole_text(out / "classes.txt") as text:
             text.write(classes)
-    return Report(splits, len(disk.paths), extra, replacements.used, len(official.classes), out)
+    return Report(splits, len(disk.paths), extra, copies.used, len(official.classes), out)
 
 
 def _compare_split(
@@ -117,7 +119,7 @@ def _compare_split(
     others: frozenset[str],
     videos: Iterator[Listed],
     disk: VideoFiles,
-    replacements: _Replacements,
+    copies: GoodCopies,
     to_list: _Writer | None,
     missing: _Writer,
 ) -> SplitCount:
@@ -130,32 +132,16 @@ def _compare_split(
             continue
         found += 1
         if to_list is not None:
-            to_list.video(replacements.of(video) or path, video.label)
+            to_list.video(copies.of(video.names[-1]) or path, video.label)
     return SplitCount(name, listed, found)
-
-
-class _Replacements:
-    """Good copies of broken videos, found as CVDF's own script does: by the first 11 characters of their names."""
-
-    def __init__(self, folders: list[Path], root: Path) -> None:
-        self.used = 0
-        self._paths = {
-            Path(path).name[:_ID_CHARACTERS]: str((folder / path).relative_to(root))
-            for folder in folders
-            for path in VideoFiles(folder).paths
-        }
-
-    def of(self, video: Listed) -> str | None:
-        path = self._paths.get(video.names[-1]) if self._paths else None
-        self.used += path is not None
-        return path
 
 
 class _Writer:
     """Lines of a list."""
 
-    def __init__(self, file: TextIO, name: str) -> None:
-        self._file = file
+    def __init__(self, file: TextIO, name: str, names: list[str] | None) -> None:
+        # An id could be read as the name of another class: then names, which stand behind a comma.
+        self._file, self._names = file, names
         self.line(f"{_MARK}: {'path label' if name not in ('missing.txt', 'extra.txt') else name[:-4]}")
 
     def line(self, text: str) -> None:
@@ -165,7 +151,8 @@ class _Writer:
         if "\n" in path or "\r" in path:
             raise UserError(f"{path!r}: a list can't hold a name with a line break in it; rename the file")
         # A line that begins with # or a space would be read as something else.
-        self.line(f"{'./' if path[0] in '# ' else ''}{path} {label}")
+        ending = f" {label}" if self._names is None or label < 0 else f",{self._names[label]}"
+        self.line(f"{'./' if path[0] in '# ' else ''}{path}{ending}")
 
 
 def _refuse_other(file: Path) -> None:
@@ -181,12 +168,7 @@ def _refuse_other_classes(file: Path, classes: str) -> None:
     lines = [line.strip() for line in text_lines(read_text(file))]
     held, wanted = [line for line in lines if line], classes.splitlines()
     if held != wanted:
-        changes = [
-            f"{text} {name!r}"
-            for text, names in (("without", set(wanted) - set(held)), ("with", set(held) - set(wanted)))
-            for name in sorted(names)[:3]
-        ]
         raise UserError(
-            f"{file} is there and holds other classes ({', '.join(changes) or 'in another order'}): choose another "
+            f"{file} is there and holds other classes ({class_difference(held, wanted)}): choose another "
             "folder with -o, or move it away; what was trained with it needs it where it is"
         )

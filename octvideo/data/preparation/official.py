@@ -33,14 +33,14 @@ class Official:
         splits: videos by the name of a list: "train", "val", or "train1", "test1" where there are several splits.
             Each call reads them anew.
         sources: the files that all this comes from.
-        replacements: good copies of broken files, by id; see kinetics.py.
+        replacements: folder of good copies of broken files; see octvideo/data/kinetics.py.
         notes: what the user should know of the lists.
     """
 
     classes: list[str]
     splits: Mapping[str, Callable[[], Iterator[Listed]]]
     sources: list[Path]
-    replacements: list[Path] = field(default_factory=list)
+    replacements: Path | None = None
     notes: list[str] = field(default_factory=list)
 
 

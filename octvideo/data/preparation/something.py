@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from octvideo.class_names import read_class_names
 from octvideo.data.preparation.official import Listed, Official, find_one, need_one
 from octvideo.errors import UserError
 from octvideo.files import read_text
@@ -29,13 +30,8 @@ def something_lists(root: Path, annotations: Path | None) -> Official:
     """
     place, folders = annotations or root, [] if annotations else _FOLDERS
     file = need_one(place, [f"{_LONG}labels.json", "labels.json"], folders, "lists of Something-Something v2")
-    table = _read(file)
-    try:
-        ids = {name: int(number) for name, number in table.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise UserError(f'{file}: expected {{"class": "number", ...}}') from None
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise UserError(f"{file}: the classes are not numbered from 0 to {len(ids) - 1}")
+    classes = read_class_names(file)
+    ids = {name: number for number, name in enumerate(classes)}
     splits, sources = {}, [file]
     for split, name in _SPLITS.items():
         listed = find_one(place, [f"{_LONG}{name}.json", f"{name}.json"], folders)
@@ -44,7 +40,7 @@ def something_lists(root: Path, annotations: Path | None) -> Official:
             sources.append(listed)
     if not splits:
         raise UserError(f"{file.parent} has labels.json, but no {_LONG}train.json, {_LONG}validation.json ...")
-    return Official(sorted(ids, key=ids.__getitem__), splits, sources)
+    return Official(classes, splits, sources)
 
 
 def _videos(file: Path, ids: dict[str, int], labelled: bool) -> Iterator[Listed]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from octvideo.class_names import read_class_names
 from octvideo.data.preparation.official import Listed, Official, need_one
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines
@@ -30,14 +31,7 @@ def ucf101_lists(root: Path, annotations: Path | None) -> Official:
     folder = need_one(
         annotations or root, ["classInd.txt"], [] if annotations else _UCF_FOLDERS, "lists of UCF101"
     ).parent
-    numbered = {}
-    for where, words in _lines(folder / "classInd.txt"):
-        if len(words) != 2 or not words[0].isdigit():
-            raise UserError(f"{where}: got {' '.join(words)!r}, expected 'number class'")
-        numbered[int(words[0])] = words[1]
-    if sorted(numbered) != list(range(1, len(numbered) + 1)):
-        raise UserError(f"{folder / 'classInd.txt'}: the classes are not numbered from 1 to {len(numbered)}")
-    classes = [numbered[number] for number in sorted(numbered)]
+    classes = read_class_names(folder / "classInd.txt")
     ids = {name: number for number, name in enumerate(classes)}
     splits = {}
     files = [folder / "classInd.txt"]

@@ -7,7 +7,8 @@ import signal
 import time
 from pathlib import Path
 
-from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode_job, part_of
+from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode_job
+from octvideo.files import part_of
 from octvideo.video.isolated import Alive
 
 

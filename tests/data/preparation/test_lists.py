@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.data.class_names import ClassIndex, read_class_names
+from octvideo.class_names import ClassIndex, read_class_names
+from octvideo.data.disk import VideoFiles
 from octvideo.data.manifest import read_records
 from octvideo.data.preparation.command import main
-from octvideo.data.preparation.disk import VideoFiles
 
 
 def touch(root: Path, *names: str) -> None:

@@ -18,6 +18,7 @@ class VideoFiles:
     """
 
     def __init__(self, root: Path, *, leave_out: frozenset[Path] = frozenset()) -> None:
+        self.root = root
         self.paths: list[str] = []
         self._first: dict[str, int] = {}  # of each stem
         self._others: dict[str, list[int]] = {}  # of stems that are there more than once
@@ -38,9 +39,12 @@ class VideoFiles:
         """
         for name in names:
             folder, _, stem = name.rpartition("/")
-            for number in sorted(self._numbered(stem), key=lambda number: split not in self._outer(number)):
+            numbers = self._numbered(stem)
+            if len(numbers) > 1:
+                numbers.sort(key=lambda number: split not in self._outer(number))
+            for number in numbers:
                 path = self.paths[number]
-                if others.intersection(self._outer(number)):
+                if others and others.intersection(self._outer(number)):
                     continue
                 if not folder or path.rpartition(os.sep)[0].rpartition(os.sep)[2] == folder:
                     self._used[number] = 1
