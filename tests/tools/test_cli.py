@@ -647,7 +647,8 @@ def test_a_bug_is_one_line_with_its_type_and_place_and_debug_shows_the_rest(
         assert err.splitlines()[-1].startswith("error: no ")
 
 
-def test_the_help_is_a_page(octvideo: Cli) -> None:
+def test_the_help_is_a_page(octvideo: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     out, _ = octvideo("fit", "--help")
     lines = out.splitlines()
     assert len(lines) < 160 and max(map(len, lines)) <= 120 and "torch.nn." not in out
@@ -664,7 +665,8 @@ def test_the_help_is_a_page(octvideo: Cli) -> None:
         assert word in more
 
 
-def test_the_help_of_a_builder(octvideo: Cli) -> None:
+def test_the_help_of_a_builder(octvideo: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     for words in (["octvideo.models.i3d_small"], ["i3d_small"]):
         out, _ = octvideo("fit", "--model.network.help", *words)
         assert out.startswith("octvideo.models.i3d_small: I3D with a quarter of the channels")
