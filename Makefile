@@ -20,7 +20,7 @@ help:
 # An interrupted demo goes on where it was, a finished one is not trained again (make clean starts anew).
 demo: .venv/.installed
 	$(BIN)/python tools/make_demo_data.py
-	$(BIN)/python tools/train.py --cfg demo $(if $(wildcard $(RUN)/checkpoints/last.ckpt),--resume)
+	$(BIN)/python tools/train.py --cfg demo --resume auto
 	$(BIN)/python tools/test.py --cfg demo
 	$(BIN)/python tools/infer.py data/demo/test/rotate_clockwise/000.mp4 --ckpt $(RUN)/checkpoints/last.ckpt
 	$(BIN)/python tools/report.py $(RUN)

@@ -101,12 +101,15 @@ def main(argv: Sequence[str], *, default: Subcommand | None = None) -> int:
         if "Connection closed by peer" in str(error):
             print("error: another process of this run has ended, its own message is above", file=sys.stderr)
             return 1
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        package = frame.f_globals["__name__"].partition(".")[0]
-        if package == "lightning":  # its word for what can't be, such as a callback without its metric
-            raise UserError(one_line(error)) from error
-        if package == "jsonargparse":
+        cause: BaseException = error
+        while _raised_by(cause) == "jsonargparse" and cause.__cause__ is not None:  # of what a key names, when built
+            cause = cause.__cause__
+        if _raised_by(cause) == "lightning":  # its word for what can't be, such as a callback without its metric
+            raise UserError(one_line(cause)) from error
+        if _raised_by(cause) == "jsonargparse":
             raise UserError(wrong_value(str(error))) from error
+        if cause is not error:
+            raise cause from None
         raise
     except SIGTERMException:
         return 143
@@ -114,6 +117,12 @@ def main(argv: Sequence[str], *, default: Subcommand | None = None) -> int:
         # Lightning turns Ctrl-C into exit code 1; the shell's own is 130.
         return 130 if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
     return 0
+
+
+def _raised_by(error: BaseException) -> str:
+    """The package whose line raised an error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).partition(".")[0]
 
 
 class OctvideoCLI(LightningCLI):
@@ -215,7 +224,9 @@ class OctvideoCLI(LightningCLI):
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
         self._to_save, self.config = self.config, self.config.clone()  # nor do loggers' places in this run belong to it
-        for logger in _as_list(self.config[self.subcommand].trainer.logger):
+        trainer = self.config[self.subcommand].trainer
+        trainer.callbacks = _as_list(trainer.callbacks)  # of one by itself, jsonargparse loses the constructor's error
+        for logger in _as_list(trainer.logger):
             if isinstance(logger, Namespace):
                 save_in(self.folder, logger.class_path, logger.get("init_args", {}))
 
@@ -329,6 +340,10 @@ class OctvideoCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": path}
 
     def after_fit(self) -> None:
+        for stopping in self.trainer.early_stopping_callbacks:
+            if stopping.stopped_epoch and self.trainer.is_global_zero:
+                best = f"{stopping.monitor} was {float(stopping.best_score):.4g} at best"
+                print(f"stopped early, after epoch {stopping.stopped_epoch + 1}: {best}")
         if self.trainer.is_global_zero and self.folder.last.exists():
             config = shlex.quote(str(self.folder.path / "config.yaml"))
             print(f"run: {self.folder.path}   test it with: octvideo test -c {config}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import shutil
 import textwrap
 import types
@@ -46,15 +47,15 @@ class HelpParser(LightningArgumentParser):
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         if self._subcommands_action is not None:
-            return super().format_help(formatter)
+            return super().format_help()
         page = [] if self.usage is None else [f"usage: {self.usage}", ""]
         page += [self.description or "", ""]
         groups: dict[str, list[Action]] = {}
         for action in self._actions:
             if action.dest == "config" or (hasattr(action, "_typehint") and not action.dest.endswith(".help")):
-                groups.setdefault("".join(action.dest.rpartition(".")[:1]).partition(".")[0], []).append(action)
+                groups.setdefault(action.dest.rpartition(".")[0].partition(".")[0], []).append(action)
         if self.usage is None:  # of a class or a function
-            return "\n".join([*page, *self._entries(action for group in groups.values() for action in group), ""])
+            return "\n".join([*page, *self._entries(itertools.chain(*groups.values())), ""])
         for name, title in _GROUPS.items():
             page += [f"{title}:", *self._entries(groups[name]), ""]
         page += [f"{_TRAINER}:", *self._entries(groups["trainer"], in_short=True), ""]
@@ -74,11 +75,8 @@ class HelpParser(LightningArgumentParser):
             default = "required" if action.default is None and "null" not in kind else _value(action.default)
             if in_short:
                 room = _width() - _INDENT - len(default) - 3
-                lines += _entry(
-                    option, f"{textwrap.shorten(text.partition('. ')[0], room, placeholder=' ...')} ({default})"
-                )
-            else:
-                lines += _entry(option, f"{text} ({kind}; {default})")
+                text, kind = textwrap.shorten(text.partition(". ")[0], room, placeholder=" ..."), ""
+            lines += _entry(option, f"{text} ({kind}{'; ' if kind else ''}{default})")
         return lines
 
 
@@ -113,15 +111,15 @@ def _first_line(documented: object) -> str:
 
 
 def _width() -> int:
-    return min(shutil.get_terminal_size((120, 0)).columns, 120)
+    return min(max(shutil.get_terminal_size((120, 0)).columns, 80), 120)
 
 
 def _entry(option: str, text: str) -> list[str]:
-    width, indent = _width(), _INDENT
-    head = f"  {option:<{indent - 4}}  "
-    if len(head) > indent:
-        return [head.rstrip(), *textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent)]
-    return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=" " * indent) or [head.rstrip()]
+    """The option, and beside it, or below a long one, the text."""
+    lines = textwrap.wrap(text, _width() - _INDENT) or [""]
+    head = f"  {option:<{_INDENT - 4}}  "
+    first = [head.rstrip()] if len(head) > _INDENT else [(head + lines.pop(0)).rstrip()]
+    return [*first, *(" " * _INDENT + line for line in lines)]
 
 
 def types_in_words(kind: Any) -> str:

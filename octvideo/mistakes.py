@@ -16,6 +16,8 @@ _TYPED = re.compile(r"Expected an? (?P<expected>.+?)\.? Got value: (?P<got>.*)",
 _UNION = re.compile(r"Subtypes: \[(?P<expected>.*?)\]\s+Errors:.*Given value: (?P<got>.*)", re.DOTALL)
 _KEYED = re.compile(r"Parser key \"(?P<key>[^\"]+)\":\s*(?P<rest>.*)", re.DOTALL)
 _BUILDER = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*?)(?=\n {2,4}- |\Z)", re.DOTALL)
+# What a constructor raised, among what values of other types are expected to be.
+_CONSTRUCTOR = re.compile(r"^  - (?!Expected |Not a )(?P<said>.+?)(?=\n  - |\nGiven value)", re.DOTALL | re.MULTILINE)
 
 
 def one_line(text: object) -> str:
@@ -61,6 +63,9 @@ def wrong_value(problem: str) -> str:
     """One line for what jsonargparse says of the value of a key."""
     if match := _BUILDER.search(problem):
         return wrong_builder(match["path"], match["rest"])
+    of_constructor = _CONSTRUCTOR.search(problem)
+    if of_constructor and "Namespace(class_path=" in problem:
+        return one_line(of_constructor["said"])
     if match := _UNION.search(problem) or _TYPED.search(problem):
         return f"expected {_types(match['expected'])}, got {one_line(match['got'])}"
     return one_line(problem)

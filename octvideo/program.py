@@ -81,15 +81,16 @@ def _tell(error: Exception, *, debug: bool) -> int:
     """Prints the error and returns the exit code."""
     if debug:
         traceback.print_exception(error)
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # of another process: its last line is the error
+        text = text.strip().splitlines()[-1]
+        text = text.partition(": ")[2] if isinstance(error, UserError) else text
     if isinstance(error, UserError):
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(text)}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, _OF_PATHS) and error.filename is not None:
         print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
         return 2
-    text = str(error)
-    if "Traceback (most recent call last)" in text:  # of another process
-        text = text.strip().splitlines()[-1]
     hint = "" if debug else "; --debug shows the traceback"
     print(f"error: {type(error).__name__}: {one_line(text)} ({_place(error)}{hint})", file=sys.stderr)
     return 1

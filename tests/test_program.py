@@ -60,6 +60,7 @@ def failing(argv: Sequence[str]) -> int:
         "bug": KeyError("x"),
         "path": PermissionError(13, "Permission denied", "a file"),
         "child": RuntimeError("Caught it.\nTraceback (most recent call last):\n  File x\nKeyError: 'y'"),
+        "user's child": UserError("Caught it.\nTraceback (most recent call last):\n  File x\nerrors.UserError: no: x"),
         "stop": KeyboardInterrupt(),
         "stop here": KeyboardInterrupt("stopped: here"),
     }
@@ -76,12 +77,13 @@ def failing(argv: Sequence[str]) -> int:
         ("path", 2, "error: Permission denied: a file\n"),
         ("bug", 1, "error: KeyError: 'x' (PLACE; --debug shows the traceback)\n"),
         ("child", 1, "error: RuntimeError: KeyError: 'y' (PLACE; --debug shows the traceback)\n"),
+        ("user's child", 2, "error: no: x\n"),
         ("stop", 130, "stopped; go on\n"),
         ("stop here", 130, "stopped: here\n"),
     ],
 )
 def test_an_error_is_one_line_and_a_code(word: str, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = failing.__wrapped__.__code__.co_firstlineno + 14  # type: ignore[attr-defined]
+    line = failing.__wrapped__.__code__.co_firstlineno + 15  # type: ignore[attr-defined]
     said = said.replace("PLACE", f"tests/test_program.py:{line}")
     assert failing([word]) == code
     assert capsys.readouterr().err == said

@@ -33,6 +33,13 @@ class Bug(Callback):
         raise KeyError("a bug")
 
 
+class Unbuildable(Callback):
+    """Has one before it is there."""
+
+    def __init__(self) -> None:
+        raise KeyError("a bug")
+
+
 class NoteVideos(Callback):
     """Adds a line to a file for each trained batch: epoch, optimizer steps before it, numbers of its videos.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import re
 import shlex
@@ -616,10 +617,21 @@ def test_what_lightnings_callbacks_refuse_is_one_line(words: str, message: str, 
     assert err.count("error: ") == 1
 
 
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="it is installed")
+@pytest.mark.parametrize("given", ["WandbLogger", "[WandbLogger, CSVLogger]"])
+def test_a_logger_that_cannot_be_built_is_one_line(given: str, octvideo: Cli, workplace: Path) -> None:
+    _, err = octvideo(*FIT, "--trainer.logger", given, code=2)
+    assert re.fullmatch(
+        r"error: .*Requirement 'wandb>=.*' not met. HINT: .*`pip install -U 'wandb>=.*'`", err.splitlines()[-1]
+    )
+
+
 def test_a_bug_is_one_line_with_its_type_and_place_and_debug_shows_the_rest(
     octvideo: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)  # stop_run is there
+    _, err = octvideo(*FIT, "--trainer.callbacks", "stop_run.Unbuildable", code=1)
+    assert err.splitlines()[-1].startswith("error: KeyError: 'a bug' (tests/tools/stop_run.py:")
     words = (*FIT, "--trainer.callbacks", "stop_run.Bug")
     _, err = octvideo(*words, code=1)
     assert re.fullmatch(
@@ -635,7 +647,8 @@ def test_a_bug_is_one_line_with_its_type_and_place_and_debug_shows_the_rest(
         assert err.splitlines()[-1].startswith("error: no ")
 
 
-def test_the_help_is_a_page(octvideo: Cli) -> None:
+def test_the_help_is_a_page(octvideo: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     out, _ = octvideo("fit", "--help")
     lines = out.splitlines()
     assert len(lines) < 160 and max(map(len, lines)) <= 120 and "torch.nn." not in out
@@ -652,7 +665,8 @@ def test_the_help_is_a_page(octvideo: Cli) -> None:
         assert word in more
 
 
-def test_the_help_of_a_builder(octvideo: Cli) -> None:
+def test_the_help_of_a_builder(octvideo: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     for words in (["octvideo.models.i3d_small"], ["i3d_small"]):
         out, _ = octvideo("fit", "--model.network.help", *words)
         assert out.startswith("octvideo.models.i3d_small: I3D with a quarter of the channels")
