@@ -20,7 +20,7 @@ LINE_EVERY_S = 30.0
 
 
 class Progress:
-    """Says on stderr how far work is, from `with` to its end.
+    """Says on stderr how far work is, from `with` to its end; without `with`, nothing.
 
     Args:
         text: what is done.
@@ -28,7 +28,7 @@ class Progress:
         in_bytes: steps are bytes.
     """
 
-    def __init__(self, text: str, total: int | None = None, *, in_bytes: bool = False) -> None:
+    def __init__(self, text: str = "", total: int | None = None, *, in_bytes: bool = False) -> None:
         self._text, self._total, self._in_bytes = text, total, in_bytes
         self._done, self._said, self._started = 0, "", time.monotonic()
         self._console, self._over = Console(stderr=True, soft_wrap=True), threading.Event()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from octvideo.benchmark.arms import Arm, labels, parse_arms
 from octvideo.benchmark.calls import Call, torch_threads
 from octvideo.benchmark.counts import count
 from octvideo.benchmark.machine import describe
-from octvideo.benchmark.measure import Progress, agreements, build_calls, run_pass
+from octvideo.benchmark.measure import agreements, build_calls, run_pass
 from octvideo.benchmark.memory import peak_memory
 from octvideo.benchmark.networks import WeightStore
 from octvideo.benchmark.picture import draw
@@ -29,7 +28,7 @@ from octvideo.benchmark.results import ArmResult, Clock, Pass, Run
 from octvideo.errors import UserError
 from octvideo.inference.predictor import pick_device
 from octvideo.program import Parser, command
-from octvideo.progress import Progress as Shown
+from octvideo.progress import Progress
 
 _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
 
@@ -104,7 +103,7 @@ def _measured(args: argparse.Namespace, words: Sequence[str]) -> Run:
         reference = names[arms.index(wanted)]
     counted = [ArmResult(name, arm, **vars(count(arm))) for name, arm in zip(names, arms, strict=True)]
     run = Run(describe(device), f"tools/benchmark.py {shlex.join(words)}", counted, [], reference, preset=args.preset)
-    with _bar() as progress:
+    with Progress() as progress:
         try:
             for number in threads:
                 _add_pass(run, number, options["rounds"], device, progress, None if run.passes else args.profile)
@@ -177,14 +176,14 @@ def _add_processes(run: Run, more: int, rounds: int, device: torch.device, progr
         progress.begin("measuring in more processes", more * len(run.passes))
     for number in range(more):
         for found in run.passes:
-            progress.now(f"{number + 2} of {more + 1}")
+            progress.update(said=f"{number + 2} of {more + 1}")
             arms = {result.label: result.arm for result in run.arms if result.label in found.seconds}
             try:
                 add_process(found, arms, rounds=rounds, device=device)
             except UserError as error:  # the rounds before are worth keeping
                 print(f"not measured: {error}", file=sys.stderr)
                 return
-            progress.done()
+            progress.advance()
 
 
 def _leave_out(run: Run, left_out: dict[str, str]) -> None:
@@ -207,18 +206,12 @@ def _add_agreements(run: Run, arms: dict[str, Arm], calls: dict[str, Call]) -> N
 def _add_memory(run: Run, device: torch.device, progress: Progress) -> None:
     progress.begin("measuring memory", len(run.arms))
     for result in run.arms:
-        progress.now(result.label)
+        progress.update(said=result.label)
         try:
             result.memory = peak_memory(result.arm, device)
         except UserError as error:  # the times are worth keeping
             print(f"not measured: {error}", file=sys.stderr)
-        progress.done()
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    with Shown("starting") as shown:
-        yield Progress(shown.begin, lambda text: shown.update(said=text), shown.advance)
+        progress.advance()
 
 
 def _show(runs: Sequence[Run], args: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +16,7 @@ from octvideo.benchmark.networks import SEED, WeightStore, smooth_clips
 from octvideo.benchmark.results import Agreement, Clock, Pass
 from octvideo.errors import UserError
 from octvideo.files import one_line
+from octvideo.progress import Progress
 from octvideo.timing import rounds_of
 
 Times = dict[Clock, float]
@@ -24,21 +24,6 @@ Times = dict[Clock, float]
 _TURN_SEC = 0.05
 # Of training, gradients differ from call to call; of inference, as many clips are compared.
 _COMPARED_CLIPS = 4
-
-
-@dataclass
-class Progress:
-    """Where a caller hears how far it is.
-
-    Args:
-        begin: a part, with its text and number of steps.
-        now: what is done at present, in words.
-        done: one step more.
-    """
-
-    begin: Callable[[str, int], None] = lambda text, steps: None
-    now: Callable[[str], None] = lambda text: None
-    done: Callable[[], None] = lambda: None
 
 
 def build_calls(
@@ -49,7 +34,7 @@ def build_calls(
     left_out: dict[str, str] = {}
     progress.begin(f"building for {_threads_text(threads)}", len(arms))
     for label, arm in arms.items():
-        progress.now(label)
+        progress.update(said=label)
         try:
             call = make_call(arm, weights, threads=threads, device=device)
             call.once()
@@ -57,7 +42,7 @@ def build_calls(
             left_out[label] = one_line(error)
         else:
             calls[label] = call
-        progress.done()
+        progress.advance()
     return calls, left_out
 
 
@@ -80,9 +65,9 @@ def run_pass(
     turns: dict[str, Callable[[], Times]] = {}
     products = {}
     progress.begin(f"measuring on {_threads_text(found.threads)}", (rounds + 1) * len(calls))
-    progress.now("in turns")
+    progress.update(said="in turns")
     for label, call in calls.items():
-        turns[label] = _turn(call.once, device, progress.done)
+        turns[label] = _turn(call.once, device, progress.advance)
     # int8 has no product here that is as fast as what engines have for it, so it gets no peak.
     for precision in dict.fromkeys(("f32", *(arms[label].precision for label in calls))):
         if precision != "int8":

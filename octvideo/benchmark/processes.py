@@ -17,10 +17,11 @@ import torch
 from octvideo.allocator import keep_freed_memory
 from octvideo.benchmark.arms import Arm
 from octvideo.benchmark.calls import torch_threads
-from octvideo.benchmark.measure import Progress, build_calls, run_pass
+from octvideo.benchmark.measure import build_calls, run_pass
 from octvideo.benchmark.networks import WeightStore
 from octvideo.benchmark.results import Pass
 from octvideo.errors import UserError
+from octvideo.progress import Progress
 
 
 def add_process(found: Pass, arms: Mapping[str, Arm], *, rounds: int, device: torch.device) -> None:

@@ -15,11 +15,12 @@ from octvideo.benchmark.arms import Arm, parse_arms
 from octvideo.benchmark.calls import Call, make_call
 from octvideo.benchmark.counts import count
 from octvideo.benchmark.machine import describe, machine_line, peak_product
-from octvideo.benchmark.measure import Progress, agreements, build_calls, run_pass
+from octvideo.benchmark.measure import agreements, build_calls, run_pass
 from octvideo.benchmark.networks import WeightStore, build_network, smooth_clips
 from octvideo.benchmark.results import Pass
 from octvideo.errors import UserError
 from octvideo.octave import count_cost
+from octvideo.progress import Progress
 
 CPU = torch.device("cpu")
 TINY = Arm("i3d_small", width=8, classes=5, frames=4, crop=32)
@@ -31,12 +32,14 @@ def busy(seconds: float) -> None:
         pass
 
 
-def test_a_pass_measures_each_call_by_both_clocks_and_the_peak_with_them() -> None:
+def test_a_pass_measures_each_call_by_both_clocks_and_the_peak_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {"slow": TINY, "waits": replace(TINY, alpha=0.5)}
     calls = {"slow": Call(lambda: busy(0.06)), "waits": Call(lambda: time.sleep(0.06))}
     found = Pass("cpu", 1, "cpu")
     steps: list[int] = []
-    progress = Progress(begin=lambda text, number: steps.append(number), done=lambda: steps.append(1))
+    progress = Progress()
+    monkeypatch.setattr(progress, "begin", lambda text, number: steps.append(number))
+    monkeypatch.setattr(progress, "advance", lambda: steps.append(1))
     assert run_pass(arms, calls, found, rounds=2, device=CPU, progress=progress)
     assert found.rounds == 2 and steps == [6, *[1] * 6]
     for label in calls:
