@@ -39,7 +39,7 @@ from octvideo.errors import UserError
 from octvideo.help_page import BUILDER_HELP, HelpParser, builder_help
 from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpoint, read_checkpoint, run_folder
 from octvideo.inference.command import infer
-from octvideo.mistakes import explain, one_line, wrong_value
+from octvideo.mistakes import explain, joined_lines, wrong_value
 from octvideo.models.weights import read_weights
 from octvideo.program import command, end_with
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
@@ -105,7 +105,7 @@ def main(argv: Sequence[str], *, default: Subcommand | None = None) -> int:
         while _raised_by(cause) == "jsonargparse" and cause.__cause__ is not None:  # of what a key names, when built
             cause = cause.__cause__
         if _raised_by(cause) == "lightning":  # its word for what can't be, such as a callback without its metric
-            raise UserError(one_line(cause)) from error
+            raise UserError(joined_lines(cause)) from error
         if _raised_by(cause) == "jsonargparse":
             raise UserError(wrong_value(str(error))) from error
         if cause is not error:

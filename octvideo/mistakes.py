@@ -20,7 +20,7 @@ _BUILDER = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\s*(?P<r
 _CONSTRUCTOR = re.compile(r"^  - (?!Expected |Not a )(?P<said>.+?)(?=\n  - |\nGiven value)", re.DOTALL | re.MULTILINE)
 
 
-def one_line(text: object) -> str:
+def joined_lines(text: object) -> str:
     """A message of several lines on one."""
     return re.sub(r"\s*\n\s*", " ", str(text).strip())
 
@@ -47,7 +47,7 @@ def explain(message: str, *, subcommand: str, keys: Iterable[str], configs: Iter
         return f"{missing} not given: start from a config, octvideo {subcommand} -c {'|'.join(configs) or 'CONFIG'}"
     if match := _KEYED.match(message):
         return f"{match['key']}: {wrong_value(match['rest'])}"
-    return one_line(message)
+    return joined_lines(message)
 
 
 _COMMANDS = ("fit", "validate", "test", "predict", "infer")
@@ -65,10 +65,10 @@ def wrong_value(problem: str) -> str:
         return wrong_builder(match["path"], match["rest"])
     of_constructor = _CONSTRUCTOR.search(problem)
     if of_constructor and "Namespace(class_path=" in problem:
-        return one_line(of_constructor["said"])
+        return joined_lines(of_constructor["said"])
     if match := _UNION.search(problem) or _TYPED.search(problem):
-        return f"expected {_types(match['expected'])}, got {one_line(match['got'])}"
-    return one_line(problem)
+        return f"expected {_types(match['expected'])}, got {joined_lines(match['got'])}"
+    return joined_lines(problem)
 
 
 def wrong_builder(path: str, problem: str = "") -> str:
@@ -87,7 +87,7 @@ def wrong_builder(path: str, problem: str = "") -> str:
         return f"{path} has no argument {match[1]!r}{_meant(match[1], arguments)}: there are {', '.join(arguments)}"
     if match := _KEYED.match(problem):
         return f"{match['key']} of {path}: {wrong_value(match['rest'])}"
-    return f"{path}: {one_line(problem)}".replace(": the following arguments are required:", " needs")
+    return f"{path}: {joined_lines(problem)}".replace(": the following arguments are required:", " needs")
 
 
 def _types(text: str) -> str:
@@ -97,7 +97,7 @@ def _types(text: str) -> str:
     else:
         text = re.sub(r"(?:\w+\.)+(\w+)", r"\1", re.sub(r"<class '([^']+)'>", r"\1", text))
         names = re.findall(r"\w+(?:\[.*?\]+)?", text)
-    names = ["null" if name == "NoneType" else name for name in names] or [one_line(text)]
+    names = ["null" if name == "NoneType" else name for name in names] or [joined_lines(text)]
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from octvideo.errors import UserError
 from octvideo.files import print_any_text
-from octvideo.mistakes import one_line
+from octvideo.mistakes import joined_lines
 
 DEBUG_HELP = "show tracebacks of errors too"
 _NOBODY_READS = 141  # what a shell says of a program that ended by SIGPIPE
@@ -86,13 +86,13 @@ def _tell(error: Exception, *, debug: bool) -> int:
         text = text.strip().splitlines()[-1]
         text = text.partition(": ")[2] if isinstance(error, UserError) else text
     if isinstance(error, UserError):
-        print(f"error: {one_line(text)}", file=sys.stderr)
+        print(f"error: {joined_lines(text)}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, _OF_PATHS) and error.filename is not None:
         print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
         return 2
     hint = "" if debug else "; --debug shows the traceback"
-    print(f"error: {type(error).__name__}: {one_line(text)} ({_place(error)}{hint})", file=sys.stderr)
+    print(f"error: {type(error).__name__}: {joined_lines(text)} ({_place(error)}{hint})", file=sys.stderr)
     return 1
 
 
