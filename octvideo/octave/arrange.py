@@ -13,23 +13,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.compiled_library import load_library
-from octvideo.octave.fused_training import TrainedConv
+from octvideo.octave.fused_training import TrainedConv, trains
 from octvideo.octave.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
-from octvideo.octave.pixelwise import PixelwiseConvolution, trains
-
-# Below so many pixels a pointwise convolution is a plain matrix product: oneDNN first reorders the weights at
-# every call, which a small map does not pay back. 64 to 1024 channels on 196 pixels .40 as a product and .51 as a
-# convolution (64 to 256 on 25,088 pixels 14.1 and 12.1). On AMD's processors with AVX-512 torch's products are MKL's
-# code for narrower ones: 1024 to 256 on 196 pixels .92 and .49, on 49 .25 and .20 (with gradients .77 and 1.69).
-_FEW_PIXELS, _FEW_PIXELS_OF_SLOW_PRODUCTS = 2048, 128
 
 Sizes = tuple[int, ...]
 
@@ -58,7 +49,7 @@ def convolve(
         pixelwise = weight.shape[-1] == weight.shape[-2] == 1 == max(stride)
         if pixelwise and bias is None and groups == 1 and trains(x, weight):
             conv = _trained(weight.shape, tuple(padding), tuple(dilation))
-            if conv is not None and load_library() is not None:
+            if conv is not None:
                 return conv(x, None, weight, functools.partial(_by_torch, padding, dilation))[0]
         if axes == 2:
             return _convolve_images(x, weight, bias, stride, padding, dilation, groups)
@@ -77,35 +68,15 @@ def _by_torch(padding: Any, dilation: Any, x: Tensor, _: None, weight: Tensor) -
     return (convolution(x, weight, None, 1, padding, dilation),)
 
 
-def _products_are_slow() -> bool:
-    """Whether this is an AMD processor for whose AVX-512 torch's float32 products have no code."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkl.is_available():
-        return False
-    try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
-_SLOW_PRODUCTS = _products_are_slow()  # at once: graphs that are compiled cannot ask
-
-
 def _convolve_images(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:
     """(N, C, H, W), channels last."""
-    if tuple(weight.shape[2:]) == (1, 1) and groups == 1 and tuple(padding) == (0, 0):
-        pixels, unstrided = x.shape[0] * x.shape[2] * x.shape[3], tuple(stride) == (1, 1)
-        slow = x.dtype == torch.float32 and _SLOW_PRODUCTS
-        is_product = pixels < (_FEW_PIXELS_OF_SLOW_PRODUCTS if slow else _FEW_PIXELS) and unstrided
-        if unstrided and bias is None and trains(x, weight):
-            return PixelwiseConvolution.apply(x, weight, 0, 1, is_product)  # type: ignore
-        if is_product:
-            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-        # A kernel of one pixel has nothing to dilate, but torch gives dilated convolutions to oneDNN, and others
-        # of few maps on one thread to a loop of its own: 64 to 256 channels on 8x56x56 12.1 against 15.9.
-        if not torch.compiler.is_compiling():
-            dilation = (2, 2)
+    # A kernel of one pixel has nothing to dilate, but torch gives dilated convolutions to oneDNN, and others of few
+    # maps on one thread to a loop of its own: 64 to 256 channels on 8x56x56 12.1 against 15.9.
+    is_pointwise = tuple(weight.shape[2:]) == (1, 1) and groups == 1 and tuple(padding) == (0, 0)
+    if is_pointwise and not torch.compiler.is_compiling():
+        dilation = (2, 2)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -122,8 +93,6 @@ def _convolve_clips(
         y = _convolve_images(frames, weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups)
         return unfold_frames(y, x.shape[0])
     if tuple(weight.shape[3:]) == tuple(stride[1:]) == (1, 1) and tuple(padding[1:]) == (0, 0):
-        if bias is None and groups == stride[0] == 1 and trains(x, weight):
-            return PixelwiseConvolution.apply(x, weight, padding[0], dilation[0], False)  # type: ignore
         kernel, stride, padding, dilation = weight.squeeze(4), (stride[0], 1), (padding[0], 0), (dilation[0], 1)
         y = F.conv2d(fold_space(x), kernel, bias, stride, padding, dilation, groups)  # (N,C_out,T',H·W)
         return unfold_space(y, x.shape[3:])

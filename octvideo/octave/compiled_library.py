@@ -21,7 +21,7 @@ from pathlib import Path
 log = logging.getLogger("octvideo.octave")
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("fused_conv.cpp", "pack_weights.cpp", "resample.cpp", "weight_gradient.cpp")
+_SOURCES = ("fused_conv.cpp", "pack_weights.cpp", "weight_gradient.cpp")
 _HEADERS = ("fused_conv.h", "vectors.h")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
@@ -30,8 +30,7 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trappin
 def load_library() -> ctypes.CDLL | None:
     """The library, or None where it can't be had; a log line says why.
 
-    It has num_registers, packed_size, pack, interleave, run_layer, run_layers, run_layer_of,
-    weight_gradient, sum_blocks and add_blocks.
+    It has num_registers, packed_size, pack, interleave, run_layer, run_layers, run_layer_of and weight_gradient.
     """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
@@ -56,12 +55,8 @@ def load_library() -> ctypes.CDLL | None:
     library.run_layer.argtypes, library.run_layer.restype = [layer, *maps, ctypes.c_int64], None  # type: ignore
     library.run_layers.argtypes = [*[ctypes.POINTER(ctypes.c_int64)] * 4, *[ctypes.c_int64] * 3]
     library.run_layers.restype = None
-    sizes, scale = [ctypes.c_int64] * 4, ctypes.c_float
-    library.sum_blocks.argtypes = [*[ctypes.c_void_p] * 2, *sizes, scale, ctypes.c_int64]
-    library.add_blocks.argtypes = [*[ctypes.c_void_p] * 3, *sizes, ctypes.c_int64, scale, ctypes.c_int64]
-    library.sum_blocks.restype = library.add_blocks.restype = None
     steps = [ctypes.c_int64] * 3
-    library.run_layer_of.argtypes = [layer, ctypes.c_void_p, *steps, scale, *maps[:5], ctypes.c_int64]  # type: ignore
+    library.run_layer_of.argtypes = [layer, ctypes.c_void_p, *steps, ctypes.c_float, *maps[:5], ctypes.c_int64]  # type: ignore
     library.run_layer_of.restype = None
     library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 11]
     library.weight_gradient.restype = None

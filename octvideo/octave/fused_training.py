@@ -18,13 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octvideo.octave.blocks import sum_blocks
 from octvideo.octave.compiled_library import load_library
 from octvideo.octave.fused_conv import Form, layer_of, out_shapes
 from octvideo.octave.layout import LAYOUTS, fold_frames, is_channels_last
-from octvideo.octave.pixelwise import back, trains
+from octvideo.octave.resample import pool_down
 
 _BLOCK = 4.0  # pixels of which the low map has one
+
+
+def trains(x: Tensor, weight: Tensor) -> bool:
+    """Whether the weight's gradient is wanted, in float32, by code of our own."""
+    if not (torch.is_grad_enabled() and weight.requires_grad) or torch.is_autocast_enabled("cpu"):
+        return False
+    # torch.func knows only operations that say how they are transformed.
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not transformed and x.dtype == torch.float32 == weight.dtype and load_library() is not None
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class TrainedConv:
 
     def fits(self, high: Tensor, low: Tensor | None, weight: Tensor) -> bool:
         """Whether the maps of an octave layer, in their layout, take the way of this file, and a gradient is wanted."""
-        if not trains(high, weight) or not is_channels_last(high) or load_library() is None:
+        if not trains(high, weight) or not is_channels_last(high):
             return False
         height, width = high.shape[-2:]
         return height % 2 == width % 2 == 0 and (low is None or (low.dtype == high.dtype and is_channels_last(low)))
@@ -161,7 +169,9 @@ class TrainedConv:
             if axes == 3 and form.kernel[0] == 1 and form.padding[0] == 0:
                 grad, x, to, axes = fold_frames(grad), fold_frames(x), to.squeeze(2), 2
             like = torch.empty(to.shape, memory_format=LAYOUTS[axes + 2])  # what comes back is in its layout
-            to.copy_(back(grad, x, like, form.padding[-axes:], form.dilation[-axes:], to_input=False))
+            geometry = (1,) * axes, form.padding[-axes:], form.dilation[-axes:], False, (0,) * axes, 1
+            results = torch.ops.aten.convolution_backward.default(grad, x, like, None, *geometry, (False, True, False))
+            to.copy_(results[1])
             return
         grad, x = (t.contiguous(memory_format=LAYOUTS[t.dim()]) for t in (grad, x))
         sizes = (1, 1, 1, x.numel() // x.shape[1])
@@ -211,7 +221,7 @@ class FusedStep(torch.autograd.Function):
         if wanted[0] or wanted[1]:
             back_to, sums = ctx.conv.transposed.run(*(*grads, None)[:2], weight)
         elif wanted[2] and low is not None:
-            sums = sum_blocks(grads[0], 1.0)
+            sums = pool_down(grads[0]) * _BLOCK
         if wanted[2]:
             maps = [high] if low is None else [high, low]
             weight_grad = ctx.conv.weight_gradient(grads, sums, maps, pooled, weight)

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octvideo.octave.blocks import MapAndMeanOfBlocks, has_blocks
 from octvideo.octave.conv_form import ORDINARY, ConvForm, conv_form
 from octvideo.octave.factor import AXES, Factor, as_factor, low_size
 from octvideo.octave.features import Octave
@@ -59,11 +58,6 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         self._low_terms = Term.of("low", paths.hl, paths.ll, order)
         complete = paths.hh and paths.hl and paths.lh and paths.ll
         in_order = all(isinstance(part, slice) for part in (order, *self._targets))
-        # x_high is read whole, and pooled: with gradients that is one step.
-        hl = paths.hl
-        self._shares_high = (
-            paths.hh is not None and hl is not None and hl.pool == self.factor and hl.inputs == paths.hh.inputs
-        )
         self._trained = self._whole(paths) if in_order else None
         self._is_split = bool(complete) and in_order and self.groups == 1 and not self.transposed
 
@@ -122,14 +116,11 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]
     ) -> tuple[Tensor, ...]:
         weights = self._weights(weight)
-        pooled = None
-        if self._shares_high and high.requires_grad and has_blocks(high, self.factor):
-            high, pooled = MapAndMeanOfBlocks.apply(high)  # type: ignore[no-untyped-call]
-        y_high = self._run(self._high_terms, high, low, pooled, weights, size, to_low=False)
+        y_high = self._run(self._high_terms, high, low, weights, size, to_low=False)
         if not self._gives_pair:
             assert y_high is not None
             return (y_high,)
-        y_low = self._run(self._low_terms, high, low, pooled, weights, size, to_low=True)
+        y_low = self._run(self._low_terms, high, low, weights, size, to_low=True)
         assert y_low is not None
         if y_high is None:  # alpha_out = 1: no high channel, but the full size is kept
             y_high = y_low.new_empty(y_low.shape[0], 0, *self._sized(y_low, size))
@@ -145,7 +136,6 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         terms: tuple[Term, ...],
         high: Tensor,
         low: Tensor | None,
-        pooled: Tensor | None,
         weights: dict[str, Tensor],
         size: Sequence[int],
         *,
@@ -158,7 +148,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
             bias = None
             if self.bias is not None and total is None:
                 bias = take_channels(self.bias, self._targets[to_low], 0)
-            x = term.gather(high, low, len(self.factor), pooled)
+            x = term.gather(high, low, len(self.factor))
             y = self._convolve(x, path, weights[term.name], bias if path.covers_target else None)
             total = self._add(total, y, path, bias, size, to_low=to_low)
         return total

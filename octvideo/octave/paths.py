@@ -186,22 +186,18 @@ class Term:
             terms.append(cls(f"low_to_{target}", from_low, (None, from_low)))
         return tuple(terms)
 
-    def gather(self, high: Tensor, low: Tensor | None, axes: int, pooled: Tensor | None = None) -> Tensor:
+    def gather(self, high: Tensor, low: Tensor | None, axes: int) -> Tensor:
         """What the convolution reads: its sources' channels, pooled where they have to be, side by side.
 
         Args:
             high: (N, C_high, ...), or (C_high, ...) in an ordinary layer.
             low: (N, C_low, ...) or None.
             axes: behind the channels.
-            pooled: x_high at half resolution, if it is there already.
         """
         parts = []
         for x, path in zip((high, low), self.sources, strict=True):
             if path is not None:
                 assert x is not None
-                if x is high and path.pool is not None and pooled is not None:
-                    parts.append(take_channels(pooled, path.inputs, -1 - axes))
-                    continue
                 part = take_channels(x, path.inputs, -1 - axes)
                 parts.append(part if path.pool is None else pool_down(part, path.pool))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

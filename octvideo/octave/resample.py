@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.blocks import AddToBlocks, MeanOfBlocks, has_blocks
 from octvideo.octave.export_form import clips_stay_unfolded
 from octvideo.octave.factor import as_factor, low_size
 from octvideo.octave.layout import fold_frames, is_channels_last, unfold_frames
@@ -80,8 +79,6 @@ def pool_down(x: Tensor, factor: Sequence[int] | None = None) -> Tensor:
         return x.new_empty(*x.shape[:2], *low_size(x.shape[2:], factor))
     if len(factor) == 1:
         return F.avg_pool1d(x, 2, ceil_mode=True, count_include_pad=False)
-    if x.requires_grad and has_blocks(x, factor):
-        return MeanOfBlocks.apply(x)  # type: ignore[no-any-return, no-untyped-call]
     if factor[-2:] != (1, 1):  # space first: it leaves a quarter to the pass over time
         if x.dim() == 5 and clips_stay_unfolded():
             x = F.avg_pool3d(x, (1, *factor[-2:]), ceil_mode=True, count_include_pad=False)
@@ -155,8 +152,6 @@ def add_upsampled(y: Tensor, low: Tensor, factor: Sequence[int] | None = None) -
     if torch.compiler.is_compiling():
         return _add_repeated(y, low, factor)
     if torch.is_grad_enabled() and (y.requires_grad or low.requires_grad):
-        if y.dtype == low.dtype and has_blocks(y, factor):
-            return AddToBlocks.apply(y, low)  # type: ignore[no-any-return, no-untyped-call]
         return _AddRepeated.apply(y, low, factor)  # type: ignore[no-any-return, no-untyped-call]
     return _add_repeated_(y, low, factor)
 
