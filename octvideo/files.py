@@ -25,6 +25,7 @@ VIDEO_SUFFIXES = frozenset(
 _SYSTEM_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 )
+_NUMBERS = re.compile(r"(\d+)")
 _BLOCK = 1 << 20
 
 
@@ -41,9 +42,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
-def natural_key(name: str) -> tuple[str | int, ...]:
+def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sorts `clip2` before `clip10`."""
-    return (*(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)), name)
+    parts: list[str | int] = [*_NUMBERS.split(name)]
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
 
 
 def walk_videos(

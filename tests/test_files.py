@@ -24,6 +24,7 @@ from octvideo.files import (
     decode_text,
     digest,
     json_text,
+    natural_key,
     one_line,
     read_text,
     text_lines,
@@ -72,6 +73,11 @@ def test_a_walk_finds_each_video_once_in_natural_order(untidy: Path) -> None:
     assert list(walk_videos(untidy, on_other=others.append)) == VIDEOS
     assert others == [f"{untidy}/wave/notes.txt"]
     assert list(walk_videos(untidy, leave_out=[untidy / "wave"])) == VIDEOS[:3]
+
+
+def test_natural_order() -> None:
+    names = ["", "1", "01", "2", "a", "a1", "a1b", "a1b2", "a2", "a10", "b"]
+    assert sorted(reversed(names), key=natural_key) == ["", "01", "1", *names[3:]]
 
 
 def _by_lists(root: Path) -> list[str]:
