@@ -210,4 +210,5 @@ def _state_of(model: nn.Module, called: set[nn.Module]) -> dict[str, Any]:
             shell._modules = {name: None if child is None else shell_of(child) for name, child in children}
         return shells[module]
 
-    return vars(shell_of(model))
+    shell = shell_of(model)
+    return dict(vars(shell))  # a copy: Python 3.13.0 empties that of an object that is gone
