@@ -177,7 +177,7 @@ def load_weights(
 
 def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor that holds NaN or infinity, or None."""
-    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+    return next((name for name, tensor in tensors if not (tensor.is_meta or tensor.isfinite().all())), None)
 
 
 def check_finite(weights: Mapping[str, Tensor], source: object) -> None:
