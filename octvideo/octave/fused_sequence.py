@@ -22,7 +22,7 @@ from octvideo.octave.features import Octave
 from octvideo.octave.fused_conv import FusedConv, layer_of, out_shapes
 from octvideo.octave.large_pages import empty_in_large_pages
 from octvideo.octave.layout import LAYOUTS
-from octvideo.octave.prepared import PreparedConv, can_run_fused
+from octvideo.octave.prepared import PreparedConv
 from octvideo.octave.prepared_octave import PreparedOctConv
 
 _LINE = 16  # float32 numbers of a cache line
@@ -94,7 +94,9 @@ class FusedSequence(nn.Module):
 
     def _run(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
         plan = self._plan_for(inputs)
-        return self._one_by_one(inputs) if plan is None else plan.run(inputs, self._workspaces)
+        if plan is None:
+            return self._one_by_one(inputs)
+        return plan.run([_of_parts(_channels_last(_parts(value))) for value in inputs], self._workspaces)
 
     def _as_operation(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
         parts = [_parts(value) for value in inputs]
@@ -116,7 +118,7 @@ class FusedSequence(nn.Module):
         key: list[object] = [torch.get_num_threads()]
         for value in inputs:
             for part in _parts(value):
-                if not can_run_fused(part):
+                if not _is_readable(part):
                     return None
                 key.append(part.shape)
             key.append(None)
@@ -281,7 +283,7 @@ class _Plan:
                 continue
             parts = [torch.empty(shape, memory_format=LAYOUTS[len(shape)]) for shape in shapes]
             slots += [part.data_ptr() for part in parts]
-            results.append(parts[0] if len(parts) == 1 else Octave(*parts))
+            results.append(_of_parts(parts))
         library = load_library()
         assert library is not None and len(slots) == len(self.slot_steps)
         addresses = (ctypes.c_int64 * len(slots))(*slots)
@@ -299,9 +301,8 @@ torch.library.define("octvideo::fused_sequence", "(Tensor[] maps, int[] counts, 
 
 @torch.library.impl("octvideo::fused_sequence", "CPU")
 def _fused_sequence(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
-    maps = [part.contiguous(memory_format=LAYOUTS[part.dim()]) for part in maps]
     results = _SEQUENCES[name]._run(_values(maps, counts))
-    return [part.contiguous(memory_format=LAYOUTS[part.dim()]) for value in results for part in _parts(value)]
+    return _channels_last([part for value in results for part in _parts(value)])
 
 
 @torch.library.register_fake("octvideo::fused_sequence")
@@ -318,8 +319,22 @@ def _values(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Any]:
     values, left = [], list(parts)
     for count in counts:
         own, left = left[:count], left[count:]
-        values.append(own[0] if count == 1 else Octave(*own))
+        values.append(_of_parts(own))
     return values
+
+
+def _of_parts(parts: Sequence[Tensor]) -> Tensor | Octave:
+    return parts[0] if len(parts) == 1 else Octave(*parts)
+
+
+def _channels_last(parts: Sequence[Tensor]) -> list[Tensor]:
+    return [part.contiguous(memory_format=LAYOUTS[part.dim()]) for part in parts]
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Whether fused_conv.cpp can read it now, as a copy where it is not channels last."""
+    is_map = x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() in LAYOUTS
+    return is_map and not torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
 def _parts(value: Tensor | Octave) -> tuple[Tensor, ...]:
