@@ -160,11 +160,13 @@ class VideoDataModule(L.LightningDataModule):
             trained: the checkpoint's.
         """
         try:
-            if match_classes(trained, self.class_names).order is not None:
-                return
+            match = match_classes(trained, self.class_names)
         except UserError:  # no data but the videos to predict
-            pass
-        self.class_names = list(trained)
+            match = None
+        if match is None or match.order is None:
+            if match is not None and (self.classes is not None or (self.root / "classes.txt").is_file()):
+                log.warning("the checkpoint has %s: its own are predicted, and labels are read as theirs", match.said)
+            self.class_names = list(trained)
 
     @property
     def num_classes(self) -> int:
