@@ -41,9 +41,9 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
-def natural_key(name: str) -> tuple[str | int, ...]:
+def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
     """Sorts `clip2` before `clip10`."""
-    return (*(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)), name)
+    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)), name
 
 
 def walk_videos(

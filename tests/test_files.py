@@ -74,6 +74,11 @@ def test_a_walk_finds_each_video_once_in_natural_order(untidy: Path) -> None:
     assert list(walk_videos(untidy, leave_out=[untidy / "wave"])) == VIDEOS[:3]
 
 
+def test_names_that_end_where_others_have_a_number_are_sorted(tmp_path: Path) -> None:
+    names = ["2.mp4", "10.mp4", "a.mp4", "wave/1.mp4", "wave2/1.mp4", "wave10/1.mp4", "wave10 b/1.mp4"]
+    assert list(walk_videos(touch(tmp_path, *reversed(names)))) == names
+
+
 def _by_lists(root: Path) -> list[str]:
     compare(folder_lists(root, {}), root, root.parent / "lists")
     lines = (root.parent / "lists" / "train.txt").read_text().splitlines()[1:]
