@@ -262,6 +262,19 @@ class ClassMatch:
         """Whether rows of the head change their places."""
         return self.order is not None and self.order != sorted(self.order)
 
+    def needed_order(self) -> list[int]:
+        """The order, of a checkpoint that goes on with its own head.
+
+        Raises:
+            UserError: it was trained on other classes.
+        """
+        if self.order is None:
+            raise UserError(
+                f"the checkpoint was trained on {self.said}: give its classes in data.classes, or start a new head "
+                "from its weights with --init"
+            )
+        return self.order
+
 
 def match_classes(trained: Sequence[str] | None, own: Sequence[str]) -> ClassMatch:
     """Compares by name, and spaces and underscores are alike as in `ClassIndex`; the only place that decides this.

@@ -220,7 +220,8 @@ class OctvideoCLI(LightningCLI):
             self.folder.check_free(overwrite=self._overwrite)
         if self.subcommand != "fit" and self.checkpoint is not None:
             config.model.init_weights = None  # what the run once started from is not read again
-        self._class_names = link_num_classes(config, self._names_to_predict())
+        trained = None if self.checkpoint is None else read_checkpoint(self.checkpoint)["octvideo"].get("class_names")
+        self._class_names = link_num_classes(config, trained, predicts=self.subcommand == "predict")
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
         self._to_save, self.config = self.config, self.config.clone()  # nor do loggers' places in this run belong to it
@@ -285,11 +286,6 @@ class OctvideoCLI(LightningCLI):
             self.folder.forget_after(self._first_step())
         else:
             self.folder.start(overwrite=self._overwrite)
-
-    def _names_to_predict(self) -> list[str] | None:
-        if self.subcommand != "predict" or self.checkpoint is None:
-            return None
-        return read_checkpoint(self.checkpoint)["octvideo"].get("class_names")  # type: ignore[no-any-return]
 
     def _first_step(self) -> int:
         return 0 if self.checkpoint is None else int(read_checkpoint(self.checkpoint)["global_step"])

@@ -305,11 +305,13 @@ def test_what_a_checkpoint_scores_lies_in_its_own_run(
 def test_a_checkpoint_of_other_classes_is_refused(octvideo: Cli, workplace: Path) -> None:
     octvideo(*FIT)
     Path("four.txt").write_text("down\nleft\nright\nup\n")
-    _, err = octvideo("test", "-c", "tiny", "--data.classes", workplace / "four.txt", code=2)
-    assert err.splitlines()[-1] == (
-        "error: the checkpoint was trained on other classes than the data (without 'up'): give its classes in "
-        "data.classes, or start a new head from its weights with --init"
-    )
+    # The run's own config has its number of classes too: that is not what to change.
+    for command in (("test", "-c", "tiny"), ("test", "--name", "tiny"), ("fit", "--name", "tiny", "--resume")):
+        _, err = octvideo(*command, "--data.classes", workplace / "four.txt", code=2)
+        assert err.splitlines()[-1] == (
+            "error: the checkpoint was trained on other classes than the data (without 'up'): give its classes in "
+            "data.classes, or start a new head from its weights with --init"
+        )
 
 
 # ── interrupted runs ────────────────────────────────────────────────────────────────────────────────────────
