@@ -134,11 +134,13 @@ def folder_class_names(folder: Path, *, leave_out: Collection[Path] = ()) -> lis
         leave_out: folders in it that are no class.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none, or the name of one is not text, which files of classes and checkpoints hold.
     """
     names = sorted({path.partition(os.sep)[0] for path in walk_videos(folder, leave_out=leave_out) if os.sep in path})
     if not names:
         raise UserError(f"{folder} has no class folders with videos: expected {folder}/<class>/<video>")
+    if other := next((name for name in names if re.search("[\0-\x1f\ud800-\udfff]", name)), None):
+        raise UserError(f"{folder / other}: a class can't be called {other!r}: rename the folder, in UTF-8")
     others = {entry.name for entry in folder.iterdir() if entry.is_dir() and entry not in leave_out} - set(names)
     if empty := sorted(name for name in others if not is_hidden(name)):
         log.warning("%s: folders without videos of their own are no classes: %s", folder, some(empty))

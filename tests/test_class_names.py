@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def test_files_that_can_be_read_in_two_ways_or_none(tmp_path: Path, content: str
     (tmp_path / "classes.txt").write_text(content)
     with pytest.raises(UserError, match=re.escape(message)):
         read_class_names(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9"), "wave\nclap"])
+def test_a_class_folder_whose_name_is_not_text_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.mp4").touch()
+    with pytest.raises(UserError, match=re.escape(f"a class can't be called {name!r}: rename the folder, in UTF-8")):
+        folder_class_names(tmp_path)
 
 
 def test_folders_that_are_numbers_are_sorted_by_number(tmp_path: Path) -> None:
