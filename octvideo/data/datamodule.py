@@ -22,6 +22,7 @@ from octvideo.class_names import (
     folder_class_names,
     match_classes,
     read_class_names,
+    some,
 )
 from octvideo.data.augment import Augmentation
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
@@ -238,8 +239,7 @@ class VideoDataModule(L.LightningDataModule):
             name = self.class_names[there[0]]
             log.warning("%s: all videos have one class, %r, and a network nothing to tell it from", source, name)
         elif absent:
-            names = ", ".join(repr(self.class_names[number]) for number in absent[:3])
-            names += f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            names = some([self.class_names[number] for number in absent])
             # 1, 2, 3 for three classes are an error, but not where the class file has a name more.
             advice = "; ids start at 0, here they may start at 1" if there == list(range(1, len(there) + 1)) else ""
             log.warning("%s: no video of %d of %d classes: %s%s", source, len(absent), len(counts), names, advice)
