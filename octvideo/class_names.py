@@ -23,9 +23,10 @@ SHIPPED = ("kinetics400", "kinetics600", "kinetics700")
 
 _FORMS = "a name a line in the order of the ids, `id name` lines, or JSON: a list of names, {name: id} or {id: name}"
 _JSON = re.compile(r'\s*(\{|\[\s*["\[{\d\]])')  # and not "[Something] falls", a class of Something-Something
-_ID_FIRST = re.compile(r"(?P<id>\d+)(?:\s*[,;]\s*|\s+)(?P<name>\S.*)")
+_ID_FIRST = re.compile(r"(?P<id>\d+)(?:\s*[,;]\s*|[.:)]?\s+)(?P<name>\S.*)")
 _ID_LAST = re.compile(r"(?P<name>.*\S)\s*[\t,;]\s*(?P<id>\d+)")  # not behind a space: "level 1" is a name
-_COLUMNS = frozenset({"id", "index", "name", "label", "class", "class_id", "class_name", "label_id", "label_name"})
+_COLUMN = r"(?:id|idx|index|(?:class|label)(?:_id|_name)?|name)?"
+_HEADER = re.compile(rf"{_COLUMN}\s*[\s,;]\s*{_COLUMN}", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+")
 
 
@@ -78,13 +79,13 @@ def class_names_of(text: str, source: str | Path) -> list[str]:
 
 def _names_of_lines(text: str, source: str | Path) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    has_header = (
-        len(lines) > 1 and len(words := re.split(r"[\s,;]+", lines[0].lower())) == 2 and _COLUMNS.issuperset(words)
-    )
+    has_header = len(lines) > 1 and _HEADER.fullmatch(lines[0]) is not None
     for form in (_ID_FIRST, _ID_LAST):
         matches = [match for line in lines[has_header:] if (match := form.fullmatch(line))]
         if matches and len(matches) == len(lines) - has_header:
             return _by_id([(int(match["id"]), _unquoted(match["name"])) for match in matches], source)
+    if has_header:
+        raise UserError(f"{source}: below {lines[0]!r} not every line is an id and a name: expected {_FORMS}")
     return lines
 
 
@@ -99,7 +100,7 @@ def _names_of_json(text: str, source: str | Path) -> list[str]:
         raise UserError(f"{source} can't be read as JSON: {error}") from error
     if isinstance(held, list) and all(isinstance(name, str) and name.strip() for name in held):
         return [name.strip() for name in held]
-    if isinstance(held, dict):
+    if isinstance(held, dict) and held:
         of_names = all(type(value) is int or (isinstance(value, str) and value.isdecimal()) for value in held.values())
         of_ids = all(key.isdecimal() and isinstance(value, str) for key, value in held.items())
         if of_names and of_ids:
@@ -133,14 +134,16 @@ def folder_class_names(folder: Path, *, leave_out: Collection[Path] = ()) -> lis
         leave_out: folders in it that are no class.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none, or the name of one is not text, which files of classes and checkpoints hold.
     """
     names = sorted({path.partition(os.sep)[0] for path in walk_videos(folder, leave_out=leave_out) if os.sep in path})
     if not names:
         raise UserError(f"{folder} has no class folders with videos: expected {folder}/<class>/<video>")
+    if other := next((name for name in names if re.search("[\0-\x1f\ud800-\udfff]", name)), None):
+        raise UserError(f"{folder / other}: a class can't be called {other!r}: rename the folder, in UTF-8")
     others = {entry.name for entry in folder.iterdir() if entry.is_dir() and entry not in leave_out} - set(names)
     if empty := sorted(name for name in others if not is_hidden(name)):
-        log.warning("%s: folders without videos are no classes: %s", folder, some(empty))
+        log.warning("%s: folders without videos of their own are no classes: %s", folder, some(empty))
     return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
 
 
@@ -260,6 +263,19 @@ class ClassMatch:
     def reorders(self) -> bool:
         """Whether rows of the head change their places."""
         return self.order is not None and self.order != sorted(self.order)
+
+    def needed_order(self) -> list[int]:
+        """The order, of a checkpoint that goes on with its own head.
+
+        Raises:
+            UserError: it was trained on other classes.
+        """
+        if self.order is None:
+            raise UserError(
+                f"the checkpoint was trained on {self.said}: give its classes in data.classes, or start a new head "
+                "from its weights with --init"
+            )
+        return self.order
 
 
 def match_classes(trained: Sequence[str] | None, own: Sequence[str]) -> ClassMatch:

@@ -220,7 +220,8 @@ class OctvideoCLI(LightningCLI):
             self.folder.check_free(overwrite=self._overwrite)
         if self.subcommand != "fit" and self.checkpoint is not None:
             config.model.init_weights = None  # what the run once started from is not read again
-        link_num_classes(config, self._names_to_predict())
+        trained = None if self.checkpoint is None else read_checkpoint(self.checkpoint)["octvideo"].get("class_names")
+        self._class_names = link_num_classes(config, trained, predicts=self.subcommand == "predict")
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
         self._to_save, self.config = self.config, self.config.clone()  # nor do loggers' places in this run belong to it
@@ -286,22 +287,12 @@ class OctvideoCLI(LightningCLI):
         else:
             self.folder.start(overwrite=self._overwrite)
 
-    def _names_to_predict(self) -> list[str] | None:
-        if self.subcommand != "predict" or self.checkpoint is None:
-            return None
-        return read_checkpoint(self.checkpoint)["octvideo"].get("class_names")  # type: ignore[no-any-return]
-
-    def before_predict(self) -> None:
-        """Names the classes as the checkpoint does: what the network was trained on may be far away."""
-        if names := self._names_to_predict():
-            self.datamodule.take_class_names(names)
-
     def _first_step(self) -> int:
         return 0 if self.checkpoint is None else int(read_checkpoint(self.checkpoint)["global_step"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Lightning's Trainer with our progress bar, loggers and checkpoints beside the user's callbacks."""
-        self.config = self._to_save
+        self.config, self.datamodule.class_names = self._to_save, self._class_names
         config = self.config_init[self.subcommand]
         fitting = self.subcommand == "fit"
         if config.trainer.logger is not False:
@@ -329,10 +320,7 @@ class OctvideoCLI(LightningCLI):
             callbacks.append(ResumeHint(self.folder, _resume_command()))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except (
-            ValueError,
-            ImportError,
-        ) as error:  # Lightning's words for a wrong argument, and for one that needs more
+        except (ValueError, TypeError, ImportError) as error:  # for a wrong argument, or one that needs more
             raise UserError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import yaml
 
 from octvideo.errors import UserError
 from octvideo.files import read_text
-from octvideo.inference.checkpoint import expanded, find_checkpoint, find_runs, run_folder
+from octvideo.inference.checkpoint import expanded, find_checkpoint, find_runs, read_checkpoint, run_folder
 
 Subcommand = Literal["fit", "validate", "test", "predict"]
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -37,7 +37,7 @@ def find_config(name: str, *, beside: Path | None = None) -> Path:
     if beside is not None:
         places.insert(0, beside)
     given = expanded(name)
-    names = [given] if given.endswith(_SUFFIXES) else [f"{given}.yaml", given]
+    names = [given] if given.endswith(_SUFFIXES) else [*(given + suffix for suffix in _SUFFIXES), given]
     tried: list[Path] = []
     for place in places:
         for file in [place / spelt for spelt in names]:
@@ -155,4 +155,8 @@ def _named_run(args: list[str]) -> Path | None:
         return run
     if ckpt is None:
         return None
-    return find_checkpoint("last" if ckpt == "best" else ckpt, runs).parent.parent
+    checkpoint = find_checkpoint("last" if ckpt == "best" else ckpt, runs)
+    run = checkpoint.parent.parent
+    if not (run / "config.yaml").is_file():
+        read_checkpoint(checkpoint)  # what is wrong with it comes before what no config gives
+    return run

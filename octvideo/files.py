@@ -233,7 +233,7 @@ def print_any_text() -> None:
         sys.stdout.reconfigure(errors="octvideo")
 
 
-_LIKE = str.maketrans("─━–—−│┃×·…→α", "-----||x..>a")  # what our own tables and messages hold beside ASCII
+_LIKE = str.maketrans("─━–—−│┃×·•…→α", "-----||x...>a")  # what our own tables and messages hold beside ASCII
 
 
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:

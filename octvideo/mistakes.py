@@ -92,11 +92,9 @@ def wrong_builder(path: str, problem: str = "") -> str:
 
 def _types(text: str) -> str:
     """Python's spelling of types, as words: <class 'int'>, <class 'NoneType'> -> int or null."""
-    if match := re.search(r"Literal\[(.*?)\]", text):
-        names = [name.strip().strip("'\"") for name in match[1].split(",")]
-    else:
-        text = re.sub(r"(?:\w+\.)+(\w+)", r"\1", re.sub(r"<class '([^']+)'>", r"\1", text))
-        names = re.findall(r"\w+(?:\[.*?\]+)?", text)
+    text = re.sub(r"(?:\w+\.)+(\w+)", r"\1", re.sub(r"<class '([^']+)'>", r"\1", text))
+    text = re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace("'", ""), text)
+    names = list(dict.fromkeys(re.findall(r"[\w-]+(?:\[.*?\]+)?", text)))
     names = ["null" if name == "NoneType" else name for name in names] or [joined_lines(text)]
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 

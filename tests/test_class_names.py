@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -75,6 +76,10 @@ def test_files_that_are_none(tmp_path: Path, content: bytes | None, message: str
         "2, sit\n0, wave\n1, jump rope\n",
         'id,name\n0,wave\n1,"jump rope"\n2,sit\n',  # Kinetics' label maps
         "wave,0\nsit,2\njump rope,1\n",
+        "0: wave\n1: jump rope\n2: sit\n",
+        "1. wave\n2. jump rope\n3. sit\n",
+        "idx,name\n0,wave\n1,jump rope\n2,sit\n",
+        ",name\n0,wave\n1,jump rope\n2,sit\n",  # pandas
     ],
 )
 def test_numbered_and_json_files(tmp_path: Path, content: str) -> None:
@@ -107,12 +112,22 @@ def test_names_that_only_look_numbered_stay(tmp_path: Path, names: list[str]) ->
         ("[0, 1]", "got other JSON than class names: expected a name a line"),
         ('["wave",', "can't be read as JSON: Expecting value"),
         ("[]", "holds no class names: expected a name a line"),
+        ("{}", "got other JSON than class names: expected a name a line"),
+        ("id,name\n0,wave\nsit\n", "below 'id,name' not every line is an id and a name: expected a name a line"),
     ],
 )
 def test_files_that_can_be_read_in_two_ways_or_none(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "classes.txt").write_text(content)
     with pytest.raises(UserError, match=re.escape(message)):
         read_class_names(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9"), "wave\nclap"])
+def test_a_class_folder_whose_name_is_not_text_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.mp4").touch()
+    with pytest.raises(UserError, match=re.escape(f"a class can't be called {name!r}: rename the folder, in UTF-8")):
+        folder_class_names(tmp_path)
 
 
 def test_folders_that_are_numbers_are_sorted_by_number(tmp_path: Path) -> None:
@@ -133,7 +148,7 @@ def test_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "list.txt").touch()
     assert folder_class_names(tmp_path) == ["Jump", "a b", "wave"]
-    assert caplog.messages == [f"{tmp_path}: folders without videos are no classes: 'empty'"]
+    assert caplog.messages == [f"{tmp_path}: folders without videos of their own are no classes: 'empty'"]
     with pytest.raises(UserError, match=r"empty has no class folders with videos: expected .*empty/<class>/<video>"):
         folder_class_names(tmp_path / "empty")
 

@@ -22,6 +22,7 @@ from octvideo.class_names import (
     folder_class_names,
     match_classes,
     read_class_names,
+    some,
 )
 from octvideo.data.augment import Augmentation
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
@@ -160,11 +161,13 @@ class VideoDataModule(L.LightningDataModule):
             trained: the checkpoint's.
         """
         try:
-            if match_classes(trained, self.class_names).order is not None:
-                return
+            match = match_classes(trained, self.class_names)
         except UserError:  # no data but the videos to predict
-            pass
-        self.class_names = list(trained)
+            match = None
+        if match is None or match.order is None:
+            if match is not None and (self.classes is not None or (self.root / "classes.txt").is_file()):
+                log.warning("the checkpoint has %s: its own are predicted, and labels are read as theirs", match.said)
+            self.class_names = list(trained)
 
     @property
     def num_classes(self) -> int:
@@ -236,8 +239,7 @@ class VideoDataModule(L.LightningDataModule):
             name = self.class_names[there[0]]
             log.warning("%s: all videos have one class, %r, and a network nothing to tell it from", source, name)
         elif absent:
-            names = ", ".join(repr(self.class_names[number]) for number in absent[:3])
-            names += f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            names = some([self.class_names[number] for number in absent])
             # 1, 2, 3 for three classes are an error, but not where the class file has a name more.
             advice = "; ids start at 0, here they may start at 1" if there == list(range(1, len(there) + 1)) else ""
             log.warning("%s: no video of %d of %d classes: %s%s", source, len(absent), len(counts), names, advice)

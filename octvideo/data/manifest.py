@@ -83,6 +83,8 @@ def _read_folder(folder: Path, classes: ClassIndex, labelled: bool) -> Iterator[
 
 
 def _read_list(file: Path, root: Path, classes: ClassIndex, labelled: bool) -> Iterator[VideoRecord]:
+    if is_video(file.name):
+        raise UserError(f"{file} is a video: expected a list of videos, or a folder of them")
     bare = ((where, label) for where, _, _, label, is_name in _lines(file, root, classes) if not is_name)
     are_names = classes.numbers_are_names(bare)
     for where, text, path, label, is_name in _lines(file, root, classes):

@@ -85,11 +85,7 @@ def fit_classes(
         UserError: it was trained on other classes.
     """
     match = match_classes((checkpoint.get("octvideo") or {}).get("class_names"), names)
-    if match.order is None:
-        raise UserError(
-            f"the checkpoint was trained on {match.said}: give its classes in data.classes, or start a new head from "
-            "its weights with --init"
-        )
+    order = match.needed_order()
     if match.said:
         log.warning("the checkpoint has %s", match.said)
     if not match.reorders:
@@ -99,10 +95,10 @@ def fit_classes(
         key, parameter = f"network.{name}", network.get_parameter(name)
         for part in checkpoint.values():  # beside "state_dict" the one that a callback keeps while it averages weights
             if isinstance(part, dict) and key in part:
-                part[key] = part[key][match.order]
+                part[key] = part[key][order]
         number = next((number for number, other in enumerate(optimized) if other is parameter), None)
         for state in optimizers:
             for held in (state.get(key), state.get(number)):  # by name where a strategy gathers it
                 for what, value in (held or {}).items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        held[what] = value[match.order]
+                        held[what] = value[order]

@@ -154,6 +154,12 @@ def test_lines_of_more_than_a_path_and_a_label(tmp_path: Path, text: str, messag
         records(tmp_path, text)
 
 
+def test_a_video_is_no_list(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(bytes(9))
+    with pytest.raises(UserError, match=r"a\.mp4 is a video: expected a list of videos, or a folder of them"):
+        read_records(tmp_path / "a.mp4", root=tmp_path, classes=CLASSES)
+
+
 def test_a_class_whose_name_holds_a_comma(tmp_path: Path) -> None:
     classes = ClassIndex(["lifting, then dropping", "sit"])
     assert labels(tmp_path, "a.mp4,lifting, then dropping\nb.mp4,sit\n", classes) == [0, 1]

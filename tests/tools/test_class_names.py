@@ -124,7 +124,9 @@ def test_init_moves_the_rows_of_the_same_names(octvideo: Cli, trained: Path) -> 
     assert "  it has no class names: its classes are taken for the data's in their order" in out
 
 
-def test_predict_far_from_the_training_data_has_the_checkpoints_names(octvideo: Cli, trained: Path) -> None:
+def test_predict_far_from_the_training_data_has_the_checkpoints_names(
+    octvideo: Cli, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     video = next(Path(_root(trained)).glob("test/left/*.mp4"))
     (trained / "elsewhere" / "monday").mkdir(parents=True)
     shutil.copy(video, trained / "elsewhere/monday/a.mp4")
@@ -138,6 +140,15 @@ def test_predict_far_from_the_training_data_has_the_checkpoints_names(octvideo: 
     ordered = VideoScores.load("runs/tiny/predict/scores.npz")
     assert ordered.class_names == ["left", "right", "down"] and ordered.labels.tolist() == [0]
     np.testing.assert_allclose(ordered.scores[0], scores.scores[0][MOVED], rtol=1e-5)
+    assert not [message for message in caplog.messages if "its own are predicted" in message]
+    other = ("--data.classes", trained / "other.txt", "--data.predict", "list.txt")
+    octvideo("predict", "--name", "tiny", "--data.root", trained / "elsewhere", *other)
+    said = (
+        "the checkpoint has other classes than the data (with 'right', without 'up'): its own are predicted, and "
+        "labels are read as theirs"
+    )
+    assert caplog.messages.count(said) == 1
+    assert VideoScores.load("runs/tiny/predict/scores.npz").class_names == ["down", "left", "right"]
 
 
 def test_one_class_is_refused_or_said(octvideo: Cli, workplace: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -218,12 +218,16 @@ def test_paths_are_read_as_a_shell_reads_them(
 # ── data as data/README.md lays it out ──────────────────────────────────────────────────────────────────────
 
 
-def test_a_folder_of_class_folders(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
+def test_a_folder_of_class_folders(
+    octvideo: Cli, workplace: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for split in ("train", "test"):
-        (workplace / "mine").mkdir(exist_ok=True)
-        (workplace / "mine" / split).symlink_to(tiny_data / split)
+        (workplace / "mine" / split / "empty").mkdir(parents=True)
+        for name in ("down", "left", "right"):
+            (workplace / "mine" / split / name).symlink_to(tiny_data / split / name)
     mine = ("--data.train", "train", "--data.val", "null", "--data.test", "test", "--data.classes", "null")
     octvideo(*FIT, "--name", "mine", "--data.root", "mine", *mine)
+    assert caplog.messages.count("mine/train: folders without videos of their own are no classes: 'empty'") == 1
     out, _ = octvideo("test", "--name", "mine")
     assert "checkpoint: runs/mine/checkpoints/last.ckpt" in out and "5 videos, 3 classes" in out
     assert VideoScores.load("runs/mine/scores.npz").class_names == ["down", "left", "right"]
@@ -301,11 +305,13 @@ def test_what_a_checkpoint_scores_lies_in_its_own_run(
 def test_a_checkpoint_of_other_classes_is_refused(octvideo: Cli, workplace: Path) -> None:
     octvideo(*FIT)
     Path("four.txt").write_text("down\nleft\nright\nup\n")
-    _, err = octvideo("test", "-c", "tiny", "--data.classes", workplace / "four.txt", code=2)
-    assert err.splitlines()[-1] == (
-        "error: the checkpoint was trained on other classes than the data (without 'up'): give its classes in "
-        "data.classes, or start a new head from its weights with --init"
-    )
+    # The run's own config has its number of classes too: that is not what to change.
+    for command in (("test", "-c", "tiny"), ("test", "--name", "tiny"), ("fit", "--name", "tiny", "--resume")):
+        _, err = octvideo(*command, "--data.classes", workplace / "four.txt", code=2)
+        assert err.splitlines()[-1] == (
+            "error: the checkpoint was trained on other classes than the data (without 'up'): give its classes in "
+            "data.classes, or start a new head from its weights with --init"
+        )
 
 
 # ── interrupted runs ────────────────────────────────────────────────────────────────────────────────────────
@@ -555,6 +561,9 @@ def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, b
         ("fit -c tiny stray", "'stray' belongs to no option"),
         ("fit -c tiny --model.lr high", "model.lr: expected float, got high"),
         ("fit -c tiny --trainer.max_epochs x", "trainer.max_epochs: expected int or null, got x"),
+        ("fit -c tiny --trainer.precision x", "expected 64, 32, 16, transformer-engine, transformer-"),
+        ("fit -c tiny --trainer.devices x", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
+        ("fit -c tiny --resume x", "resume: expected bool or auto, got x"),
         ("fit -c tiny --model.schedule line", "model.schedule: expected cosine, step or constant, got line"),
         ("fit -c tiny --model.network.init_args.alpah 1", "has no argument 'alpah' (did you mean alpha?)"),
         ("fit -c tiny --model.network.init_args.alpha x", "alpha of octvideo.models.i3d_small: expected float, got x"),
@@ -575,6 +584,8 @@ def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, b
         ("fit -c torn", "torn.yaml:2: not YAML"),
         ("test -c tiny", "no last checkpoint: looked for runs/tiny/checkpoints/last.ckpt; train first"),
         ("test -c tiny --ckpt no.ckpt", "no checkpoint at no.ckpt"),
+        ("test --ckpt no.ckpt", "no checkpoint at no.ckpt"),
+        ("test --ckpt tiny.yaml", "tiny.yaml can't be read as a checkpoint"),
         ("test -c tiny --ckpt tiny.yaml", "tiny.yaml can't be read as a checkpoint"),
         ("test --name nope", "no run 'nope': there are none in runs. Give another --name, or a config with -c"),
         ("predict -c tiny --data.predict nope --init x.ckpt", "no data for data.predict 'nope': looked for "),

@@ -24,6 +24,8 @@ def test_a_config_is_looked_up_as_given_then_in_configs(here: Path) -> None:
     assert find_config("near") == Path("configs/near.yaml")
     (here / "near.yaml").write_text("{}")
     assert find_config("near.yaml") == Path("near.yaml")
+    (here / "configs" / "v1.0 b.yml").write_text("{}")
+    assert find_config("v1.0 b") == Path("configs/v1.0 b.yml")
 
 
 def test_the_repositorys_configs_are_found_from_anywhere(here: Path, repo: Path) -> None:

@@ -165,8 +165,7 @@ def _refuse_other(file: Path) -> None:
 def _refuse_other_classes(file: Path, classes: str) -> None:
     if not file.exists():
         return
-    lines = [line.strip() for line in text_lines(read_text(file))]
-    held, wanted = [line for line in lines if line], classes.splitlines()
+    held, wanted = [line.strip() for line in text_lines(read_text(file)) if line.strip()], classes.splitlines()
     if held != wanted:
         raise UserError(
             f"{file} is there and holds other classes ({class_difference(held, wanted)}): choose another "

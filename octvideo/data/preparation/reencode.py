@@ -73,52 +73,37 @@ def reencode(
     if not videos:
         raise UserError(f"{source} holds no videos")
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".reencode.lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(out / ".reencode.lock").acquire(timeout=0)
     except Timeout:
         raise UserError(f"another reencode writes to {out}: wait for it, or choose another folder") from None
-    try:
-        _claim(out, settings)
-        return _run(source, out, settings, videos, workers, timeout_sec, progress)
-    finally:
-        lock.release()
-
-
-def _run(
-    source: Path,
-    out: Path,
-    settings: EncodingSettings,
-    videos: list[str],
-    workers: int,
-    timeout_sec: float,
-    progress: Callable[[int, int, Summary], None],
-) -> Summary:
     summary = Summary()
     pool: IsolatedPool[tuple[str, str, str, EncodingSettings]] = IsolatedPool(
         encode_job, num_processes=workers, timeout_s=timeout_sec, memory_bytes=_MEMORY_BYTES
     )
     # What failed is tried again by each run; damaged videos are done, and stay named.
-    with (
-        pool,
-        (out / FAILED_FILE).open("w", errors="surrogateescape") as failed,
-        (out / DAMAGED_FILE).open("a", errors="surrogateescape") as damaged,
-    ):
+    with lock:
+        _claim(out, settings)
+        with (
+            pool,
+            (out / FAILED_FILE).open("w", errors="surrogateescape") as failed,
+            (out / DAMAGED_FILE).open("a", errors="surrogateescape") as damaged,
+        ):
 
-        def fail(path: str, reason: str) -> None:
-            summary.failed += 1
-            print(f"{path}\t{reason}", file=failed, flush=True)
+            def fail(path: str, reason: str) -> None:
+                summary.failed += 1
+                print(f"{path}\t{reason}", file=failed, flush=True)
 
-        for (path, _, target, _), outcome in pool.run(_jobs(source, out, settings, videos, summary, fail)):
-            encoded = outcome.value
-            if not isinstance(encoded, Encoded):
-                part_of(Path(target)).unlink(missing_ok=True)  # of a process that was killed
-                fail(path, encoded or outcome.reason)
-            else:
-                summary.add(encoded)
-                if encoded.damage:
-                    print(f"{path}\t{encoded.frames} frames; {encoded.damage}", file=damaged, flush=True)
-            progress(summary.done + summary.failed + summary.there, len(videos), summary)
+            for (path, _, target, _), outcome in pool.run(_jobs(source, out, settings, videos, summary, fail)):
+                encoded = outcome.value
+                if not isinstance(encoded, Encoded):
+                    part_of(Path(target)).unlink(missing_ok=True)  # of a process that was killed
+                    fail(path, encoded or outcome.reason)
+                else:
+                    summary.add(encoded)
+                    if encoded.damage:
+                        print(f"{path}\t{encoded.frames} frames; {encoded.damage}", file=damaged, flush=True)
+                progress(summary.done + summary.failed + summary.there, len(videos), summary)
     return summary
 
 

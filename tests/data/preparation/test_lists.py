@@ -275,7 +275,7 @@ def test_empty_class_folders_and_lists_without_a_class_are_told(
     assert main(["list", "folder", str(tmp_path)]) == 0
     assert (tmp_path / "classes.txt").read_text() == "clap\nwave\n"
     said = capsys.readouterr().err
-    assert caplog.messages == [f"{tmp_path}: folders without videos are no classes: 'jump'"]
+    assert caplog.messages == [f"{tmp_path}: folders without videos of their own are no classes: 'jump'"]
     assert "warning: test.txt has no video of 'clap' (a class needs more videos, or --test a larger share)" in said
     touch(tmp_path, "jump/0.mp4")
     assert main(["list", "folder", str(tmp_path)]) == 2
