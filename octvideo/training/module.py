@@ -35,6 +35,7 @@ from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_p
 from octvideo.training.nonfinite import NonFiniteSteps
 from octvideo.training.results import Evaluation, ScoredBatch
 from octvideo.training.schedule import Schedule, ScheduleName
+from octvideo.training.short_maps import short_maps_in_float32
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
 Batch = Any  # octvideo.data's, which has a part for each key
@@ -159,7 +160,7 @@ class VideoClassifier(L.LightningModule):
         x = x.to(next(self.network.parameters()).dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        with compiler_errors_in_words():
+        with compiler_errors_in_words(), short_maps_in_float32(x):
             logits = self.network(x)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
