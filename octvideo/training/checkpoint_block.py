@@ -70,6 +70,18 @@ def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], network
         log.warning("the checkpoint was trained as %s and is used as %s: its accuracy is not kept", then, now)
 
 
+def go_on_with_cut_epoch(loop: Mapping[str, Any]) -> None:
+    """Makes an epoch that max_steps or max_time has cut short one that goes on; Lightning takes it for finished.
+
+    Args:
+        loop: Lightning's record of its fit_loop in a checkpoint, changed.
+    """
+    epochs = loop["epoch_progress"]
+    if not loop["epoch_loop.batch_progress"]["is_last_batch"]:
+        for counts in (epochs["current"], epochs["total"]):
+            counts["processed"] = counts["completed"]
+
+
 def fit_classes(
     checkpoint: dict[str, Any], names: Sequence[str], network: nn.Module, optimized: Sequence[nn.Parameter]
 ) -> None:

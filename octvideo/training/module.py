@@ -29,7 +29,7 @@ from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import arrange
 from octvideo.seeds import seed_of
-from octvideo.training.checkpoint_block import built_from, check_fits, fit_classes, make_block
+from octvideo.training.checkpoint_block import built_from, check_fits, fit_classes, go_on_with_cut_epoch, make_block
 from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
 from octvideo.training.nonfinite import NonFiniteSteps
@@ -42,6 +42,12 @@ Batch = Any  # octvideo.data's, which has a part for each key
 Optimizer = Literal["sgd", "adamw"]
 
 log = logging.getLogger("octvideo.training")
+
+
+def epoch_of(trainer: L.Trainer) -> str:
+    """The running epoch, in words, counted from 1."""
+    total = trainer.max_epochs
+    return f"epoch {trainer.current_epoch + 1}" + ("" if total in (None, -1) else f"/{total}")
 
 
 class VideoClassifier(L.LightningModule):
@@ -326,7 +332,7 @@ class VideoClassifier(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         if self._first_batch is None:
-            self.print(f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs} was over before the resume")
+            self.print(f"{epoch_of(self.trainer)} was over before the resume")
             return
         values = {"train/top1": float(self.train_metrics.compute()["top1"])}
         values["train/loss"] = float(self.train_loss.compute())
@@ -337,7 +343,7 @@ class VideoClassifier(L.LightningModule):
         self.print(self._epoch_line(shown))
 
     def _epoch_line(self, values: dict[str, float]) -> str:
-        parts = [f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"]
+        parts = [epoch_of(self.trainer)]
         if self._first_batch:
             batches = self.trainer.num_training_batches
             parts.append(f"(resumed: the last {batches - self._first_batch} of {batches} batches alone)")
@@ -423,6 +429,8 @@ class VideoClassifier(L.LightningModule):
             fit_classes(checkpoint, names, self.network, [p for group in groups for p in group["params"]])
         check_fits(checkpoint, self.state_dict(), self.network)
         check_finite(checkpoint["state_dict"], self.trainer.ckpt_path)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            go_on_with_cut_epoch(checkpoint["loops"]["fit_loop"])
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
         self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)
 

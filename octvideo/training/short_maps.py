@@ -4,7 +4,6 @@ memory, finite or not, where the kernel is longer than the map (3 x 1 x 1 over 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,13 +25,7 @@ def short_maps_in_float32(x: Tensor) -> AbstractContextManager[Any]:
 
 
 class _InFloat32(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function not in (F.conv3d, F.conv_transpose3d) or _fits(*args[:2]):
             return function(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):

@@ -335,7 +335,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert ended.returncode == code, ended.stderr
     assert torch.load(last("stopped"), weights_only=True)["global_step"] == (step if options else 3)
     if how == "SIGINT":
-        assert "Stopped in epoch 2 of 2. runs/stopped/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
+        assert "Stopped in epoch 2/2. runs/stopped/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
         assert "--name stopped" in ended.stderr and "--resume" in ended.stderr
         assert "Traceback" not in ended.stderr
     octvideo(*FIT, "--name", "stopped", "--resume", "--data.num_workers", 2 if how == "SIGKILL" else 0)
