@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,6 +21,9 @@ from octvideo.files import json_text, whole_text
 from octvideo.training.module import VideoClassifier, epoch_of
 from octvideo.training.run_folder import RunFolder
 from octvideo.training.unreadable import UnreadableVideos
+
+# A default of Timer is an enum, for which YAML has no word.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, enum: dumper.represent_data(enum.value))
 
 
 def checkpoint_callbacks(

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import VideoMetrics
@@ -241,7 +241,7 @@ class VideoClassifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._epoch_started, self._first_batch, self._told_nonfinite = time.monotonic(), None, False
-        for metric in self._train_metrics:
+        for metric in (self.train_metrics, self.train_loss, self.train_unreadable, self.train_nonfinite):
             metric.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -326,18 +326,13 @@ class VideoClassifier(L.LightningModule):
             return None
         return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
 
-    @property
-    def _train_metrics(self) -> tuple[Metric, ...]:
-        return self.train_metrics, self.train_loss, self.train_unreadable, self.train_nonfinite
-
     def on_train_epoch_end(self) -> None:
         if self._first_batch is None:
             self.print(f"{epoch_of(self.trainer)} was over before the resume")
             return
         values = {"train/top1": float(self.train_metrics.compute()["top1"])}
-        values["train/loss"] = float(self.train_loss.compute())
-        values["train/unreadable"] = float(self.train_unreadable.compute())
-        values["train/nonfinite"] = float(self.train_nonfinite.compute())
+        for name in ("loss", "unreadable", "nonfinite"):
+            values[f"train/{name}"] = float(getattr(self, f"train_{name}").compute())
         self._log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))

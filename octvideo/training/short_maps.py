@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 
 def short_maps_in_float32(x: Tensor) -> AbstractContextManager[Any]:
@@ -26,12 +27,13 @@ def short_maps_in_float32(x: Tensor) -> AbstractContextManager[Any]:
 
 class _InFloat32(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function not in (F.conv3d, F.conv_transpose3d) or _fits(*args[:2]):
-            return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function not in (F.conv3d, F.conv_transpose3d) or _fits(*args, **kwargs):
+            return function(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            wide = [arg.float() if isinstance(arg, Tensor) else arg for arg in args]
-            return function(*wide, **(kwargs or {})).bfloat16()
+            args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+            return function(*args, **kwargs).bfloat16()
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
-    return all(size >= kernel for size, kernel in zip(x.shape[-3:], weight.shape[-3:], strict=True))
+def _fits(input: Tensor, weight: Tensor, *_: Any, **others: Any) -> bool:
+    return all(size >= kernel for size, kernel in zip(input.shape[-3:], weight.shape[-3:], strict=True))

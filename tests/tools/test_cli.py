@@ -179,6 +179,11 @@ def test_configs_with_dots_in_their_names(octvideo: Cli, workplace: Path) -> Non
     }
 
 
+def test_a_callback_whose_default_is_an_enum_is_in_the_config(octvideo: Cli, workplace: Path) -> None:
+    out, _ = octvideo("fit", "-c", "tiny", "--trainer.callbacks", "Timer", "--print_config")
+    assert yaml.safe_load(out)["trainer"]["callbacks"]["init_args"]["interval"] == "step"
+
+
 def test_a_run_whose_folder_was_moved_is_where_it_is(octvideo: Cli, workplace: Path) -> None:
     octvideo(*FIT, "--trainer.max_epochs", 1)
     Path("runs/tiny").rename("runs/moved")
