@@ -29,7 +29,7 @@ from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import arrange
 from octvideo.seeds import seed_of
-from octvideo.training.checkpoint_block import built_from, check_fits, fit_classes, go_on_with_cut_epoch, make_block
+from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
 from octvideo.training.nonfinite import NonFiniteSteps
@@ -419,13 +419,13 @@ class VideoClassifier(L.LightningModule):
         return list(getattr(self._datamodule, "class_names", ()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        optimized = [p for group in decay_groups(self.network, self.weight_decay) for p in group["params"]]
         if names := self._names_of_data:
-            groups = decay_groups(self.network, self.weight_decay)
-            fit_classes(checkpoint, names, self.network, [p for group in groups for p in group["params"]])
+            fit_classes(checkpoint, names, self.network, optimized)
         check_fits(checkpoint, self.state_dict(), self.network)
         check_finite(checkpoint["state_dict"], self.trainer.ckpt_path)
         if self.trainer.state.fn == TrainerFn.FITTING:
-            go_on_with_cut_epoch(checkpoint["loops"]["fit_loop"])
+            check_fit_goes_on(checkpoint, self.optimizer_name, len(optimized))
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
         self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)
 

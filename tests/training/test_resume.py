@@ -218,6 +218,15 @@ def test_an_epoch_that_max_steps_cut_short_goes_on(
     assert differences(root / "run" / "checkpoints" / "last.ckpt", saved.kept[-1]) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "now"), [({"optimizer": "adamw"}, "4 by adamw"), ({"freeze": "backbone"}, "2 by sgd")]
+)
+def test_another_optimizer_or_other_frozen_weights_do_not_go_on(root: Path, model: dict[str, Any], now: str) -> None:
+    place = stopped_behind(root, 2)
+    with pytest.raises(UserError, match=f"the checkpoint's run trains 4 parameters by sgd, this one {now}: give its"):
+        fit(root, resume=place, model=model)
+
+
 def test_a_checkpoint_from_within_a_window_begins_the_window_again(root: Path) -> None:
     """As a callback of the user's may save it; norms have seen its first batch, but no weight has."""
     whole, resumed = Watch(), Watch()
