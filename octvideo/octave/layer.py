@@ -142,9 +142,8 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         total: Tensor | None = None
         for term in terms:
             path = term.path
-            bias = None
-            if self.bias is not None and total is None:
-                bias = take_channels(self.bias, self._targets[to_low], 0)
+            adds_bias = self.bias is not None and total is None
+            bias = take_channels(self.bias, self._targets[to_low], 0) if adds_bias else None  # type: ignore[arg-type]
             x = term.gather(high, low, len(self.factor))
             y = self._convolve(x, path, path.weight(weight), bias if path.covers_target else None)
             total = self._add(total, y, path, bias, size, to_low=to_low)
@@ -174,9 +173,8 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         return y if path.up is None else upsample(y, self._sized(y, size), path.up)
 
     def extra_repr(self) -> str:
-        text = (
-            f"{super().extra_repr()}, alpha_in={self.partition_in.alpha:.3g}, alpha_out={self.partition_out.alpha:.3g}"
-        )
+        alpha_in, alpha_out = self.partition_in.alpha, self.partition_out.alpha
+        text = f"{super().extra_repr()}, alpha_in={alpha_in:.3g}, alpha_out={alpha_out:.3g}"
         if self.factor != as_factor(None, len(self.factor)):
             text += f", factor={self.factor}"
         return text if self.exchange == "both" else f"{text}, exchange={self.exchange}"
@@ -208,10 +206,8 @@ def _problem(conv: nn.modules.conv._ConvNd, n: int, axis: str) -> str | None:
     form = conv_form(conv)
     padding: Any = 0 if conv.padding == "valid" else conv.padding
     if padding == "same" or (form is not None and form.is_same):
-        has_centre = needed % 2 == 0
-        return (
-            None if has_centre else f"kernel {kernel}, dilation {dilation} in {axis} has no centre, expected an odd one"
-        )
+        problem = f"kernel {kernel}, dilation {dilation} in {axis} has no centre, expected an odd one"
+        return problem if needed % 2 else None
     if padding != 0:
         padding = int(padding[n])
     if 2 * padding == needed:

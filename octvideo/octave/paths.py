@@ -175,12 +175,8 @@ class Term:
             joined = from_high.join(from_low, order)
             if joined is not None:
                 return (cls(joined, (from_high, from_low)),)
-        terms = []
-        if from_high is not None:
-            terms.append(cls(from_high, (from_high, None)))
-        if from_low is not None:
-            terms.append(cls(from_low, (None, from_low)))
-        return tuple(terms)
+        pairs = (from_high, None), (None, from_low)
+        return tuple(cls(path, pair) for path, pair in zip((from_high, from_low), pairs, strict=True) if path)
 
     def gather(self, high: Tensor, low: Tensor | None, axes: int) -> Tensor:
         """What the convolution reads: its sources' channels, pooled where they have to be, side by side.
