@@ -108,10 +108,10 @@ class VideoDataModule(L.LightningDataModule):
         self.classes, self.quarantine = classes, quarantine
         self.augment = augment
         clips = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
-        common = {**clips, "target_fps": target_fps}
-        size = {"short_side_px": short_side_px, "crop_px": crop_px}
-        self.view_settings = ViewSettings(**common, **size, num_clips=num_clips, num_crops=num_crops)  # type: ignore[arg-type]
-        self.val_view_settings = ViewSettings(**common, **size, num_clips=val_clips, num_crops=val_crops)  # type: ignore[arg-type]
+        self.clip_settings: dict[str, Any] = {**clips, "target_fps": target_fps}
+        common = {**self.clip_settings, "short_side_px": short_side_px, "crop_px": crop_px}
+        self.view_settings = ViewSettings(**common, num_clips=num_clips, num_crops=num_crops)
+        self.val_view_settings = ViewSettings(**common, num_clips=val_clips, num_crops=val_crops)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         if num_workers is not None and num_workers < 0:
             raise UserError(f"num_workers: got {num_workers}, expected 0 or more")
@@ -278,20 +278,10 @@ class VideoDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         records = self.videos("train")
-        settings = self.view_settings
-        clips = TrainingClips(
-            records,
-            self.augment,
-            clip_frames=settings.clip_frames,
-            frame_stride=settings.frame_stride,
-            short_video=settings.short_video,
-            target_fps=settings.target_fps,
-            seed=self.seed,
-            decoder=self.decoder,
-        )
+        clips = TrainingClips(records, self.augment, **self.clip_settings, seed=self.seed, decoder=self.decoder)
         rank, world_size = self._process()
         batches = TrainingBatches(len(records), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
-        shape = (3, settings.clip_frames, self.augment.crop_px, self.augment.crop_px)
+        shape = (3, self.view_settings.clip_frames, self.augment.crop_px, self.augment.crop_px)
         return ResumableLoader(
             clips,
             batches,

@@ -156,14 +156,15 @@ class Collate:
         failures.
         """
         good = [item for item in items if isinstance(item, Item)]
-        content = {
-            "video": self._stack([item.video for item in good]),
-            "label": torch.tensor([item.label for item in good], dtype=torch.int64),
-            "index": torch.tensor([item.index for item in good], dtype=torch.int64),
-            "path": [item.path for item in good],
-            "failures": [item for item in items if isinstance(item, Failure)],
-        }
-        return Batch(content)
+        return Batch(
+            {
+                "video": self._stack([item.video for item in good]),
+                "label": torch.tensor([item.label for item in good], dtype=torch.int64),
+                "index": torch.tensor([item.index for item in good], dtype=torch.int64),
+                "path": [item.path for item in good],
+                "failures": [item for item in items if isinstance(item, Failure)],
+            }
+        )
 
     def _stack(self, videos: list[Any]) -> Tensor | list[VideoViews]:
         if self.shape is None:

@@ -55,7 +55,8 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
         raise UserError(f"no metrics at {path} ({error.strerror}): training writes metrics.csv") from error
     if not rows:
         raise UserError(f"{path} is no metrics.csv of Lightning: it has no rows with epoch and step")
-    steps_per_epoch = _steps_per_epoch(rows)
+    # Epochs and steps count from 0. Whole epochs all give the same, the first rows of one give less.
+    steps_per_epoch = max((int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in rows)
     curves: dict[str, Curve] = {}
     for name in rows[0].keys() - {"epoch", "step"}:
         held = [row for row in rows if row[name]]
@@ -67,11 +68,6 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
             places = [(int(row["step"]) + 1) / steps_per_epoch for row in held]
             curves[name] = Curve(places, [float(row[name]) for row in held])
     return curves
-
-
-def _steps_per_epoch(rows: list[dict[str, str]]) -> float:
-    # Epochs and steps count from 0. Whole epochs all give the same, the first rows of one give less.
-    return max((int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in rows)
 
 
 def draw_report(

@@ -135,9 +135,8 @@ class VideoScores:
         with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "right", *columns])
-            for name, label, scores, best, is_right in zip(
-                self.paths, self.labels, self.scores, order, right, strict=True
-            ):
+            rows = zip(self.paths, self.labels, self.scores, order, right, strict=True)
+            for name, label, scores, best, is_right in rows:
                 truth = self.class_names[label] if label >= 0 else ""
                 named = [text for c in best for text in (self.class_names[c], f"{scores[c]:.4f}")]
                 writer.writerow([name, truth, is_right, *named])

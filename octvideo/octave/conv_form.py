@@ -84,19 +84,15 @@ def pad_same(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: 
     return F.pad(x, pads)
 
 
-class _ConvTracer(fx.Tracer):
-    def __init__(self, padding: tuple[Any, ...] = ()) -> None:
-        super().__init__(autowrap_functions=padding, param_shapes_constant=True)
-
-
 def _read_form(conv: nn.Module) -> ConvForm | None:
     pad = getattr(type(conv).forward, "__globals__", {}).get("pad_same")
+    tracer = fx.Tracer(autowrap_functions=() if pad is None else (pad,), param_shapes_constant=True)
     graphs = []
     for training in (True, False):
         try:
             twin = copy.copy(conv)  # a trace may set attributes
             twin.training = training
-            graphs.append(_ConvTracer(() if pad is None else (pad,)).trace(twin))
+            graphs.append(tracer.trace(twin))
         except Exception:  # of a parametrized module, or whatever a forward raises that computes with a Proxy
             return None
     return _form(conv, graphs[0], pad) if str(graphs[0]) == str(graphs[1]) else None

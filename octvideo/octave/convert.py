@@ -30,9 +30,8 @@ class OctaveNetwork(fx.GraphModule):
     """
 
     def __init__(self, state: Mapping[str, Any], graph: fx.Graph, class_name: str = "OctaveNetwork") -> None:
-        super().__init__(
-            nn.Module(), fx.Graph(tracer_cls=graph._tracer_cls), class_name
-        )  # which unpickling traces with
+        # Unpickling traces with the tracer's class.
+        super().__init__(nn.Module(), fx.Graph(tracer_cls=graph._tracer_cls), class_name)
         self.__dict__.update(state)  # GraphModule would take over what the graph reads, in the order of reading
         self.graph = graph
 

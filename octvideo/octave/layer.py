@@ -54,12 +54,10 @@ class OctaveLayer(nn.modules.conv._ConvNd):
     def _place(self, paths: Paths) -> None:
         self._hh, self._hl, self._lh, self._ll = paths.hh, paths.hl, paths.lh, paths.ll
         order = self.partition_in.order if self.groups == 1 else None
-        self._high_terms = Term.of("high", paths.hh, paths.lh, order)
-        self._low_terms = Term.of("low", paths.hl, paths.ll, order)
-        complete = paths.hh and paths.hl and paths.lh and paths.ll
+        self._high_terms = Term.of(paths.hh, paths.lh, order)
+        self._low_terms = Term.of(paths.hl, paths.ll, order)
         in_order = all(isinstance(part, slice) for part in (order, *self._targets))
         self._trained = self._whole(paths) if in_order else None
-        self._is_split = bool(complete) and in_order and self.groups == 1 and not self.transposed
 
     def _whole(self, paths: Paths) -> TrainedConv | None:
         """What trains the layer as a whole, if its form is one that fused_training.py has."""
@@ -115,12 +113,11 @@ class OctaveLayer(nn.modules.conv._ConvNd):
     def _combine_by_terms(
         self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]
     ) -> tuple[Tensor, ...]:
-        weights = self._weights(weight)
-        y_high = self._run(self._high_terms, high, low, weights, size, to_low=False)
+        y_high = self._run(self._high_terms, high, low, weight, size, to_low=False)
         if not self._gives_pair:
             assert y_high is not None
             return (y_high,)
-        y_low = self._run(self._low_terms, high, low, weights, size, to_low=True)
+        y_low = self._run(self._low_terms, high, low, weight, size, to_low=True)
         assert y_low is not None
         if y_high is None:  # alpha_out = 1: no high channel, but the full size is kept
             y_high = y_low.new_empty(y_low.shape[0], 0, *self._sized(y_low, size))
@@ -136,7 +133,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         terms: tuple[Term, ...],
         high: Tensor,
         low: Tensor | None,
-        weights: dict[str, Tensor],
+        weight: Tensor,
         size: Sequence[int],
         *,
         to_low: bool,
@@ -145,29 +142,12 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         total: Tensor | None = None
         for term in terms:
             path = term.path
-            bias = None
-            if self.bias is not None and total is None:
-                bias = take_channels(self.bias, self._targets[to_low], 0)
+            adds_bias = self.bias is not None and total is None
+            bias = take_channels(self.bias, self._targets[to_low], 0) if adds_bias else None  # type: ignore[arg-type]
             x = term.gather(high, low, len(self.factor))
-            y = self._convolve(x, path, weights[term.name], bias if path.covers_target else None)
+            y = self._convolve(x, path, path.weight(weight), bias if path.covers_target else None)
             total = self._add(total, y, path, bias, size, to_low=to_low)
         return total
-
-    def _weights(self, weight: Tensor) -> dict[str, Tensor]:
-        """The part of the layer's weight that each term needs.
-
-        By splitting where that is possible: the gradient of a split is one copy, that of each slice is a whole weight
-        of zeros around its part, and these are added up.
-        """
-        terms = (*self._high_terms, *self._low_terms)
-        if not self._is_split:
-            return {term.name: term.path.weight(weight) for term in terms}
-        weights = {}
-        targets = self._high_terms, self._low_terms
-        for rows, own in zip(weight.split(self._target_sizes, 0), targets, strict=True):
-            parts = (rows,) if len(own) == 1 else rows.split(self._source_sizes, 1)
-            weights.update({term.name: part for term, part in zip(own, parts, strict=True)})
-        return weights
 
     def _add(
         self, total: Tensor | None, y: Tensor, path: ConvPath, bias: Tensor | None, size: Sequence[int], *, to_low: bool
@@ -193,9 +173,8 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         return y if path.up is None else upsample(y, self._sized(y, size), path.up)
 
     def extra_repr(self) -> str:
-        text = (
-            f"{super().extra_repr()}, alpha_in={self.partition_in.alpha:.3g}, alpha_out={self.partition_out.alpha:.3g}"
-        )
+        alpha_in, alpha_out = self.partition_in.alpha, self.partition_out.alpha
+        text = f"{super().extra_repr()}, alpha_in={alpha_in:.3g}, alpha_out={alpha_out:.3g}"
         if self.factor != as_factor(None, len(self.factor)):
             text += f", factor={self.factor}"
         return text if self.exchange == "both" else f"{text}, exchange={self.exchange}"
@@ -227,10 +206,8 @@ def _problem(conv: nn.modules.conv._ConvNd, n: int, axis: str) -> str | None:
     form = conv_form(conv)
     padding: Any = 0 if conv.padding == "valid" else conv.padding
     if padding == "same" or (form is not None and form.is_same):
-        has_centre = needed % 2 == 0
-        return (
-            None if has_centre else f"kernel {kernel}, dilation {dilation} in {axis} has no centre, expected an odd one"
-        )
+        problem = f"kernel {kernel}, dilation {dilation} in {axis} has no centre, expected an odd one"
+        return problem if needed % 2 else None
     if padding != 0:
         padding = int(padding[n])
     if 2 * padding == needed:

@@ -159,18 +159,14 @@ class Term:
     over the octave layers of I3D-50 by 3 (alpha .25) and 6 % (.5) of their time, on one thread with AVX2.
     """
 
-    name: str
     path: ConvPath
     sources: tuple[ConvPath | None, ConvPath | None]  # how x_high and x_low come in; None: not at all
 
     @classmethod
-    def of(
-        cls, target: str, from_high: ConvPath | None, from_low: ConvPath | None, order: ChannelIndex | None
-    ) -> tuple[Term, ...]:
+    def of(cls, from_high: ConvPath | None, from_low: ConvPath | None, order: ChannelIndex | None) -> tuple[Term, ...]:
         """The terms of one target, the one at full resolution first.
 
         Args:
-            target: its name.
             from_high, from_low: the paths that reach it.
             order: of the ordinary input's channels: the high ones, then the low ones; None in a grouped layer, where
                 sources cannot lie side by side.
@@ -178,13 +174,9 @@ class Term:
         if from_high is not None and from_low is not None and order is not None:
             joined = from_high.join(from_low, order)
             if joined is not None:
-                return (cls(target, joined, (from_high, from_low)),)
-        terms = []
-        if from_high is not None:
-            terms.append(cls(f"high_to_{target}", from_high, (from_high, None)))
-        if from_low is not None:
-            terms.append(cls(f"low_to_{target}", from_low, (None, from_low)))
-        return tuple(terms)
+                return (cls(joined, (from_high, from_low)),)
+        pairs = (from_high, None), (None, from_low)
+        return tuple(cls(path, pair) for path, pair in zip((from_high, from_low), pairs, strict=True) if path)
 
     def gather(self, high: Tensor, low: Tensor | None, axes: int) -> Tensor:
         """What the convolution reads: its sources' channels, pooled where they have to be, side by side.

@@ -138,16 +138,7 @@ class _Rewriter:
             self._set_octave(conv, none_in, none_out)
 
     def _set_octave(self, conv: nn.modules.conv._ConvNd, p_in: Partition, p_out: Partition) -> None:
-        s = self.settings
-        _retype(
-            conv,
-            p_in,
-            p_out,
-            downsample=s.downsample,
-            octave_downsample=s.octave_downsample,
-            exchange=s.exchange,
-            factor=self.factor,
-        )
+        _retype(conv, p_in, p_out, **(vars(self.settings) | {"factor": self.factor}))
 
     # -- operations ------------------------------------------------------------------------------------------
 
@@ -186,7 +177,7 @@ class _Rewriter:
                 new = OctFunction(function, *_plain(others), **_plain(node.kwargs))
             else:
                 new = OctPool(pool_module(node), self.factor)
-        return self._replace(node, new, inputs)
+        return replace_by_module(self.model, self.graph, node, new, inputs)
 
     def _convert_reader(self, node: fx.Node) -> None:
         """Let a global pool or a question for the size read the pair itself."""
@@ -198,7 +189,7 @@ class _Rewriter:
             raise ValueError(f"octavize: {node.name} reads more than one Octave")  # no known operation does
         function, args, kwargs = _function(node), _plain(node.args[1:]), _plain(node.kwargs)
         if self.solution.roles[node] == "shape":
-            self._replace(node, OctShape(function, *args), (source,))
+            replace_by_module(self.model, self.graph, node, OctShape(function, *args), (source,))
             return
         module = self.traced.module(node)
         squeeze = OctSqueeze(
@@ -209,7 +200,7 @@ class _Rewriter:
             dims=mean_dims(node),
             **kwargs,
         )
-        self._replace(node, squeeze, (source,))
+        replace_by_module(self.model, self.graph, node, squeeze, (source,))
 
     def _convert_slice(self, node: fx.Node, out: Partition | None) -> None:
         """Let each part of a chunked pair be cut from the pair itself."""
@@ -219,7 +210,7 @@ class _Rewriter:
         if partition is None:
             return
         piece = OctSlice(partition, *slice_range(node, partition.num_channels))
-        new = self._replace(node, piece, (source,))
+        new = replace_by_module(self.model, self.graph, node, piece, (source,))
         if out is not None:
             self.solution.partitions[new] = out
         elif not piece.part.is_ordinary:  # nobody reads it as a pair
@@ -229,9 +220,6 @@ class _Rewriter:
                 self._merge_before(user, new)
         if not chunk.users:
             self.graph.erase_node(chunk)
-
-    def _replace(self, node: fx.Node, new: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
-        return replace_by_module(self.model, self.graph, node, new, inputs)
 
     def _merge_before(self, reader: fx.Node, source: fx.Node) -> None:
         partition = self.solution.partition(source)

@@ -231,8 +231,9 @@ def read_config(run: ArmRun, settings: ArmSettings) -> dict[str, Any] | None:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     network = config["model"]["network"]
     asked: dict[str, Any] = {"seed": run.seed, "network": run.network.class_path, **run.init_args}
+    own = {key: network["init_args"].get(key) for key in run.init_args}
     # An image network is a network too: the builder and its argument have one name.
-    got = {"seed": config["seed_everything"], "network": network["class_path"], **_own(network["init_args"], run)}
+    got = {"seed": config["seed_everything"], "network": network["class_path"], **own}
     if settings.epochs is not None:
         asked["epochs"], got["epochs"] = settings.epochs, config["trainer"]["max_epochs"]
     for key, value in asked.items():
@@ -242,7 +243,3 @@ def read_config(run: ArmRun, settings: ArmSettings) -> dict[str, Any] | None:
                 "another --runs-dir"
             )
     return config
-
-
-def _own(init_args: dict[str, Any], run: ArmRun) -> dict[str, Any]:
-    return {key: init_args.get(key) for key in run.init_args}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,9 +18,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from octvideo.evaluation.report import metrics_table
 from octvideo.evaluation.scores import VideoScores
 from octvideo.files import json_text, whole_text
-from octvideo.training.module import VideoClassifier
+from octvideo.training.module import VideoClassifier, epoch_of
 from octvideo.training.run_folder import RunFolder
 from octvideo.training.unreadable import UnreadableVideos
+
+# A default of Timer is an enum, for which YAML has no word.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, enum: dumper.represent_data(enum.value))
 
 
 def checkpoint_callbacks(
@@ -102,7 +107,7 @@ class ResumeHint(Callback):
             hint = f"{self._last} is kept. Go on with:\n  {self._command}"
         else:
             hint = "No checkpoint yet, the first epoch was not over: start again."
-        print(f"\nStopped in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}. {hint}", file=sys.stderr)
+        print(f"\nStopped in {epoch_of(trainer)}. {hint}", file=sys.stderr)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -121,10 +126,8 @@ class ProgressBar(RichProgressBar):
     """Lightning's, which counts epochs from 0, with epochs from 1 as everything else here has them."""
 
     def _get_train_description(self, current_epoch: int) -> str:
-        total = self.trainer.max_epochs
-        of_total = "" if total in (None, -1) else f"/{total}"
         # As wide as the word below it, or the bars jump.
-        return f"{f'Epoch {current_epoch + 1}{of_total}':{len(self.validation_description)}}"
+        return f"{epoch_of(self.trainer).capitalize():{len(self.validation_description)}}"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

@@ -70,6 +70,32 @@ def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], network
         log.warning("the checkpoint was trained as %s and is used as %s: its accuracy is not kept", then, now)
 
 
+def check_fit_goes_on(checkpoint: Mapping[str, Any], optimizer: str, num_weights: int) -> None:
+    """Refuses the state of another optimizer in words, and lets an epoch go on that max_steps or max_time has cut
+    short: Lightning takes it for finished.
+
+    Args:
+        checkpoint: Lightning's; its record of epochs is changed.
+        optimizer: "sgd" or "adamw".
+        num_weights: that it trains, as parameters.
+
+    Raises:
+        UserError: the checkpoint's differs.
+    """
+    for state in checkpoint["optimizer_states"]:
+        groups = state["param_groups"]
+        theirs, number = "sgd" if "momentum" in groups[0] else "adamw", sum(len(group["params"]) for group in groups)
+        if (theirs, number) != (optimizer, num_weights):
+            raise UserError(
+                f"the checkpoint's run trains {number} parameters by {theirs}, this one {num_weights} by {optimizer}: "
+                "give its model.optimizer and model.freeze, or start a new run from its weights with --init"
+            )
+    loop = checkpoint["loops"]["fit_loop"]
+    if not loop["epoch_loop.batch_progress"]["is_last_batch"]:
+        for counts in (loop["epoch_progress"]["current"], loop["epoch_progress"]["total"]):
+            counts["processed"] = counts["completed"]
+
+
 def fit_classes(
     checkpoint: dict[str, Any], names: Sequence[str], network: nn.Module, optimized: Sequence[nn.Parameter]
 ) -> None:

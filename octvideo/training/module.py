@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import VideoMetrics
@@ -29,18 +29,25 @@ from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import arrange
 from octvideo.seeds import seed_of
-from octvideo.training.checkpoint_block import built_from, check_fits, fit_classes, make_block
+from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
 from octvideo.training.nonfinite import NonFiniteSteps
 from octvideo.training.results import Evaluation, ScoredBatch
 from octvideo.training.schedule import Schedule, ScheduleName
+from octvideo.training.short_maps import short_maps_in_float32
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
 Batch = Any  # octvideo.data's, which has a part for each key
 Optimizer = Literal["sgd", "adamw"]
 
 log = logging.getLogger("octvideo.training")
+
+
+def epoch_of(trainer: L.Trainer) -> str:
+    """The running epoch, in words, counted from 1."""
+    total = trainer.max_epochs
+    return f"epoch {trainer.current_epoch + 1}" + ("" if total in (None, -1) else f"/{total}")
 
 
 class VideoClassifier(L.LightningModule):
@@ -159,7 +166,7 @@ class VideoClassifier(L.LightningModule):
         x = x.to(next(self.network.parameters()).dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        with compiler_errors_in_words():
+        with compiler_errors_in_words(), short_maps_in_float32(x):
             logits = self.network(x)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -234,7 +241,7 @@ class VideoClassifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._epoch_started, self._first_batch, self._told_nonfinite = time.monotonic(), None, False
-        for metric in self._train_metrics:
+        for metric in (self.train_metrics, self.train_loss, self.train_unreadable, self.train_nonfinite):
             metric.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -319,24 +326,19 @@ class VideoClassifier(L.LightningModule):
             return None
         return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
 
-    @property
-    def _train_metrics(self) -> tuple[Metric, ...]:
-        return self.train_metrics, self.train_loss, self.train_unreadable, self.train_nonfinite
-
     def on_train_epoch_end(self) -> None:
         if self._first_batch is None:
-            self.print(f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs} was over before the resume")
+            self.print(f"{epoch_of(self.trainer)} was over before the resume")
             return
         values = {"train/top1": float(self.train_metrics.compute()["top1"])}
-        values["train/loss"] = float(self.train_loss.compute())
-        values["train/unreadable"] = float(self.train_unreadable.compute())
-        values["train/nonfinite"] = float(self.train_nonfinite.compute())
+        for name in ("loss", "unreadable", "nonfinite"):
+            values[f"train/{name}"] = float(getattr(self, f"train_{name}").compute())
         self._log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))
 
     def _epoch_line(self, values: dict[str, float]) -> str:
-        parts = [f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"]
+        parts = [epoch_of(self.trainer)]
         if self._first_batch:
             batches = self.trainer.num_training_batches
             parts.append(f"(resumed: the last {batches - self._first_batch} of {batches} batches alone)")
@@ -417,11 +419,13 @@ class VideoClassifier(L.LightningModule):
         return list(getattr(self._datamodule, "class_names", ()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        optimized = [p for group in decay_groups(self.network, self.weight_decay) for p in group["params"]]
         if names := self._names_of_data:
-            groups = decay_groups(self.network, self.weight_decay)
-            fit_classes(checkpoint, names, self.network, [p for group in groups for p in group["params"]])
+            fit_classes(checkpoint, names, self.network, optimized)
         check_fits(checkpoint, self.state_dict(), self.network)
         check_finite(checkpoint["state_dict"], self.trainer.ckpt_path)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_fit_goes_on(checkpoint, self.optimizer_name, len(optimized))
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
         self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)
 

@@ -33,27 +33,6 @@ class ScoredBatch:
     scores: Tensor
 
 
-def gather_scores(batches: list[ScoredBatch], *, class_names: list[str], num_classes: int) -> VideoScores:
-    """All processes' scores in data set order; every process must call it, and every one gets them all."""
-    index = torch.cat([b.index for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
-    labels = torch.cat([b.labels for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
-    scores = torch.cat([b.scores for b in batches] + [torch.empty(0, num_classes)]).numpy()
-    paths = [path for b in batches for path in b.paths]
-    parts = [(index, paths, labels, scores)]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [parts[0]] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, (index, paths, labels, scores))
-    # unique: a video that two processes had (a sampler that pads by repeating) is one video.
-    _, order = np.unique(np.concatenate([part[0] for part in parts]), return_index=True)
-    all_paths = [path for part in parts for path in part[1]]
-    return VideoScores(
-        paths=[all_paths[i] for i in order],
-        labels=np.concatenate([part[2] for part in parts])[order],
-        scores=np.concatenate([part[3] for part in parts])[order],
-        class_names=class_names,
-    )
-
-
 class Evaluation(nn.Module):
     """Counts one pass over whole videos; a module, so that its sums live on the device of the network.
 
@@ -111,5 +90,21 @@ class Evaluation(nn.Module):
         return values
 
     def scores(self, class_names: list[str]) -> VideoScores:
-        """Scores of all processes in data set order; every process must call it."""
-        return gather_scores(self._scored, class_names=class_names, num_classes=self.num_classes)
+        """Scores of all processes in data set order; every process must call it, and every one gets them all."""
+        batches = self._scored
+        index = torch.cat([b.index for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
+        labels = torch.cat([b.labels for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
+        scores = torch.cat([b.scores for b in batches] + [torch.empty(0, self.num_classes)]).numpy()
+        parts = [(index, [path for b in batches for path in b.paths], labels, scores)]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts *= torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, parts[0])
+        # unique: a video that two processes had (a sampler that pads by repeating) is one video.
+        _, order = np.unique(np.concatenate([part[0] for part in parts]), return_index=True)
+        all_paths = [path for part in parts for path in part[1]]
+        return VideoScores(
+            paths=[all_paths[i] for i in order],
+            labels=np.concatenate([part[2] for part in parts])[order],
+            scores=np.concatenate([part[3] for part in parts])[order],
+            class_names=class_names,
+        )

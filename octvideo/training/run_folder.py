@@ -53,10 +53,6 @@ class RunFolder:
         return self.checkpoints / "last.ckpt"
 
     @property
-    def best(self) -> Path:
-        return self.checkpoints / "best.ckpt"
-
-    @property
     def metrics_csv(self) -> Path:
         return self.path / "metrics.csv"
 
@@ -88,7 +84,7 @@ class RunFolder:
         Raises:
             UserError: there is none, with what to do.
         """
-        path = {"best": self.best, "last": self.last}[which]
+        path = self.checkpoints / f"{which}.ckpt"
         if not path.exists():
             raise UserError(
                 f"no {which} checkpoint: looked for {path}; train first (octvideo fit), or give --ckpt PATH "
@@ -98,7 +94,8 @@ class RunFolder:
 
     def best_or_last(self) -> Path:
         """best.ckpt where validation chose one, else last.ckpt."""
-        return self.best if self.best.exists() else self.checkpoint("last")
+        best = self.checkpoints / "best.ckpt"
+        return best if best.exists() else self.checkpoint("last")
 
     def forget_after(self, step: int) -> None:
         """Drops rows of metrics.csv later than `step`: an interrupted epoch is trained, and logged, again."""

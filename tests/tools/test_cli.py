@@ -179,6 +179,11 @@ def test_configs_with_dots_in_their_names(octvideo: Cli, workplace: Path) -> Non
     }
 
 
+def test_a_callback_whose_default_is_an_enum_is_in_the_config(octvideo: Cli, workplace: Path) -> None:
+    out, _ = octvideo("fit", "-c", "tiny", "--trainer.callbacks", "Timer", "--print_config")
+    assert yaml.safe_load(out)["trainer"]["callbacks"]["init_args"]["interval"] == "step"
+
+
 def test_a_run_whose_folder_was_moved_is_where_it_is(octvideo: Cli, workplace: Path) -> None:
     octvideo(*FIT, "--trainer.max_epochs", 1)
     Path("runs/tiny").rename("runs/moved")
@@ -341,7 +346,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert ended.returncode == code, ended.stderr
     assert torch.load(last("stopped"), weights_only=True)["global_step"] == (step if options else 3)
     if how == "SIGINT":
-        assert "Stopped in epoch 2 of 2. runs/stopped/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
+        assert "Stopped in epoch 2/2. runs/stopped/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
         assert "--name stopped" in ended.stderr and "--resume" in ended.stderr
         assert "Traceback" not in ended.stderr
     octvideo(*FIT, "--name", "stopped", "--resume", "--data.num_workers", 2 if how == "SIGKILL" else 0)

@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from lightning.pytorch.utilities.data import extract_batch_size
+from torch import nn
 
 from octvideo.data.dataset import Failure, Item
 from octvideo.data.loading import Batch, Collate
@@ -33,7 +34,7 @@ K = 3
 
 
 def views(number: int) -> VideoViews:
-    """2 clips of 8 frames: the maps keep 4, as fewer than a kernel is long are no good for oneDNN's bf16 gradients."""
+    """2 clips of 8 frames."""
     frames = torch.randint(0, 256, (16, 32, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
     return VideoViews(frames, np.arange(16).reshape(2, 8), (Box(0, 4, 32, 32),))
 
@@ -104,6 +105,27 @@ def test_mixup_and_the_layout_of_the_own_kernel_work_in_it(tmp_path: Any, precis
     ran = fit_and_test(tmp_path, precision, mixup_alpha=0.4, label_smoothing=0.1, channels_last=True, optimizer="adamw")
     assert ran.scores.isfinite().all()
     assert all(parameter.isfinite().all() for parameter in ran.module.network.parameters())
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_kernel_longer_than_its_map_learns_in_bf16(mixed: bool, compiled: bool) -> None:
+    """oneDNN's gradient of such a weight is what lay in memory."""
+
+    def gradients(dtype: torch.dtype) -> torch.Tensor:
+        torch.manual_seed(0)
+        conv = nn.Conv3d(3, 32, (3, 3, 3), padding=1)
+        head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(32, K))
+        module = VideoClassifier(nn.Sequential(conv, head), compile=compiled)
+        module.network.to(torch.float32 if mixed else dtype)
+        with torch.autocast("cpu", dtype, enabled=mixed and dtype != torch.float32):
+            logits = module(torch.randint(0, 256, (4, 3, 2, 8, 8), dtype=torch.uint8))
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])).backward()
+        assert conv.weight.grad is not None
+        return conv.weight.grad.float()
+
+    expected = gradients(torch.float32)
+    assert (gradients(torch.bfloat16) - expected).norm() < 0.05 * expected.norm()
 
 
 def test_a_batch_passes_whatever_of_lightning_walks_it() -> None:

@@ -202,6 +202,31 @@ def test_a_run_resumed_from_whatever_it_saved_ends_with_the_same_weights(
             assert rest > 0 and out.count("epoch 2/2  ") + out.count("epoch 2/2 was") == 1
 
 
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("steps", [1, 4, 5, 7])
+def test_an_epoch_that_max_steps_cut_short_goes_on(
+    root: Path, steps: int, window: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"model": {"schedule": "constant"}, "accumulate_grad_batches": window, "max_epochs": 3}
+    saved, whole, first, rest = KeepAll(), Watch(), Watch(), Watch()
+    fit(root, whole, plugins=saved, **settings)
+    cut = KeepAll()
+    fit(root, first, plugins=cut, **(settings | {"max_epochs": -1, "max_steps": steps}))
+    assert "/-1" not in capsys.readouterr().out
+    fit(root, rest, resume=cut.kept[-1], **settings)
+    assert first.seen + rest.seen == whole.seen
+    assert differences(root / "run" / "checkpoints" / "last.ckpt", saved.kept[-1]) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "now"), [({"optimizer": "adamw"}, "4 by adamw"), ({"freeze": "backbone"}, "2 by sgd")]
+)
+def test_another_optimizer_or_other_frozen_weights_do_not_go_on(root: Path, model: dict[str, Any], now: str) -> None:
+    place = stopped_behind(root, 2)
+    with pytest.raises(UserError, match=f"the checkpoint's run trains 4 parameters by sgd, this one {now}: give its"):
+        fit(root, resume=place, model=model)
+
+
 def test_a_checkpoint_from_within_a_window_begins_the_window_again(root: Path) -> None:
     """As a callback of the user's may save it; norms have seen its first batch, but no weight has."""
     whole, resumed = Watch(), Watch()
