@@ -190,6 +190,8 @@ class ResumableLoader(DataLoader[Any]):
     ) -> None:
         super().__init__(clips, batch_sampler=batches, **settings)
         self.batches, self.digest, self.trainer = batches, digest, trainer
+        if trainer is not None:  # workers may ask for batches before Lightning says which epoch a resumed run is in
+            batches.epoch = trainer.fit_loop.epoch_progress.current.processed
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many videos of its order have gone into weights: those before the last optimiser step."""

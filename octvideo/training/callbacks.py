@@ -95,13 +95,11 @@ class ResumeHint(Callback):
     """
 
     def __init__(self, folder: RunFolder, command: str) -> None:
-        self._last: Path = folder.last
-        self._command = command
+        self._last, self._command = folder.last, command
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
-            return
-        if trainer.state.fn != TrainerFn.FITTING:
+        fitting = trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING
+        if not fitting or not isinstance(exception, KeyboardInterrupt):
             return
         if self._last.exists():
             hint = f"{self._last} is kept. Go on with:\n  {self._command}"

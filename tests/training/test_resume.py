@@ -202,6 +202,19 @@ def test_a_run_resumed_from_whatever_it_saved_ends_with_the_same_weights(
             assert rest > 0 and out.count("epoch 2/2  ") + out.count("epoch 2/2 was") == 1
 
 
+def test_workers_draw_from_the_epoch_that_is_resumed(root: Path) -> None:
+    """They ask for batches as soon as there is a loader."""
+    saved, whole = KeepAll(), Watch()
+    fit(root, whole, plugins=saved, max_epochs=3)
+    ends = [path for path in saved.kept if torch.load(path, weights_only=True)["global_step"] in (5, 10)]
+    assert len(ends) >= 2
+    for checkpoint in ends:
+        resumed = Watch()
+        fit(root, resumed, resume=checkpoint, max_epochs=3, data={"num_workers": 1})
+        assert resumed.seen == whole.seen[-len(resumed.seen) :], checkpoint
+        assert differences(root / "run" / "checkpoints" / "last.ckpt", saved.kept[-1]) == [], checkpoint
+
+
 @pytest.mark.parametrize("window", [1, 2])
 @pytest.mark.parametrize("steps", [1, 4, 5, 7])
 def test_an_epoch_that_max_steps_cut_short_goes_on(
