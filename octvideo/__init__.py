@@ -6,7 +6,8 @@ How a video becomes a score, and where each step lives::
        ─ models/ (octave/ inside) ─▶ logits (N·V,K) ─ evaluation/ ─▶ video scores (N,K) ─▶ top-1, top-5
 
 Around it: training/ (Lightning), inference/ (a video in, class names out), benchmark/ (what octave saves on the clock),
-cli.py (the command line).
+cli.py (the command line). Below all of it, in one way each: files.py (folders, whole files, text), class_names.py,
+seeds.py, progress.py (how far work is), program.py (how programs take words and end).
 Shape letters everywhere: N batch, V views, C channels, T frames, H height, W width, K classes.
 """
 
