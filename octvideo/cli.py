@@ -212,6 +212,8 @@ class OctvideoCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.folder = self._run_of(config)
         config.trainer.default_root_dir = str(self.folder.path)
+        if config.resume and config.overwrite:
+            raise UserError("--resume goes on with the run, --overwrite replaces it: leave one of them out")
         if config.resume == "auto":
             config.resume = self.folder.last.exists()
         self.checkpoint = self._find_checkpoint(config)

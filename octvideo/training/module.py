@@ -115,6 +115,9 @@ class VideoClassifier(L.LightningModule):
         super().__init__()
         if views_per_chunk < 1:
             raise UserError(f"views_per_chunk: got {views_per_chunk}, expected 1 or more")
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not value >= 0:  # nor NaN
+                raise UserError(f"model.{name}: got {value}, expected 0 or more")
         self.network = network
         self.num_classes = find_head(network).out_features
         self.mean, self.std = tuple(mean), tuple(std)

@@ -595,6 +595,9 @@ def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, b
         ("test --name nope", "no run 'nope': there are none in runs. Give another --name, or a config with -c"),
         ("predict -c tiny --data.predict nope --init x.ckpt", "no data for data.predict 'nope': looked for "),
         ("infer nope.mp4", "no file or folder nope.mp4"),
+        ("fit -c tiny --model.lr -1", "model.lr: got -1.0, expected 0 or more"),
+        ("fit -c tiny --model.weight_decay -0.1", "model.weight_decay: got -0.1, expected 0 or more"),
+        ("fit -c tiny --resume --overwrite", "--resume goes on with the run, --overwrite replaces it: leave one of"),
     ],
 )
 def test_mistakes_are_one_line(words: str, message: str, octvideo: Cli, workplace: Path) -> None:
