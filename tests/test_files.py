@@ -223,6 +223,7 @@ def test_what_a_terminal_lacks_is_replaced(encoding: str, printed: bytes) -> Non
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, printed, b"")
 
 
+@pytest.mark.slow
 def test_a_table_on_a_terminal_that_has_ascii_only(tmp_path: Path) -> None:
     scores = VideoScores(
         paths=["a.mp4"], labels=torch.tensor([0]), scores=torch.tensor([[0.9, 0.1]]), class_names=["café", "拍手"]
@@ -241,10 +242,15 @@ def test_a_table_on_a_terminal_that_has_ascii_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encoding", "environ", "said"),
     [
-        ("utf-8-sig", {}, "looked for /nowhere/café/train.txt"),
-        ("utf-16", {}, "looked for /nowhere/café/train.txt"),
+        pytest.param("utf-8-sig", {}, "looked for /nowhere/café/train.txt", marks=pytest.mark.slow),
+        pytest.param("utf-16", {}, "looked for /nowhere/café/train.txt", marks=pytest.mark.slow),
         ("utf-8", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "/nowhere/caf\\xe9/train.txt"),
-        ("latin-1", {}, "my.yaml:1: byte 0xe9 at 5 is not UTF-8 (invalid continuation byte); save the file as UTF-8"),
+        pytest.param(
+            "latin-1",
+            {},
+            "my.yaml:1: byte 0xe9 at 5 is not UTF-8 (invalid continuation byte); save the file as UTF-8",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_configs_are_read_alike(encoding: str, environ: dict[str, str], said: str, tmp_path: Path) -> None:

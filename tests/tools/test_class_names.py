@@ -36,7 +36,7 @@ def trained(octvideo: Cli, workplace: Path) -> Path:
     return workplace
 
 
-@pytest.mark.parametrize("command", ["test", "validate"])
+@pytest.mark.parametrize("command", ["test", pytest.param("validate", marks=pytest.mark.slow)])
 def test_another_order_is_scored_by_name(
     octvideo: Cli, trained: Path, caplog: pytest.LogCaptureFixture, command: str
 ) -> None:

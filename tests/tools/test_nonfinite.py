@@ -56,7 +56,10 @@ def test_a_network_that_diverges_before_a_validation_names_a_video(octvideo: Cli
     assert not LAST.exists()
 
 
-@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict", "init"])
+@pytest.mark.parametrize(
+    "command",
+    ["fit", "test", *(pytest.param(name, marks=pytest.mark.slow) for name in ("validate", "predict", "init"))],
+)
 def test_weights_that_are_not_finite_are_refused(octvideo: Cli, workplace: Path, command: str) -> None:
     octvideo(*FIT, 1)
     for file in LAST.parent.iterdir():

@@ -100,7 +100,9 @@ def test_a_precision_is_the_networks_alone(tmp_path: Any, precision: str, in_flo
     assert ran.logged["test/unreadable"] == 1
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-true", *(pytest.param(p, marks=pytest.mark.slow) for p in ("16-true", "64-true"))]
+)
 def test_mixup_and_the_layout_of_the_own_kernel_work_in_it(tmp_path: Any, precision: str) -> None:
     ran = fit_and_test(tmp_path, precision, mixup_alpha=0.4, label_smoothing=0.1, channels_last=True, optimizer="adamw")
     assert ran.scores.isfinite().all()

@@ -170,7 +170,9 @@ def differences(one: Path, other: Path) -> list[str]:
 # ── the same settings ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("ends", [{}, {"max_epochs": -1, "max_steps": 7}], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    "ends", [{}, pytest.param({"max_epochs": -1, "max_steps": 7}, marks=pytest.mark.slow)], ids=["epochs", "steps"]
+)
 @pytest.mark.parametrize("window", [1, 2, 3, {0: 2, 1: 3}])
 def test_a_run_resumed_from_whatever_it_saved_ends_with_the_same_weights(
     root: Path, window: int | dict[int, int], ends: dict[str, int], capsys: pytest.CaptureFixture[str]

@@ -136,7 +136,7 @@ def decoded(path: str) -> Iterator[av.VideoFrame]:
         raise ValueError("no such file")
     with av.open(str(Path(path).absolute())) as container:  # absolute: FFmpeg takes a:b.mp4 for a protocol
         stream = container.streams.best("video")
-        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+        if not isinstance(stream, av.VideoStream) or stream.disposition & av.stream.Disposition.attached_pic:
             raise ValueError("no video stream")
         stream.thread_type = "AUTO"
         packets = container.demux(stream)
@@ -149,7 +149,7 @@ def decoded(path: str) -> Iterator[av.VideoFrame]:
                 frames = packet.decode()
             except (av.FFmpegError, ValueError):
                 continue
-            yield from (frame for frame in frames if not frame.is_corrupt)
+            yield from (frame for frame in frames if isinstance(frame, av.VideoFrame) and not frame.is_corrupt)
 
 
 def upright(frame: av.VideoFrame, shape: tuple[int, ...] | None) -> np.ndarray:
