@@ -86,8 +86,8 @@ def reencode(
         _claim(out, settings)
         with (
             pool,
-            (out / FAILED_FILE).open("w", errors="surrogateescape") as failed,
-            (out / DAMAGED_FILE).open("a", errors="surrogateescape") as damaged,
+            (out / FAILED_FILE).open("w", encoding="utf-8", errors="surrogateescape") as failed,
+            (out / DAMAGED_FILE).open("a", encoding="utf-8", errors="surrogateescape") as damaged,
         ):
 
             def fail(path: str, reason: str) -> None:
