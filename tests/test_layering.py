@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "octvideo"
 
-# octvideo/<part> (a folder or a file) -> the parts it may import. `FREE` ones are free for all.
+# octvideo/<part> (a folder or a file; inside octave/ its rooms) -> the parts that it may import, beside `FREE` ones.
 FREE = {"errors", "files", "class_names", "_version"}
 PARTS: dict[str, set[str]] = {
     "": set(),  # octvideo/__init__.py
@@ -19,48 +20,29 @@ PARTS: dict[str, set[str]] = {
     "files": set(),
     "_version": set(),
     "class_names": set(),
-    "timing": set(),
     "allocator": set(),
     "program": {"mistakes"},
     "json_lines": set(),
     "download": set(),
     "progress": set(),
     "seeds": set(),
-    "octave": set(),
-    "models": {"octave", "download", "progress"},
+    "octave.kernel": set(),
+    "octave": {"octave.kernel"},
+    "octave.conversion": {"octave", "octave.kernel"},
+    "octave.fused": {"octave", "octave.kernel", "octave.conversion"},
+    "models": {"octave", "octave.kernel", "download", "progress"},
     "video": set(),
     "data": {"video", "download", "json_lines", "program", "progress", "seeds"},
     "evaluation": set(),
-    "training": {"models", "evaluation", "octave", "timing", "seeds"},
-    "inference": {"video", "models", "evaluation", "octave", "json_lines", "program", "progress"},
-    "benchmark": {
-        "models",
-        "octave",
-        "inference",
-        "training",
-        "timing",
-        "video",
-        "data",
-        "allocator",
-        "program",
-        "progress",
-    },
+    "training": {"models", "evaluation", "octave", "seeds"},
+    "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused"}
+    | {"json_lines", "program", "progress"},
     "config_files": {"inference"},
     "mistakes": set(),
     "help_page": {"models", "mistakes", "program"},
     "class_count": {"data"},
-    "cli": {
-        "data",
-        "training",
-        "inference",
-        "config_files",
-        "help_page",
-        "class_count",
-        "mistakes",
-        "models",
-        "allocator",
-        "program",
-    },
+    "cli": {"data", "training", "inference", "models", "allocator"}
+    | {"config_files", "help_page", "class_count", "mistakes", "program"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.
 LIBRARIES: dict[str, set[str]] = {
@@ -72,11 +54,13 @@ LIBRARIES: dict[str, set[str]] = {
     "program": set(),
     "json_lines": set(),
     "_version": set(),
-    "timing": set(),
     "download": set(),
     "progress": {"rich"},
     "seeds": set(),
     "octave": {"torch"},
+    "octave.kernel": {"torch"},
+    "octave.conversion": {"torch"},
+    "octave.fused": {"torch"},
     "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock"},
     "evaluation": {"torch", "numpy", "torchmetrics", "rich", "matplotlib"},
 }
@@ -104,16 +88,25 @@ def imported(source: str, module: str, *, is_package: bool = False) -> Iterator[
             yield from (f"{base}.{alias.name}" if base == "octvideo" else base for alias in node.names)
 
 
+def part_of(module: str) -> str:
+    """The row of the table: `octave.kernel` for octvideo.octave.kernel.layout, `models` for octvideo.models.video."""
+    _, *rest = module.split(".")
+    room = ".".join(rest[:2])
+    return room if room in PARTS else (rest or [""])[0]
+
+
 def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
     """What `module` imports and may not, in words."""
-    part = [*module.split("."), ""][1]
+    part = part_of(module)
     if part not in PARTS:
         return [f"{module}: octvideo.{part} is in no row of the table: add it to PARTS"]
     found = []
     for name in imported(source, module, is_package=is_package):
         top, *rest = name.split(".")
         if top == "octvideo":
-            other = rest[0] if rest else ""
+            other = part_of(name) if rest else ""
+            if module == "octvideo.octave":  # shows what its rooms have
+                other = other.partition(".")[0]
             if other in PARTS and other not in {part, ""} | FREE | PARTS[part]:
                 found.append(f"{module} imports {name}: {part or 'octvideo'} may not use {other}")
         elif top == "tools":
@@ -146,8 +139,113 @@ def test_imports_keep_to_the_table(path: Path) -> None:
 
 
 def test_every_row_of_the_table_exists() -> None:
-    there = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in files()} | {""}
-    assert set(PARTS) <= there
+    there = {module for path in files() for module in (module_of(path), module_of(path).rpartition(".")[0])}
+    assert {".".join(filter(None, ["octvideo", part])) for part in PARTS} <= there
+
+
+def module_of(path: Path) -> str:
+    parts = ["octvideo", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Each module of the package to those that it imports."""
+    known = {module_of(path): path for path in files()}
+    graph: dict[str, set[str]] = {}
+    for module, path in known.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= names & known.keys() or {node.module}
+        graph[module] = found & known.keys() - {module}
+    return graph
+
+
+def longest_chain(graph: dict[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, as many as there are.
+
+    Raises:
+        ValueError: modules import each other in a circle.
+    """
+    chains: dict[str, list[str]] = {}
+
+    def chain_from(module: str, above: tuple[str, ...]) -> list[str]:
+        if module in above:
+            raise ValueError(" -> ".join([*above[above.index(module) :], module]))
+        if module not in chains:
+            below = [chain_from(other, (*above, module)) for other in sorted(graph[module])]
+            chains[module] = [module, *max(below, key=len, default=[])]
+        return chains[module]
+
+    return max((chain_from(module, ()) for module in graph), key=len)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert longest_chain(import_graph())
+    with pytest.raises(ValueError, match="a -> b -> a"):
+        longest_chain({"a": {"b"}, "b": {"a"}})
+
+
+def test_octave_is_read_in_at_most_eight_steps() -> None:
+    inside = {name: others for name, others in import_graph().items() if name.startswith("octvideo.octave")}
+    chain = longest_chain({name: {other for other in others if other in inside} for name, others in inside.items()})
+    assert len(chain) <= 8, chain
+
+
+def private_names_of_others(source: str) -> list[str]:
+    """Underscored names of octvideo that a module imports, or attributes that it reads and does not define itself."""
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    defined |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    found = [
+        alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("octvideo")
+        for alias in node.names
+        if is_private(alias.name) and alias.name != "_version"
+    ]
+    own = private_names()
+    for node in nodes:
+        if not isinstance(node, ast.Attribute) or (
+            isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+        ):
+            continue  # a subclass may use what its base has
+        if is_private(node.attr) and node.attr in own - defined:
+            found.append(f"{ast.unparse(node.value)}.{node.attr}")
+    return found
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@functools.cache
+def private_names() -> frozenset[str]:
+    """All underscored attributes and methods that octvideo's classes define (torch has such attributes as well)."""
+    found = set()
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found |= {n.name for n in ast.walk(node) if isinstance(n, ast.FunctionDef)}
+                found |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and own_store(n)}
+                found |= {
+                    n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+                }
+    return frozenset(name for name in found if is_private(name))
+
+
+def own_store(node: ast.Attribute) -> bool:
+    return isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_uses_what_is_private_to_another(path: Path) -> None:
+    assert private_names_of_others(path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(

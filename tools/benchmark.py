@@ -9,8 +9,8 @@ from pathlib import Path
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lab.benchmark.command import main
 from octvideo.allocator import keep_freed_memory
-from octvideo.benchmark.command import main
 from octvideo.program import end_with
 
 if __name__ == "__main__":

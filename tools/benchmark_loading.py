@@ -9,7 +9,7 @@ from pathlib import Path
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from octvideo.benchmark.loading.command import main
+from lab.loading.command import main
 from octvideo.program import end_with
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from rich.console import Console
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lab.arms.runs import ArmSettings, plan_runs, run_in_process, train_runs
+from lab.arms.table import check_networks, compare, drawn_table, markdown_table
 from octvideo.errors import UserError
 from octvideo.program import Parser, command, end_with
 from octvideo.progress import Progress
-from octvideo.training.arm_runs import ArmSettings, plan_runs, run_in_process, train_runs
-from octvideo.training.arm_table import check_networks, compare, drawn_table, markdown_table
 
 
 @command(stopped="stopped; given again, the command goes on from here")

@@ -18,9 +18,9 @@ from rich.table import Table
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lab.paper_costs import HEADER as HEADER_PAPER
+from lab.paper_costs import LAYER_HEADER, TABLES, layer_rows, markdown, paper_rows
 from octvideo.models.costs import HEADER, CostRow, cost_rows, markdown_table, parse_clip
-from octvideo.models.paper_costs import HEADER as HEADER_PAPER
-from octvideo.models.paper_costs import LAYER_HEADER, TABLES, layer_rows, markdown, paper_rows
 from octvideo.program import Parser, command, end_with
 
 

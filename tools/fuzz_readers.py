@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
+from lab.fuzzing.fuzzing import Finding, fuzz
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, walk_videos
 from octvideo.program import Parser, command, end_with
 from octvideo.progress import track
 from octvideo.video import Decoder
-from octvideo.video.fuzzing import Finding, fuzz
 from octvideo.video.torchcodec_reader import load_torchcodec
 
 

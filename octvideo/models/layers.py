@@ -13,8 +13,8 @@ from pytorchvideo.models.head import ResNetBasicHead
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.octave.arrange import max_pool
-from octvideo.octave.export_form import may_be_exporting
+from octvideo.octave.kernel.layout import may_be_exporting
+from octvideo.octave.resample import max_pool
 
 
 class ClipHead(nn.Module):

@@ -20,11 +20,10 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.arrange import convolve
-from octvideo.octave.conv_form import pad_same
 from octvideo.octave.factor import Factor
 from octvideo.octave.features import Octave
-from octvideo.octave.layer import OctaveLayer
+from octvideo.octave.layer import OctaveLayer, convolve
+from octvideo.octave.ordinary import pad_same
 from octvideo.octave.partition import Partition
 from octvideo.octave.paths import ConvPath, Exchange, Paths
 from octvideo.octave.resample import pool_down

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.export_form import clips_stay_unfolded
 from octvideo.octave.factor import as_factor, low_size
-from octvideo.octave.layout import fold_frames, is_channels_last, unfold_frames
+from octvideo.octave.kernel.layout import clips_stay_unfolded, fold_frames, is_channels_last, unfold_frames
 
 # Maps of fewer numbers stay in a cache of some 8 MiB between two operations.
 _CACHED_NUMBERS = 2_000_000
@@ -99,6 +98,20 @@ def pool_images(x: Tensor, factor: Sequence[int]) -> Tensor:
     if halves and is_channels_last(x) and not torch.compiler.is_compiling() and x.numel() < _CACHED_NUMBERS:
         return F.interpolate(x, size=(height // 2, width // 2), mode="bilinear", align_corners=False)
     return F.avg_pool2d(x, tuple(factor), ceil_mode=True, count_include_pad=False)
+
+
+def max_pool(
+    x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], *, ceil_mode: bool = False
+) -> Tensor:
+    """F.max_pool3d of clips (N, C, T, H, W); of pairs of frames as one maximum, where no gradient is wanted.
+
+    Pairs of 256x8x56x56: 5.9 as a pool and 1.6 as a maximum.
+    """
+    t = x.shape[2]
+    pairs = kernel == stride == (2, 1, 1) and not any(padding) and not (ceil_mode and t % 2)
+    if pairs and is_channels_last(x) and not x.requires_grad:
+        return torch.maximum(x[:, :, 0 : t - t % 2 : 2], x[:, :, 1::2])  # (N,C,T//2,H,W)
+    return F.max_pool3d(x, kernel, stride, padding, ceil_mode=ceil_mode)
 
 
 def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None) -> Tensor:

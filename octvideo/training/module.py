@@ -77,7 +77,7 @@ class VideoClassifier(L.LightningModule):
         max_nonfinite_steps: so many steps in a row whose loss or gradients are NaN or infinite end the run; until
             then they are left out.
         channels_last: keep network and clips in channels_last_3d, and arrange the network's convolutions for it
-            (octvideo/octave/arrange.py): the faster layout on CPUs.
+            (octvideo/octave/fused/arrange.py): the faster layout on CPUs.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
         seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch, process): a resumed run
             repeats them.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.octave import compiled_library
-from octvideo.octave.compiled_library import load_library
+from octvideo.octave.kernel import library as compiled_library
+from octvideo.octave.kernel.library import load_library
 
 
 @pytest.fixture(params=["x86-64", "haswell"], ids=["4 lanes", "8 lanes"])

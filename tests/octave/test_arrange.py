@@ -1,4 +1,4 @@
-"""The forms of octvideo/octave/arrange.py and prepared.py against torch's own operations."""
+"""The forms of octvideo/octave/fused/arrange.py and prepared.py against torch's own operations."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave import OctConv3d, arrange, octavize, prepare_inference
-from octvideo.octave.arrange import ArrangedConv3d, convolve, max_pool
-from octvideo.octave.fused_sequence import FusedSequence
-from octvideo.octave.prepared import PreparedConv
-from octvideo.octave.prepared_octave import PreparedOctConv
-from octvideo.octave.resample import add_upsampled, upsample
+from octvideo.octave.fused.arrange import ArrangedConv3d
+from octvideo.octave.fused.conv import PreparedConv
+from octvideo.octave.fused.octave_conv import PreparedOctConv
+from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.layer import convolve
+from octvideo.octave.resample import add_upsampled, max_pool, upsample
 
 _spec = importlib.util.spec_from_file_location("against_reference", Path(__file__).with_name("against_reference.py"))
 against_reference = importlib.util.module_from_spec(_spec)

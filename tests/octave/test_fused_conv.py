@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave import compiled_library, fuse_convolutions, octavize, prepare_inference
-from octvideo.octave.compiled_library import load_library
-from octvideo.octave.fused_conv import LAYOUTS, Form, FusedConv, MaxPool, channels_last
-from octvideo.octave.fused_sequence import FusedSequence
-from octvideo.octave.prepared_octave import PreparedOctConv
+from octvideo.octave import fuse_convolutions, octavize, prepare_inference
+from octvideo.octave.fused.octave_conv import PreparedOctConv
+from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.kernel import library as compiled_library
+from octvideo.octave.kernel.fused_conv import LAYOUTS, Form, FusedConv, MaxPool, channels_last
+from octvideo.octave.kernel.library import load_library
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no g++ here")
 POINT, TIME, SPACE = Form((1, 1, 1)), Form((3, 1, 1), padding=(1, 0, 0)), Form((1, 3, 3), padding=(0, 1, 1))

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octvideo.octave import fused_sequence, octavize, prepare_inference
-from octvideo.octave.compiled_library import load_library
+from octvideo.octave import octavize, prepare_inference
 from octvideo.octave.features import Octave
-from octvideo.octave.fused_sequence import FusedSequence
-from octvideo.octave.prepared import PreparedConv
+from octvideo.octave.fused import sequence as fused_sequence
+from octvideo.octave.fused.conv import PreparedConv
+from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.kernel.library import load_library
 
 library = load_library()
 pytestmark = pytest.mark.skipif(library is None or library.num_registers() < 32, reason="not all is fused here")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from octvideo.octave import Octave, OctConv2d, OctConv3d
-from octvideo.octave.compiled_library import load_library
+from octvideo.octave.kernel.library import load_library
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason="no C++ compiler")
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from octvideo.octave.large_pages import Pool, empty_in_large_pages
+from octvideo.octave.kernel.large_pages import Pool, empty_in_large_pages
 
 PAGE = 2**19  # numbers
 

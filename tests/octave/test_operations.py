@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave import OctaveNetwork, octavize
+from octvideo.octave.conversion.modules import OctDropPath, OctGate, OctPool, OctShape, OctSqueeze
 from octvideo.octave.features import Octave, merge, split
-from octvideo.octave.modules import OctDropPath, OctGate, OctPool, OctShape, OctSqueeze
 from octvideo.octave.partition import Partition
 
 INTERLEAVED = Partition((True, False, False, True, False, True))

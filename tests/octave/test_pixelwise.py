@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave import arrange
-from octvideo.octave.compiled_library import load_library
+from octvideo.octave.kernel.library import load_library
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no C++ compiler")
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import octvideo.progress
-from octvideo.benchmark.arms import Arm
-from octvideo.benchmark.processes import add_process
-from octvideo.benchmark.results import Pass, Run
+from lab.benchmark.arms import Arm
+from lab.benchmark.processes import add_process
+from lab.benchmark.results import Pass, Run
 from octvideo.errors import UserError
 
 Tool = Callable[..., tuple[int, str, str]]

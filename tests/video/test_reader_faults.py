@@ -20,10 +20,10 @@ from torch import Tensor
 
 import octvideo.video.decord_reader as decord_reader
 import octvideo.video.pyav_reader as pyav_reader
+from lab.fuzzing.damage import damage
 from octvideo.errors import UserError
 from octvideo.video import Decoder, VideoBytes, VideoReadError, read_frames
 from octvideo.video.checking import check_video
-from octvideo.video.damage import damage
 from octvideo.video.frames import ReaderFailure
 from tests.video.reference import every, plainly
 

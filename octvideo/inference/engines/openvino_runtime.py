@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.inference.engines.engine import in_batches, needs
-from octvideo.octave.export_form import export_form
+from octvideo.octave.kernel.layout import export_form
 
 log = logging.getLogger("octvideo.inference")
 

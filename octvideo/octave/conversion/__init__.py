@@ -1,0 +1,1 @@
+"""How an ordinary network becomes an octave one."""

@@ -1,0 +1,1 @@
+"""Networks that only compute scores: norms folded, layers joined, run in sequences."""

@@ -1,0 +1,235 @@
+"""Whole octave layers, and ordinary convolutions, in training on CPUs: one pass forward and one back over the maps.
+
+What comes back to the maps of an octave layer is an octave layer too: of the transposed weight, with as many pixels
+pooled and repeated. So fused_conv.cpp, which packs the weight anew in each step, does both, and makes neither joined
+maps nor repeated ones nor their sums.
+
+A sum goes through one number in float32: results and gradients of I3D-50's layers are up to 1.4e-6 from float64's (of
+their norm), torch's own operations, which sum up blocks, up to 7e-7.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octvideo.octave.kernel.fused_conv import Form, layer_of, out_shapes
+from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, is_channels_last, unfold_frames
+from octvideo.octave.kernel.library import load_library
+
+_BLOCK = 4.0  # pixels of which the low map has one
+
+
+def trains(x: Tensor, weight: Tensor) -> bool:
+    """Whether the weight's gradient is wanted, in float32, by code of our own."""
+    if not (torch.is_grad_enabled() and weight.requires_grad) or torch.is_autocast_enabled("cpu"):
+        return False
+    # torch.func knows only operations that say how they are transformed.
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not transformed and x.dtype == torch.float32 == weight.dtype and load_library() is not None
+
+
+@dataclass(frozen=True)
+class TrainedConv:
+    """A convolution at stride 1 without groups and bias, of maps at full resolution or of pairs.
+
+    Args:
+        form: kernel, padding and dilation of three axes; the rest of it follows from the channels.
+        ins, outs: high channels, and low ones behind them (or 0).
+        is_transposed: it is what comes back to the maps of another one, and reads its weight.
+    """
+
+    form: Form
+    ins: tuple[int, int]
+    outs: tuple[int, int]
+    is_transposed: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        kernel: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        ins: tuple[int, int],
+        outs: tuple[int, int],
+        *,
+        is_transposed: bool = False,
+    ) -> TrainedConv | None:
+        """None where it pads by more than the kernel reaches, or where there is no high channel on a side.
+
+        Args:
+            kernel, padding, dilation: of two or three axes.
+            ins, outs: high and low channels.
+        """
+        if len(kernel) == 2:
+            kernel, padding, dilation = (1, *kernel), (0, *padding), (1, *dilation)
+        form = Form(
+            tuple(kernel),
+            padding=tuple(padding),
+            dilation=tuple(dilation),
+            low_reads_high=outs[1] > 0,
+            low_reads_low=ins[1] > 0 and outs[1] > 0,
+        )
+        return cls(form, ins, outs, is_transposed) if form.is_supported and ins[0] and outs[0] else None
+
+    def fits(self, high: Tensor, low: Tensor | None, weight: Tensor) -> bool:
+        """Whether the maps of an octave layer, in their layout, take the way of this file, and a gradient is wanted."""
+        if not trains(high, weight) or not is_channels_last(high):
+            return False
+        height, width = high.shape[-2:]
+        return height % 2 == width % 2 == 0 and (low is None or (low.dtype == high.dtype and is_channels_last(low)))
+
+    def __call__(
+        self, high: Tensor, low: Tensor | None, weight: Tensor, by_torch: Callable[..., tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """The results: y_high, and y_low where it has channels.
+
+        Args:
+            high, low: channels last, float32, with `trains`; of an octave layer, those for which `fits` holds.
+            weight: (C_out, C_in, [kT,] kH, kW), of the high and then the low channels.
+            by_torch: of the same three, the same from operations that autograd knows, for gradients of gradients.
+        """
+        return FusedStep.apply(self, by_torch, high, low, weight)  # type: ignore[no-any-return, no-untyped-call]
+
+    @functools.cached_property
+    def numbers(self) -> tuple[int, ...]:
+        shares_low = self.form.shares_low(self.outs[1], has_repeated=self.ins[1] > 0)
+        return self.form.numbers(self.ins[0], *self.outs, shares_low=shares_low, pools_sums=self.is_transposed)
+
+    @functools.cached_property
+    def transposed(self) -> TrainedConv:
+        """From what comes back to the results to what comes back to the maps."""
+        kernel, dilation = self.form.kernel, self.form.dilation
+        reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        padding = [r - p for r, p in zip(reach, self.form.padding, strict=True)]
+        turned = TrainedConv.of(kernel, padding, dilation, self.outs, self.ins, is_transposed=True)
+        assert turned is not None
+        return turned
+
+    def run(self, high: Tensor, low: Tensor | None, weight: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """The results, outside autograd, and what of `high` was pooled for y_low, at half the size."""
+        library, layout = load_library(), LAYOUTS[high.dim()]
+        assert library is not None
+        high = high.contiguous(memory_format=layout)
+        low = None if low is None else low.contiguous(memory_format=layout)
+        results = [torch.empty(shape, memory_format=layout) for shape in out_shapes(self.numbers, high.shape)]
+        pooled = None
+        if self.outs[1]:
+            half = ((n + 1) // 2 for n in high.shape[-2:])
+            pooled = torch.empty((*high.shape[:-2], *half), memory_format=layout)
+        parts = (1, int(self.ins[1] > 0), int(self.outs[1] > 0), 0, 0)  # of the weight; no biases
+        layer = layer_of(self.numbers, parts, high.shape, self.ins[1])
+        weight, step = _with_regular_steps(weight)
+        place, steps, to_high = weight.data_ptr(), (weight.stride(0), weight.stride(1), step), 1.0
+        if self.is_transposed:  # and its kernel is turned around
+            place += (weight.shape[2:].numel() - 1) * step * weight.element_size()
+            # Means were read, so that each pixel gets its share; a repeated pixel gets the sum of the block.
+            steps, to_high = (weight.stride(1), weight.stride(0), -step), 1 / _BLOCK
+        tensors = (high, low, results[0], results[1] if len(results) > 1 else None, pooled)
+        maps = [None if x is None else x.data_ptr() for x in tensors]
+        library.run_layer_of(layer, place, *steps, to_high, *maps, torch.get_num_threads())
+        return results, pooled
+
+    def weight_gradient(
+        self,
+        grads: Sequence[Tensor],
+        sums: Tensor | None,
+        maps: Sequence[Tensor],
+        pooled: Tensor | None,
+        weight: Tensor,
+    ) -> Tensor:
+        """As the weight's shape, channels last.
+
+        Args:
+            grads: what comes back to y_high, and to y_low if there is one.
+            sums: of the first one's pixels, at half the size, where there is an x_low.
+            maps: x_high, and x_low if there is one.
+            pooled: x_high at half the size, where there is a y_low.
+        """
+        result = torch.empty(weight.shape, memory_format=LAYOUTS[weight.dim()])
+        ends_out, ends_in = (0, self.outs[0], None), (0, self.ins[0], None)
+        for target, grad in enumerate(grads):
+            for source, x in enumerate(maps):
+                part = result[ends_out[target] : ends_out[target + 1], ends_in[source] : ends_in[source + 1]]
+                self._add_part(sums if source > target else grad, pooled if target > source else x, part)
+        return result
+
+    def _add_part(self, grad: Tensor | None, x: Tensor | None, to: Tensor) -> None:
+        """The gradient of one part of the weight, of maps of one size, written to its place."""
+        form, library = self.form, load_library()
+        assert grad is not None and x is not None and library is not None
+        if form.kernel[1:] != (1, 1) or any(form.padding[1:]):
+            axes = x.dim() - 2
+            if axes == 3 and form.kernel[0] == 1 and form.padding[0] == 0:
+                grad, x, to, axes = fold_frames(grad), fold_frames(x), to.squeeze(2), 2
+            like = torch.empty(to.shape, memory_format=LAYOUTS[axes + 2])  # what comes back is in its layout
+            geometry = (1,) * axes, form.padding[-axes:], form.dilation[-axes:], False, (0,) * axes, 1
+            results = torch.ops.aten.convolution_backward.default(grad, x, like, None, *geometry, (False, True, False))
+            to.copy_(results[1])
+            return
+        grad, x = (t.contiguous(memory_format=LAYOUTS[t.dim()]) for t in (grad, x))
+        sizes = (1, 1, 1, x.numel() // x.shape[1])
+        if x.dim() == 5:
+            sizes = (x.shape[0], grad.shape[2], x.shape[2], x.shape[3] * x.shape[4])
+        width = to.stride(0) // form.kernel[0]  # of the whole weight
+        time = form.kernel[0], form.padding[0], form.dilation[0]
+        places = grad.data_ptr(), x.data_ptr(), to.data_ptr()
+        library.weight_gradient(*places, *sizes, *to.shape[:2], width, *time, torch.get_num_threads())
+
+
+def _sums_of_blocks(x: Tensor) -> Tensor:
+    """Of (N, C, [T,] H, W) of even height and width, at half the size, channels last."""
+    if x.dim() == 5:
+        return unfold_frames(_sums_of_blocks(fold_frames(x)), x.shape[0])
+    return F.avg_pool2d(x, 2, divisor_override=1)
+
+
+def _with_regular_steps(weight: Tensor) -> tuple[Tensor, int]:
+    """The weight, and the step from one place of its kernel to the next, which is everywhere the same."""
+    kernel = weight.shape[2:]
+    step, expected = 0, 0
+    for size, stride in zip(reversed(kernel), reversed(weight.stride()[2:]), strict=True):
+        if size > 1 and not expected:
+            step = expected = stride
+        if size > 1 and stride != expected:
+            return _with_regular_steps(weight.contiguous())
+        expected *= size
+    return weight, step
+
+
+class FusedStep(torch.autograd.Function):
+    """`TrainedConv.__call__`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, conv: TrainedConv, by_torch: Any, high: Tensor, low: Tensor | None, weight: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.conv, ctx.by_torch = conv, by_torch
+        results, pooled = conv.run(high, low, weight)
+        ctx.save_for_backward(high, low, weight, pooled)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
+        high, low, weight, pooled = ctx.saved_tensors
+        wanted, nothing = ctx.needs_input_grad[2:], (None, None)  # of the plan and its other way
+        if torch.is_grad_enabled():  # gradients of gradients are wanted: from operations that autograd knows
+            inputs = [v for v, w in zip((high, low, weight), wanted, strict=True) if w]
+            found = iter(torch.autograd.grad(ctx.by_torch(high, low, weight), inputs, grads, create_graph=True))
+            return *nothing, *[next(found) if w else None for w in wanted]
+        back_to: list[Tensor] = []
+        sums = weight_grad = None
+        if wanted[0] or wanted[1]:
+            back_to, sums = ctx.conv.transposed.run(*(*grads, None)[:2], weight)
+        elif wanted[2] and low is not None:
+            sums = _sums_of_blocks(grads[0])
+        if wanted[2]:
+            maps = [high] if low is None else [high, low]
+            weight_grad = ctx.conv.weight_gradient(grads, sums, maps, pooled, weight)
+        return *nothing, *(*back_to, None, None)[:2], weight_grad

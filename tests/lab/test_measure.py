@@ -1,0 +1,191 @@
+"""What is measured, on networks made for it: clocks, turns, Ctrl-C, counts, weights, scores, memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lab.benchmark import measure
+from lab.benchmark.arms import Arm, parse_arms
+from lab.benchmark.calls import Call, make_call
+from lab.benchmark.counts import count
+from lab.benchmark.machine import describe, machine_line, peak_product
+from lab.benchmark.measure import agreements, build_calls, run_pass
+from lab.benchmark.networks import WeightStore, build_network, smooth_clips
+from lab.benchmark.results import Pass
+from octvideo.errors import UserError
+from octvideo.octave import count_cost
+from octvideo.progress import Progress
+
+CPU = torch.device("cpu")
+TINY = Arm("i3d_small", width=8, classes=5, frames=4, crop=32)
+
+
+def busy(seconds: float) -> None:
+    ends = time.process_time() + seconds
+    while time.process_time() < ends:
+        pass
+
+
+def test_a_pass_measures_each_call_by_both_clocks_and_the_peak_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {"slow": TINY, "waits": replace(TINY, alpha=0.5)}
+    calls = {"slow": Call(lambda: busy(0.06)), "waits": Call(lambda: time.sleep(0.06))}
+    found = Pass("cpu", 1, "cpu")
+    steps: list[int] = []
+    progress = Progress()
+    monkeypatch.setattr(progress, "begin", lambda text, number: steps.append(number))
+    monkeypatch.setattr(progress, "advance", lambda: steps.append(1))
+    assert run_pass(arms, calls, found, rounds=2, device=CPU, progress=progress)
+    assert found.rounds == 2 and steps == [6, *[1] * 6]
+    for label in calls:
+        assert {clock: len(times) for clock, times in found.seconds[label].items()} == {"cpu": 2, "wall": 2}
+    assert min(found.seconds["slow"]["cpu"]) >= 0.06 and max(found.seconds["waits"]["cpu"]) < 0.03
+    assert min(found.seconds["waits"]["wall"]) >= 0.06
+    assert len(found.peak["f32"]) == 2 and 1e8 < max(found.peak["f32"]) < 1e13 and " x " in found.peak_how["f32"]
+
+
+def test_a_short_call_is_repeated_and_its_mean_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, number = 0.0, 0
+
+    def once() -> None:
+        nonlocal now, number
+        now, number = now + 0.004, number + 1
+
+    clock = SimpleNamespace(process_time=lambda: now / 2, perf_counter=lambda: now)
+    monkeypatch.setattr(measure, "time", clock)
+    turn = measure._turn(once, CPU)
+    assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1
+    assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1 + 13  # 50 ms of them
+    assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1 + 2 * 13
+
+
+def test_ctrl_c_keeps_the_complete_rounds() -> None:
+    turns = iter(range(5))
+
+    def once() -> None:
+        busy(0.06)
+        if next(turns, None) is None:
+            raise KeyboardInterrupt
+
+    found = Pass("cpu", 1, "cpu")
+    calls = {"a": Call(once), "b": Call(once)}
+    assert not run_pass(dict.fromkeys(calls, TINY), calls, found, rounds=9, device=CPU, progress=Progress())
+    assert found.rounds == 1 and {len(clocks["cpu"]) for clocks in found.seconds.values()} == {1}
+
+
+def test_a_product_is_counted_as_it_is() -> None:
+    product = peak_product("f32", CPU)
+    result = product.once()
+    size = int(product.text.split()[0])
+    assert result.numel() == size**2 and product.multiply_adds == size**3
+
+
+def test_counts_are_those_of_the_network_and_the_backward_pass_is_two_more() -> None:
+    octave = replace(TINY, alpha=0.25)
+    network = build_network(octave)
+    cost = count_cost(network, octave.clip_shape)
+    counts = count(octave)
+    assert (counts.multiply_adds, counts.parameters) == (cost.multiply_adds, cost.parameters)
+    assert cost.activations < counts.traffic / 4 < 3 * cost.activations  # bytes written, and read
+    training = count(replace(octave, mode="training"))
+    # Gradients of weights and of inputs cost what the forward pass does; of the stem's input there is none.
+    stem = 8 * 4 * 16**2 * 3 * 5 * 7**2
+    assert training.multiply_adds == 3 * cost.multiply_adds - stem
+
+
+def test_traffic_is_every_map_read_and_written() -> None:
+    """By hand: ResNet-18's stem alone reads 3 x 64 x 64 and writes 64 x 32 x 32 numbers."""
+    arm = Arm("torchvision:resnet18", engine="plain", frames=1, crop=64, classes=5)
+    by_hand = 3 * 64**2 + 64 * 32**2
+    for width, size, width_in, size_in in ((64, 16, 64, 16), (128, 8, 64, 16), (256, 4, 128, 8), (512, 2, 256, 4)):
+        by_hand += width_in * size_in**2 + width * size**2 + 3 * 2 * width * size**2
+        by_hand += width_in * size_in**2 + width * size**2 if width > 64 else 0  # the shortcut
+    assert count(arm).traffic == 4 * by_hand
+    assert count(replace(arm, precision="bf16", batch=3)).traffic == 3 * 2 * by_hand
+
+
+def test_arms_of_one_function_have_one_set_of_weights_and_sound_scores() -> None:
+    arms = {"hub": Arm("torchvision:resnet18", engine="plain", frames=1, crop=32, classes=9)}
+    arms["ours"] = replace(arms["hub"], engine="eager")
+    arms["bf16"] = replace(arms["hub"], precision="bf16", batch=3)
+    calls, left_out = build_calls(arms, WeightStore(), threads=1, device=CPU, progress=Progress())
+    assert not left_out
+    found = agreements(arms, calls)
+    assert set(found) == {"ours", "bf16"} and {each.other for each in found.values()} == {"hub"}
+    assert found["ours"].difference < 1e-4 * found["ours"].spread
+    assert 1e-4 * found["bf16"].spread < found["bf16"].difference < found["bf16"].spread
+    assert found["ours"].clips == found["bf16"].clips == found["ours"].same_top1 == 4
+    assert 0.1 < found["ours"].spread < 100
+
+
+def test_what_cannot_be_built_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(self: object, arm: Arm) -> nn.Module:
+        raise RuntimeError("\nout of memory\nmore of it")
+
+    arms = {"int8": replace(TINY, engine="plain", precision="int8"), "plain": replace(TINY, engine="plain")}
+    calls, left_out = build_calls(arms, WeightStore(), threads=1, device=CPU, progress=Progress())
+    assert list(calls) == ["plain"] and list(left_out) == ["int8"]
+    assert left_out["int8"].startswith("engine plain: precision: got 'int8', expected f32 or bf16")
+    monkeypatch.setattr(WeightStore, "network", no_memory)
+    assert build_calls(arms, WeightStore(), threads=1, device=CPU, progress=Progress()) == (
+        {},
+        dict.fromkeys(arms, "out of memory"),
+    )
+
+
+def test_statistics_are_of_the_clips_so_that_no_layer_is_dead() -> None:
+    network = WeightStore().network(replace(TINY, alpha=0.25))
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.running_var is not None and module.running_var.min() > 1e-6 and module.momentum == 0.1
+            assert not torch.equal(module.running_var, torch.ones_like(module.running_var))
+    one, other = smooth_clips((2, 3, 4, 32, 32), seed=1), smooth_clips((2, 3, 4, 32, 32), seed=2)
+    assert one.std() == pytest.approx(1, abs=0.2) and not torch.equal(one, other)
+    assert not torch.equal(network(one).argmax(1), network(other).argmax(1)) or (network(one) - network(other)).std()
+
+
+def test_a_training_step_learns_and_leaves_gradients() -> None:
+    arm = replace(TINY, alpha=0.25, mode="training", optimizer="sgd", batch=2)
+    call = make_call(arm, WeightStore(), threads=1, device=CPU)
+    torch.manual_seed(0)  # of the dropout
+    losses = [float(call.once()) for _ in range(4)]
+    assert losses[-1] < losses[0] and call.logits is None
+    bf16 = make_call(replace(arm, precision="bf16"), WeightStore(), threads=1, device=CPU)
+    torch.manual_seed(0)
+    assert float(bf16.once()) == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_store_gives_the_same_weights_after_one_of_its_networks_was_trained() -> None:
+    store, arm = WeightStore(), replace(TINY, mode="training", optimizer="sgd", batch=2)
+    before = {key: value.clone() for key, value in store.network(arm).state_dict().items()}
+    make_call(arm, store, threads=1, device=CPU).once()
+    after = store.network(arm).state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("i3d_r51", "network: got 'i3d_r51', expected one of c2d_r50, .* or LIBRARY:NAME of pytorchvideo, torchvision"),
+        ("mmaction:i3d", "network: got 'mmaction:i3d', expected one of c2d_r50"),
+        ("pytorchvideo:i3d_r51", "pytorchvideo has no network 'i3d_r51'"),
+        ("i3d_r50:width=8", "width: got 8 for i3d_r50, expected a small network"),
+        ("timm:resnet18:width=8,alpha=.5", "width: got 8 for timm:resnet18, expected a builder"),
+        ("i3d_small:alpha=.5,exchange=some", "exchange: got 'some', expected"),
+        ("i3d_small:frames=1", "i3d_small takes no clips of 1x3x1x224x224: .*frame"),
+    ],
+)
+def test_networks_that_cannot_be_built(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        count(parse_arms([text])[0])
+
+
+def test_the_machine_in_one_line() -> None:
+    facts = describe(CPU)
+    line = machine_line(facts)
+    assert f"torch {torch.__version__}" in line and f"{torch.get_num_threads()} thread" in line and facts["cpu"] in line

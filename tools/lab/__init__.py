@@ -1,0 +1,1 @@
+"""The laboratory: measures octvideo, and is no part of it."""

@@ -1,0 +1,1 @@
+"""Trains and compares a network's three arms."""

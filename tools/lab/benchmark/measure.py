@@ -1,0 +1,167 @@
+"""Runs the arms: all in one process, in turns, round by round, with the machine's own peak among them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lab.benchmark.arms import Arm
+from lab.benchmark.calls import Call, make_call
+from lab.benchmark.machine import peak_product, synchronize
+from lab.benchmark.networks import SEED, WeightStore, smooth_clips
+from lab.benchmark.results import Agreement, Clock, Pass
+from lab.timing import rounds_of
+from octvideo.errors import UserError
+from octvideo.files import one_line
+from octvideo.progress import Progress
+
+Times = dict[Clock, float]
+# A turn lasts at least this long: shorter ones would be measured by a handful of ticks.
+_TURN_SEC = 0.05
+# Of training, gradients differ from call to call; of inference, as many clips are compared.
+_COMPARED_CLIPS = 4
+
+
+def build_calls(
+    arms: dict[str, Arm], weights: WeightStore, *, threads: int, device: torch.device, progress: Progress
+) -> tuple[dict[str, Call], dict[str, str]]:
+    """Every arm by its label, built and called once; and those that can't be, with the reason."""
+    calls: dict[str, Call] = {}
+    left_out: dict[str, str] = {}
+    progress.begin(f"building for {_threads_text(threads)}", len(arms))
+    for label, arm in arms.items():
+        progress.update(said=label)
+        try:
+            call = make_call(arm, weights, threads=threads, device=device)
+            call.once()
+        except (UserError, RuntimeError) as error:  # torch's, for want of memory or of a compiler
+            left_out[label] = one_line(error)
+        else:
+            calls[label] = call
+        progress.advance()
+    return calls, left_out
+
+
+def run_pass(
+    arms: dict[str, Arm], calls: dict[str, Call], found: Pass, *, rounds: int, device: torch.device, progress: Progress
+) -> bool:
+    """Measures all calls, and puts every complete round into `found`.
+
+    Args:
+        arms: by label.
+        calls: of the arms, by label.
+        found: filled.
+        rounds: that are asked for.
+        device: to run on.
+        progress: hears of each turn.
+
+    Returns:
+        False after Ctrl-C.
+    """
+    turns: dict[str, Callable[[], Times]] = {}
+    products = {}
+    progress.begin(f"measuring on {_threads_text(found.threads)}", (rounds + 1) * len(calls))
+    progress.update(said="in turns")
+    for label, call in calls.items():
+        turns[label] = _turn(call.once, device, progress.advance)
+    # int8 has no product here that is as fast as what engines have for it, so it gets no peak.
+    for precision in dict.fromkeys(("f32", *(arms[label].precision for label in calls))):
+        if precision != "int8":
+            products[precision] = peak_product(precision, device)
+            turns[f"peak {precision}"] = _turn(products[precision].once, device)
+            found.peak_how[precision] = products[precision].text
+    try:
+        for measured in rounds_of(turns, rounds=rounds):
+            for label in calls:
+                for clock, seconds in measured[label].items():
+                    found.seconds.setdefault(label, {}).setdefault(clock, []).append(seconds)
+            for precision, product in products.items():
+                seconds = measured[f"peak {precision}"][found.clock]
+                found.peak.setdefault(precision, []).append(product.multiply_adds / seconds)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _turn(
+    once: Callable[[], object], device: torch.device, done: Callable[[], None] = lambda: None
+) -> Callable[[], Times]:
+    """A turn of some calls: their mean times by all clocks. The first, in the warm-up, says how many calls it takes."""
+    calls = 1
+
+    def turn() -> Times:
+        nonlocal calls
+        with _clocks(device) as times:
+            for _ in range(calls):
+                once()
+        mean: Times = {clock: seconds / calls for clock, seconds in times.items()}
+        if calls == 1:
+            calls = min(100, max(1, math.ceil(_TURN_SEC / max(mean["wall"], 1e-9))))
+        done()
+        return mean
+
+    return turn
+
+
+@contextmanager
+def _clocks(device: torch.device) -> Iterator[Times]:
+    """Seconds of the block by each clock, once it has ended."""
+    times: Times = {}
+    on_gpu = device.type == "cuda"
+    synchronize(device)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if on_gpu else []
+    cpu, wall = time.process_time(), time.perf_counter()
+    if on_gpu:
+        events[0].record()
+    yield times
+    if on_gpu:
+        events[1].record()
+        synchronize(device)
+    times["cpu"], times["wall"] = time.process_time() - cpu, time.perf_counter() - wall
+    if on_gpu:
+        times["gpu"] = events[0].elapsed_time(events[1]) / 1000
+
+
+def agreements(arms: dict[str, Arm], calls: dict[str, Call]) -> dict[str, Agreement]:
+    """Compares the scores of each arm with those of the first arm that computes the same function.
+
+    The plainest comes first: the engine "plain" where there is one, f32 before others.
+    """
+    groups: dict[object, list[str]] = {}
+    for label, call in calls.items():
+        if call.logits is not None:
+            groups.setdefault(arms[label].function, []).append(label)
+    found = {}
+    for members in groups.values():
+        members = sorted(members, key=lambda label: (arms[label].precision != "f32", arms[label].engine != "plain"))
+        first, *others = members
+        if others:
+            expected = _logits(arms[first], calls[first])  # (M,K)
+            for label in others:
+                logits = _logits(arms[label], calls[label])  # (M,K)
+                found[label] = _agreement(first, expected, logits)
+    return found
+
+
+def _agreement(other: str, expected: torch.Tensor, logits: torch.Tensor) -> Agreement:
+    clips = min(len(expected), len(logits))
+    expected, logits = expected[:clips], logits[:clips]
+    same = int((expected.argmax(1) == logits.argmax(1)).sum())
+    difference = float((expected - logits).abs().max())
+    return Agreement(other, difference, float(expected.std()), same, clips)
+
+
+def _logits(arm: Arm, call: Call) -> torch.Tensor:
+    """Of the same clips whatever the batch, (M, K) with M >= 4: at least as many as a batch holds."""
+    assert call.logits is not None
+    clips = torch.cat([smooth_clips((1, *arm.clip_shape[1:]), seed=SEED + 100 + n) for n in range(_COMPARED_CLIPS)])
+    batches = [clips[torch.arange(start, start + arm.batch) % len(clips)] for start in range(0, len(clips), arm.batch)]
+    return torch.cat([call.logits(batch) for batch in batches])[: len(clips)]
+
+
+def _threads_text(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"

@@ -1,0 +1,1 @@
+"""Damages videos and reads them."""

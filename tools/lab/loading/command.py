@@ -1,0 +1,202 @@
+"""The command line of tools/benchmark_loading.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from lab.benchmark.calls import torch_threads
+from lab.loading.loaders import Need, Rate, loaders, measure, need
+from lab.loading.report import loaders_sheet, need_line, stages_sheet, times_sheet
+from lab.loading.stages import clip_stages, view_stages
+from lab.loading.ways import Recipe, Turn, Video, clip_ways, look_at, view_ways
+from lab.timing import rounds_of
+from octvideo.data.workers import available_cpus, default_num_workers
+from octvideo.errors import UserError
+from octvideo.files import json_text, walk_videos
+from octvideo.program import Parser, command
+from octvideo.progress import track
+
+_DESCRIPTION = """What loading videos costs, and whether a GPU would wait for it:
+
+  tools/benchmark_loading.py data/k400/val/abseiling --most 6 --clips-per-second 400
+
+Reads one training clip and all views (10 clips x 3 crops) of each video in several ways that take turns: octvideo; the
+bare decoder (the same frames decoded and resized once, nothing else); an open per view, as PySlowFast has it; and
+pytorchvideo. Then the share of each stage, and whole DataLoaders. Figures are CPU time, on one thread but for the
+DataLoaders; compare those of one run. They hold for videos like those given: name some of your own."""
+_KINDS = {
+    "clips": ("training clip", clip_ways, clip_stages),
+    "videos": ("video with all its views", view_ways, view_stages),
+}
+
+
+@command()
+def main(argv: Sequence[str], *, recipe: Recipe | None = None) -> int:
+    """Runs the tool.
+
+    Args:
+        argv: without the program's name; None takes the process's own.
+        recipe: what is read; the default is I3D 8x8 on Kinetics.
+
+    Returns:
+        0; 130 after Ctrl-C.
+    """
+    return _run(_parser().parse_args(argv), recipe or Recipe())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(description=_DESCRIPTION)
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, or folders of them")
+    parser.add_argument("--most", type=int, default=8, metavar="N", help="take so many of a folder, spread evenly (8)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="after one that warms up (5)")
+    parser.add_argument("--workers", type=int, metavar="N", help="of the DataLoaders (as training takes)")
+    parser.add_argument("--repeats", type=int, default=4, metavar="N", help="of each video in a DataLoader (4)")
+    parser.add_argument(
+        "--clips-per-second", type=float, default=400, metavar="X", help="that a GPU takes: of training, of tests (400)"
+    )
+    parser.add_argument("--no-peers", action="store_true", help="leave pytorchvideo out")
+    parser.add_argument("--no-loaders", action="store_true", help="leave the DataLoaders out")
+    parser.add_argument("--json", action="store_true", help="print every number as JSON")
+    return parser
+
+
+def _run(args: argparse.Namespace, recipe: Recipe) -> int:
+    for name in ("rounds", "repeats", "most"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}: got {getattr(args, name)}, expected 1 or more")
+    if args.clips_per_second <= 0:
+        raise UserError(f"--clips-per-second: got {args.clips_per_second:g}, expected more than 0")
+    videos = [look_at(path) for path in _files(args.videos, args.most)]
+    workers = default_num_workers(available_cpus(), 1) if args.workers is None else args.workers
+    found = Found([], {}, {}, workers)
+    stopped = False
+    try:
+        with torch_threads(1):
+            _measure(videos, recipe, args, found)
+    except KeyboardInterrupt:
+        if not found.videos:
+            raise
+        stopped = True
+    if args.json:
+        print(json_text({"torch": torch.__version__, **vars(found)}, default=vars, indent=2))
+    else:
+        _show(found, recipe)
+    return 130 if stopped else 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured, and is shown if the tool is stopped too.
+
+    Args:
+        videos: for each the facts ("video"), milliseconds of each way ("clips", "videos"), and of each stage.
+        loaders: by kind and name, a rate per round.
+        needs: by kind.
+        num_workers: of the loaders.
+    """
+
+    videos: list[dict[str, Any]]
+    loaders: dict[str, dict[str, list[Rate]]]
+    needs: dict[str, Need]
+    num_workers: int
+
+
+def _measure(videos: list[Video], recipe: Recipe, args: argparse.Namespace, found: Found) -> None:
+    say, peers = Console(stderr=True, soft_wrap=True), not args.no_peers
+    for video in track(videos, "reading"):
+        result: dict[str, Any] = {"video": video}
+        for kind, (_, ways, stages) in _KINDS.items():
+            usable = _usable(ways(video, recipe, peers=peers), partial(_left_out, say, video.path))
+            timed = _in_turns(usable | {"": partial(stages, video, recipe)}, args.rounds)
+            result[f"{kind}_stages"] = timed.pop("")
+            result[kind] = timed
+        found.videos.append(result)
+    if args.no_loaders:
+        return
+    made = loaders(videos, recipe, num_workers=found.num_workers, repeats=args.repeats, peers=peers)
+    wanted = {"clips": args.clips_per_second, "videos": args.clips_per_second / recipe.views.num_views}
+    for kind in track(made, "loading"):
+        left_out = partial(_left_out, say, f"DataLoader of {kind}")
+        rates = measure(made[kind], num_workers=found.num_workers, rounds=args.rounds, left_out=left_out)
+        found.loaders[kind] = rates
+        found.needs[kind] = need(wanted[kind], rates["octvideo"], available_cpus())
+
+
+def _files(given: Sequence[str], most: int) -> list[str]:
+    """The videos that are named, and some of each folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    files: list[Path] = []
+    for path in map(Path, given):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = [path / video for video in walk_videos(path)]
+        if not inside:
+            raise UserError(f"no videos in folder '{path}'")
+        count = min(most, len(inside))
+        files += [inside[n * len(inside) // count] for n in range(count)]
+    if not files:
+        raise UserError("no videos given: name files or folders, such as clips of Kinetics")
+    return [str(file.absolute()) for file in files]
+
+
+def _left_out(say: Console, where: str, name: str, error: Exception) -> None:
+    say.print(f"left out: {name} ({where}): {type(error).__name__}: {error}", markup=False, highlight=False)
+
+
+def _usable(ways: Mapping[str, Turn], left_out: Callable[[str, Exception], None]) -> dict[str, Turn]:
+    """Without peers that fail on this video."""
+    kept = {}
+    for name, way in ways.items():
+        if name.startswith("pytorchvideo"):
+            try:
+                way(0)
+            except Exception as error:
+                left_out(name, error)
+                continue
+        kept[name] = way
+    return kept
+
+
+def _in_turns(ways: Mapping[str, Turn], rounds: int) -> dict[str, Any]:
+    """CPU milliseconds of each way, a number per round; of "", which measures itself, by stage."""
+    counts = {name: iter(range(10**9)) for name in ways}
+
+    def timed(name: str) -> Any:
+        number, started = next(counts[name]), time.process_time()
+        measured = ways[name](number)
+        return measured if name == "" else 1000 * (time.process_time() - started)
+
+    found = list(rounds_of({name: partial(timed, name) for name in ways}, rounds=rounds))
+    columns = {name: [measured[name] for measured in found] for name in ways}
+    stages = {stage: [measured[stage] for measured in columns[""]] for stage in columns[""][0]}
+    return columns | {"": stages}
+
+
+def _show(found: Found, recipe: Recipe) -> None:
+    sheets = [times_sheet(f"One {title}", found.videos, kind) for kind, (title, _, _) in _KINDS.items()]
+    sheets += [
+        stages_sheet(f"Stages of one {title}", found.videos, f"{kind}_stages") for kind, (title, _, _) in _KINDS.items()
+    ]
+    sheets += [loaders_sheet(kind, rates, found.num_workers) for kind, rates in found.loaders.items()]
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for sheet in sheets:
+        console.print(sheet.title, highlight=False)
+        console.print(sheet.drawn())
+        for note in sheet.notes:
+            console.print(f"  {note}\n", highlight=False)
+    for kind, what in found.needs.items():
+        console.print(need_line(kind, what, recipe.views.num_views), highlight=False, soft_wrap=True)
