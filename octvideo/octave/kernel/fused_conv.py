@@ -148,6 +148,10 @@ class FusedConv:
     def weight_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors if tensor is not None)
 
+    def out_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Of y_high, and of y_low if there is one, from x_high's."""
+        return out_shapes(self.numbers, shape)
+
     def fits(self, high: Tensor, base: Tensor | None) -> bool:
         """Whether `base` has the shape of what comes of `high`, or is None."""
         shapes = _compute_out_shapes if torch.compiler.is_compiling() else out_shapes
