@@ -44,10 +44,14 @@ from octvideo.models.weights import read_weights
 from octvideo.program import command, end_with
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable
-from octvideo.training.checkpoint_io import WholeFiles
-from octvideo.training.loggers import RunBoardLogger, RunCSVLogger, save_in
-from octvideo.training.process_group import leave_process_group
-from octvideo.training.quiet import quiet_lightning
+from octvideo.training.lightning_parts import (
+    RunBoardLogger,
+    RunCSVLogger,
+    WholeFiles,
+    leave_process_group,
+    quiet_lightning,
+    save_in,
+)
 
 _USAGE = "octvideo fit|validate|test|predict -c CONFIG [--KEY VALUE ...]   (all keys: octvideo fit --help)"
 _DESCRIPTION = """Trains and tests networks that recognise actions in videos. `octvideo infer VIDEO ...` names the

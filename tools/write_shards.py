@@ -15,8 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from octvideo.data import VideoDataModule
-from octvideo.data.shard_index import index_shards
-from octvideo.data.shard_writer import ShardReport, write_shards
+from octvideo.data.shard_writer import ShardReport, index_shards, write_shards
 from octvideo.errors import UserError
 from octvideo.program import Parser, command, end_with
 from octvideo.progress import Progress

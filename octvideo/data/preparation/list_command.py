@@ -14,12 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from octvideo.data.preparation.folders import folder_lists
-from octvideo.data.preparation.kinetics import kinetics_lists
 from octvideo.data.preparation.listing import Report, compare
-from octvideo.data.preparation.official import Official
-from octvideo.data.preparation.published import PUBLISHED, Published
-from octvideo.data.preparation.something import something_lists
-from octvideo.data.preparation.split_files import hmdb_lists, ucf101_lists
+from octvideo.data.preparation.official import (
+    PUBLISHED,
+    Official,
+    Published,
+    hmdb_lists,
+    kinetics_lists,
+    something_lists,
+    ucf101_lists,
+)
 from octvideo.errors import UserError
 
 DATA_SETS = (*PUBLISHED, "folder")

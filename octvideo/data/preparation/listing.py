@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from octvideo.class_names import ClassIndex, class_difference
-from octvideo.data.disk import VideoFiles
-from octvideo.data.kinetics import GoodCopies
+from octvideo.data.kinetics import GoodCopies, VideoFiles
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines, whole_text

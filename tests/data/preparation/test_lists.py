@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from octvideo.class_names import ClassIndex, read_class_names
-from octvideo.data.disk import VideoFiles
+from octvideo.data.kinetics import VideoFiles
 from octvideo.data.manifest import read_records
 from octvideo.data.preparation.command import main
 
