@@ -95,7 +95,7 @@ def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
             folder, base = os.path.split(os.path.abspath(path))  # noqa: PTH100
             if folder not in real_folders:
                 real_folders[folder] = os.path.realpath(folder)
-            # Hashes, for 240,000 strings take 40 MB; that two of them meet is as good as impossible.
+            # Hashes take far less memory than 240,000 strings; a collision is as good as impossible.
             key = hash((real_folders[folder], base))
             if key in seen:
                 selection.num_twice += 1
@@ -261,8 +261,8 @@ class Summary:
     Args:
         verdicts: of the files of this run's selection.
         num_known: of them that an earlier run had looked at.
-        reasons: of what is not ok, of those that were looked at now.
-        examples: a name for each of them.
+        reasons: why files are not ok, of the files that this run has looked at.
+        examples: a file for each reason.
     """
 
     verdicts: Counter[str] = field(default_factory=Counter)

@@ -54,8 +54,8 @@ def write_shards(
 ) -> ShardReport:
     """Copies videos into archives, with their index and class names beside them.
 
-    Stopped at any moment, it goes on behind the last whole archive when it is called again; what could not be read
-    is tried again then.
+    Stopped at any moment, it resumes after the last whole archive when it is called again. It then tries again what
+    could not be read.
 
     Args:
         records: the videos; their files are only read.
@@ -265,7 +265,7 @@ def index_shards(folder: Path) -> int:
 
 
 def _samples(shard: Path) -> Iterator[dict[str, Any]]:
-    """Rows without their number, labels as `_described` gives them; the members of a sample stand behind each other."""
+    """Rows without their number, labels as `_described` gives them; the members of a sample follow each other."""
     sample: dict[str, Any] = {}
     current = None
     with tarfile.open(shard, "r:") as archive:

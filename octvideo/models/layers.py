@@ -24,7 +24,7 @@ class ClipHead(nn.Module):
 
     The published heads pool with one fixed kernel. Here it shrinks to the feature map where that is smaller;
     where it is larger, the kernel slides and the predictions of all its places are averaged, as pytorchvideo
-    does. A head without a pool stands behind `PathwayPool`.
+    does. A head without a pool follows `PathwayPool`.
     """
 
     def __init__(self, head: ResNetBasicHead) -> None:
@@ -55,8 +55,9 @@ class FittingAvgPool(nn.AvgPool3d):
 
 
 def _average(x: Tensor, kernel: Sequence[int]) -> Tensor:
-    """Windows of (N, C, T, H, W), with stride 1; one as large as the map is a mean, on channels-last maps 20 times as
-    fast as a pool (2048 channels on 4x7x7: .04 and .85 ms)."""
+    """Windows of (N, C, T, H, W), with stride 1. A window as large as the map is a mean, which is much faster than a
+    pool on channels-last maps.
+    """
     if not may_be_exporting() and tuple(kernel) == tuple(x.shape[2:]):  # exported graphs are for any length
         return x.mean((2, 3, 4), keepdim=True)
     return F.avg_pool3d(x, tuple(kernel), stride=1)

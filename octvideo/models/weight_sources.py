@@ -82,7 +82,7 @@ def _from_timm(name: str) -> Weights:
         raise UserError(f"timm:{name} needs timm, which is not installed: pip install 'octvideo[image]'") from error
     try:
         network = timm.create_model(name, pretrained=True)
-    except Exception as error:  # of timm, of the hub behind it, of its connections: no common type
+    except Exception as error:  # of timm, of its hub, of its connections: no common type
         reason = one_line(error)
         raise UserError(
             f"timm:{name} can't be had ({reason}); names with weights: timm.list_pretrained('*resnet50*')"
@@ -96,7 +96,7 @@ def _pixel_scale(mean: Any, std: Any) -> PixelScale:
 
 
 def download(url: str) -> Path:
-    """The file behind a URL, from the cache where it has been downloaded before.
+    """The file at a URL, from the cache where it has been downloaded before.
 
     A broken connection is resumed. A file of another length than the server said, or of another SHA-256 than its name
     says (`resnet50-11ad3fa6.pth`), is not kept. Processes that want the same

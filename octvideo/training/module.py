@@ -55,7 +55,7 @@ class VideoClassifier(L.LightningModule):
     Args:
         network: clips (N, 3, T, H, W) to logits (N, K), its last nn.Linear being the classifier.
         mean: per channel, of pixels scaled to [0, 1].
-        std: likewise.
+        std: per channel, of the same pixels.
         optimizer: "sgd" has Nesterov momentum.
         lr: at the top of the schedule, for the whole batch.
         momentum: of sgd.

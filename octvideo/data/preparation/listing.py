@@ -139,7 +139,7 @@ class _Writer:
     """Lines of a list."""
 
     def __init__(self, file: TextIO, name: str, names: list[str] | None) -> None:
-        # An id could be read as the name of another class: then names, which stand behind a comma.
+        # An id could be read as the name of another class: then names, after a comma.
         self._file, self._names = file, names
         self.line(f"{_MARK}: {'path label' if name not in ('missing.txt', 'extra.txt') else name[:-4]}")
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from lab.benchmark.arms import PRESETS, Arm, labels, parse_arms
-from lab.benchmark.calls import Call, torch_threads
+from lab.benchmark.calls import Call
 from lab.benchmark.machine import describe
 from lab.benchmark.measure import agreements, build_calls, run_pass, write_profile
 from lab.benchmark.networks import WeightStore, count
@@ -21,6 +21,7 @@ from lab.benchmark.picture import draw
 from lab.benchmark.processes import add_process, peak_memory
 from lab.benchmark.report import remarks, sheets
 from lab.benchmark.results import ArmResult, Clock, Pass, Run
+from lab.timing import torch_threads
 from octvideo.errors import UserError
 from octvideo.inference.predictor import pick_device
 from octvideo.program import Parser, command

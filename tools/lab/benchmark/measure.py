@@ -162,7 +162,7 @@ def _agreement(other: str, expected: torch.Tensor, logits: torch.Tensor) -> Agre
 
 
 def _logits(arm: Arm, call: Call) -> torch.Tensor:
-    """Of the same clips whatever the batch, (M, K) with M >= 4: at least as many as a batch holds."""
+    """Of the same clips whatever the batch, (M, K) with M >= 4."""
     assert call.logits is not None
     clips = torch.cat([smooth_clips((1, *arm.clip_shape[1:]), seed=SEED + 100 + n) for n in range(_COMPARED_CLIPS)])
     batches = [clips[torch.arange(start, start + arm.batch) % len(clips)] for start in range(0, len(clips), arm.batch)]

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from lab.benchmark.arms import Arm
-from lab.benchmark.calls import make_call, torch_threads
+from lab.benchmark.calls import make_call
 from lab.benchmark.measure import build_calls, run_pass
 from lab.benchmark.networks import WeightStore
 from lab.benchmark.results import Memory, Pass
+from lab.timing import torch_threads
 from octvideo.allocator import keep_freed_memory
 from octvideo.errors import UserError
 from octvideo.progress import Progress
