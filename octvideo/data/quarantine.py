@@ -145,6 +145,6 @@ def _unescaped(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A name as a terminal can show it: line breaks and what is no text as escapes."""
+    """A name as a terminal can show it: line breaks and bytes that are not text as escapes."""
     text = "".join(char if char.isprintable() or "\ud800" <= char <= "\udfff" else repr(char)[1:-1] for char in text)
     return text.encode("utf-8", "backslashreplace").decode()

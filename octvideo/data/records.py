@@ -49,8 +49,8 @@ class VideoRecord:
 class VideoList(Sequence[VideoRecord]):
     """A sequence of `VideoRecord`, kept as three tensors: bytes of all paths, where each ends, labels.
 
-    A list of Python objects is copied by each forked loading process, page by page, as it counts references (40 MB
-    for 240,000 videos), and sent to each spawned one. Tensors are shared in both cases.
+    Each forked loading process copies a list of Python objects, page by page, as it counts references; each spawned one
+    is sent the list. Tensors are shared in both cases.
 
     Args:
         records: the videos, in any iterable; taken one at a time.

@@ -1,7 +1,7 @@
 """Videos in tar archives ("shards"), on disks or in an object store, read one by one from any place.
 
 The archives are those of WebDataset: a video is one sample, `00000012.mp4` with `00000012.cls` (its class id) and
-`00000012.json` behind it, so that WebDataset's own tools read them too. Beside them lies what this reader uses,
+`00000012.json` after it, so that WebDataset's own tools read them too. Beside them lies what this reader uses,
 `index.jsonl`, with a line for each video::
 
     {"index": 12, "name": "wave/a b.mp4", "label": 3, "shard": "shard-000000.tar", "offset": 1536, "size": 81920}

@@ -29,7 +29,7 @@ class Figure:
         name: as printed.
         value: in [0, 1], NaN where nothing was counted.
         hits: videos that were right; None for a mean that is no share of videos.
-        total: of how many; None likewise.
+        total: videos that were counted; None where `hits` is.
     """
 
     name: str

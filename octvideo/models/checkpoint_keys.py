@@ -83,7 +83,7 @@ class BlockLayout:
         stages: numbers of the blocks of res2 to res5.
         head: number of the block of the classifier.
         two_paths: whether each block holds SlowFast's two.
-        nonlocals: (stage, block) to the path of the non-local block behind it.
+        nonlocals: (stage, block) to the path of the non-local block after it.
     """
 
     root: str
@@ -219,17 +219,17 @@ def _hits(keys: Mapping[str, str], own: Collection[str]) -> int:
 def _match_prefix(theirs: Collection[str], own: Collection[str]) -> dict[str, str]:
     """The file's keys as the network's: without or with the prefix ("model.") that makes most of them match."""
     best = {key: key for key in theirs}
-    for prefix in _prefixes(of=theirs, behind=own):
+    for prefix in _prefixes(of=theirs, before=own):
         without = {key: key.removeprefix(prefix) for key in theirs}
         best = max(best, without, key=lambda keys: _hits(keys, own))
-    for prefix in _prefixes(of=own, behind=theirs):
+    for prefix in _prefixes(of=own, before=theirs):
         added = {key: prefix + key for key in theirs if prefix + key in own}
         best = max(best, {key: added.get(key, key) for key in theirs}, key=lambda keys: _hits(keys, own))
     return best
 
 
-def _prefixes(*, of: Collection[str], behind: Collection[str]) -> list[str]:
+def _prefixes(*, of: Collection[str], before: Collection[str]) -> list[str]:
     """What keys have before some keys of another collection, sampled: all of a network's have the same."""
-    ends = sorted(behind)
+    ends = sorted(before)
     some = ends[:: max(1, len(ends) // 8)]
     return sorted({key.removesuffix(end) for end in some for key in of if key.endswith("." + end)})

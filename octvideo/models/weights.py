@@ -1,7 +1,7 @@
 """Weights into a network: names translated, kernels inflated, checked key by key, reported in words.
 
     source ─ weight_sources ─▶ file ─ weight_files ─▶ Weights
-       ─ checkpoint_keys ─▶ the network's names ─ inflate ─▶ its shapes ─ load_weights ─▶ network, report
+       ─ checkpoint_keys ─▶ the network's names ─ inflate_kernel ─▶ its shapes ─ load_weights ─▶ network, report
 
 An octave network has the keys and shapes of the ordinary one, so any weights load at any alpha without an
 error; whether they keep their accuracy there is another matter, and is said aloud.
@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from octvideo.class_names import ClassMatch, match_classes
 from octvideo.errors import UserError
 from octvideo.models.checkpoint_keys import match_keys
-from octvideo.models.inflate import Inflation, inflate_kernel
 from octvideo.models.weight_files import OctaveSetting, PixelScale, Weights, first_of, weights_in
 from octvideo.models.weight_sources import read_weights
 from octvideo.octave import OctConv1d, OctConv2d, OctConv3d
@@ -30,6 +30,8 @@ __all__ = [
 ]  # fmt: skip
 
 log = logging.getLogger("octvideo.models")
+
+Inflation = Literal["average", "center"]
 
 # What torchvision and timm train nearly all of their networks with.
 _IMAGENET = PixelScale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), assumed=True)
@@ -202,6 +204,36 @@ def _inflated(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, rule:
             if kernel is not None:
                 kernels[key] = kernel
     return {key: kernels[key] for key in own if key in kernels}
+
+
+def inflate_kernel(kernel: Tensor, shape: torch.Size, *, rule: Inflation = "average") -> Tensor | None:
+    """A convolution's kernel over one frame as a kernel over several.
+
+    Where nothing moves, the network then computes what the image network does. "average" repeats the kernel
+    over time and divides by the number of repetitions (I3D, Carreira & Zisserman, arXiv 1705.07750, section
+    2.5); "center" puts it into the middle frame and zeros around it, which makes the network that of the
+    single frames until it has learnt otherwise.
+
+    Args:
+        kernel: (C_out, C_in, H, W), or (C_out, C_in, 1, H, W) as C2D's.
+        shape: (C_out, C_in, T, H, W), T being odd for "center".
+        rule: see above.
+
+    Returns:
+        A new tensor of that shape, or None where the kernel differs in more than time.
+    """
+    if kernel.ndim == 4:
+        kernel = kernel[:, :, None]
+    if kernel.ndim != 5 or len(shape) != 5 or kernel.shape != (*shape[:2], 1, *shape[3:]):
+        return None
+    frames = shape[2]
+    if rule == "average":
+        return kernel.expand(shape) / frames
+    if frames % 2 == 0:
+        return None
+    inflated = kernel.new_zeros(shape)
+    inflated[:, :, frames // 2] = kernel[:, :, 0]
+    return inflated
 
 
 def classifier_keys(network: nn.Module) -> list[str]:

@@ -1,16 +1,58 @@
-"""What a reader gives: frames, or one error with file and reason; and how frames become small during decoding."""
+"""What a reader reads and gives: a file, or its content in memory (out of an archive, or from an object store); frames,
+or one error with file and reason. And how frames become small during decoding.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video.source import Source
+
+
+@dataclass(frozen=True)
+class VideoBytes:
+    """A video file in memory.
+
+    Args:
+        name: that messages call it by.
+        content: of the file.
+    """
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | VideoBytes
+
+
+def for_ffmpeg(source: Source) -> str | io.BytesIO:
+    """What a reader opens.
+
+    A path is absolute: FFmpeg takes a name such as `concat:...` or `a:b.mp4` for something else; after a slash it
+    does not.
+    """
+    return io.BytesIO(source.content) if isinstance(source, VideoBytes) else str(Path(source).absolute())
+
+
+def missing_reason(source: Source) -> str | None:
+    """Why there is nothing to read, found without a reader; None where there is something."""
+    if isinstance(source, VideoBytes):
+        return None if source.content else "the file is empty"
+    file = Path(source)
+    if not file.is_file():
+        return "it is a folder" if file.is_dir() else "no such file"
+    return None if file.stat().st_size else "the file is empty"
+
 
 # From full-size frames (n, H, W, C) to what is kept of each of them, (n, ...), uint8 both.
 Resize = Callable[[Tensor], Tensor]

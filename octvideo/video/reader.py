@@ -1,8 +1,8 @@
 """A video file as distinct frames: one call in front of three readers, which give the same frames.
 
-`auto` is PyAV, for every file. decord costs more (1.3 to 1.7 times the CPU time on ten-second clips of Kinetics), and
-on damaged files it is not to be trusted: its threads make it a matter of luck whether an error behind the wanted frames
-is seen, it gives frames that FFmpeg marks as corrupt without a word, and some hold it for good.
+`auto` is PyAV, for every file. decord costs more CPU time (docs/speed.md), and its answers on damaged files vary:
+its threads make it a matter of luck whether an error after the wanted frames is seen, it gives frames that FFmpeg marks
+as corrupt without a word, and some files block it for ever.
 No reader outlives a call, so none crosses a fork.
 """
 
@@ -17,11 +17,10 @@ from torch import Tensor
 
 import octvideo.video.decord_reader as decord_reader
 from octvideo.errors import UserError
-from octvideo.video.frames import Frames, ReaderFailure, Resize, VideoReadError, sorted_unique
+from octvideo.video.frames import Frames, ReaderFailure, Resize, Source, VideoReadError, missing_reason, sorted_unique
 from octvideo.video.packets import Packets
 from octvideo.video.pyav_reader import FewerFramesError, PyavVideo
 from octvideo.video.sampling import Clock
-from octvideo.video.source import Source, missing_reason
 from octvideo.video.torchcodec_reader import load_torchcodec, read_torchcodec
 
 Decoder = Literal["auto", "decord", "pyav", "torchcodec"]

@@ -28,7 +28,7 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-# What stands in for frames behind the end of a video shorter than a clip.
+# What follows the last frame of a video that is shorter than a clip.
 ShortVideo = Literal["repeat_last", "loop"]
 
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.files import one_line
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, VideoBytes
 from octvideo.video.packets import Packets
-from octvideo.video.source import Source, VideoBytes
 
 _LIBRARIES = (
     "FFmpeg's shared libraries (apt install ffmpeg; brew install ffmpeg; conda install ffmpeg; or on Linux those of "

@@ -14,9 +14,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lab.arms import step_time
+from lab import timing as step_time
 from lab.arms.runs import ArmRun, ArmSettings, plan_runs
-from lab.arms.step_time import step_seconds
 from lab.arms.table import (
     HEADER,
     ArmRow,
@@ -27,6 +26,7 @@ from lab.arms.table import (
     markdown_table,
     ratio_range,
 )
+from lab.timing import step_seconds
 from octvideo.errors import UserError
 from octvideo.evaluation import VideoScores, wilson_interval
 from octvideo.models import frame_network, i3d_small

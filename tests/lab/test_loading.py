@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from lab.loading import command, ways
-from lab.loading.command import main
+from lab.loading.command import main, need_line
 from lab.loading.loaders import Need, Rate, need
-from lab.loading.report import need_line
 from lab.loading.ways import FLOOR, Recipe, look_at
 from octvideo.data import Augmentation
 from octvideo.video import ViewSettings, read_frames

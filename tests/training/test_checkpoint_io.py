@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from octvideo.training.checkpoint_io import WholeFiles
+from octvideo.training.lightning_parts import WholeFiles
 
 
 def test_a_checkpoint_is_read_back(tmp_path: Path) -> None:

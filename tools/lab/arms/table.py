@@ -15,7 +15,7 @@ from torch import nn
 
 import octvideo.models as models
 from lab.arms.runs import ARMS, Arm, ArmNetwork, ArmRun, ArmSettings, read_config
-from lab.arms.step_time import step_seconds
+from lab.timing import step_seconds
 from octvideo.errors import UserError
 from octvideo.evaluation.arms import Difference, Estimate, mean_top_k, paired_difference
 from octvideo.evaluation.scores import VideoScores
@@ -65,9 +65,9 @@ class ArmRow:
         step_ratios: CPU time of a training step over the ordinary arm's, round by round; may be empty.
         seeds: of the runs that are there.
         top1: None without runs, as all below.
-        top5: likewise.
+        top5: of the same runs.
         to_ordinary: of top-1; None for the arm itself too.
-        to_pool: likewise, of the octave arm.
+        to_pool: of the octave arm only.
     """
 
     network: str

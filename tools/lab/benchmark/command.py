@@ -12,19 +12,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lab.benchmark.arms import Arm, labels, parse_arms
-from lab.benchmark.calls import Call, torch_threads
-from lab.benchmark.counts import count
+from lab.benchmark.arms import PRESETS, Arm, labels, parse_arms
+from lab.benchmark.calls import Call
 from lab.benchmark.machine import describe
-from lab.benchmark.measure import agreements, build_calls, run_pass
-from lab.benchmark.memory import peak_memory
-from lab.benchmark.networks import WeightStore
+from lab.benchmark.measure import agreements, build_calls, run_pass, write_profile
+from lab.benchmark.networks import WeightStore, count
 from lab.benchmark.picture import draw
-from lab.benchmark.presets import PRESETS
-from lab.benchmark.processes import add_process
-from lab.benchmark.profile import write_profile
+from lab.benchmark.processes import add_process, peak_memory
 from lab.benchmark.report import remarks, sheets
 from lab.benchmark.results import ArmResult, Clock, Pass, Run
+from lab.timing import torch_threads
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command
 from octvideo.errors import UserError

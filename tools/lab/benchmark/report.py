@@ -10,8 +10,7 @@ from rich.table import Table
 
 from lab.benchmark.arms import common
 from lab.benchmark.machine import machine_line
-from lab.benchmark.results import ArmResult, Pass, Run
-from lab.benchmark.summary import Row, Spread, spread, summarise
+from lab.benchmark.results import ArmResult, Pass, Row, Run, Spread, spread, summarise
 
 _CLOCKS = {"cpu": "process CPU time", "wall": "wall time", "gpu": "time between GPU events"}
 

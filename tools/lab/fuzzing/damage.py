@@ -141,7 +141,7 @@ def join(copy: bytearray, dice: random.Random, other: bytes) -> str:
     """Two files one after the other, or the first part of one and the rest of the other."""
     if dice.random() < 0.5:
         copy.extend(other)
-        return "another file behind it"
+        return "another file after it"
     place = _place(copy, dice)
     copy[place:] = other[place:]
     return f"another file from byte {place} on"

@@ -83,7 +83,7 @@ def fuzz(
         decoders: each reads every copy.
         seed: of the series.
         timeout_s: for a copy and a reader.
-        memory_bytes: likewise.
+        memory_bytes: that a process may grow by.
         keep: folder, made when it is needed.
         num_processes: that read at once.
     """

@@ -1,19 +1,26 @@
-"""metrics.csv and TensorBoard's events of a run: one file each in the run folder, that a resumed run goes on with; and
-a place in that folder for other loggers."""
+"""Lightning's parts, changed where they do not fit: loggers that a resumed run continues, one file each in the run
+folder; checkpoints that are whole or not there; hints left out; the end of a run of several processes.
+"""
 
 from __future__ import annotations
 
 import csv
 import importlib
 import inspect
+import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import distributed
 
+from octvideo.files import whole_file
 from octvideo.training.run_folder import RunFolder
 
 # Lightning's own loggers want a `save_dir`, others don't: here all are told apart from a given one by their default.
@@ -89,3 +96,52 @@ class RunBoardLogger(TensorBoardLogger):
     def save(self) -> None:
         """Without Lightning's hparams.yaml."""
         self.experiment.flush()
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces, and renames it when it is complete.
+
+    Lightning's own writes to the system's temporary folder and then moves: where that is another file system, the move
+    is a copy over the old checkpoint, and a run that is killed meanwhile has neither.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes `path`, with its folder."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path, to_disk=True) as part, part.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+_HINTS = (
+    ".*does not have many workers.*",
+    ".*The `srun` command is available.*",
+    ".*is smaller than the logging interval.*",
+    ".*treespec.*is deprecated.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*predict returned None.*",
+    ".*You are using a custom batch sampler.*",
+    ".*in eval mode at the start of training.*",  # what is frozen is in eval mode
+    ".*exists and is not empty.*",  # the checkpoints of a resumed run
+    ".*Total length of `list` across ranks is zero.*",  # no validation set
+    ".*callbacks used to create the checkpoint need to be provided.*",
+)
+
+
+def quiet_lightning() -> None:
+    """Drops Lightning's advertisements, and hints that a user of the tools can do nothing about."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: "Tip:" not in record.getMessage())
+    for message in _HINTS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def leave_process_group() -> None:
+    """End what connects the processes, where a run has come to its end.
+
+    Lightning leaves Gloo's threads (NCCL's it ends) to the end of the process, when Python is gone. A finished run was
+    once seen to die there: "terminate called without an active exception", exit code 134. Not with torch 2.6, whose
+    Gloo may wait for ever here.
+    """
+    if distributed.is_available() and distributed.is_initialized() and not torch.__version__.startswith("2.6."):
+        distributed.destroy_process_group()

@@ -1,11 +1,19 @@
-"""Training steps whose loss or gradients are NaN or infinite: left out of the weights, and counted."""
+"""What a training step must withstand: losses and gradients that are NaN or infinite, errors of torch.compile, and
+convolutions that torch trains wrongly.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from octvideo.errors import UserError
 
@@ -74,3 +82,48 @@ class NonFiniteSteps:
         self.in_a_row += 1
         network.zero_grad(set_to_none=True)
         return problem
+
+
+@contextmanager
+def compiler_errors_in_words() -> Iterator[None]:
+    """What torch can't compile, in one line.
+
+    Raises:
+        UserError: in the place of an error of torch._dynamo or torch._inductor.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # theirs are all of this type
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        cause = getattr(error, "inner_exception", error)
+        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise UserError(
+            f"model.compile: torch can't compile here ({reason}); train with model.compile false"
+        ) from error
+
+
+def short_maps_in_float32(x: Tensor) -> AbstractContextManager[Any]:
+    """Runs convolutions in float32 where torch 2.14 would train them wrongly: in bfloat16 on CPUs, with a kernel longer
+    than the map (3 x 1 x 1 over 2 frames). There the gradient of the weight is uninitialised memory.
+
+    Args:
+        x: the input of the network.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    is_wrong = x.device.type == "cpu" and dtype == torch.bfloat16 and torch.is_grad_enabled()
+    return _InFloat32() if is_wrong else nullcontext()
+
+
+class _InFloat32(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function not in (F.conv3d, F.conv_transpose3d) or _fits(*args, **kwargs):
+            return function(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+            return function(*args, **kwargs).bfloat16()
+
+
+def _fits(input: Tensor, weight: Tensor, *_: Any, **others: Any) -> bool:
+    return all(size >= kernel for size, kernel in zip(input.shape[-3:], weight.shape[-3:], strict=True))
