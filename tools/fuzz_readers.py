@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from lab.fuzzing.fuzzing import Finding, fuzz
+from lab.fuzzing import Finding, fuzz
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, walk_videos
 from octvideo.program import Parser, command, end_with
