@@ -80,8 +80,8 @@ class BlockLayout:
 
     Args:
         root: what all keys start with.
-        stages: numbers of the blocks of res2 to res5.
-        head: number of the block of the classifier.
+        stages: indices of the blocks of res2 to res5.
+        head: index of the classifier's block.
         two_paths: whether each block holds SlowFast's two.
         nonlocals: (stage, block) to the path of the non-local block after it.
     """
@@ -120,7 +120,7 @@ class BlockLayout:
         Args:
             place: its kind.
             stage: 0 for the stem, 1 for res2.
-            block: number of the residual block within its stage.
+            block: index of the residual block within its stage.
             path: 1 for SlowFast's fast pathway.
         """
         numbers = (0, *self.stages)
@@ -146,7 +146,7 @@ class Matching:
     Args:
         keys: the file's key to the network's; without a common prefix where the network has no such key.
         owner: whose names were translated, None where none had to be.
-        translated: number of keys of the network that were found under another program's name.
+        translated: how many of the network's keys were found under another program's name.
     """
 
     keys: Mapping[str, str]

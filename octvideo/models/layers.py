@@ -36,8 +36,7 @@ class ClipHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, C, T, H, W) to logits (N, K)."""
         if self.pool_kernel is not None:
-            kernel = [min(k, size) for k, size in zip(self.pool_kernel, x.shape[2:], strict=True)]
-            x = _average(x, kernel)  # (N,C,T',H',W')
+            x = _average(x, self.pool_kernel)  # (N,C,T',H',W')
         x = self.proj(self.dropout(x).permute(0, 2, 3, 4, 1))  # (N,T',H',W',K)
         return x.mean((1, 2, 3))  # (N,K)
 
@@ -50,17 +49,18 @@ class FittingAvgPool(nn.AvgPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, T, H, W) to (N, C, T', H', W')."""
-        kernel = [min(int(k), size) for k, size in zip(self.kernel_size, input.shape[2:], strict=True)]  # type: ignore
-        return _average(input, kernel)
+        return _average(input, self.kernel_size)  # type: ignore[arg-type]
 
 
 def _average(x: Tensor, kernel: Sequence[int]) -> Tensor:
-    """Windows of (N, C, T, H, W), with stride 1. A window as large as the map is a mean, which is much faster than a
-    pool on channels-last maps.
+    """Average of windows of (N, C, T, H, W), with stride 1; they shrink to the map where that is smaller.
+
+    A window as large as the map is a mean, which is much faster than a pool on channels-last maps.
     """
+    kernel = [min(int(k), size) for k, size in zip(kernel, x.shape[2:], strict=True)]
     if not may_be_exporting() and tuple(kernel) == tuple(x.shape[2:]):  # exported graphs are for any length
         return x.mean((2, 3, 4), keepdim=True)
-    return F.avg_pool3d(x, tuple(kernel), stride=1)
+    return F.avg_pool3d(x, kernel, stride=1)
 
 
 class PathwayPool(nn.Module):
@@ -81,8 +81,7 @@ class PathwayPool(nn.Module):
         """Features (N, C_i, T_i, H, W) to (N, sum of C_i, 1, H', W')."""
         pooled = []
         for x in pathways:
-            height, width = (min(k, size) for k, size in zip(self.window, x.shape[3:], strict=True))
-            pooled.append(_average(x, (x.shape[2], height, width)))
+            pooled.append(_average(x, (x.shape[2], *self.window)))
         return torch.cat(pooled, 1)
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ error; whether they keep their accuracy there is another matter, and is said alo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,11 +42,11 @@ class WeightsReport:
     """What `load_weights` did; its text is for the user.
 
     Args:
-        loaded: number of the network's keys that were found and fitted, in whatever way.
-        total: number of the network's keys.
+        loaded: how many of the network's keys were found and fitted.
+        total: how many keys the network has.
         classes: (in the file, in the network) where the head was left as initialised.
         class_names: how the classes' names compare with the data's, where there is something to say.
-        translated: number of the network's keys that the file has under another program's names.
+        translated: how many of these keys the file has under another program's names.
         owner: whose names those are.
         inflated: keys of the network whose kernels were made from kernels over one frame.
         inflation: by which rule.
@@ -81,14 +81,28 @@ class WeightsReport:
             lines.append(f"  {self.translated} found under {self.owner} names")
         if self.inflated:
             lines.append(f"  {len(self.inflated)} inflated over time ({self.inflation})")
-        for what, keys in (
-            ("missing in the file, left as initialised", self.missing),
-            ("of another shape in the file, left as initialised", self.misfits),
-            ("only in the file, not used", self.unexpected),
+        for what, then, keys in self._differences():
+            lines.append(f"  {len(keys)} {what}, {then}: {first_of(keys)}")
+        return "\n".join(lines)
+
+    def _differences(self) -> Iterator[tuple[str, str, Sequence[str]]]:
+        """What does not fit, what became of it, and its keys."""
+        for what, then, keys in (
+            ("missing in the file", "left as initialised", self.missing),
+            ("of another shape in the file", "left as initialised", self.misfits),
+            ("only in the file", "not used", self.unexpected),
         ):
             if keys:
-                lines.append(f"  {len(keys)} {what}: {first_of(keys)}")
-        return "\n".join(lines)
+                yield what, then, keys
+
+    def why_unfit(self, source: str, expected: str, *, only_head: bool) -> str:
+        """What to say of weights that are refused: what differs, and what to do."""
+        parts = [f"{self.loaded} of the network's {self.total} weights match"]
+        parts += [f"{len(keys)} {what}: {first_of(keys)}" for what, _, keys in self._differences()]
+        advice = "build the network that these weights were trained in"
+        if only_head and self.classes is not None:
+            advice += f", with num_classes={self.classes[0]}"
+        return f"weights from {source} do not fit: {'; '.join(parts)}. Expected {expected} to match: {advice}"
 
     def pixel_advice(self, used: PixelScale) -> str | None:
         """What to say where the weights' pixels are not normalised as the network's are; else None."""
@@ -167,9 +181,9 @@ def load_weights(
         warning=_accuracy_warning(weights.setting, _setting_of(network)),
     )
     if head == "strict" and (report.missing or report.unexpected or report.misfits):
-        raise UserError(_why_unfit(report, weights.source, "all", only_head=body <= fitting))
+        raise UserError(report.why_unfit(weights.source, "all", only_head=body <= fitting))
     if head == "swap" and 2 * len(fitting & body) < len(body):
-        raise UserError(_why_unfit(report, weights.source, "at least half", only_head=False))
+        raise UserError(report.why_unfit(weights.source, "at least half", only_head=False))
     check_finite({key: tensors[key] for key in own if key in fitting}, weights.source)
     network.load_state_dict({key: tensors[key] for key in fitting}, strict=False)
     if report.warning is not None:
@@ -241,21 +255,6 @@ def classifier_keys(network: nn.Module) -> list[str]:
     linears = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     path, module = linears[-1] if linears else ("", nn.Identity())
     return [f"{path}.{name}" for name, _ in module.named_parameters()]
-
-
-def _why_unfit(report: WeightsReport, source: str, expected: str, *, only_head: bool) -> str:
-    parts = [f"{report.loaded} of the network's {report.total} weights match"]
-    for what, keys in (
-        ("missing in the file", report.missing),
-        ("only in the file", report.unexpected),
-        ("of another shape in the file", report.misfits),
-    ):
-        if keys:
-            parts.append(f"{len(keys)} {what}: {first_of(keys)}")
-    advice = "build the network that these weights were trained in"
-    if only_head and report.classes is not None:
-        advice += f", with num_classes={report.classes[0]}"
-    return f"weights from {source} do not fit: {'; '.join(parts)}. Expected {expected} to match: {advice}"
 
 
 def _setting_of(network: nn.Module) -> OctaveSetting:

@@ -58,7 +58,7 @@ def read_decord(
 
     Args:
         path: of the video; or its content.
-        wanted: frame numbers, sorted, each once.
+        wanted: frame indices, sorted, each once.
         num_frames: of the video, by its packets.
         frame_bytes: of one frame at full size.
         num_threads: of the decoder.

@@ -86,7 +86,7 @@ class Frames:
 
     Args:
         frames: distinct frames in the order of the video, uint8 (D, H, W, C), RGB; or what `resize` made of them.
-        places: for each frame number asked for, its place among the D, int64 in the shape they were asked in.
+        places: for each frame index asked for, its index among the D, int64 in the shape they were asked in.
         num_frames: of the video, or ticks of the clock if there is one.
         decoder: that read it.
         num_missing: frames that the file announces and that can't be read.
@@ -143,12 +143,12 @@ def _empty_like(chunk: Tensor, num_frames: int) -> Tensor:
 
 
 def sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
-    """Distinct frame numbers in order, and the place of each asked one among them.
+    """Distinct frame indices in order, and the index of each asked one among them.
 
     Raises:
         ValueError: there are none, or one lies outside of the video.
     """
     wanted, places = torch.unique(frames, return_inverse=True)
     if not len(wanted) or wanted[0] < 0 or wanted[-1] >= num_frames:
-        raise ValueError(f"frame numbers: got {wanted.tolist()[:3]} ..., expected some in [0, {num_frames})")
+        raise ValueError(f"frame indices: got {wanted.tolist()[:3]} ..., expected some in [0, {num_frames})")
     return wanted.tolist(), places

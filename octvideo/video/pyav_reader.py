@@ -103,7 +103,7 @@ class PyavVideo:
         """The wanted frames, (D, H, W, C) or as `resize` makes them.
 
         Args:
-            wanted: frame numbers, sorted, each once. Of the frames that came, where there were fewer the time before.
+            wanted: frame indices, sorted, each once. Of the frames that came, where there were fewer the time before.
             resize: see `read_frames`.
 
         Raises:

@@ -38,8 +38,8 @@ def read_torchcodec(
 
     Args:
         path: of the video; or its content.
-        wanted: frame numbers, sorted, each once.
-        stream: number of the video stream in the file.
+        wanted: frame indices, sorted, each once.
+        stream: index of the video stream in the file.
         packets: of that stream.
         frame_bytes: of one frame at full size.
         num_threads: of the decoder.

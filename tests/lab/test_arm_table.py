@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lab import timing as step_time
+from lab import timing
 from lab.arms.runs import ArmRun, ArmSettings, plan_runs
 from lab.arms.table import (
     HEADER,
@@ -195,7 +195,7 @@ class Busy(nn.Module):
 def test_networks_take_turns_and_waiting_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no clock but that of the process's own CPU time."""
     log, clock = list[str](), [0.0]
-    monkeypatch.setattr(step_time, "time", SimpleNamespace(process_time=lambda: clock[0]))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(process_time=lambda: clock[0]))
     slow, fast, waits = Busy("slow", log, clock, 0.5), Busy("fast", log, clock, 0.25), Busy("waits", log, clock, 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

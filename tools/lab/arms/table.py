@@ -17,8 +17,9 @@ import octvideo.models as models
 from lab.arms.runs import ARMS, Arm, ArmNetwork, ArmRun, ArmSettings, read_config
 from lab.timing import step_seconds
 from octvideo.errors import UserError
-from octvideo.evaluation.arms import Difference, Estimate, mean_top_k, paired_difference
+from octvideo.evaluation.metrics import Difference, Estimate, mean_top_k, paired_difference
 from octvideo.evaluation.scores import VideoScores
+from octvideo.files import markdown
 from octvideo.octave import count_cost
 
 HEADER = (
@@ -252,9 +253,8 @@ def drawn_table(comparison: Comparison) -> Table:
 
 def markdown_table(comparison: Comparison) -> str:
     """Rows and notes, ready for a README."""
-    marks = ["---" if n < 2 else "---:" for n in range(len(HEADER))]
-    cells = [HEADER, marks, *(row.cells("<br>") for row in comparison.rows)]
-    return "\n".join([*("| " + " | ".join(row) + " |" for row in cells), "", *comparison.notes])
+    table = markdown(HEADER, [row.cells("<br>") for row in comparison.rows], left=2)
+    return "\n".join([table, "", *comparison.notes])
 
 
 def ratio_range(ratios: Sequence[float]) -> str:

@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 
 from lab.benchmark.arms import PRESETS, Arm, labels, parse_arms
-from lab.benchmark.calls import Call
 from lab.benchmark.machine import describe
 from lab.benchmark.measure import agreements, build_calls, run_pass, write_profile
 from lab.benchmark.networks import WeightStore, count
@@ -164,7 +163,9 @@ def _add_pass(
         complete = run_pass(arms, calls, found, rounds=rounds, device=device, progress=progress)
         run.interrupted = not complete
         if len(run.passes) == 1 and complete:
-            _add_agreements(run, arms, calls)
+            found_agreements = agreements(arms, calls)
+            for result in run.arms:
+                result.agreement = found_agreements.get(result.label)
         if profile is not None and complete:
             write_profile(profile, calls, device)
 
@@ -193,12 +194,6 @@ def _leave_out(run: Run, left_out: dict[str, str]) -> None:
         raise UserError(f"fewer than two arms run here ({'; '.join(run.left_out.values())})")
     if run.reference not in {result.label for result in run.arms}:
         run.reference = run.arms[0].label
-
-
-def _add_agreements(run: Run, arms: dict[str, Arm], calls: dict[str, Call]) -> None:
-    found = agreements(arms, calls)
-    for result in run.arms:
-        result.agreement = found.get(result.label)
 
 
 def _add_memory(run: Run, device: torch.device, progress: Progress) -> None:
