@@ -1,4 +1,4 @@
-"""From what was downloaded to what `octvideo fit` trains on: behind tools/prepare_dataset.py.
+"""From what was downloaded to what `octvideo fit` trains on: behind octvideo prepare.
 
 official.py    the official lists of each data set in one form, and how many videos it should have
 folders.py     class folders of the user's own, split
@@ -7,5 +7,4 @@ encoding.py    one video re-encoded: short side, short GOP, no sound
 reencode.py    very many of them, each in a process that may crash; resumes after an interruption
 archives.py    which archives a data set is published in
 fetching.py    archives downloaded in parallel, checked, unpacked
-command.py     the command line; list_command.py, download_command.py, reencode_command.py its parts
 """

@@ -25,7 +25,7 @@ from lab.benchmark.measure import build_calls, run_pass
 from lab.benchmark.networks import WeightStore
 from lab.benchmark.results import Memory, Pass
 from lab.timing import torch_threads
-from octvideo.allocator import keep_freed_memory
+from octvideo.cli.allocator import keep_freed_memory
 from octvideo.errors import UserError
 from octvideo.progress import Progress
 
