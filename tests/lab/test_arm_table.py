@@ -140,7 +140,7 @@ def test_both_tables_hold_every_row() -> None:
 
 def test_no_run_and_other_runs_are_refused(settings: ArmSettings) -> None:
     runs = plan_runs(["i3d_small"], [0], alpha=0.25)
-    with pytest.raises(UserError, match=r"no tested run in .*: looked for arms_i3d_small_ordinary_s0, .*--only-table"):
+    with pytest.raises(UserError, match=r"no tested run in .*: looked for arms_i3d_small_ordinary_s0, .*--only_table"):
         compare(runs, settings, rounds=0)
     leave_tested(plan_runs(["i3d_small"], [0], alpha=0.5)[2], settings, "11")
     with pytest.raises(UserError, match=r"was trained with alpha 0.5, asked for is 0.25"):
