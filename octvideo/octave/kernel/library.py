@@ -51,7 +51,7 @@ def load_library() -> ctypes.CDLL | None:
     library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
     library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
     library.run_layer.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64]
-    library.run_sequence.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2]
+    library.run_sequence.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
     library.pack_and_run_layer.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64]
     library.run_layer.restype = library.run_sequence.restype = library.pack_and_run_layer.restype = None
     library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 11]

@@ -1,9 +1,6 @@
 // Weights in the order in which fused_conv.cpp's tiles read them: once for a network that only computes scores, and, from a
 // weight that changes in every step, each time in training.
 
-#include <algorithm>
-#include <cstdint>
-
 #include "layer.h"
 #include "memory.h"
 #include "vectors.h"
