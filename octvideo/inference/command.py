@@ -15,6 +15,7 @@ from rich.console import Console
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_lines, walk_videos
 from octvideo.inference.checkpoint import find_checkpoint
+from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.preparation import Timing
 from octvideo.inference.result_file import ResultFile, as_record
@@ -231,8 +232,8 @@ def _parser() -> argparse.ArgumentParser:
         help="a run's name or folder, 'last' for the newest, or a checkpoint; default: pytorchvideo's Kinetics-400 I3D",
     )
     parser.add_argument("--model", metavar="FOLDER", help="a model that tools/export.py wrote, in place of --ckpt")
-    parser.add_argument("--engine", help="eager (the default), compile, aot, onnx or openvino")
-    parser.add_argument("--precision", help="f32 (the default), or bf16: eager, compile, aot, openvino")
+    parser.add_argument("--engine", help=f"{', '.join(ENGINES)} (eager)")
+    parser.add_argument("--precision", help=f"{precisions_of(ENGINES)} (f32)")
     parser.add_argument("--threads", type=positive, help="CPU threads of the engine (all)")
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, help="classes to print per video (5)")

@@ -12,11 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import find_checkpoint
+from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint, network_of_pytorchvideo
 from octvideo.inference.command import find_videos, positive
-from octvideo.inference.engines import MODEL_FILES, check_choice
+from octvideo.inference.engines import engine_device, file_engines, precisions_of
 from octvideo.inference.export import write_export
-from octvideo.inference.predictor import engine_device, network_of_checkpoint, network_of_pytorchvideo
 from octvideo.inference.preparation import Normaliser
 from octvideo.program import Parser, command
 from octvideo.progress import track
@@ -38,7 +37,6 @@ def main(argv: Sequence[str]) -> int:
 
 def export(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Does it; the arguments are the command line's."""
-    check_choice(args.engine, args.precision)
     device = engine_device(args.engine, args.precision, args.device)
     if args.precision == "int8" and not args.calibrate:
         raise UserError("int8 needs typical videos to choose its scales from: --calibrate VIDEO|FOLDER ...")
@@ -114,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN|FILE",
         help="a run's name or folder, 'last' for the newest, or a checkpoint; default: pytorchvideo's Kinetics-400 I3D",
     )
-    parser.add_argument("--engine", required=True, choices=list(MODEL_FILES))
-    parser.add_argument("--precision", default="f32", help="f32, bf16 (aot, openvino) or int8 (openvino)")
+    parser.add_argument("--engine", required=True, choices=file_engines())
+    parser.add_argument("--precision", default="f32", help=precisions_of(file_engines()))
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="made here")
     parser.add_argument(
         "--calibrate",
