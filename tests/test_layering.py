@@ -13,13 +13,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "octvideo"
 
 # octvideo/<part> (a folder or a file; inside octave/ its rooms) -> the parts that it may import, beside `FREE` ones.
-FREE = {"errors", "files", "class_names", "_version"}
+FREE = {"errors", "files", "class_names", "batches", "_version"}
 PARTS: dict[str, set[str]] = {
     "": set(),  # octvideo/__init__.py
     "errors": set(),
     "files": set(),
     "_version": set(),
     "class_names": set(),
+    "batches": set(),
     "allocator": set(),
     "program": {"mistakes"},
     "json_lines": set(),
@@ -49,6 +50,7 @@ LIBRARIES: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "class_names": set(),
+    "batches": {"torch"},
     "files": set(),
     "allocator": set(),
     "program": set(),

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
+from octvideo.batches import Failure
 from octvideo.errors import UserError
 
 OnUnreadable = Literal["raise", "count"]
 
 log = logging.getLogger("octvideo.training")
-
-
-class Failure(Protocol):
-    """What octvideo.data puts in a batch in place of a video."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
 
 
 class UnreadableVideos:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lab.benchmark.arms import Arm, labels, parse_arms
+from lab.benchmark.arms import Arm, engines, labels, parse_arms
 from lab.benchmark.calls import Call, torch_threads
 from lab.benchmark.counts import count
 from lab.benchmark.machine import describe
@@ -26,11 +26,11 @@ from lab.benchmark.profile import write_profile
 from lab.benchmark.report import remarks, sheets
 from lab.benchmark.results import ArmResult, Clock, Pass, Run
 from octvideo.errors import UserError
-from octvideo.inference.predictor import pick_device
+from octvideo.inference.engines import pick_device
 from octvideo.program import Parser, command
 from octvideo.progress import Progress
 
-_DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
+_DESCRIPTION = f"""How fast networks are beside each other, in turns, in one run:
 
   tools/benchmark.py i3d_r50 i3d_r50:alpha=.25 i3d_r50:alpha=.25,engine=openvino,precision=bf16 --rounds 10
   tools/benchmark.py i3d_r50:alpha=0/.1/.25/.5,engine=eager/compile --png ratios.png     (eight arms)
@@ -38,8 +38,8 @@ _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
   tools/benchmark.py --from eager.json engines.json --png both.png
 
 An arm is NETWORK:KEY=VALUE,...; A/B are as many arms. Networks: builders of octvideo.models, pytorchvideo:NAME,
-torchvision:NAME, timm:NAME (images: --frames 1). Keys: alpha, downsample, engine (plain, eager, compile, aot, onnx,
-openvino), precision (f32, bf16, int8), layout (auto, contiguous, channels_last), batch, frames, crop, classes, mode
+torchvision:NAME, timm:NAME (images: --frames 1). Keys: alpha, downsample, engine ({", ".join(engines())}),
+precision (f32, bf16, int8), layout (auto, contiguous, channels_last), batch, frames, crop, classes, mode
 (inference, training), optimizer (none, sgd), width, and octave options (octave_downsample, exchange, factor).
 pytorchvideo:NAME by itself is that library's own network as its users run it (engine=plain)."""
 # Of the command line -> of an arm, where the arm does not say.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from lab.benchmark.calls import make_call, torch_threads
 from lab.benchmark.networks import WeightStore
 from lab.benchmark.results import Memory
 from octvideo.errors import UserError
+from octvideo.inference.engines import ENGINES
 
 _HOW_CPU = "growth of the resident set of a fresh process, from before the network is built to the peak of a call"
 _HOW_CUDA = "torch.cuda.max_memory_allocated during a call"
@@ -70,10 +72,8 @@ def _in_this_process(arm: Arm, threads: int) -> tuple[int, int]:
     with torch_threads(threads):
         # What libraries take for themselves is not the arm's: load them, and let torch start its threads.
         torch.nn.functional.conv2d(torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 1, 1))
-        if arm.engine == "openvino":
-            import openvino  # noqa: F401
-        if arm.engine == "onnx":
-            import onnxruntime  # noqa: F401
+        if arm.engine != "plain":
+            importlib.import_module(ENGINES[arm.engine].library)
         _give_back()
         start = _resident("VmRSS")
         call = make_call(arm, WeightStore(as_built=True), threads=threads, device=torch.device("cpu"))

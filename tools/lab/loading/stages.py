@@ -15,7 +15,7 @@ from torch import Tensor
 from lab.loading.ways import Recipe, Video
 from octvideo.data.augment import flip_and_colour, sample_transform
 from octvideo.data.dataset import Item, item_generator
-from octvideo.data.loading import Batch, Collate
+from octvideo.data.loading import Collate, MovableBatch
 from octvideo.video import (
     VideoViews,
     crop_and_resize,
@@ -112,7 +112,7 @@ def _timed_read(
     return read
 
 
-def _across(batch: Batch) -> None:
+def _across(batch: MovableBatch) -> None:
     """A batch as it crosses processes: written to shared memory and looked at, a byte of each page."""
     got = pickle.loads(ForkingPickler.dumps(batch))
     for video in got["video"]:

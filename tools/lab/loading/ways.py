@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
+from octvideo.batches import Failure
 from octvideo.data import Augmentation, EvaluationVideos, TrainingClips, VideoRecord
 from octvideo.data.augment import sample_transform
-from octvideo.data.dataset import Failure, item_generator
+from octvideo.data.dataset import item_generator
 from octvideo.errors import UserError
 from octvideo.video import (
     Decoder,
