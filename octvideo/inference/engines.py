@@ -306,7 +306,7 @@ def load_openvino(file: str, precision: str, device: str, threads: int) -> tuple
     if precision == "bf16" and model.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
         precision = "f32"
     request = model.create_infer_request()
-    return lambda clips: request.infer([np.asarray(clips)], share_inputs=True)[0].copy(), precision
+    return lambda clips: request.infer([np.asarray(clips)], share_inputs=True)[0], precision
 
 
 # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -104,7 +104,7 @@ def cut_views(path: str, views: dict[str, Any]) -> Iterator[np.ndarray]:
 
 
 def on_clock(path: str, target_fps: float | None) -> np.ndarray:
-    """The number of the frame on display at each tick of a clock of that rate; without one, of each frame."""
+    """The index of the frame on display at each tick of a clock of that rate; without one, of each frame."""
     times, end, step = [], 0, Fraction(0)
     for frame in decoded(path):
         times.append(-1 if frame.pts is None else frame.pts)
@@ -119,7 +119,7 @@ def on_clock(path: str, target_fps: float | None) -> np.ndarray:
 
 
 def clip_frames(num_frames: int, views: dict[str, Any]) -> np.ndarray:
-    """Frame numbers (or ticks) of clips spread evenly over the video, (num_clips, T)."""
+    """Frame indices (or ticks) of clips spread evenly over the video, (num_clips, T)."""
     span = (views["clip_frames"] - 1) * views["frame_stride"] + 1
     last_start, count = max(num_frames - span, 0), views["num_clips"]
     starts = np.array([last_start // 2]) if count == 1 else np.arange(count) * last_start // (count - 1)

@@ -30,7 +30,7 @@ from octvideo.inference.engines import pick_device
 from octvideo.program import Parser, command
 from octvideo.progress import Progress
 
-_DESCRIPTION = f"""How fast networks are beside each other, in turns, in one run:
+_DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
 
   tools/benchmark.py i3d_r50 i3d_r50:alpha=.25 i3d_r50:alpha=.25,engine=openvino,precision=bf16 --rounds 10
   tools/benchmark.py i3d_r50:alpha=0/.1/.25/.5,engine=eager/compile --png ratios.png     (eight arms)
@@ -38,7 +38,7 @@ _DESCRIPTION = f"""How fast networks are beside each other, in turns, in one run
   tools/benchmark.py --from eager.json engines.json --png both.png
 
 An arm is NETWORK:KEY=VALUE,...; A/B are as many arms. Networks: builders of octvideo.models, pytorchvideo:NAME,
-torchvision:NAME, timm:NAME (images: --frames 1). Keys: alpha, downsample, engine ({", ".join(engines())}),
+torchvision:NAME, timm:NAME (images: --frames 1). Keys: alpha, downsample, engine (ENGINES),
 precision (f32, bf16, int8), layout (auto, contiguous, channels_last), batch, frames, crop, classes, mode
 (inference, training), optimizer (none, sgd), width, and octave options (octave_downsample, exchange, factor).
 pytorchvideo:NAME by itself is that library's own network as its users run it (engine=plain)."""
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=_DESCRIPTION)
+    parser = Parser(description=_DESCRIPTION.replace("ENGINES", ", ".join(engines())))
     parser.add_argument("arms", nargs="*", metavar="ARM", help="NETWORK:KEY=VALUE,...")
     presets = "; ".join(f"{name}: {preset.text}" for name, preset in PRESETS.items())
     parser.add_argument("--preset", metavar="NAME", help=f"arms and options by name ({presets})")
