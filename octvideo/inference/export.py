@@ -124,8 +124,9 @@ def loader_source(entry: EngineEntry) -> str:
     """A module whose `load` is the engine's."""
     assert entry.load is not None
     return (
-        f'"""How the model of engine {entry.name} is loaded (octvideo {__version__})."""\n\n'
+        f'"""The model of engine {entry.name} as a function (octvideo {__version__})."""\n\n'
         f"from __future__ import annotations\n\n\n{textwrap.dedent(inspect.getsource(entry.load))}\n\n"
+        "# (file, precision, device, threads) to: clips (N, 3, T, H, W) to logits (N, K), and the precision of these.\n"
         f"load = {entry.load.__name__}\n"
     )
 
