@@ -110,9 +110,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} can't be read as a checkpoint: {one_line(error)}") from error
     block = content.get("octvideo") if isinstance(content, dict) else None
     if not isinstance(block, dict):
-        raise UserError(
-            f"{path} is no checkpoint of octvideo; to train from other weights: tools/train.py --init {path}"
-        )
+        raise UserError(f"{path} is no checkpoint of octvideo; to train from other weights: octvideo fit --init {path}")
     if block["format"] != 1:
         raise UserError(f"{path} has format {block['format']}, this octvideo reads 1: upgrade octvideo")
     return content
@@ -184,7 +182,7 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / EXPORT_FILE
     if not file.is_file():
-        raise UserError(f"no exported model in {folder}: looked for {EXPORT_FILE}; tools/export.py writes one")
+        raise UserError(f"no exported model in {folder}: looked for {EXPORT_FILE}; octvideo export writes one")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         found = settings["format"]

@@ -25,8 +25,7 @@ from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.octave import fuse_convolutions, prepare_inference
 from octvideo.octave.fused.conv import PreparedConv
-from octvideo.octave.kernel.fused_conv import channels_last
-from octvideo.octave.kernel.layout import export_form
+from octvideo.octave.kernel.layout import channels_last, export_form
 
 Precision = Literal["f32", "bf16", "int8"]
 
@@ -271,7 +270,7 @@ def write_openvino(network: nn.Module, file: Path, spec: ModelSpec) -> None:
     openvino = needs("openvino", "openvino")
     if spec.precision == "int8" and (spec.calibration is None or not len(spec.calibration)):
         raise UserError(
-            "int8 needs typical clips to choose its scales from: tools/export.py --calibrate VIDEO|FOLDER ..."
+            "int8 needs typical clips to choose its scales from: octvideo export --calibrate VIDEO|FOLDER ..."
         )
     with torch.no_grad(), export_form("unfolded"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -38,7 +38,8 @@ from octvideo.inference.engines import (
 from octvideo.inference.predictor import choose_views_per_call, clip_shape
 from octvideo.video import ViewSettings
 
-PROGRAM, LOADER = "classify.py", "engine.py"
+PROGRAM_FILE = Path(__file__).parent / "standalone" / "classify.py"
+LOADER = "engine.py"
 
 
 def write_export(
@@ -113,7 +114,7 @@ def write_export(
         "write_seconds": round(written, 1),
         "check": check,
     }
-    shutil.copyfile(Path(__file__).parent / "standalone" / PROGRAM, folder / PROGRAM)
+    shutil.copyfile(PROGRAM_FILE, folder / PROGRAM_FILE.name)
     (folder / LOADER).write_text(loader_source(entry), encoding="utf-8")
     # Last: a folder with it is whole.
     (folder / EXPORT_FILE).write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
@@ -137,7 +138,12 @@ def _make_free(folder: Path, overwrite: bool) -> None:
             raise UserError(f"{folder} holds other files: give another folder")
         if not overwrite:
             raise UserError(f"{folder} already holds a model: add --overwrite, or give another folder")
-        for name in (EXPORT_FILE, PROGRAM, LOADER, *(name for entry in ENGINES.values() for name in entry.files)):
+        for name in (
+            EXPORT_FILE,
+            PROGRAM_FILE.name,
+            LOADER,
+            *(name for entry in ENGINES.values() for name in entry.files),
+        ):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 

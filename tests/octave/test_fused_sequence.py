@@ -20,6 +20,7 @@ from octvideo.octave.features import Octave
 from octvideo.octave.fused import sequence as fused_sequence
 from octvideo.octave.fused.conv import PreparedConv
 from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.kernel import sequence as kernel_sequence
 from octvideo.octave.kernel.library import load_library
 
 library = load_library()
@@ -85,7 +86,7 @@ def test_sequences(axes: int, time: int, alpha: float, threads: int, monkeypatch
     try:
         torch.set_num_threads(threads)
         for limit, parts in ((2**40, True), (0, False)):
-            monkeypatch.setattr(fused_sequence, "_FEW_WEIGHTS", limit)
+            monkeypatch.setattr(kernel_sequence, "_FEW_WEIGHTS", limit)
             sequence._plans.clear()
             for clips, frames, size in ((1, 1, (32, 32)), (3, 4, (29, 39)), (4, 2, (17, 50)), (3, 4, (29, 39))):
                 shape = (clips, 3, *([frames] if axes == 3 else []), *size)

@@ -105,7 +105,7 @@ class PreparedOctConv(nn.Module):
                 self._fused = FusedConv(
                     form,
                     high=weight,
-                    repeated=repeated,
+                    from_low=repeated,
                     low=None if low is None else low.weight,
                     num_high=self._num_high,
                     bias_high=first.bias,

@@ -18,10 +18,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from lab.benchmark.arms import Arm, engines
-from lab.benchmark.presets import PRESETS, paper_points
-from lab.benchmark.results import Pass, Run
-from lab.benchmark.summary import Spread, summarise
+from lab.benchmark.arms import PRESETS, Arm, engines, paper_points
+from lab.benchmark.results import Pass, Run, Spread, summarise
 from octvideo.errors import UserError
 from octvideo.inference.engines import Precision
 
