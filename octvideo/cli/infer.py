@@ -35,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
     parser.shared("ckpt")
     parser.add_argument("--model", metavar="FOLDER", help="a model that octvideo export wrote, in place of --ckpt")
     parser.add_argument("--engine", help=f"{', '.join(ENGINES)} (eager)")
-    parser.add_argument("--precision", help=f"{precisions_of(ENGINES)} (f32)")
+    parser.add_argument("--precision", help=f"{precisions_of(ENGINES)}; int8 is for --model (f32)")
     parser.shared("device", "threads", "runs_dir")
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")

@@ -46,19 +46,17 @@ class MovableBatch:
     def to(self, device: torch.device | str) -> MovableBatch:
         """The same on a device; without waiting where it is in pinned memory."""
         return self._each(
-            lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()), lambda views: views.to(device)
+            lambda part: part.to(device, non_blocking=part.is_pinned()) if isinstance(part, Tensor) else part.to(device)
         )
 
     def pin_memory(self) -> MovableBatch:
         """The same in pinned memory, as DataLoader asks for."""
-        return self._each(Tensor.pin_memory, VideoViews.pin_memory)
+        return self._each(lambda part: part.pin_memory())
 
-    def _each(
-        self, of_tensor: Callable[[Tensor], Tensor], of_views: Callable[[VideoViews], VideoViews]
-    ) -> MovableBatch:
-        changed = {key: of_tensor(part) if isinstance(part, Tensor) else part for key, part in self._content.items()}
+    def _each(self, change: Callable[[Any], Any]) -> MovableBatch:
+        changed = {key: change(part) if isinstance(part, Tensor) else part for key, part in self._content.items()}
         if not isinstance(self["video"], Tensor):
-            changed["video"] = [of_views(views) for views in self["video"]]
+            changed["video"] = [change(views) for views in self["video"]]
         return MovableBatch(cast(Batch, changed))
 
 

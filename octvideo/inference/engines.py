@@ -12,11 +12,11 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -316,40 +316,21 @@ ENGINES: dict[str, EngineEntry] = {
         EngineEntry("eager", ("f32", "bf16"), start=EagerEngine, trains=True),
         EngineEntry("compile", ("f32", "bf16"), start=CompiledEngine, compiles=True, trains=True),
         EngineEntry(
-            "aot",
-            ("f32", "bf16"),
-            files=("model.pt2",),
-            write=write_aot,
-            load=load_aot,
+            "aot", ("f32", "bf16"), files=("model.pt2",), write=write_aot, load=load_aot,
             write_advice="; AOTInductor needs a C++ compiler (g++ or clang), as engines onnx and openvino do not",
             load_advice=f": export it again on this machine with this torch ({torch.__version__})",
         ),
         EngineEntry(
-            "onnx",
-            ("f32",),  # its kernels for convolutions on CPUs have no bf16
-            devices=("cpu",),
-            files=("model.onnx",),
-            write=write_onnx,
-            load=load_onnx,
-            library="onnxruntime",
-            title="ONNX Runtime",
-            packages=("onnx", "onnxscript", "onnxruntime"),
-            extra="onnx",
+            "onnx", ("f32",),  # its kernels for convolutions on CPUs have no bf16
+            ("cpu",), files=("model.onnx",), write=write_onnx, load=load_onnx, library="onnxruntime",
+            title="ONNX Runtime", packages=("onnx", "onnxscript", "onnxruntime"), extra="onnx",
         ),
         EngineEntry(
-            "openvino",
-            ("f32", "bf16", "int8"),
-            devices=("cpu",),
-            files=("model.xml", "model.bin"),
-            write=write_openvino,
-            load=load_openvino,
-            library="openvino",
-            title="OpenVINO",
-            packages=("openvino", "nncf"),
-            extra="openvino",
+            "openvino", ("f32", "bf16", "int8"), ("cpu",), files=("model.xml", "model.bin"), write=write_openvino,
+            load=load_openvino, library="openvino", title="OpenVINO", packages=("openvino", "nncf"), extra="openvino",
         ),
     )
-}
+}  # fmt: skip
 
 
 def file_engines() -> list[str]:
@@ -357,13 +338,10 @@ def file_engines() -> list[str]:
     return [name for name, entry in ENGINES.items() if entry.files]
 
 
-def precisions_of(names: Iterable[str]) -> str:
+def precisions_of(names: Collection[str]) -> str:
     """For help texts, each precision and the engines that have it: "f32, bf16 (aot, openvino), int8 (openvino)"."""
-    able: dict[str, list[str]] = {}
-    for name in names:
-        for precision in ENGINES[name].precisions:
-            able.setdefault(precision, []).append(name)
-    return ", ".join(one if one == "f32" else f"{one} ({', '.join(names)})" for one, names in able.items())
+    able = {p: [name for name in names if p in ENGINES[name].precisions] for p in get_args(Precision)}
+    return ", ".join(p if len(able[p]) == len(names) else f"{p} ({', '.join(able[p])})" for p in able if able[p])
 
 
 # ── choices ─────────────────────────────────────────────────────────────────────────────────────────────────

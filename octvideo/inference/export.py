@@ -38,8 +38,7 @@ from octvideo.inference.engines import (
 from octvideo.inference.predictor import choose_views_per_call, clip_shape
 from octvideo.video import ViewSettings
 
-PROGRAM_FILE = Path(__file__).parent / "standalone" / "classify.py"
-LOADER = "engine.py"
+PROGRAM, LOADER = "classify.py", "engine.py"
 
 
 def write_export(
@@ -114,14 +113,14 @@ def write_export(
         "write_seconds": round(written, 1),
         "check": check,
     }
-    shutil.copyfile(PROGRAM_FILE, folder / PROGRAM_FILE.name)
-    (folder / LOADER).write_text(loader_source(entry), encoding="utf-8")
+    shutil.copyfile(Path(__file__).parent / "standalone" / PROGRAM, folder / PROGRAM)
+    (folder / LOADER).write_text(_loader_source(entry), encoding="utf-8")
     # Last: a folder with it is whole.
     (folder / EXPORT_FILE).write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
     return settings
 
 
-def loader_source(entry: EngineEntry) -> str:
+def _loader_source(entry: EngineEntry) -> str:
     """A module whose `load` is the engine's."""
     assert entry.load is not None
     return (
@@ -138,12 +137,8 @@ def _make_free(folder: Path, overwrite: bool) -> None:
             raise UserError(f"{folder} holds other files: give another folder")
         if not overwrite:
             raise UserError(f"{folder} already holds a model: add --overwrite, or give another folder")
-        for name in (
-            EXPORT_FILE,
-            PROGRAM_FILE.name,
-            LOADER,
-            *(name for entry in ENGINES.values() for name in entry.files),
-        ):
+        models = [name for entry in ENGINES.values() for name in entry.files]
+        for name in (EXPORT_FILE, PROGRAM, LOADER, *models):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from octvideo import inference
 from octvideo.cli import export, main
 from octvideo.errors import UserError
 from octvideo.inference import Predictor
 from octvideo.inference.engines import ENGINES, EngineEntry, ModelSpec, Run
-from octvideo.inference.export import PROGRAM_FILE, loader_source, write_export
+from octvideo.inference.export import write_export
 from octvideo.video import ViewSettings, read_views
 
 VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
@@ -133,20 +134,11 @@ def test_an_engine_is_added_by_one_entry(
         assert "toy" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name, entry in ENGINES.items() if entry.files])
-def test_a_model_folder_without_its_engine_says_what_to_install(name: str, tmp_path: Path) -> None:
-    """What loads a model stands by itself, and names the library where it is missing."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    library = ENGINES[name].library
-    (folder / "octvideo.json").write_text(
-        json.dumps({"model": "m", "precision": "f32", "device": "cpu", "library": library})
-    )
-    (folder / "engine.py").write_text(loader_source(ENGINES[name]))
-    shutil.copy(PROGRAM_FILE, folder)
-    code = f"import sys, runpy; sys.modules[{library!r}] = sys.modules['octvideo'] = None; sys.argv[1:] = ['x.mp4']; "
+def test_the_program_says_which_library_is_missing(exported: Path) -> None:
+    library = ENGINES[exported.name].library
+    code = f"import sys, runpy; sys.modules[{library!r}] = None; sys.argv[1:] = ['x.mp4']; "
     code += "runpy.run_path('classify.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"error: this model needs {library} (" in done.stderr and f"pip install {library}" in done.stderr
 
@@ -156,7 +148,7 @@ def program() -> dict:
     """What classify.py defines."""
     import runpy
 
-    return runpy.run_path(str(PROGRAM_FILE))
+    return runpy.run_path(str(Path(inference.__file__).parent / "standalone" / "classify.py"))
 
 
 @pytest.mark.parametrize(
