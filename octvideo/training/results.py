@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
+from octvideo.batches import Failure
 from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
-from octvideo.training.unreadable import Failure, OnUnreadable, UnreadableVideos, gathered
+from octvideo.training.unreadable import OnUnreadable, UnreadableVideos, gathered
 
 
 @dataclass(frozen=True)

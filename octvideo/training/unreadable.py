@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
+from octvideo.batches import Failure
 from octvideo.errors import UserError
 
 OnUnreadable = Literal["raise", "count"]
 T = TypeVar("T")
 
 log = logging.getLogger("octvideo.training")
-
-
-class Failure(Protocol):
-    """What octvideo.data puts in a batch in place of a video."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
 
 
 def gathered(value: T) -> list[T]:

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lab.loading.ways import Recipe, Video, pytorchvideo_clips, training_clips, usable
 from lab.timing import rounds_of
-from octvideo.data.dataset import EvaluationVideos, Failure
+from octvideo.batches import Failure
+from octvideo.data.dataset import EvaluationVideos
 from octvideo.data.loading import Collate
 from octvideo.data.records import VideoRecord
 from octvideo.video import Decoder

@@ -19,10 +19,11 @@ import torch.multiprocessing  # so that pickled tensors go through shared memory
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
+from octvideo.batches import Failure
 from octvideo.data import Augmentation, EvaluationVideos, TrainingClips, VideoRecord
 from octvideo.data.augment import flip_and_colour, sample_transform
-from octvideo.data.dataset import Failure, Item, item_generator
-from octvideo.data.loading import Batch, Collate
+from octvideo.data.dataset import Item, item_generator
+from octvideo.data.loading import Collate, MovableBatch
 from octvideo.errors import UserError
 from octvideo.video import (
     Decoder,
@@ -380,7 +381,7 @@ def _timed_read(
     return read
 
 
-def _across(batch: Batch) -> None:
+def _across(batch: MovableBatch) -> None:
     """A batch as it crosses processes: written to shared memory and looked at, a byte of each page."""
     got = pickle.loads(ForkingPickler.dumps(batch))
     for video in got["video"]:
