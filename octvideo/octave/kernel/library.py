@@ -1,9 +1,9 @@
 """Finds this folder's C++ code in compiled form, and loads it.
 
-A wheel brings it compiled for several kinds of processor (variants.py). Where none fits, and in a checkout, the machine's
-compiler makes it at first use, in some ten seconds. The result stays in the user's cache folder ($OCTVIDEO_CACHE, else
-$XDG_CACHE_HOME/octvideo, else ~/.cache/octvideo), under a name that the sources, the compiler and the processor decide.
-Where there is no compiler either, or where OCTVIDEO_FUSED is 0, layers run by oneDNN.
+A wheel brings it compiled for several kinds of processor (variants.py). Where none fits, and in a checkout, the
+machine's compiler makes it at first use, in some ten seconds. The result stays in the user's cache folder
+($OCTVIDEO_CACHE, else $XDG_CACHE_HOME/octvideo, else ~/.cache/octvideo), under a name that sources, compiler and
+processor decide. Where there is no compiler either, or where OCTVIDEO_FUSED is 0, layers run by oneDNN.
 """
 
 from __future__ import annotations

@@ -41,10 +41,11 @@ class Variant(NamedTuple):
         return FOLDER / "prebuilt" / f"octave_{self.name}_{sources_key(*self.flags)}.so"
 
 
-_V3 = frozenset("avx avx2 bmi1 bmi2 f16c fma abm movbe".split())
-_V4 = _V3 | set("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+# What -march=x86-64-v3 and -v4 stand for.
+_V3 = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"))
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
-# The first that the processor can run is taken.
+# Best first: the first that the processor can run is taken.
 VARIANTS = (
     Variant("avx512", "x86_64", ("-march=x86-64-v4",), _V4),
     Variant("avx2", "x86_64", ("-march=x86-64-v3",), _V3),
