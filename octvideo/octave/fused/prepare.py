@@ -15,21 +15,20 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from octvideo.octave.conv import _OctConvNd
 from octvideo.octave.conversion.conv_form import conv_form, make_weight_once
 from octvideo.octave.conversion.modules import Method, OctAdd, OctFunction, OctMap, OctPool
 from octvideo.octave.conversion.trace import computed_tensors, trace_network
 from octvideo.octave.fused.arrange import arrange
-from octvideo.octave.fused.conv import PreparedConv
-from octvideo.octave.fused.octave_conv import PreparedOctConv
+from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.fused_conv import MaxPool
+from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.ordinary import is_conv
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS, _RELU_METHODS = (F.relu, torch.relu), ("relu", "relu_")
-_MAKERS = (PreparedConv, PreparedOctConv, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
+_MAKERS = (PreparedLayer, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 
 
 def prepare_inference(network: nn.Module) -> nn.Module:
@@ -57,7 +56,7 @@ def fuse_convolutions(prepared: nn.Module) -> None:
 
     A graph that is to be compiled needs it done beforehand, and else gets slower operations.
     """
-    if isinstance(prepared, PreparedConv | PreparedOctConv | FusedSequence) and prepared.fuse():
+    if isinstance(prepared, PreparedLayer | FusedSequence) and prepared.fuse():
         return  # its own convolutions have nothing to do
     for child in prepared.children():
         fuse_convolutions(child)
@@ -143,20 +142,22 @@ def _activation(norm: nn.Module) -> nn.Module | None:
 
 
 def _prepare_convolutions(model: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
-    """Put prepared convolutions in place; each takes on the residual addition and the ReLU behind it."""
+    """Put prepared convolutions in place; each takes on the residual addition and the ReLU after it."""
     calls = [node.target for node in model.graph.nodes if node.op == "call_module"]
     for node in list(model.graph.nodes):
         conv = modules.get(str(node.target)) if node.op == "call_module" else None
-        if calls.count(node.target) != 1 or not (is_conv(conv) or isinstance(conv, _OctConvNd)):
-            continue
-        prepared = PreparedOctConv.of(conv) if isinstance(conv, _OctConvNd) else PreparedConv.of(conv)  # type: ignore
+        prepared: PreparedLayer | None = None
+        if calls.count(node.target) == 1 and isinstance(conv, OctaveLayer):
+            prepared = PreparedOctConv.of(conv)
+        elif calls.count(node.target) == 1 and is_conv(conv):
+            prepared = PreparedConv.of(conv)  # type: ignore[arg-type]
         if prepared is not None:
             model.set_submodule(str(node.target), prepared)
             modules[str(node.target)] = prepared
     order = {node: n for n, node in enumerate(model.graph.nodes)}
     for node in list(model.graph.nodes):
         prepared = modules.get(str(node.target)) if node.op == "call_module" else None  # type: ignore[assignment]
-        if isinstance(prepared, PreparedConv | PreparedOctConv):
+        if isinstance(prepared, PreparedLayer):
             _take_on_addition(model, modules, node, order)
             _take_on_relu(model, modules, node, prepared)
         if isinstance(prepared, PreparedConv):
@@ -180,9 +181,7 @@ def _take_on_addition(
         model.graph.erase_node(addition)
 
 
-def _take_on_relu(
-    model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, prepared: PreparedConv | PreparedOctConv
-) -> None:
+def _take_on_relu(model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, prepared: PreparedLayer) -> None:
     user = next(iter(conv.users))
     if len(conv.users) == 1 and _is_relu(user, modules):
         prepared.relu = True
@@ -214,7 +213,7 @@ def _take_on_pool(model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx
 
 
 def _max_pool(pool: nn.MaxPool2d | nn.MaxPool3d, conv: PreparedConv) -> MaxPool | None:
-    """What it does behind a convolution of as many axes, unless that is more than taking maxima in space."""
+    """What it does after a convolution of as many axes, unless that is more than taking maxima in space."""
     axes = 3 if isinstance(pool, nn.MaxPool3d) else 2
     given = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
     window, stride, padding, dilation = ((n,) * axes if isinstance(n, int) else tuple(n) for n in given)
@@ -231,7 +230,7 @@ def _join_convolutions(model: fx.GraphModule, modules: dict[str, nn.Module]) -> 
     sequence: list[fx.Node] = []
     for node in list(model.graph.nodes):
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, PreparedConv | PreparedOctConv) and calls.count(node.target) == 1:
+        if isinstance(module, PreparedLayer) and calls.count(node.target) == 1:
             sequence.append(node)
         elif node.op not in ("placeholder", "get_attr"):
             _join(model, modules, sequence)
@@ -243,13 +242,13 @@ def _join(model: fx.GraphModule, modules: dict[str, nn.Module], sequence: list[f
         return
     read = dict.fromkeys(source for node in sequence for source in node.all_input_nodes)
     inputs = [node for node in read if node not in sequence]
-    numbers = {node: n for n, node in enumerate([*inputs, *sequence])}
+    indices = {node: n for n, node in enumerate([*inputs, *sequence])}
     results = [node for node in sequence if any(user not in sequence for user in node.users)]
     module = FusedSequence(
         [modules[str(node.target)] for node in sequence],  # type: ignore[misc]
-        [[numbers[source] for source in node.args] for node in sequence],  # type: ignore[index]
+        [[indices[source] for source in node.args] for node in sequence],  # type: ignore[index]
         len(inputs),
-        [numbers[node] for node in results],
+        [indices[node] for node in results],
     )
     name = "sequence_" + str(sequence[0].target).replace(".", "_")
     model.add_submodule(name, module)
