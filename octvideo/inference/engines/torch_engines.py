@@ -13,8 +13,7 @@ from octvideo.files import one_line
 from octvideo.inference.engines.engine import in_batches
 from octvideo.octave import fuse_convolutions
 from octvideo.octave.fused.conv import PreparedConv
-from octvideo.octave.kernel.fused_conv import channels_last
-from octvideo.octave.kernel.layout import export_form
+from octvideo.octave.kernel.layout import channels_last, export_form
 
 
 class InPrecision(nn.Module):

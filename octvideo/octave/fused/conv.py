@@ -275,12 +275,12 @@ class PreparedOctConv(PreparedLayer):
         form = self._form()
         if form is None or not form.is_supported or load_library() is None:
             return None
-        repeated: Any = self.high[1].weight if len(self.high) > 1 else None
+        from_low: Any = self.high[1] if len(self.high) > 1 else None
         low: Any = self.low[0] if self.gives_pair else None
         return FusedConv(
             form,
             high=self.main.weight,
-            repeated=repeated,
+            from_low=None if from_low is None else from_low.weight,
             low=None if low is None else low.weight,
             num_high=self.num_high,
             bias_high=self.main.bias,

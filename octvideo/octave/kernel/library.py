@@ -22,7 +22,7 @@ log = logging.getLogger("octvideo.octave")
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("fused_conv.cpp", "pack_weights.cpp", "weight_gradient.cpp")
-_HEADERS = ("fused_conv.h", "vectors.h")
+_HEADERS = ("convolution.h", "layer.h", "memory.h", "pooling.h", "strips.h", "tiles.h", "vectors.h")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -30,7 +30,7 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trappin
 def load_library() -> ctypes.CDLL | None:
     """The library, or None where it can't be had; a log line says why.
 
-    It has num_registers, packed_size, pack, interleave, run_layer, run_layers, run_layer_of and weight_gradient.
+    It has num_registers, packed_size, pack, run_layer, run_sequence, pack_and_run_layer and weight_gradient.
     """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
@@ -50,14 +50,10 @@ def load_library() -> ctypes.CDLL | None:
     library.num_registers.restype = ctypes.c_int64
     library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
     library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
-    library.interleave.argtypes, library.interleave.restype = [*[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 4], None
-    layer, maps = ctypes.POINTER(ctypes.c_int64), [ctypes.c_void_p] * 6
-    library.run_layer.argtypes, library.run_layer.restype = [layer, *maps, ctypes.c_int64], None  # type: ignore
-    library.run_layers.argtypes = [*[ctypes.POINTER(ctypes.c_int64)] * 4, *[ctypes.c_int64] * 3]
-    library.run_layers.restype = None
-    steps = [ctypes.c_int64] * 3
-    library.run_layer_of.argtypes = [layer, ctypes.c_void_p, *steps, ctypes.c_float, *maps[:5], ctypes.c_int64]  # type: ignore
-    library.run_layer_of.restype = None
+    library.run_layer.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64]
+    library.run_sequence.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2]
+    library.pack_and_run_layer.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64]
+    library.run_layer.restype = library.run_sequence.restype = library.pack_and_run_layer.restype = None
     library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 11]
     library.weight_gradient.restype = None
     return library

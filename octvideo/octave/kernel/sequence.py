@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octvideo.octave.kernel.fused_conv import FusedConv, layer_of
+from octvideo.octave.kernel.fused_conv import FusedConv, Layer, Shape
 from octvideo.octave.kernel.large_pages import empty_in_large_pages
 from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
@@ -18,9 +18,22 @@ _CACHE_LINE = 16  # float32 elements
 # Bytes of weights up to which frames (or clips, where a kernel has an extent in time) go through a sequence one after
 # the other, so that maps stay in the cache. More weights would be read from memory again for each of them.
 _FEW_WEIGHTS = 2**21
-Shape = tuple[int, ...]
-_Place = tuple[int, int]  # a slot (see `SequencePlan`), and the elements before the map in it
-_NO_MAP, _WORKSPACE = -1, 0
+_NO_MAP, _WORKSPACE = -1, 0  # slots
+
+
+class Place(ctypes.Structure):
+    """`struct Place` of layer.h."""
+
+    _fields_ = (("slot", ctypes.c_int64), ("offset", ctypes.c_int64))
+
+
+class Step(ctypes.Structure):
+    """`struct Step` of layer.h."""
+
+    _fields_ = (
+        ("layer", ctypes.POINTER(Layer)),
+        *[(name, Place) for name in ("high", "low", "residual_high", "residual_low", "out_high", "out_low")],
+    )
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,8 @@ class SequencePlan:
         wiring: which values the layers read.
         layers: in order.
         results: of each value that is returned, the one in whose memory it lies, and its maps' shapes.
-        sized: `struct Layer` of each layer.
-        places: six for each layer, as run_layer of fused_conv.cpp takes its maps. Slot 0 is the workspace; the maps
-            of the inputs, and then of the results that are new, follow.
+        steps: of each layer. Slot 0 is the workspace; the maps of the inputs, and then of the results that are new,
+            follow.
         slot_steps: elements from one part of the frames or clips to the next, in each slot.
         times: how many parts go through one after the other.
         size: elements of the workspace.
@@ -82,16 +94,13 @@ class SequencePlan:
     wiring: Wiring
     layers: Sequence[FusedConv]
     results: list[tuple[int, list[Shape]]]
-    sized: list[ctypes.Array[ctypes.c_int64]]
-    places: list[_Place]
+    steps: list[Step]
     slot_steps: list[int]
     times: int
     size: int
 
     def __post_init__(self) -> None:
-        addresses = [ctypes.addressof(layer) for layer in self.sized]
-        self._layers = (ctypes.c_int64 * len(addresses))(*addresses)
-        self._places = (ctypes.c_int64 * (2 * len(self.places)))(*[n for place in self.places for n in place])
+        self._steps = (Step * len(self.steps))(*self.steps)
         self._slot_steps = (ctypes.c_int64 * len(self.slot_steps))(*self.slot_steps)
 
     @classmethod
@@ -115,32 +124,35 @@ class SequencePlan:
             last[owner] = max(last[owner], last_reads[value])
 
         slot_steps, memory = [0], _Memory()
-        places: list[list[_Place]] = [[] for _ in owners]
+        places: list[list[Place]] = [[] for _ in owners]
         for value, owner in enumerate(owners):
-            step = value - wiring.num_inputs
-            memory.free(before=step)
+            index = value - wiring.num_inputs  # of a layer
+            memory.free(before=index)
             if owner != value:
                 continue
             for shape in shapes[value]:
-                if step < 0 or last[value] == len(layers):
-                    places[value].append((len(slot_steps), 0))
+                if index < 0 or last[value] == len(layers):
+                    places[value].append(Place(len(slot_steps), 0))
                     slot_steps.append(_numel(shape))
                 else:
-                    places[value].append((_WORKSPACE, memory.take(_numel(shape), until=last[value])))
-        sized, maps = [], []
-        for step, (layer, (x, *residual)) in enumerate(zip(layers, wiring.reads, strict=True)):
-            low = shapes[x][1:]
-            sized.append(layer_of(layer.numbers, layer.addresses, shapes[x][0], low[0][1] if low else 0))
-            for values in ([x], residual, [wiring.num_inputs + step]):
-                found = [place for value in values for place in places[owners[value]]]
-                maps += [*found, *[(_NO_MAP, 0)] * (2 - len(found))]
+                    places[value].append(Place(_WORKSPACE, memory.take(_numel(shape), until=last[value])))
+
+        def maps_of(values: Sequence[int]) -> list[Place]:
+            found = [place for value in values for place in places[owners[value]]]
+            return [*found, *[Place(_NO_MAP)] * (2 - len(found))]
+
+        steps = []
+        for value, (layer, (x, *residual)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
+            high, *low = shapes[x]
+            sized = layer.for_map(high, low[0][1] if low else 0)
+            steps.append(Step(ctypes.pointer(sized), *maps_of([x]), *maps_of(residual), *maps_of([value])))
         whole = inputs[0][0]
         lead = (whole[0], whole[2]) if by_frame else (whole[0],)
         results = [
             (owners[value], [(lead[0], shape[1], *lead[1:], *shape[1 + len(lead) :]) for shape in shapes[value]])
             for value in wiring.results
         ]
-        return cls(wiring, layers, results, sized, maps, slot_steps, times, memory.size)
+        return cls(wiring, layers, results, steps, slot_steps, times, memory.size)
 
     def run(self, inputs: Sequence[Sequence[Tensor]], workspaces: list[Tensor]) -> list[Sequence[Tensor]]:
         """The maps of each result.
@@ -166,8 +178,8 @@ class SequencePlan:
         library = load_library()
         assert library is not None and len(slots) == len(self.slot_steps)
         addresses = (ctypes.c_int64 * len(slots))(*[x.data_ptr() for x in slots])
-        counts = (len(self.layers), self.times, torch.get_num_threads())
-        library.run_layers(self._layers, self._places, addresses, self._slot_steps, *counts)
+        counts = (self.times, torch.get_num_threads())
+        library.run_sequence(self._steps, len(self.steps), addresses, self._slot_steps, *counts)
         workspaces.append(workspace)
         return results
 

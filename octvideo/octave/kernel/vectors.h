@@ -21,7 +21,7 @@ constexpr int kLanes = 4, kRegisters = 16;
 #endif
 using Vector = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 
-constexpr int64_t kLine = 64 / sizeof(float);
+constexpr int64_t kCacheLine = 64 / sizeof(float);  // elements
 
 #if defined(__AVX__) && !defined(__AVX512F__)
 constexpr int32_t kMasks[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
@@ -57,14 +57,14 @@ constexpr int32_t kMasks[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
 #endif
 }
 
-// Several things at once: fn(n) for n < count, in order on each thread; so many neighbours together, or 0 for a share that
-// keeps most of them, and lets a thread whose core is busy with something else hold nobody up for long.
+// fn(n) for n < count, on several threads, each in order. A thread takes `chunk` neighbours at a time; 0 lets a thread keep
+// most neighbours together, and one whose core is busy with something else delays the others little.
 template <class Function>
-void parallel_for(int64_t threads, int64_t count, const Function& fn, int64_t together = 0) {
+void parallel_for(int64_t threads, int64_t count, const Function& fn, int64_t chunk = 0) {
 #if defined(_OPENMP)
   if (count > 1 && threads > 1) {
-    if (!together) together = std::max<int64_t>(1, count / (4 * threads));
-#pragma omp parallel for schedule(dynamic, together) num_threads(static_cast<int>(threads))
+    if (!chunk) chunk = std::max<int64_t>(1, count / (4 * threads));
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(static_cast<int>(threads))
     for (int64_t n = 0; n < count; ++n) fn(n);
     return;
   }

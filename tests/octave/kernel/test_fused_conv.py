@@ -19,7 +19,7 @@ from octvideo.octave import fuse_convolutions, octavize, prepare_inference
 from octvideo.octave.fused.conv import PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel import library as compiled_library
-from octvideo.octave.kernel.fused_conv import LAYOUTS, Form, FusedConv, MaxPool, channels_last
+from octvideo.octave.kernel.fused_conv import Form, FusedConv, MaxPool
 from octvideo.octave.kernel.library import load_library
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no g++ here")
@@ -66,7 +66,7 @@ class Case:
         self.form, self.relu = form, relu
         reads = in_high * form.low_reads_high + in_low * form.low_reads_low
         self.high_weight = numbers(out_high, in_high + in_low * form.high_reads_low, *kernel)
-        self.repeated = numbers(out_high, in_low, *kernel, seed=1) if repeated and in_low else None
+        self.from_low = numbers(out_high, in_low, *kernel, seed=1) if repeated and in_low else None
         self.low_weight = numbers(out_low, reads, *kernel, seed=2) if out_low else None
         self.biases = (numbers(out_high), numbers(out_low) if out_low else None) if bias else (None, None)
         read = [(n + 1) // 2 for n in size[-2:]] if form.pool_first else list(size[-2:])
@@ -88,9 +88,9 @@ class Case:
         sources = [high, *([self.low] if form.high_reads_low else [])]
         y_high = self.convolve(torch.cat(sources, 1), self.high_weight, self.biases[0])  # type: ignore[arg-type]
         y_low = None
-        if self.repeated is not None:
+        if self.from_low is not None:
             assert self.low is not None
-            y_high = y_high + double(self.convolve(self.low, self.repeated, None), y_high)
+            y_high = y_high + double(self.convolve(self.low, self.from_low, None), y_high)
         if self.low_weight is not None:
             low = halve(self.low) if form.pool_first and self.low is not None else self.low
             sources = [*([halve(high)] if form.low_reads_high else []), *([low] if form.low_reads_low else [])]
@@ -104,7 +104,7 @@ class Case:
         return FusedConv(
             self.form,
             high=self.high_weight,
-            repeated=self.repeated,
+            from_low=self.from_low,
             low=self.low_weight,
             num_high=self.high.shape[1],
             bias_high=self.biases[0],
@@ -352,9 +352,13 @@ def test_the_operation_is_what_it_says_to_compilers() -> None:
     case = Case(replace(SPACE, **BOTH), (16, 8, 24, 8), base=True)
     layer = case.layer()
     maps = [last(x) for x in (case.high, case.low, *case.bases) if x is not None]
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.octvideo.fused_conv, (*maps[:2], layer.tensors, layer.numbers), test_utils=checks)
-    torch.library.opcheck(torch.ops.octvideo.fused_conv_, (*maps, layer.tensors, layer.numbers), test_utils=checks)
+    before = [x.clone() for x in maps]
+    operation, checks = torch.ops.octvideo.fused_conv, ("test_schema", "test_faketensor")
+    torch.library.opcheck(operation, (*maps, layer._name), test_utils=checks)
+    for y, want in zip(operation(*maps, layer._name), case.expected(), strict=True):
+        torch.testing.assert_close(y.double(), want, atol=1e-4, rtol=1e-4)
+    assert all(map(torch.equal, maps, before))  # residuals too
+    torch.library.opcheck(operation, (*maps[:2], None, None, layer._name), test_utils=checks)
 
 
 @pytest.fixture
@@ -387,17 +391,6 @@ def test_without_a_library_onednn_does_it(
         with torch.no_grad():
             torch.testing.assert_close(prepared(x), network(x), atol=1e-5, rtol=1e-5)
         assert all(getattr(m, "fused", None) is None for m in prepared.modules())
-
-
-@pytest.mark.parametrize(
-    "shape", [(2, 3, 5, 70, 61), (1, 3, 224, 224), (2, 5, 3, 7, 9), (0, 3, 4, 8, 8), (3, 1, 1, 4, 4)]
-)
-def test_channels_last(shape: tuple[int, ...]) -> None:
-    x = numbers(*shape)
-    for given in (x, last(x), x.transpose(-1, -2)):
-        with torch.no_grad():
-            y = channels_last(given)
-        assert torch.equal(y, given) and y.stride() == given.contiguous(memory_format=LAYOUTS[x.dim()]).stride()
 
 
 @needs_library
