@@ -160,22 +160,6 @@ class Term:
     path: ConvPath
     sources: tuple[ConvPath | None, ConvPath | None]  # how x_high and x_low come in; None: not at all
 
-    @classmethod
-    def of(cls, from_high: ConvPath | None, from_low: ConvPath | None, order: ChannelIndex | None) -> tuple[Term, ...]:
-        """The terms of one target, the one at full resolution first.
-
-        Args:
-            from_high, from_low: the paths that reach it.
-            order: of the ordinary input's channels: the high ones, then the low ones; None in a grouped layer, where
-                sources cannot lie side by side.
-        """
-        if from_high is not None and from_low is not None and order is not None:
-            joined = from_high.join(from_low, order)
-            if joined is not None:
-                return (cls(joined, (from_high, from_low)),)
-        pairs = (from_high, None), (None, from_low)
-        return tuple(cls(path, pair) for path, pair in zip((from_high, from_low), pairs, strict=True) if path)
-
     def gather(self, high: Tensor, low: Tensor | None, axes: int) -> Tensor:
         """What the convolution reads: its sources' channels, pooled where they have to be, side by side.
 
@@ -209,10 +193,27 @@ class Target:
 
     @classmethod
     def of(
-        cls, from_high: ConvPath | None, from_low: ConvPath | None, order: ChannelIndex | None, channels: Sequence[int]
+        cls,
+        from_high: ConvPath | None,
+        from_low: ConvPath | None,
+        order: ChannelIndex | None,
+        channels: Sequence[int],
     ) -> Target:
-        """See `Term.of`; `channels` of the ordinary result, ascending."""
-        return cls(Term.of(from_high, from_low, order), as_channel_index(channels), len(channels))
+        """From the paths that reach it.
+
+        Args:
+            from_high, from_low: of the paths; None where there is none.
+            order: of the ordinary input's channels: the high ones, then the low ones; None in a grouped layer, where
+                sources cannot lie side by side.
+            channels: of the ordinary result, ascending.
+        """
+        joined = from_high.join(from_low, order) if from_high and from_low and order is not None else None
+        terms = [Term(joined, (from_high, from_low))] if joined else []
+        if from_high and not joined:
+            terms.append(Term(from_high, (from_high, None)))
+        if from_low and not joined:
+            terms.append(Term(from_low, (None, from_low)))
+        return cls(tuple(terms), as_channel_index(channels), len(channels))
 
     def bias(self, bias: Tensor | None) -> Tensor | None:
         """Its part of the ordinary bias."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,23 +16,20 @@ from octvideo.octave.kernel.layout import clips_stay_unfolded, fold_frames, is_c
 _CACHED_ELEMENTS = 2_000_000
 
 
-def _fold_time(x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
-    """A view of (N,C,T,H,W) as 4-D, in either memory format: torch's 2-D kernels are several times as fast."""
+def _in_space(x: Tensor, images: Callable[[Tensor], Tensor], clips: Callable[[Tensor], Tensor]) -> Tensor:
+    """By `images`, of a view of (N,C,T,H,W) as 4-D: torch's 2-D kernels are several times as fast as its 3-D ones.
+
+    By `clips` in graphs that are exported for an engine with fast 3-D ones.
+    """
     if x.dim() != 5:
-        return x, None
+        return images(x)
+    if clips_stay_unfolded():
+        return clips(x)
     n, c, t, h, w = x.shape
     if is_channels_last(x) or (x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()):
-        return fold_frames(x), (n, t)  # (N·T,C,H,W), channels last
-    return x.reshape(n, c * t, h, w), (n, c, t)  # (N,C·T,H,W)
-
-
-def _unfold_time(x: Tensor, folded: tuple[int, ...] | None) -> Tensor:
-    if folded is None:
-        return x
-    h, w = x.shape[-2:]
-    if len(folded) == 2:
-        return unfold_frames(x, folded[0])  # (N,C,T,H,W), channels_last_3d
-    return x.reshape(*folded, h, w)
+        return unfold_frames(images(fold_frames(x)), n)
+    y = images(x.reshape(n, c * t, h, w))
+    return y.reshape(n, c, t, *y.shape[2:])
 
 
 def _pool_time(x: Tensor) -> Tensor:
@@ -72,16 +69,17 @@ def pool_down(x: Tensor, factor: Sequence[int] | None = None) -> Tensor:
         return x.new_empty(*x.shape[:2], *low_size(x.shape[2:], factor))
     if len(factor) == 1:
         return F.avg_pool1d(x, 2, ceil_mode=True, count_include_pad=False)
-    if factor[-2:] != (1, 1):  # space first: it leaves a quarter to the pass over time
-        if x.dim() == 5 and clips_stay_unfolded():
-            x = F.avg_pool3d(x, (1, *factor[-2:]), ceil_mode=True, count_include_pad=False)
-        else:
-            x, folded = _fold_time(x)
-            x = _unfold_time(pool_images(x, factor[-2:]), folded)
+    if (space := factor[-2:]) != (1, 1):  # space first: it leaves a quarter to the pass over time
+        window = (1, *space)
+        x = _in_space(
+            x,
+            lambda y: _pool_images(y, space),
+            lambda y: F.avg_pool3d(y, window, ceil_mode=True, count_include_pad=False),
+        )
     return _pool_time(x) if len(factor) == 3 and factor[0] == 2 else x
 
 
-def pool_images(x: Tensor, factor: Sequence[int]) -> Tensor:
+def _pool_images(x: Tensor, factor: Sequence[int]) -> Tensor:
     """(N, C, H, W) pooled.
 
     Halving both axes of an even map is what bilinear interpolation does, which torch vectorises better; where maps do
@@ -120,12 +118,12 @@ def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None
     if len(factor) == 3 and factor[0] == 2:
         x = _upsample_time(x)  # time first, on the smaller map
     if factor[-2:] != (1, 1):
-        scale = tuple([float(f) for f in factor[-2:]])
-        if x.dim() == 5 and clips_stay_unfolded():
-            x = F.interpolate(x, scale_factor=(1.0, *scale), mode="nearest")
-        else:
-            x, folded = _fold_time(x)
-            x = _unfold_time(F.interpolate(x, scale_factor=scale, mode="nearest"), folded)
+        scale = [float(f) for f in factor[-2:]]
+        x = _in_space(
+            x,
+            lambda y: F.interpolate(y, scale_factor=scale, mode="nearest"),
+            lambda y: F.interpolate(y, scale_factor=[1.0, *scale], mode="nearest"),
+        )
     return crop(x, size)  # last: a cropped map folds into no view
 
 
@@ -152,6 +150,7 @@ def add_upsampled(y: Tensor, low: Tensor, factor: Sequence[int] | None = None) -
     if wants_gradient or torch.compiler.is_compiling() or not is_channels_last(y):
         return y + upsample(low, y.shape[2:], factor)
     for first in itertools.product(*map(range, factor)):  # of the pixels that share a low one
-        share = y[(..., *[slice(n, None, f) for n, f in zip(first, factor, strict=True)])]
+        steps = [slice(n, None, f) for n, f in zip(first, factor, strict=True)]
+        share = y[tuple([slice(None)] * 2 + steps)]
         share += crop(low, share.shape[2:])
     return y

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octvideo.octave.factor import Factor, low_size
 from octvideo.octave.features import Octave
-from octvideo.octave.fused.onednn import OneDnnConv
+from octvideo.octave.fused.onednn import OneDnnConv, onednn_reads
 from octvideo.octave.kernel.fused_conv import Form, FusedConv, MaxPool
 from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, is_channels_last, unfold_frames
 from octvideo.octave.kernel.library import load_library
@@ -36,11 +37,17 @@ class PreparedLayer(nn.Module):
     Attributes:
         relu: whether it applies a ReLU; set it before the first call.
         gives_pair: whether its result is an Octave.
+        pool_first: what x_high is pooled by before the convolution; None: not.
+        main: the convolution that reads x_high and whose result has y_high's size.
+        onednn_has: whether oneDNN has the layer.
         fused: the layer as the kernel has it, after `fuse`.
     """
 
     relu: bool
     gives_pair = False
+    pool_first: Factor | None = None
+    main: PreparedConv
+    onednn_has: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,16 +69,11 @@ class PreparedLayer(nn.Module):
         residuals = residual if isinstance(residual, Octave) else (residual, None)
         if self.fuse() and self.fused_reads(maps, residuals):
             results = self.fused(*maps, *residuals)  # type: ignore[misc]
-        elif self.onednn_reads(maps, residuals):
-            results = self.run_onednn(maps, residuals)
+        elif self.onednn_has and onednn_reads(maps[0]) and self.fits(maps, residuals):
+            results = self._run_on_frames(maps, residuals)
         else:
             results = self.run_torch(maps, residuals)
         return Octave(*results) if self.gives_pair else results[0]  # type: ignore[arg-type]
-
-    @property
-    def main(self) -> PreparedConv:
-        """The convolution whose result is y_high's size."""
-        raise NotImplementedError
 
     def fuse(self) -> bool:
         """Prepares, once, for the kernel; whether that has the layer.
@@ -94,15 +96,35 @@ class PreparedLayer(nn.Module):
             return False
         return self.fused is not None and self.fused.fits(maps[0], residuals[0])
 
-    def onednn_reads(self, maps: Maps, residuals: Residuals) -> bool:
-        """Whether oneDNN can do this call."""
+    def fits(self, maps: Maps, residuals: Residuals) -> bool:
+        """Whether the residual can be overwritten: it has the result's shape and precision; or there is none."""
+        if (residual := residuals[0]) is None:
+            return True
+        clips, _, *size = maps[0].shape
+        if self.pool_first is not None:
+            size = list(low_size(size, self.pool_first))
+        return residual.shape == self.main.out_shape(clips, size) and residual.dtype == self.main.weight.dtype
+
+    def _run_on_frames(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
+        """Clips are folded to frames once, not for each of a layer's many small calls."""
+        clips, is_clip = maps[0].shape[0], maps[0].dim() == 5
+        if is_clip:
+            folded = [None if x is None else fold_frames(x) for x in (*maps, *residuals)]
+            maps, residuals = folded[:2], folded[2:]  # type: ignore[assignment]
+        results = self.run_onednn(maps, residuals, clips)
+        return [unfold_frames(y, clips) if is_clip else y for y in results]
+
+    def run_onednn(self, maps: Maps, residuals: Residuals, clips: int) -> Sequence[Tensor]:
+        """y_high, and y_low if there is one, of channels-last images or frames.
+
+        Args:
+            maps: (N·T, C, H, W).
+            residuals: of the results' shapes.
+            clips: N.
+        """
         raise NotImplementedError
 
-    def run_onednn(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor | None]:
-        """y_high, and y_low if there is one, of maps for which `onednn_reads` holds."""
-        raise NotImplementedError
-
-    def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor | None]:
+    def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
         """y_high, and y_low if there is one, of any maps; residuals may broadcast."""
         raise NotImplementedError
 
@@ -150,6 +172,7 @@ class PreparedConv(PreparedLayer):
         self.groups, self.relu = groups, relu
         self.max_pool: MaxPool | None = None
         self.onednn = OneDnnConv(weight.shape[2:], self.stride, self.padding, self.dilation, groups)
+        self.onednn_has = self.onednn.has_form
 
     @classmethod
     def of(cls, conv: nn.modules.conv._ConvNd) -> PreparedConv | None:
@@ -160,7 +183,7 @@ class PreparedConv(PreparedLayer):
         return cls(conv.weight, conv.bias, groups=conv.groups, **sizes)
 
     @property
-    def main(self) -> PreparedConv:
+    def main(self) -> PreparedConv:  # type: ignore[override]
         return self
 
     @property
@@ -177,39 +200,24 @@ class PreparedConv(PreparedLayer):
         weight = self.weight
         return FusedConv(self.form, high=weight, num_high=weight.shape[1], bias_high=self.bias, relu=self.relu)
 
-    def onednn_reads(self, maps: Maps, residuals: Residuals) -> bool:
-        return self.onednn.can_read(maps[0]) and self.fits(maps[0].shape, residuals[0])
-
-    def run_onednn(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
-        y = self.onednn.run(maps[0], self.weight, self.bias, residuals[0], relu=self.relu)
-        return (self._pooled(y),)
+    def run_onednn(self, maps: Maps, residuals: Residuals, clips: int) -> Sequence[Tensor]:
+        sizes: dict[str, Any] = {"relu": self.relu, "clips": clips}
+        return (self._pooled(self.onednn.run(maps[0], self.weight, self.bias, residuals[0], **sizes)),)
 
     def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
         y = self.convolve(maps[0])
         y = self._pooled(y if residuals[0] is None else y + residuals[0])
         return (rectified(y) if self.relu else y,)  # after a pool it is the same, of fewer elements
 
-    def run_frames(self, x: Tensor, residual: Tensor | None, clips: int) -> Tensor:
-        """By oneDNN, of channels-last frames (N·T, C_in, H, W) to (N·T', C_out, H', W').
-
-        Args:
-            x: for whose clips `onednn_reads` holds.
-            residual: of the result's shape.
-            clips: N.
-        """
-        return self.onednn.run_frames(x, self.weight, self.bias, residual, relu=self.relu, clips=clips)
-
     def convolve(self, x: Tensor) -> Tensor:
         """The convolution alone."""
         return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def fits(self, shape: Sequence[int], residual: Tensor | None) -> bool:
-        """Whether `residual` can be overwritten: it has the result's precision, and its shape for a map of `shape`."""
-        if residual is None:
-            return True
-        sizes = zip(shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+    def out_shape(self, clips: int, size: Sequence[int]) -> tuple[int, ...]:
+        """The convolution's, for maps (N, C_in, *size)."""
+        sizes = zip(size, self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
         out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
-        return residual.shape == (shape[0], self.weight.shape[0], *out) and residual.dtype == self.weight.dtype
+        return (clips, self.weight.shape[0], *out)
 
     def _pooled(self, y: Tensor) -> Tensor:
         if (pool := self.max_pool) is None:
@@ -239,13 +247,13 @@ class PreparedOctConv(PreparedLayer):
         super().__init__()
         self.pool_first, self.gives_pair = conv.pool_first, conv.gives_pair
         self.to_high, self.to_low = conv.to_high, conv.to_low
-        self.axes = len(conv.kernel_size)
+        axes = len(conv.kernel_size)
         self.high, self.low = (nn.ModuleList(_prepared(conv, target)) for target in (conv.to_high, conv.to_low))
         self.num_high = len(conv.partition_in.high)
         terms = (*conv.to_high.terms, *conv.to_low.terms)
         paths = [path for term in terms for path in term.sources if path is not None]
         steps = [self.pool_first, *(path.pool for path in paths), *(term.path.up for term in terms)]
-        self.halves_space = self.axes > 1 and all(s is None or s == (1, 2, 2)[-self.axes :] for s in steps)
+        self.halves_space = axes > 1 and all(s is None or s == (1, 2, 2)[-axes:] for s in steps)
         self.onednn_has = self.halves_space and all(c.onednn.has_form for c in (*self.high, *self.low))  # type: ignore
 
     @classmethod
@@ -258,7 +266,7 @@ class PreparedOctConv(PreparedLayer):
         return cls(conv) if usual and whole and one_each and terms[0].path.up is None else None
 
     @property
-    def main(self) -> PreparedConv:
+    def main(self) -> PreparedConv:  # type: ignore[override]
         return self.high[0]  # type: ignore[return-value]
 
     @property
@@ -314,32 +322,21 @@ class PreparedOctConv(PreparedLayer):
             low_reads_low=low_sources[1] is not None,
         )
 
-    def onednn_reads(self, maps: Maps, residuals: Residuals) -> bool:
-        return self.onednn_has and self.main.onednn.can_read(maps[0]) and self._fits(maps[0], residuals[0])
+    def run_onednn(self, maps: Maps, residuals: Residuals, clips: int) -> Sequence[Tensor]:
+        def run(conv: PreparedConv, x: Tensor, residual: Tensor | None) -> Tensor:
+            return conv.run_onednn((x, None), (residual, None), clips)[0]
 
-    def run_onednn(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
-        """On frames (N·T, C, H, W): folded once, not for each of a layer's many small calls."""
-        clips, is_clip = maps[0].shape[0], maps[0].dim() == 5
-        if is_clip:
-            maps, residuals = _folded(maps), _folded(residuals)  # type: ignore[assignment]
-        results = self._run_terms(maps, residuals, 2, lambda conv, x, added: conv.run_frames(x, added, clips))
-        return [unfold_frames(y, clips) if is_clip else y for y in results]
+        return self._run_terms(maps, residuals, run)
 
     def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
         # An engine fuses additions and a ReLU that follow a convolution.
-        sums_last = torch.compiler.is_compiling() or not self._fits(maps[0], residuals[0])
-        return self._run_terms(maps, residuals, self.axes, lambda conv, x, added: conv(x, added), sums_last=sums_last)
-
-    def _fits(self, high: Tensor, residual: Tensor | None) -> bool:
-        """See `PreparedConv.fits`."""
-        halved = [(n + 1) // 2 for n in high.shape[-2:]] if self.pool_first is not None else high.shape[-2:]
-        return self.main.fits((*high.shape[:-2], *halved), residual)
+        sums_last = torch.compiler.is_compiling() or not self.fits(maps, residuals)
+        return self._run_terms(maps, residuals, lambda conv, x, residual: conv(x, residual), sums_last=sums_last)
 
     def _run_terms(
         self,
         maps: Maps,
         residuals: Residuals,
-        axes: int,
         run: Callable[[PreparedConv, Tensor, Tensor | None], Tensor],
         *,
         sums_last: bool = False,
@@ -348,11 +345,11 @@ class PreparedOctConv(PreparedLayer):
 
         Args:
             maps, residuals: clips or images, or frames for which `halves_space` holds.
-            axes: of them, after the channels.
             run: relu(conv(x) + residual), by one of the layer's convolutions.
             sums_last: what is added to y_high's main term is added after it is made, not by `run`.
         """
         (high, low), (residual, residual_low) = maps, residuals
+        axes = high.dim() - 2
         if self.pool_first is not None:
             high = pool_down(high, self.pool_first[-axes:])
         main, *from_low = [term.gather(high, low, axes) for term in self.to_high.terms]
@@ -393,7 +390,3 @@ def _prepared(conv: OctaveLayer, target: Target) -> list[PreparedConv]:
         )
         for n, term in enumerate(target.terms)
     ]
-
-
-def _folded(maps: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(None if x is None else fold_frames(x) for x in maps)

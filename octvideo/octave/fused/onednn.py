@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from octvideo.octave.kernel.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
+from octvideo.octave.kernel.layout import is_channels_last
 
 
 class OneDnnConv:
@@ -51,40 +51,23 @@ class OneDnnConv:
         """Whether a two-dimensional convolution computes it."""
         return self._plane is not None
 
-    def can_read(self, x: Tensor) -> bool:
-        """Whether it has the convolution's form, and `x` its layout and precision."""
-        if not self.has_form or torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return False
-        return is_channels_last(x) and _is_available(x.dtype)
-
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, relu: bool) -> Tensor:
-        """Convolve.
+    def run(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, relu: bool, clips: int
+    ) -> Tensor:
+        """Convolve images, or the frames of clips: (N·T, C_in, H, W) to (N·T', C_out, H', W').
 
         Args:
-            x: (N, C_in, [T,] H, W), channels last.
-            weight: (C_out, C_in / groups, ...), the same in every call until `forget`.
+            x: channels last.
+            weight: (C_out, C_in / groups, [kT,] kH, kW), the same in every call until `forget`.
             bias: (C_out,) or None.
             residual: of the result's shape and precision, or None; it is overwritten with the result.
             relu: apply a ReLU.
-        """
-        if self._plane == "images":
-            return self._run(x, weight, bias, residual, relu)
-        fold = fold_frames if self._plane == "frames" else fold_space
-        y = self._run(fold(x), weight, bias, None if residual is None else fold(residual), relu)
-        return unfold_frames(y, x.shape[0]) if self._plane == "frames" else unfold_space(y, x.shape[3:])
-
-    def run_frames(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, relu: bool, clips: int
-    ) -> Tensor:
-        """The same of images, or of the frames of clips, (N·T, C_in, H, W) to (N·T', C_out, H', W').
-
-        Args:
             clips: N.
         """
         if self._plane != "lines":
             return self._run(x, weight, bias, residual, relu)
         lines = None if residual is None else _as_lines(residual, clips)
-        y = self._run(_as_lines(x, clips), weight, bias, lines, relu)
+        y = self._run(_as_lines(x, clips), weight, bias, lines, relu)  # (N, C_out, T', H·W)
         c, frames, (h, w) = y.shape[1], y.shape[2], x.shape[2:]
         return y.as_strided((clips * frames, c, h, w), (h * w * c, 1, w * c, c))
 
@@ -109,6 +92,13 @@ class OneDnnConv:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None}  # oneDNN's tensors neither copy nor pickle
+
+
+def onednn_reads(x: Tensor) -> bool:
+    """Whether oneDNN's convolutions can read a map, images or clips, in its layout and precision, now."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return is_channels_last(x) and _is_available(x.dtype)
 
 
 def _as_lines(x: Tensor, clips: int) -> Tensor:
