@@ -2,11 +2,11 @@
 
 records.py      VideoRecord, and VideoList: very many of them in shared memory
 manifest.py     lists and folders → VideoList; errors name file and line
-kinetics.py     the official lists with either folder layout; disk.py: the files that are there, by name
+kinetics.py     the official lists with either folder layout, and the files that are there, by name
 quarantine.py   videos to leave out
-shards.py       videos in tar archives, near or far (shard_writer.py, shard_index.py)
+shards.py       videos in tar archives, near or far (shard_writer.py: how they are written)
 preparation/    lists of the published data sets, re-encoding, downloading
-checking/       which videos can be read
+checking.py     which videos can be read
 augment.py      random training views: parameters sampled apart from being applied
 dataset.py      training clips; all views of one video as one item
 workers.py      how many loading processes suit the machine

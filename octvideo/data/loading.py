@@ -2,7 +2,7 @@
 
 The order of an epoch is a function of (seed, epoch), so a run repeats; each process takes every world-size-th
 item. So the first batches of all processes together are the first items of the order, whatever the batch size and the
-number of processes: a resumed run goes on behind as many items as have been trained on.
+number of processes: a resumed run starts after the items that have been trained on.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class ResumableLoader(DataLoader[Any]):
                 log.warning("epoch %d starts anew: %s", batches.epoch + 1, reason)
         else:
             batches.resumed_items = state["videos"]
-        # Lightning goes on behind as many batches as it had counted, of whatever size.
+        # Lightning resumes after the batches that it had counted, whatever their size.
         if moved := batches.first_batch - progress.current.processed:
             for count in ("ready", "started", "processed", "completed"):
                 setattr(progress.current, count, getattr(progress.current, count) + moved)

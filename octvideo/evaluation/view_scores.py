@@ -90,7 +90,7 @@ def video_scores(logits: Tensor, num_views: int) -> Tensor:
 def in_top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """Whether the true class is among the k best.
 
-    Equal scores rank by class number, so the answer depends on no sorting algorithm. A video with scores that
+    Equal scores rank by class id, so the answer depends on no sorting algorithm. A video with scores that
     are not finite counts as wrong: comparisons with NaN would call it right.
 
     Args:

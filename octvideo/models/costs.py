@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 import octvideo.models as models
 from octvideo.errors import UserError
-from octvideo.files import one_line
+from octvideo.files import markdown, one_line
 from octvideo.models.library import LIBRARY_NETWORKS
 from octvideo.octave import Cost, count_cost
 
@@ -111,5 +110,4 @@ def _count(name: str, alpha: float, clip: Clip, num_classes: int) -> Cost:
 
 def markdown_table(rows: Sequence[CostRow]) -> str:
     """The rows, ready for a README."""
-    marks: list[Literal["---", "---:"]] = ["---", *["---:"] * (len(HEADER) - 1)]  # type: ignore[list-item]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, marks, *(row.cells() for row in rows)))
+    return markdown(HEADER, [row.cells() for row in rows])

@@ -67,7 +67,7 @@ class PixelScale:
 
     Args:
         mean: per channel, of pixels scaled to [0, 1].
-        std: likewise.
+        std: per channel, of the same pixels.
         assumed: whether this is the custom of the field rather than said by the file.
     """
 

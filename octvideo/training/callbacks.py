@@ -80,7 +80,7 @@ class CheckpointWithinEpochs(ModelCheckpoint):
     ) -> None:
         done = batch_idx + 1
         stepped = done % trainer.accumulate_grad_batches == 0
-        # A run that is resumed behind such a batch would leave its validation out.
+        # A run that is resumed after such a batch would skip its validation.
         validates = done == trainer.num_training_batches or done % (trainer.val_check_batch or float("inf")) == 0
         if stepped and not validates:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

@@ -31,7 +31,7 @@ def make_block(
         class_names: K names.
         views: the data's ViewSettings, or None.
         mean: per channel, of pixels scaled to [0, 1].
-        std: likewise.
+        std: per channel, of the same pixels.
     """
     return {
         "format": 1,

@@ -13,10 +13,9 @@ from torch import nn
 from lab.benchmark import measure
 from lab.benchmark.arms import Arm, parse_arms
 from lab.benchmark.calls import Call, make_call
-from lab.benchmark.counts import count
 from lab.benchmark.machine import describe, machine_line, peak_product
 from lab.benchmark.measure import agreements, build_calls, run_pass
-from lab.benchmark.networks import WeightStore, build_network, smooth_clips
+from lab.benchmark.networks import WeightStore, build_network, count, smooth_clips
 from lab.benchmark.results import Pass
 from octvideo.errors import UserError
 from octvideo.octave import count_cost

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from octvideo.data.loading import Batch
 from octvideo.errors import NotFinite, UserError
 from octvideo.training import VideoClassifier
-from octvideo.training.nonfinite import NonFiniteSteps
+from octvideo.training.steps import NonFiniteSteps
 
 K = 3
 

@@ -23,7 +23,7 @@ from octvideo.errors import UserError
 from octvideo.seeds import seed_of
 from octvideo.training import RunFolder, VideoClassifier, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar
-from octvideo.training.checkpoint_io import WholeFiles
+from octvideo.training.lightning_parts import WholeFiles
 from octvideo.training.schedule import Schedule
 from octvideo.video import Box, VideoViews
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TextIO
 
 from octvideo.class_names import ClassIndex, class_difference
-from octvideo.data.disk import VideoFiles
-from octvideo.data.kinetics import GoodCopies
+from octvideo.data.kinetics import GoodCopies, VideoFiles
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines, whole_text
 
 # What this tool wrote it may write again; any other file of that name is the user's.
-_MARK = "# Written by octvideo's prepare_dataset"
+_MARK = "# Written by octvideo"
 
 
 @dataclass(frozen=True)
@@ -140,9 +139,9 @@ class _Writer:
     """Lines of a list."""
 
     def __init__(self, file: TextIO, name: str, names: list[str] | None) -> None:
-        # An id could be read as the name of another class: then names, which stand behind a comma.
+        # An id could be read as the name of another class: then names, after a comma.
         self._file, self._names = file, names
-        self.line(f"{_MARK}: {'path label' if name not in ('missing.txt', 'extra.txt') else name[:-4]}")
+        self.line(f"{_MARK} prepare: {'path label' if name not in ('missing.txt', 'extra.txt') else name[:-4]}")
 
     def line(self, text: str) -> None:
         self._file.write(f"{text}\n")

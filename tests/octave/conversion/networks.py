@@ -119,7 +119,7 @@ def _slow_r50() -> nn.Module:
 
 def _non_local(name: str) -> nn.Module:
     """The hub's C2D or I3D with non-local blocks after res3 blocks 1, 3 and res4 blocks 1, 3, 5 (from 0)."""
-    from octvideo.models.non_local import NonLocalStage
+    from octvideo.models.layers import NonLocalStage
 
     network = _hub(name, head_pool_kernel_size=(4, 2, 2))
     blocks: Any = network.blocks

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +53,7 @@ def make_call(arm: Arm, weights: WeightStore, *, threads: int | None, device: to
 
 def _training_call(arm: Arm, network: nn.Module, device: torch.device) -> Call:
     # Here, since a process that measures the memory of an engine has no use for Lightning and the seconds it takes.
-    from lab.arms.step_time import training_step
+    from lab.timing import training_step
     from octvideo.training.module import VideoClassifier
 
     layout = arm.layout == "channels_last"  # which arranges the network too
@@ -108,14 +107,3 @@ def _laid_out(clips: Tensor, arm: Arm, device: torch.device) -> Tensor:
     if arm.layout == "channels_last":
         clips = clips.contiguous(memory_format=torch.channels_last_3d)
     return clips.to(device)
-
-
-@contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    """torch's number of threads, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

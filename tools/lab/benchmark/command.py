@@ -12,22 +12,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lab.benchmark.arms import Arm, labels, parse_arms
-from lab.benchmark.calls import Call, torch_threads
-from lab.benchmark.counts import count
+from lab.benchmark.arms import PRESETS, Arm, labels, parse_arms
 from lab.benchmark.machine import describe
-from lab.benchmark.measure import agreements, build_calls, run_pass
-from lab.benchmark.memory import peak_memory
-from lab.benchmark.networks import WeightStore
+from lab.benchmark.measure import agreements, build_calls, run_pass, write_profile
+from lab.benchmark.networks import WeightStore, count
 from lab.benchmark.picture import draw
-from lab.benchmark.presets import PRESETS
-from lab.benchmark.processes import add_process
-from lab.benchmark.profile import write_profile
+from lab.benchmark.processes import add_process, peak_memory
 from lab.benchmark.report import remarks, sheets
 from lab.benchmark.results import ArmResult, Clock, Pass, Run
+from lab.timing import torch_threads
+from octvideo.cli.arguments import Parser
+from octvideo.cli.ending import command
 from octvideo.errors import UserError
 from octvideo.inference.predictor import pick_device
-from octvideo.program import Parser, command
 from octvideo.progress import Progress
 
 _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
@@ -75,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", nargs="+", metavar="T", help="passes: numbers, or all (on a CPU: 1 all)")
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 (auto)")
     parser.add_argument("--reference", metavar="ARM", help="that others are compared with (the first)")
-    parser.add_argument("--no-memory", action="store_true", help="do not measure memory (on a CPU, a process per arm)")
+    parser.add_argument("--no_memory", action="store_true", help="do not measure memory (on a CPU, a process per arm)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw time against multiply-adds")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write which operations take the time")
@@ -166,7 +163,9 @@ def _add_pass(
         complete = run_pass(arms, calls, found, rounds=rounds, device=device, progress=progress)
         run.interrupted = not complete
         if len(run.passes) == 1 and complete:
-            _add_agreements(run, arms, calls)
+            found_agreements = agreements(arms, calls)
+            for result in run.arms:
+                result.agreement = found_agreements.get(result.label)
         if profile is not None and complete:
             write_profile(profile, calls, device)
 
@@ -195,12 +194,6 @@ def _leave_out(run: Run, left_out: dict[str, str]) -> None:
         raise UserError(f"fewer than two arms run here ({'; '.join(run.left_out.values())})")
     if run.reference not in {result.label for result in run.arms}:
         run.reference = run.arms[0].label
-
-
-def _add_agreements(run: Run, arms: dict[str, Arm], calls: dict[str, Call]) -> None:
-    found = agreements(arms, calls)
-    for result in run.arms:
-        result.agreement = found.get(result.label)
 
 
 def _add_memory(run: Run, device: torch.device, progress: Progress) -> None:

@@ -21,7 +21,10 @@ _ENGINES = ("openvino", "onnxruntime", "nncf")
 
 def describe(device: torch.device) -> dict[str, str]:
     """CPU, its vector units, threads, library versions and, where it is used, the GPU."""
-    facts = {"cpu": _cpu(), "flags": " ".join(_flags()), "cores": str(torch.get_num_threads())}
+    there = set(_cpuinfo("flags", "Features").split())
+    flags = " ".join(flag for flag in _FLAGS if flag in there)
+    cpu = _cpuinfo("model name") or platform.processor() or platform.machine()
+    facts = {"cpu": cpu, "flags": flags, "cores": str(torch.get_num_threads())}
     facts["torch's best CPU code"] = torch.backends.cpu.get_cpu_capability()
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
@@ -51,15 +54,6 @@ def _cpuinfo(*keys: str) -> str:
         return ""
     found = [line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() in keys]
     return found[0] if found else ""
-
-
-def _cpu() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _flags() -> list[str]:
-    there = set(_cpuinfo("flags", "Features").split())
-    return [flag for flag in _FLAGS if flag in there]
 
 
 # ── the peak ────────────────────────────────────────────────────────────────────────────────────────────────

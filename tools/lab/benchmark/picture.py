@@ -17,10 +17,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from lab.benchmark.arms import Arm, Precision
-from lab.benchmark.presets import PRESETS, paper_points
-from lab.benchmark.results import Pass, Run
-from lab.benchmark.summary import Spread, summarise
+from lab.benchmark.arms import PRESETS, Arm, Precision, paper_points
+from lab.benchmark.results import Pass, Run, Spread, summarise
 from octvideo.errors import UserError
 
 _INK, _QUIET, _IDEAL = "#23272e", "#8a8f98", "#b9bdc3"

@@ -1,8 +1,9 @@
-"""The command line of tools/benchmark_loading.py."""
+"""The command line of tools/benchmark_loading.py, and its tables."""
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,21 +15,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lab.benchmark.calls import torch_threads
+from lab.benchmark.report import Sheet
 from lab.loading.loaders import Need, Rate, loaders, measure, need
-from lab.loading.report import loaders_sheet, need_line, stages_sheet, times_sheet
-from lab.loading.stages import clip_stages, view_stages
-from lab.loading.ways import Recipe, Turn, Video, clip_ways, look_at, view_ways
-from lab.timing import rounds_of
+from lab.loading.ways import FLOOR, Recipe, Turn, Video, clip_stages, clip_ways, look_at, view_stages, view_ways
+from lab.timing import rounds_of, torch_threads
+from octvideo.cli.arguments import Parser
+from octvideo.cli.ending import command
 from octvideo.data.workers import available_cpus, default_num_workers
 from octvideo.errors import UserError
 from octvideo.files import json_text, walk_videos
-from octvideo.program import Parser, command
 from octvideo.progress import track
 
 _DESCRIPTION = """What loading videos costs, and whether a GPU would wait for it:
 
-  tools/benchmark_loading.py data/k400/val/abseiling --most 6 --clips-per-second 400
+  tools/benchmark_loading.py data/k400/val/abseiling --most 6 --clips_per_second 400
 
 Reads one training clip and all views (10 clips x 3 crops) of each video in several ways that take turns: octvideo; the
 bare decoder (the same frames decoded and resized once, nothing else); an open per view, as PySlowFast has it; and
@@ -59,13 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, or folders of them")
     parser.add_argument("--most", type=int, default=8, metavar="N", help="take so many of a folder, spread evenly (8)")
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="after one that warms up (5)")
-    parser.add_argument("--workers", type=int, metavar="N", help="of the DataLoaders (as training takes)")
+    parser.add_argument("--num_workers", type=int, metavar="N", help="of the DataLoaders (as training takes)")
     parser.add_argument("--repeats", type=int, default=4, metavar="N", help="of each video in a DataLoader (4)")
     parser.add_argument(
-        "--clips-per-second", type=float, default=400, metavar="X", help="that a GPU takes: of training, of tests (400)"
+        "--clips_per_second", type=float, default=400, metavar="X", help="that a GPU takes: of training, of tests (400)"
     )
-    parser.add_argument("--no-peers", action="store_true", help="leave pytorchvideo out")
-    parser.add_argument("--no-loaders", action="store_true", help="leave the DataLoaders out")
+    parser.add_argument("--no_peers", action="store_true", help="leave pytorchvideo out")
+    parser.add_argument("--no_loaders", action="store_true", help="leave the DataLoaders out")
     parser.add_argument("--json", action="store_true", help="print every number as JSON")
     return parser
 
@@ -75,9 +75,9 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: got {getattr(args, name)}, expected 1 or more")
     if args.clips_per_second <= 0:
-        raise UserError(f"--clips-per-second: got {args.clips_per_second:g}, expected more than 0")
+        raise UserError(f"--clips_per_second: got {args.clips_per_second:g}, expected more than 0")
     videos = [look_at(path) for path in _files(args.videos, args.most)]
-    workers = default_num_workers(available_cpus(), 1) if args.workers is None else args.workers
+    workers = default_num_workers(available_cpus(), 1) if args.num_workers is None else args.num_workers
     found = Found([], {}, {}, workers)
     stopped = False
     try:
@@ -200,3 +200,78 @@ def _show(found: Found, recipe: Recipe) -> None:
             console.print(f"  {note}\n", highlight=False)
     for kind, what in found.needs.items():
         console.print(need_line(kind, what, recipe.views.num_views), highlight=False, soft_wrap=True)
+
+
+# ── tables ──────────────────────────────────────────────────────────────────────────────────────────────
+
+# By way (or stage), a number per round.
+Rounds = Mapping[str, Sequence[float]]
+
+
+def times_sheet(title: str, results: Sequence[Mapping[str, Any]], kind: str) -> Sheet:
+    """A line per video: CPU milliseconds of each way, and its ratio to the bare decoder in the same round."""
+    names = list(dict.fromkeys(name for result in results for name in result[kind]))
+    lines: list[tuple[str, ...]] = []
+    for result in results:
+        times: Rounds = result[kind]
+        cells = [_cell(times[name], times[FLOOR], name) if name in times else "" for name in names]
+        lines.append((_video_name(result), *cells))
+    return Sheet(title, ("video", *names), lines, ("median CPU ms of one thread (times the bare decoder, paired)",))
+
+
+def stages_sheet(title: str, results: Sequence[Mapping[str, Any]], kind: str) -> Sheet:
+    """A line per video: the milliseconds of each stage and its share."""
+    stages = list(results[0][kind])
+    lines: list[tuple[str, ...]] = []
+    for result in results:
+        medians = {stage: statistics.median(result[kind][stage]) for stage in stages}
+        total = sum(medians.values())
+        cells = [f"{ms:.1f} ({100 * ms / total:.0f} %)" for ms in medians.values()]
+        lines.append((_video_name(result), *cells, f"{total:.1f}"))
+    return Sheet(title, ("video", *stages, "all"), lines, ("median CPU ms of one thread (share)",))
+
+
+def loaders_sheet(kind: str, rates: Mapping[str, Sequence[Rate]], num_workers: int) -> Sheet:
+    """A line per loader: rates by the clock and by CPU time."""
+    ours = [_per_cpu(rate) for rate in rates["octvideo"]]
+    lines: list[tuple[str, ...]] = []
+    for name, found in rates.items():
+        per_cpu = [_per_cpu(rate) for rate in found]
+        clock = statistics.median(rate.items / rate.seconds for rate in found)
+        ratio = statistics.median(mine / other for mine, other in zip(ours, per_cpu, strict=True))
+        lines.append((name, f"{clock:.1f}", f"{statistics.median(per_cpu):.1f}", f"{ratio:.2f}"))
+    header = ("loader", f"{kind}/s by the clock", f"{kind}/s per CPU", "octvideo is faster")
+    return Sheet(f"DataLoader with {num_workers} workers, {kind}", header, lines)
+
+
+def _per_cpu(rate: Rate) -> float:
+    return rate.items / rate.cpu_seconds
+
+
+def need_line(kind: str, need: Need, num_views: int) -> str:
+    """Whether a GPU would wait, in words, for training clips ("clips") or for whole videos ("videos")."""
+    if kind == "clips":
+        return f"Training at {need.wanted:g} clips/s: {_verdict(need)}"
+    return f"Tests at {need.wanted * num_views:g} views/s ({need.wanted:.1f} videos/s): {_verdict(need)}"
+
+
+def _verdict(need: Need) -> str:
+    asked = f"loading keeps {need.cpus:.1f} CPUs busy (data.num_workers {need.num_workers})"
+    if need.starves:
+        reached = need.available / need.cpus
+        return f"the GPU STARVES: {asked}, this process has {need.available}, enough for {100 * reached:.0f} %"
+    return f"the GPU is fed: {asked}, this process has {need.available}"
+
+
+def _cell(times: Sequence[float], floor: Sequence[float], name: str) -> str:
+    middle = f"{statistics.median(times):.0f}"
+    if name == FLOOR:
+        return middle
+    ratio = statistics.median(a / b for a, b in zip(times, floor, strict=True))
+    return f"{middle} ({ratio:.2f})"
+
+
+def _video_name(result: Mapping[str, Any]) -> str:
+    name, video = Path(result["video"].path).name, result["video"]
+    name = name if len(name) <= 28 else f"{name[:27]}…"
+    return f"{name} {video.width}x{video.height}"

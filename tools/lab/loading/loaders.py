@@ -29,7 +29,7 @@ class Rate:
     Args:
         items: clips or videos.
         seconds: on the clock, without the start of the workers.
-        cpu_seconds: of workers and this process, likewise.
+        cpu_seconds: of workers and this process, without the start of the workers.
     """
 
     items: int
