@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave import fuse_convolutions, octavize, prepare_inference
-from octvideo.octave.fused.octave_conv import PreparedOctConv
+from octvideo.octave.fused.conv import PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel import library as compiled_library
 from octvideo.octave.kernel.fused_conv import Form, FusedConv, Layer, Maps, MaxPool
@@ -345,11 +345,11 @@ def test_prepared_networks_use_it() -> None:
     x = last(random(1, 3, 4, 10, 14))
     for network, prepared in networks():
         layers = layers_of(prepared)
-        assert not any(layer._fused for layer in layers)  # what is exported needs no packed weights
+        assert not any(layer.fused for layer in layers)  # what is exported needs no packed weights
         with torch.no_grad():
             expected = network(x)
             torch.testing.assert_close(prepared(x), expected, atol=1e-5, rtol=1e-5)
-            assert len(layers) == 4 and [layer._fused is not None for layer in layers] == expected_of(layers)
+            assert len(layers) == 4 and [layer.fused is not None for layer in layers] == expected_of(layers)
             for clone in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
                 torch.testing.assert_close(clone(x), expected, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(prepared.double()(x.double()).float(), expected, atol=1e-5, rtol=1e-5)
@@ -422,7 +422,7 @@ def test_without_a_library_onednn_does_it(
     for network, prepared in networks():
         with torch.no_grad():
             torch.testing.assert_close(prepared(x), network(x), atol=1e-5, rtol=1e-5)
-        assert all(getattr(m, "_fused", None) is None for m in prepared.modules())
+        assert all(getattr(m, "fused", None) is None for m in prepared.modules())
 
 
 @needs_library
