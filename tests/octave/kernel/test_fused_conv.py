@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave import fuse_convolutions, octavize, prepare_inference
-from octvideo.octave.fused.octave_conv import PreparedOctConv
+from octvideo.octave.fused.conv import PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel import library as compiled_library
 from octvideo.octave.kernel.fused_conv import Form, FusedConv, Layer, Maps, MaxPool
@@ -346,11 +346,11 @@ def test_prepared_networks_use_it() -> None:
     x = last(random(1, 3, 4, 10, 14))
     for network, prepared in networks():
         layers = layers_of(prepared)
-        assert not any(layer._fused for layer in layers)  # what is exported needs no packed weights
+        assert not any(layer.fused for layer in layers)  # what is exported needs no packed weights
         with torch.no_grad():
             expected = network(x)
             torch.testing.assert_close(prepared(x), expected, atol=1e-5, rtol=1e-5)
-            assert len(layers) == 4 and [layer._fused is not None for layer in layers] == expected_of(layers)
+            assert len(layers) == 4 and [layer.fused is not None for layer in layers] == expected_of(layers)
             for clone in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
                 torch.testing.assert_close(clone(x), expected, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(prepared.double()(x.double()).float(), expected, atol=1e-5, rtol=1e-5)
@@ -395,7 +395,8 @@ def test_the_operation_is_what_it_says_to_compilers() -> None:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """As in a new process with an empty cache."""
+    """As in a new process of a checkout, with an empty cache."""
+    monkeypatch.setattr(compiled_library, "VARIANTS", ())
     monkeypatch.setenv("OCTVIDEO_CACHE", str(tmp_path / "cache"))
     load_library.cache_clear()
     yield tmp_path
@@ -422,12 +423,12 @@ def test_without_a_library_onednn_does_it(
     for network, prepared in networks():
         with torch.no_grad():
             torch.testing.assert_close(prepared(x), network(x), atol=1e-5, rtol=1e-5)
-        assert all(getattr(m, "_fused", None) is None for m in prepared.modules())
+        assert all(getattr(m, "fused", None) is None for m in prepared.modules())
 
 
 @needs_library
 def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_library, "_FLAGS", ("-O0", *compiled_library._FLAGS[2:]))  # sooner than -O3
+    monkeypatch.setattr(compiled_library, "NATIVE", "-O0")  # sooner than -O3
     monkeypatch.setenv("CXX", "env g++")  # a command of several words
     assert load_library() is not None
     (file,) = (fresh / "cache").iterdir()
