@@ -19,11 +19,11 @@ help:
 
 # An interrupted demo goes on where it was, a finished one is not trained again (make clean starts anew).
 demo: .venv/.installed
-	$(BIN)/python tools/make_demo_data.py
-	$(BIN)/python tools/train.py --cfg demo --resume auto
-	$(BIN)/python tools/test.py --cfg demo
-	$(BIN)/python tools/infer.py data/demo/test/rotate_clockwise/000.mp4 --ckpt $(RUN)/checkpoints/last.ckpt
-	$(BIN)/python tools/report.py $(RUN)
+	$(BIN)/octvideo demo-data
+	$(BIN)/octvideo fit -c demo --resume auto
+	$(BIN)/octvideo test -c demo
+	$(BIN)/octvideo infer data/demo/test/rotate_clockwise/000.mp4 --ckpt demo
+	$(BIN)/octvideo report $(RUN)
 	@echo "Everything of this run is in $(RUN)/; training curves and confusion matrix: $(RUN)/report.png"
 
 test: .venv/.installed-dev

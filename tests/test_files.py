@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from octvideo.class_names import ClassIndex, folder_class_names, read_class_names
+from octvideo.cli.infer import find_videos
 from octvideo.data.checking import select
 from octvideo.data.manifest import read_records
-from octvideo.data.preparation.list_command import folder_lists
+from octvideo.data.preparation.folders import folder_lists
 from octvideo.data.preparation.listing import compare
 from octvideo.data.quarantine import read_quarantine
 from octvideo.errors import UserError
@@ -32,7 +33,6 @@ from octvideo.files import (
     whole_file,
     whole_text,
 )
-from octvideo.inference.command import find_videos
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -94,7 +94,7 @@ def _by_lists(root: Path) -> list[str]:
         lambda root: [str(root / name) for name in select([root])],
         lambda root: sorted(_by_lists(root), key=lambda path: VIDEOS.index(os.path.relpath(path, root))),
     ],
-    ids=["training", "infer and export", "check_videos", "prepare_dataset"],
+    ids=["training", "infer and export", "check", "prepare list"],
 )
 def test_every_way_into_a_folder_finds_the_same_videos(way: Callable[[Path], list[str]], untidy: Path) -> None:
     assert way(untidy) == [str(untidy / name) for name in VIDEOS]
@@ -201,7 +201,7 @@ def test_errors_in_one_line() -> None:
 
 PRINTS = """
 import sys
-from octvideo.program import end_with
+from octvideo.cli.ending import end_with
 def main():
     print("é × 2 → α │ ─ 拍手 caf\\udce9.mp4")
     return 3
@@ -231,7 +231,7 @@ def test_a_table_on_a_terminal_that_has_ascii_only(tmp_path: Path) -> None:
     scores.save(tmp_path / "scores.npz")
     scores.save_csv(tmp_path / "predictions.csv")
     environ = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, "tools/score.py", str(tmp_path)]
+    command = [sys.executable, "-m", "octvideo", "score", str(tmp_path)]
     ended = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True)
     assert ended.returncode == 0, ended.stderr
     assert b"100.0" in ended.stdout and ended.stdout.isascii()

@@ -20,8 +20,6 @@ PARTS: dict[str, set[str]] = {
     "files": set(),
     "_version": set(),
     "class_names": set(),
-    "allocator": set(),
-    "program": {"mistakes"},
     "json_lines": set(),
     "download": set(),
     "progress": set(),
@@ -32,17 +30,13 @@ PARTS: dict[str, set[str]] = {
     "octave.fused": {"octave", "octave.kernel", "octave.conversion"},
     "models": {"octave", "octave.kernel", "download", "progress"},
     "video": set(),
-    "data": {"video", "download", "json_lines", "program", "progress", "seeds"},
+    "data": {"video", "download", "json_lines", "progress", "seeds"},
     "evaluation": set(),
     "training": {"models", "evaluation", "octave", "seeds"},
     "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused"}
-    | {"json_lines", "program", "progress"},
-    "config_files": {"inference"},
-    "mistakes": set(),
-    "help_page": {"models", "mistakes", "program"},
-    "class_count": {"data"},
-    "cli": {"data", "training", "inference", "models", "allocator"}
-    | {"config_files", "help_page", "class_count", "mistakes", "program"},
+    | {"json_lines", "progress"},
+    "cli": {"video", "data", "models", "evaluation", "training", "inference", "progress"},
+    "__main__": {"cli"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.
 LIBRARIES: dict[str, set[str]] = {
@@ -50,8 +44,6 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "class_names": set(),
     "files": set(),
-    "allocator": set(),
-    "program": set(),
     "json_lines": set(),
     "_version": set(),
     "download": set(),

@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab.benchmark.command import main
-from octvideo.allocator import keep_freed_memory
-from octvideo.program import end_with
+from octvideo.cli.allocator import keep_freed_memory
+from octvideo.cli.ending import end_with
 
 if __name__ == "__main__":
     keep_freed_memory()

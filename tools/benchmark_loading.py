@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab.loading.command import main
-from octvideo.program import end_with
+from octvideo.cli.ending import end_with
 
 if __name__ == "__main__":
     end_with(main)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """What octave does to networks trained alike: `python tools/compare_arms.py --cfg jhmdb --networks
-octvideo.models.i3d_small timm:mobilenetv2_050 --seeds 0 1 2 --epochs 12 --num-clips 3`.
+octvideo.models.i3d_small timm:mobilenetv2_050 --seeds 0 1 2 --epochs 12 --num_clips 3`.
 
 Trains and tests every network three times for each seed (ordinary, ordinary with pooling, octave), by
 tools/train.py and tools/test.py, into runs/arms_NETWORK_ARM_sSEED, and prints a table: multiply-adds, time of a
 training step, top-1 and top-5 with intervals, and the differences between twins, video by video. Given again, it
-keeps finished runs and goes on with interrupted ones. --only-table trains nothing. Words after -- go to train.py.
+keeps finished runs and goes on with interrupted ones. --only_table trains nothing. Words after -- go to train.py.
 """
 
 import argparse
@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab.arms.runs import ArmSettings, plan_runs, run_in_process, train_runs
 from lab.arms.table import check_networks, compare, drawn_table, markdown_table
+from octvideo.cli.arguments import Parser
+from octvideo.cli.ending import command, end_with
 from octvideo.errors import UserError
-from octvideo.program import Parser, command, end_with
 from octvideo.progress import Progress
 
 
@@ -35,11 +36,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="(0)")
     parser.add_argument("--alpha", type=float, default=0.25, metavar="A", help="of the octave arm (0.25)")
     parser.add_argument("--epochs", type=int, metavar="E", help="of each training (the config's)")
-    parser.add_argument("--num-clips", type=int, metavar="C", help="of each test video (the config's)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="(runs)")
+    parser.add_argument("--num_clips", type=int, metavar="C", help="of each test video (the config's)")
+    parser.shared("runs_dir", type=Path)
     parser.add_argument("--rounds", type=int, default=7, metavar="R", help="of timed steps, 0 for none (7)")
-    parser.add_argument("--only-table", action="store_true", help="train nothing")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown for a README")
+    parser.add_argument("--only_table", action="store_true", help="train nothing")
+    parser.shared("markdown")
     parser.add_argument("options", nargs="*", metavar="-- --KEY VALUE", help="for train.py, the same in all runs")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or a training in progress would be left alone

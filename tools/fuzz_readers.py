@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.fuzzing.fuzzing import Finding, fuzz
+from octvideo.cli.arguments import Parser
+from octvideo.cli.ending import command, end_with
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, walk_videos
-from octvideo.program import Parser, command, end_with
 from octvideo.progress import track
 from octvideo.video import Decoder
 from octvideo.video.torchcodec_reader import load_torchcodec
@@ -36,11 +37,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER", help="intact videos")
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="of damaged copies (1000)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the damage (0)")
-    parser.add_argument("--decoder", nargs="+", choices=get_args(Decoder), default=["auto", "decord"])
-    parser.add_argument("--timeout", type=float, default=10, metavar="S", help="for a copy and a reader (10)")
+    parser.shared("seed", help="of the damage (0)")
+    parser.shared("decoder", nargs="+", choices=get_args(Decoder), default=["auto", "decord"], help="(auto decord)")
+    parser.shared("timeout", default=10.0, help="for a copy and a reader (10)")
     parser.add_argument("--memory", type=float, default=1, metavar="GB", help="likewise (1)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="copies read at once (1)")
+    parser.shared("num_workers", default=1, help="copies read at once (1)")
     parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"), metavar="DIR", help="of copies (runs/fuzz)")
     return 1 if run(parser.parse_args(argv)) else 0
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         timeout_s=args.timeout,
         memory_bytes=int(args.memory * 2**30),
         keep=args.keep,
-        num_processes=args.workers,
+        num_processes=args.num_workers,
     )
     for finding in track(findings, "fuzzing", args.count * len(args.decoder)):
         counts[finding.case.decoder][finding.kind] += 1

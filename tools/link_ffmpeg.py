@@ -13,7 +13,8 @@ from pathlib import Path
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from octvideo.program import Parser, command, end_with
+from octvideo.cli.arguments import Parser
+from octvideo.cli.ending import command, end_with
 from octvideo.video.ffmpeg_libraries import link_ffmpeg
 
 

@@ -48,7 +48,7 @@ class VideoDataModule(L.LightningDataModule):
         val: likewise, for validation; None validates nothing.
         test: likewise; None takes `val`.
         predict: list or folder of videos, labels not needed; None takes `test`.
-        quarantine: list of videos to leave out, wherever they are listed: see tools/check_videos.py.
+        quarantine: list of videos to leave out, wherever they are listed: see octvideo check.
         classes: "kinetics400", "kinetics600", "kinetics700", or a file with a name a line; None takes
             classes.txt in `root`, else the names of the class folders.
         clip_frames: T.
@@ -193,7 +193,7 @@ class VideoDataModule(L.LightningDataModule):
             if place.exists():
                 return place
         looked = " and ".join(str(place.absolute()) for place in places)
-        advice = "tools/check_videos.py writes such a list" if key == "quarantine" else self.how_to_get
+        advice = "octvideo check writes such a list" if key == "quarantine" else self.how_to_get
         raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {advice}")
 
     @cached_property

@@ -4,7 +4,7 @@
     train/abseiling/a.mp4	cannot be decoded
     train/abseiling/b.mp4
 
-tools/check_videos.py writes it, people may write it too: the reason may be missing, and lines that start with # are
+octvideo check writes it, people may write it too: the reason may be missing, and lines that start with # are
 remarks. Paths are absolute, or start from the folder that the first line names, or from data.root where the data
 has moved. A tab, a line break, a backslash or a # in front is written with a backslash: \\t \\n \\r \\\\ \\#.
 """

@@ -173,9 +173,7 @@ def read_text(source: str, name: str, *, wanted: bool = True) -> str | None:
     except FileNotFoundError as error:
         if not wanted:
             return None
-        raise UserError(
-            f"no {name} at {source}: expected a folder of shards, as tools/write_shards.py writes"
-        ) from error
+        raise UserError(f"no {name} at {source}: expected a folder of shards, as octvideo shards writes") from error
     except UserError:
         raise
     except Exception as error:  # each store has errors of its own

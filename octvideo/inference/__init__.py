@@ -4,8 +4,7 @@ checkpoint.py   checkpoints as files
 engines/        ways to run a network: eager, compiled, ONNX Runtime, OpenVINO
 preparation.py  videos are decoded and cut beside the engine
 predictor.py    all that scores depend on, in one object
-command.py      tools/infer.py
-export.py       a folder that serves by itself (export_command.py: tools/export.py)
+export.py       a folder that serves by itself: behind octvideo export
 standalone/     the program copied into it
 """
 

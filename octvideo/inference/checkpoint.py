@@ -104,9 +104,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} can't be read as a checkpoint: {one_line(error)}") from error
     block = content.get("octvideo") if isinstance(content, dict) else None
     if not isinstance(block, dict):
-        raise UserError(
-            f"{path} is no checkpoint of octvideo; to train from other weights: tools/train.py --init {path}"
-        )
+        raise UserError(f"{path} is no checkpoint of octvideo; to train from other weights: octvideo fit --init {path}")
     if block["format"] != 1:
         raise UserError(f"{path} has format {block['format']}, this octvideo reads 1: upgrade octvideo")
     return content

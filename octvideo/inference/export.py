@@ -182,7 +182,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / SETTINGS_FILE
     if not file.is_file():
-        raise UserError(f"no exported model in {folder}: looked for {SETTINGS_FILE}; tools/export.py writes one")
+        raise UserError(f"no exported model in {folder}: looked for {SETTINGS_FILE}; octvideo export writes one")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         found = settings["format"]

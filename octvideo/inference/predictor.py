@@ -140,7 +140,7 @@ class Predictor:
 
     @classmethod
     def from_export(cls, path: str | Path, *, device: str = "auto", num_threads: int | None = None) -> Predictor:
-        """Loads a model that tools/export.py wrote: no network is built, and neither Lightning nor pytorchvideo needed.
+        """Loads a model that octvideo export wrote: no network is built, and neither Lightning nor pytorchvideo needed.
 
         Args:
             path: of the folder.

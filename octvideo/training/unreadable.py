@@ -75,7 +75,7 @@ class UnreadableVideos:
             raise UserError(
                 f"{self.count} of {num_items} videos of this epoch could not be read, more than the "
                 f"{max_fraction:.1%} that model.max_unreadable_fraction allows; the first: '{path}': {reason}. "
-                "Look at the data (tools/check_videos.py), and leave such videos out by --data.quarantine: "
+                "Look at the data (octvideo check), and leave such videos out by --data.quarantine: "
                 "unreadable.txt of this run is a list for it; or raise the bound"
             )
 

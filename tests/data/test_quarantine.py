@@ -141,6 +141,6 @@ def test_the_data_module_leaves_them_out_of_every_role(
 def test_a_quarantine_list_that_is_not_there(data_set: Path) -> None:
     module = VideoDataModule(str(data_set), train="train", quarantine="none.txt", num_workers=0)
     with pytest.raises(
-        UserError, match=r"no data for data.quarantine 'none.txt': .* tools/check_videos.py writes such a list"
+        UserError, match=r"no data for data.quarantine 'none.txt': .* octvideo check writes such a list"
     ):
         module.setup("fit")

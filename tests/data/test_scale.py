@@ -59,21 +59,17 @@ def first_batch(root: Path, train: str, repo: Path) -> tuple[int, float, int, in
     return int(out[0]), float(out[1]), int(out[2]), int(out[3])
 
 
-def tool(root: Path, repo: Path) -> str:
-    command = [sys.executable, str(repo / "tools/prepare_dataset.py"), "list", "kinetics400", str(root)]
+def prepare(root: Path, repo: Path) -> str:
     measured = f"""
-import runpy, sys, time
+import time
 {PEAK_MIB}
-sys.argv = {command[1:]!r}
+from octvideo.cli import main
 started = time.monotonic()
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert not end.code
+assert main(["prepare", "list", "kinetics400", {str(root)!r}]) == 0
 print(time.monotonic() - started, peak_mib())
 """
     return subprocess.run(
-        [sys.executable, "-c", measured], capture_output=True, text=True, check=True, timeout=280
+        [sys.executable, "-c", measured], cwd=repo, capture_output=True, text=True, check=True, timeout=280
     ).stdout
 
 
@@ -82,7 +78,7 @@ print(time.monotonic() - started, peak_mib())
 def test_240_000_videos(tmp_path: Path, real_videos: Path, repo: Path) -> None:
     clip = real_videos / "clips/k400_arm_wrestling_ehLnj7pXnYE_000027_000037.mp4"
     synthetic_kinetics(tmp_path, 240_000, clip)
-    said = tool(tmp_path, repo)
+    said = prepare(tmp_path, repo)
     seconds, peak_mib = said.splitlines()[-1].split()
     print(f"list: {float(seconds):.0f} s, {peak_mib} MiB")
     assert "2,400 listed videos are not there" in said
@@ -97,8 +93,9 @@ def test_lists_and_the_first_batch_of_many(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, encode, moving
 ) -> None:  # type: ignore[no-untyped-def]
     """As above with fewer, and in this process."""
-    from octvideo.data import VideoDataModule
     from octvideo.data.preparation.command import main
+
+    from octvideo.data import VideoDataModule
 
     video = encode(tmp_path_factory.mktemp("video") / "a.mp4", moving(6, 24, 32))
     synthetic_kinetics(tmp_path, 3_000, video)

@@ -175,7 +175,7 @@ def _one_of_two(rank: int, init_file: str, videos: int, out: str) -> None:
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="its Gloo may never end in destroy_process_group")
-@pytest.mark.slow  # tests/tools/test_distributed.py counts by two processes too
+@pytest.mark.slow  # tests/cli/test_distributed.py counts by two processes too
 @pytest.mark.parametrize("videos", [1, 23])  # fewer than processes; odd
 def test_two_processes_count_what_one_counts(videos: int, tmp_path: Path) -> None:
     mp.spawn(_one_of_two, (str(tmp_path / "init"), videos, str(tmp_path / "out")), nprocs=2)

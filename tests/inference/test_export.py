@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from octvideo.cli import export, main
 from octvideo.errors import UserError
-from octvideo.inference import Predictor, command, export_command
+from octvideo.inference import Predictor
 from octvideo.inference.export import write_export
 from octvideo.video import ViewSettings, read_views
 
@@ -132,8 +133,8 @@ def test_serving_imports_no_training_libraries(tmp_path: Path, video: Path) -> N
     blocked = ["lightning", "pytorch_lightning", "pytorchvideo", "torchmetrics", "torchvision", "fvcore", "matplotlib"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked}))\n"
-        "from octvideo.inference.command import main\n"
-        f"sys.exit(main([{str(video)!r}, '--model', {str(tmp_path / 'model')!r}, '--json', '--threads', '1']))"
+        "from octvideo.cli import main\n"
+        f"sys.exit(main(['infer', {str(video)!r}, '--model', {str(tmp_path / 'model')!r}, '--json', '--threads', '1']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -179,14 +180,14 @@ def test_mistakes_with_a_model_folder(tmp_path: Path, video: Path, capsys: pytes
         write(tmp_path / "new", "eager")
 
     def infer(*words: object) -> str:
-        assert command.main([str(video), *map(str, words)]) == 2
+        assert main(["infer", str(video), *map(str, words)]) == 2
         return capsys.readouterr().err
 
     assert "no exported model in" in infer("--model", tmp_path)
     assert "--engine onnx with --model: an exported model has its own" in infer(
         "--model", tmp_path / "model", "--engine", "onnx"
     )
-    assert "export once with tools/export.py" in infer("--engine", "openvino", "--precision", "int8")
+    assert "export once with octvideo export" in infer("--engine", "openvino", "--precision", "int8")
     broken = shutil.copytree(tmp_path / "model", tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"not a model")
     assert "ONNX Runtime can't load" in infer("--model", broken)
@@ -196,17 +197,17 @@ def test_mistakes_with_a_model_folder(tmp_path: Path, video: Path, capsys: pytes
     assert "has format 9, this octvideo reads 1" in infer("--model", broken)
 
 
-def test_the_tool_exports_a_checkpoint(
+def test_the_command_exports_a_checkpoint(
     tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"class_names": NAMES, "views": VIEWS, "mean": (0.4,) * 3, "std": (0.2,) * 3, "source": "my.ckpt"}
-    monkeypatch.setattr(export_command, "network_of_checkpoint", lambda path: (tiny_network(), dict(settings)))
+    monkeypatch.setattr(export, "network_of_checkpoint", lambda path: (tiny_network(), dict(settings)))
     words = ["--ckpt", "my.ckpt", "--engine", "onnx", "-o", str(tmp_path / "out"), "--calibrate", str(video)]
-    assert export_command.main(words) == 0
+    assert main(["export", *words]) == 0
     out = capsys.readouterr().out
     assert "onnx f32" in out and "checked on 6 clips" in out and "6 view(s) per call of 3 x 4 x 32 x 32" in out
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["classify.py", "model.onnx", "octvideo.json"]
-    assert export_command.main([*words[:2], "--engine", "openvino", "--precision", "int8", "-o", "x"]) == 2
+    assert main(["export", *words[:2], "--engine", "openvino", "--precision", "int8", "-o", "x"]) == 2
     assert "--calibrate VIDEO|FOLDER" in capsys.readouterr().err
-    assert command.main([str(video), "--model", str(tmp_path / "out"), "--timing"]) == 0
+    assert main(["infer", str(video), "--model", str(tmp_path / "out"), "--timing"]) == 0
     assert " s in all (x " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Predictor and tools/infer.py on a video made here."""
+"""Predictor and `octvideo infer` on a video made here."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from urllib.error import URLError
 import pytest
 import torch
 
+from octvideo.cli import end_with, main
 from octvideo.errors import UserError
-from octvideo.inference import Predictor, command, export_command
+from octvideo.inference import Predictor
 from octvideo.inference.predictor import Prediction, network_of_checkpoint
 from octvideo.inference.result_file import ResultFile
 from octvideo.models import i3d_small
-from octvideo.program import end_with
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import VideoReadError, ViewSettings, read_views
 
@@ -57,7 +57,7 @@ def test_json_of_several_files_and_folders_with_one_broken(
     checkpoint: Path, tiny_video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
-    code = command.main([str(tmp_path), str(tiny_video), "--ckpt", str(checkpoint), "--json", "--topk", "2"])
+    code = main(["infer", str(tmp_path), str(tiny_video), "--ckpt", str(checkpoint), "--json", "--topk", "2"])
     out, err = capsys.readouterr()
     content = json.loads(out)
     assert code == 1
@@ -92,7 +92,7 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(
 def _program(argv: list[str]) -> object:
     """The exit code of the program, which sets up how text is printed."""
     with pytest.raises(SystemExit) as end:
-        end_with(partial(command.main, argv))
+        end_with(partial(main, ["infer", *argv]))
     return end.value.code
 
 
@@ -108,7 +108,7 @@ def test_text_and_the_newest_checkpoint(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()  # named like the run, and none
     runs = checkpoint.parents[2]
-    assert command.main([str(tiny_video), "--ckpt", given.replace("RUNS", str(runs)), "--runs_dir", str(runs)]) == 0
+    assert main(["infer", str(tiny_video), "--ckpt", given.replace("RUNS", str(runs)), "--runs_dir", str(runs)]) == 0
     captured = capsys.readouterr()
     assert f"weights: {checkpoint}" in captured.err
     out = captured.out.splitlines()
@@ -145,11 +145,11 @@ def test_a_file_of_results_is_gone_on_with(
     words = [str(folder), "--ckpt", str(checkpoint), "--output", str(file)]
     with monkeypatch.context() as patch:
         stop_after(2, patch)
-        assert command.main(words) == 130
+        assert main(["infer", *words]) == 130
     assert "stopped: the same command goes on" in capsys.readouterr().err
     first = file.read_bytes() + b'{"my": "note"}\n'
     file.write_bytes(first + b'{"path": "c.mp4", "to')  # as a kill leaves it
-    assert command.main(words) == 0  # the broken one was told of by the first run
+    assert main(["infer", *words]) == 0  # the broken one was told of by the first run
     out, err = capsys.readouterr()
     assert out == "" and f"2 of 3 videos are in {file} already" in err and f"3 results are in {file}" in err
     assert file.read_bytes().startswith(first)
@@ -158,18 +158,18 @@ def test_a_file_of_results_is_gone_on_with(
     assert [Path(record["path"]).name for record in (a, b, c)] == ["a.mp4", "b.mp4", "c.mp4"]
     assert b["reason"] and [t["name"] for t in a["top"]] == [t["name"] for t in c["top"]]
     assert sum(t["score"] for t in c["top"]) == pytest.approx(1, abs=1e-5)
-    assert command.main([words[0], *words]) == 0 and len(file.read_text().splitlines()) == 5
+    assert main(["infer", words[0], *words]) == 0 and len(file.read_text().splitlines()) == 5
     assert f"3 results are in {file}, 1 of them of videos that can't be read" in capsys.readouterr().err
-    assert command.main([*words, "--topk", "2"]) == 2  # nor are others mixed with these
+    assert main(["infer", *words, "--topk", "2"]) == 2  # nor are others mixed with these
     assert "topk: 5, now 2" in capsys.readouterr().err
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"] = {key: value + 1 for key, value in content["state_dict"].items()}
     moved = shutil.copytree(checkpoint.parents[1], tmp_path / "runs" / "demo")
     monkeypatch.chdir(tmp_path)
     words[2], words[4] = "demo", "more.jsonl"
-    assert command.main(words) == 1
+    assert main(["infer", *words]) == 1
     torch.save(content, moved / "checkpoints" / "last.ckpt")
-    assert command.main(words) == 2
+    assert main(["infer", *words]) == 2
     assert "more.jsonl is of another model, or of other settings (sha256: '" in capsys.readouterr().err
 
 
@@ -189,7 +189,7 @@ def test_a_file_of_something_else_is_left_alone(
 ) -> None:
     file = tmp_path / "results.jsonl"
     file.write_bytes(content)
-    assert command.main([str(folder), "--ckpt", str(checkpoint), "--output", str(file)]) == 2
+    assert main(["infer", str(folder), "--ckpt", str(checkpoint), "--output", str(file)]) == 2
     assert message.replace("FILE", str(file)) in capsys.readouterr().err
     assert file.read_bytes() == content
 
@@ -199,7 +199,7 @@ def test_one_process_at_a_time_writes_a_file(
 ) -> None:
     file = tmp_path / "results.jsonl"
     other = ResultFile(file, {"weights": "w", "engine": "eager", "precision": "f32"})
-    assert command.main([str(folder), "--ckpt", str(checkpoint), "--output", str(file)]) == 2
+    assert main(["infer", str(folder), "--ckpt", str(checkpoint), "--output", str(file)]) == 2
     other.close()
     assert f"another process writes {file}: wait for it, or name another file" in capsys.readouterr().err
 
@@ -214,7 +214,7 @@ def test_what_was_done_before_ctrl_c_is_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stop_after(1, monkeypatch)
-    assert command.main([str(folder), "--ckpt", str(checkpoint), option]) == 130
+    assert main(["infer", str(folder), "--ckpt", str(checkpoint), option]) == 130
     out = capsys.readouterr().out
     assert shown.format(folder / "a.mp4") in out and "c.mp4" not in out
 
@@ -263,7 +263,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = {"VIDEO": str(tiny_video), "CKPT": str(checkpoint)}
-    assert command.main([given.get(word, word) for word in words]) == 2
+    assert main(["infer", *(given.get(word, word) for word in words)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -275,7 +275,7 @@ def test_offline_without_weights_says_what_to_do(
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("octvideo.download.urlopen", offline)
-    assert command.main([str(tiny_video)]) == 2
+    assert main(["infer", str(tiny_video)]) == 2
     err = capsys.readouterr().err
     for part in ("I3D_8x8_R50.pyth", "no network", "Give --ckpt PATH", "--ckpt last", "by hand"):
         assert part in err
@@ -340,9 +340,9 @@ def test_weights_that_are_not_finite_are_refused(
 ) -> None:
     file = changed(checkpoint, tmp_path, f"network.{key}", value)
     if program == "infer":
-        code = command.main([str(tiny_video), "--ckpt", str(file), "--json"])
+        code = main(["infer", str(tiny_video), "--ckpt", str(file), "--json"])
     else:
-        code = export_command.main(["--ckpt", str(file), "--engine", "onnx", "-o", str(tmp_path / "out")])
+        code = main(["export", "--ckpt", str(file), "--engine", "onnx", "-o", str(tmp_path / "out")])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     told = f"weights from {file} are not finite, the first is {key}: take a checkpoint from before training diverged"
@@ -359,7 +359,7 @@ def test_scores_that_are_not_finite_are_an_error_of_their_video(
     content["state_dict"]["network.blocks.6.proj.weight"].fill_(3e38)
     torch.save(content, file)
     words = [option, str(tmp_path / "results")] if option == "--output" else [option]
-    code = command.main([str(tiny_video), "--ckpt", str(file), *words])
+    code = main(["infer", str(tiny_video), "--ckpt", str(file), *words])
     out, err = capsys.readouterr()
     assert code == 1
     reason = "its scores are not finite in precision f32, though the weights are"

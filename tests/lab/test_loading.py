@@ -49,7 +49,7 @@ def test_the_protocol_of_kinetics() -> None:
 
 def test_everything_is_measured(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
-    code = main([str(folder), "--rounds", "1", "--workers", "1", "--repeats", "1", "--json"], recipe=SMALL)
+    code = main([str(folder), "--rounds", "1", "--num_workers", "1", "--repeats", "1", "--json"], recipe=SMALL)
     out, err = capfd.readouterr()
     assert code == 0, err
     assert torch.get_num_threads() == threads
@@ -77,7 +77,7 @@ def test_everything_is_measured(folder: Path, capfd: pytest.CaptureFixture[str])
 
 def test_the_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorchvideo.data", None)  # as if it could not be imported
-    options = ["--rounds", "1", "--workers", "0", "--repeats", "1", "--clips-per-second", "1e9"]
+    options = ["--rounds", "1", "--num_workers", "0", "--repeats", "1", "--clips-per-second", "1e9"]
     assert main([str(folder / "a video.mp4"), *options], recipe=SMALL) == 0
     said = capsys.readouterr()
     assert "One training clip" in said.out and "a video.mp4 64x48" in said.out and FLOOR in said.out
@@ -94,7 +94,7 @@ def test_what_is_measured_when_it_is_stopped_is_shown(
     def stop(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    options = ["--rounds", "1", "--workers", "0", "--no-peers"]
+    options = ["--rounds", "1", "--num_workers", "0", "--no-peers"]
     monkeypatch.setattr(command, "loaders", stop)
     assert main([str(folder / "a video.mp4"), *options], recipe=SMALL) == 130
     assert "One training clip" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def kinetics_lists(root: Path, name: str, annotations: Path | None) -> Official:
         places = annotations or f"{root / 'annotations'} and {root}"
         raise UserError(
             f"no lists of {name}: looked for train{suffixes[0]}, val{suffixes[0]} ... in {places}. "
-            f"Get them with: python tools/prepare_dataset.py download {name} {root} --splits annotations"
+            f"Get them with: octvideo prepare download {name} {root} --splits annotations"
         )
     classes = read_class_names(name)
     index = ClassIndex(classes)

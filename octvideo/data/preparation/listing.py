@@ -16,7 +16,7 @@ from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines, whole_text
 
 # What this tool wrote it may write again; any other file of that name is the user's.
-_MARK = "# Written by octvideo's prepare_dataset"
+_MARK = "# Written by octvideo"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class _Writer:
     def __init__(self, file: TextIO, name: str, names: list[str] | None) -> None:
         # An id could be read as the name of another class: then names, which stand behind a comma.
         self._file, self._names = file, names
-        self.line(f"{_MARK}: {'path label' if name not in ('missing.txt', 'extra.txt') else name[:-4]}")
+        self.line(f"{_MARK} prepare: {'path label' if name not in ('missing.txt', 'extra.txt') else name[:-4]}")
 
     def line(self, text: str) -> None:
         self._file.write(f"{text}\n")

@@ -41,7 +41,7 @@ def write_openvino(
     openvino = needs("openvino", "openvino")
     if precision == "int8" and (calibration is None or not len(calibration)):
         raise UserError(
-            "int8 needs typical clips to choose its scales from: tools/export.py --calibrate VIDEO|FOLDER ..."
+            "int8 needs typical clips to choose its scales from: octvideo export --calibrate VIDEO|FOLDER ..."
         )
     try:
         with torch.no_grad(), export_form("unfolded"), warnings.catch_warnings():

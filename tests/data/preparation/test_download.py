@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from octvideo import download
+from octvideo.cli import main
 from octvideo.data.preparation.archives import Archive, listed_archives
-from octvideo.data.preparation.command import main
 from octvideo.data.preparation.fetching import Downloads, read_checksums
 from octvideo.data.preparation.unpacking import UnpackingError, unpack
 from octvideo.errors import UserError
@@ -135,7 +135,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def run(server: Server, root: Path, *words: str) -> int:
-    return main(["download", "kinetics400", str(root), "--mirror", server.url, "--workers", "2", *words])
+    return main(["prepare", "download", "kinetics400", str(root), "--mirror", server.url, "--num_workers", "2", *words])
 
 
 def tree(root: Path) -> list[str]:
@@ -231,7 +231,7 @@ def test_a_data_set(kinetics: Server, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "k" / VIDEOS[1]).read_bytes() == NOISE[1:]
     said = capsys.readouterr().out
     assert "7 files downloaded; 7 videos and lists unpacked" in said
-    assert said.rstrip().endswith(f"python tools/prepare_dataset.py list kinetics400 {tmp_path / 'k'}")
+    assert said.rstrip().endswith(f"octvideo prepare list kinetics400 {tmp_path / 'k'}")
     kinetics.asked.clear()
     assert run(kinetics, tmp_path / "k", *splits) == 0
     assert [path for path, _ in kinetics.asked] == ["/400/train/k400_train_path.txt"]
@@ -257,14 +257,14 @@ def test_a_run_that_is_stopped_ends_soon_and_keeps_what_came(
 
 
 def test_a_dry_run_only_says(kinetics: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(kinetics, tmp_path, "--splits", "train", "--dry-run") == 0
+    assert run(kinetics, tmp_path, "--splits", "train", "--dry_run") == 0
     said = capsys.readouterr().out.splitlines()
     assert said[1] == f"{kinetics.url}/400/train/part_0.tar.gz -> {tmp_path}/archives/train/part_0.tar.gz"
     assert said[2] == f"{kinetics.url}/400/train/part%201.tar.gz -> {tmp_path}/archives/train/part 1.tar.gz"
     assert len(said) == 4 and tree(tmp_path) == []
 
 
-@pytest.mark.parametrize(("words", "tries"), [(["--dry-run"], 1), ([], 3), (["--attempts", "2"], 2)])
+@pytest.mark.parametrize(("words", "tries"), [(["--dry_run"], 1), ([], 3), (["--attempts", "2"], 2)])
 def test_without_a_connection(
     server: Server,
     tmp_path: Path,
@@ -276,7 +276,9 @@ def test_without_a_connection(
     """A list is asked for a few times, and for a look once: not for two minutes."""
     url = f"http://127.0.0.1:{free_port()}"
     asked = f"{url}/400/train/k400_train_path.txt"
-    assert main(["download", "kinetics400", str(tmp_path), "--mirror", url, "--splits", "train", *words]) == 2
+    assert (
+        main(["prepare", "download", "kinetics400", str(tmp_path), "--mirror", url, "--splits", "train", *words]) == 2
+    )
     said = capsys.readouterr()
     refused = f"[Errno {errno.ECONNREFUSED}] Connection refused"
     assert said.err == f"error: the list of archives {asked} can't be downloaded ({refused}): check the connection\n"
@@ -298,7 +300,7 @@ def test_one_archive_that_fails_does_not_stop_the_others(
     assert f"failed: {kinetics.url}/400/train/part%201.tar.gz: 403 Forbidden" in said and "1 of 3 failed" in said
     assert len(tree(tmp_path)) == 4
     kinetics.asked.clear()
-    assert run(kinetics, tmp_path, "--splits", "train", "--remove-archives") == 0
+    assert run(kinetics, tmp_path, "--splits", "train", "--remove_archives") == 0
     assert kinetics.asked[1:] == [("/400/train/part%201.tar.gz", "bytes=20000-")]
     assert tree(tmp_path) == VIDEOS and not (tmp_path / "archives/train/part 1.tar.gz").exists()
 
@@ -325,10 +327,10 @@ def test_what_can_not_be_had(kinetics: Server, tmp_path: Path, capsys: pytest.Ca
         (["ssv2", "x"], "needs an account"),
         (["k400", "x"], "no archives of 'k400' are known"),
         (["ucf101", "x", "--splits", "val"], "no part 'val': there are train, annotations"),
-        (["ucf101", "x", "--workers", "0"], "expected 1 or more"),
+        (["ucf101", "x", "--num_workers", "0"], "expected 1 or more"),
         (["ucf101", "x", "--checksums", "none.txt"], "can't read none.txt: No such file"),
     ):
-        assert main(["download", *words]) == 2
+        assert main(["prepare", "download", *words]) == 2
         assert message in capsys.readouterr().err
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from octvideo.class_names import ClassIndex, read_class_names
+from octvideo.cli import main
 from octvideo.data.disk import VideoFiles
 from octvideo.data.manifest import read_records
-from octvideo.data.preparation.command import main
 
 
 def touch(root: Path, *names: str) -> None:
@@ -54,7 +54,7 @@ def test_kinetics_in_either_layout(tmp_path: Path, layout: str, capsys: pytest.C
     here = [("abseiling", "-abcdefghij", "000007_000017"), ("zumba", "_bcdefghijk", "000000_000010")]
     names = [layout.format(name=f"{id}_{span}", id=id, label=label) for label, id, span in here]
     touch(root, *(f"train/{name}" for name in names), "val/defghijklmn_000005_000015.mp4", "train/zumba/other.mp4")
-    assert main(["list", "kinetics400", str(root)]) == 0
+    assert main(["prepare", "list", "kinetics400", str(root)]) == 0
     assert listed(root, "train.txt") == [(f"train/{names[0]}", 0), (f"train/{names[1]}", 399)]
     assert listed(root, "val.txt") == [("val/defghijklmn_000005_000015.mp4", 399)]
     assert lines(root / "missing.txt") == ["train\tcdefghijklm_000001_000011"]
@@ -79,7 +79,7 @@ def test_a_video_of_another_split_is_not_taken_for_a_listed_one(tmp_path: Path, 
         for name in ("train/zumba/_bcdefghijk.mp4", "train/x/cdefghijklm.mp4", "val/zumba/_bcdefghijk.mp4")
     ]
     touch(root, *here)
-    assert main(["list", "kinetics400", str(root)]) == 0
+    assert main(["prepare", "list", "kinetics400", str(root)]) == 0
     assert [path for path, _ in listed(root, "train.txt")] == here[:2]
     assert [path for path, _ in listed(root, "val.txt")] == here[2:]
     assert "val\tcdefghijklm_000005_000015" in lines(root / "missing.txt")
@@ -89,7 +89,7 @@ def test_the_replacements_of_broken_videos_are_taken(tmp_path: Path, capsys: pyt
     root = kinetics(tmp_path)
     good = "replacement/replacement_for_corrupted_k400/_bcdefghijk_000000_000010.mp4"
     touch(root, "train/-abcdefghij_000007_000017.mp4", "train/_bcdefghijk_000000_000010.mp4", good)
-    assert main(["list", "kinetics400", str(root)]) == 0
+    assert main(["prepare", "list", "kinetics400", str(root)]) == 0
     assert listed(root, "train.txt") == [("train/-abcdefghij_000007_000017.mp4", 0), (good, 399)]
     assert lines(root / "extra.txt") == []
     assert "1 broken videos of the archive are taken from its replacements" in capsys.readouterr().out
@@ -108,14 +108,14 @@ def test_the_txt_of_kinetics600(tmp_path: Path, text: str) -> None:
     (tmp_path / "annotations/train.txt").write_text(text)
     (tmp_path / "annotations/train.csv").write_text(HEADER)  # not complete
     touch(tmp_path, "train/zumba/defghijklmn_000005_000015.mp4")
-    assert main(["list", "kinetics600", str(tmp_path)]) == 0
+    assert main(["prepare", "list", "kinetics600", str(tmp_path)]) == 0
     assert listed(tmp_path, "train.txt") == [("train/zumba/defghijklmn_000005_000015.mp4", 599)]
 
 
 def test_verify_writes_no_list_and_fails_where_one_is_missing(tmp_path: Path) -> None:
     root = kinetics(tmp_path)
     touch(root, "train/-abcdefghij_000007_000017.mp4")
-    assert main(["verify", "kinetics400", str(root), "-o", str(tmp_path / "report")]) == 1
+    assert main(["prepare", "verify", "kinetics400", str(root), "-o", str(tmp_path / "report")]) == 1
     assert sorted(file.name for file in (tmp_path / "report").iterdir()) == ["extra.txt", "missing.txt"]
     assert not (root / "train.txt").exists()
     names = [
@@ -124,7 +124,7 @@ def test_verify_writes_no_list_and_fails_where_one_is_missing(tmp_path: Path) ->
         "val/defghijklmn_000005_000015.mp4",
     ]
     touch(root, *names)
-    assert main(["verify", "kinetics400", str(root), "-o", str(tmp_path / "report")]) == 0
+    assert main(["prepare", "verify", "kinetics400", str(root), "-o", str(tmp_path / "report")]) == 0
 
 
 # ── UCF101, HMDB51, J-HMDB ──────────────────────────────────────────────────────────────────────────────────
@@ -141,7 +141,7 @@ def test_ucf101(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (lists / "trainlist02.txt").write_bytes(b"Archery/v_Archery_g01_c01.avi 2\r\n")
     touch(tmp_path, "UCF-101/HandstandPushups/v_HandStandPushups_g08_c01.avi")
     touch(tmp_path, "UCF-101/Archery/v_Archery_g08_c01.mp4", "UCF-101/Archery/v_Archery_g01_c01.avi")  # one re-encoded
-    assert main(["list", "ucf101", str(tmp_path)]) == 0
+    assert main(["prepare", "list", "ucf101", str(tmp_path)]) == 0
     expected = [
         ("UCF-101/HandstandPushups/v_HandStandPushups_g08_c01.avi", 0),
         ("UCF-101/Archery/v_Archery_g08_c01.mp4", 1),
@@ -168,7 +168,7 @@ def test_hmdb_and_jhmdb(tmp_path: Path, name: str) -> None:
     (splits / "catch_test_split1.txt").write_text("#1_catch.avi 2 \n\n")
     touch(tmp_path, *(f"videos/wave/{stem}_wave{rest}.avi" for stem, rest in (("a", " (1);x"), ("b", ""), ("c", ""))))
     touch(tmp_path, "videos/catch/#1_catch.avi", "videos/wave/#1_catch.avi")
-    assert main(["list", name, str(tmp_path)]) == 0
+    assert main(["prepare", "list", name, str(tmp_path)]) == 0
     assert listed(tmp_path, "train1.txt") == [("videos/wave/a_wave (1);x.avi", 1)]
     assert listed(tmp_path, "test1.txt") == [("videos/catch/#1_catch.avi", 0), ("videos/wave/b_wave.avi", 1)]
     assert sorted(lines(tmp_path / "extra.txt")) == ["videos/wave/#1_catch.avi", "videos/wave/c_wave.avi"]
@@ -184,7 +184,7 @@ def test_the_real_jhmdb(real_videos: Path, tmp_path: Path) -> None:
             with (splits / f"{folder}_test_split1.txt").open("a") as text:
                 text.write(f"{Path(file).stem}.avi {value}\n")
     out = tmp_path / "out"
-    assert main(["list", "jhmdb", str(root), "--annotations", str(splits), "-o", str(out)]) == 0
+    assert main(["prepare", "list", "jhmdb", str(root), "--annotations", str(splits), "-o", str(out)]) == 0
     for name in ("train", "test"):
         known = sorted(tuple(line.rsplit(" ", 1)) for line in (root / f"{name}.txt").read_text().splitlines())
         assert [(path, str(label)) for path, label in sorted(listed(out, f"{name}1.txt", base=root))] == known
@@ -207,7 +207,7 @@ def test_something_something(tmp_path: Path, prefix: str, capsys: pytest.Capture
     )
     (folder / f"{prefix}test.json").write_text(json.dumps([{"id": "12"}]))
     touch(tmp_path, *(f"20bn-something-something-v2/{number}.webm" for number in (74225, 9, 12)))
-    assert main(["list", "ssv2", str(tmp_path)]) == 0
+    assert main(["prepare", "list", "ssv2", str(tmp_path)]) == 0
     assert read_class_names(tmp_path / "classes.txt") == ["Approaching something with your camera", "Holding something"]
     assert listed(tmp_path, "train.txt") == [("20bn-something-something-v2/74225.webm", 1)]
     assert listed(tmp_path, "val.txt") == [("20bn-something-something-v2/9.webm", 0)]
@@ -231,21 +231,36 @@ def own(root: Path) -> Path:
 
 def test_own_folders_are_split_by_class(tmp_path: Path) -> None:
     root = own(tmp_path / "set")
-    main(["list", "folder", str(root), "--test", "0.2", "--val", "0.1", "-o", str(tmp_path / "a")])
+    main(["prepare", "list", "folder", str(root), "--test", "0.2", "--val", "0.1", "-o", str(tmp_path / "a")])
     parts = {name: listed(tmp_path / "a", f"{name}.txt", base=root) for name in ("train", "val", "test")}
     counts = {name: [sum(label == k for _, label in part) for k in range(3)] for name, part in parts.items()}
     assert counts == {"train": [21, 14, 7], "val": [3, 2, 1], "test": [6, 4, 2]}
     assert len({path for part in parts.values() for path, _ in part}) == 60
     assert lines(tmp_path / "a/missing.txt") == lines(tmp_path / "a/extra.txt") == []
-    main(["list", "folder", str(root), "--test", "0.2", "--val", "0.1", "-o", str(tmp_path / "b")])
-    main(["list", "folder", str(root), "--test", "0.2", "--val", "0.1", "-o", str(tmp_path / "c"), "--seed", "1"])
+    main(["prepare", "list", "folder", str(root), "--test", "0.2", "--val", "0.1", "-o", str(tmp_path / "b")])
+    main(
+        [
+            "prepare",
+            "list",
+            "folder",
+            str(root),
+            "--test",
+            "0.2",
+            "--val",
+            "0.1",
+            "-o",
+            str(tmp_path / "c"),
+            "--seed",
+            "1",
+        ]
+    )
     texts = [(tmp_path / name / "test.txt").read_text() for name in "abc"]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_no_source_is_on_two_sides(tmp_path: Path) -> None:
     root = own(tmp_path / "set")
-    assert main(["list", "folder", str(root), "--group", r"/(s\d+)_", "-o", str(tmp_path / "out")]) == 0
+    assert main(["prepare", "list", "folder", str(root), "--group", r"/(s\d+)_", "-o", str(tmp_path / "out")]) == 0
     sources = [
         {Path(path).name.split("_")[0] for path, _ in listed(tmp_path / "out", f"{name}.txt", base=root)}
         for name in ("train", "test")
@@ -258,13 +273,13 @@ def test_no_source_is_on_two_sides(tmp_path: Path) -> None:
 def test_folders_that_are_a_split_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Else a network learns to tell training videos from test videos, and nothing says so."""
     touch(tmp_path, "train/wave/a.mp4", "train/clap/b.mp4", "Validation/wave/c.mp4", "annotations/train.csv")
-    assert main(["list", "folder", str(tmp_path)]) == 2
+    assert main(["prepare", "list", "folder", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "is split already, its folders are Validation, train" in said
     assert "--data.train train --data.val Validation --data.test null --data.classes null" in said
     assert not (tmp_path / "train.txt").exists()
     touch(tmp_path, "clap/d.mp4")  # with others beside them they are classes
-    assert main(["list", "folder", str(tmp_path)]) == 0
+    assert main(["prepare", "list", "folder", str(tmp_path)]) == 0
 
 
 def test_empty_class_folders_and_lists_without_a_class_are_told(
@@ -272,13 +287,13 @@ def test_empty_class_folders_and_lists_without_a_class_are_told(
 ) -> None:
     touch(tmp_path, *(f"wave/{n}.mp4" for n in range(10)), "clap/0.mp4")
     (tmp_path / "jump").mkdir()
-    assert main(["list", "folder", str(tmp_path)]) == 0
+    assert main(["prepare", "list", "folder", str(tmp_path)]) == 0
     assert (tmp_path / "classes.txt").read_text() == "clap\nwave\n"
     said = capsys.readouterr().err
     assert caplog.messages == [f"{tmp_path}: folders without videos of their own are no classes: 'jump'"]
     assert "warning: test.txt has no video of 'clap' (a class needs more videos, or --test a larger share)" in said
     touch(tmp_path, "jump/0.mp4")
-    assert main(["list", "folder", str(tmp_path)]) == 2
+    assert main(["prepare", "list", "folder", str(tmp_path)]) == 2
     assert "holds other classes (without 'jump')" in capsys.readouterr().err
 
 
@@ -289,15 +304,18 @@ def test_nothing_of_the_users_is_written_over(tmp_path: Path, capsys: pytest.Cap
     root = kinetics(tmp_path)
     touch(root, "train/-abcdefghij_000007_000017.mp4")
     (root / "train.txt").write_text("mine.mp4 3\n")
-    assert main(["list", "kinetics400", str(root)]) == 2
+    assert main(["prepare", "list", "kinetics400", str(root)]) == 2
     assert f"{root}/train.txt is there and not written by this tool" in capsys.readouterr().err
     assert (root / "train.txt").read_text() == "mine.mp4 3\n" and not (root / "val.txt").exists()
     (root / "train.txt").unlink()
     (root / "classes.txt").write_text("a\nb\n")
-    assert main(["list", "kinetics400", str(root)]) == 2
+    assert main(["prepare", "list", "kinetics400", str(root)]) == 2
     assert "classes.txt is there and holds other classes" in capsys.readouterr().err
     (root / "classes.txt").unlink()
-    assert [main(["list", "kinetics400", str(root)]) for _ in range(2)] == [0, 0]  # its own lists it writes again
+    assert [main(["prepare", "list", "kinetics400", str(root)]) for _ in range(2)] == [
+        0,
+        0,
+    ]  # its own lists it writes again
 
 
 @pytest.mark.parametrize(
@@ -340,7 +358,7 @@ def test_mistakes_are_named(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert main(["list", dataset, str(tmp_path)]) == 2
+    assert main(["prepare", "list", dataset, str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -355,7 +373,7 @@ def test_classes_called_by_numbers_are_listed_by_name(tmp_path: Path) -> None:
     """Ids 0, 1, 2 would be other classes of 1, 2, 3; and 10 is not between 1 and 2."""
     for root, names in ((tmp_path / "from 1", range(1, 13)), (tmp_path / "from 0", range(12))):
         touch(root, *(f"{number}/{number}_{take}.mp4" for number in names for take in range(2)))
-        assert main(["list", "folder", str(root), "--test", "0.5"]) == 0
+        assert main(["prepare", "list", "folder", str(root), "--test", "0.5"]) == 0
         classes = read_class_names(root / "classes.txt")
         assert classes == [str(number) for number in names]
         for split in ("train.txt", "test.txt"):

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from octvideo.cli import main
+from octvideo.cli.prepare import next_command
 from octvideo.data.preparation import encoding, reencode
-from octvideo.data.preparation.command import main
 from octvideo.data.preparation.encoding import EncodingError, EncodingSettings
-from octvideo.data.preparation.list_command import next_command
 from octvideo.video import read_frames
 from tests.data.preparation.bad_encoding import badly
 
@@ -134,8 +134,8 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_a_folder(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, before = tmp_path / "out", state(source)
-    words = ["reencode", str(source), str(out), "--short-side", "32", "--workers", "2", "--preset", "ultrafast"]
-    assert main(words) == 1
+    words = ["reencode", str(source), str(out), "--short_side", "32", "--num_workers", "2", "--preset", "ultrafast"]
+    assert main(["prepare", *words]) == 1
     said = capsys.readouterr().out
     assert "4 videos encoded, 0 were there, 2 failed" in said
     names = sorted(str(file.relative_to(out)) for file in out.rglob("*.mp4"))
@@ -148,12 +148,12 @@ def test_a_folder(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]
     assert state(source) == before
     done = state(out)
-    assert main(words) == 1  # only what failed is tried again
+    assert main(["prepare", *words]) == 1  # only what failed is tried again
     assert "0 videos encoded, 4 were there, 2 failed" in capsys.readouterr().out
     assert {file: s for file, s in state(out).items() if file.endswith(".mp4")} == {
         file: s for file, s in done.items() if file.endswith(".mp4")
     }
-    assert main([*words[:4], "64"]) == 2
+    assert main(["prepare", *words[:4], "64"]) == 2
     assert (
         "holds videos of other settings (short_side_px 32, not 64, preset ultrafast, not fast)"
         in capsys.readouterr().err
@@ -164,16 +164,16 @@ def test_folders_that_would_harm_the_source(source: Path, tmp_path: Path, capsys
     before = state(source)
     (tmp_path / "link").symlink_to(source)
     for out in (source, source / "small", tmp_path, tmp_path / "link"):
-        assert main(["reencode", str(source), str(out)]) == 2
+        assert main(["prepare", "reencode", str(source), str(out)]) == 2
         assert "the folders overlap" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out/wave").symlink_to(source / "wave")
-    assert main(["reencode", str(source), str(tmp_path / "out")]) == 2
+    assert main(["prepare", "reencode", str(source), str(tmp_path / "out")]) == 2
     assert "holds videos that this tool did not write" in capsys.readouterr().err
     (tmp_path / "out2").mkdir()
     (source / "empty").mkdir()
     (tmp_path / "out2/wave").symlink_to(source / "empty")  # nothing in it yet, but it is the source's
-    assert main(["reencode", str(source), str(tmp_path / "out2")]) == 2
+    assert main(["prepare", "reencode", str(source), str(tmp_path / "out2")]) == 2
     assert "is a link into" in capsys.readouterr().err
     (source / "empty").rmdir()
     assert {k: v for k, v in state(source).items() if Path(k).is_file()} == {
@@ -272,7 +272,7 @@ def test_the_next_command_is_for_the_data_set_at_hand(tmp_path: Path, files: dic
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     expected = expected.replace("SOURCE", str(tmp_path)).replace("OUT", "small")
-    assert next_command(tmp_path, Path("small")) == f"python tools/prepare_dataset.py list {expected}"
+    assert next_command(tmp_path, Path("small")) == f"octvideo prepare list {expected}"
 
 
 @pytest.mark.slow
@@ -284,15 +284,10 @@ def test_a_killed_run_goes_on_where_it_was(
     for number in range(1, 20):
         (source / f"{number:02d}.mp4").write_bytes(first.read_bytes())
     command = [
-        sys.executable,
-        str(repo / "tools/prepare_dataset.py"),
-        "reencode",
-        str(source),
-        str(out),
-        "--workers",
-        "1",
+        *(sys.executable, "-m", "octvideo", "prepare", "reencode"),
+        *(str(source), str(out), "--num_workers", "1", "--preset", "veryslow"),
     ]
-    running = subprocess.Popen([*command, "--preset", "veryslow"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    running = subprocess.Popen(command, cwd=repo, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list(out.glob("*.mp4"))) < 3:
         assert running.poll() is None and time.monotonic() < deadline
@@ -300,7 +295,7 @@ def test_a_killed_run_goes_on_where_it_was(
     running.kill()
     running.wait()
     there = state(out)
-    ended = subprocess.run([*command, "--preset", "veryslow"], capture_output=True, text=True, timeout=120, check=True)
+    ended = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=120, check=True)
     assert "0 failed" in ended.stdout and " 0 were there" not in ended.stdout
     assert {file: s for file, s in state(out).items() if file in there and file.endswith(".mp4")} == {
         file: s for file, s in there.items() if file.endswith(".mp4")

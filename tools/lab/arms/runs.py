@@ -240,6 +240,6 @@ def read_config(run: ArmRun, settings: ArmSettings) -> dict[str, Any] | None:
         if got[key] != value:
             raise UserError(
                 f"{folder} was trained with {key} {got[key]}, asked for is {value}: ask for what is there, or give "
-                "another --runs-dir"
+                "another --runs_dir"
             )
     return config

@@ -129,7 +129,7 @@ def compare(runs: Sequence[ArmRun], settings: ArmSettings, *, rounds: int) -> Co
     tested = {run: found for run in runs if (found := read_run(run, settings))}
     if not tested:
         names = ", ".join(run.name for run in runs[:3])
-        raise UserError(f"no tested run in {settings.runs_dir}: looked for {names}, ...; train without --only-table")
+        raise UserError(f"no tested run in {settings.runs_dir}: looked for {names}, ...; train without --only_table")
     rows: list[ArmRow] = []
     notes = list(_LEGEND)
     for network in dict.fromkeys(run.network for run in runs):

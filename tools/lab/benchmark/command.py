@@ -25,9 +25,10 @@ from lab.benchmark.processes import add_process
 from lab.benchmark.profile import write_profile
 from lab.benchmark.report import remarks, sheets
 from lab.benchmark.results import ArmResult, Clock, Pass, Run
+from octvideo.cli.arguments import Parser
+from octvideo.cli.ending import command
 from octvideo.errors import UserError
 from octvideo.inference.predictor import pick_device
-from octvideo.program import Parser, command
 from octvideo.progress import Progress
 
 _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", nargs="+", metavar="T", help="passes: numbers, or all (on a CPU: 1 all)")
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 (auto)")
     parser.add_argument("--reference", metavar="ARM", help="that others are compared with (the first)")
-    parser.add_argument("--no-memory", action="store_true", help="do not measure memory (on a CPU, a process per arm)")
+    parser.add_argument("--no_memory", action="store_true", help="do not measure memory (on a CPU, a process per arm)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw time against multiply-adds")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write which operations take the time")

@@ -19,7 +19,7 @@ from lab.benchmark.calls import torch_threads
 from lab.benchmark.measure import build_calls, run_pass
 from lab.benchmark.networks import WeightStore
 from lab.benchmark.results import Pass
-from octvideo.allocator import keep_freed_memory
+from octvideo.cli.allocator import keep_freed_memory
 from octvideo.errors import UserError
 from octvideo.progress import Progress
 

@@ -20,15 +20,16 @@ from lab.loading.report import loaders_sheet, need_line, stages_sheet, times_she
 from lab.loading.stages import clip_stages, view_stages
 from lab.loading.ways import Recipe, Turn, Video, clip_ways, look_at, view_ways
 from lab.timing import rounds_of
+from octvideo.cli.arguments import Parser
+from octvideo.cli.ending import command
 from octvideo.data.workers import available_cpus, default_num_workers
 from octvideo.errors import UserError
 from octvideo.files import json_text, walk_videos
-from octvideo.program import Parser, command
 from octvideo.progress import track
 
 _DESCRIPTION = """What loading videos costs, and whether a GPU would wait for it:
 
-  tools/benchmark_loading.py data/k400/val/abseiling --most 6 --clips-per-second 400
+  tools/benchmark_loading.py data/k400/val/abseiling --most 6 --clips_per_second 400
 
 Reads one training clip and all views (10 clips x 3 crops) of each video in several ways that take turns: octvideo; the
 bare decoder (the same frames decoded and resized once, nothing else); an open per view, as PySlowFast has it; and
@@ -59,13 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, or folders of them")
     parser.add_argument("--most", type=int, default=8, metavar="N", help="take so many of a folder, spread evenly (8)")
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="after one that warms up (5)")
-    parser.add_argument("--workers", type=int, metavar="N", help="of the DataLoaders (as training takes)")
+    parser.add_argument("--num_workers", type=int, metavar="N", help="of the DataLoaders (as training takes)")
     parser.add_argument("--repeats", type=int, default=4, metavar="N", help="of each video in a DataLoader (4)")
     parser.add_argument(
-        "--clips-per-second", type=float, default=400, metavar="X", help="that a GPU takes: of training, of tests (400)"
+        "--clips_per_second", type=float, default=400, metavar="X", help="that a GPU takes: of training, of tests (400)"
     )
-    parser.add_argument("--no-peers", action="store_true", help="leave pytorchvideo out")
-    parser.add_argument("--no-loaders", action="store_true", help="leave the DataLoaders out")
+    parser.add_argument("--no_peers", action="store_true", help="leave pytorchvideo out")
+    parser.add_argument("--no_loaders", action="store_true", help="leave the DataLoaders out")
     parser.add_argument("--json", action="store_true", help="print every number as JSON")
     return parser
 
@@ -75,9 +76,9 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: got {getattr(args, name)}, expected 1 or more")
     if args.clips_per_second <= 0:
-        raise UserError(f"--clips-per-second: got {args.clips_per_second:g}, expected more than 0")
+        raise UserError(f"--clips_per_second: got {args.clips_per_second:g}, expected more than 0")
     videos = [look_at(path) for path in _files(args.videos, args.most)]
-    workers = default_num_workers(available_cpus(), 1) if args.workers is None else args.workers
+    workers = default_num_workers(available_cpus(), 1) if args.num_workers is None else args.num_workers
     found = Found([], {}, {}, workers)
     stopped = False
     try:

@@ -1,0 +1,106 @@
+"""How words are read: one spelling of flags, types of values, and the options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from octvideo.cli.mistakes import meant
+from octvideo.errors import UserError
+
+DEBUG_HELP = "show tracebacks of errors too"
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    return int(_above(1, int(text), "1 or more"))
+
+
+def above_zero(text: str) -> float:
+    """A number above 0, for argparse."""
+    return _above(5e-324, float(text), "more than 0")
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
+    return value
+
+
+def _above(least: float, value: float, expected: str) -> float:
+    if not value >= least:  # NaN too
+        raise argparse.ArgumentTypeError(f"got {value:g}, expected {expected}")
+    return value
+
+
+# Options of one meaning: wherever they are, they are spelt so.
+_SHARED: dict[str, dict[str, Any]] = {
+    "ckpt": {
+        "metavar": "RUN|FILE",
+        "help": "a run's name or folder, 'last' for the newest, or a checkpoint; "
+        "default: pytorchvideo's Kinetics-400 I3D",
+    },
+    "decoder": {"default": "auto", "help": "(auto)"},
+    "device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1, ... (auto)"},
+    "markdown": {"action": "store_true", "help": "print Markdown for a README"},
+    "num_workers": {"type": positive, "metavar": "N"},
+    "output": {"type": Path},
+    "overwrite": {"action": "store_true"},
+    "pairs": {"nargs": "+", "metavar": "A,B", "help": "opposite classes (known for the demo)"},
+    "runs_dir": {"default": "runs", "metavar": "DIR", "help": "where runs are (runs)"},
+    "seed": {"type": int, "default": 0},
+    "threads": {"type": positive, "metavar": "N", "help": "CPU threads of the engine (all)"},
+    "timeout": {"type": above_zero, "default": 60.0, "metavar": "S"},
+}
+_SHORT = {"output": ["-o"]}
+_RENAMED = {"--workers": "--num_workers", "--out": "--output"}  # as they were spelt once
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with --debug, descriptions as they are written, and a UserError for a mistake."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+        self.add_argument("--debug", action="store_true", help=DEBUG_HELP)
+
+    def shared(self, *names: str, group: Any = None, **changes: Any) -> None:
+        """Adds options that other commands have too.
+
+        Args:
+            names: "output" for -o, --output.
+            group: of argparse, to add them to.
+            changes: in place of what they share, for all that are named.
+        """
+        for name in names:
+            settings = {**_SHARED[name], **changes}
+            (group or self).add_argument(*_SHORT.get(name, []), f"--{name}", **settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses what it does not know: here, where a subcommand's parser knows its own options."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            said = f" (did you mean {_RENAMED[word]}?)" if _RENAMED.get(word) in known else meant(word, known)
+            kind = "option" if word.startswith("-") else "argument"
+            raise UserError(f"no {kind} {word}{said}; all options: {self.prog} --help")
+        return parsed, unknown
+
+    def error(self, message: str) -> NoReturn:
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            raise UserError(f"{missing} not given; all options: {self.prog} --help")
+        raise UserError(message.removeprefix("argument "))
+
+
+def with_underscores(words: Sequence[str]) -> list[str]:
+    """Words whose flags are spelt as ours are, `--num_workers`, where the habit of others wrote `--num-workers`."""
+    parts = [word.partition("=") if word.startswith("--") else (word, "", "") for word in words]
+    return [
+        "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else name
+        for name, equals, value in parts
+    ]

@@ -1,0 +1,125 @@
+"""Decodes every video and says which can't be read: `octvideo check FOLDER|VIDEO|LIST|CSV ... [-o DIR]`.
+
+DIR gets journal.jsonl, a line for each file as it is done, and quarantine.txt, the list of unreadable ones that
+data sets leave out (--data.quarantine DIR/quarantine.txt). Stopped at any moment and given again, the command goes
+on; it looks again at files that have changed. Each file is decoded in a process that may hang, crash or grow.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from octvideo.cli.arguments import Parser, above_zero, share
+from octvideo.data.checking import Journal, Selection, Summary, check_all, select
+from octvideo.data.quarantine import printable, write_quarantine
+from octvideo.data.workers import available_cpus
+from octvideo.progress import Progress
+from octvideo.video import Decoder
+
+STOPPED = "stopped; given again, the command goes on from here"
+VERDICTS = ("ok", "partly", "unreadable")
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER|VIDEO|LIST|CSV", help="what to check")
+    parser.shared("output", metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="where paths start: data.root (what sources share)")
+    parser.shared("decoder", choices=get_args(Decoder))
+    parser.shared("num_workers", help="files decoded at once (one per CPU)")
+    parser.shared("timeout", help="without a new piece of a video (60)")
+    parser.add_argument("--memory", type=above_zero, default=2.0, metavar="GB", help="for decoding one file (2)")
+    parser.add_argument("--retry", action="store_true", help="look again at what was not ok")
+    parser.add_argument(
+        "--min_readable",
+        type=share,
+        default=0.0,
+        metavar="SHARE",
+        help="files of whose frames less than this share can be read are quarantined too, 0 to 1 (0)",
+    )
+
+
+def run(args: Namespace) -> int:
+    """Checks, writes the quarantine list and prints a summary; returns 0 if all is well, 1 if something is not."""
+    selection = select(args.sources, root=args.root)
+    out = args.output or Path("runs/check_videos", Path(selection.root).name or "root")
+    with Journal(out, root=selection.root, decoder=args.decoder) as journal:
+        with Progress("checking", len(selection)) as progress:
+            shown = Shown(progress)
+            summary = check_all(
+                selection,
+                journal,
+                decoder=args.decoder,
+                num_processes=args.num_workers or available_cpus(),
+                timeout_s=args.timeout,
+                memory_bytes=int(args.memory * 2**30),
+                again=args.retry,
+                tell=shown.files,
+                tell_within=shown.within,
+            )
+        bad = (
+            (entry["path"], entry["reason"])
+            for entry in journal.not_ok().values()
+            if entry["verdict"] == "unreadable" or entry["frames"] < args.min_readable * entry["announced"]
+        )
+        number = write_quarantine(out / "quarantine.txt", selection.root, bad)
+        say(selection, summary, journal, out / "quarantine.txt", number)
+    return 1 if summary.verdicts["partly"] or summary.verdicts["unreadable"] or selection.closed else 0
+
+
+class Shown:
+    """Counts so far, files a second, and how far the files are that are being read."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._started = progress, time.monotonic()
+        self._counts, self._within = "", dict[str, str]()
+
+    def files(self, summary: Summary, name: str) -> None:
+        """One more is done."""
+        self._within.pop(name, None)
+        rate = (summary.verdicts.total() - summary.num_known) / max(time.monotonic() - self._started, 0.001)
+        said = ", ".join(f"{summary.verdicts[verdict]} {verdict}" for verdict in VERDICTS)
+        self._counts = f"{said}; {rate:.{0 if rate >= 100 else 1}f} files/s"
+        self._update(summary.verdicts.total())
+
+    def within(self, name: str, done: int, total: int) -> None:
+        """Frames of one file are read, of so many."""
+        if total:
+            self._within[name] = f"{printable(Path(name).name)} {min(done / total, 1):.0%}"
+            self._update()
+
+    def _update(self, done: int | None = None) -> None:
+        self._progress.update(done, said="; ".join(filter(None, [self._counts, *self._within.values()])))
+
+
+def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Path, number: int) -> None:
+    """The summary."""
+    console = Console(width=120, soft_wrap=True)
+
+    def line(text: str) -> None:
+        console.print(printable(text), highlight=False, markup=False)
+
+    table = Table("", "files", "share")
+    for verdict in VERDICTS:
+        count = summary.verdicts[verdict]
+        table.add_row(verdict, f"{count:,}", f"{count / max(len(selection), 1):.2%}")
+    console.print(table)
+    if summary.num_known:
+        line(f"{summary.num_known:,} of them were known from before and have not changed")
+    if selection.num_twice:
+        line(f"{selection.num_twice:,} files were named more than once")
+    if selection.num_passed_over:
+        line(f"{selection.num_passed_over:,} files of the folders are not called like videos and were passed over")
+    for folder, reason in selection.closed:
+        line(f"can't list the folder {folder}: {reason}")
+    for reason, count in summary.reasons.most_common(10):
+        line(f"{count:,} x {reason}, such as {summary.examples[reason]}")
+    if len(summary.reasons) > 10:
+        line(f"and {len(summary.reasons) - 10} other reasons")
+    line(f"all results: {journal.file}")
+    line(f"{number:,} in the quarantine list; to leave them out: --data.quarantine {quarantine.absolute()}")

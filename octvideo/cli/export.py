@@ -1,0 +1,123 @@
+"""Writes a trained network for serving: `octvideo export --ckpt RUN|FILE --engine openvino -o FOLDER`.
+
+The folder holds the model, its classes and settings, and a program that needs no octvideo (docs/serving.md). The model
+is checked against eager PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.infer import find_videos
+from octvideo.errors import UserError
+from octvideo.inference.checkpoint import find_checkpoint
+from octvideo.inference.engines import MODEL_FILES, check_choice
+from octvideo.inference.export import write_export
+from octvideo.inference.predictor import engine_device, network_of_checkpoint, network_of_pytorchvideo
+from octvideo.inference.preparation import Normaliser
+from octvideo.progress import track
+from octvideo.video import ViewSettings, read_views
+
+# Clips to choose int8 scales from; more changed the scores no further.
+_CALIBRATION_CLIPS = 300
+_CHECK_CLIPS = 6
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.shared("ckpt")
+    parser.add_argument("--engine", required=True, choices=list(MODEL_FILES))
+    parser.add_argument("--precision", default="f32", help="f32, bf16 (aot, openvino) or int8 (openvino)")
+    parser.shared("output", required=True, metavar="FOLDER", help="made here")
+    parser.add_argument(
+        "--calibrate",
+        nargs="+",
+        metavar="VIDEO|FOLDER|@FILE",
+        help="typical videos: for int8, and to check the scores on",
+    )
+    parser.add_argument("--views_per_call", type=positive, help="the model's batch size (by the size of views)")
+    parser.shared("threads", help="CPU threads of the check (all)")
+    parser.shared("device", help="auto, cpu, cuda, ...: aot compiles for it (auto)")
+    parser.shared("overwrite", help="replace the model in FOLDER")
+    parser.shared("runs_dir")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports what the command line names, and says what was written; returns 0."""
+    console = Console(stderr=True)
+    check_choice(args.engine, args.precision)
+    device = engine_device(args.engine, args.precision, args.device)
+    if args.precision == "int8" and not args.calibrate:
+        raise UserError("int8 needs typical videos to choose its scales from: --calibrate VIDEO|FOLDER ...")
+    videos = list(find_videos(args.calibrate or []))
+    if args.ckpt is None:
+        network, settings = network_of_pytorchvideo()
+    else:
+        path = find_checkpoint(args.ckpt, args.runs_dir)
+        network, settings = network_of_checkpoint(path)
+    console.print(f"weights: {settings['source']}", highlight=False, soft_wrap=True)
+    views: ViewSettings = settings["views"]
+    normalise = Normaliser(
+        settings.setdefault("mean", (0.45,) * 3), settings.setdefault("std", (0.225,) * 3), torch.device("cpu")
+    )
+    clips = _some_clips(videos, views, normalise) if videos else None
+    with console.status(f"exporting for {args.engine}"):
+        written = write_export(
+            network,
+            args.output,
+            engine=args.engine,
+            precision=args.precision,
+            device=device,
+            views_per_call=args.views_per_call,
+            num_threads=args.threads,
+            calibration=clips,
+            check_clips=None if clips is None else clips[:: max(1, len(clips) // _CHECK_CLIPS)][:_CHECK_CLIPS],
+            overwrite=args.overwrite,
+            say=lambda text: console.print(text, highlight=False, soft_wrap=True),
+            **settings,
+        )
+    print(summary(written, args.output))
+    return 0
+
+
+def _some_clips(videos: Sequence[str], views: ViewSettings, normalise: Normaliser) -> Tensor:
+    """Normalised views of the videos, (M, 3, T, H, W): as many of each, `_CALIBRATION_CLIPS` at most.
+
+    Raises:
+        VideoReadError: one can't be read.
+    """
+    videos = videos[:: -(-len(videos) // _CALIBRATION_CLIPS)]
+    each = max(1, _CALIBRATION_CLIPS // len(videos))
+    clips = []
+    for video in track(videos, "reading"):
+        cut = read_views(video, views)  # uint8 (V,3,T,S,S)
+        clips.append(normalise(cut[:: -(-len(cut) // each)]))
+    return torch.cat(clips)
+
+
+def summary(settings: dict[str, Any], folder: Path) -> str:
+    """What was written and how it compares, in lines."""
+    check = settings["check"]
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    clips = f"{check['clips']} clip" + ("s" if check["clips"] != 1 else "")
+    computed = "" if check["computed_in"] == settings["precision"] else f" (computed in {check['computed_in']} here)"
+    return "\n".join(
+        [
+            f"{folder}: {settings['engine']} {settings['precision']}{computed}, {size / 1e6:.1f} MB, "
+            f"written in {settings['write_seconds']:.1f} s, loaded in {check['load_seconds']:.2f} s",
+            f"made with {versions}; {settings['input_shape'][0]} view(s) per call of "
+            f"{' x '.join(map(str, settings['input_shape'][1:]))}, {check['seconds_per_view']:.3f} s per view",
+            f"checked on {clips} against eager PyTorch: scores differ by {check['max_score_difference']:.2g} at most "
+            f"(logits by {check['max_logit_difference']:.2g} of a range of {check['logit_range']:.2g}), "
+            f"the best class is the same in {check['same_best_class']}",
+            f"use: octvideo infer VIDEO --model {folder}, or python {folder / 'classify.py'} VIDEO",
+        ]
+    )

@@ -1,0 +1,55 @@
+"""Table and picture of a run: `octvideo report RUN_DIR [-o FILE.png] [--markdown]`.
+
+Reads metrics.csv (training curves) and scores.npz (table, confusion matrix) of the run folder; one of the two
+is enough. The picture is written to RUN_DIR/report.png.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from octvideo.cli.arguments import Parser
+from octvideo.data.synthetic import OPPOSITES
+from octvideo.errors import UserError
+from octvideo.evaluation.pictures import draw_report, read_curves
+from octvideo.evaluation.report import markdown_table, metrics_table, pairs_from
+from octvideo.evaluation.scores import VideoScores, find_scores
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument("--scores", type=Path, help="file of scores (RUN_DIR/scores.npz, else scores_*.npz)")
+    parser.shared("output", metavar="FILE", help="picture to write (RUN_DIR/report.png)")
+    parser.add_argument("--title", help="of table and picture (the name of the run folder)")
+    parser.shared("pairs", "markdown")
+
+
+def run(args: Namespace) -> int:
+    """Prints the table and writes the picture; returns 0.
+
+    Raises:
+        UserError: the folder holds neither curves nor scores, or the pairs do not fit.
+    """
+    folder: Path = args.run
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}")
+    title = args.title or folder.resolve().name
+    csv_file, out = folder / "metrics.csv", args.output or folder / "report.png"
+    curves = read_curves(csv_file) if csv_file.exists() else None
+    scores = None
+    if args.scores or curves is None or any(folder.glob("scores*.npz")):  # a run that still trains has none
+        scores = VideoScores.load(args.scores or find_scores(folder)[0])
+    pairs = pairs_from(args.pairs, known=OPPOSITES, class_names=scores.class_names) if scores else ()
+    if scores is None:
+        print(f"{title}: not tested yet, so the picture has the training curves only")
+    elif args.markdown:
+        picture = out.name if out.parent.resolve() == folder.resolve() else out
+        print(markdown_table({title: scores}, pairs=pairs), f"![{title}]({picture})", sep="\n\n")
+    else:
+        print(metrics_table(scores, pairs=pairs, title=title))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_report(out, curves=curves, scores=scores, pairs=pairs, title=title)
+    print(f"picture: {out}", file=sys.stderr)
+    return 0

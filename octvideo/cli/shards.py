@@ -1,0 +1,61 @@
+"""Copies a data set into tar archives: `octvideo shards train.txt --root data/mine -o shards/train`.
+
+The archives (WebDataset's format) can lie on any disk, or in an object store; `--data.train` takes the folder, or its
+address. Stopped at any moment, the same command goes on. With --index, archives that another program wrote get the
+index that octvideo reads: `octvideo shards --index FOLDER`.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from octvideo.cli.arguments import Parser, positive
+from octvideo.data import VideoDataModule
+from octvideo.data.shard_index import index_shards
+from octvideo.data.shard_writer import write_shards
+from octvideo.errors import UserError
+from octvideo.progress import Progress
+
+STOPPED = "\nstopped: whole archives are kept, the same command goes on"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("source", nargs="?", help="list, csv of Kinetics or folder of class folders, as in data.train")
+    parser.shared("output", metavar="DIR", help="folder for the archives")
+    parser.add_argument("--root", type=Path, default=Path(), help="where the source and the paths in it start (.)")
+    parser.add_argument("--classes", help="kinetics400, -600, -700, or a file with a name a line (ROOT/classes.txt)")
+    parser.add_argument("--shard_mb", type=positive, default=512, help="size at which an archive is closed (512)")
+    parser.add_argument("--shuffle", type=int, metavar="SEED", help="mix the videos, for programs that read streams")
+    parser.add_argument("--unlabelled", action="store_true", help="the videos need no labels")
+    parser.add_argument("--index", type=Path, metavar="FOLDER", help="only index the archives in a folder")
+
+
+def run(args: Namespace) -> int:
+    """Returns 0; 1 where videos were left out."""
+    if args.index is not None:
+        print(f"{args.index}: {index_shards(args.index)} videos indexed")
+        return 0
+    out: Path | None = args.output
+    if args.source is None or out is None:
+        raise UserError("give a source and a folder for the archives: octvideo shards SOURCE -o FOLDER")
+    role = "predict" if args.unlabelled else "train"
+    data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes)
+    videos = data.videos(role)
+    with Progress("writing videos", len(videos)) as progress:
+        report = write_shards(
+            videos,
+            out,
+            root=args.root,
+            class_names=data.class_names,
+            shard_bytes=args.shard_mb * 2**20,
+            shuffle=args.shuffle,
+            advance=progress.advance,
+        )
+    kept = f" ({report.kept} of them before)" if report.kept else ""
+    print(f"{out}: {report.written + report.kept} videos{kept} in {report.num_shards} archives")
+    if report.left_out:
+        name, reason = report.left_out[0]
+        print(f"{len(report.left_out)} left out, the first {name}: {reason}; all in {out / 'left_out.tsv'}")
+    print(f"train with --data.train {out.resolve()}, or its address in an object store")
+    return 1 if report.left_out else 0

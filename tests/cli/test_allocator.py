@@ -1,0 +1,54 @@
+"""Memory that is kept: counted in pages that the system had to clear, in processes of their own."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+import torch
+from octvideo.cli.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+elif sys.argv[1] == "cli":
+    from octvideo.cli import main
+    main(["fit", "--no_such_key", "1"])
+def use(): maps = [torch.ones(n * 2**18) for n in (40, 36, 8, 20, 40)]
+for _ in range(4): use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5): use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+PAGES = 5 * (40 + 36 + 8 + 20 + 40) * 2**20 // 4096
+
+
+def new_pages(how: str) -> int:
+    command = [sys.executable, "-c", SCRIPT, how]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()[-1])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_used_again() -> None:
+    # Not none: which free piece an aligned one fits into is luck.
+    assert new_pages("keep") < PAGES // 3
+    if pages_are_small():
+        assert new_pages("not") > PAGES // 2  # so that the count means something
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_the_command_line_keeps_it() -> None:
+    assert new_pages("cli") < PAGES // 3
+
+
+def pages_are_small() -> bool:
+    """Not so where the system gives huge pages unasked."""
+    try:
+        return "[always]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return True

@@ -1,0 +1,134 @@
+"""Every config in configs/, through the real command line on tiny data: trained for two steps, tested, and listed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from octvideo.cli.config_files import with_bases
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(CONFIGS.glob("*.yaml"))
+# Only for others to start from.
+BASES = ["kinetics400"]
+
+# Whatever a config is of: few, small and short clips.
+TINY = {
+    "data.classes": "classes.txt",
+    "data.train": "train.txt",
+    "data.test": "test.txt",
+    "data.clip_frames": 4,
+    "data.frame_stride": 2,
+    "data.augment.crop_px": 32,
+    "data.augment.short_side_px": "[32,40]",
+    "data.short_side_px": 32,
+    "data.crop_px": 32,
+    "data.num_clips": 2,
+    "data.num_crops": 1,
+    "data.batch_size": 2,
+    "data.num_workers": 0,
+    "model.init_weights": "null",
+    "trainer.accelerator": "cpu",
+    "trainer.devices": 1,
+    "trainer.precision": "null",
+    "trainer.max_epochs": 1,
+    "trainer.limit_train_batches": 2,
+    "trainer.limit_val_batches": 1,
+    "trainer.enable_progress_bar": "false",
+}
+# What a network needs of them.
+OWN = {name: {"data.clip_frames": 8} for name in ("slowfast", "slowfast_oct")}  # Slow sees every 8th frame
+
+
+def merged(file: Path) -> dict:
+    """The content of a config after its bases."""
+    content: dict = {}
+
+    def update(into: dict, new: dict) -> None:
+        for key, value in new.items():
+            if isinstance(value, dict) and isinstance(into.get(key), dict):
+                update(into[key], value)
+            else:
+                into[key] = value
+
+    for part in with_bases(file):
+        update(content, yaml.safe_load(part.read_text(encoding="utf-8")))
+    return content
+
+
+@pytest.mark.parametrize("name", [file.stem for file in FILES if file.stem not in BASES])
+def test_it_trains_and_tests(
+    name: str,
+    octvideo: Callable[..., tuple[str, str]],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = merged(CONFIGS / f"{name}.yaml")
+    words = [word for key, value in {**TINY, **OWN.get(name, {})}.items() for word in (f"--{key}", value)]
+    words += ["--data.root", tiny_data, "--data.val", "test.txt" if content["data"].get("val") else "null"]
+    out, _ = octvideo("fit", "-c", name, *words)
+    assert "epoch 1/1  train/loss" in out
+    run = Path("runs", name)
+    block = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True, mmap=True)["octvideo"]
+    network, asked = block["network"], content["model"]["network"]
+    assert network["class_path"] == asked["class_path"] and network["init_args"]["num_classes"] == 3
+    given = asked.get("init_args", {})
+    assert {key: network["init_args"][key] for key in given} == given
+    octvideo("test", "-c", name, *words)
+    assert json.loads((run / "metrics_test.json").read_text())["videos"] == 5
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_says_what_it_is_and_is_in_the_table(file: Path) -> None:
+    assert file.read_text(encoding="utf-8").startswith("# ")
+    assert file.name in (CONFIGS / "README.md").read_text(encoding="utf-8")
+
+
+def test_bases_are_used() -> None:
+    used = {part.stem for file in FILES for part in with_bases(file)[:-1]}
+    assert set(BASES) <= used
+    without_network = {file.stem for file in FILES if "network" not in merged(file).get("model", {})}
+    assert without_network == set(BASES)
+
+
+def test_kinetics_is_decoded_by_decord_and_nothing_else_is() -> None:
+    named = {file.stem: merged(file)["data"].get("decoder", "auto") for file in FILES}
+    of_kinetics = {file.stem for file in FILES if "kinetics400" in {part.stem for part in with_bases(file)}}
+    assert "i3d_oct_k600" in of_kinetics and "demo" not in of_kinetics
+    assert named == {name: "decord" if name in of_kinetics else "auto" for name in named}
+
+
+@pytest.mark.parametrize("name", ["slowfast", "slowfast_oct"])
+def test_slowfasts_recipe_is_pyslowfasts(name: str) -> None:
+    """Its configs/Kinetics/SLOWFAST_4x16_R50.yaml."""
+    content = merged(CONFIGS / f"{name}.yaml")
+    model, data = content["model"], content["data"]
+    assert (model["lr"], model["schedule"], model["warmup_epochs"]) == (0.1, "cosine", 34)
+    assert content["trainer"]["max_epochs"] == 196
+    assert (model["weight_decay"], model["momentum"], 8 * data["batch_size"]) == (1e-4, 0.9, 64)
+    assert (data["clip_frames"], data["frame_stride"], data["crop_px"]) == (32, 2, 256)
+    assert data["augment"] == {"crop_px": 224, "short_side_px": [256, 320], "flip": 0.5}
+    assert model["network"]["init_args"]["dropout"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["i3d", "i3d_pool", "i3d_oct", "c2d", "c2d_oct", "i3d_nl", "i3d_nl_oct"])
+def test_the_kinetics_recipe_is_the_papers(name: str) -> None:
+    """Non-local networks' recipe, from arXiv 1904.05049: in iterations and clips, as printed there."""
+    content = merged(CONFIGS / f"{name}.yaml")
+    model, data = content["model"], content["data"]
+    clips_per_epoch, clips_per_iteration = 240_000, 64
+    assert content["trainer"]["max_epochs"] * clips_per_epoch / clips_per_iteration == 300_000
+    steps = [milestone * clips_per_epoch / clips_per_iteration for milestone in model["milestones"]]
+    assert steps == pytest.approx([150_000, 250_000], rel=0.01)
+    assert (model["lr"], model["gamma"], model["weight_decay"], model["momentum"]) == (0.01, 0.1, 1e-4, 0.9)
+    assert (data["clip_frames"], data["frame_stride"], 8 * data["batch_size"]) == (8, 8, clips_per_iteration)
+    assert (data["num_clips"], data["num_crops"], data["short_side_px"], data["crop_px"]) == (10, 3, 256, 256)
+    assert data["augment"] == {"crop_px": 224, "short_side_px": [256, 320], "flip": 0.5}
+    assert model["network"]["init_args"]["dropout"] == 0.5
