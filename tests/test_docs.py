@@ -146,7 +146,9 @@ def check_options(place: str, command: str, words: list[str]) -> None:
     assert command in COMMANDS, f"{place}: no command {command}"
     for word in words:
         option = word.partition("=")[0]
-        if option.startswith("-") and not option.startswith(("--model.network.", "--trainer.callbacks.", "--trainer.logger.")):
+        if option.startswith("-") and not option.startswith(
+            ("--model.network.", "--trainer.callbacks.", "--trainer.logger.")
+        ):
             assert option in options(command), f"{place}: {command} has no option {option}"
     for flag in {"-c", "--config", "--cfg"} & set(words):
         config = words[words.index(flag) + 1].removesuffix(".yaml")
@@ -250,3 +252,10 @@ def test_the_site_builds(tmp_path: Path) -> None:
     for file in (tmp_path / "site").rglob("*.html"):
         loaded = re.findall(r"<(?:script|img|link)[^>]*?(?:src|href)=\"?(https?://[^\" >]+)", file.read_text("utf-8"))
         assert loaded == [], file
+
+
+@pytest.mark.parametrize("package", ["octave", "models", "video", "data", "evaluation", "training", "inference"])
+def test_the_reference_has_every_public_name(package: str) -> None:
+    text = (REPO / "docs" / "reference" / f"{package}.md").read_text(encoding="utf-8")
+    listed = re.findall(rf"^::: octvideo\.{package}\.(\w+)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted(import_module(f"octvideo.{package}").__all__)
