@@ -30,6 +30,8 @@ DOCS = sorted((REPO / "docs").rglob("*.md"))
 PAGES = [README, REPO / "configs" / "README.md", REPO / "data" / "README.md", *DOCS]
 # Mostly what programs print.
 PRINTED = {"docs/costs.md", "docs/speed.md"}
+# Classes of Lightning and builders have options of their own.
+FREE = ("--model.network.", "--trainer.callbacks.", "--trainer.logger.")
 PROGRAMS = ("train", "test", "infer")  # of tools/: the command's, under another name
 # Configs that a reader of a page has written.
 OWN_CONFIGS = {"my", "mine", "stop"}
@@ -146,9 +148,7 @@ def check_options(place: str, command: str, words: list[str]) -> None:
     assert command in COMMANDS, f"{place}: no command {command}"
     for word in words:
         option = word.partition("=")[0]
-        if option.startswith("-") and not option.startswith(
-            ("--model.network.", "--trainer.callbacks.", "--trainer.logger.")
-        ):
+        if option.startswith("-") and not option.startswith(FREE):
             assert option in options(command), f"{place}: {command} has no option {option}"
     for flag in {"-c", "--config", "--cfg"} & set(words):
         config = words[words.index(flag) + 1].removesuffix(".yaml")
