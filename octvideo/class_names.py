@@ -24,7 +24,7 @@ SHIPPED = ("kinetics400", "kinetics600", "kinetics700")
 _FORMS = "a name a line in the order of the ids, `id name` lines, or JSON: a list of names, {name: id} or {id: name}"
 _JSON = re.compile(r'\s*(\{|\[\s*["\[{\d\]])')  # and not "[Something] falls", a class of Something-Something
 _ID_FIRST = re.compile(r"(?P<id>\d+)(?:\s*[,;]\s*|[.:)]?\s+)(?P<name>\S.*)")
-_ID_LAST = re.compile(r"(?P<name>.*\S)\s*[\t,;]\s*(?P<id>\d+)")  # not behind a space: "level 1" is a name
+_ID_LAST = re.compile(r"(?P<name>.*\S)\s*[\t,;]\s*(?P<id>\d+)")  # not after a space: "level 1" is a name
 _COLUMN = r"(?:id|idx|index|(?:class|label)(?:_id|_name)?|name)?"
 _HEADER = re.compile(rf"{_COLUMN}\s*[\s,;]\s*{_COLUMN}", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+")
@@ -209,7 +209,7 @@ class ClassIndex:
         if is_name and self.numbers_mislead and number >= 0:
             raise UserError(
                 f"{where}: no class is called {label}: classes of this data set have numbers for names, so a label "
-                f"behind a comma, a semicolon or a tab is a name; write an id behind a space, 'path {label}'"
+                f"after a comma, a semicolon or a tab is a name; write an id after a space, 'path {label}'"
             )
         if not -1 <= number < len(self.names):
             raise UserError(f"{where}: label {number}, expected 0 to {len(self.names) - 1} (ids start at 0)")
@@ -232,7 +232,7 @@ class ClassIndex:
             (where, label), other = differing[0], self.names[int(differing[0][1])]
             raise UserError(
                 f"{where}: the label {label} is the class called {label!r} (id {self._exact[label]}) if it is a name, "
-                f"and the class called {other!r} if it is an id; all numbers here can be both. Write names, behind a "
+                f"and the class called {other!r} if it is an id; all numbers here can be both. Write names, after a "
                 f"comma: 'path,{label}' or 'path,{other}'"
             )
         return bool(differing)
@@ -265,7 +265,7 @@ class ClassMatch:
         return self.order is not None and self.order != sorted(self.order)
 
     def needed_order(self) -> list[int]:
-        """The order, of a checkpoint that goes on with its own head.
+        """The order, for a checkpoint that continues with its own head.
 
         Raises:
             UserError: it was trained on other classes.

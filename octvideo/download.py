@@ -51,22 +51,22 @@ def fetch(
     retrying: Callable[[str], None] = log.info,
     sleep: Callable[[float], object] | None = None,
 ) -> Fetched:
-    """Downloads into `part`, going on where a broken connection stopped.
+    """Downloads into `part`; a broken connection is resumed.
 
     Args:
         url: https or http.
         part: file to write.
         attempts: tries in a row that bring less than a MiB, before it gives up.
         first_wait_sec: before the second of them; doubled for each later one, at most a minute.
-        keep: goes on with a `part` that an earlier process left, if the server still has that version, and leaves it
-            for a later one when it gives up.
+        keep: resumes a `part` that an earlier process left, if the server still has that version, and leaves it for a
+            later one when it gives up.
         progress: see `Progress`.
         retrying: is told, in one line, what broke and what comes next.
         sleep: waits so many seconds; None is time.sleep.
 
     Raises:
         OSError: it stayed broken, or the server has refused.
-        HTTPException: likewise.
+        HTTPException: the same, in http's words.
     """
     versions = version_of(part)
     if not keep:
@@ -115,7 +115,7 @@ def _once(url: str, part: Path, versions: Path, begun: int, progress: Progress) 
     except HTTPError as error:
         if error.code != 416 or not begun:
             raise
-        # Nothing behind what is here: it is whole, or it is of something else.
+        # Nothing follows what is here: the file is whole, or it is another file.
         size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         if size == str(begun):
             return Fetched(begun, _published_md5(error.headers))

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -127,7 +127,7 @@ def whole_file(path: Path, *, to_disk: bool = False, keep: bool = False) -> Iter
     Args:
         path: of the file; an older one is replaced at once.
         to_disk: waits until the disk has it, so that not even a power cut leaves half a file.
-        keep: leaves what an error interrupts, for a later run to go on with.
+        keep: leaves a part that an error interrupts, for a later run to resume.
     """
     part = part_of(path)
     try:
@@ -170,7 +170,7 @@ def read_text(file: str | Path, *, names: bool = False) -> str:
 
     Args:
         file: to read.
-        names: it holds names of files, which may be any bytes: those that are no text come as surrogates
+        names: it holds names of files, which may be any bytes: bytes that are not text come as surrogates
             (`os.fsdecode`).
 
     Raises:
@@ -205,6 +205,12 @@ def json_text(content: Any, *, indent: int | None = None, default: Callable[[Any
     """JSON, in ASCII, as its standard has it: numbers that are not finite are null. See json.dumps."""
     plain = json.loads(json.dumps(content, default=default), parse_constant=lambda constant: None)
     return json.dumps(plain, indent=indent, allow_nan=False)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """A table for a README; its first columns are aligned to the left, the others, which are numbers, to the right."""
+    marks = ["---" if column < left else "---:" for column in range(len(header))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, marks, *rows))
 
 
 def text_lines(text: str) -> list[str]:

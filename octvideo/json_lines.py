@@ -32,7 +32,7 @@ class Words:
 
 
 class JsonLines:
-    """Lines behind a first one, which says what they belong to; a file that is there is gone on with.
+    """Lines after a first one, which says what they belong to. A file that is there is continued.
 
     Lines are ASCII: names that are no text are escaped, as JSON does it. One process at a time has the file. A line
     that a kill has cut off is taken away.
@@ -40,7 +40,7 @@ class JsonLines:
     Args:
         file: made if it is not there, in a folder that is.
         settings: the first line. Its first item tells this kind of file from all others; the rest must be the same when
-            a file is gone on with.
+            a file is continued.
         words: for errors.
 
     Raises:
@@ -97,7 +97,7 @@ class JsonLines:
             first = lines.readline()
             size = lines.seek(0, os.SEEK_END)
             lines.seek(max(0, size - _LONGEST))
-            torn = len(lines.read().rpartition(b"\n")[2])  # bytes behind the last whole line
+            torn = len(lines.read().rpartition(b"\n")[2])  # bytes after the last whole line
         if torn == size and _line(self._settings).startswith(first):  # new, or killed while it wrote the first line
             os.ftruncate(self._descriptor, 0)
             self.add(self._settings)

@@ -99,10 +99,10 @@ class Progress:
         counts = [count for count in (self._done, self._total) if count]
         if self._in_bytes:
             rate = self._done / 1e6 / max(time.monotonic() - self._started, 0.001)
-            count = " of ".join(f"{count / 1e6:,.1f} MB" for count in counts) + f", {rate:.1f} MB/s"
+            far = " of ".join(f"{count / 1e6:,.1f} MB" for count in counts) + f", {rate:.1f} MB/s"
         else:
-            count = " of ".join(f"{count:,}" for count in ([self._done, self._total] if self._total else counts))
-        return f"{self._text}: " + ", ".join(filter(None, [count, self._said]))
+            far = " of ".join(f"{count:,}" for count in ([self._done, self._total] if self._total else counts))
+        return f"{self._text}: " + ", ".join(filter(None, [far, self._said]))
 
     def _tell(self) -> None:
         while not self._over.wait(LINE_EVERY_S):

@@ -184,7 +184,7 @@ def test_a_number_is_a_name_where_that_is_said() -> None:
     assert FROM_ONE.id_of("-1", "a", is_name=True) == -1
     words = ClassIndex(["sit", "wave"])
     assert [words.id_of("1", "a", is_name=is_name) for is_name in (True, False)] == [1, 1]
-    with pytest.raises(UserError, match=r"^a: no class is called 0: .* write an id behind a space, 'path 0'$"):
+    with pytest.raises(UserError, match=r"^a: no class is called 0: .* write an id after a space, 'path 0'$"):
         FROM_ONE.id_of("0", "a", is_name=True)
     with pytest.raises(UserError, match=r"^a: label 3, expected 0 to 2 \(ids start at 0\)$"):
         FROM_ONE.id_of("3", "a", is_name=False)
@@ -199,7 +199,7 @@ def test_a_whole_list_decides_what_its_numbers_are() -> None:
         are_names("2", "1")
     assert str(error.value) == (
         "a:1: the label 2 is the class called '2' (id 1) if it is a name, and the class called '3' if it is an id; all "
-        "numbers here can be both. Write names, behind a comma: 'path,2' or 'path,3'"
+        "numbers here can be both. Write names, after a comma: 'path,2' or 'path,3'"
     )
     from_zero = ClassIndex([str(number) for number in range(12)])
     assert not from_zero.numbers_are_names([("a:1", "2")])  # both are the same

@@ -266,7 +266,7 @@ def test_suffixes_of_videos_are_written_once() -> None:
     assert ".mp4" in VIDEO_SUFFIXES and [file.name for file in holding] == ["files.py"]
 
 
-def test_json_has_null_for_what_is_no_number() -> None:
+def test_json_has_null_for_nan_and_infinity() -> None:
     content = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": math.inf, "d": "NaN"}, "e": [True, None, 3]}
     text = json_text(content)
     assert text == '{"a": [null, [1.5, null]], "b": {"c": null, "d": "NaN"}, "e": [true, null, 3]}'
@@ -276,8 +276,6 @@ def test_json_has_null_for_what_is_no_number() -> None:
 
 # Programs of ours that talk to each other, settings of ours that hold no results, and the program that stands alone.
 OWN_JSON = {
-    "benchmark/memory.py",
-    "benchmark/processes.py",
     "data/preparation/reencode.py",
     "data/shard_writer.py",
     "data/shards.py",

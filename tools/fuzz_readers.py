@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from lab.fuzzing.fuzzing import Finding, fuzz
+from lab.fuzzing import Finding, fuzz
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command, end_with
 from octvideo.errors import UserError

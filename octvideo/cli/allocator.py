@@ -10,9 +10,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of the GNU C library
 def keep_freed_memory() -> bool:
     """Lets this process keep the memory that it frees, where its allocator is the GNU C library's.
 
-    Else large maps are given back to the system and come as new pages, which it clears one by one: of I3D-50's 220 ms
-    a clip 4 to 15, by luck of the order of allocations, and of a training step of Oct-I3D-50 on two clips 500 of 1,900.
-    What the process has used at most stays its own until it ends, so that tools call this and libraries do not.
+    Else the allocator gives large maps back to the system and gets them again as new pages, which the system clears
+    one by one: that can take a quarter of a training step (docs/speed.md). The process then keeps its peak memory until
+    it ends, so tools call this and libraries do not.
 
     Returns:
         Whether the allocator took it.

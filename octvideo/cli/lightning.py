@@ -39,10 +39,14 @@ from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpo
 from octvideo.models.weights import read_weights
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable
-from octvideo.training.checkpoint_io import WholeFiles
-from octvideo.training.loggers import RunBoardLogger, RunCSVLogger, save_in
-from octvideo.training.process_group import leave_process_group
-from octvideo.training.quiet import quiet_lightning
+from octvideo.training.lightning_parts import (
+    RunBoardLogger,
+    RunCSVLogger,
+    WholeFiles,
+    leave_process_group,
+    quiet_lightning,
+    save_in,
+)
 
 _TRAINER_DEFAULTS = {
     # Our samplers split the videos themselves; Lightning's would count some of them twice.

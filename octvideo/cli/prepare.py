@@ -24,13 +24,17 @@ from octvideo.data.preparation.archives import ALL, PUBLICATIONS, Archive, publi
 from octvideo.data.preparation.encoding import EncodingSettings
 from octvideo.data.preparation.fetching import ARCHIVES, Downloads, read_checksums
 from octvideo.data.preparation.folders import folder_lists
-from octvideo.data.preparation.kinetics import kinetics_lists
 from octvideo.data.preparation.listing import Report, compare
-from octvideo.data.preparation.official import Official
-from octvideo.data.preparation.published import PUBLISHED, Published
+from octvideo.data.preparation.official import (
+    PUBLISHED,
+    Official,
+    Published,
+    hmdb_lists,
+    kinetics_lists,
+    something_lists,
+    ucf101_lists,
+)
 from octvideo.data.preparation.reencode import DAMAGED_FILE, FAILED_FILE, Summary, reencode
-from octvideo.data.preparation.something import something_lists
-from octvideo.data.preparation.split_files import hmdb_lists, ucf101_lists
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.progress import Progress

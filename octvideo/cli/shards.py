@@ -12,8 +12,7 @@ from pathlib import Path
 
 from octvideo.cli.arguments import Parser, positive
 from octvideo.data import VideoDataModule
-from octvideo.data.shard_index import index_shards
-from octvideo.data.shard_writer import write_shards
+from octvideo.data.shard_writer import index_shards, write_shards
 from octvideo.errors import UserError
 from octvideo.progress import Progress
 

@@ -2,11 +2,11 @@
 
 records.py      VideoRecord, and VideoList: very many of them in shared memory
 manifest.py     lists and folders → VideoList; errors name file and line
-kinetics.py     the official lists with either folder layout; disk.py: the files that are there, by name
+kinetics.py     the official lists with either folder layout, and the files that are there, by name
 quarantine.py   videos to leave out
-shards.py       videos in tar archives, near or far (shard_writer.py, shard_index.py)
+shards.py       videos in tar archives, near or far (shard_writer.py: how they are written)
 preparation/    lists of the published data sets, re-encoding, downloading
-checking/       which videos can be read
+checking.py     which videos can be read
 augment.py      random training views: parameters sampled apart from being applied
 dataset.py      training clips; all views of one video as one item
 workers.py      how many loading processes suit the machine
@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from octvideo.batches import Failure
 from octvideo.class_names import read_class_names
 from octvideo.data.augment import Augmentation
-from octvideo.data.dataset import EvaluationVideos, Failure, TrainingClips
+from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.manifest import read_records
 from octvideo.data.records import VideoList, VideoRecord
 

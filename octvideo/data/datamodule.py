@@ -45,8 +45,8 @@ class VideoDataModule(L.LightningDataModule):
     Args:
         root: folder of the data set; lists and the paths in them start from it.
         train: list, csv of Kinetics, folder of class folders or of shards, in `root`; or the address of shards.
-        val: likewise, for validation; None validates nothing.
-        test: likewise; None takes `val`.
+        val: the same for validation; None validates nothing.
+        test: the same for tests; None takes `val`.
         predict: list or folder of videos, labels not needed; None takes `test`.
         quarantine: list of videos to leave out, wherever they are listed: see octvideo check.
         classes: "kinetics400", "kinetics600", "kinetics700", or a file with a name a line; None takes

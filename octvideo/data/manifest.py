@@ -3,7 +3,7 @@
 Formats of lists, told apart line by line and split from the right, since paths hold spaces::
 
     dir/a clip.mp4 12          mmaction2, PySlowFast: ids (any run of spaces, tabs, commas, semicolons)
-    dir/a clip.mp4,wave        class name, after a comma, semicolon or tab, or behind the suffix of a video
+    dir/a clip.mp4,wave        class name, after a comma, semicolon or tab, or after the suffix of a video
     "dir/a, b.mp4","wave"      quotes of csv
     dir/a clip.mp4             no label, for prediction
     path,label                 as first line: columns by name, in any order, among any others
@@ -28,7 +28,7 @@ from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, read_text, text_lines, walk_videos
 
 _SUFFIXES = "|".join(map(re.escape, VIDEO_SUFFIXES))
-_BEHIND_VIDEO = re.compile(rf"(.*(?:{_SUFFIXES}))([\s,;]+)(.*)", re.IGNORECASE)  # path, what is between, label
+_AFTER_VIDEO = re.compile(rf"(.*(?:{_SUFFIXES}))([\s,;]+)(.*)", re.IGNORECASE)  # path, what is between, label
 _NUMBERED = re.compile(r"(.*[^\s,;])([\s,;]+)(-?\d+)")
 _NAMED = re.compile(r"(.*\S)(\s*[\t,;]\s*)([^\t,;]*)")
 # Columns that lists of the field call so, the likeliest first.
@@ -144,7 +144,7 @@ def _split(text: str, where: str, root: Path, classes: ClassIndex) -> tuple[str,
         cells = _csv(text, delimiter)
         if len(cells) == 2 or (len(cells) == 1 and cells[0] != text):
             return cells[0], delimiter, "".join(cells[1:])
-    match = _BEHIND_VIDEO.fullmatch(text)
+    match = _AFTER_VIDEO.fullmatch(text)
     if match is None or is_video(match[3]):
         match = _NUMBERED.fullmatch(text)
     if match is None:  # a path without a suffix, whose end the names of classes tell
@@ -158,7 +158,7 @@ def _split(text: str, where: str, root: Path, classes: ClassIndex) -> tuple[str,
     if head and (root / head[1]).is_dir():
         raise UserError(f"{where}: {head[1]} is a folder of frames; octvideo reads video files, 'path label'")
     if re.fullmatch(r"(-?\d+[\s,;]+)+-?\d+", label):
-        raise UserError(f"{where}: got several numbers behind {path}, expected 'path label'")
+        raise UserError(f"{where}: got several numbers after {path}, expected 'path label'")
     if re.search(r"[,;\t]", label) and classes.find(label) is None:
-        raise UserError(f"{where}: got {label!r} behind {path}, expected one label: 'path,label'")
+        raise UserError(f"{where}: got {label!r} after {path}, expected one label: 'path,label'")
     return path, between, label

@@ -65,12 +65,12 @@ class Quarantine:
         """
         # Names in archives start from where the files once were; entries of such names, from data.root.
         paths = (os.path.join(self._root, r.path) if r.archive else r.path for r in records)  # noqa: PTH118
-        kept = [number for number, path in enumerate(paths) if path not in self]
+        kept = [index for index, path in enumerate(paths) if path not in self]
         if not kept:
             raise UserError(f"{source}: all of its {len(records)} videos are in the quarantine list {self.file}")
         if len(kept) < len(records):
-            number = len(records) - len(kept)
-            log.warning("%s: %d of its %d videos are left out, as %s says", source, number, len(records), self.file)
+            out = len(records) - len(kept)
+            log.warning("%s: %d of its %d videos are left out, as %s says", source, out, len(records), self.file)
             return records.take(kept)  # type: ignore[return-value]
         return records
 
@@ -145,6 +145,6 @@ def _unescaped(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A name as a terminal can show it: line breaks and what is no text as escapes."""
+    """A name as a terminal can show it: line breaks and bytes that are not text as escapes."""
     text = "".join(char if char.isprintable() or "\ud800" <= char <= "\udfff" else repr(char)[1:-1] for char in text)
     return text.encode("utf-8", "backslashreplace").decode()

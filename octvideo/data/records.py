@@ -49,8 +49,8 @@ class VideoRecord:
 class VideoList(Sequence[VideoRecord]):
     """A sequence of `VideoRecord`, kept as three tensors: bytes of all paths, where each ends, labels.
 
-    A list of Python objects is copied by each forked loading process, page by page, as it counts references (40 MB
-    for 240,000 videos), and sent to each spawned one. Tensors are shared in both cases.
+    Each forked loading process copies a list of Python objects, page by page, as it counts references; each spawned one
+    is sent the list. Tensors are shared in both cases.
 
     Args:
         records: the videos, in any iterable; taken one at a time.
@@ -82,14 +82,14 @@ class VideoList(Sequence[VideoRecord]):
     def __getitem__(self, index: int | slice) -> VideoRecord | VideoList:
         if isinstance(index, slice):
             return self.take(range(*index.indices(len(self))))
-        number = operator.index(index)
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"video {number} of {len(self)}")
-        return self._at(number % len(self))
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"video {index} of {len(self)}")
+        return self._at(index % len(self))
 
-    def take(self, numbers: Sequence[int]) -> VideoList:
+    def take(self, indices: Sequence[int]) -> VideoList:
         """Some of the videos, in that order."""
-        return VideoList(self._at(number) for number in numbers)
+        return VideoList(self._at(index) for index in indices)
 
     def digest(self, root: str) -> str:
         """SHA-256 over all paths in their order, without `root` in front: the same where a data set has moved."""
@@ -97,8 +97,8 @@ class VideoList(Sequence[VideoRecord]):
         paths = (text[start:end].removeprefix(prefix) for start, end in itertools.pairwise(self._ends.tolist()))
         return hashlib.sha256(b"\0".join(paths)).hexdigest()
 
-    def _at(self, number: int) -> VideoRecord:
-        return next(self._between(number, number + 1))
+    def _at(self, index: int) -> VideoRecord:
+        return next(self._between(index, index + 1))
 
     def __iter__(self) -> Iterator[VideoRecord]:
         for first in range(0, len(self), _AT_ONCE):
@@ -107,8 +107,8 @@ class VideoList(Sequence[VideoRecord]):
     def _between(self, first: int, last: int) -> Iterator[VideoRecord]:
         ends = self._ends[first : last + 1].tolist()
         text = self._text[ends[0] : ends[-1]].numpy().tobytes()
-        for place, label in enumerate(self.labels[first:last].tolist()):
-            path = text[ends[place] - ends[0] : ends[place + 1] - ends[0]]
+        for index, label in enumerate(self.labels[first:last].tolist()):
+            path = text[ends[index] - ends[0] : ends[index + 1] - ends[0]]
             yield VideoRecord(path.decode("utf-8", "surrogateescape"), label)
 
     def __repr__(self) -> str:

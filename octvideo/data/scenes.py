@@ -76,7 +76,7 @@ class Texture:
 
 @dataclass(frozen=True)
 class Scene:
-    """One shape, where it is at each frame, and what is behind it.
+    """One shape, where it is at each frame, and the background.
 
     Args:
         shape: its outline.
@@ -99,7 +99,7 @@ class Scene:
     def render(self, *, height: int, width: int) -> Tensor:
         """The frames, uint8 (T, H, W, 3)."""
         y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")  # (H,W)
-        behind = self.background.paint(x, y)  # (H,W,3)
+        background = self.background.paint(x, y)  # (H,W,3)
         dx = x - self.centre[:, 0, None, None]  # (T,H,W)
         dy = y - self.centre[:, 1, None, None]  # (T,H,W)
         cos, sin = self.angle.cos()[:, None, None], self.angle.sin()[:, None, None]
@@ -111,7 +111,7 @@ class Scene:
         size = float(self.radius.log().mean().exp())
         rim = (1 + outside / 2.5).clamp(0, 1)[..., None]  # (T,H,W,1), the shape is darker there
         painted = self.texture.paint(size * u, size * v) * (1 - 0.55 * rim)  # (T,H,W,3)
-        frames = behind + cover * (painted - behind)  # (T,H,W,3)
+        frames = background + cover * (painted - background)  # (T,H,W,3)
         return (255 * frames).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -1,7 +1,7 @@
 """Videos in tar archives ("shards"), on disks or in an object store, read one by one from any place.
 
 The archives are those of WebDataset: a video is one sample, `00000012.mp4` with `00000012.cls` (its class id) and
-`00000012.json` behind it, so that WebDataset's own tools read them too. Beside them lies what this reader uses,
+`00000012.json` after it, so that WebDataset's own tools read them too. Beside them lies what this reader uses,
 `index.jsonl`, with a line for each video::
 
     {"index": 12, "name": "wave/a b.mp4", "label": 3, "shard": "shard-000000.tar", "offset": 1536, "size": 81920}
@@ -43,7 +43,7 @@ class ShardedVideos(Sequence[VideoRecord]):
     Args:
         videos: names and labels.
         shards: addresses of the archives.
-        shard: number of each video's archive, (N,).
+        shard: index of each video's archive among `shards`, (N,).
         offset: of its first byte there, (N,).
         size: in bytes, (N,).
     """
@@ -72,11 +72,11 @@ class ShardedVideos(Sequence[VideoRecord]):
         """(N,)"""
         return self.videos.labels
 
-    def take(self, numbers: Sequence[int]) -> ShardedVideos:
+    def take(self, indices: Sequence[int]) -> ShardedVideos:
         """Some of the videos, in that order."""
-        places = np.asarray(numbers, np.int64)
-        columns = (self.shard[places], self.offset[places], self.size[places])
-        return ShardedVideos(self.videos.take(numbers), self.shards, *columns)
+        chosen = np.asarray(indices, np.int64)
+        columns = (self.shard[chosen], self.offset[chosen], self.size[chosen])
+        return ShardedVideos(self.videos.take(indices), self.shards, *columns)
 
     def digest(self, root: str) -> str:
         """As `VideoList` has it."""
@@ -90,16 +90,16 @@ class ShardedVideos(Sequence[VideoRecord]):
         """
         ends = np.zeros(len(self.shards), np.int64)
         np.maximum.at(ends, self.shard, self.offset + self.size)
-        numbers = range(len(self.shards)) if not is_address(self.shards[0]) else {0, len(self.shards) - 1}
-        for number in numbers:
-            url = self.shards[number]
+        indices = range(len(self.shards)) if not is_address(self.shards[0]) else {0, len(self.shards) - 1}
+        for index in indices:
+            url = self.shards[index]
             file_system, path = fsspec.core.url_to_fs(url)
             try:
                 size = file_system.info(path)["size"]
             except Exception as error:  # each store has errors of its own
                 raise UserError(f"no shard at {url} ({one_line(error)}), which the index names") from error
-            if size is not None and size < ends[number]:
-                raise UserError(f"the shard {url} has {size} bytes, its index says {ends[number]}: copy it again")
+            if size is not None and size < ends[index]:
+                raise UserError(f"the shard {url} has {size} bytes, its index says {ends[index]}: copy it again")
 
 
 def is_address(source: str) -> bool:
@@ -129,13 +129,13 @@ def read_shards(source: str, *, labelled: bool = True) -> ShardedVideos:
     if not rows:
         raise UserError(f"{source}/{INDEX} lists no video")
     shards = list(dict.fromkeys(row[3] for row in rows))
-    numbers = {name: n for n, name in enumerate(shards)}
+    indices = {name: index for index, name in enumerate(shards)}
     if labelled and (bare := [row[1] for row in rows if row[2] < 0]):
         raise UserError(f"{source}: {len(bare)} of its {len(rows)} videos have no label, the first {bare[0]}")
     return ShardedVideos(
         VideoList(VideoRecord(row[1], row[2]) for row in rows),
         [f"{source.rstrip('/')}/{name}" for name in shards],
-        np.array([numbers[row[3]] for row in rows], np.int32),
+        np.array([indices[row[3]] for row in rows], np.int32),
         np.array([row[4] for row in rows], np.int64),
         np.array([row[5] for row in rows], np.int64),
     )

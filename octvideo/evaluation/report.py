@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from octvideo.errors import UserError
-from octvideo.evaluation.arms import paired_difference
-from octvideo.evaluation.metrics import VideoMetrics, pair_hits, wilson_interval
+from octvideo.evaluation.metrics import VideoMetrics, pair_hits, paired_difference, wilson_interval
 from octvideo.evaluation.scores import VideoScores
+from octvideo.files import markdown
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -29,7 +29,7 @@ class Figure:
         name: as printed.
         value: in [0, 1], NaN where nothing was counted.
         hits: videos that were right; None for a mean that is no share of videos.
-        total: of how many; None likewise.
+        total: videos that were counted; None where `hits` is.
     """
 
     name: str
@@ -68,8 +68,8 @@ def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
         Figure("mean class", metrics.compute()["mean_class"]),
     ]
     if pairs:
-        numbers = [(_number(a, scores.class_names), _number(b, scores.class_names)) for a, b in pairs]
-        hits = pair_hits(values, labels, numbers)
+        ids = [(_id_of(a, scores.class_names), _id_of(b, scores.class_names)) for a, b in pairs]
+        hits = pair_hits(values, labels, ids)
         out.append(_share("opposite pairs", hits, len(hits)))
     return out
 
@@ -153,17 +153,13 @@ def markdown_table(runs: Mapping[str, VideoScores], *, pairs: Pairs = ()) -> str
         runs: scores by the name of the run.
         pairs: names of opposite classes.
     """
-    lines: list[str] = []
+    header, rows = list[str](), []
     for name, scores in runs.items():
         row = figures(scores, pairs=pairs)
-        if not lines:
-            lines = [
-                "| run | videos | " + " | ".join(figure.name for figure in row) + " |",
-                "|---|--:" + "|--:" * len(row) + "|",
-            ]
+        header = ["run", "videos", *(figure.name for figure in row)]
         cells = [percent(figure.value) + _bracketed(figure.interval) for figure in row]
-        lines.append(f"| {name} | {len(scores.known())} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([name, str(len(scores.known())), *cells])
+    return markdown(header, rows)
 
 
 def comparison_table(runs: Mapping[str, VideoScores], *, pairs: Pairs = ()) -> str:
@@ -221,7 +217,7 @@ def _share(name: str, hits: torch.Tensor, total: int) -> Figure:
     return Figure(name, int(hits.sum()) / total if total else math.nan, int(hits.sum()), total)
 
 
-def _number(name: str, class_names: Sequence[str]) -> int:
+def _id_of(name: str, class_names: Sequence[str]) -> int:
     if name not in class_names:
         raise UserError(f"pairs: no class '{name}' among {len(class_names)}: {', '.join(class_names[:12])}")
     return class_names.index(name)

@@ -7,24 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-class Views(Protocol):
-    """All views of one video, cut when they are wanted: octvideo.video's VideoViews."""
-
-    @property
-    def num_views(self) -> int:
-        """V."""
-
-    def cut(self, start: int, stop: int, /) -> Tensor:
-        """Views [start, stop), (n, C, T, S, S)."""
-
-    def to(self, device: torch.device, /) -> Views:
-        """The same on a device, where they are then cut."""
+from octvideo.batches import Views
 
 
 def view_chunks(videos: Tensor | Sequence[Views], size: int) -> Iterator[Tensor]:
@@ -90,7 +77,7 @@ def video_scores(logits: Tensor, num_views: int) -> Tensor:
 def in_top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """Whether the true class is among the k best.
 
-    Equal scores rank by class number, so the answer depends on no sorting algorithm. A video with scores that
+    Equal scores rank by class id, so the answer depends on no sorting algorithm. A video with scores that
     are not finite counts as wrong: comparisons with NaN would call it right.
 
     Args:

@@ -1,13 +1,22 @@
-"""Networks from clips to logits, ordinary or octave: pytorchvideo's, and image networks on every frame."""
+"""Networks from clips to logits, ordinary or octave: pytorchvideo's, and image networks on every frame.
+
+layers.py           parts that depend on the size of the clip, non-local blocks, initialisation
+builders.py         what all builders of networks share: arguments, checks, the note of how a network was built
+video.py            the ResNets (C2D, I3D, Slow) and SlowFast
+library.py          networks of pytorchvideo, torchvision and timm by name
+weight_sources.py   a path, a URL or a name → a file
+weight_files.py     a file → its tensors
+checkpoint_keys.py  other programs' names of weights → ours
+weights.py          weights → a network, with a report in words
+costs.py            multiply-adds and memory of networks at several alphas
+"""
 
 import warnings
 
 with warnings.catch_warnings():
     # pytorchvideo calls torch.jit.script on import; who uses octvideo can do nothing about torch's advice.
     warnings.simplefilter("ignore", FutureWarning)
-    from octvideo.models.frames import frame_network
-    from octvideo.models.library import video_network
-    from octvideo.models.slowfast import slowfast_4x16_r50, slowfast_8x8_r50, slowfast_small
+    from octvideo.models.library import frame_network, video_network
     from octvideo.models.video import (
         c2d_nl_r50,
         c2d_r50,
@@ -18,6 +27,9 @@ with warnings.catch_warnings():
         i3d_small,
         slow_r50,
         slow_small,
+        slowfast_4x16_r50,
+        slowfast_8x8_r50,
+        slowfast_small,
     )
 
 __all__ = [

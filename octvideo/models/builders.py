@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypedDict
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from octvideo.errors import UserError
 from octvideo.octave import Downsample, Exchange, OctaveNetwork, octavize
 
 P = ParamSpec("P")
+Plan = TypeVar("Plan")
 # One share, or shares of module path prefixes.
 Alpha = float | dict[str, float]
 
@@ -31,7 +32,7 @@ class OctaveOptions(TypedDict, total=False):
 _ARGUMENTS = {
     "num_classes": "K.",
     "alpha": "share of low-frequency channels in res2 to res4; 0 is the ordinary network.",
-    "downsample": """"stride", or "pool" (average pooling before every strided convolution behind the stem);
+    "downsample": """"stride", or "pool" (average pooling before every strided convolution after the stem);
         None takes the paper's way, "pool" for octave networks and "stride" for ordinary ones. alpha = 0 with
         "pool" is the control between the two.""",
     "octave": """how octave layers work, where not the paper's way: octave_downsample ("pool" or "stride"), exchange
@@ -55,29 +56,53 @@ def builder(**own: str) -> Callable[[Callable[P, nn.Module]], Callable[P, nn.Mod
     Args:
         own: what arguments of this builder alone mean, or mean for it.
     """
+    return lambda build: _checked(build, inspect.signature(build), own)
 
-    def decorate(build: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
-        signature, texts = inspect.signature(build), {**_ARGUMENTS, **own}
 
-        @functools.wraps(build)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            given = bound.arguments
-            _check(given)
-            given["downsample"] = given["downsample"] or ("pool" if any(_shares(given["alpha"])) else "stride")
-            given["octave"] = given["octave"] and dict(given["octave"])
-            network = build(*bound.args, **bound.kwargs)
-            made_by = {"class_path": f"octvideo.models.{build.__name__}", "init_args": dict(given)}
-            network.meta["built_from"] = made_by  # type: ignore
-            return network
+def preset(
+    build: Callable[Concatenate[Plan, P], nn.Module], plan: Plan, name: str, summary: str, **own: str
+) -> Callable[P, nn.Module]:
+    """A builder called `name` that builds one plan; else as `builder` makes it.
 
-        arguments = "\n".join(f"    {name}: {texts[name]}" for name in signature.parameters)
-        returns = "Returns:\n    A network of clips (N, 3, T, H, W) to logits (N, K)."
-        checked.__doc__ = f"{inspect.getdoc(build)}\n\nArgs:\n{arguments}\n\n{returns}\n"
-        return checked
+    Args:
+        build: takes the plan first.
+        plan: of the network.
+        name: in octvideo.models.
+        summary: the docstring, to which Args and Returns are added.
+        own: see `builder`.
+    """
 
-    return decorate
+    def of_plan(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
+        return build(plan, *args, **kwargs)
+
+    of_plan.__name__ = of_plan.__qualname__ = name
+    of_plan.__module__, of_plan.__doc__ = build.__module__, summary
+    signature = inspect.signature(build, eval_str=True)
+    return _checked(of_plan, signature.replace(parameters=list(signature.parameters.values())[1:]), own)
+
+
+def _checked(
+    build: Callable[P, nn.Module], signature: inspect.Signature, own: Mapping[str, str]
+) -> Callable[P, nn.Module]:
+    @functools.wraps(build)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        _check(given)
+        given["downsample"] = given["downsample"] or ("pool" if any(_shares(given["alpha"])) else "stride")
+        given["octave"] = given["octave"] and dict(given["octave"])
+        network = build(*bound.args, **bound.kwargs)
+        made_by = {"class_path": f"octvideo.models.{build.__name__}", "init_args": dict(given)}
+        network.meta["built_from"] = made_by  # type: ignore
+        return network
+
+    texts = {**_ARGUMENTS, **own}
+    arguments = "\n".join(f"    {name}: {texts[name]}" for name in signature.parameters)
+    returns = "Returns:\n    A network of clips (N, 3, T, H, W) to logits (N, K)."
+    checked.__doc__ = f"{inspect.getdoc(build)}\n\nArgs:\n{arguments}\n\n{returns}\n"
+    checked.__signature__ = signature  # type: ignore[attr-defined]
+    return checked
 
 
 def _check(given: Mapping[str, Any]) -> None:

@@ -80,10 +80,10 @@ class BlockLayout:
 
     Args:
         root: what all keys start with.
-        stages: numbers of the blocks of res2 to res5.
-        head: number of the block of the classifier.
+        stages: indices of the blocks of res2 to res5.
+        head: index of the classifier's block.
         two_paths: whether each block holds SlowFast's two.
-        nonlocals: (stage, block) to the path of the non-local block behind it.
+        nonlocals: (stage, block) to the path of the non-local block after it.
     """
 
     root: str
@@ -120,7 +120,7 @@ class BlockLayout:
         Args:
             place: its kind.
             stage: 0 for the stem, 1 for res2.
-            block: number of the residual block within its stage.
+            block: index of the residual block within its stage.
             path: 1 for SlowFast's fast pathway.
         """
         numbers = (0, *self.stages)
@@ -146,7 +146,7 @@ class Matching:
     Args:
         keys: the file's key to the network's; without a common prefix where the network has no such key.
         owner: whose names were translated, None where none had to be.
-        translated: number of keys of the network that were found under another program's name.
+        translated: how many of the network's keys were found under another program's name.
     """
 
     keys: Mapping[str, str]
@@ -219,17 +219,17 @@ def _hits(keys: Mapping[str, str], own: Collection[str]) -> int:
 def _match_prefix(theirs: Collection[str], own: Collection[str]) -> dict[str, str]:
     """The file's keys as the network's: without or with the prefix ("model.") that makes most of them match."""
     best = {key: key for key in theirs}
-    for prefix in _prefixes(of=theirs, behind=own):
+    for prefix in _prefixes(of=theirs, before=own):
         without = {key: key.removeprefix(prefix) for key in theirs}
         best = max(best, without, key=lambda keys: _hits(keys, own))
-    for prefix in _prefixes(of=own, behind=theirs):
+    for prefix in _prefixes(of=own, before=theirs):
         added = {key: prefix + key for key in theirs if prefix + key in own}
         best = max(best, {key: added.get(key, key) for key in theirs}, key=lambda keys: _hits(keys, own))
     return best
 
 
-def _prefixes(*, of: Collection[str], behind: Collection[str]) -> list[str]:
+def _prefixes(*, of: Collection[str], before: Collection[str]) -> list[str]:
     """What keys have before some keys of another collection, sampled: all of a network's have the same."""
-    ends = sorted(behind)
+    ends = sorted(before)
     some = ends[:: max(1, len(ends) // 8)]
     return sorted({key.removesuffix(end) for end in some for key in of if key.endswith("." + end)})

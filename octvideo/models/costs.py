@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -107,9 +106,3 @@ def _count(name: str, alpha: float, clip: Clip, num_classes: int) -> Cost:
     except (RuntimeError, UserError) as error:
         shape, reason = "x".join(map(str, clip)), one_line(error)
         raise UserError(f"{name} takes no clip of {shape}: {reason}") from error
-
-
-def markdown_table(rows: Sequence[CostRow]) -> str:
-    """The rows, ready for a README."""
-    marks: list[Literal["---", "---:"]] = ["---", *["---:"] * (len(HEADER) - 1)]  # type: ignore[list-item]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, marks, *(row.cells() for row in rows)))

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from pytorchvideo.layers.nonlocal_net import create_nonlocal
 from pytorchvideo.models.head import ResNetBasicHead
+from pytorchvideo.models.resnet import ResStage
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
@@ -22,7 +24,7 @@ class ClipHead(nn.Module):
 
     The published heads pool with one fixed kernel. Here it shrinks to the feature map where that is smaller;
     where it is larger, the kernel slides and the predictions of all its places are averaged, as pytorchvideo
-    does. A head without a pool stands behind `PathwayPool`.
+    does. A head without a pool follows `PathwayPool`.
     """
 
     def __init__(self, head: ResNetBasicHead) -> None:
@@ -34,8 +36,7 @@ class ClipHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, C, T, H, W) to logits (N, K)."""
         if self.pool_kernel is not None:
-            kernel = [min(k, size) for k, size in zip(self.pool_kernel, x.shape[2:], strict=True)]
-            x = _average(x, kernel)  # (N,C,T',H',W')
+            x = _average(x, self.pool_kernel)  # (N,C,T',H',W')
         x = self.proj(self.dropout(x).permute(0, 2, 3, 4, 1))  # (N,T',H',W',K)
         return x.mean((1, 2, 3))  # (N,K)
 
@@ -48,16 +49,18 @@ class FittingAvgPool(nn.AvgPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, T, H, W) to (N, C, T', H', W')."""
-        kernel = [min(int(k), size) for k, size in zip(self.kernel_size, input.shape[2:], strict=True)]  # type: ignore
-        return _average(input, kernel)
+        return _average(input, self.kernel_size)  # type: ignore[arg-type]
 
 
 def _average(x: Tensor, kernel: Sequence[int]) -> Tensor:
-    """Windows of (N, C, T, H, W), with stride 1; one as large as the map is a mean, on channels-last maps 20 times as
-    fast as a pool (2048 channels on 4x7x7: .04 and .85 ms)."""
+    """Average of windows of (N, C, T, H, W), with stride 1; they shrink to the map where that is smaller.
+
+    A window as large as the map is a mean, which is much faster than a pool on channels-last maps.
+    """
+    kernel = [min(int(k), size) for k, size in zip(kernel, x.shape[2:], strict=True)]
     if not may_be_exporting() and tuple(kernel) == tuple(x.shape[2:]):  # exported graphs are for any length
         return x.mean((2, 3, 4), keepdim=True)
-    return F.avg_pool3d(x, tuple(kernel), stride=1)
+    return F.avg_pool3d(x, kernel, stride=1)
 
 
 class PathwayPool(nn.Module):
@@ -78,8 +81,7 @@ class PathwayPool(nn.Module):
         """Features (N, C_i, T_i, H, W) to (N, sum of C_i, 1, H', W')."""
         pooled = []
         for x in pathways:
-            height, width = (min(k, size) for k, size in zip(self.window, x.shape[3:], strict=True))
-            pooled.append(_average(x, (x.shape[2], height, width)))
+            pooled.append(_average(x, (x.shape[2], *self.window)))
         return torch.cat(pooled, 1)
 
     def extra_repr(self) -> str:
@@ -137,7 +139,65 @@ class EveryNthFrame(nn.Module):
         return f"ratio={self.ratio}"
 
 
-LEAVES: tuple[type[nn.Module], ...] = (ClipHead, PathwayPool, TimePool, EveryNthFrame)
+class Attention(nn.Module):
+    """The middle of a non-local block in its embedded Gaussian form: softmax of theta and phi, applied to g."""
+
+    def forward(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+        """Queries (N, C, T, H, W), keys and values (N, C, T, H', W') to (N, C, T, H, W)."""
+        scale = theta.shape[1] ** -0.5
+        affinity = torch.einsum("nct,ncp->ntp", theta.flatten(2), phi.flatten(2))  # (N,THW,TH'W')
+        attended = torch.einsum("ntp,ncp->nct", (affinity * scale).softmax(2), g.flatten(2))  # (N,C,THW)
+        return attended.reshape(theta.shape)
+
+
+class NonLocalBlock(nn.Module):
+    """pytorchvideo's non-local block, for tracing; equal in keys and results.
+
+    phi and g read a map that is max-pooled by 1x2x2, as in the paper.
+
+    Args:
+        channels: C; inside there are half as many.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # Its parts, not its class: that one's constructor sets the class of whatever is derived from it to itself.
+        block = create_nonlocal(dim_in=channels, dim_inner=channels // 2, pool_size=(1, 2, 2), instantiation="softmax")
+        self.conv_theta, self.conv_phi, self.conv_g = block.conv_theta, block.conv_phi, block.conv_g
+        self.conv_out, self.pool, self.norm = block.conv_out, block.pool, block.norm
+        self.attention = Attention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) to the same."""
+        pooled = self.pool(x)  # (N,C,T,H//2,W//2)
+        attended = self.attention(self.conv_theta(x), self.conv_phi(pooled), self.conv_g(pooled))
+        return x + self.norm(self.conv_out(attended))
+
+
+class NonLocalStage(ResStage):
+    """A residual stage with non-local blocks after some of its residual blocks.
+
+    Args:
+        stage: an ordinary one, whose keys stay.
+        channels: that it writes.
+        after: residual blocks, counted from 0, that a non-local block follows; its keys start with
+            nonlocal_blocks.N, N being the residual block's number.
+    """
+
+    def __init__(self, stage: ResStage, channels: int, after: Sequence[int]) -> None:
+        super().__init__(stage.res_blocks)
+        self.nonlocal_blocks = nn.ModuleDict({str(n): NonLocalBlock(channels) for n in after})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) to (N, channels, T, H', W')."""
+        for n, block in enumerate(self.res_blocks):
+            x = block(x)
+            if str(n) in self.nonlocal_blocks:
+                x = self.nonlocal_blocks[str(n)](x)
+        return x
+
+
+LEAVES: tuple[type[nn.Module], ...] = (ClipHead, PathwayPool, TimePool, EveryNthFrame, Attention)
 
 
 def initialise(network: nn.Module, zero_init_last_norm: bool) -> None:

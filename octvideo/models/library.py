@@ -1,17 +1,27 @@
-"""Video networks of pytorchvideo and torchvision by name ("pytorchvideo:x3d_s", "torchvision:r3d_18")."""
+"""Networks of other libraries by name, for K classes: "pytorchvideo:x3d_s", "torchvision:r3d_18", "timm:resnet26".
+
+Video networks are taken as they are. Image networks see every frame by itself, and their logits are averaged over time:
+this is C2D in the wide sense (arXiv 1711.07971 means by it a ResNet that pools over time inside). Whatever is known of
+image networks, the rows of the octave paper's image tables included, holds for each frame.
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
 import pytorchvideo.models.hub as hub
+import torch
 import torchvision
 from pytorchvideo.models.head import ResNetBasicHead
 from pytorchvideo.models.resnet import ResStage
-from torch import nn
+from torch import Tensor, nn
 
+from octvideo.errors import UserError
 from octvideo.models.builders import Alpha, OctaveOptions, builder, make_octave
-from octvideo.models.image_networks import check_known, classifier_path, set_dropout, split_name
 from octvideo.models.layers import FittingAvgPool
-from octvideo.octave import Downsample
+from octvideo.octave import Downsample, OctaveReport
 
 # Convolutional ones with a linear classifier; the others of these libraries are transformers, or (s3d) end in a
 # convolution.
@@ -23,8 +33,7 @@ _NETWORKS = {
     "torchvision": ("r3d_18", "mc3_18", "r2plus1d_18"),
 }
 LIBRARY_NETWORKS = tuple(f"{library}:{name}" for library, names in _NETWORKS.items() for name in names)
-_FORM = "pytorchvideo:NAME or torchvision:NAME, such as pytorchvideo:x3d_s"
-_STAGES = ("layer1", "layer2", "layer3", "layer4")
+_STAGES = ("layer1", "layer2", "layer3", "layer4")  # of ResNets, res2 to res5 of the papers
 
 
 @builder(
@@ -44,16 +53,16 @@ def video_network(
 ) -> nn.Module:
     """A video network of pytorchvideo or torchvision, with the library's keys and initialisation."""
     ordinary = _ordinary(network, num_classes, dropout)
-    shares = alpha if isinstance(alpha, dict) else {stage: alpha for stage in _stages(ordinary)[:-1]}
-    return make_octave(ordinary, shares, downsample=downsample, octave=octave, leaf_modules=[ResNetBasicHead])
+    leaves = [ResNetBasicHead]
+    return make_octave(ordinary, _shares(ordinary, alpha), downsample=downsample, octave=octave, leaf_modules=leaves)
 
 
 def _ordinary(name: str, num_classes: int, dropout: float) -> nn.Module:
-    library, own_name = split_name(name, tuple(_NETWORKS), _FORM)
+    library, own_name = _split(name, tuple(_NETWORKS), "pytorchvideo:x3d_s")
     check_known(own_name, library, _NETWORKS[library])
     if library == "torchvision":
         network = torchvision.models.get_model(own_name, weights=None, num_classes=num_classes)
-        set_dropout(network, classifier_path(network, name, num_classes), dropout)
+        _set_dropout(network, name, num_classes, dropout)
         return network
     # Some of pytorchvideo's heads end in a softmax, which belongs to the evaluation.
     network = getattr(hub, own_name)(pretrained=False, model_num_class=num_classes, head_activation=None)
@@ -65,8 +74,156 @@ def _ordinary(name: str, num_classes: int, dropout: float) -> nn.Module:
     return network
 
 
-def _stages(network: nn.Module) -> list[str]:
-    """Paths of res2 to res5."""
-    if hasattr(network, "layer4"):
-        return list(_STAGES)
-    return [path for path, module in network.named_modules() if isinstance(module, ResStage)]
+def _shares(network: nn.Module, alpha: Alpha) -> Alpha:
+    """Where a single share applies: res2 to res4 of a ResNet, else everywhere but in the stem."""
+    stages = [path for path, module in network.named_modules() if isinstance(module, ResStage)]
+    if all(hasattr(network, stage) for stage in _STAGES):
+        stages = list(_STAGES)
+    return alpha if isinstance(alpha, dict) or not stages else dict.fromkeys(stages[:-1], alpha)
+
+
+class FrameNetwork(nn.Module):
+    """Runs a network of images on each frame of a clip and averages the logits over time.
+
+    Args:
+        network: images (N, 3, H, W) to logits (N, K).
+
+    Example:
+        >>> FrameNetwork(torchvision.models.resnet18(num_classes=5))(torch.randn(2, 3, 4, 64, 64)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.image_network = network
+        self.meta: dict[str, Any] = {}  # as that of an OctaveNetwork
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips (N, 3, T, H, W) to logits (N, K)."""
+        num_clips, num_frames = clips.shape[0], clips.shape[2]
+        # Of clips in channels_last_3d this is a view, in channels_last.
+        frames = clips.transpose(1, 2).flatten(0, 1)  # (N·T,3,H,W)
+        logits = self.image_network(frames)  # (N·T,K)
+        return logits.unflatten(0, (num_clips, num_frames)).mean(1)  # (N,K)
+
+    def to(self, *args: Any, **kwargs: Any) -> FrameNetwork:
+        """As nn.Module's; channels_last_3d, the clips' memory format, is channels_last for the frames."""
+        if kwargs.get("memory_format") is torch.channels_last_3d:
+            kwargs["memory_format"] = torch.channels_last
+        return super().to(*args, **kwargs)
+
+    @property
+    def octave_report(self) -> OctaveReport:
+        """What became octave and what could not, in the image network."""
+        return self.image_network.octave_report  # type: ignore[return-value]
+
+
+@builder(
+    network="""of images: "torchvision:NAME" or "timm:NAME", as in the library's list_models(); nothing is
+        downloaded.""",
+    alpha="""share of low-frequency channels; 0 is the ordinary network. In ResNets the stem and the last of
+        the four stages stay ordinary, as in the paper's video networks; elsewhere the stem does. Or shares of
+        module path prefixes of the image network ({"layer1": 0.5}), 0 elsewhere.""",
+    dropout="before the classifier; it takes the place of the network's own.",
+)
+def frame_network(
+    network: str = "torchvision:resnet50",
+    num_classes: int = 400,
+    alpha: Alpha = 0.0,
+    *,
+    downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
+    dropout: float = 0.5,
+) -> nn.Module:
+    """An image network of torchvision or timm on every frame, its logits averaged over time. Any T."""
+    ordinary = image_network(network, num_classes, dropout=dropout)
+    return FrameNetwork(make_octave(ordinary, _shares(ordinary, alpha), downsample=downsample, octave=octave))
+
+
+class DropoutLinear(nn.Linear):
+    """A classifier with dropout before it, for networks that have none; keys are the ordinary layer's.
+
+    Its class name makes octvideo's tracer keep it whole.
+    """
+
+    def __init__(self, linear: nn.Linear, p: float) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.dropout = nn.Dropout(p)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.dropout(input))
+
+
+def _split(name: str, libraries: Sequence[str], example: str) -> tuple[str, str]:
+    """A network's library and its name there.
+
+    Raises:
+        UserError: no such library, or none given.
+    """
+    library, colon, own_name = name.partition(":")
+    if not colon or library not in libraries:
+        forms = " or ".join(f"{known}:NAME" for known in libraries)
+        raise UserError(f"network: got {name!r}, expected {forms}, such as {example}")
+    return library, own_name
+
+
+def check_known(name: str, library: str, known: Sequence[str]) -> None:
+    """Refuses a name that the library does not list, and says which are close.
+
+    Raises:
+        UserError: not listed.
+    """
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(f'{library}:{other}' for other in close)}?" if close else ""
+        raise UserError(f"{library} has no network {name!r}" + (f": {meant}" if meant else ""))
+
+
+def image_network(name: str, num_classes: int, *, dropout: float = 0.0) -> nn.Module:
+    """A network of images (N, 3, H, W) to logits (N, K), with the library's initialisation.
+
+    Args:
+        name: "torchvision:NAME" or "timm:NAME", as in their list_models(); nothing is downloaded.
+        num_classes: K.
+        dropout: before the classifier; it takes the place of the network's own.
+
+    Raises:
+        UserError: no such network, timm is not installed, or the network ends in no linear classifier.
+    """
+    library, own_name = _split(name, ("torchvision", "timm"), "torchvision:resnet50")
+    if library == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise UserError(f"{name} needs timm, which is not installed: pip install 'octvideo[image]'") from error
+        check_known(own_name, library, timm.list_models())
+        network = timm.create_model(own_name, pretrained=False, num_classes=num_classes, drop_rate=dropout)
+        _set_dropout(network, name, num_classes, None)
+        return network
+    check_known(own_name, library, torchvision.models.list_models(module=torchvision.models))
+    # Two old networks give tuples in training unless told otherwise.
+    options = {"aux_logits": False, "init_weights": False} if own_name in ("googlenet", "inception_v3") else {}
+    network = torchvision.models.get_model(own_name, weights=None, num_classes=num_classes, **options)
+    _set_dropout(network, name, num_classes, dropout)
+    return network
+
+
+def _set_dropout(network: nn.Module, name: str, num_classes: int, dropout: float | None) -> None:
+    """Gives the dropouts beside the classifier, the last nn.Linear, this probability; or the classifier one where there
+    are none. None only looks for the classifier.
+
+    Raises:
+        UserError: there is no classifier of K outputs.
+    """
+    linears = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    path, classifier = linears[-1] if linears else ("", None)
+    if classifier is None or classifier.out_features != num_classes:
+        raise UserError(f"{name} does not end in a linear classifier, expected a network that does")
+    if dropout is None:
+        return
+    own = [m for m in network.get_submodule(path.rpartition(".")[0]).children() if isinstance(m, nn.Dropout)]
+    for module in own:
+        module.p = dropout
+    if not own:
+        network.set_submodule(path, DropoutLinear(classifier, dropout))

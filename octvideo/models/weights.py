@@ -1,7 +1,7 @@
 """Weights into a network: names translated, kernels inflated, checked key by key, reported in words.
 
     source ─ weight_sources ─▶ file ─ weight_files ─▶ Weights
-       ─ checkpoint_keys ─▶ the network's names ─ inflate ─▶ its shapes ─ load_weights ─▶ network, report
+       ─ checkpoint_keys ─▶ the network's names ─ inflate_kernel ─▶ its shapes ─ load_weights ─▶ network, report
 
 An octave network has the keys and shapes of the ordinary one, so any weights load at any alpha without an
 error; whether they keep their accuracy there is another matter, and is said aloud.
@@ -10,16 +10,16 @@ error; whether they keep their accuracy there is another matter, and is said alo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from octvideo.class_names import ClassMatch, match_classes
 from octvideo.errors import UserError
 from octvideo.models.checkpoint_keys import match_keys
-from octvideo.models.inflate import Inflation, inflate_kernel
 from octvideo.models.weight_files import OctaveSetting, PixelScale, Weights, first_of, weights_in
 from octvideo.models.weight_sources import read_weights
 from octvideo.octave import OctConv1d, OctConv2d, OctConv3d
@@ -31,6 +31,8 @@ __all__ = [
 
 log = logging.getLogger("octvideo.models")
 
+Inflation = Literal["average", "center"]
+
 # What torchvision and timm train nearly all of their networks with.
 _IMAGENET = PixelScale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), assumed=True)
 
@@ -40,11 +42,11 @@ class WeightsReport:
     """What `load_weights` did; its text is for the user.
 
     Args:
-        loaded: number of the network's keys that were found and fitted, in whatever way.
-        total: number of the network's keys.
+        loaded: how many of the network's keys were found and fitted.
+        total: how many keys the network has.
         classes: (in the file, in the network) where the head was left as initialised.
         class_names: how the classes' names compare with the data's, where there is something to say.
-        translated: number of the network's keys that the file has under another program's names.
+        translated: how many of these keys the file has under another program's names.
         owner: whose names those are.
         inflated: keys of the network whose kernels were made from kernels over one frame.
         inflation: by which rule.
@@ -79,14 +81,28 @@ class WeightsReport:
             lines.append(f"  {self.translated} found under {self.owner} names")
         if self.inflated:
             lines.append(f"  {len(self.inflated)} inflated over time ({self.inflation})")
-        for what, keys in (
-            ("missing in the file, left as initialised", self.missing),
-            ("of another shape in the file, left as initialised", self.misfits),
-            ("only in the file, not used", self.unexpected),
+        for what, then, keys in self._differences():
+            lines.append(f"  {len(keys)} {what}, {then}: {first_of(keys)}")
+        return "\n".join(lines)
+
+    def _differences(self) -> Iterator[tuple[str, str, Sequence[str]]]:
+        """What does not fit, what became of it, and its keys."""
+        for what, then, keys in (
+            ("missing in the file", "left as initialised", self.missing),
+            ("of another shape in the file", "left as initialised", self.misfits),
+            ("only in the file", "not used", self.unexpected),
         ):
             if keys:
-                lines.append(f"  {len(keys)} {what}: {first_of(keys)}")
-        return "\n".join(lines)
+                yield what, then, keys
+
+    def why_unfit(self, source: str, expected: str, *, only_head: bool) -> str:
+        """What to say of weights that are refused: what differs, and what to do."""
+        parts = [f"{self.loaded} of the network's {self.total} weights match"]
+        parts += [f"{len(keys)} {what}: {first_of(keys)}" for what, _, keys in self._differences()]
+        advice = "build the network that these weights were trained in"
+        if only_head and self.classes is not None:
+            advice += f", with num_classes={self.classes[0]}"
+        return f"weights from {source} do not fit: {'; '.join(parts)}. Expected {expected} to match: {advice}"
 
     def pixel_advice(self, used: PixelScale) -> str | None:
         """What to say where the weights' pixels are not normalised as the network's are; else None."""
@@ -165,9 +181,9 @@ def load_weights(
         warning=_accuracy_warning(weights.setting, _setting_of(network)),
     )
     if head == "strict" and (report.missing or report.unexpected or report.misfits):
-        raise UserError(_why_unfit(report, weights.source, "all", only_head=body <= fitting))
+        raise UserError(report.why_unfit(weights.source, "all", only_head=body <= fitting))
     if head == "swap" and 2 * len(fitting & body) < len(body):
-        raise UserError(_why_unfit(report, weights.source, "at least half", only_head=False))
+        raise UserError(report.why_unfit(weights.source, "at least half", only_head=False))
     check_finite({key: tensors[key] for key in own if key in fitting}, weights.source)
     network.load_state_dict({key: tensors[key] for key in fitting}, strict=False)
     if report.warning is not None:
@@ -204,26 +220,41 @@ def _inflated(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, rule:
     return {key: kernels[key] for key in own if key in kernels}
 
 
+def inflate_kernel(kernel: Tensor, shape: torch.Size, *, rule: Inflation = "average") -> Tensor | None:
+    """A convolution's kernel over one frame as a kernel over several.
+
+    Where nothing moves, the network then computes what the image network does. "average" repeats the kernel
+    over time and divides by the number of repetitions (I3D, Carreira & Zisserman, arXiv 1705.07750, section
+    2.5); "center" puts it into the middle frame and zeros around it, which makes the network that of the
+    single frames until it has learnt otherwise.
+
+    Args:
+        kernel: (C_out, C_in, H, W), or (C_out, C_in, 1, H, W) as C2D's.
+        shape: (C_out, C_in, T, H, W), T being odd for "center".
+        rule: see above.
+
+    Returns:
+        A new tensor of that shape, or None where the kernel differs in more than time.
+    """
+    if kernel.ndim == 4:
+        kernel = kernel[:, :, None]
+    if kernel.ndim != 5 or len(shape) != 5 or kernel.shape != (*shape[:2], 1, *shape[3:]):
+        return None
+    frames = shape[2]
+    if rule == "average":
+        return kernel.expand(shape) / frames
+    if frames % 2 == 0:
+        return None
+    inflated = kernel.new_zeros(shape)
+    inflated[:, :, frames // 2] = kernel[:, :, 0]
+    return inflated
+
+
 def classifier_keys(network: nn.Module) -> list[str]:
     """Keys of the classifier's weight and bias in the network's state_dict: of its last nn.Linear."""
     linears = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     path, module = linears[-1] if linears else ("", nn.Identity())
     return [f"{path}.{name}" for name, _ in module.named_parameters()]
-
-
-def _why_unfit(report: WeightsReport, source: str, expected: str, *, only_head: bool) -> str:
-    parts = [f"{report.loaded} of the network's {report.total} weights match"]
-    for what, keys in (
-        ("missing in the file", report.missing),
-        ("only in the file", report.unexpected),
-        ("of another shape in the file", report.misfits),
-    ):
-        if keys:
-            parts.append(f"{len(keys)} {what}: {first_of(keys)}")
-    advice = "build the network that these weights were trained in"
-    if only_head and report.classes is not None:
-        advice += f", with num_classes={report.classes[0]}"
-    return f"weights from {source} do not fit: {'; '.join(parts)}. Expected {expected} to match: {advice}"
 
 
 def _setting_of(network: nn.Module) -> OctaveSetting:

@@ -1,4 +1,16 @@
-"""Training and evaluation as a LightningModule: batches in, weights, metrics and score files out."""
+"""Training and evaluation as a LightningModule: batches in, weights, metrics and score files out.
+
+module.py             VideoClassifier: a network in training and evaluation
+schedule.py           the learning rate
+freezing.py           which parameters learn
+steps.py              steps that are not finite, and other troubles of a step
+unreadable.py         videos that can't be read
+results.py            one pass of evaluation: metrics, scores
+checkpoint_block.py   what a checkpoint says of its network
+run_folder.py         the files of a run
+callbacks.py          checkpoints, a word on how to resume, the files of a run
+lightning_parts.py    loggers and checkpoint files
+"""
 
 from octvideo.training.callbacks import ResumeHint, WriteScores, checkpoint_callbacks
 from octvideo.training.module import VideoClassifier

@@ -80,14 +80,14 @@ class CheckpointWithinEpochs(ModelCheckpoint):
     ) -> None:
         done = batch_idx + 1
         stepped = done % trainer.accumulate_grad_batches == 0
-        # A run that is resumed behind such a batch would leave its validation out.
+        # A run that is resumed after such a batch would skip its validation.
         validates = done == trainer.num_training_batches or done % (trainer.val_check_batch or float("inf")) == 0
         if stepped and not validates:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class ResumeHint(Callback):
-    """Says, after Ctrl-C, what is kept and the command that goes on.
+    """Says, after Ctrl-C, which checkpoint is kept and which command resumes it.
 
     Args:
         folder: the run.
@@ -109,7 +109,7 @@ class ResumeHint(Callback):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the config of a fit in the run's folder, as config.yaml, and that of a later test as config_test.yaml."""
+    """Saves the config of a fit as config.yaml in the run's folder, and that of a later test as config_test.yaml."""
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         name = getattr(stage, "value", stage)  # an enum whose str() is its own name

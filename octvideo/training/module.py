@@ -22,24 +22,23 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
+from octvideo.batches import Batch, Views
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
-from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
+from octvideo.evaluation.view_scores import video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import arrange
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
-from octvideo.training.compiling import CompileMode, compile_in_place, compiler_errors_in_words
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
-from octvideo.training.nonfinite import NonFiniteSteps
 from octvideo.training.results import Evaluation, ScoredBatch
 from octvideo.training.schedule import Schedule, ScheduleName
-from octvideo.training.short_maps import short_maps_in_float32
+from octvideo.training.steps import NonFiniteSteps, compiler_errors_in_words, short_maps_in_float32
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
-Batch = Any  # octvideo.data's, which has a part for each key
 Optimizer = Literal["sgd", "adamw"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 log = logging.getLogger("octvideo.training")
 
@@ -56,7 +55,7 @@ class VideoClassifier(L.LightningModule):
     Args:
         network: clips (N, 3, T, H, W) to logits (N, K), its last nn.Linear being the classifier.
         mean: per channel, of pixels scaled to [0, 1].
-        std: likewise.
+        std: per channel, of the same pixels.
         optimizer: "sgd" has Nesterov momentum.
         lr: at the top of the schedule, for the whole batch.
         momentum: of sgd.
@@ -134,7 +133,8 @@ class VideoClassifier(L.LightningModule):
         if channels_last:
             arrange(network)
         if compile:
-            compile_in_place(network, None if compile is True else compile)
+            # In place, so that no key of a checkpoint gets a prefix.
+            network.compile(mode=None if compile is True else compile)
         self._held = freeze_parameters(network, freeze)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
@@ -268,7 +268,8 @@ class VideoClassifier(L.LightningModule):
         if not len(labels):
             return self._empty_loss()
         targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
-        clips: Tensor = video
+        assert isinstance(video, Tensor)  # clips
+        clips = video
         if self.mixup_alpha > 0:
             alpha = torch.tensor(self.mixup_alpha, dtype=torch.float32)
             share = float(torch.distributions.Beta(alpha, alpha).sample())

@@ -1,8 +1,7 @@
 """From a video file to clips: no labels, no networks.
 
-source.py      a file, or its content in memory
 reader.py      file → distinct frames: one interface to decord_reader.py, pyav_reader.py, torchcodec_reader.py
-frames.py      what a reader gives, and how frames become small while others are decoded
+frames.py      what a reader reads and gives, and how frames become small while others are decoded
 packets.py     how many frames a file shows and when, and which readers would get them right
 bitstream.py   what the first bits of a packet say
 sampling.py    which frames: integer maths only
@@ -10,13 +9,11 @@ transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item, cut when they are wanted
 isolated.py    work in processes that can be killed
 checking.py    whether a file can be read to its end
-damage.py      damaged copies; fuzzing.py reads them
 """
 
-from octvideo.video.frames import Frames, Resize, VideoReadError
+from octvideo.video.frames import Frames, Resize, Source, VideoBytes, VideoReadError
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
-from octvideo.video.source import Source, VideoBytes
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
 from octvideo.video.views import VideoViews, ViewSettings, decode_views, read_views
 

@@ -44,7 +44,7 @@ class Bitstream:
     def is_start(self, packet: memoryview) -> bool:
         """Whether a packet marked as a keyframe is one: nothing decoded from it on needs what lies before it.
 
-        (But what is displayed before it, behind it in the stream, may: see `packets.Packets.starts`.)
+        (But frames that are displayed before it and follow it in the stream may: see `packets.Packets.starts`.)
         """
         if self.codec == "h264":  # other "keyframes" only begin a recovery
             return any(unit[0] & 0b11111 == 5 for unit in self._units(packet))
@@ -78,7 +78,7 @@ class Bitstream:
         return self.codec == "mjpeg" and _has_own_tables(packet)
 
     def has_settings(self, packet: memoryview) -> bool:
-        """Whether it holds parameter sets, which packets behind it need."""
+        """Whether it holds parameter sets, which the packets after it need."""
         if self.codec == "h264":
             return any(unit[0] & 0b11111 in (7, 8) for unit in self._units(packet))
         if self.codec == "hevc":

@@ -1,7 +1,7 @@
 """Frames with decord 0.6 (FFmpeg 4.1), for files that it gets right (packets.py says which).
 
-No reader outlives a call: an idle one goes on decoding in the background (94 MB grew to 2.35 GB in 8 s), and one
-opened before a fork hangs the child.
+No reader outlives a call: an idle one goes on decoding in the background and fills the memory, and one opened before a
+fork hangs the child.
 
 Of a damaged file, decord may wait for frames that never come: SkipFrames asks for them again and again, or two of its
 threads wait for each other. Its decoder has threads of its own, so one that asks is hardly busy: one that is busy for
@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from octvideo.files import one_line
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize
-from octvideo.video.source import Source, for_ffmpeg
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, for_ffmpeg
 
 # decord offers its library's names to all that are loaded later, among them a `__cxa_thread_atexit` of its own, by
 # which programs with threads of other libraries ended in "free(): invalid pointer". Here nothing else sees them.
@@ -40,7 +39,7 @@ finally:
 # Failures reach the caller as exceptions: decord's FFmpeg need not write each rotten block to the terminal too.
 decord.logging.set_level(decord.logging.QUIET)
 
-# A thread that waits for 64 MB of frames is busy for some 0.05 s, its decoder's threads for seconds.
+# A thread that waits for a chunk of frames is hardly busy; its decoder's threads are busy for seconds.
 _BUSY_S = 3.0
 _IDLE_S = 6.0
 _LOOK_S = 0.5
@@ -59,7 +58,7 @@ def read_decord(
 
     Args:
         path: of the video; or its content.
-        wanted: frame numbers, sorted, each once.
+        wanted: frame indices, sorted, each once.
         num_frames: of the video, by its packets.
         frame_bytes: of one frame at full size.
         num_threads: of the decoder.
@@ -77,7 +76,7 @@ def read_decord(
 
 
 def _read(path: Source, wanted: list[int], num_frames: int, num_threads: int) -> Any:
-    # A reader a chunk: one that waits decodes ahead without end: of 10,883 frames of 1080p, it held 22 GB.
+    # One reader for each chunk: a reader that waits decodes ahead without end, into memory.
     # fault_tol: a frame that can't be decoded is an error. By default decord fills the gap with a copy of another
     # frame and says nothing.
     reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)

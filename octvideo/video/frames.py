@@ -1,16 +1,58 @@
-"""What a reader gives: frames, or one error with file and reason; and how frames become small during decoding."""
+"""What a reader reads and gives: a file, or its content in memory (out of an archive, or from an object store); frames,
+or one error with file and reason. And how frames become small during decoding.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video.source import Source
+
+
+@dataclass(frozen=True)
+class VideoBytes:
+    """A video file in memory.
+
+    Args:
+        name: that messages call it by.
+        content: of the file.
+    """
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | VideoBytes
+
+
+def for_ffmpeg(source: Source) -> str | io.BytesIO:
+    """What a reader opens.
+
+    A path is absolute: FFmpeg takes a name such as `concat:...` or `a:b.mp4` for something else; after a slash it
+    does not.
+    """
+    return io.BytesIO(source.content) if isinstance(source, VideoBytes) else str(Path(source).absolute())
+
+
+def missing_reason(source: Source) -> str | None:
+    """Why there is nothing to read, found without a reader; None where there is something."""
+    if isinstance(source, VideoBytes):
+        return None if source.content else "the file is empty"
+    file = Path(source)
+    if not file.is_file():
+        return "it is a folder" if file.is_dir() else "no such file"
+    return None if file.stat().st_size else "the file is empty"
+
 
 # From full-size frames (n, H, W, C) to what is kept of each of them, (n, ...), uint8 both.
 Resize = Callable[[Tensor], Tensor]
@@ -44,7 +86,7 @@ class Frames:
 
     Args:
         frames: distinct frames in the order of the video, uint8 (D, H, W, C), RGB; or what `resize` made of them.
-        places: for each frame number asked for, its place among the D, int64 in the shape they were asked in.
+        places: for each frame index asked for, its index among the D, int64 in the shape they were asked in.
         num_frames: of the video, or ticks of the clock if there is one.
         decoder: that read it.
         num_missing: frames that the file announces and that can't be read.
@@ -101,12 +143,12 @@ def _empty_like(chunk: Tensor, num_frames: int) -> Tensor:
 
 
 def sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
-    """Distinct frame numbers in order, and the place of each asked one among them.
+    """Distinct frame indices in order, and the index of each asked one among them.
 
     Raises:
         ValueError: there are none, or one lies outside of the video.
     """
     wanted, places = torch.unique(frames, return_inverse=True)
     if not len(wanted) or wanted[0] < 0 or wanted[-1] >= num_frames:
-        raise ValueError(f"frame numbers: got {wanted.tolist()[:3]} ..., expected some in [0, {num_frames})")
+        raise ValueError(f"frame indices: got {wanted.tolist()[:3]} ..., expected some in [0, {num_frames})")
     return wanted.tolist(), places

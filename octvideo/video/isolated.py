@@ -14,8 +14,8 @@ waits for its end, and the system's alarm clock ends those whose native code let
 
 Memory is watched rather than limited. RLIMIT_AS counts addresses, of which torch and each thread reserve gigabytes
 that are never used; it turns growth into failed allocations, which native code answers with crashes; and macOS
-ignores it. A thread looks at what the process holds in RAM twenty times a second; what can be written between two
-looks is some 200 MB.
+ignores it. A thread looks at what the process holds in RAM twenty times a second; between two looks a
+process can still write some hundred MB.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class _Process:
     def end(self) -> None:
         self.reusable = False
         self._process.kill()
-        # A process that the kernel holds (a disk that is gone) does not even end when killed: it is left behind.
+        # A process that the kernel holds (a disk that is gone) does not even end when killed: it is abandoned.
         self._process.join(1)
         self.connection.close()
 
@@ -275,7 +275,7 @@ def _serve(connection: Connection, work: Work, timeout_s: float, memory_bytes: i
             signal.alarm(int(timeout_s + _GRACE_S) + 1)
             outcome = _attempt(work, item, alive, memory_bytes)
             signal.alarm(0)
-            # What one item leaves behind, memory or a thread that does not end, must not be counted as another's.
+            # What one item leaves (memory, a thread that does not end) must not be counted as another's.
             reusable = private_bytes() < start + memory_bytes // 2 and threading.active_count() <= num_threads
             connection.send((outcome, reusable))
 

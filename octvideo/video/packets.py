@@ -23,7 +23,7 @@ import numpy as np
 
 from octvideo.video.av1 import Av1References
 from octvideo.video.bitstream import Bitstream
-from octvideo.video.source import Source, for_ffmpeg
+from octvideo.video.frames import Source, for_ffmpeg
 
 # What decord 0.6 decodes as PyAV does; it has no AV1, gives garbage for more than 8 bits, and seeks wrongly in AVI.
 _CODECS = frozenset({"h264", "hevc", "vp9", "vp8", "mpeg4", "mpeg2video", "mjpeg"})
@@ -225,7 +225,7 @@ def _are_display_times(container: Any, stream: Any, pts: list[int]) -> bool:
 
 
 def _closed_groups(pts: list[int], keys: list[int]) -> bool:
-    """Whether each keyframe parts the stream: displayed after all packets before it, before all behind it."""
+    """Whether each keyframe parts the stream: displayed after all packets before it and before all packets after it."""
     latest = list(accumulate(pts, max))
     earliest = list(accumulate(reversed(pts), min))[::-1]
     return all(latest[key - 1] < pts[key] == earliest[key] for key in keys if key > 0)

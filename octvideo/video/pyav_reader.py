@@ -1,15 +1,14 @@
 """Frames with PyAV: the reader that takes every file, and the one that the others are held against.
 
-Where packets tell which frame each of them shows, only those are decoded that a wanted frame needs: from the
-keyframe before it on, without the frames in between that nothing refers to; of AV1, whose headers tell what each frame
-refers to, only those that the wanted one refers to, itself or by others. Elsewhere, and where a frame does not
-come as foreseen, all are decoded from the start and counted. Both ways give the same frames; of 320 damaged files one
-gave other pixels and three another count.
+Where packets tell which frame each of them shows, only the packets that a wanted frame needs are decoded: from the
+keyframe before it on, without the frames in between that nothing refers to. AV1's headers tell what each frame refers
+to: only frames that the wanted one refers to, itself or by others, are decoded. Elsewhere, and where a frame does not
+come as foreseen, all are decoded from the start and counted. Both ways give the same frames (of 320 damaged files, one
+gave other pixels and three another count).
 
-Damage is the dear case. A packet of 30 bytes makes a frame of 4K in 1.7 ms, so that counting 20,000 of them takes
-half a minute. Of AV1, whose decoder leaves out what it can't decode and starts anew at each keyframe, only groups of
-pictures that hold wanted frames are looked at, and there what those refer to up to the damage: those that are lost are
-taken off, and the choice is made again.
+Damage is the dear case: a packet of 30 bytes makes a frame of 4K, so counting frames can take half a minute. AV1's
+decoder leaves out what it can't decode and starts anew at each keyframe. So only groups of pictures that hold wanted
+frames are decoded, up to the damage; frames that are lost are taken off, and the choice is made again.
 """
 
 from __future__ import annotations
@@ -31,21 +30,20 @@ from torch import Tensor
 from octvideo.files import one_line
 from octvideo.video.av1 import part_of_unit
 from octvideo.video.bitstream import Bitstream
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, VideoReadError
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, VideoReadError, for_ffmpeg
 from octvideo.video.packets import Packets, look_through_packets
-from octvideo.video.source import Source, for_ffmpeg
 
 # PyAV 19 drops the argument, and replaces by itself.
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # One thread converts colours: newer versions of PyAV take all CPUs by default, also in each worker process, which
-# costs four times the CPU time for a frame of 4K (20 against 5 ms).
+# costs several times the CPU time for a frame of 4K.
 _CONVERT: dict[str, Any] = {"threads": 1} if ":param int threads" in (VideoReformatter.reformat.__doc__ or "") else {}
 
 
 # Decoders that conceal nothing: neither a damaged frame nor one that needs it comes, and a keyframe starts anew.
 _CONCEAL_NOTHING = frozenset({"av1"})
-# Frames from this size on are resized one by one: 80 of 4K, gathered by two, take .3 s more. Smaller ones are faster
-# gathered, those of 720p by 6 %; those of 1080p take as long.
+# Frames from this size on are resized one by one: gathering copies of 4K costs more than it saves. Smaller frames are
+# faster gathered.
 _LONE_BYTES = 16 * 2**20
 # How often damaged groups of pictures are looked for where wanted frames lie, before all frames are counted.
 _MAX_LOOKS = 3
@@ -105,7 +103,7 @@ class PyavVideo:
         """The wanted frames, (D, H, W, C) or as `resize` makes them.
 
         Args:
-            wanted: frame numbers, sorted, each once. Of the frames that came, where there were fewer the time before.
+            wanted: frame indices, sorted, each once. Of the frames that came, where there were fewer the time before.
             resize: see `read_frames`.
 
         Raises:
@@ -265,7 +263,7 @@ class PyavVideo:
             rgb = self._reformatter.reformat(frame, format="rgb24", width=width, height=height, **_CONVERT)
         except (av.FFmpegError, ValueError) as error:
             _fail(self.path, error)
-        rows = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(height, -1)  # with a border
+        rows = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(height, -1)  # rows have padding
         return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), quarters)
 
 

@@ -1,8 +1,8 @@
 """A video file as distinct frames: one call in front of three readers, which give the same frames.
 
-`auto` is PyAV, for every file. decord costs more (1.3 to 1.7 times the CPU time on ten-second clips of Kinetics), and
-on damaged files it is not to be trusted: its threads make it a matter of luck whether an error behind the wanted frames
-is seen, it gives frames that FFmpeg marks as corrupt without a word, and some hold it for good.
+`auto` is PyAV, for every file. decord costs more CPU time (docs/speed.md), and its answers on damaged files vary:
+its threads make it a matter of luck whether an error after the wanted frames is seen, it gives frames that FFmpeg marks
+as corrupt without a word, and some files block it for ever.
 No reader outlives a call, so none crosses a fork.
 """
 
@@ -17,11 +17,10 @@ from torch import Tensor
 
 import octvideo.video.decord_reader as decord_reader
 from octvideo.errors import UserError
-from octvideo.video.frames import Frames, ReaderFailure, Resize, VideoReadError, sorted_unique
+from octvideo.video.frames import Frames, ReaderFailure, Resize, Source, VideoReadError, missing_reason, sorted_unique
 from octvideo.video.packets import Packets
 from octvideo.video.pyav_reader import FewerFramesError, PyavVideo
 from octvideo.video.sampling import Clock
-from octvideo.video.source import Source, missing_reason
 from octvideo.video.torchcodec_reader import load_torchcodec, read_torchcodec
 
 Decoder = Literal["auto", "decord", "pyav", "torchcodec"]
@@ -41,12 +40,12 @@ def read_frames(
 ) -> Frames:
     """Reads the frames that `choose` wants, each once, in the order of the video.
 
-    Frames are numbered from 0 in the order of their display. Where a file holds fewer frames than it
+    Frame indices start at 0, in the order of display. Where a file holds fewer frames than it
     announces (cut off, rotten), `choose` is asked again with the number that can be read, and a warning says so.
 
     Args:
         path: of the video; or its content.
-        choose: from the number of frames to the frame numbers wanted, int64 of any shape.
+        choose: from the number of frames to the frame indices wanted, int64 of any shape.
         decoder: "auto" is PyAV. "decord" and "torchcodec" refuse what they may get wrong; "torchcodec" needs
             `pip install 'octvideo[torchcodec]'` and FFmpeg's shared libraries.
         num_threads: of the decoder; in a DataLoader worker 1.
@@ -90,13 +89,13 @@ def _check(decoder: str, target_fps: float | None) -> None:
 
 
 class _Wish:
-    """What the caller wants, in numbers of real frames."""
+    """What the caller wants, in indices of real frames."""
 
     def __init__(self, choose: Choose, packets: Packets, target_fps: float | None) -> None:
         self.choose, self.packets, self.target_fps = choose, packets, target_fps
 
     def of(self, times: list[int]) -> tuple[list[int], Tensor, int]:
-        """Frame numbers, the places of those asked for, and the number that was told.
+        """Frame indices, the index of each asked one among them, and the number of frames that `choose` was told.
 
         Args:
             times: of the frames there are, and the last one's end.

@@ -1,4 +1,4 @@
-"""Which frames make a clip: integer maths on frame numbers, no video in sight.
+"""Which frames make a clip: integer maths on frame indices, no video in sight.
 
 A clip is `clip_frames` frames, `frame_stride` apart, so it spans [start, start + clip_span). With 4 frames and
 a stride of 3, and three uniform clips of a video of 20 frames::
@@ -28,7 +28,7 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-# What stands in for frames behind the end of a video shorter than a clip.
+# What follows the last frame of a video that is shorter than a clip.
 ShortVideo = Literal["repeat_last", "loop"]
 
 
@@ -55,7 +55,7 @@ def random_clip(
     generator: Generator,
     short_video: ShortVideo = "repeat_last",
 ) -> Tensor:
-    """Frame numbers of one clip at a random place, every place equally likely.
+    """Frame indices of one clip at a random start, every start equally likely.
 
     Args:
         num_frames: of the video, 1 or more.
@@ -80,7 +80,7 @@ def uniform_clips(
     frame_stride: int,
     short_video: ShortVideo = "repeat_last",
 ) -> Tensor:
-    """Frame numbers of clips spread evenly: the first at the start, the last at the end, a single one centred.
+    """Frame indices of clips spread evenly: the first at the start, the last at the end, a single one centred.
 
     Args:
         num_frames: of the video, 1 or more.
@@ -129,7 +129,7 @@ class Clock:
         return min(max(-((self._times[0] - self._end) // self._step), 1), 2**31)
 
     def frames(self, ticks: Sequence[int]) -> Tensor:
-        """Numbers of the frames on display, int64 (len(ticks),)."""
+        """Indices of the frames on display, int64 (len(ticks),)."""
         start = self._times[0]
         return torch.tensor([bisect_right(self._times, start + int(tick * self._step)) - 1 for tick in ticks])
 

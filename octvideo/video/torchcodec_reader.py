@@ -15,9 +15,8 @@ from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.files import one_line
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, VideoBytes
 from octvideo.video.packets import Packets
-from octvideo.video.source import Source, VideoBytes
 
 _LIBRARIES = (
     "FFmpeg's shared libraries (apt install ffmpeg; brew install ffmpeg; conda install ffmpeg; or on Linux those of "
@@ -39,8 +38,8 @@ def read_torchcodec(
 
     Args:
         path: of the video; or its content.
-        wanted: frame numbers, sorted, each once.
-        stream: number of the video stream in the file.
+        wanted: frame indices, sorted, each once.
+        stream: index of the video stream in the file.
         packets: of that stream.
         frame_bytes: of one frame at full size.
         num_threads: of the decoder.

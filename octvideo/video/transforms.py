@@ -72,8 +72,8 @@ def crop_and_resize(frames: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear with antialiasing, uint8 (T, H, W, C) to (T, C, h, w).
 
-    It is what torchvision's resize calls for such frames: a test holds the two equal. Importing torchvision would take
-    a third of the time in which `infer` starts.
+    It is what torchvision's resize calls for such frames: a test holds the two equal. Importing torchvision would slow
+    the start of `infer`.
     """
     frames = frames.permute(0, 3, 1, 2)  # (T,C,H,W), a channels-last view: the fast path of torch's uint8 resize
     if tuple(frames.shape[-2:]) == tuple(size):
@@ -102,7 +102,7 @@ def evaluation_crops(height: int, width: int, *, num_crops: int, crop_px: int) -
     if crop_px > min(height, width):
         raise ValueError(f"crop_px: got {crop_px}, expected at most {min(height, width)}, the frame's short side")
     spare_y, spare_x = height - crop_px, width - crop_px
-    # Halves of the spare border: 0, 1 or 2 of them before the crop.
+    # Halves of the spare pixels: 0, 1 or 2 of them before the crop.
     halves = [1] if num_crops == 1 else [0, 1, 2]
     boxes = []
     for n in halves:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
+from octvideo.video.frames import Source
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import ShortVideo, uniform_clips
-from octvideo.video.source import Source
 from octvideo.video.transforms import Box, evaluation_crops, resize_short_side
 
 
@@ -90,13 +90,13 @@ class ViewSettings:
 class VideoViews:
     """All views of one video, not cut yet: each distinct frame once, and where the views lie in them.
 
-    Ten clips x three crops overlap: of a ten-second video they are 47 MB, their distinct frames 21 MB (340 x 256). So
-    this is what a loading process sends and what a GPU receives, and views are cut there, some at a time.
+    Ten clips x three crops overlap: they take twice the memory of their distinct frames. So a loading process sends
+    this, a GPU receives this, and views are cut there, some at a time.
 
     Args:
         frames: distinct and resized, uint8 (D, h, w, C).
-        places: of the frames of each clip among the D, int64 (num_clips, T). In numpy: a tensor more would cost a
-            loading process another millisecond, whatever its size.
+        places: of the frames of each clip among the D, int64 (num_clips, T). In numpy: one more tensor would
+            cost a loading process time, whatever its size.
         boxes: of the crops, all of one size.
     """
 
@@ -115,7 +115,7 @@ class VideoViews:
         size = self.boxes[0]
         shape = (len(numbers), self.places.shape[1], size.height, size.width, self.frames.shape[3])
         if self.frames.device.type == "cpu":
-            # numpy asks the system for huge pages; 50 MB in small ones cost 30 ms of page faults.
+            # numpy asks the system for huge pages; small ones cost page faults.
             views = torch.from_numpy(np.empty(shape, np.uint8))
         else:
             views = self.frames.new_empty(shape)

@@ -82,8 +82,8 @@ def test_without_labels(tmp_path: Path) -> None:
         ("b.mp4,quux", "'quux' is no class of this data set$"),
         ("frames/b 120 2", "frames/b is a folder of frames; octvideo reads video files, 'path label'"),
         ("frames/b 2 2", "frames/b is a folder of frames"),
-        ("b.mp4 300 2", r"got several numbers behind b\.mp4, expected 'path label'"),
-        ("b.mp4,1,2", r"got several numbers behind b\.mp4, expected 'path label'"),
+        ("b.mp4 300 2", r"got several numbers after b\.mp4, expected 'path label'"),
+        ("b.mp4,1,2", r"got several numbers after b\.mp4, expected 'path label'"),
     ],
 )
 def test_errors_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
@@ -102,14 +102,14 @@ def labels(root: Path, text: str, classes: ClassIndex = FROM_ONE) -> list[int]:
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", ", "])
-def test_behind_a_comma_a_number_is_a_name(tmp_path: Path, mark: str) -> None:
+def test_after_a_comma_a_number_is_a_name(tmp_path: Path, mark: str) -> None:
     assert labels(tmp_path, f"a.mp4{mark}1\nb.mp4{mark}2\n") == [0, 1]
     assert labels(tmp_path, f"a.mp4{mark}1\n", CLASSES) == [1]  # no class is called so: an id
-    with pytest.raises(UserError, match=r"list\.txt:2: no class is called 0: .* write an id behind a space, 'path 0'"):
+    with pytest.raises(UserError, match=r"list\.txt:2: no class is called 0: .* write an id after a space, 'path 0'"):
         labels(tmp_path, f"a.mp4{mark}1\nb.mp4{mark}0\n")
 
 
-def test_behind_a_space_all_numbers_of_a_list_are_ids_or_all_are_names(tmp_path: Path) -> None:
+def test_after_a_space_all_numbers_of_a_list_are_ids_or_all_are_names(tmp_path: Path) -> None:
     assert labels(tmp_path, "a.mp4 0\nb.mp4 2\n") == [0, 2]
     assert labels(tmp_path, "a.mp4 1\nb.mp4 3\n") == [0, 2]
     with pytest.raises(
@@ -139,9 +139,9 @@ def test_forms_of_csv(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.mp4,wave,clap\n", r"list\.txt:1: got 'wave,clap' behind a\.mp4, expected one label: 'path,label'"),
-        ("a.mp4,wave,sit\n", r"list\.txt:1: got 'wave,sit' behind a\.mp4, expected one label: 'path,label'"),
-        ("a.mp4;wave;2\n", r"list\.txt:1: got 'wave;2' behind a\.mp4, expected one label: 'path,label'"),
+        ("a.mp4,wave,clap\n", r"list\.txt:1: got 'wave,clap' after a\.mp4, expected one label: 'path,label'"),
+        ("a.mp4,wave,sit\n", r"list\.txt:1: got 'wave,sit' after a\.mp4, expected one label: 'path,label'"),
+        ("a.mp4;wave;2\n", r"list\.txt:1: got 'wave;2' after a\.mp4, expected one label: 'path,label'"),
         ("a.mp4 wave sit\n", r"list\.txt:1: 'wave sit' is no class of this data set"),
         (
             "path,label\na, b.mp4,wave\n",

@@ -9,7 +9,7 @@ import pytest
 
 from octvideo.errors import UserError
 from octvideo.evaluation import VideoScores, wilson_interval
-from octvideo.evaluation.arms import bootstrap_interval, mean_top_k, paired_difference
+from octvideo.evaluation.metrics import bootstrap_interval, mean_top_k, paired_difference
 
 K = 7
 

@@ -19,7 +19,8 @@ import torch
 from octvideo.cli import end_with, main
 from octvideo.errors import UserError
 from octvideo.inference import Predictor
-from octvideo.inference.predictor import Prediction, network_of_checkpoint
+from octvideo.inference.checkpoint import network_of_checkpoint
+from octvideo.inference.predictor import Prediction
 from octvideo.inference.result_file import ResultFile
 from octvideo.models import i3d_small
 from octvideo.training.checkpoint_block import make_block
@@ -283,7 +284,7 @@ def test_offline_without_weights_says_what_to_do(
 
 def test_pytorchvideos_weights_go_through_kinetics_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from octvideo.models import i3d_r50
-    from octvideo.models.download import cache_path
+    from octvideo.models.weight_sources import cache_path
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cached = cache_path("https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/I3D_8x8_R50.pyth")

@@ -14,9 +14,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lab.arms import step_time
+from lab import timing
 from lab.arms.runs import ArmRun, ArmSettings, plan_runs
-from lab.arms.step_time import step_seconds
 from lab.arms.table import (
     HEADER,
     ArmRow,
@@ -27,6 +26,7 @@ from lab.arms.table import (
     markdown_table,
     ratio_range,
 )
+from lab.timing import step_seconds
 from octvideo.errors import UserError
 from octvideo.evaluation import VideoScores, wilson_interval
 from octvideo.models import frame_network, i3d_small
@@ -140,7 +140,7 @@ def test_both_tables_hold_every_row() -> None:
 
 def test_no_run_and_other_runs_are_refused(settings: ArmSettings) -> None:
     runs = plan_runs(["i3d_small"], [0], alpha=0.25)
-    with pytest.raises(UserError, match=r"no tested run in .*: looked for arms_i3d_small_ordinary_s0, .*--only-table"):
+    with pytest.raises(UserError, match=r"no tested run in .*: looked for arms_i3d_small_ordinary_s0, .*--only_table"):
         compare(runs, settings, rounds=0)
     leave_tested(plan_runs(["i3d_small"], [0], alpha=0.5)[2], settings, "11")
     with pytest.raises(UserError, match=r"was trained with alpha 0.5, asked for is 0.25"):
@@ -195,7 +195,7 @@ class Busy(nn.Module):
 def test_networks_take_turns_and_waiting_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no clock but that of the process's own CPU time."""
     log, clock = list[str](), [0.0]
-    monkeypatch.setattr(step_time, "time", SimpleNamespace(process_time=lambda: clock[0]))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(process_time=lambda: clock[0]))
     slow, fast, waits = Busy("slow", log, clock, 0.5), Busy("fast", log, clock, 0.25), Busy("waits", log, clock, 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

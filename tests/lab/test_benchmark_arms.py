@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from lab.benchmark.arms import Arm, arm_text, common, labels, parse_arms
-from lab.benchmark.presets import PRESETS, paper_points
+from lab.benchmark.arms import PRESETS, Arm, arm_text, common, labels, paper_points, parse_arms
 from octvideo.errors import UserError
 
 

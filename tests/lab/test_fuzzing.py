@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.fuzzing.damage import KINDS, damage
-from lab.fuzzing.fuzzing import Finding, fuzz
+from lab.fuzzing import KINDS, Finding, damage, fuzz
 from octvideo.video import VideoReadError, read_frames
 from octvideo.video.isolated import private_bytes
 from tests.video.isolated_work import misbehave
@@ -87,7 +86,7 @@ def test_every_kind_of_damage_takes_every_file(kind: Callable[..., str], content
 def test_what_must_not_be_is_kept_and_told(
     clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lab.fuzzing.fuzzing.read_case", misbehave)
+    monkeypatch.setattr("lab.fuzzing.read_case", misbehave)
     spec = importlib.util.spec_from_file_location("fuzz_readers", repo / "tools" / "fuzz_readers.py")
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from lab.loading import command, ways
-from lab.loading.command import main
+from lab.loading.command import main, need_line
 from lab.loading.loaders import Need, Rate, need
-from lab.loading.report import need_line
 from lab.loading.ways import FLOOR, Recipe, look_at
 from octvideo.data import Augmentation
 from octvideo.video import ViewSettings, read_frames
@@ -130,7 +129,7 @@ def test_the_bare_decoder_decodes_what_we_do(folder: Path, name: str) -> None:
         ([], "no videos given: name files or folders, such as clips of Kinetics"),
         (["{}/missing.mp4"], "cannot read video '{}/missing.mp4': no such file"),
         (["{}", "--rounds", "0"], "--rounds: got 0, expected 1 or more"),
-        (["{}", "--clips-per-second", "0"], "--clips-per-second: got 0, expected more than 0"),
+        (["{}", "--clips-per-second", "0"], "--clips_per_second: got 0, expected more than 0"),
         (["{}/empty"], "no videos in folder '{}/empty'"),
     ],
 )

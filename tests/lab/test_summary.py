@@ -15,8 +15,7 @@ import pytest
 from lab.benchmark.arms import labels, parse_arms
 from lab.benchmark.picture import draw
 from lab.benchmark.report import remarks, sheets
-from lab.benchmark.results import Agreement, ArmResult, Memory, Pass, Run
-from lab.benchmark.summary import summarise
+from lab.benchmark.results import Agreement, ArmResult, Memory, Pass, Run, summarise
 from octvideo.errors import UserError
 
 # Seconds of a call in five rounds; the machine was slow in the third.

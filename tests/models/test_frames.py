@@ -15,7 +15,7 @@ from torch import nn
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import build_network
 from octvideo.models import frame_network
-from octvideo.models.frames import FrameNetwork
+from octvideo.models.library import FrameNetwork
 from octvideo.octave import OctConv2d, count_cost, octavize
 
 RESNET = "torchvision:resnet18"

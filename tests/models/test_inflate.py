@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck, ResNet
 
 import octvideo.models as models
-from octvideo.models.inflate import Inflation, inflate_kernel
-from octvideo.models.weights import load_weights, weights_in
+from octvideo.models.weights import Inflation, inflate_kernel, load_weights, weights_in
 from octvideo.octave import octavize
 
 # The paper's layout, in torchvision's names: res5 is ordinary.

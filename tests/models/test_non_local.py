@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import octvideo.models as models
 from octvideo.inference.checkpoint import build_network
-from octvideo.models.non_local import NonLocalBlock
+from octvideo.models.layers import NonLocalBlock
 from octvideo.octave import count_cost
 
 CLIP = (1, 3, 8, 224, 224)

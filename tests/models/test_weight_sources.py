@@ -17,7 +17,7 @@ import torch
 import torchvision.models as zoo
 
 from octvideo.errors import UserError
-from octvideo.models.download import cache_path, download
+from octvideo.models.weight_sources import cache_path, download
 from octvideo.models.weights import PixelScale, read_weights
 
 CONTENT = bytes(range(256)) * 400

@@ -16,14 +16,15 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExcepti
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from octvideo.batches import Failure
 from octvideo.data import Augmentation, VideoDataModule
-from octvideo.data.dataset import Failure, Item
+from octvideo.data.dataset import Item
 from octvideo.data.loading import TrainingBatches
 from octvideo.errors import UserError
 from octvideo.seeds import seed_of
 from octvideo.training import RunFolder, VideoClassifier, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar
-from octvideo.training.checkpoint_io import WholeFiles
+from octvideo.training.lightning_parts import WholeFiles
 from octvideo.training.schedule import Schedule
 from octvideo.video import Box, VideoViews
 

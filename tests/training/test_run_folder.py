@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from octvideo.errors import UserError
-from octvideo.training.loggers import RunCSVLogger
+from octvideo.training.lightning_parts import RunCSVLogger
 from octvideo.training.run_folder import RunFolder
 
 

@@ -79,7 +79,7 @@ def test_places_are_right_for_unsorted_and_repeated_numbers(video: Path, decoder
 def test_frame_numbers_outside_the_video_are_a_mistake_of_the_program(
     video: Path, numbers: tuple[int, ...], decoder: Decoder
 ) -> None:
-    with pytest.raises(ValueError, match=r"frame numbers: got .*, expected some in \[0, 40\)"):
+    with pytest.raises(ValueError, match=r"frame indices: got .*, expected some in \[0, 40\)"):
         read_frames(video, wanted(*numbers), decoder=decoder)
 
 
@@ -141,7 +141,7 @@ def test_workers_forked_after_a_read_in_the_parent(video: Path, decoder: Decoder
     frames = read_frames(video, every, decoder=decoder).frames
     loader = DataLoader(Firsts(video, decoder), batch_size=2, num_workers=2, multiprocessing_context="fork")
     assert torch.equal(torch.cat(list(loader)), frames[:4])
-    with pytest.raises(ValueError, match="frame numbers"):
+    with pytest.raises(ValueError, match="frame indices"):
         read_frames(video, wanted(999), decoder=decoder)
     assert torch.equal(torch.cat(list(loader)), frames[:4])  # nor after a read that failed
 

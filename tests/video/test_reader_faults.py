@@ -20,7 +20,7 @@ from torch import Tensor
 
 import octvideo.video.decord_reader as decord_reader
 import octvideo.video.pyav_reader as pyav_reader
-from lab.fuzzing.damage import damage
+from lab.fuzzing import damage
 from octvideo.errors import UserError
 from octvideo.video import Decoder, VideoBytes, VideoReadError, read_frames
 from octvideo.video.checking import check_video

@@ -182,7 +182,7 @@ _ATTENTION = "convolutions only, as 33.3 G must be: the products of the attentio
 _ATTENTION_OCT = (
     _ATTENTION + "; 28.9 G would take 36 % from the blocks' 1x1x1 convolutions, where alpha .1 can take 14 %"
 )
-_PIXELS = "56 x 56 maps behind the stem, where the paper has 55 x 55"
+_PIXELS = "56 x 56 maps after the stem, where the paper has 55 x 55"
 TABLES = ("2", "4", "5", "6", "7", "8")  # 4 is the paper's Figure 4
 # network, builder, alpha, multiply-adds in G, note
 _VIDEO_ROWS: tuple[tuple[str, str, float, str, str], ...] = (
@@ -251,9 +251,3 @@ def layer_rows() -> list[tuple[str, ...]]:
         cells = (flops, formulas[0], 100 * counted, memory, formulas[1], 100 * stored)
         rows.append((f"{alpha:g}", *(f"{cell:.4g} %" for cell in cells)))
     return rows
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a README."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

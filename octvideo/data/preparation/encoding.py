@@ -58,7 +58,7 @@ class Encoded:
 
 
 class EncodingError(Exception):
-    """A video of which nothing can be encoded; the message is one line."""
+    """Nothing of a video can be encoded; the message is one line."""
 
 
 def encode_job(item: tuple[str, str, str, EncodingSettings], alive: Alive) -> Encoded | str:

@@ -1,4 +1,4 @@
-"""The official lists and the files on the disk compared: lists for octvideo, what is missing, what is extra."""
+"""The official lists and the files on the disk compared: lists for octvideo, missing videos, extra videos."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from octvideo.class_names import ClassIndex, class_difference
-from octvideo.data.disk import VideoFiles
-from octvideo.data.kinetics import GoodCopies
+from octvideo.data.kinetics import GoodCopies, VideoFiles
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines, whole_text
@@ -74,7 +73,7 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
         official: the lists.
         root: of the data set.
         out: folder to write; made if it is not there.
-        lists: whether to write lists for octvideo, beside what is missing and extra.
+        lists: whether to write lists for octvideo, beside missing and extra videos.
 
     Raises:
         UserError: a file of the user's is in the way, or none of the videos is there.
@@ -140,7 +139,7 @@ class _Writer:
     """Lines of a list."""
 
     def __init__(self, file: TextIO, name: str, names: list[str] | None) -> None:
-        # An id could be read as the name of another class: then names, which stand behind a comma.
+        # An id could be read as the name of another class: then names, after a comma.
         self._file, self._names = file, names
         self.line(f"{_MARK} prepare: {'path label' if name not in ('missing.txt', 'extra.txt') else name[:-4]}")
 

@@ -1,16 +1,20 @@
 """Ordinary and octave convolutions in float32 on the CPU, each with all that surrounds it in one pass over the maps.
 
-Torch's operations make three convolutions of an octave layer, and passes for pooling, joining, repeating and
-adding. fused_conv.cpp does a whole layer at once, with what is pooled, repeated and added still in registers or in the
-cache. Ordinary convolutions gain by it too, where a residual is added or a map is pooled.
+Torch's operations make three convolutions of an octave layer, and passes for pooling, joining, upsampling and adding.
+fused_conv.cpp does a whole layer at once: what is pooled, upsampled and added is still in registers or in the cache.
+Ordinary convolutions gain by it too, where a residual is added or a map is pooled.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import itertools
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +22,44 @@ from torch import Tensor
 from octvideo.octave.kernel.large_pages import WEIGHTS
 from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
+
+Shape = tuple[int, ...]
+_POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
+
+
+class Layer(ctypes.Structure):
+    """`struct Layer` of layer.h, which says what the fields mean."""
+
+    _fields_ = (
+        *[(name, _POINTER) for name in ("weight_high", "weight_from_low", "weight_low", "bias_high", "bias_low")],
+        *[(name, _SIZE) for name in ("clips", "frames", "height", "width")],
+        *[(name, _SIZE) for name in ("in_high", "in_low", "outs_high", "outs_low")],
+        *[(name, _SIZE * 3) for name in ("kernel", "stride", "padding", "dilation")],
+        *[(name, _SIZE * 2) for name in ("pool_window", "pool_stride", "pool_padding")],
+        *[(name, _FLAG) for name in ("relu", "pool_first", "high_reads_low", "adds_from_low")],
+        *[(name, _FLAG) for name in ("low_reads_high", "low_reads_low", "shares_low", "pools_sums")],
+    )
+
+    def for_map(self, shape: Shape, in_low: int) -> Layer:
+        """A copy for an x_high of `shape`, and an x_low of `in_low` channels."""
+        layer = Layer.from_buffer_copy(self)
+        layer.clips, layer.in_low = shape[0], in_low
+        layer.frames, layer.height, layer.width = (1, *shape[2:])[-3:]
+        return layer
+
+
+class Maps(ctypes.Structure):
+    """`struct Maps` of layer.h: addresses; None where there is no such map."""
+
+    _fields_ = tuple(
+        (name, _POINTER)
+        for name in ("high", "low", "residual_high", "residual_low", "out_high", "out_low", "out_pooled")
+    )
+
+    @classmethod
+    def of(cls, *maps: Tensor | None) -> Maps:
+        """In the fields' order."""
+        return cls(*[None if x is None else x.data_ptr() for x in maps])
 
 
 @dataclass(frozen=True)
@@ -42,7 +84,7 @@ class Form:
         pool_first: x_high is pooled before anything reads it, and x_low where y_low reads it: a strided layer.
         high_reads_low: y_high's convolution reads [x_high, x_low], of one size: in a strided layer.
         low_reads_high, low_reads_low: which maps y_low's convolution reads, the high one pooled.
-        max_pool: of y_high, where there is neither a low map nor a base.
+        max_pool: of y_high, where there is neither a low map nor a residual.
     """
 
     kernel: tuple[int, ...]
@@ -59,8 +101,8 @@ class Form:
     def is_fast(self) -> bool:
         """Whether an ordinary convolution is at least as fast by it as by oneDNN.
 
-        With 16 vector registers (AVX2), 1x3x3 ones are not: all of I3D-50's took 152 by it and 137 ms by oneDNN. With
-        32 (AVX-512) they take as long, and others, whose results' memory is fetched ahead, less.
+        With 16 vector registers (AVX2), 1x3x3 ones are slower. With 32 (AVX-512) they take as long, and others, which
+        prefetch the memory of their results, less.
         """
         library = load_library()
         in_space = self.kernel[1] * self.kernel[2] > 1
@@ -71,48 +113,72 @@ class Form:
         """Whether fused_conv.cpp has it: it pads by less than the kernel reaches."""
         return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
 
-    def shares_low(self, outs_low: int, *, has_repeated: bool) -> bool:
+    def shares_low(self, outs_low: int, *, adds_from_low: bool) -> bool:
         """Whether both convolutions that read x_low at its own size run as one.
 
-        They do where y_low's few channels alone would fill few registers; where they are more, its sums go on in them.
+        They do where y_low has few channels, which alone would fill few registers.
         """
         library = load_library()
-        if library is None or self.pool_first or not (has_repeated and self.low_reads_high and self.low_reads_low):
+        if library is None or self.pool_first or not (adds_from_low and self.low_reads_high and self.low_reads_low):
             return False
         return 0 < outs_low < 3 * library.packed_size(1, 1)
 
-    def numbers(
-        self,
-        in_high: int,
-        outs_high: int,
-        outs_low: int,
-        *,
-        relu: bool = False,
-        shares_low: bool = False,
-        pools_sums: bool = False,
-    ) -> tuple[int, ...]:
-        """What stands in `struct Layer` behind in_low."""
-        pool = self.max_pool or MaxPool((1, 1), (1, 1), (0, 0))
-        sizes = (self.kernel, self.stride, self.padding, self.dilation, pool.window, pool.stride, pool.padding)
-        reads = (self.high_reads_low, self.low_reads_high, self.low_reads_low)
-        flags = (relu, self.pool_first, *reads, shares_low, pools_sums)
-        return (in_high, outs_high, outs_low, *[n for size in sizes for n in size], *map(int, flags))
+    def layer(self, in_high: int, outs: tuple[int, int], **flags: bool) -> Layer:
+        """For maps of any size, without weights.
+
+        Args:
+            outs: high and low channels.
+            flags: those of `Layer` that are not in this class.
+        """
+        own = dict(vars(self))  # fields of the same names
+        pool = own.pop("max_pool") or MaxPool((1, 1), (1, 1), (0, 0))
+        pools = {"pool_window": pool.window, "pool_stride": pool.stride, "pool_padding": pool.padding}
+        return Layer(in_high=in_high, outs_high=outs[0], outs_low=outs[1], **own, **pools, **flags)
+
+    def out_shapes(self, shape: Shape, outs: tuple[int, int]) -> list[Shape]:
+        """Of y_high, and of y_low if it has channels, from x_high's.
+
+        Args:
+            outs: high and low channels.
+        """
+        size = (1, *shape[2:])[-3:]
+        if self.pool_first:
+            size = _half(size)
+        shapes = []
+        for channels, read in zip(outs, (size, _half(size)), strict=True):
+            axes = zip(read, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+            out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+            if pool := self.max_pool:
+                windows = zip(out[1:], pool.window, pool.stride, pool.padding, strict=True)
+                out[1:] = [(n + 2 * p - w) // s + 1 for n, w, s, p in windows]
+            shapes.append((shape[0], channels, *out[2 - len(shape) :]))
+        return shapes if outs[1] else shapes[:1]
+
+
+def _half(size: Sequence[int]) -> Shape:
+    return (size[0], (size[1] + 1) // 2, (size[2] + 1) // 2)
+
+
+cached_out_shapes = functools.lru_cache(4096)(Form.out_shapes)
 
 
 class FusedConv:
-    """One layer: y_high = relu(conv(x_high) + repeat(conv(x_low)) + base_high), and y_low likewise.
+    """One layer: y_high = relu(conv(x_high) + upsample(conv(x_low)) + residual_high), and y_low likewise.
 
     fused_conv.cpp has the formulas.
 
     Args:
         form: which sources are read, and how.
         high: weight (C_high_out, C_in, ...) of y_high's convolution.
-        repeated: weight (C_high_out, C_low_in, ...) of the low part that is added to it, or None.
+        from_low: weight (C_high_out, C_low_in, ...) of the low part that is upsampled and added to it, or None.
         low: weight (C_low_out, C_in, ...) of y_low's convolution, or None; its C_in are the high channels, then the
             low ones, as far as it reads them.
         num_high: channels of x_high.
         bias_high, bias_low: (C,) or None.
         relu: apply a ReLU.
+
+    Attributes:
+        digest: of all that results' sizes depend on: inductor finds graphs of other networks in its cache on the disk.
     """
 
     def __init__(
@@ -120,188 +186,112 @@ class FusedConv:
         form: Form,
         *,
         high: Tensor,
-        repeated: Tensor | None = None,
+        from_low: Tensor | None = None,
         low: Tensor | None = None,
         num_high: int,
         bias_high: Tensor | None = None,
         bias_low: Tensor | None = None,
         relu: bool = False,
     ) -> None:
-        num_outputs = (high.shape[0], 0 if low is None else low.shape[0])
-        shares_low = form.shares_low(num_outputs[1], has_repeated=repeated is not None)
+        self.form, self.outs = form, (high.shape[0], 0 if low is None else low.shape[0])
+        adds_from_low = from_low is not None
+        shares_low = form.shares_low(self.outs[1], adds_from_low=adds_from_low)
         if shares_low:
-            assert repeated is not None and low is not None
-            repeated, low = torch.cat([repeated, low[:, num_high:]]), low[:, :num_high]
-        weights = (_pack(high, num_high), _pack(repeated), _pack(low, *([num_high] if form.low_reads_high else [])))
-        biases = (None if bias is None else bias.detach().float().contiguous() for bias in (bias_high, bias_low))
-        self.tensors = [*weights, *biases]
-        self.numbers = form.numbers(num_high, *num_outputs, relu=relu, shares_low=shares_low)
-        self.addresses = tuple(_address(tensor) for tensor in self.tensors)
+            assert from_low is not None and low is not None
+            from_low, low = torch.cat([from_low, low[:, num_high:]]), low[:, :num_high]
+        layer = form.layer(num_high, self.outs, relu=relu, adds_from_low=adds_from_low, shares_low=shares_low)
+        self._tensors = {
+            "weight_high": _pack(high, num_high),
+            "weight_from_low": _pack(from_low),
+            "weight_low": _pack(low, *([num_high] if form.low_reads_high else [])),
+            "bias_high": None if bias_high is None else bias_high.detach().float().contiguous(),
+            "bias_low": None if bias_low is None else bias_low.detach().float().contiguous(),
+        }
+        for name, tensor in self._tensors.items():
+            setattr(layer, name, None if tensor is None else tensor.data_ptr())
+        self._layer = layer
+        self.digest = hashlib.sha256(repr((form, num_high, self.outs)).encode()).hexdigest()[:16]
+        self._name = f"{self.digest} {next(_COUNTER)}"
+        _LAYERS[self._name] = self
 
-    @property
-    def reads_time(self) -> bool:
-        """Whether a result's frame is more than what comes of the map's frame of its number."""
-        kernel, stride, padding = (self.numbers[3 + 3 * n] for n in range(3))
-        return (kernel, stride, padding) != (1, 1, 0)
+    def for_map(self, shape: Shape, in_low: int) -> Layer:
+        """See `Layer.for_map`; its weights live as long as this object."""
+        return self._layer.for_map(shape, in_low)
 
-    @property
-    def weight_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors if tensor is not None)
+    def out_shapes(self, shape: Shape) -> list[Shape]:
+        """Of y_high, and of y_low if there is one, from x_high's."""
+        compute = Form.out_shapes if torch.compiler.is_compiling() else cached_out_shapes
+        return compute(self.form, shape, self.outs)
 
-    def fits(self, high: Tensor, base: Tensor | None) -> bool:
-        """Whether `base` has the shape of what comes of `high`, or is None."""
-        shapes = _compute_out_shapes if torch.compiler.is_compiling() else out_shapes
-        return base is None or base.shape == shapes(self.numbers, high.shape)[0]
+    def fits(self, high: Tensor, residual: Tensor | None) -> bool:
+        """Whether `residual` has the shape of what comes of `high`, or is None."""
+        return residual is None or residual.shape == self.out_shapes(high.shape)[0]
 
     def __call__(
-        self, high: Tensor, low: Tensor | None = None, base_high: Tensor | None = None, base_low: Tensor | None = None
+        self,
+        high: Tensor,
+        low: Tensor | None = None,
+        residual_high: Tensor | None = None,
+        residual_low: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Computes the layer.
 
         Args:
             high: float32 (N, C, [T,] H, W), channels last (others are copied).
             low: x_low, of half the height and width (rounded up), or None; of x_high's pooled size in a strided layer.
-            base_high, base_low: of the results' shapes, or None: added, and overwritten with the results.
+            residual_high, residual_low: of the results' shapes, or None: added. The results overwrite them, except in
+                graphs that are compiled.
 
         Returns:
             y_high, and y_low or None; channels last.
         """
+        maps = (high, low, residual_high, residual_low)
         if torch.compiler.is_compiling():
-            if base_high is not None:
-                torch.ops.octvideo.fused_conv_(high, low, base_high, base_low, self.tensors, self.numbers)
-                return base_high, base_low
-            results = torch.ops.octvideo.fused_conv(high, low, self.tensors, self.numbers)
-            return results[0], results[1] if len(results) > 1 else None
-        return _run(self.numbers, self.addresses, high, low, base_high, base_low)
-
-
-def _compute_out_shapes(numbers: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Of y_high, and of y_low if there is one, from x_high's."""
-    _, outs_high, outs_low, *rest = numbers
-    kernel, stride, padding, dilation = (rest[n : n + 3] for n in range(0, 12, 3))
-    window, window_stride, window_padding = ((1, *rest[n : n + 2]) for n in (12, 14, 16))
-    axes, size, pool_first = len(shape) - 2, (1, *shape[2:])[-3:], rest[19]
-    if pool_first:
-        size = _half(size)
-    shapes = []
-    for channels, read in ((outs_high, size), (outs_low, _half(size))):
-        geometry = zip(read, kernel, stride, padding, dilation, strict=True)
-        out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
-        pools = zip(out, window, window_stride, (0, *window_padding[1:]), strict=True)
-        out = [(n + 2 * p - w) // s + 1 for n, w, s, p in pools]
-        shapes.append((shape[0], channels, *out[-axes:]))
-    return shapes if outs_low else shapes[:1]
-
-
-def _half(size: Sequence[int]) -> tuple[int, ...]:
-    return (size[0], (size[1] + 1) // 2, (size[2] + 1) // 2)
-
-
-out_shapes = functools.lru_cache(4096)(_compute_out_shapes)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-@functools.lru_cache(4096)
-def layer_of(
-    numbers: tuple[int, ...], addresses: tuple[int, ...], shape: tuple[int, ...], num_low: int
-) -> ctypes.Array[ctypes.c_int64]:
-    """`struct Layer`: what is the same in every call with maps of one size."""
-    frames, height, width = (1, *shape[2:])[-3:]
-    fields = (*addresses, shape[0], frames, height, width, num_low, *numbers)
-    return (ctypes.c_int64 * len(fields))(*fields)
-
-
-def _run(
-    numbers: tuple[int, ...],
-    addresses: tuple[int, ...],
-    high: Tensor,
-    low: Tensor | None,
-    base_high: Tensor | None,
-    base_low: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    shape, layout = high.shape, LAYOUTS[high.dim()]
-    shapes = out_shapes(numbers, shape)
-    high = high.contiguous(memory_format=layout)
-    num_low, at_low, at_base_high, at_base_low, at_low_out = 0, 0, 0, 0, 0
-    if low is not None:
-        low = low.contiguous(memory_format=layout)
-        num_low, at_low = low.shape[1], low.data_ptr()
-    if base_high is None:
-        y_high = torch.empty(shapes[0], memory_format=layout)
-    else:
-        y_high = base_high.contiguous(memory_format=layout)
-        at_base_high = y_high.data_ptr()
-    y_low = None
-    if len(shapes) > 1:
-        if base_low is None:
-            y_low = torch.empty(shapes[1], memory_format=layout)
+            results = torch.ops.octvideo.fused_conv(*maps, self._name)
         else:
-            y_low = base_low.contiguous(memory_format=layout)
-            at_base_low = y_low.data_ptr()
-        at_low_out = y_low.data_ptr()
-    layer = layer_of(numbers, addresses, shape, num_low)
-    maps = (high.data_ptr(), at_low, at_base_high, at_base_low, y_high.data_ptr(), at_low_out)
-    load_library().run_layer(layer, *maps, torch.get_num_threads())  # type: ignore[union-attr]
-    return y_high, y_low
+            results = self.run(*maps, overwrites=True)
+        return results[0], results[1] if len(results) > 1 else None
+
+    def run(self, *given: Tensor | None, overwrites: bool) -> list[Tensor]:
+        """One result or two.
+
+        Args:
+            given: as in `__call__`.
+            overwrites: whether residuals are overwritten with the results.
+        """
+        assert given[0] is not None
+        shape, layout = given[0].shape, LAYOUTS[given[0].dim()]
+        given = tuple(None if x is None else x.contiguous(memory_format=layout) for x in given)
+        _, low, *residuals = given
+        results = [
+            torch.empty(own, memory_format=layout) if residual is None or not overwrites else residual
+            for own, residual in zip(self.out_shapes(shape), residuals, strict=False)
+        ]
+        layer, maps = self.for_map(shape, 0 if low is None else low.shape[1]), Maps.of(*given, *results)
+        load_library().run_layer(ctypes.byref(layer), ctypes.byref(maps), torch.get_num_threads())  # type: ignore[union-attr]
+        return results
 
 
-# The same for graphs that are compiled: one operation that makes its results, and one that overwrites the bases. By
-# torch.library.custom_op they would be shorter here, and a call would take .01 ms more.
-torch.library.define("octvideo::fused_conv", "(Tensor high, Tensor? low, Tensor?[] tensors, int[] numbers) -> Tensor[]")
+# The same for graphs that are compiled, which know a layer by a name in this process. By torch.library.custom_op this
+# would be shorter, and a call would take longer.
+_COUNTER = itertools.count()
+_LAYERS: weakref.WeakValueDictionary[str, FusedConv] = weakref.WeakValueDictionary()
 torch.library.define(
-    "octvideo::fused_conv_",
-    "(Tensor high, Tensor? low, Tensor(a!) base_high, Tensor(b!)? base_low, Tensor?[] tensors, int[] numbers) -> ()",
+    "octvideo::fused_conv",
+    "(Tensor high, Tensor? low, Tensor? residual_high, Tensor? residual_low, str name) -> Tensor[]",
 )
 
 
 @torch.library.impl("octvideo::fused_conv", "CPU")
-def _fused_conv(high: Tensor, low: Tensor | None, tensors: list[Tensor | None], numbers: list[int]) -> list[Tensor]:
-    outs = _run(tuple(numbers), tuple(_address(t) for t in tensors), high, low, None, None)
-    return [y for y in outs if y is not None]
+def _fused_conv(*given: Any) -> list[Tensor]:
+    *maps, name = given
+    return _LAYERS[name].run(*maps, overwrites=False)
 
 
 @torch.library.register_fake("octvideo::fused_conv")
-def _(high: Tensor, low: Tensor | None, tensors: list[Tensor | None], numbers: list[int]) -> list[Tensor]:
-    shapes = out_shapes(tuple(numbers), tuple(high.shape))
+def _(high: Tensor, *others: Any) -> list[Tensor]:
+    shapes = _LAYERS[others[-1]].out_shapes(tuple(high.shape))
     return [torch.empty(shape, memory_format=LAYOUTS[high.dim()]) for shape in shapes]
-
-
-@torch.library.impl("octvideo::fused_conv_", "CPU")
-def _fused_conv_(
-    high: Tensor,
-    low: Tensor | None,
-    base_high: Tensor,
-    base_low: Tensor | None,
-    tensors: list[Tensor | None],
-    numbers: list[int],
-) -> None:
-    outs = _run(tuple(numbers), tuple(_address(t) for t in tensors), high, low, base_high, base_low)
-    for base, y in zip((base_high, base_low), outs, strict=True):
-        if base is not None and y is not None and y.data_ptr() != base.data_ptr():
-            base.copy_(y)  # a compiler's choice of layout
-
-
-@torch.library.register_fake("octvideo::fused_conv_")
-def _(high: Tensor, low: Tensor | None, *others: object) -> None:
-    pass
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """`x.contiguous(memory_format=...)` of (N, C, [T,] H, W): for clips in a quarter of the time (3x8x224x224: .09 of
-    .36 ms)."""
-    layout, library = LAYOUTS[x.dim()], None
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
-    if plain and not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not torch.jit.is_tracing():
-        library = load_library()
-    if library is None or x.is_contiguous(memory_format=layout):
-        return x.contiguous(memory_format=layout)
-    y = torch.empty(x.shape, memory_format=layout)
-    pixels = x.shape[2:].numel()
-    library.interleave(x.data_ptr(), y.data_ptr(), *x.shape[:2], pixels, torch.get_num_threads())
-    return y
 
 
 def _pack(weight: Tensor | None, *sources: int) -> Tensor | None:

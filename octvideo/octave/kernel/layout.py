@@ -18,6 +18,11 @@ from torch import Tensor
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """(N, C, [T,] H, W) in the layout of such a map."""
+    return x.contiguous(memory_format=LAYOUTS[x.dim()])
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether `x` is channels last on the CPU, not recorded for another engine: `convolve` has faster forms then."""
     if x.device.type != "cpu":

@@ -10,6 +10,7 @@ their norm), torch's own operations, which sum up blocks, up to 7e-7.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.kernel.fused_conv import Form, layer_of, out_shapes
+from octvideo.octave.kernel.fused_conv import Form, Layer, Maps, cached_out_shapes
 from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, is_channels_last, unfold_frames
 from octvideo.octave.kernel.library import load_library
 
 _BLOCK = 4.0  # pixels of which the low map has one
+
+
+class Weight(ctypes.Structure):
+    """`struct Weight` of layer.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("out_step", "in_step", "tap_step")],
+        ("scale_from_low", ctypes.c_float),
+    )
 
 
 def trains(x: Tensor, weight: Tensor) -> bool:
@@ -97,10 +108,12 @@ class TrainedConv:
         """
         return FusedStep.apply(self, by_torch, high, low, weight)  # type: ignore[no-any-return, no-untyped-call]
 
-    @functools.cached_property
-    def numbers(self) -> tuple[int, ...]:
-        shares_low = self.form.shares_low(self.outs[1], has_repeated=self.ins[1] > 0)
-        return self.form.numbers(self.ins[0], *self.outs, shares_low=shares_low, pools_sums=self.is_transposed)
+    @property
+    def layer(self) -> Layer:  # not kept, since modules with a ctypes.Structure cannot be copied
+        adds_from_low = self.ins[1] > 0
+        shares_low = self.form.shares_low(self.outs[1], adds_from_low=adds_from_low)
+        flags = {"adds_from_low": adds_from_low, "shares_low": shares_low, "pools_sums": self.is_transposed}
+        return self.form.layer(self.ins[0], self.outs, **flags)
 
     @functools.cached_property
     def transposed(self) -> TrainedConv:
@@ -118,22 +131,22 @@ class TrainedConv:
         assert library is not None
         high = high.contiguous(memory_format=layout)
         low = None if low is None else low.contiguous(memory_format=layout)
-        results = [torch.empty(shape, memory_format=layout) for shape in out_shapes(self.numbers, high.shape)]
+        shapes = cached_out_shapes(self.form, high.shape, self.outs)
+        results = [torch.empty(shape, memory_format=layout) for shape in shapes]
         pooled = None
         if self.outs[1]:
             half = ((n + 1) // 2 for n in high.shape[-2:])
             pooled = torch.empty((*high.shape[:-2], *half), memory_format=layout)
-        parts = (1, int(self.ins[1] > 0), int(self.outs[1] > 0), 0, 0)  # of the weight; no biases
-        layer = layer_of(self.numbers, parts, high.shape, self.ins[1])
-        weight, step = _with_regular_steps(weight)
-        place, steps, to_high = weight.data_ptr(), (weight.stride(0), weight.stride(1), step), 1.0
-        if self.is_transposed:  # and its kernel is turned around
-            place += (weight.shape[2:].numel() - 1) * step * weight.element_size()
-            # Means were read, so that each pixel gets its share; a repeated pixel gets the sum of the block.
-            steps, to_high = (weight.stride(1), weight.stride(0), -step), 1 / _BLOCK
-        tensors = (high, low, results[0], results[1] if len(results) > 1 else None, pooled)
-        maps = [None if x is None else x.data_ptr() for x in tensors]
-        library.run_layer_of(layer, place, *steps, to_high, *maps, torch.get_num_threads())
+        weight, tap_step = _with_regular_steps(weight)
+        given = Weight(weight.data_ptr(), weight.stride(0), weight.stride(1), tap_step, 1.0)
+        if self.is_transposed:
+            # The kernel is turned around. Means were read, so that each pixel gets its share; what was upsampled gets
+            # the sum of the block.
+            last_tap = weight.data_ptr() + (weight.shape[2:].numel() - 1) * tap_step * weight.element_size()
+            given = Weight(last_tap, weight.stride(1), weight.stride(0), -tap_step, 1 / _BLOCK)
+        maps = Maps.of(high, low, None, None, results[0], results[1] if len(results) > 1 else None, pooled)
+        layer = self.layer.for_map(high.shape, self.ins[1])
+        library.pack_and_run_layer(*map(ctypes.byref, (layer, given, maps)), torch.get_num_threads())
         return results, pooled
 
     def weight_gradient(

@@ -1,4 +1,4 @@
-// What the files of the compiled library share: vectors of the machine's width, and threads.
+// Vectors of the width that the compiled variant has.
 
 #pragma once
 
@@ -7,6 +7,8 @@
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
+
+#include "threads.h"
 
 namespace {
 
@@ -21,7 +23,7 @@ constexpr int kLanes = 4, kRegisters = 16;
 #endif
 using Vector = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 
-constexpr int64_t kLine = 64 / sizeof(float);
+constexpr int64_t kCacheLine = 64 / sizeof(float);  // elements
 
 #if defined(__AVX__) && !defined(__AVX512F__)
 constexpr int32_t kMasks[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
@@ -55,21 +57,6 @@ constexpr int32_t kMasks[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
 #else
   for (int lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
 #endif
-}
-
-// Several things at once: fn(n) for n < count, in order on each thread; so many neighbours together, or 0 for a share that
-// keeps most of them, and lets a thread whose core is busy with something else hold nobody up for long.
-template <class Function>
-void parallel_for(int64_t threads, int64_t count, const Function& fn, int64_t together = 0) {
-#if defined(_OPENMP)
-  if (count > 1 && threads > 1) {
-    if (!together) together = std::max<int64_t>(1, count / (4 * threads));
-#pragma omp parallel for schedule(dynamic, together) num_threads(static_cast<int>(threads))
-    for (int64_t n = 0; n < count; ++n) fn(n);
-    return;
-  }
-#endif
-  for (int64_t n = 0; n < count; ++n) fn(n);
 }
 
 }  // namespace

@@ -2,15 +2,15 @@
 //
 //   out[o][k][i] = sum over t, p of grad[t][p][o] * x[t + k * dilation - padding][p][i]
 //
-// It is a product of two matrices of pixels by channels, both read as they lie. Some output by some input channels stay in
-// registers over a block of pixels; while a block is in the cache, it serves all of them and all of the kernel's frames,
-// and the next one is fetched.
+// It is a product of two matrices of pixels by channels, both read as they lie. A tile of some output by some input channels
+// stays in registers over a block of pixels. While a block is in the cache, it serves all tiles and all of the kernel's
+// frames, and the next block is prefetched.
 
 #include "vectors.h"
 
 namespace {
 
-// Input channels, in vectors, and output channels of a tile: its sums, a row of x and one number of grad fill the registers.
+// Input channels, in vectors, and output channels of a tile: its sums, a row of x and one element of grad fill the registers.
 constexpr int kMostVectors = 3;
 constexpr int most_outs(int vectors) {
   constexpr int many[] = {16, 12, 8}, few[] = {8, 6, 4};
@@ -19,7 +19,7 @@ constexpr int most_outs(int vectors) {
 
 constexpr int64_t kBlock = 128;  // pixels
 
-// What is read next: one line of it is fetched for each pixel.
+// What is read next: one cache line of it is prefetched for each pixel.
 struct Ahead {
   const float *at, *end;
 };
@@ -43,7 +43,7 @@ void add_tile(const Matrices& m, Ahead& ahead) {
   for (int64_t p = 0; p < m.pixels; ++p, grad += m.grad_step, x += m.x_step) {
     if (next < ahead.end) {
       __builtin_prefetch(next, 0, 2);
-      next += kLine;
+      next += kCacheLine;
     }
     Vector row[Vectors];
 #pragma GCC unroll 4

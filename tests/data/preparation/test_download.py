@@ -20,8 +20,7 @@ import pytest
 from octvideo import download
 from octvideo.cli import main
 from octvideo.data.preparation.archives import Archive, listed_archives
-from octvideo.data.preparation.fetching import Downloads, read_checksums
-from octvideo.data.preparation.unpacking import UnpackingError, unpack
+from octvideo.data.preparation.fetching import Downloads, UnpackingError, read_checksums, unpack
 from octvideo.errors import UserError
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from octvideo.class_names import ClassIndex, read_class_names
 from octvideo.cli import main
-from octvideo.data.disk import VideoFiles
+from octvideo.data.kinetics import VideoFiles
 from octvideo.data.manifest import read_records
 
 

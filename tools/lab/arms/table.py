@@ -15,10 +15,11 @@ from torch import nn
 
 import octvideo.models as models
 from lab.arms.runs import ARMS, Arm, ArmNetwork, ArmRun, ArmSettings, read_config
-from lab.arms.step_time import step_seconds
+from lab.timing import step_seconds
 from octvideo.errors import UserError
-from octvideo.evaluation.arms import Difference, Estimate, mean_top_k, paired_difference
+from octvideo.evaluation.metrics import Difference, Estimate, mean_top_k, paired_difference
 from octvideo.evaluation.scores import VideoScores
+from octvideo.files import markdown
 from octvideo.octave import count_cost
 
 HEADER = (
@@ -65,9 +66,9 @@ class ArmRow:
         step_ratios: CPU time of a training step over the ordinary arm's, round by round; may be empty.
         seeds: of the runs that are there.
         top1: None without runs, as all below.
-        top5: likewise.
+        top5: of the same runs.
         to_ordinary: of top-1; None for the arm itself too.
-        to_pool: likewise, of the octave arm.
+        to_pool: of the octave arm only.
     """
 
     network: str
@@ -252,9 +253,8 @@ def drawn_table(comparison: Comparison) -> Table:
 
 def markdown_table(comparison: Comparison) -> str:
     """Rows and notes, ready for a README."""
-    marks = ["---" if n < 2 else "---:" for n in range(len(HEADER))]
-    cells = [HEADER, marks, *(row.cells("<br>") for row in comparison.rows)]
-    return "\n".join([*("| " + " | ".join(row) + " |" for row in cells), "", *comparison.notes])
+    table = markdown(HEADER, [row.cells("<br>") for row in comparison.rows], left=2)
+    return "\n".join([table, "", *comparison.notes])
 
 
 def ratio_range(ratios: Sequence[float]) -> str:

@@ -1,23 +1,24 @@
-"""An arm of a benchmark: which network runs how, from a short text such as `i3d_r50:alpha=.25,engine=openvino`."""
+"""An arm of a benchmark: which network runs how, from a short text such as `i3d_r50:alpha=.25,engine=openvino`.
+
+`PRESETS` are the comparisons that octvideo is judged by, as arms and options of tools/benchmark.py.
+"""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from octvideo.errors import UserError
+from octvideo.inference.engines import ENGINES, Precision
 from octvideo.models.builders import OctaveOptions
 
 Mode = Literal["inference", "training"]
-Engine = Literal["plain", "eager", "compile", "aot", "onnx", "openvino"]
-Precision = Literal["f32", "bf16", "int8"]
 Layout = Literal["auto", "contiguous", "channels_last"]
 Optimizer = Literal["none", "sgd"]
 
-_TRAINS: tuple[Engine, ...] = ("plain", "eager", "compile")
 _FORM = "NETWORK or NETWORK:KEY=VALUE,KEY=VALUE, such as i3d_r50:alpha=.25,engine=openvino"
 
 
@@ -33,7 +34,7 @@ class Arm:
         octave: options of octave layers, as pairs of name and value.
         width: of the small networks' stem; None is the builder's choice.
         classes: K.
-        engine: "plain" is the network as it is; "eager" is arranged for speed; the others compile it.
+        engine: "plain" is the network as it is; the others are octvideo's (`ENGINES`).
         precision: of the arithmetic.
         layout: memory format of clips and weights; "auto" leaves it to the engine.
         batch: clips of one call, N.
@@ -49,7 +50,7 @@ class Arm:
     octave: tuple[tuple[str, Any], ...] = ()
     width: int | None = None
     classes: int = 400
-    engine: Engine = "eager"
+    engine: str = "eager"
     precision: Precision = "f32"
     layout: Layout = "auto"
     batch: int = 1
@@ -106,9 +107,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _choice(kind: Any) -> tuple[Callable[[str], str], str]:
-    known = get_args(kind)
+def engines() -> list[str]:
+    """Those that an arm may have: octvideo's, and "plain"."""
+    return ["plain", *ENGINES]
 
+
+def _choice(known: Sequence[str]) -> tuple[Callable[[str], str], str]:
     def choose(text: str) -> str:
         if text not in known:
             raise ValueError
@@ -125,17 +129,18 @@ def _option(text: str) -> Any:
     return text
 
 
-# Key -> how its text is read, and what is expected.
-_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "alpha": (_share, "the share of low-frequency channels, 0 to 1"),
-    "downsample": _choice(Literal["stride", "pool"]),
-    "engine": _choice(Engine),
-    "precision": _choice(Precision),
-    "layout": _choice(Layout),
-    "mode": _choice(Mode),
-    "optimizer": _choice(Optimizer),
-    **{name: (_count, "a whole number above 0") for name in ("batch", "frames", "crop", "classes", "width")},
-}
+def _keys() -> dict[str, tuple[Callable[[str], Any], str]]:
+    """Key → how its text is read, and what is expected."""
+    return {
+        "alpha": (_share, "the share of low-frequency channels, 0 to 1"),
+        "downsample": _choice(("stride", "pool")),
+        "engine": _choice(engines()),
+        **{key: _choice(get_args(kind)) for key, kind in _CHOICES.items()},
+        **{name: (_count, "a whole number above 0") for name in ("batch", "frames", "crop", "classes", "width")},
+    }
+
+
+_CHOICES = {"precision": Precision, "layout": Layout, "mode": Mode, "optimizer": Optimizer}
 _OCTAVE_KEYS = tuple(key for key in OctaveOptions.__annotations__ if key != "leaf_modules")
 
 
@@ -191,12 +196,13 @@ def _parse(text: str, defaults: dict[str, Any]) -> list[Arm]:
 def _read(text: str, key: str, value: str) -> Any:
     if key in _OCTAVE_KEYS:
         return _option(value)
-    if key not in _KEYS:
-        known = [*_KEYS, *_OCTAVE_KEYS]
+    keys = _keys()
+    if key not in keys:
+        known = [*keys, *_OCTAVE_KEYS]
         close = difflib.get_close_matches(key, known, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
         raise UserError(f"arm {text!r}: got key {key!r}{meant}, expected one of {', '.join(known)}")
-    read, expected = _KEYS[key]
+    read, expected = keys[key]
     try:
         return read(value)
     except ValueError:
@@ -204,8 +210,9 @@ def _read(text: str, key: str, value: str) -> Any:
 
 
 def _check(text: str, arm: Arm) -> None:
-    if arm.mode == "training" and arm.engine not in _TRAINS:
-        raise UserError(f"arm {text!r}: engine: got {arm.engine!r}, expected {', '.join(_TRAINS)} in training")
+    trains = ["plain", *(name for name, entry in ENGINES.items() if entry.trains)]
+    if arm.mode == "training" and arm.engine not in trains:
+        raise UserError(f"arm {text!r}: engine: got {arm.engine!r}, expected {', '.join(trains)} in training")
     if arm.mode == "training" and arm.precision == "int8":
         raise UserError(f"arm {text!r}: precision: got 'int8', expected f32 or bf16 in training")
     if arm.mode == "inference" and arm.optimizer != "none":
@@ -215,13 +222,17 @@ def _check(text: str, arm: Arm) -> None:
 def arm_text(arm: Arm) -> str:
     """The text that gives this arm: what is not a default of `Arm` is named."""
     parts = []
-    for field in fields(Arm)[1:]:
-        value = getattr(arm, field.name)
-        if field.name == "octave":
-            parts += [f"{key}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in value]
-        elif value != field.default or (field.name == "engine" and arm.network.startswith("pytorchvideo:")):
-            parts.append(f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}")
+    for own in fields(Arm)[1:]:
+        value = getattr(arm, own.name)
+        if own.name == "octave":
+            parts += [f"{key}={_joined(v)}" for key, v in value]
+        elif value != own.default or (own.name == "engine" and arm.network.startswith("pytorchvideo:")):
+            parts.append(f"{own.name}={value:g}" if isinstance(value, float) else f"{own.name}={value}")
     return f"{arm.network}:{','.join(parts)}" if parts else arm.network
+
+
+def _joined(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def labels(arms: Sequence[Arm]) -> list[str]:
@@ -236,7 +247,7 @@ def _label(arm: Arm, differing: Sequence[str], *, with_network: bool) -> str:
     for name in differing:
         value = getattr(arm, name)
         if name == "octave":
-            parts += [f"{key} {'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in value]
+            parts += [f"{key} {_joined(v)}" for key, v in value]
         elif name in ("batch", "frames", "crop", "classes", "width") and value is not None:
             parts.append(f"{name} {value}")
         elif value not in (None, "none", "auto"):
@@ -256,3 +267,78 @@ def common(arms: Sequence[Arm]) -> str:
     if "layout" in alike and first.layout != "auto":
         parts.append(first.layout)
     return ", ".join(parts)
+
+
+# ── presets ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A comparison by name.
+
+    Args:
+        text: what it compares.
+        arms: as on the command line.
+        options: of the command line, by name; the command line overrides them.
+        paper: whether the paper's own times are drawn beside ours.
+    """
+
+    text: str
+    arms: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    paper: bool = False
+
+
+PRESETS = {
+    "cpu-eager": Preset(
+        "I3D-50 and C2D-50 without a compiler, one clip",
+        (
+            "i3d_r50:alpha=0/.1/.125/.25/.5", "i3d_r50:alpha=.1/.125,channel_multiple=16",
+            "c2d_r50:alpha=0/.1/.125/.25/.5", "c2d_r50:alpha=.1/.125,channel_multiple=16",
+        ),
+        {"engine": "eager", "rounds": 10},
+    ),
+    "cpu-training": Preset(
+        "forward and backward of I3D-50, two clips, both layouts",
+        ("i3d_r50:layout=contiguous/channels_last,alpha=0/.25/.5",),
+        {"mode": "training", "batch": 2, "rounds": 7},
+    ),
+    "cpu-engines": Preset(
+        "every engine on I3D-50, against pytorchvideo's own network",
+        (
+            "pytorchvideo:i3d_r50",
+            "i3d_r50:engine=eager/compile/onnx/openvino,alpha=0/.25/.5",
+            "i3d_r50:engine=openvino,precision=bf16/int8,alpha=0/.25/.5",  # bf16 is f32 where the CPU has no units
+        ),
+        {"rounds": 10},
+    ),
+    "resnet50-table2": Preset(
+        "ResNet-50 on one image, against Table 2 of arXiv 1904.05049",
+        ("torchvision:resnet50:engine=eager/openvino,alpha=0/.125/.25/.5/.75",),
+        {"frames": 1, "classes": 1000, "rounds": 15, "threads": ["1"]},
+        paper=True,
+    ),
+    "gpu-training": Preset(
+        "a training step of I3D-50 in bf16, with and without compiling, both layouts",
+        ("i3d_r50:engine=eager/compile,layout=contiguous/channels_last,alpha=0/.25/.5",),
+        {
+            "mode": "training", "precision": "bf16", "batch": 32, "optimizer": "sgd", "device": "cuda", "rounds": 10,
+        },
+    ),
+    "gpu-inference": Preset(
+        "30 views of I3D-50 in bf16, with and without compiling, both layouts",
+        ("i3d_r50:engine=eager/compile,layout=contiguous/channels_last,alpha=0/.25/.5",),
+        {"precision": "bf16", "batch": 30, "crop": 256, "device": "cuda", "rounds": 20},
+    ),
+}  # fmt: skip
+
+# ResNet-50 on one thread of a Skylake, 224 x 224 (arXiv 1904.05049, Table 2): alpha -> multiply-adds in G (counted
+# exactly; the table rounds to 4.1, 3.6, 3.1, 2.4, 1.9) and milliseconds. Alpha 0 was run by MKLDNN (119 ms) and by
+# TVM (115 ms), the others by TVM.
+PAPER_TABLE_2 = {0.0: (4.089, 115), 0.125: (3.565, 116), 0.25: (3.104, 99), 0.5: (2.367, 74), 0.75: (1.880, 61)}
+
+
+def paper_points() -> dict[float, tuple[float, float]]:
+    """Alpha -> FLOP ratio and time ratio of the paper's Table 2, to TVM's ordinary network."""
+    giga, milliseconds = PAPER_TABLE_2[0.0]
+    return {alpha: (g / giga, ms / milliseconds) for alpha, (g, ms) in PAPER_TABLE_2.items() if alpha}

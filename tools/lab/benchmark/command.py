@@ -12,23 +12,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lab.benchmark.arms import Arm, labels, parse_arms
-from lab.benchmark.calls import Call, torch_threads
-from lab.benchmark.counts import count
+from lab.benchmark.arms import PRESETS, Arm, engines, labels, parse_arms
 from lab.benchmark.machine import describe
-from lab.benchmark.measure import agreements, build_calls, run_pass
-from lab.benchmark.memory import peak_memory
-from lab.benchmark.networks import WeightStore
+from lab.benchmark.measure import agreements, build_calls, run_pass, write_profile
+from lab.benchmark.networks import WeightStore, count
 from lab.benchmark.picture import draw
-from lab.benchmark.presets import PRESETS
-from lab.benchmark.processes import add_process
-from lab.benchmark.profile import write_profile
+from lab.benchmark.processes import add_process, peak_memory
 from lab.benchmark.report import remarks, sheets
 from lab.benchmark.results import ArmResult, Clock, Pass, Run
+from lab.timing import torch_threads
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command
 from octvideo.errors import UserError
-from octvideo.inference.predictor import pick_device
+from octvideo.inference.engines import pick_device
 from octvideo.progress import Progress
 
 _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
@@ -39,8 +35,8 @@ _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
   tools/benchmark.py --from eager.json engines.json --png both.png
 
 An arm is NETWORK:KEY=VALUE,...; A/B are as many arms. Networks: builders of octvideo.models, pytorchvideo:NAME,
-torchvision:NAME, timm:NAME (images: --frames 1). Keys: alpha, downsample, engine (plain, eager, compile, aot, onnx,
-openvino), precision (f32, bf16, int8), layout (auto, contiguous, channels_last), batch, frames, crop, classes, mode
+torchvision:NAME, timm:NAME (images: --frames 1). Keys: alpha, downsample, engine (ENGINES),
+precision (f32, bf16, int8), layout (auto, contiguous, channels_last), batch, frames, crop, classes, mode
 (inference, training), optimizer (none, sgd), width, and octave options (octave_downsample, exchange, factor).
 pytorchvideo:NAME by itself is that library's own network as its users run it (engine=plain)."""
 # Of the command line -> of an arm, where the arm does not say.
@@ -64,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=_DESCRIPTION)
+    parser = Parser(description=_DESCRIPTION.replace("ENGINES", ", ".join(engines())))
     parser.add_argument("arms", nargs="*", metavar="ARM", help="NETWORK:KEY=VALUE,...")
     presets = "; ".join(f"{name}: {preset.text}" for name, preset in PRESETS.items())
     parser.add_argument("--preset", metavar="NAME", help=f"arms and options by name ({presets})")
@@ -167,7 +163,9 @@ def _add_pass(
         complete = run_pass(arms, calls, found, rounds=rounds, device=device, progress=progress)
         run.interrupted = not complete
         if len(run.passes) == 1 and complete:
-            _add_agreements(run, arms, calls)
+            found_agreements = agreements(arms, calls)
+            for result in run.arms:
+                result.agreement = found_agreements.get(result.label)
         if profile is not None and complete:
             write_profile(profile, calls, device)
 
@@ -196,12 +194,6 @@ def _leave_out(run: Run, left_out: dict[str, str]) -> None:
         raise UserError(f"fewer than two arms run here ({'; '.join(run.left_out.values())})")
     if run.reference not in {result.label for result in run.arms}:
         run.reference = run.arms[0].label
-
-
-def _add_agreements(run: Run, arms: dict[str, Arm], calls: dict[str, Call]) -> None:
-    found = agreements(arms, calls)
-    for result in run.arms:
-        result.agreement = found.get(result.label)
 
 
 def _add_memory(run: Run, device: torch.device, progress: Progress) -> None:

@@ -1,13 +1,18 @@
-"""Runs the arms: all in one process, in turns, round by round, with the machine's own peak among them."""
+"""Runs the arms: all in one process, in turns, round by round, with the machine's own peak among them.
+
+`write_profile` says where an arm's time goes, operation by operation.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from lab.benchmark.arms import Arm
 from lab.benchmark.calls import Call, make_call
@@ -24,6 +29,7 @@ Times = dict[Clock, float]
 _TURN_SEC = 0.05
 # Of training, gradients differ from call to call; of inference, as many clips are compared.
 _COMPARED_CLIPS = 4
+_PROFILED_OPERATIONS = 25
 
 
 def build_calls(
@@ -156,7 +162,7 @@ def _agreement(other: str, expected: torch.Tensor, logits: torch.Tensor) -> Agre
 
 
 def _logits(arm: Arm, call: Call) -> torch.Tensor:
-    """Of the same clips whatever the batch, (M, K) with M >= 4: at least as many as a batch holds."""
+    """Of the same clips whatever the batch, (M, K) with M >= 4."""
     assert call.logits is not None
     clips = torch.cat([smooth_clips((1, *arm.clip_shape[1:]), seed=SEED + 100 + n) for n in range(_COMPARED_CLIPS)])
     batches = [clips[torch.arange(start, start + arm.batch) % len(clips)] for start in range(0, len(clips), arm.batch)]
@@ -165,3 +171,28 @@ def _logits(arm: Arm, call: Call) -> torch.Tensor:
 
 def _threads_text(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def write_profile(path: str | Path, calls: Mapping[str, Call], device: torch.device) -> None:
+    """Writes the operations that take most time, a table for each arm.
+
+    Engines beside torch's (onnx, openvino) are one call to it, and have an empty table.
+
+    Args:
+        path: of a text file.
+        calls: by the arm's label; warmed up.
+        device: that they run on.
+    """
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    tables = []
+    for label, call in calls.items():
+        with profile(activities=activities) as found:
+            call.once()
+            if on_gpu:
+                torch.cuda.synchronize(device)
+        table = found.key_averages().table(sort_by=order, row_limit=_PROFILED_OPERATIONS, max_name_column_width=60)
+        tables.append(f"== {label} ==\n{table}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("\n".join(tables), encoding="utf-8")

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from lab.benchmark.arms import common
 from lab.benchmark.machine import machine_line
-from lab.benchmark.results import ArmResult, Pass, Run
-from lab.benchmark.summary import Row, Spread, spread, summarise
+from lab.benchmark.results import ArmResult, Pass, Row, Run, Spread, spread, summarise
+from octvideo.files import markdown
 
 _CLOCKS = {"cpu": "process CPU time", "wall": "wall time", "gpu": "time between GPU events"}
 
@@ -36,9 +36,7 @@ class Sheet:
 
     def markdown(self) -> str:
         """For a README."""
-        marks = ("--", *["--:"] * (len(self.header) - 1))
-        lines = ["| " + " | ".join(cells) + " |" for cells in (self.header, marks, *self.lines)]
-        return "\n".join([self.title, "", *lines])
+        return f"{self.title}\n\n{markdown(self.header, self.lines)}"
 
 
 def sheets(run: Run) -> Iterator[Sheet]:

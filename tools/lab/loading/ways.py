@@ -1,25 +1,34 @@
-"""Ways to read one training clip, or all views of one video: ours, the least that is possible, and other libraries'."""
+"""Ways to read one training clip, or all views of one video: ours, the least that is possible, and other libraries';
+and the share of each stage of ours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, TypeVar
 
 import av
 import numpy as np
 import torch
+import torch.multiprocessing  # so that pickled tensors go through shared memory
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
+from octvideo.batches import Failure
 from octvideo.data import Augmentation, EvaluationVideos, TrainingClips, VideoRecord
-from octvideo.data.augment import sample_transform
-from octvideo.data.dataset import Failure, item_generator
+from octvideo.data.augment import flip_and_colour, sample_transform
+from octvideo.data.dataset import Item, item_generator
+from octvideo.data.loading import Collate, MovableBatch
 from octvideo.errors import UserError
 from octvideo.video import (
     Decoder,
     VideoReadError,
+    VideoViews,
     ViewSettings,
     clip_span,
     crop_and_resize,
@@ -32,6 +41,7 @@ from octvideo.video import (
 from octvideo.video.decord_reader import decord
 
 FLOOR = "bare decoder"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,28 @@ def view_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
 
 def _peers(way: Callable[[str, int], object]) -> dict[str, Turn]:
     return {f"pytorchvideo ({decoder})": partial(way, decoder) for decoder in ("decord", "pyav")}
+
+
+def usable(
+    made: Mapping[str, T], left_out: Callable[[str, Exception], None], run: Callable[[T], object]
+) -> dict[str, T]:
+    """Without the peers that fail: one that can't be imported, or can't read a video, is no reason to stop.
+
+    Args:
+        made: ways or loaders, by name.
+        left_out: is told the name and the error of each that is left out.
+        run: does the work of one once.
+    """
+    kept = {}
+    for name, one in made.items():
+        try:
+            if name.startswith("pytorchvideo"):
+                run(one)
+        except Exception as error:
+            left_out(name, error)
+        else:
+            kept[name] = one
+    return kept
 
 
 # ── ours ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -262,3 +294,96 @@ def _clip_seconds(video: Video, settings: ViewSettings) -> float:
     with av.open(video.path) as container:
         fps = float(container.streams.video[0].average_rate or 30)
     return clip_span(settings.clip_frames, settings.frame_stride) / fps
+
+
+# ── the stages of ours ──────────────────────────────────────────────────────────────────────────────────
+
+
+PROBE, DECODE, RESIZE, ARRANGE, TRANSPORT = (
+    "open, look through packets", "decode", "crop, resize", "flip, copy", "collate, transport",
+)  # fmt: skip
+
+
+class _Stopwatch:
+    """CPU milliseconds since the last lap, added up by stage."""
+
+    def __init__(self) -> None:
+        self.stages = dict.fromkeys((PROBE, DECODE, RESIZE, ARRANGE, TRANSPORT), 0.0)
+        self._last = time.process_time()
+
+    def lap(self, stage: str) -> None:
+        now = time.process_time()
+        self.stages[stage] += 1000 * (now - self._last)
+        self._last = now
+
+
+def clip_stages(video: Video, recipe: Recipe, number: int) -> dict[str, float]:
+    """Milliseconds by stage for the training clip that `TrainingClips` gives in epoch `number`."""
+    generator = item_generator(0, number, 0)
+    views, size = recipe.views, recipe.augment.crop_px
+    transform: Any = None
+
+    def choose(num_frames: int) -> Tensor:
+        return random_clip(
+            num_frames, clip_frames=views.clip_frames, frame_stride=views.frame_stride, generator=generator
+        )
+
+    def region(frames: Tensor) -> Tensor:
+        nonlocal transform
+        if transform is None:
+            height, width = frames.shape[1:3]
+            transform = sample_transform(recipe.augment, height=height, width=width, generator=generator)
+        return crop_and_resize(frames, transform.box, (size, size)).permute(0, 2, 3, 1)
+
+    watch = _Stopwatch()
+    read = _timed_read(watch, video, choose, region)
+    clip = flip_and_colour(read.frames[read.places].permute(0, 3, 1, 2), transform)
+    watch.lap(ARRANGE)
+    _across(Collate(clip.shape)([Item(clip, 0, 0, video.path)]))
+    watch.lap(TRANSPORT)
+    return watch.stages
+
+
+def view_stages(video: Video, recipe: Recipe, number: int) -> dict[str, float]:
+    """Milliseconds by stage for all views of a video."""
+    views = recipe.views
+
+    def smaller(frames: Tensor) -> Tensor:
+        return resize_short_side(frames, views.short_side_px).permute(0, 2, 3, 1)
+
+    watch = _Stopwatch()
+    read = _timed_read(watch, video, lambda num_frames: _clips_of(num_frames, views), smaller)
+    boxes = evaluation_crops(*read.frames.shape[1:3], num_crops=views.num_crops, crop_px=views.crop_px)
+    item = Item(VideoViews(read.frames, read.places.numpy(), tuple(boxes)), 0, 0, video.path)
+    watch.lap(ARRANGE)
+    _across(Collate(None)([item]))
+    watch.lap(TRANSPORT)
+    return watch.stages
+
+
+def _timed_read(
+    watch: _Stopwatch, video: Video, choose: Callable[[int], Tensor], resize: Callable[[Tensor], Tensor]
+) -> Any:
+    """Reads; whatever happens before frames are chosen is the look through the packets."""
+
+    def timed_choose(num_frames: int) -> Tensor:
+        watch.lap(PROBE)
+        return choose(num_frames)
+
+    def timed_resize(frames: Tensor) -> Tensor:
+        watch.lap(DECODE)
+        small = resize(frames)
+        watch.lap(RESIZE)
+        return small
+
+    read = read_frames(video.path, timed_choose, resize=timed_resize)
+    watch.lap(DECODE)
+    return read
+
+
+def _across(batch: MovableBatch) -> None:
+    """A batch as it crosses processes: written to shared memory and looked at, a byte of each page."""
+    got = pickle.loads(ForkingPickler.dumps(batch))
+    for video in got["video"]:
+        frames = video.frames if isinstance(video, VideoViews) else video
+        int(torch.empty(0, dtype=torch.uint8).set_(frames.untyped_storage())[::4096].sum())

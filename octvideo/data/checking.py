@@ -1,0 +1,343 @@
+"""Checking a whole data set: every file decoded, in processes that can be killed, and each result kept as it comes.
+
+`select` finds the files, `Journal` keeps what is known of each through kills and reruns, `check_all` runs the check.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from octvideo.class_names import ClassIndex
+from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
+from octvideo.data.manifest import read_records
+from octvideo.errors import UserError
+from octvideo.files import VIDEO_SUFFIXES, is_video, walk_videos
+from octvideo.json_lines import JsonLines, Words
+from octvideo.video import Decoder
+from octvideo.video.checking import Check, check_of, check_video, stamp_of
+from octvideo.video.isolated import IsolatedPool, Work
+
+# ── which files ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst", ".list"})
+
+
+@dataclass
+class Selection:
+    """Files to check, each once.
+
+    Args:
+        root: folder that their names start from.
+        num_twice: that were named more than once.
+        num_passed_over: files of folders that are not called like videos.
+        closed: folders that can't be listed, with the reason.
+    """
+
+    root: str
+    num_twice: int = 0
+    num_passed_over: int = 0
+    closed: list[tuple[str, str]] = field(default_factory=list)
+    _names: bytearray = field(default_factory=bytearray)
+    _ends: array[int] = field(default_factory=lambda: array("Q"))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[str]:
+        """Names: from the root where they lie in it, else absolute."""
+        start = 0
+        for end in self._ends:
+            yield os.fsdecode(bytes(self._names[start:end]))
+            start = end
+
+    def add(self, name: str) -> None:
+        """One more."""
+        self._names += os.fsencode(name)
+        self._ends.append(len(self._names))
+
+    def path(self, name: str) -> str:
+        """Where a file is."""
+        return os.path.join(self.root, name)  # noqa: PTH118
+
+
+def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
+    """The files of all sources; links are followed.
+
+    Args:
+        sources: videos; folders, searched for files that are called like videos; lists and csv, known by their
+            suffix (.txt, .csv, .tsv, .lst, .list).
+        root: that paths in lists, and the names of files, start from; None takes the folder that all sources share.
+
+    Raises:
+        UserError: a source is not there, or lists no video.
+    """
+    for source in sources:
+        if not os.path.lexists(source):
+            raise UserError(f"nothing at {source}: expected a video, a folder, a list or a csv of Kinetics")
+    if root is None:
+        folders = [source if source.is_dir() else source.absolute().parent for source in sources]
+        root = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    elif not root.is_dir():
+        raise UserError(f"no folder {root}")
+    selection = Selection(os.path.abspath(root))  # noqa: PTH100
+    real_folders: dict[str, str] = {}
+    seen: set[int] = set()
+    for source in sources:
+        before = len(selection) + selection.num_twice
+        for path in _paths(source, root, selection):
+            folder, base = os.path.split(os.path.abspath(path))  # noqa: PTH100
+            if folder not in real_folders:
+                real_folders[folder] = os.path.realpath(folder)
+            # Hashes take far less memory than 240,000 strings; a collision is as good as impossible.
+            key = hash((real_folders[folder], base))
+            if key in seen:
+                selection.num_twice += 1
+                continue
+            seen.add(key)
+            selection.add(f"{folder.rstrip('/')}/{base}".removeprefix(selection.root.rstrip("/") + "/"))
+        if source.is_dir() and len(selection) + selection.num_twice == before and not selection.closed:
+            raise UserError(f"no videos in {source}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
+    return selection
+
+
+def _paths(source: Path, root: Path, selection: Selection) -> Iterator[str]:
+    if source.is_dir():
+
+        def passed_over(path: str) -> None:
+            selection.num_passed_over += 1
+
+        def closed(folder: str, reason: str) -> None:
+            selection.closed.append((folder, reason))
+
+        videos = walk_videos(source, on_other=passed_over, on_closed=closed)
+        yield from (os.path.join(source, path) for path in videos)  # noqa: PTH118
+    elif source.suffix.lower() not in LIST_SUFFIXES:
+        yield str(source)
+    else:
+        classes = _AnyClass()
+        if is_kinetics_csv(source):
+            records = read_kinetics_csv(source, root=root, classes=classes, labelled=False)
+        else:
+            records = read_records(source, root=root, classes=classes, labelled=False)
+        yield from (record.path for record in records)
+
+
+class _AnyClass(ClassIndex):
+    """Every name and number is a class: for checking, labels do not matter."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.names = range(2**62)  # type: ignore[assignment]
+
+    def find(self, name: str) -> int | None:
+        return None if is_video(name) else 0
+
+
+# ── what is known of each ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+_KIND = "octvideo check 1"
+_WORDS = Words("journal", "another check", "give another folder")
+
+
+class Journal:
+    """What is known of each file, in `folder/journal.jsonl`; the last line of a file counts.
+
+    Args:
+        folder: made if it is not there.
+        root: that names start from.
+        decoder: that files are read with.
+
+    Raises:
+        UserError: the journal is of another check, or another process writes it.
+    """
+
+    def __init__(self, folder: Path, *, root: str, decoder: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"can't write to {folder}: {error.strerror}") from error
+        self.file = folder / "journal.jsonl"
+        self._lines = JsonLines(self.file, {"journal": _KIND, "root": root, "decoder": decoder}, _WORDS)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets others write it."""
+        self._lines.close()
+
+    def add(self, name: str, check: Check) -> None:
+        """Writes a line."""
+        size, changed = check.stamp or (None, None)
+        self._lines.add(
+            {
+                "path": name,
+                "verdict": check.verdict,
+                "frames": check.num_frames,
+                "announced": check.num_announced,
+                "reason": check.reason,
+                "seconds": round(check.seconds, 3),
+                "size": size,
+                "mtime_ns": changed,
+            }
+        )
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """All that was written on files, oldest first."""
+        return (entry for entry in self._lines.entries() if "path" in entry)
+
+    def known(self) -> Known:
+        """What the journal says of files as they are."""
+        known = Known()
+        for entry in self.lines():
+            known.add(entry)
+        return known
+
+    def not_ok(self) -> dict[str, dict[str, Any]]:
+        """The last line of each file that is not ok, by name."""
+        found: dict[str, dict[str, Any]] = {}
+        for entry in self.lines():
+            if entry["verdict"] == "ok":
+                found.pop(entry["path"], None)
+            else:
+                found[entry["path"]] = entry
+        return found
+
+
+class Known:
+    """Stamps and verdicts of many files, 24 bytes and a place in a table each: hashes stand for names."""
+
+    _VERDICTS = ("ok", "partly", "unreadable")
+
+    def __init__(self) -> None:
+        self._rows: dict[int, int] = {}
+        self._sizes, self._changes, self._verdicts = array("q"), array("q"), array("b")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """A line of the journal; it takes the place of an earlier one."""
+        row = self._rows.setdefault(hash(entry["path"]), len(self._sizes))
+        if row == len(self._sizes):
+            for column in (self._sizes, self._changes, self._verdicts):
+                column.append(0)
+        self._sizes[row] = -1 if entry["size"] is None else entry["size"]
+        self._changes[row] = -1 if entry["mtime_ns"] is None else entry["mtime_ns"]
+        self._verdicts[row] = self._VERDICTS.index(entry["verdict"])
+
+    def verdict(self, name: str, stamp: tuple[int, int]) -> str | None:
+        """None for a file that is new, has changed, or could not be had."""
+        row = self._rows.get(hash(name))
+        if row is None or (self._sizes[row], self._changes[row]) != stamp:
+            return None
+        return self._VERDICTS[self._verdicts[row]]
+
+    def __contains__(self, name: str) -> bool:
+        return hash(name) in self._rows
+
+
+# ── the check ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+_REASONS = 1000  # kinds that are counted one by one
+
+
+@dataclass
+class Summary:
+    """What came of a check, in bounded memory.
+
+    Args:
+        verdicts: of the files of this run's selection.
+        num_known: of them that an earlier run had looked at.
+        reasons: why files are not ok, of the files that this run has looked at.
+        examples: a file for each reason.
+    """
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    num_known: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, check: Check) -> None:
+        """One file."""
+        self.verdicts[check.verdict] += 1
+        if check.verdict == "ok":
+            return
+        reason = "fewer frames can be read than announced" if check.verdict == "partly" else check.reason
+        if reason not in self.reasons and len(self.reasons) >= _REASONS:
+            reason = "other reasons"
+        self.reasons[reason] += 1
+        self.examples.setdefault(reason, name)
+
+
+def check_all(
+    selection: Selection,
+    journal: Journal,
+    *,
+    decoder: Decoder,
+    num_processes: int,
+    timeout_s: float,
+    memory_bytes: int,
+    again: bool = False,
+    tell: Callable[[Summary, str], None] = lambda summary, name: None,
+    tell_within: Callable[[str, int, int], None] = lambda name, done, total: None,
+    work: Work = check_video,
+) -> Summary:
+    """Decodes what the journal does not know yet.
+
+    Args:
+        selection: of files.
+        journal: that results go to, one by one.
+        decoder: see `read_frames`.
+        num_processes: that decode.
+        timeout_s: without a new piece of a video.
+        memory_bytes: that a process may grow by.
+        again: looks again at what was not ok.
+        tell: called after each file, with its name.
+        tell_within: called now and then within one, with its name, frames read and in all.
+        work: that is done on each.
+    """
+    known, summary = journal.known(), Summary()
+
+    def unknown() -> Iterator[tuple[str, str, Decoder]]:
+        for name in selection:
+            path = selection.path(name)
+            verdict = _known_verdict(known, name, path)
+            if verdict is None or (again and verdict != "ok"):
+                yield name, path, decoder
+            else:
+                summary.verdicts[verdict] += 1
+                summary.num_known += 1
+                tell(summary, name)
+
+    pool: IsolatedPool[tuple[str, str, Decoder]] = IsolatedPool(
+        work, num_processes=num_processes, timeout_s=timeout_s, memory_bytes=memory_bytes
+    )
+    with pool:
+        for (name, path, _), outcome in pool.run(unknown(), lambda item, *far: tell_within(item[0], *far)):
+            check = check_of(path, outcome)
+            journal.add(name, check)
+            summary.add(name, check)
+            tell(summary, name)
+    return summary
+
+
+def _known_verdict(known: Known, name: str, path: str) -> str | None:
+    if name not in known:  # the usual case of a first run: nothing to ask the disk
+        return None
+    try:
+        return known.verdict(name, stamp_of(path))
+    except OSError:
+        return None

@@ -1,0 +1,101 @@
+// A layer, its maps, and how its weights are packed.
+
+#pragma once
+
+#include <vector>
+
+#include "vectors.h"
+
+constexpr int kAxes = 3;
+
+extern "C" {
+
+// These have the fields of the ctypes.Structures of the same names in fused_conv.py, training.py and sequence.py, in their order.
+struct Layer {
+  const float *weight_high, *weight_from_low, *weight_low;  // packed; null where there is none
+  const float *bias_high, *bias_low;                        // may be null
+  int64_t clips, frames, height, width;                     // of x_high
+  int64_t in_high, in_low, outs_high, outs_low;             // channels
+  int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
+  int64_t pool_window[2], pool_stride[2], pool_padding[2];  // max pool after an ordinary convolution; 1, 1, 0: none
+  bool relu;
+  bool pool_first;      // x_high is pooled, and x_low where y_low reads it
+  bool high_reads_low;  // y_high's convolution reads [x_high, x_low], which then have one size
+  bool adds_from_low;   // a convolution of x_low, upsampled, is added to y_high
+  bool low_reads_high, low_reads_low;
+  bool shares_low;      // weight_from_low also gives what y_low gets from x_low: its channels follow y_high's
+  bool pools_sums;      // y_low's convolution reads sums of x_high's pixels, not means
+
+  // As matrix products: M pixels by N output channels, each a sum of K products.
+  int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  int64_t k_high() const { return taps() * (in_high + (high_reads_low ? in_low : 0)); }
+  int64_t k_from_low() const { return taps() * in_low; }
+  int64_t k_low() const {
+    return taps() * ((low_reads_high ? in_high : 0) + (low_reads_low && !shares_low ? in_low : 0));
+  }
+  int64_t outs_from_low() const { return adds_from_low ? outs_high + (shares_low ? outs_low : 0) : 0; }
+
+  bool has_max_pool() const { return pool_window[0] * pool_window[1] > 1 || pool_stride[0] * pool_stride[1] > 1; }
+  int64_t max_pooled(int64_t size, int axis) const {
+    return (size + 2 * pool_padding[axis] - pool_window[axis]) / pool_stride[axis] + 1;
+  }
+  int64_t out_size(int64_t size, int axis) const {
+    return (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1;
+  }
+};
+
+// Channels last; null where the layer has no such map. A residual is added to the result, and may lie in its place.
+struct Maps {
+  const float *high, *low, *residual_high, *residual_low;
+  float *out_high, *out_low;
+  float* out_pooled;  // x_high as it is pooled for y_low, if the caller wants it
+};
+
+// A weight as torch has it, of the high outputs and inputs and then the low ones. Steps lead to the next output, input and
+// tap of the kernel. What goes from low to high is multiplied by `scale_from_low`.
+struct Weight {
+  const float* data;
+  int64_t out_step, in_step, tap_step;
+  float scale_from_low;
+};
+
+// A map in a sequence: so many elements after the start of a slot; slot -1: no map.
+struct Place {
+  int64_t slot, offset;
+};
+
+struct Step {
+  const Layer* layer;
+  Place high, low, residual_high, residual_low, out_high, out_low;
+};
+
+void run_layer(const Layer* layer, const Maps* maps, int64_t threads);
+
+}  // extern "C"
+
+namespace {
+
+// Output channels that a tile computes: some vectors, of which the last one may be partly used.
+struct Block {
+  int64_t first;
+  int vectors, last_lanes;
+};
+
+// Blocks of three vectors, and of two where threes leave some, keep most registers busy. Where K is small, starting and
+// ending a tile takes longer than its sums, so that the fewest blocks are the fastest.
+inline std::vector<Block> blocks_of(int64_t n, int64_t k) {
+  std::vector<Block> blocks;
+  constexpr int64_t kSmallK = 128;
+  int64_t left = (n + kLanes - 1) / kLanes, first = 0;
+  while (left > 0) {
+    const bool is_wide = kRegisters == 32 && k <= kSmallK && left >= 4 && (left % 4 == 0 || left % 3 == 1);
+    const int vectors = is_wide ? 4 : left % 3 == 0 ? 3 : left == 1 ? 1 : 2;
+    const int64_t width = std::min<int64_t>(vectors * kLanes, n - first);
+    blocks.push_back({first, vectors, static_cast<int>(width - (vectors - 1) * kLanes)});
+    first += vectors * kLanes;
+    left -= vectors;
+  }
+  return blocks;
+}
+
+}  // namespace

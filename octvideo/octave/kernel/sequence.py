@@ -1,0 +1,191 @@
+"""Layers that follow each other, run by one call: from layer to layer there is no Python and no allocation."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octvideo.octave.kernel.fused_conv import FusedConv, Layer, Shape
+from octvideo.octave.kernel.large_pages import empty_in_large_pages
+from octvideo.octave.kernel.layout import LAYOUTS
+from octvideo.octave.kernel.library import load_library
+
+_CACHE_LINE = 16  # float32 elements
+_NO_MAP, _WORKSPACE = -1, 0  # slots
+
+
+class Place(ctypes.Structure):
+    """`struct Place` of layer.h."""
+
+    _fields_ = (("slot", ctypes.c_int64), ("offset", ctypes.c_int64))
+
+
+class Step(ctypes.Structure):
+    """`struct Step` of layer.h."""
+
+    _fields_ = (
+        ("layer", ctypes.POINTER(Layer)),
+        *[(name, Place) for name in ("high", "low", "residual_high", "residual_low", "out_high", "out_low")],
+    )
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Which values the layers of a sequence read. A value has one map, or a high and a low one.
+
+    Values are indexed: first the inputs, then the result of each layer.
+
+    Args:
+        reads: of each layer, the values that it reads: x, or x and a residual, which the result overwrites and which
+            nothing reads afterwards.
+        num_inputs: how many inputs there are.
+        results: the values that are returned.
+    """
+
+    reads: tuple[tuple[int, ...], ...]
+    num_inputs: int
+    results: tuple[int, ...]
+
+    def last_reads(self) -> list[int]:
+        """Of each value, the index of the last layer that reads it; -1: none; the number of layers: it is returned."""
+        last = [-1] * (self.num_inputs + len(self.reads))
+        for step, values in enumerate([*self.reads, self.results]):
+            for value in values:
+                last[value] = step
+        return last
+
+    def owners(self) -> list[int]:
+        """Of each value, the value in whose memory it lies: a result overwrites its residual."""
+        owners = list(range(self.num_inputs))
+        for _, *residual in self.reads:
+            owners.append(owners[residual[0]] if residual else len(owners))
+        return owners
+
+    def shapes(self, layers: Sequence[FusedConv], inputs: Sequence[Sequence[Shape]]) -> list[Sequence[Shape]]:
+        """Of all values' maps, from the inputs'."""
+        shapes = list(inputs)
+        for layer, (x, *_) in zip(layers, self.reads, strict=True):
+            shapes.append(layer.out_shapes(shapes[x][0]))
+        return shapes
+
+
+@dataclass
+class SequencePlan:
+    """A sequence of layers for inputs of certain sizes: where each map lies.
+
+    Args:
+        wiring: which values the layers read.
+        layers: in order.
+        results: of each value that is returned, the one in whose memory it lies, and its maps' shapes.
+        steps: of each layer. Slot 0 is the workspace; the maps of the inputs, and then of the results that are new,
+            follow.
+        size: elements of the workspace.
+    """
+
+    wiring: Wiring
+    layers: Sequence[FusedConv]
+    results: list[tuple[int, Sequence[Shape]]]
+    steps: list[Step]
+    size: int
+
+    def __post_init__(self) -> None:
+        self._steps = (Step * len(self.steps))(*self.steps)
+
+    @classmethod
+    def of(cls, wiring: Wiring, layers: Sequence[FusedConv], inputs: Sequence[Sequence[Shape]]) -> SequencePlan | None:
+        """A value lies in an input, in a new tensor if it is returned, or in memory that others had or will have.
+
+        Args:
+            inputs: shapes of their maps.
+
+        Returns:
+            None where a residual is not of its result's shape.
+        """
+        shapes = wiring.shapes(layers, inputs)
+        for value, (_, *residual) in enumerate(wiring.reads, wiring.num_inputs):
+            if residual and shapes[residual[0]] != shapes[value]:
+                return None
+        owners, last_reads = wiring.owners(), wiring.last_reads()
+        last = [-1] * len(owners)
+        for value, owner in enumerate(owners):
+            last[owner] = max(last[owner], last_reads[value])
+
+        num_slots, memory = 1, _Memory()
+        places: list[list[Place]] = [[] for _ in owners]
+        for value, owner in enumerate(owners):
+            index = value - wiring.num_inputs  # of a layer
+            memory.free(before=index)
+            if owner != value:
+                continue
+            for shape in shapes[value]:
+                if index < 0 or last[value] == len(layers):
+                    places[value].append(Place(num_slots))
+                    num_slots += 1
+                else:
+                    elements = torch.Size(shape).numel()
+                    places[value].append(Place(_WORKSPACE, memory.take(elements, until=last[value])))
+
+        def maps_of(values: Sequence[int]) -> list[Place]:
+            found = [place for value in values for place in places[owners[value]]]
+            return [*found, *[Place(_NO_MAP)] * (2 - len(found))]
+
+        steps = []
+        for value, (layer, (x, *residual)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
+            high, *low = shapes[x]
+            sized = layer.for_map(high, low[0][1] if low else 0)
+            steps.append(Step(ctypes.pointer(sized), *maps_of([x]), *maps_of(residual), *maps_of([value])))
+        results = [(owners[value], shapes[value]) for value in wiring.results]
+        return cls(wiring, layers, results, steps, memory.size)
+
+    def run(self, inputs: Sequence[Sequence[Tensor]], workspaces: list[Tensor]) -> list[Sequence[Tensor]]:
+        """The maps of each result.
+
+        Args:
+            inputs: maps of the sizes planned for, float32, channels last.
+            workspaces: to take one from, and to give it back.
+        """
+        try:
+            workspace = workspaces.pop()
+        except IndexError:
+            workspace = torch.empty(0)
+        if workspace.numel() < self.size:
+            workspace = empty_in_large_pages(self.size)
+        results: list[Sequence[Tensor]] = []
+        slots = [workspace, *[x for maps in inputs for x in maps]]
+        for owner, shapes in self.results:
+            if owner < self.wiring.num_inputs:
+                results.append(inputs[owner])  # it has been overwritten
+                continue
+            results.append([torch.empty(shape, memory_format=LAYOUTS[len(shape)]) for shape in shapes])
+            slots += results[-1]
+        library = load_library()
+        assert library is not None
+        addresses = (ctypes.c_int64 * len(slots))(*[x.data_ptr() for x in slots])
+        library.run_sequence(self._steps, len(self.steps), addresses, torch.get_num_threads())
+        workspaces.append(workspace)
+        return results
+
+
+class _Memory:
+    """Where maps lie in a workspace: first fit."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._taken: list[tuple[int, int, int]] = []  # start, end, the last step that reads it
+
+    def free(self, before: int) -> None:
+        self._taken = [map for map in self._taken if map[2] >= before]
+
+    def take(self, elements: int, until: int) -> int:
+        elements, start = -(-elements // _CACHE_LINE) * _CACHE_LINE, 0
+        for first, end, _ in sorted(self._taken):
+            if first - start >= elements:
+                break
+            start = max(start, end)
+        self._taken.append((start, start + elements, until))
+        self.size = max(self.size, start + elements)
+        return start

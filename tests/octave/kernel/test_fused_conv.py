@@ -1,0 +1,446 @@
+"""Fused layers against torch's own operations in float64, in every way through fused_conv.cpp."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import logging
+import pickle
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octvideo.octave import fuse_convolutions, octavize, prepare_inference
+from octvideo.octave.fused.conv import PreparedOctConv
+from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.kernel import library as compiled_library
+from octvideo.octave.kernel.fused_conv import Form, FusedConv, Layer, Maps, MaxPool
+from octvideo.octave.kernel.library import load_library
+from octvideo.octave.kernel.sequence import Place, Step
+from octvideo.octave.kernel.training import Weight
+
+needs_library = pytest.mark.skipif(load_library() is None, reason="no g++ here")
+POINT, TIME, SPACE = Form((1, 1, 1)), Form((3, 1, 1), padding=(1, 0, 0)), Form((1, 3, 3), padding=(0, 1, 1))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+def halve(x: Tensor) -> Tensor:
+    """Means of blocks of two by two, of those pixels that there are."""
+    x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), value=torch.nan)
+    blocks = x.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))
+    return blocks.nanmean((-1, -3))
+
+
+def upsample(x: Tensor, like: Tensor) -> Tensor:
+    x = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return x[..., : like.shape[-2], : like.shape[-1]]
+
+
+@needs_library
+def test_structs_are_the_same_on_both_sides(tmp_path: Path) -> None:
+    """Size, order and place of every field, as the compiler has them."""
+    lines = ['#include "layer.h"', "#include <cstddef>"]
+    for struct in (Layer, Maps, Weight, Place, Step):
+        name = struct.__name__
+        lines.append(f'static_assert(sizeof({name}) == {ctypes.sizeof(struct)}, "{name}");')
+        for field, _ in struct._fields_:
+            place: Any = getattr(struct, field)
+            checks = f"offsetof({name}, {field}) == {place.offset} && sizeof({name}::{field}) == {place.size}"
+            lines.append(f'static_assert({checks}, "{name}.{field}");')
+    source, folder = tmp_path / "same.cpp", Path(compiled_library.__file__).parent
+    for wanted, text in ((0, lines), (1, [line.replace(" == 8", " == 9", 1) for line in lines])):
+        source.write_text("\n".join(text))
+        command = ["g++", "-std=c++17", "-fsyntax-only", f"-I{folder}", str(source)]
+        made = subprocess.run(command, capture_output=True, text=True)
+        assert made.returncode == wanted, made.stderr
+
+
+class Case:
+    """Weights and maps of one layer, and what it should give."""
+
+    def __init__(
+        self,
+        form: Form,
+        channels: tuple[int, int, int, int],
+        size: tuple[int, ...] = (3, 7, 9),
+        *,
+        clips: int = 2,
+        upsampled: bool = True,
+        residual: bool = False,
+        bias: bool = True,
+        relu: bool = True,
+    ) -> None:
+        in_high, in_low, out_high, out_low = channels
+        kernel = form.kernel[-len(size) :]
+        self.form, self.relu = form, relu
+        reads = in_high * form.low_reads_high + in_low * form.low_reads_low
+        self.high_weight = random(out_high, in_high + in_low * form.high_reads_low, *kernel)
+        self.from_low = random(out_high, in_low, *kernel, seed=1) if upsampled and in_low else None
+        self.low_weight = random(out_low, reads, *kernel, seed=2) if out_low else None
+        self.biases = (random(out_high), random(out_low) if out_low else None) if bias else (None, None)
+        read = [(n + 1) // 2 for n in size[-2:]] if form.pool_first else list(size[-2:])
+        low_size = read if form.pool_first else [(n + 1) // 2 for n in read]
+        self.high = random(clips, in_high, *size, seed=3)
+        self.low = random(clips, in_low, *size[:-2], *low_size, seed=4) if in_low else None
+        self.residuals: tuple[Tensor | None, Tensor | None] = (None, None)
+        if residual:
+            self.residuals = tuple(None if y is None else random(*y.shape, seed=5) for y in self.expected())  # type: ignore
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        run = F.conv2d if x.dim() == 4 else F.conv3d
+        sizes = [size[5 - x.dim() :] for size in (self.form.stride, self.form.padding, self.form.dilation)]
+        return run(x.double(), weight.double(), None if bias is None else bias.double(), *sizes)
+
+    def expected(self) -> tuple[Tensor, Tensor | None]:
+        form = self.form
+        high = halve(self.high) if form.pool_first else self.high
+        sources = [high, *([self.low] if form.high_reads_low else [])]
+        y_high = self.convolve(torch.cat(sources, 1), self.high_weight, self.biases[0])  # type: ignore[arg-type]
+        y_low = None
+        if self.from_low is not None:
+            assert self.low is not None
+            y_high = y_high + upsample(self.convolve(self.low, self.from_low, None), y_high)
+        if self.low_weight is not None:
+            low = halve(self.low) if form.pool_first and self.low is not None else self.low
+            sources = [*([halve(high)] if form.low_reads_high else []), *([low] if form.low_reads_low else [])]
+            y_low = self.convolve(torch.cat(sources, 1), self.low_weight, self.biases[1])  # type: ignore[arg-type]
+        if pool := form.max_pool:
+            y_high = F.max_pool3d(y_high, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
+        ys = [y if y is None or b is None else y + b for y, b in zip((y_high, y_low), self.residuals, strict=True)]
+        return tuple(y if y is None or not self.relu else y.relu() for y in ys)  # type: ignore[return-value]
+
+    def layer(self) -> FusedConv:
+        return FusedConv(
+            self.form,
+            high=self.high_weight,
+            from_low=self.from_low,
+            low=self.low_weight,
+            num_high=self.high.shape[1],
+            bias_high=self.biases[0],
+            bias_low=self.biases[1],
+            relu=self.relu,
+        )
+
+    def check(self) -> None:
+        maps = [None if x is None else last(x.clone()) for x in (self.high, self.low, *self.residuals)]
+        with torch.no_grad():
+            got = self.layer()(*maps)  # type: ignore[arg-type]
+        for y, want in zip(got, self.expected(), strict=True):
+            assert (y is None) == (want is None)
+            if y is not None and want is not None:
+                products = self.high_weight[0].numel()
+                torch.testing.assert_close(y.double(), want, atol=2e-4 * max(1, products / 2000), rtol=1e-4)
+                assert y.is_contiguous(memory_format=torch.channels_last if y.dim() == 4 else torch.channels_last_3d)
+
+
+BOTH = {"low_reads_high": True, "low_reads_low": True}
+ORDINARY = {
+    "1x1x1": POINT,
+    "3x1x1": TIME,
+    "1x3x3": SPACE,
+    "5x1x1 every second frame": Form((5, 1, 1), (2, 1, 1), (2, 0, 0)),
+    "3x1x1 dilated, shorter": Form((3, 1, 1), padding=(1, 0, 0), dilation=(2, 1, 1)),
+    "1x1x1 every second pixel": Form((1, 1, 1), (1, 2, 2)),
+    "1x3x3 strided": Form((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+    "1x3x3 dilated": Form((1, 3, 3), (1, 1, 1), (0, 2, 2), (1, 2, 2)),
+    "1x3x3 without padding": Form((1, 3, 3)),
+    "3x3x3": Form((3, 3, 3), padding=(1, 1, 1)),
+    "5x7x7 of a stem": Form((5, 7, 7), (1, 2, 2), (2, 3, 3)),
+    "2x3x2 strided, dilated": Form((2, 3, 2), (2, 1, 2), (0, 2, 1), (1, 2, 1)),
+    "1x5x3 lopsided": Form((1, 5, 3), (1, 2, 1), (0, 2, 0), (1, 1, 2)),
+}
+
+
+@needs_library
+@pytest.mark.parametrize("channels", [(3, 5), (16, 64), (33, 48), (64, 130)])
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_convolutions(name: str, channels: tuple[int, int]) -> None:
+    for residual in (False, True):
+        Case(ORDINARY[name], (channels[0], 0, channels[1], 0), (5, 9, 11), residual=residual).check()
+
+
+@needs_library
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 2, 1), (4, 8, 6), (3, 7, 9), (1, 28, 5)], ids=str)
+@pytest.mark.parametrize("channels", [(6, 2, 5, 3), (24, 8, 48, 16), (58, 6, 58, 6), (16, 16, 80, 48)], ids=str)
+@pytest.mark.parametrize("form", [POINT, TIME, SPACE], ids=["1x1x1", "3x1x1", "1x3x3"])
+def test_octave_convolutions(form: Form, channels: tuple[int, int, int, int], size: tuple[int, ...]) -> None:
+    Case(replace(form, **BOTH), channels, size, residual=size[0] > 2).check()
+
+
+@needs_library
+@pytest.mark.parametrize("form", [POINT, TIME, SPACE], ids=["1x1x1", "3x1x1", "1x3x3"])
+@pytest.mark.parametrize(
+    ("given", "channels", "upsampled"),
+    [
+        ({"low_reads_high": True}, (16, 0, 24, 8), False),  # the first octave layer
+        ({}, (16, 8, 24, 0), True),  # the last one
+        ({"low_reads_low": True}, (16, 8, 24, 8), False),  # no exchange
+        ({"low_reads_low": True}, (16, 8, 24, 8), True),  # one way
+        (BOTH, (16, 8, 24, 8), False),  # the other way
+        ({**BOTH, "pool_first": True, "high_reads_low": True}, (16, 8, 24, 8), False),  # strided
+        ({"pool_first": True, "high_reads_low": True}, (16, 8, 24, 0), False),  # strided and the last one
+        ({"pool_first": True, "low_reads_high": True}, (16, 0, 24, 8), False),  # strided and the first one
+        ({"pool_first": True}, (16, 0, 24, 0), False),  # ordinary, pooled
+    ],
+)
+def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, upsampled: bool) -> None:
+    for size in ((4, 8, 12), (3, 7, 9)):
+        for residual in (False, True):
+            case = Case(
+                replace(form, **given),
+                channels,
+                size,
+                upsampled=upsampled,
+                residual=residual,
+                bias=residual,
+                relu=not residual,
+            )
+            case.check()
+
+
+WIDE_TIME = Form((3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1))
+
+
+@needs_library
+@pytest.mark.parametrize("form", [POINT, TIME, SPACE, WIDE_TIME], ids=["1x1x1", "3x1x1", "1x3x3", "3x1x1 dilated"])
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [
+        ((48, 16, 48, 16), (4, 44, 30)),
+        ((48, 16, 48, 16), (7, 56, 28)),
+        ((300, 80, 300, 80), (4, 44, 30)),
+        ((4500, 16, 48, 48), (3, 7, 5)),
+    ],
+    ids=["strips", "strips of many frames", "blocks of weights", "parts of blocks"],
+)
+def test_maps_and_weights_in_pieces_on_several_threads(form: Form, channels: Any, size: tuple[int, ...]) -> None:
+    case = Case(replace(form, **BOTH), channels, size, clips=1, residual=True)
+    case.check()
+    results = []
+    threads = torch.get_num_threads()
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
+        maps = [None if x is None else last(x.clone()) for x in (case.high, case.low, *case.residuals)]
+        with torch.no_grad():
+            results.append(case.layer()(*maps))  # type: ignore[arg-type]
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True) if a is not None)  # type: ignore
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("size", [(1, 7, 9), (3, 30, 12), (2, 23, 31)], ids=str)
+@pytest.mark.parametrize(
+    "pool",
+    [
+        MaxPool((3, 3), (2, 2), (1, 1)),
+        MaxPool((2, 2), (2, 2), (0, 0)),
+        MaxPool((3, 2), (1, 3), (1, 0)),
+        MaxPool((1, 3), (4, 1), (0, 1)),
+        MaxPool((5, 5), (3, 3), (2, 2)),
+    ],
+    ids=lambda pool: f"{pool.window} {pool.stride} {pool.padding}",
+)
+def test_max_pools(pool: MaxPool, size: tuple[int, ...], threads: int) -> None:
+    """Of a convolution whose rows are never all there."""
+    form = Form((3, 3, 3), (1, 1, 1), (1, 1, 1), max_pool=pool)
+    case = Case(form, (5, 0, 39, 0), size, relu=False)
+    case.high[0, 0, 0, 0, 3] = torch.nan
+    layer, before = case.layer(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        (got, _) = layer(last(case.high))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(got.double(), case.expected()[0], atol=2e-4, rtol=1e-4, equal_nan=True)
+    assert got.isnan().any() and not got.isnan().all()
+
+
+@needs_library
+def test_images() -> None:
+    for form in (POINT, SPACE, replace(SPACE, stride=(1, 2, 2))):
+        Case(form, (12, 0, 20, 0), (9, 7), residual=True).check()
+    for form in (POINT, SPACE, replace(SPACE, pool_first=True, high_reads_low=True)):
+        Case(replace(form, **BOTH), (12, 4, 20, 5), (9, 7), upsampled=not form.pool_first).check()
+
+
+@needs_library
+def test_nan_stays_nan() -> None:
+    case = Case(POINT, (8, 0, 8, 0))
+    case.high[0, 3, 1, 2, 2] = torch.nan
+    y = case.layer()(last(case.high))[0]
+    assert y[0, :, 1, 2, 2].isnan().all() and y.isnan().sum() == 8
+
+
+@needs_library
+def test_layouts_other_than_channels_last_are_copied() -> None:
+    case = Case(replace(SPACE, **BOTH), (16, 8, 24, 8), residual=True)
+    got = case.layer()(case.high, case.low, *[b.clone() for b in case.residuals if b is not None])
+    for y, want in zip(got, case.expected(), strict=True):
+        torch.testing.assert_close(y.double(), want, atol=1e-4, rtol=1e-4)  # type: ignore[union-attr]
+
+
+@needs_library
+def test_results_overwrite_the_base_and_nothing_else() -> None:
+    case = Case(replace(POINT, **BOTH), (16, 8, 24, 8), residual=True)
+    maps = [last(x.clone()) for x in (case.high, case.low, *case.residuals) if x is not None]
+    before = [x.clone() for x in maps]
+    got = case.layer()(*maps)
+    assert [y.data_ptr() for y in got if y is not None] == [x.data_ptr() for x in maps[2:]]
+    assert torch.equal(maps[0], before[0]) and torch.equal(maps[1], before[1])
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(3, 32, (3, 1, 1), padding=(1, 0, 0), bias=False)
+        self.norm = nn.BatchNorm3d(32)
+        self.second = nn.Conv3d(32, 32, (1, 3, 3), padding=(0, 1, 1))
+        self.third = nn.Conv3d(32, 32, 1)
+        self.strided = nn.Conv3d(32, 24, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        x = torch.relu(x + self.third(torch.relu(self.second(x))))
+        return self.head(torch.relu(self.strided(x)).mean((2, 3, 4)))
+
+
+def networks() -> Iterator[tuple[nn.Module, nn.Module]]:
+    """An ordinary and an octave network, and each prepared."""
+    torch.manual_seed(0)
+    network = Blocks().eval()
+    nn.init.normal_(network.norm.running_mean)
+    for each in (network, octavize(copy.deepcopy(network), {"first": 0.25, "second": 0.5, "third": 0.25}).eval()):
+        yield each, prepare_inference(each)
+
+
+def layers_of(prepared: nn.Module) -> list[Any]:
+    """Those that are not a part of another one."""
+    (sequence,) = (m for m in prepared.modules() if isinstance(m, FusedSequence))
+    return list(sequence.convs)
+
+
+def expected_of(layers: list[Any]) -> list[bool]:
+    return [isinstance(layer, PreparedOctConv) or layer.form.is_fast for layer in layers]
+
+
+@needs_library
+def test_prepared_networks_use_it() -> None:
+    x = last(random(1, 3, 4, 10, 14))
+    for network, prepared in networks():
+        layers = layers_of(prepared)
+        assert not any(layer.fused for layer in layers)  # what is exported needs no packed weights
+        with torch.no_grad():
+            expected = network(x)
+            torch.testing.assert_close(prepared(x), expected, atol=1e-5, rtol=1e-5)
+            assert len(layers) == 4 and [layer.fused is not None for layer in layers] == expected_of(layers)
+            for clone in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+                torch.testing.assert_close(clone(x), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(prepared.double()(x.double()).float(), expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_library
+def test_compiled_graphs_call_it() -> None:
+    x = last(random(1, 3, 4, 10, 14))
+    for network, prepared in networks():
+        graphs: list[torch.fx.GraphModule] = []
+
+        def keep(graph: torch.fx.GraphModule, _: Any, graphs: list[torch.fx.GraphModule] = graphs) -> Any:
+            graphs.append(graph)
+            return graph
+
+        with torch.no_grad():
+            fuse_convolutions(prepared)
+            compiled = torch.compile(prepared, backend=keep, fullgraph=True)
+            torch.testing.assert_close(compiled(x), network(x), atol=1e-5, rtol=1e-5)
+        calls = [str(n.target) for n in graphs[0].graph.nodes if "octvideo" in str(n.target)]
+        expected = expected_of(layers_of(prepared))
+        if all(expected):
+            assert calls == ["octvideo.fused_sequence"]
+        else:
+            assert len(calls) == sum(expected) and all("fused_conv" in call for call in calls)
+        torch._dynamo.reset()
+
+
+@needs_library
+def test_the_operation_is_what_it_says_to_compilers() -> None:
+    case = Case(replace(SPACE, **BOTH), (16, 8, 24, 8), residual=True)
+    layer = case.layer()
+    maps = [last(x) for x in (case.high, case.low, *case.residuals) if x is not None]
+    before = [x.clone() for x in maps]
+    operation, checks = torch.ops.octvideo.fused_conv, ("test_schema", "test_faketensor")
+    torch.library.opcheck(operation, (*maps, layer._name), test_utils=checks)
+    for y, want in zip(operation(*maps, layer._name), case.expected(), strict=True):
+        torch.testing.assert_close(y.double(), want, atol=1e-4, rtol=1e-4)
+    assert all(map(torch.equal, maps, before))  # residuals too
+    torch.library.opcheck(operation, (*maps[:2], None, None, layer._name), test_utils=checks)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """As in a new process of a checkout, with an empty cache."""
+    monkeypatch.setattr(compiled_library, "VARIANTS", ())
+    monkeypatch.setenv("OCTVIDEO_CACHE", str(tmp_path / "cache"))
+    load_library.cache_clear()
+    yield tmp_path
+    load_library.cache_clear()
+
+
+@pytest.mark.parametrize("why", ["switched off", "no compiler", "one that fails"])
+def test_without_a_library_onednn_does_it(
+    why: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "octvideo.octave")
+    if why == "switched off":
+        monkeypatch.setenv("OCTVIDEO_FUSED", "0")
+    elif why == "no compiler":
+        monkeypatch.setenv("CXX", "no-such-compiler")
+    else:
+        script = fresh / "g++"
+        script.write_text("#!/bin/sh\n[ $1 = --version ] && echo 1 && exit\necho no space >&2\nexit 1\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+    assert load_library() is None
+    assert {"switched off": "", "no compiler": "no-such-compiler", "one that fails": "no space"}[why] in caplog.text
+    x = last(random(1, 3, 4, 10, 14))
+    for network, prepared in networks():
+        with torch.no_grad():
+            torch.testing.assert_close(prepared(x), network(x), atol=1e-5, rtol=1e-5)
+        assert all(getattr(m, "fused", None) is None for m in prepared.modules())
+
+
+@needs_library
+def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_library, "NATIVE", "-O0")  # sooner than -O3
+    monkeypatch.setenv("CXX", "env g++")  # a command of several words
+    assert load_library() is not None
+    (file,) = (fresh / "cache").iterdir()
+    made = file.stat().st_mtime_ns
+    load_library.cache_clear()
+    assert load_library() is not None and file.stat().st_mtime_ns == made
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("narrower_vectors")
+def test_on_processors_with_narrower_vectors() -> None:
+    for channels in ((6, 2, 5, 3), (24, 8, 48, 16), (58, 6, 58, 6), (300, 80, 300, 80)):
+        for form in (POINT, TIME, SPACE):
+            Case(replace(form, **BOTH), channels, (3, 15, 18), residual=True).check()
+    pool = MaxPool((3, 3), (2, 2), (1, 1))
+    Case(Form((3, 3, 3), padding=(1, 1, 1), max_pool=pool), (5, 0, 39, 0), (3, 15, 18)).check()

@@ -1,1 +1,0 @@
-"""Damages videos and reads them."""
