@@ -25,7 +25,7 @@ from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, is_channels_last
 from octvideo.octave.kernel.library import load_library
 from octvideo.octave.layer import OctaveLayer, convolve
 from octvideo.octave.paths import Target
-from octvideo.octave.resample import add_upsampled, max_pool, pool_down, upsample
+from octvideo.octave.resample import add_upsampled, pool_down, upsample
 
 Maps = tuple[Tensor, Tensor | None]  # of a value: the high one, and the low one if there is one
 Residuals = tuple[Tensor | None, Tensor | None]
@@ -224,7 +224,7 @@ class PreparedConv(PreparedLayer):
             return y
         if y.dim() == 4:
             return F.max_pool2d(y, pool.window, pool.stride, pool.padding)
-        return max_pool(y, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
+        return F.max_pool3d(y, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
 
     def _apply(self, *args: Any, **kwargs: Any) -> PreparedLayer:
         self.onednn.forget()
