@@ -171,7 +171,7 @@ class PreparedConv(PreparedLayer):
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups, self.relu = groups, relu
         self.max_pool: MaxPool | None = None
-        self.onednn = OneDnnConv(weight.shape[2:], self.stride, self.padding, self.dilation, groups)
+        self.onednn = OneDnnConv(tuple(weight.shape[2:]), self.stride, self.padding, self.dilation, groups)
         self.onednn_has = self.onednn.has_form
 
     @classmethod
@@ -380,13 +380,8 @@ def rectified(y: Tensor) -> Tensor:
 def _prepared(conv: OctaveLayer, target: Target) -> list[PreparedConv]:
     """One for each term of y_high or y_low; the first brings the bias."""
     sizes: dict[str, Any] = {"padding": conv.padding, "dilation": conv.dilation}
-    return [
-        PreparedConv(
-            term.path.weight(conv.weight),
-            None if n else target.bias(conv.bias),
-            stride=term.path.stride,
-            groups=term.path.groups,
-            **sizes,
-        )
-        for n, term in enumerate(target.terms)
-    ]
+    convs = []
+    for term in target.terms:
+        weight, bias = term.path.weight(conv.weight), None if convs else target.bias(conv.bias)
+        convs.append(PreparedConv(weight, bias, stride=term.path.stride, groups=term.path.groups, **sizes))
+    return convs
