@@ -18,10 +18,9 @@ from torch import Tensor
 from octvideo.cli.arguments import Parser, positive
 from octvideo.cli.infer import find_videos
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import find_checkpoint
-from octvideo.inference.engines import MODEL_FILES, check_choice
+from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint, network_of_pytorchvideo
+from octvideo.inference.engines import engine_device, file_engines, precisions_of
 from octvideo.inference.export import write_export
-from octvideo.inference.predictor import engine_device, network_of_checkpoint, network_of_pytorchvideo
 from octvideo.inference.preparation import Normaliser
 from octvideo.progress import track
 from octvideo.video import ViewSettings, read_views
@@ -33,8 +32,8 @@ _CHECK_CLIPS = 6
 
 def add_arguments(parser: Parser) -> None:
     parser.shared("ckpt")
-    parser.add_argument("--engine", required=True, choices=list(MODEL_FILES))
-    parser.add_argument("--precision", default="f32", help="f32, bf16 (aot, openvino) or int8 (openvino)")
+    parser.add_argument("--engine", required=True, choices=file_engines())
+    parser.add_argument("--precision", default="f32", help=precisions_of(file_engines()))
     parser.shared("output", required=True, metavar="FOLDER", help="made here")
     parser.add_argument(
         "--calibrate",
@@ -52,7 +51,6 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exports what the command line names, and says what was written; returns 0."""
     console = Console(stderr=True)
-    check_choice(args.engine, args.precision)
     device = engine_device(args.engine, args.precision, args.device)
     if args.precision == "int8" and not args.calibrate:
         raise UserError("int8 needs typical videos to choose its scales from: --calibrate VIDEO|FOLDER ...")

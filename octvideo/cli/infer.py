@@ -20,6 +20,7 @@ from octvideo.cli.arguments import Parser, positive
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_lines, walk_videos
 from octvideo.inference.checkpoint import find_checkpoint
+from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.preparation import Timing
 from octvideo.inference.result_file import ResultFile, as_record
@@ -33,8 +34,8 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.shared("ckpt")
     parser.add_argument("--model", metavar="FOLDER", help="a model that octvideo export wrote, in place of --ckpt")
-    parser.add_argument("--engine", help="eager (the default), compile, aot, onnx or openvino")
-    parser.add_argument("--precision", help="f32 (the default), or bf16: eager, compile, aot, openvino")
+    parser.add_argument("--engine", help=f"{', '.join(ENGINES)} (eager)")
+    parser.add_argument("--precision", help=f"{precisions_of(ENGINES)}; int8 is for --model (f32)")
     parser.shared("device", "threads", "runs_dir")
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")

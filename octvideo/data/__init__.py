@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from octvideo.batches import Failure
 from octvideo.class_names import read_class_names
 from octvideo.data.augment import Augmentation
-from octvideo.data.dataset import EvaluationVideos, Failure, TrainingClips
+from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.manifest import read_records
 from octvideo.data.records import VideoList, VideoRecord
 

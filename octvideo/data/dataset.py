@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
+from octvideo.batches import Failure
 from octvideo.data.augment import Augmentation, ClipTransform, flip_and_colour, sample_transform
 from octvideo.data.records import VideoRecord
 from octvideo.data.shards import source_of
@@ -43,21 +44,6 @@ class Item:
     label: int
     index: int
     path: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A video that could not be read.
-
-    Args:
-        path: of the file.
-        reason: in one line.
-        index: place in the data set.
-    """
-
-    path: str
-    reason: str
-    index: int
 
 
 def item_generator(seed: int, epoch: int, index: int) -> Generator:

@@ -9,31 +9,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from octvideo.data.dataset import Failure, Item
+from octvideo.batches import Batch, Failure
+from octvideo.data.dataset import Item
 from octvideo.seeds import seed_of
 from octvideo.video import VideoViews
 
 log = logging.getLogger("octvideo.data")
 
 
-class Batch:
-    """Videos on their way to the network, by key as in a dictionary (see `Collate`).
+class MovableBatch:
+    """A `Batch` on its way to the network, read by key.
 
-    It is none, since Lightning walks into dictionaries, lists and dataclasses, to move them to a device or to convert
-    their floats for a precision, and stops at frozen ones. Of this it calls `to`, and DataLoader `pin_memory`.
+    It is no dictionary, since Lightning walks into dictionaries, lists and dataclasses, to move them to a device or to
+    convert their floats for a precision, and stops at frozen ones. Of this it calls `to`, and DataLoader `pin_memory`.
 
     Args:
-        content: "video" is a tensor or a list of VideoViews; other tensors move too, and the rest stays.
+        content: its tensors and VideoViews move to a device, and the rest stays.
     """
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self._content = dict(content)
+    def __init__(self, content: Batch) -> None:
+        self._content: Mapping[str, Any] = dict(content)
 
     def __getitem__(self, key: str) -> Any:
         return self._content[key]
@@ -42,21 +43,21 @@ class Batch:
         """The labels alone: Lightning looks there for the number of videos that a logged value is the mean of."""
         yield self["label"]
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> MovableBatch:
         """The same on a device; without waiting where it is in pinned memory."""
         return self._each(
-            lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()), lambda views: views.to(device)
+            lambda part: part.to(device, non_blocking=part.is_pinned()) if isinstance(part, Tensor) else part.to(device)
         )
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> MovableBatch:
         """The same in pinned memory, as DataLoader asks for."""
-        return self._each(Tensor.pin_memory, VideoViews.pin_memory)
+        return self._each(lambda part: part.pin_memory())
 
-    def _each(self, of_tensor: Callable[[Tensor], Tensor], of_views: Callable[[VideoViews], VideoViews]) -> Batch:
-        changed = {key: of_tensor(part) if isinstance(part, Tensor) else part for key, part in self._content.items()}
+    def _each(self, change: Callable[[Any], Any]) -> MovableBatch:
+        changed = {key: change(part) if isinstance(part, Tensor) else part for key, part in self._content.items()}
         if not isinstance(self["video"], Tensor):
-            changed["video"] = [of_views(views) for views in self["video"]]
-        return Batch(changed)
+            changed["video"] = [change(views) for views in self["video"]]
+        return MovableBatch(cast(Batch, changed))
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -142,7 +143,7 @@ class EvaluationBatches(Sampler[list[int]]):
 
 
 class Collate:
-    """Items to a batch; failures are listed beside the videos that could be read.
+    """Items to a `Batch`; failures are listed beside the videos that could be read.
 
     Args:
         shape: of a training clip; None for evaluation, where the sizes of frames differ.
@@ -151,12 +152,9 @@ class Collate:
     def __init__(self, shape: Sequence[int] | None) -> None:
         self.shape = shape
 
-    def __call__(self, items: Sequence[Item | Failure]) -> Batch:
-        """By key: video, uint8 (N, ...) of clips or a list of N VideoViews; label (N,), index (N,), path (N) and
-        failures.
-        """
+    def __call__(self, items: Sequence[Item | Failure]) -> MovableBatch:
         good = [item for item in items if isinstance(item, Item)]
-        return Batch(
+        return MovableBatch(
             {
                 "video": self._stack([item.video for item in good]),
                 "label": torch.tensor([item.label for item in good], dtype=torch.int64),
@@ -175,7 +173,7 @@ class Collate:
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over `TrainingBatches` that Lightning saves in checkpoints, and that goes on where it was.
+    """A DataLoader over `TrainingBatches` that Lightning saves in checkpoints, and that resumes where it was.
 
     Args:
         clips: asked for by (epoch, index).
@@ -202,8 +200,8 @@ class ResumableLoader(DataLoader[Any]):
         return {**place, "seed": batches.seed, "digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on within the epoch of a checkpoint, with any batch size and number of processes; where that can't be,
-        starts the epoch anew and says so.
+        """Resumes within the epoch of a checkpoint, with any batch size and any number of processes. Where that can't
+        be, it starts the epoch anew and says so.
         """
         batches, loop = self.batches, self.trainer.fit_loop
         progress, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress.current
@@ -227,7 +225,7 @@ class ResumableLoader(DataLoader[Any]):
             progress.is_last_batch = batches.first_batch == len(batches)
 
     def _other(self, state: dict[str, Any]) -> str | None:
-        """Why the order of now is not that of a checkpoint."""
+        """Why the order of items is another one than in the checkpoint."""
         if "digest" not in state:
             return "its checkpoint is of an older version, which drew the order of videos otherwise"
         if state["digest"] != self.digest:

@@ -7,24 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-class Views(Protocol):
-    """All views of one video, cut when they are wanted: octvideo.video's VideoViews."""
-
-    @property
-    def num_views(self) -> int:
-        """V."""
-
-    def cut(self, start: int, stop: int, /) -> Tensor:
-        """Views [start, stop), (n, C, T, S, S)."""
-
-    def to(self, device: torch.device, /) -> Views:
-        """The same on a device, where they are then cut."""
+from octvideo.batches import Views
 
 
 def view_chunks(videos: Tensor | Sequence[Views], size: int) -> Iterator[Tensor]:

@@ -1,9 +1,11 @@
-"""Runs by name, and their checkpoints as files: found, read without their tensors in memory, refused in words, built
-again."""
+"""Where networks come from: checkpoints of runs, pytorchvideo's weights, exported models. They are found by name, read
+without their tensors in memory, refused in words, and built again.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import zipfile
 from collections.abc import Iterable
@@ -13,8 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
 from octvideo.files import one_line
+from octvideo.video import ViewSettings
+
+EXPORT_FILE, EXPORT_FORMAT = "octvideo.json", 1  # what an exported folder says of its model
 
 
 def expanded(path: str) -> str:
@@ -119,8 +125,7 @@ def build_network(block: dict[str, Any], path: str | Path) -> nn.Module:
     built_from = block["network"]
     if built_from is None:
         raise UserError(
-            f"{path} does not say how its network was built: make it with a builder of octvideo.models, or "
-            "build it "
+            f"{path} does not say how its network was built: make it with a builder of octvideo.models, or build it "
             "yourself and use Predictor(network, class_names, views=...)"
         )
     module, _, name = built_from["class_path"].rpartition(".")
@@ -128,3 +133,61 @@ def build_network(block: dict[str, Any], path: str | Path) -> nn.Module:
     if module != "octvideo.models":
         raise UserError(f"{path} names the builder {built_from['class_path']}, expected one of octvideo.models")
     return getattr(importlib.import_module(module), name)(**built_from["init_args"])
+
+
+def network_of_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
+    """The network of a checkpoint with its weights, and the arguments of `Predictor` that belong to it.
+
+    Raises:
+        UserError: no such file, or none of ours.
+    """
+    from octvideo.models.weights import load_weights, read_weights
+
+    block = read_checkpoint(path)["octvideo"]
+    network = build_network(block, path)
+    load_weights(network, read_weights(path), head="strict")
+    views = ViewSettings() if block["views"] is None else ViewSettings.from_dict(block["views"])
+    settings = {"class_names": block["class_names"], "views": views, "mean": block["mean"], "std": block["std"]}
+    return network.eval(), {**settings, "source": str(path)}
+
+
+def network_of_pytorchvideo() -> tuple[nn.Module, dict]:
+    """pytorchvideo's Kinetics-400 I3D, and the arguments of `Predictor` that belong to it.
+
+    Raises:
+        UserError: its weights are neither in the cache nor to be had from the network.
+    """
+    from octvideo.models import i3d_r50  # first: it imports pytorchvideo without a warning
+    from octvideo.models.weights import load_weights, read_weights
+    from pytorchvideo.models.hub.resnet import checkpoint_paths  # isort: skip
+
+    url = checkpoint_paths["i3d_r50"]
+    try:
+        weights = read_weights(url)
+    except UserError as error:
+        raise UserError(
+            f"no weights given, and {error}. Give --ckpt PATH (or --ckpt last for the newest of your own)"
+        ) from error
+    network = i3d_r50(num_classes=400, alpha=0.0)
+    load_weights(network, weights, head="strict")
+    settings = {"class_names": read_class_names("kinetics400"), "views": ViewSettings()}
+    return network.eval(), {**settings, "source": f"pytorchvideo's Kinetics-400 I3D ({url})"}
+
+
+def read_export(folder: str | Path) -> dict[str, Any]:
+    """What octvideo.json in the folder of an exported model holds; see octvideo/inference/export.py.
+
+    Raises:
+        UserError: there is none, or it is something else.
+    """
+    file = Path(folder) / EXPORT_FILE
+    if not file.is_file():
+        raise UserError(f"no exported model in {folder}: looked for {EXPORT_FILE}; octvideo export writes one")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        found = settings["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} can't be read: {error!r}") from error
+    if found != EXPORT_FORMAT:
+        raise UserError(f"{file} has format {found}, this octvideo reads {EXPORT_FORMAT}: export the model again")
+    return settings

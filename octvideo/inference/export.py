@@ -1,15 +1,17 @@
 """A folder that serves by itself: the model of one engine, everything its scores depend on, and a program.
 
 octvideo.json   classes, view settings, mean and deviation, source, versions, the check that was made
-model.pt2 | model.onnx | model.xml, model.bin
+model.*         the engine's files: `EngineEntry.files`
 classify.py     names the actions in videos: needs numpy, PyAV and the engine, not octvideo
+engine.py       how classify.py loads the model: the source of `EngineEntry.load`
 """
 
 from __future__ import annotations
 
-import json
+import inspect
 import platform
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -22,17 +24,21 @@ from torch import Tensor, nn
 from octvideo._version import __version__
 from octvideo.errors import UserError
 from octvideo.files import json_text
-from octvideo.inference.engines import MODEL_FILES, build_engine, check_choice, load_model, write_model
-from octvideo.inference.predictor import Predictor, choose_views_per_call, clip_shape, pick_device
+from octvideo.inference.checkpoint import EXPORT_FILE, EXPORT_FORMAT
+from octvideo.inference.engines import (
+    ENGINES,
+    EngineEntry,
+    FileEngine,
+    ModelSpec,
+    build_engine,
+    check_choice,
+    file_engines,
+    write_model,
+)
+from octvideo.inference.predictor import choose_views_per_call, clip_shape
 from octvideo.video import ViewSettings
 
-SETTINGS_FILE, PROGRAM = "octvideo.json", "classify.py"
-_FORMAT = 1
-_VERSIONS_OF = {
-    "aot": ("torch",),
-    "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("torch", "openvino", "nncf"),
-}
+PROGRAM, LOADER = "classify.py", "engine.py"
 
 
 def write_export(
@@ -73,24 +79,26 @@ def write_export(
     Raises:
         UserError: as `build_engine`; the folder is in use; or the engine's scores are not eager's.
     """
-    check_choice(engine, precision)
-    if engine not in MODEL_FILES:
-        raise UserError(f"engine: got '{engine}', expected one with model files: {', '.join(MODEL_FILES)}")
+    entry = check_choice(engine, precision)
+    if not entry.files:
+        raise UserError(f"engine: got '{engine}', expected one with model files: {', '.join(file_engines())}")
     folder = Path(folder)
     _make_free(folder, overwrite)
     shape = clip_shape(views, views_per_call or choose_views_per_call(views, device))
+    spec = ModelSpec(shape, precision, device, calibration)
     if check_clips is None:
         check_clips = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    model = folder / entry.files[0]
+    say(f"writing {model} ...")
     start = time.perf_counter()
-    say(f"writing {folder / MODEL_FILES[engine]} ...")
-    model = folder / MODEL_FILES[engine]
-    write_model(engine, network, model, shape, precision=precision, device=device, calibration=calibration)
+    write_model(engine, network, model, spec)
     written = time.perf_counter() - start
-    check = _check(network, check_clips, engine, model, shape, precision, num_threads, device)
+    check = _check(network, check_clips, engine, model, spec, num_threads)
     settings = {
-        "format": _FORMAT,
+        "format": EXPORT_FORMAT,
         "octvideo": __version__,
         "engine": engine,
+        "library": entry.library,
         "precision": precision,
         "model": model.name,
         "input_shape": list(shape),
@@ -100,37 +108,43 @@ def write_export(
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
         "source": source,
-        "versions": _versions(engine),
+        "versions": _versions(entry),
         "machine": f"{platform.system()} {platform.machine()}",
         "write_seconds": round(written, 1),
         "check": check,
     }
     shutil.copyfile(Path(__file__).parent / "standalone" / PROGRAM, folder / PROGRAM)
+    (folder / LOADER).write_text(_loader_source(entry), encoding="utf-8")
     # Last: a folder with it is whole.
-    (folder / SETTINGS_FILE).write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / EXPORT_FILE).write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
     return settings
+
+
+def _loader_source(entry: EngineEntry) -> str:
+    """A module whose `load` is the engine's."""
+    assert entry.load is not None
+    return (
+        f'"""The model of engine {entry.name} as a function (octvideo {__version__})."""\n\n'
+        f"from __future__ import annotations\n\n\n{textwrap.dedent(inspect.getsource(entry.load))}\n\n"
+        "# (file, precision, device, threads) to: clips (N, 3, T, H, W) to logits (N, K), and the precision of these.\n"
+        f"load = {entry.load.__name__}\n"
+    )
 
 
 def _make_free(folder: Path, overwrite: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / SETTINGS_FILE).is_file():
+        if not (folder / EXPORT_FILE).is_file():
             raise UserError(f"{folder} holds other files: give another folder")
         if not overwrite:
             raise UserError(f"{folder} already holds a model: add --overwrite, or give another folder")
-        for name in (SETTINGS_FILE, PROGRAM, *MODEL_FILES.values(), "model.bin"):
+        models = [name for entry in ENGINES.values() for name in entry.files]
+        for name in (EXPORT_FILE, PROGRAM, LOADER, *models):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _check(
-    network: nn.Module,
-    clips: Tensor,
-    engine: str,
-    model: Path,
-    shape: tuple[int, ...],
-    precision: str,
-    num_threads: int | None,
-    device: torch.device,
+    network: nn.Module, clips: Tensor, engine: str, model: Path, spec: ModelSpec, num_threads: int | None
 ) -> dict[str, Any]:
     """Compares softmax scores with the ordinary eager network's, and says how far apart they are.
 
@@ -138,12 +152,12 @@ def _check(
         UserError: in f32, further than 1e-4; or they are not finite.
     """
     start = time.perf_counter()
-    exported = load_model(engine, model, shape, precision=precision, num_threads=num_threads, device=device)
+    exported = FileEngine(engine, model, spec, num_threads=num_threads)
     load_seconds = time.perf_counter() - start
     start = time.perf_counter()
     logits = exported(clips).cpu()
     seconds = (time.perf_counter() - start) / len(clips)
-    eager = build_engine("eager", network, example_shape=shape, device=device)(clips).cpu()
+    eager = build_engine("eager", network, example_shape=spec.shape, device=spec.device)(clips).cpu()
     if not (logits.isfinite().all() and eager.isfinite().all()):
         raise UserError(f"{model}: logits of the network are not finite in {exported.precision}; not to be used")
     difference = float((logits.softmax(1) - eager.softmax(1)).abs().max())
@@ -164,58 +178,11 @@ def _check(
     }
 
 
-def _versions(engine: str) -> dict[str, str]:
+def _versions(entry: EngineEntry) -> dict[str, str]:
     found = {}
-    for name in _VERSIONS_OF[engine]:
+    for name in ("torch", *entry.packages):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
-
-
-def read_settings(folder: str | Path) -> dict[str, Any]:
-    """What octvideo.json in `folder` holds.
-
-    Raises:
-        UserError: there is none, or it is something else.
-    """
-    file = Path(folder) / SETTINGS_FILE
-    if not file.is_file():
-        raise UserError(f"no exported model in {folder}: looked for {SETTINGS_FILE}; octvideo export writes one")
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        found = settings["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} can't be read: {error!r}") from error
-    if found != _FORMAT:
-        raise UserError(f"{file} has format {found}, this octvideo reads {_FORMAT}: export the model again")
-    return settings
-
-
-def load_export(folder: str | Path, *, device: str = "auto", num_threads: int | None = None) -> Predictor:
-    """See `Predictor.from_export`."""
-    settings = read_settings(folder)
-    made_for = settings["device"]
-    chosen = pick_device(made_for if device == "auto" else device)
-    if chosen.type != made_for:
-        raise UserError(f"{folder} was exported for device '{made_for}', got '{chosen}': export it for the other, too")
-    file = Path(folder) / settings["model"]
-    if not file.is_file():
-        raise UserError(f"{folder} is not whole: {file.name} is missing; export the model again")
-    engine = load_model(
-        settings["engine"],
-        file,
-        tuple(settings["input_shape"]),
-        precision=settings["precision"],
-        num_threads=num_threads,
-        device=chosen,
-    )
-    return Predictor(
-        engine,
-        settings["class_names"],
-        views=ViewSettings.from_dict(settings["views"]),
-        mean=settings["mean"],
-        std=settings["std"],
-        source=f"{settings['source']} ({folder})",
-    )

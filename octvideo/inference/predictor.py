@@ -14,13 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import best_classes, video_scores
-from octvideo.files import one_line
-from octvideo.inference.checkpoint import build_network, read_checkpoint
-from octvideo.inference.engines import Engine, build_engine, check_choice
-from octvideo.inference.preparation import Failure, Normaliser, Preparation, Timing
+from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
+from octvideo.inference.engines import Engine, FileEngine, ModelSpec, build_engine, engine_device, pick_device
+from octvideo.inference.preparation import Normaliser, Preparation, Timing
 from octvideo.video import VideoReadError, ViewSettings
 
 
@@ -63,8 +61,8 @@ class Predictor:
         std: likewise.
         source: which weights these are, for people.
         device: "auto" is CUDA where there is one and the engine has it.
-        engine: what runs the network: "eager", "compile", "aot", "onnx" or "openvino".
-        precision: that it computes in: "f32", "bf16" or (openvino) "int8".
+        engine: what runs the network: a name in `octvideo.inference.engines.ENGINES`.
+        precision: that it computes in, one of the engine's.
         num_threads: of the CPU; None leaves it to the engine.
         views_per_chunk: views that go through the network at once; None is `choose_views_per_call`.
         calibration: for int8: typical normalised clips, float32 (M, 3, T, H, W).
@@ -150,9 +148,25 @@ class Predictor:
         Raises:
             UserError: no such model, a missing library, or another device than it was written for.
         """
-        from octvideo.inference.export import load_export
-
-        return load_export(path, device=device, num_threads=num_threads)
+        settings = read_export(path)
+        made_for = settings["device"]
+        chosen = pick_device(made_for if device == "auto" else device)
+        if chosen.type != made_for:
+            raise UserError(
+                f"{path} was exported for device '{made_for}', got '{chosen}': export it for the other, too"
+            )
+        file = Path(path) / settings["model"]
+        if not file.is_file():
+            raise UserError(f"{path} is not whole: {file.name} is missing; export the model again")
+        spec = ModelSpec(tuple(settings["input_shape"]), settings["precision"], chosen)
+        return cls(
+            FileEngine(settings["engine"], file, spec, num_threads=num_threads),
+            settings["class_names"],
+            views=ViewSettings.from_dict(settings["views"]),
+            mean=settings["mean"],
+            std=settings["std"],
+            source=f"{settings['source']} ({path})",
+        )
 
     @classmethod
     def from_pytorchvideo(
@@ -215,9 +229,8 @@ class Predictor:
         )
         with preparation as prepared:
             for item in prepared:
-                if isinstance(item, Failure):
-                    assert isinstance(item.error, VideoReadError)
-                    yield item.error
+                if isinstance(item, VideoReadError):
+                    yield item
                     start = time.perf_counter()
                     continue
                 began = time.perf_counter()
@@ -234,45 +247,6 @@ class Predictor:
                     logits, timing, start = [], Timing(), time.perf_counter()
 
 
-def network_of_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
-    """The network of a checkpoint with its weights, and the arguments of `Predictor` that belong to it.
-
-    Raises:
-        UserError: no such file, or none of ours.
-    """
-    from octvideo.models.weights import load_weights, read_weights
-
-    block = read_checkpoint(path)["octvideo"]
-    network = build_network(block, path)
-    load_weights(network, read_weights(path), head="strict")
-    views = ViewSettings() if block["views"] is None else ViewSettings.from_dict(block["views"])
-    settings = {"class_names": block["class_names"], "views": views, "mean": block["mean"], "std": block["std"]}
-    return network.eval(), {**settings, "source": str(path)}
-
-
-def network_of_pytorchvideo() -> tuple[nn.Module, dict]:
-    """pytorchvideo's Kinetics-400 I3D, and the arguments of `Predictor` that belong to it.
-
-    Raises:
-        UserError: its weights are neither in the cache nor to be had from the network.
-    """
-    from octvideo.models import i3d_r50  # first: it imports pytorchvideo without a warning
-    from octvideo.models.weights import load_weights, read_weights
-    from pytorchvideo.models.hub.resnet import checkpoint_paths  # isort: skip
-
-    url = checkpoint_paths["i3d_r50"]
-    try:
-        weights = read_weights(url)
-    except UserError as error:
-        raise UserError(
-            f"no weights given, and {error}. Give --ckpt PATH (or --ckpt last for the newest of your own)"
-        ) from error
-    network = i3d_r50(num_classes=400, alpha=0.0)
-    load_weights(network, weights, head="strict")
-    settings = {"class_names": read_class_names("kinetics400"), "views": ViewSettings()}
-    return network.eval(), {**settings, "source": f"pytorchvideo's Kinetics-400 I3D ({url})"}
-
-
 def clip_shape(views: ViewSettings, num_views: int) -> tuple[int, int, int, int, int]:
     """(N, 3, T, H, W) of `num_views` clips."""
     return num_views, 3, views.clip_frames, views.crop_px, views.crop_px
@@ -282,34 +256,9 @@ def choose_views_per_call(views: ViewSettings, device: torch.device) -> int:
     """How many views go through a network at once: a divisor of all, so that no batch has to be filled up.
 
     8 on a GPU. On a CPU as many as have the pixels of one view of 8 x 256 x 256: larger batches only wait longer for
-    their last view, but single small views leave the time to the calls (Oct-I3D-small, 8 x 64 x 64, eager, one thread:
-    35 ms a view, eight at once 20).
+    their last view, and of single small views the calls take longer than the arithmetic.
     """
     most = 8
     if device.type == "cpu":
         most = max(1, min(8, 8 * 256 * 256 // (views.clip_frames * views.crop_px**2)))
     return max(n for n in range(1, most + 1) if views.num_views % n == 0)
-
-
-def engine_device(engine: str, precision: str, device: str) -> torch.device:
-    """The device that an engine computes on; "auto" is the CPU for engines that have no other.
-
-    Raises:
-        UserError: there is no such engine, precision or device.
-    """
-    check_choice(engine, precision)
-    return pick_device("cpu" if device == "auto" and engine in ("onnx", "openvino") else device)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name, "auto" being CUDA where there is one.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' can't be used here: {one_line(error)}") from error

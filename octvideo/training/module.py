@@ -22,10 +22,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
+from octvideo.batches import Batch, Views
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
-from octvideo.evaluation.view_scores import Views, video_scores, view_chunks
+from octvideo.evaluation.view_scores import video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import arrange
 from octvideo.seeds import seed_of
@@ -36,7 +37,6 @@ from octvideo.training.schedule import Schedule, ScheduleName
 from octvideo.training.steps import NonFiniteSteps, compiler_errors_in_words, short_maps_in_float32
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
-Batch = Any  # octvideo.data's, which has a part for each key
 Optimizer = Literal["sgd", "adamw"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
@@ -268,7 +268,8 @@ class VideoClassifier(L.LightningModule):
         if not len(labels):
             return self._empty_loss()
         targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
-        clips: Tensor = video
+        assert isinstance(video, Tensor)  # clips
+        clips = video
         if self.mixup_alpha > 0:
             alpha = torch.tensor(self.mixup_alpha, dtype=torch.float32)
             share = float(torch.distributions.Beta(alpha, alpha).sample())

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from octvideo.data.dataset import Failure, Item
-from octvideo.data.loading import Batch, Collate, EvaluationBatches, ResumableLoader, TrainingBatches
+from octvideo.batches import Failure
+from octvideo.data.dataset import Item
+from octvideo.data.loading import Collate, EvaluationBatches, MovableBatch, ResumableLoader, TrainingBatches
 from octvideo.video import Box, VideoViews
 
 SIZES = [1, 2, 3, 7, 8, 9, 30]
@@ -179,7 +180,7 @@ def start(loader: ResumableLoader, epoch: int) -> ResumableLoader:
     return loader
 
 
-def keys(batches: list[Batch]) -> list[list[tuple[int, int]]]:
+def keys(batches: list[MovableBatch]) -> list[list[tuple[int, int]]]:
     return [[(int(e), int(i)) for e, i in batch["video"]] for batch in batches]
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from octvideo.batches import Failure
 from octvideo.data.augment import Augmentation
-from octvideo.data.dataset import Failure, Item, TrainingClips
+from octvideo.data.dataset import Item, TrainingClips
 from octvideo.data.records import VideoRecord
 from octvideo.data.shard_writer import index_shards, write_shards
 from octvideo.data.shards import read_shards, source_of

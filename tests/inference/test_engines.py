@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.inference.engines import PRECISIONS, build_engine
-from octvideo.inference.engines.engine import in_batches
+from octvideo.inference.engines import ENGINES, build_engine, in_batches
 from octvideo.models import i3d_small
 from octvideo.octave import octavize
 
@@ -75,7 +74,7 @@ def test_an_engine_gives_eagers_logits(name: str, precision: str, tiny: nn.Modul
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "precision"), [(name, p) for name, known in PRECISIONS.items() for p in known])
+@pytest.mark.parametrize(("name", "precision"), [(e.name, p) for e in ENGINES.values() for p in e.precisions])
 def test_an_engine_gives_eagers_logits_of_i3d(name: str, precision: str) -> None:
     torch.manual_seed(1)
     network = i3d_small(num_classes=5, alpha=0.25, zero_init_last_norm=False).eval()

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from octvideo import inference
 from octvideo.cli import export, main
 from octvideo.errors import UserError
 from octvideo.inference import Predictor
+from octvideo.inference.engines import ENGINES, EngineEntry, ModelSpec, Run
 from octvideo.inference.export import write_export
 from octvideo.video import ViewSettings, read_views
 
@@ -97,14 +99,56 @@ def test_the_program_beside_it_needs_no_octvideo(exported: Path, video: Path) ->
     assert next(iter(got)) == NAMES[int(expected.argmax())]
 
 
+def write_toy(network: nn.Module, file: Path, spec: ModelSpec) -> None:
+    file.write_text(f"mean of {spec.shape[1]} channels")
+
+
+def load_toy(file: str, precision: str, device: str, threads: int) -> tuple[Run, str]:
+    import numpy as np
+
+    with open(file) as content:  # noqa: PTH123 (a path as text)
+        assert content.read() == "mean of 3 channels"
+    return lambda clips: np.asarray(clips).mean((2, 3, 4)), precision
+
+
+def test_an_engine_is_added_by_one_entry(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Predictor, export, the program beside the model, and the help texts know it by the table alone."""
+    toy = EngineEntry("toy", ("f32",), devices=("cpu",), files=("model.toy",), write=write_toy, load=load_toy)
+    monkeypatch.setitem(ENGINES, "toy", toy)
+    expected = Predictor(Head(), NAMES, views=VIEWS, device="cpu").scores(video)
+    predictor = Predictor(Head(), NAMES, views=VIEWS, engine="toy")
+    assert predictor.engine.name == "toy" and predictor.device.type == "cpu"
+    torch.testing.assert_close(predictor.scores(video), expected, atol=1e-6, rtol=0)
+    write(tmp_path / "model", "toy", network=Head())
+    names = ["classify.py", "engine.py", "model.toy", "octvideo.json"]
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == names
+    assert Predictor.from_export(tmp_path / "model").engine.name == "toy"
+    words = [sys.executable, "classify.py", str(video), "--json"]
+    done = subprocess.run(words, cwd=tmp_path / "model", capture_output=True, text=True, timeout=120, check=True)
+    assert [one["name"] for one in json.loads(done.stdout)["videos"][0]["top"]] != []
+    for words in (["infer", "--help"], ["export", "--help"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "toy" in capsys.readouterr().out
+
+
+def test_the_program_says_which_library_is_missing(exported: Path) -> None:
+    library = ENGINES[exported.name].library
+    code = f"import sys, runpy; sys.modules[{library!r}] = None; sys.argv[1:] = ['x.mp4']; "
+    code += "runpy.run_path('classify.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"error: this model needs {library} (" in done.stderr and f"pip install {library}" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def program() -> dict:
     """What classify.py defines."""
     import runpy
 
-    from octvideo.inference import export
-
-    return runpy.run_path(str(Path(export.__file__).parent / "standalone" / "classify.py"))
+    return runpy.run_path(str(Path(inference.__file__).parent / "standalone" / "classify.py"))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +250,9 @@ def test_the_command_exports_a_checkpoint(
     assert main(["export", *words]) == 0
     out = capsys.readouterr().out
     assert "onnx f32" in out and "checked on 6 clips" in out and "6 view(s) per call of 3 x 4 x 32 x 32" in out
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["classify.py", "model.onnx", "octvideo.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "classify.py", "engine.py", "model.onnx", "octvideo.json"
+    ]  # fmt: skip
     assert main(["export", *words[:2], "--engine", "openvino", "--precision", "int8", "-o", "x"]) == 2
     assert "--calibrate VIDEO|FOLDER" in capsys.readouterr().err
     assert main(["infer", str(video), "--model", str(tmp_path / "out"), "--timing"]) == 0

@@ -19,7 +19,8 @@ import torch
 from octvideo.cli import end_with, main
 from octvideo.errors import UserError
 from octvideo.inference import Predictor
-from octvideo.inference.predictor import Prediction, network_of_checkpoint
+from octvideo.inference.checkpoint import network_of_checkpoint
+from octvideo.inference.predictor import Prediction
 from octvideo.inference.result_file import ResultFile
 from octvideo.models import i3d_small
 from octvideo.training.checkpoint_block import make_block

@@ -13,11 +13,13 @@ from torch import nn
 from lab.benchmark import measure
 from lab.benchmark.arms import Arm, parse_arms
 from lab.benchmark.calls import Call, make_call
+from lab.benchmark.command import main
 from lab.benchmark.machine import describe, machine_line, peak_product
 from lab.benchmark.measure import agreements, build_calls, run_pass
 from lab.benchmark.networks import WeightStore, build_network, count, smooth_clips
 from lab.benchmark.results import Pass
 from octvideo.errors import UserError
+from octvideo.inference.engines import ENGINES, EagerEngine, EngineEntry, ModelSpec
 from octvideo.octave import count_cost
 from octvideo.progress import Progress
 
@@ -157,6 +159,30 @@ def test_a_training_step_learns_and_leaves_gradients() -> None:
     bf16 = make_call(replace(arm, precision="bf16"), WeightStore(), threads=1, device=CPU)
     torch.manual_seed(0)
     assert float(bf16.once()) == pytest.approx(losses[0], rel=0.05)
+
+
+def test_an_engine_is_an_arms_by_its_entry_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    specs: list[ModelSpec] = []
+
+    def start(network: nn.Module, spec: ModelSpec) -> EagerEngine:
+        specs.append(spec)
+        return EagerEngine(network, spec)
+
+    entry = EngineEntry("toy", ("f32",), start=start, compiles=True, trains=True, packages=("pytest",))
+    monkeypatch.setitem(ENGINES, "toy", entry)
+    [toy, trained] = parse_arms(["i3d_small:width=8,classes=5,frames=4,crop=32,engine=toy,mode=inference/training"])
+    assert toy == replace(TINY, engine="toy") and trained.mode == "training"
+    logits = make_call(toy, WeightStore(), threads=1, device=CPU).logits
+    eager = make_call(TINY, WeightStore(), threads=1, device=CPU).logits
+    clips = smooth_clips(TINY.clip_shape, seed=9)
+    assert logits is not None and eager is not None and torch.equal(logits(clips), eager(clips))
+    assert specs[0].shape == TINY.clip_shape
+    assert f"pytest {pytest.__version__}" in machine_line(describe(CPU))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "openvino, toy)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_store_gives_the_same_weights_after_one_of_its_networks_was_trained() -> None:

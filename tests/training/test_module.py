@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octvideo.data.loading import Batch
+from octvideo.batches import Failure
+from octvideo.data.loading import MovableBatch
 from octvideo.errors import UserError
 from octvideo.training import VideoClassifier
 
@@ -33,22 +33,16 @@ class Tiny(nn.Module):
         return self.head(self.norm(x).mean((2, 3, 4)))
 
 
-@dataclass(frozen=True)
-class Failure:
-    path: str
-    reason: str
-
-
-def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> Batch:
+def batch(n: int, *, views: int = 0, failures: int = 0, start: int = 0) -> MovableBatch:
     shape = (n, views, 3, 2, 4, 4) if views else (n, 3, 2, 4, 4)
     index = torch.arange(start, start + n)
     content = {
         "video": torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(start + n)),
         "label": index % K,
         "index": index,
-        "failures": [Failure(f"bad{i}.mp4", "broken") for i in range(failures)],
+        "failures": [Failure(f"bad{i}.mp4", "broken", 0) for i in range(failures)],
     }
-    return Batch(content | ({"path": [f"{i}.mp4" for i in index.tolist()]} if views else {}))
+    return MovableBatch(content | ({"path": [f"{i}.mp4" for i in index.tolist()]} if views else {}))
 
 
 def trainer(path, **kwargs: Any) -> L.Trainer:
@@ -62,7 +56,7 @@ def trainer(path, **kwargs: Any) -> L.Trainer:
     )
 
 
-def loader(batches: list[Batch]) -> torch.utils.data.DataLoader:
+def loader(batches: list[MovableBatch]) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(batches, batch_size=None)
 
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from octvideo.data.loading import Batch
+from octvideo.data.loading import MovableBatch
 from octvideo.errors import NotFinite, UserError
 from octvideo.training import VideoClassifier
 from octvideo.training.steps import NonFiniteSteps
@@ -40,12 +40,14 @@ class Fragile(nn.Module):
         return logits
 
 
-def batch(number: int, mark: int = 0, *, views: int = 0) -> Batch:
+def batch(number: int, mark: int = 0, *, views: int = 0) -> MovableBatch:
     shape = (2, views, 3, 2, 4, 4) if views else (2, 3, 2, 4, 4)
     video = torch.randint(0, 240, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
     video.view(-1)[0] = mark
     names = [f"{number}a.mp4", f"{number}b.mp4"]
-    return Batch({"video": video, "label": torch.arange(2), "index": torch.arange(2), "path": names, "failures": []})
+    return MovableBatch(
+        {"video": video, "label": torch.arange(2), "index": torch.arange(2), "path": names, "failures": []}
+    )
 
 
 def batches(marks: list[int]) -> torch.utils.data.DataLoader[Any]:

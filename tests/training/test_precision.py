@@ -14,8 +14,9 @@ from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import nn
 
-from octvideo.data.dataset import Failure, Item
-from octvideo.data.loading import Batch, Collate
+from octvideo.batches import Failure
+from octvideo.data.dataset import Item
+from octvideo.data.loading import Collate, MovableBatch
 from octvideo.models import i3d_small
 from octvideo.training import VideoClassifier
 from octvideo.video import VideoViews
@@ -39,14 +40,14 @@ def views(number: int) -> VideoViews:
     return VideoViews(frames, np.arange(16).reshape(2, 8), (Box(0, 4, 32, 32),))
 
 
-def collated(count: int, *, training: bool) -> Batch:
+def collated(count: int, *, training: bool) -> MovableBatch:
     broken = Failure("broken.mp4", "no video", 99)
     videos = [views(n).cut(0, 1)[0] if training else views(n) for n in range(count)]
     items = [Item(video, n % K, n, f"{n}.mp4") for n, video in enumerate(videos)]
     return Collate((3, 8, 32, 32) if training else None)([*items, broken])
 
 
-def loader(*batches: Batch) -> torch.utils.data.DataLoader[Any]:
+def loader(*batches: MovableBatch) -> torch.utils.data.DataLoader[Any]:
     return torch.utils.data.DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
 
 

@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExcepti
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from octvideo.batches import Failure
 from octvideo.data import Augmentation, VideoDataModule
-from octvideo.data.dataset import Failure, Item
+from octvideo.data.dataset import Item
 from octvideo.data.loading import TrainingBatches
 from octvideo.errors import UserError
 from octvideo.seeds import seed_of

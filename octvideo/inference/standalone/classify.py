@@ -1,14 +1,15 @@
 #!/usr/bin/env python
 """Names the actions in videos with the model beside this file: `python classify.py VIDEO ... [--topk 5] [--json]`.
 
-Needs Python 3.10, numpy, PyAV (`av`), and the model's engine: onnxruntime, openvino, or torch (.pt2). It cuts the
-same views as octvideo, which wrote it, and gives the same scores but for the rounding of resized pixels.
+Needs Python 3.10, numpy, PyAV (`av`), and the library that octvideo.json names, by which engine.py loads the model. It
+cuts the same views as octvideo, which wrote it, and gives the same scores but for the rounding of resized pixels.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import av
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-Run = Callable[[np.ndarray], np.ndarray]  # clips float32 (N,3,T,H,W) to logits (N,K)
+Run = Callable[[np.ndarray], Any]  # clips float32 (N,3,T,H,W) to logits (N,K)
 
 
 def main() -> int:
@@ -32,7 +33,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     settings = json.loads((HERE / "octvideo.json").read_text(encoding="utf-8"))
-    run = load_engine(settings, args.threads)
+    try:
+        load = runpy.run_path(str(HERE / "engine.py"))["load"]
+        run, _ = load(str(HERE / settings["model"]), settings["precision"], settings["device"], args.threads)
+    except ImportError as error:
+        library = settings["library"]
+        sys.exit(f"error: this model needs {library} ({error}): pip install {library}")
     results, errors = [], []
     for path in args.videos:
         try:
@@ -62,7 +68,7 @@ def video_scores(path: str, settings: dict[str, Any], run: Run) -> np.ndarray:
         clips = np.zeros((size, *chunk[0].shape), np.float32)  # the model's batch size, filled up with zeros
         for n, view in enumerate(chunk):
             clips[n] = (view.astype(np.float32) - mean) / std
-        logits = run(clips)[: len(chunk)].astype(np.float64)
+        logits = np.asarray(run(clips), np.float64)[: len(chunk)]
         if not np.isfinite(logits).all():
             raise ValueError("its scores are not finite")
         scores = np.exp(logits - logits.max(1, keepdims=True))
@@ -98,7 +104,7 @@ def cut_views(path: str, views: dict[str, Any]) -> Iterator[np.ndarray]:
 
 
 def on_clock(path: str, target_fps: float | None) -> np.ndarray:
-    """The number of the frame on display at each tick of a clock of that rate; without one, of each frame."""
+    """The index of the frame on display at each tick of a clock of that rate; without one, of each frame."""
     times, end, step = [], 0, Fraction(0)
     for frame in decoded(path):
         times.append(-1 if frame.pts is None else frame.pts)
@@ -113,7 +119,7 @@ def on_clock(path: str, target_fps: float | None) -> np.ndarray:
 
 
 def clip_frames(num_frames: int, views: dict[str, Any]) -> np.ndarray:
-    """Frame numbers (or ticks) of clips spread evenly over the video, (num_clips, T)."""
+    """Frame indices (or ticks) of clips spread evenly over the video, (num_clips, T)."""
     span = (views["clip_frames"] - 1) * views["frame_stride"] + 1
     last_start, count = max(num_frames - span, 0), views["num_clips"]
     starts = np.array([last_start // 2]) if count == 1 else np.arange(count) * last_start // (count - 1)
@@ -199,52 +205,6 @@ def weights(old: int, new: int) -> np.ndarray:
         matrix = np.maximum(0.0, 1 - np.abs((np.arange(old)[None] + 0.5 - centres) / support))
         _WEIGHTS[old, new] = (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
     return _WEIGHTS[old, new]
-
-
-# ── engines ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def load_engine(settings: dict[str, Any], threads: int) -> Run:
-    """The model beside this file, in its engine."""
-    file, engine = str(HERE / settings["model"]), settings["engine"]
-    try:
-        return {"onnx": load_onnx, "openvino": load_openvino, "aot": load_aot}[engine](file, settings, threads)
-    except ImportError as error:
-        package = {"onnx": "onnxruntime", "openvino": "openvino", "aot": "torch"}[engine]
-        sys.exit(f"error: this model needs {package} ({error}): pip install {package}")
-
-
-def load_onnx(file: str, settings: dict[str, Any], threads: int) -> Run:
-    """ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda clips: session.run(["logits"], {"clips": clips})[0]
-
-
-def load_openvino(file: str, settings: dict[str, Any], threads: int) -> Run:
-    """OpenVINO on the CPU."""
-    import openvino
-
-    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    options["INFERENCE_PRECISION_HINT"] = "bf16" if settings["precision"] == "bf16" else "f32"
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.compile_model(file, "CPU", options).create_infer_request()
-    return lambda clips: request.infer([clips])[0]
-
-
-def load_aot(file: str, settings: dict[str, Any], threads: int) -> Run:
-    """A package of AOTInductor in torch, on the device that it was compiled for."""
-    import torch
-    from torch._inductor import aoti_load_package
-
-    if threads:
-        torch.set_num_threads(threads)
-    model = aoti_load_package(file)
-    return lambda clips: model(torch.from_numpy(clips).to(settings["device"])).cpu().numpy()
 
 
 if __name__ == "__main__":

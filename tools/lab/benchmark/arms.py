@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from octvideo.errors import UserError
+from octvideo.inference.engines import ENGINES, Precision
 from octvideo.models.builders import OctaveOptions
 
 Mode = Literal["inference", "training"]
-Engine = Literal["plain", "eager", "compile", "aot", "onnx", "openvino"]
-Precision = Literal["f32", "bf16", "int8"]
 Layout = Literal["auto", "contiguous", "channels_last"]
 Optimizer = Literal["none", "sgd"]
 
-_TRAINS: tuple[Engine, ...] = ("plain", "eager", "compile")
 _FORM = "NETWORK or NETWORK:KEY=VALUE,KEY=VALUE, such as i3d_r50:alpha=.25,engine=openvino"
 
 
@@ -36,7 +34,7 @@ class Arm:
         octave: options of octave layers, as pairs of name and value.
         width: of the small networks' stem; None is the builder's choice.
         classes: K.
-        engine: "plain" is the network as it is; "eager" is arranged for speed; the others compile it.
+        engine: "plain" is the network as it is; the others are octvideo's (`ENGINES`).
         precision: of the arithmetic.
         layout: memory format of clips and weights; "auto" leaves it to the engine.
         batch: clips of one call, N.
@@ -52,7 +50,7 @@ class Arm:
     octave: tuple[tuple[str, Any], ...] = ()
     width: int | None = None
     classes: int = 400
-    engine: Engine = "eager"
+    engine: str = "eager"
     precision: Precision = "f32"
     layout: Layout = "auto"
     batch: int = 1
@@ -109,9 +107,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _choice(kind: Any) -> tuple[Callable[[str], str], str]:
-    known = get_args(kind)
+def engines() -> list[str]:
+    """Those that an arm may have: octvideo's, and "plain"."""
+    return ["plain", *ENGINES]
 
+
+def _choice(known: Sequence[str]) -> tuple[Callable[[str], str], str]:
     def choose(text: str) -> str:
         if text not in known:
             raise ValueError
@@ -128,17 +129,18 @@ def _option(text: str) -> Any:
     return text
 
 
-# Key -> how its text is read, and what is expected.
-_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "alpha": (_share, "the share of low-frequency channels, 0 to 1"),
-    "downsample": _choice(Literal["stride", "pool"]),
-    "engine": _choice(Engine),
-    "precision": _choice(Precision),
-    "layout": _choice(Layout),
-    "mode": _choice(Mode),
-    "optimizer": _choice(Optimizer),
-    **{name: (_count, "a whole number above 0") for name in ("batch", "frames", "crop", "classes", "width")},
-}
+def _keys() -> dict[str, tuple[Callable[[str], Any], str]]:
+    """Key → how its text is read, and what is expected."""
+    return {
+        "alpha": (_share, "the share of low-frequency channels, 0 to 1"),
+        "downsample": _choice(("stride", "pool")),
+        "engine": _choice(engines()),
+        **{key: _choice(get_args(kind)) for key, kind in _CHOICES.items()},
+        **{name: (_count, "a whole number above 0") for name in ("batch", "frames", "crop", "classes", "width")},
+    }
+
+
+_CHOICES = {"precision": Precision, "layout": Layout, "mode": Mode, "optimizer": Optimizer}
 _OCTAVE_KEYS = tuple(key for key in OctaveOptions.__annotations__ if key != "leaf_modules")
 
 
@@ -194,12 +196,13 @@ def _parse(text: str, defaults: dict[str, Any]) -> list[Arm]:
 def _read(text: str, key: str, value: str) -> Any:
     if key in _OCTAVE_KEYS:
         return _option(value)
-    if key not in _KEYS:
-        known = [*_KEYS, *_OCTAVE_KEYS]
+    keys = _keys()
+    if key not in keys:
+        known = [*keys, *_OCTAVE_KEYS]
         close = difflib.get_close_matches(key, known, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
         raise UserError(f"arm {text!r}: got key {key!r}{meant}, expected one of {', '.join(known)}")
-    read, expected = _KEYS[key]
+    read, expected = keys[key]
     try:
         return read(value)
     except ValueError:
@@ -207,8 +210,9 @@ def _read(text: str, key: str, value: str) -> Any:
 
 
 def _check(text: str, arm: Arm) -> None:
-    if arm.mode == "training" and arm.engine not in _TRAINS:
-        raise UserError(f"arm {text!r}: engine: got {arm.engine!r}, expected {', '.join(_TRAINS)} in training")
+    trains = ["plain", *(name for name, entry in ENGINES.items() if entry.trains)]
+    if arm.mode == "training" and arm.engine not in trains:
+        raise UserError(f"arm {text!r}: engine: got {arm.engine!r}, expected {', '.join(trains)} in training")
     if arm.mode == "training" and arm.precision == "int8":
         raise UserError(f"arm {text!r}: precision: got 'int8', expected f32 or bf16 in training")
     if arm.mode == "inference" and arm.optimizer != "none":
@@ -275,7 +279,7 @@ class Preset:
     Args:
         text: what it compares.
         arms: as on the command line.
-        options: of the command line, by name; what is given there has the last word.
+        options: of the command line, by name; the command line overrides them.
         paper: whether the paper's own times are drawn beside ours.
     """
 

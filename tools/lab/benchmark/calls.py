@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lab.benchmark.arms import Arm
 from lab.benchmark.networks import SEED, WeightStore, smooth_clips
 from octvideo.errors import UserError
+from octvideo.inference.engines import ENGINES, build_engine
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def _training_call(arm: Arm, network: nn.Module, device: torch.device) -> Call:
     from octvideo.training.module import VideoClassifier
 
     layout = arm.layout == "channels_last"  # which arranges the network too
-    module = VideoClassifier(network, channels_last=layout, compile=arm.engine == "compile", optimizer="sgd")
+    compiles = arm.engine != "plain" and ENGINES[arm.engine].compiles
+    module = VideoClassifier(network, channels_last=layout, compile=compiles, optimizer="sgd")
     module = module.to(device).train()
     optimizer = module.configure_optimizers() if arm.optimizer == "sgd" else None
     clips = (127 + 60 * smooth_clips(arm.clip_shape, seed=SEED + 3)).clamp(0, 255).to(torch.uint8).to(device)
@@ -76,8 +78,6 @@ def _engine(arm: Arm, network: nn.Module, threads: int | None, device: torch.dev
         network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if arm.engine == "plain":
         return _plain(arm, network.to(device), device)
-    from octvideo.inference.engines import build_engine
-
     calibration = None
     if arm.precision == "int8":
         calibration = torch.cat([smooth_clips((1, *arm.clip_shape[1:]), seed=SEED + 10 + n) for n in range(16)])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lab.benchmark.arms import PRESETS, Arm, labels, parse_arms
+from lab.benchmark.arms import PRESETS, Arm, engines, labels, parse_arms
 from lab.benchmark.machine import describe
 from lab.benchmark.measure import agreements, build_calls, run_pass, write_profile
 from lab.benchmark.networks import WeightStore, count
@@ -24,7 +24,7 @@ from lab.timing import torch_threads
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command
 from octvideo.errors import UserError
-from octvideo.inference.predictor import pick_device
+from octvideo.inference.engines import pick_device
 from octvideo.progress import Progress
 
 _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
@@ -35,8 +35,8 @@ _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
   tools/benchmark.py --from eager.json engines.json --png both.png
 
 An arm is NETWORK:KEY=VALUE,...; A/B are as many arms. Networks: builders of octvideo.models, pytorchvideo:NAME,
-torchvision:NAME, timm:NAME (images: --frames 1). Keys: alpha, downsample, engine (plain, eager, compile, aot, onnx,
-openvino), precision (f32, bf16, int8), layout (auto, contiguous, channels_last), batch, frames, crop, classes, mode
+torchvision:NAME, timm:NAME (images: --frames 1). Keys: alpha, downsample, engine (ENGINES),
+precision (f32, bf16, int8), layout (auto, contiguous, channels_last), batch, frames, crop, classes, mode
 (inference, training), optimizer (none, sgd), width, and octave options (octave_downsample, exchange, factor).
 pytorchvideo:NAME by itself is that library's own network as its users run it (engine=plain)."""
 # Of the command line -> of an arm, where the arm does not say.
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=_DESCRIPTION)
+    parser = Parser(description=_DESCRIPTION.replace("ENGINES", ", ".join(engines())))
     parser.add_argument("arms", nargs="*", metavar="ARM", help="NETWORK:KEY=VALUE,...")
     presets = "; ".join(f"{name}: {preset.text}" for name, preset in PRESETS.items())
     parser.add_argument("--preset", metavar="NAME", help=f"arms and options by name ({presets})")

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from octvideo.inference.engines import ENGINES
 from octvideo.octave.fused.conv import PreparedConv
 
-# Of /proc/cpuinfo: what decides how fast convolutions can be, and engines' names of it.
+# Of /proc/cpuinfo: what decides how fast convolutions can be.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
-_ENGINES = ("openvino", "onnxruntime", "nncf")
 
 
 def describe(device: torch.device) -> dict[str, str]:
@@ -31,7 +31,7 @@ def describe(device: torch.device) -> dict[str, str]:
         facts["cuda"] = str(torch.version.cuda)
         facts["cudnn"] = str(torch.backends.cudnn.version())
     facts["python"], facts["torch"] = platform.python_version(), torch.__version__
-    for name in _ENGINES:
+    for name in _packages():
         try:
             facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -39,11 +39,16 @@ def describe(device: torch.device) -> dict[str, str]:
     return facts
 
 
+def _packages() -> list[str]:
+    """Those whose versions matter to engines, beside torch."""
+    return [package for entry in ENGINES.values() for package in entry.packages]
+
+
 def machine_line(facts: dict[str, str]) -> str:
     """The facts in one line."""
     parts = [facts[key] for key in ("gpu", "cpu") if key in facts]
     parts += ["1 thread" if facts["cores"] == "1" else f"{facts['cores']} threads", facts["flags"]]
-    parts += [f"{key} {facts[key]}" for key in ("torch", "cuda", "cudnn", *_ENGINES) if key in facts]
+    parts += [f"{key} {facts[key]}" for key in ("torch", "cuda", "cudnn", *_packages()) if key in facts]
     return ", ".join(part for part in parts if part)
 
 

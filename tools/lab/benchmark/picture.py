@@ -4,6 +4,7 @@ its time.
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,15 +18,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from lab.benchmark.arms import PRESETS, Arm, Precision, paper_points
+from lab.benchmark.arms import PRESETS, Arm, engines, paper_points
 from lab.benchmark.results import Pass, Run, Spread, summarise
 from octvideo.errors import UserError
+from octvideo.inference.engines import Precision
 
 _INK, _QUIET, _IDEAL = "#23272e", "#8a8f98", "#b9bdc3"
-_COLOURS = {
-    "eager": "#2a78b5", "plain": "#7f868f", "compile": "#d9622b", "aot": "#b3922f", "onnx": "#8357a8",
-    "openvino": "#2b8a5c",
-}  # fmt: skip
+_COLOURS = ("#7f868f", "#2a78b5", "#d9622b", "#b3922f", "#8357a8", "#2b8a5c")  # of `engines`, from the first again
 _LINES: dict[Precision, Literal["-", "--", ":"]] = {"f32": "-", "bf16": "--", "int8": ":"}
 _MARKERS = "osD^v"
 _NETWORKS = ("#2a78b5", "#d9622b", "#2b8a5c", "#8357a8", "#b3922f")
@@ -135,17 +134,18 @@ def _styles(points: Sequence[Point]) -> dict[tuple[object, ...], _Style]:
     differing = [name for name in _OWN if len({getattr(arm, name) for arm in arms.values()}) > 1]
     told = [*(name for name in differing if name not in ("engine", "precision")), "engine", "precision"]
     networks = list(dict.fromkeys(arm.network for arm in arms.values()))
-    engines = {arm.engine for arm in arms.values()}
+    used = {arm.engine for arm in arms.values()}
+    colours = dict(zip(engines(), itertools.cycle(_COLOURS), strict=False))
     styles = {}
     for number, (key, arm) in enumerate(arms.items()):
         words = [_word(arm, name) for name in told]
         styles[key] = _Style(
             " ".join(word for word in words if word),
             # Colours tell engines apart, or networks where all are run by one.
-            _COLOURS[arm.engine] if len(engines) > 1 else _NETWORKS[networks.index(arm.network) % len(_NETWORKS)],
+            colours[arm.engine] if len(used) > 1 else _NETWORKS[networks.index(arm.network) % len(_NETWORKS)],
             _LINES[arm.precision],
             _MARKERS[networks.index(arm.network) % len(_MARKERS)],
-            0.004 * (number - (len(arms) - 1) / 2) if len(engines) > 1 else 0.0,
+            0.004 * (number - (len(arms) - 1) / 2) if len(used) > 1 else 0.0,
         )
     return styles
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from lab.benchmark.results import Memory, Pass
 from lab.timing import torch_threads
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.errors import UserError
+from octvideo.inference.engines import ENGINES
 from octvideo.progress import Progress
 
 _HOW_CPU = "growth of the resident set of a fresh process, from before the network is built to the peak of a call"
@@ -88,10 +90,8 @@ def _memory_here(arm: Arm, threads: int) -> tuple[int, int]:
     with torch_threads(threads):
         # What libraries take for themselves is not the arm's: load them, and let torch start its threads.
         torch.nn.functional.conv2d(torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 1, 1))
-        if arm.engine == "openvino":
-            import openvino  # noqa: F401
-        if arm.engine == "onnx":
-            import onnxruntime  # noqa: F401
+        if arm.engine != "plain":
+            importlib.import_module(ENGINES[arm.engine].library)
         _give_back()
         start = _resident("VmRSS")
         call = make_call(arm, WeightStore(as_built=True), threads=threads, device=torch.device("cpu"))
@@ -120,7 +120,7 @@ def _resident(name: str) -> int:
 
 
 def add_process(found: Pass, arms: Mapping[str, Arm], *, rounds: int, device: torch.device) -> None:
-    """Measures a pass again in a process of its own, and joins its rounds to those that there are.
+    """Measures a pass again in a process of its own, and joins its rounds to the earlier ones.
 
     Args:
         found: the pass; changed.
