@@ -92,17 +92,6 @@ def _pool_images(x: Tensor, factor: Sequence[int]) -> Tensor:
     return F.avg_pool2d(x, tuple(factor), ceil_mode=True, count_include_pad=False)
 
 
-def max_pool(
-    x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], *, ceil_mode: bool = False
-) -> Tensor:
-    """F.max_pool3d of clips (N, C, T, H, W); of pairs of frames as one maximum, which is faster, without a gradient."""
-    t = x.shape[2]
-    pairs = kernel == stride == (2, 1, 1) and not any(padding) and not (ceil_mode and t % 2)
-    if pairs and is_channels_last(x) and not x.requires_grad:
-        return torch.maximum(x[:, :, 0 : t - t % 2 : 2], x[:, :, 1::2])  # (N,C,T//2,H,W)
-    return F.max_pool3d(x, kernel, stride, padding, ceil_mode=ceil_mode)
-
-
 def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None) -> Tensor:
     """Nearest upsampling along the halved axes, cropped to `size`: an inverse of `pool_down` on constant maps.
 

@@ -150,11 +150,8 @@ def _(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
 
 def _values(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Any]:
     """Maps, one or two to each value."""
-    values, left = [], list(parts)
-    for count in counts:
-        own, left = left[:count], left[count:]
-        values.append(_of_parts(own))
-    return values
+    left = iter(parts)
+    return [_of_parts([next(left) for _ in range(count)]) for count in counts]
 
 
 def _of_parts(parts: Sequence[Tensor]) -> Tensor | Octave:
