@@ -265,7 +265,7 @@ class ClassMatch:
         return self.order is not None and self.order != sorted(self.order)
 
     def needed_order(self) -> list[int]:
-        """The order, of a checkpoint that goes on with its own head.
+        """The order, for a checkpoint that continues with its own head.
 
         Raises:
             UserError: it was trained on other classes.

@@ -127,7 +127,7 @@ def whole_file(path: Path, *, to_disk: bool = False, keep: bool = False) -> Iter
     Args:
         path: of the file; an older one is replaced at once.
         to_disk: waits until the disk has it, so that not even a power cut leaves half a file.
-        keep: leaves what an error interrupts, for a later run to go on with.
+        keep: leaves a part that an error interrupts, for a later run to resume.
     """
     part = part_of(path)
     try:
@@ -170,7 +170,7 @@ def read_text(file: str | Path, *, names: bool = False) -> str:
 
     Args:
         file: to read.
-        names: it holds names of files, which may be any bytes: those that are no text come as surrogates
+        names: it holds names of files, which may be any bytes: bytes that are not text come as surrogates
             (`os.fsdecode`).
 
     Raises:

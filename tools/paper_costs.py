@@ -15,9 +15,10 @@ from rich.table import Table
 # So that it runs from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab.paper_costs import HEADER, LAYER_HEADER, TABLES, layer_rows, markdown, paper_rows
+from lab.paper_costs import HEADER, LAYER_HEADER, TABLES, layer_rows, paper_rows
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command, end_with
+from octvideo.files import markdown
 
 
 @command()

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from octvideo.cli.arguments import Parser
-from octvideo.models.costs import HEADER, cost_rows, markdown_table, parse_clip
+from octvideo.files import markdown
+from octvideo.models.costs import HEADER, cost_rows, parse_clip
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,7 +29,7 @@ def run(args: Namespace) -> int:
     """Returns 0."""
     rows = cost_rows(args.networks, args.alphas, clip=parse_clip(args.clip), num_classes=args.num_classes)
     if args.markdown:
-        print(markdown_table(rows))
+        print(markdown(HEADER, [row.cells() for row in rows]))
         return 0
     drawn = Table(box=box.SIMPLE_HEAD, title=f"one clip of {args.clip}", title_justify="left")
     for n, name in enumerate(HEADER):

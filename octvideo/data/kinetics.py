@@ -3,7 +3,7 @@
 Lists: label,youtube_id,time_start,time_end,split[,is_cc], with or without that first line; the test csv may lack the
 label; Kinetics-600's .txt are class/{id}_{start}_{end}.mp4.
 Files: {id}_{start:06d}_{end:06d}.mp4 (the CVDF archives, flat or in class folders) or {class}/{id}.mp4.
-Ids have 11 characters and may begin with - or _. Many listed videos are gone from YouTube: what is missing is
+Ids have 11 characters and may begin with - or _. Many listed videos are gone from YouTube: missing videos are
 counted and said, never replaced. Good copies of broken files (CVDF's archive of replacements, unpacked) are used.
 """
 

@@ -173,7 +173,7 @@ class Collate:
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over `TrainingBatches` that Lightning saves in checkpoints, and that goes on where it was.
+    """A DataLoader over `TrainingBatches` that Lightning saves in checkpoints, and that resumes where it was.
 
     Args:
         clips: asked for by (epoch, index).
@@ -200,8 +200,8 @@ class ResumableLoader(DataLoader[Any]):
         return {**place, "seed": batches.seed, "digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on within the epoch of a checkpoint, with any batch size and number of processes; where that can't be,
-        starts the epoch anew and says so.
+        """Resumes within the epoch of a checkpoint, with any batch size and any number of processes. Where that can't
+        be, it starts the epoch anew and says so.
         """
         batches, loop = self.batches, self.trainer.fit_loop
         progress, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress.current
@@ -225,7 +225,7 @@ class ResumableLoader(DataLoader[Any]):
             progress.is_last_batch = batches.first_batch == len(batches)
 
     def _other(self, state: dict[str, Any]) -> str | None:
-        """Why the order of now is not that of a checkpoint."""
+        """Why the order of items is another one than in the checkpoint."""
         if "digest" not in state:
             return "its checkpoint is of an older version, which drew the order of videos otherwise"
         if state["digest"] != self.digest:

@@ -152,7 +152,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _begin(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Makes the folder, or takes up what is there: the rows of its whole archives."""
+    """Makes the folder, or resumes: returns the rows of its whole archives."""
     about = out / ABOUT
     if not about.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -138,7 +138,7 @@ def write_demo(
     overwrite: bool = False,
     progress: bool = True,
 ) -> int:
-    """Writes the demo data set, or what is missing of it.
+    """Writes the demo data set, or its missing files.
 
     Args:
         out: folder of the data set.

@@ -9,7 +9,7 @@ import torch
 
 import octvideo.models as models
 from octvideo.errors import UserError
-from octvideo.files import markdown, one_line
+from octvideo.files import one_line
 from octvideo.models.library import LIBRARY_NETWORKS
 from octvideo.octave import Cost, count_cost
 
@@ -106,8 +106,3 @@ def _count(name: str, alpha: float, clip: Clip, num_classes: int) -> Cost:
     except (RuntimeError, UserError) as error:
         shape, reason = "x".join(map(str, clip)), one_line(error)
         raise UserError(f"{name} takes no clip of {shape}: {reason}") from error
-
-
-def markdown_table(rows: Sequence[CostRow]) -> str:
-    """The rows, ready for a README."""
-    return markdown(HEADER, [row.cells() for row in rows])

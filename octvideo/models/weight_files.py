@@ -128,10 +128,14 @@ def read_file(path: str | Path, *, source: str | None = None) -> Weights:
     return weights_in(content, source=source)
 
 
+def _start_of(path: str | Path, count: int) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(count)
+
+
 def _is_safetensors(path: str | Path) -> bool:
     """The format by its start, for files of another name: the length of a JSON header, and its brace."""
-    with Path(path).open("rb") as file:
-        start = file.read(9)
+    start = _start_of(path, 9)
     # https://github.com/huggingface/safetensors#format: 8 bytes, little-endian, at most 100 MB.
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000
 
@@ -166,8 +170,7 @@ def _why_unreadable(path: str | Path, source: str, error: Exception) -> str:
 
 def _is_caffe2(path: str | Path) -> bool:
     """Whether it is like the .pkl files in PySlowFast's zoo: a pickle of {"blobs": {name: numpy array}}."""
-    with Path(path).open("rb") as file:
-        start = file.read(64)
+    start = _start_of(path, 64)
     return start[:1] == b"\x80" and b"blobs" in start
 
 

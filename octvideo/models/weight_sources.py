@@ -33,7 +33,7 @@ def read_weights(source: str | Path) -> Weights:
             `torchvision:ResNet50_Weights.IMAGENET1K_V1`; `timm:resnet50.a1_in1k`.
 
     Raises:
-        UserError: no such file, URL or name, no connection, or no weights in what is there.
+        UserError: no such file, URL or name, no connection, or no weights in the file.
 
     Example:
         >>> weights = read_weights("I3D_8x8_R50.pyth")  # doctest: +SKIP

@@ -1,6 +1,25 @@
 """Octave convolution: features at two resolutions, layers for them, and the conversion of whole networks.
 
-Needs torch only. Start with `octavize` (a network) or `OctConv3d` (a layer).
+Needs torch only. Start with `octavize` (a network) or `OctConv3d` (a layer). This folder is the paper (Chen et al.
+2019, arXiv 1904.05049), read from the top:
+
+factor.py       which axes a low map halves, and which convolutions fit two such maps
+ordinary.py     the ordinary convolutions that octave ones are made of
+partition.py    which channels are low
+features.py     `Octave`, a pair of maps; in by `split`, out by `merge`
+resample.py     between the two resolutions: pooling, upsampling
+paths.py        the four parts of the ordinary weight, and the terms that add up to each frequency
+layer.py        a tensor's way through them
+conv.py         OctConv1d, 2d, 3d
+transposed.py   the same of transposed convolutions
+norms.py        batch norm of a pair
+cost.py         multiply-adds, parameters and activations
+
+and its rooms:
+
+conversion/     an ordinary network becomes an octave one: `octavize`
+fused/          networks that only compute scores: `prepare_inference`
+kernel/         what the processor does: C++ and its Python face
 """
 
 from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d

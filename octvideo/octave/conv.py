@@ -7,7 +7,7 @@ section 3)::
     y_low  = conv(x_low;  W_ll) + conv(down(x_high); W_hl)
 
 Resolutions are counted axis by axis. In an axis that `factor` halves, stride 2 pools the inputs first and
-convolves with stride 1, so low already has the resolution of y_high there, and nothing is repeated. In the
+convolves with stride 1, so low already has the resolution of y_high there, and nothing is upsampled. In the
 other axes both maps have one resolution, and every path strides as the ordinary convolution does.
 """
 
@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.factor import Factor
 from octvideo.octave.features import Octave
 from octvideo.octave.layer import OctaveLayer, convolve
 from octvideo.octave.ordinary import pad_same
@@ -31,7 +30,7 @@ from octvideo.octave.resample import pool_down
 Downsample = Literal["stride", "pool"]
 
 
-class _OctConvNd(OctaveLayer):
+class OctConvNd(OctaveLayer):
     """What OctConv1d/2d/3d share; mixed in before the ordinary class, whose constructor and weights stay."""
 
     downsample: Downsample
@@ -91,13 +90,12 @@ class _OctConvNd(OctaveLayer):
             if choice not in ("stride", "pool"):
                 raise ValueError(f"{name}: got {choice!r}, expected 'stride' or 'pool'")
         self.downsample, self.octave_downsample = downsample, octave_downsample
-        paths = self._choose(alpha_in, alpha_out, factor, exchange)
+        paths = self._choose_channels(alpha_in, alpha_out, factor, exchange)
         pools = (octave_downsample if self.is_octave else downsample) == "pool"
         strided = tuple(2 if f == 2 and s != 1 else 1 for f, s in zip(self.factor, self.stride, strict=True))
-        self._pool_first: Factor | None = strided if pools and 2 in strided else None
         # An ordinary convolution can pool too: it then gives up its stride, as in the official networks.
-        self._pooled = self._pool_first is not None
-        if self.is_octave or self._pooled:
+        self.pool_first = strided if pools and 2 in strided else None
+        if self.is_octave or self.pool_first is not None:
             self._check()
         paths = self._with_resolutions(paths, pools=pools)
         if self.form.is_same:  # at stride 1 TensorFlow's rule is plain padding, but of even kernels
@@ -106,18 +104,18 @@ class _OctConvNd(OctaveLayer):
             strides = [path.stride for path in (paths.hh, paths.hl, paths.lh, paths.ll) if path is not None]
             moves = max(map(max, strides)) > 1 or any(n % 2 for n in needed)
             self.padding_mode = "tensorflow" if moves else "zeros"  # type: ignore[assignment]
-        self._place(paths)
+        self._set_paths(paths)
 
     def _with_resolutions(self, paths: Paths, *, pools: bool) -> Paths:
-        """The paths with what each has to pool, stride and repeat, axis by axis."""
+        """The paths with what each has to pool, stride and upsample, axis by axis."""
         both = tuple(zip(self.factor, self.stride, strict=True))
         one_resolution = tuple(s if f == 1 else 1 for f, s in both)  # strides left where pooling does the rest
-        repeated = tuple(2 if f == 2 and s == 1 else 1 for f, s in both)
-        up = repeated if 2 in repeated else None
-        if pools:  # x_high is pooled by _pool_first before any path
+        upsampled = tuple(2 if f == 2 and s == 1 else 1 for f, s in both)
+        up = upsampled if 2 in upsampled else None
+        if pools:  # x_high is pooled by pool_first before any path
             hh: dict[str, Any] = {"stride": one_resolution}
             hl: dict[str, Any] = {"stride": one_resolution, "pool": self.factor}
-            ll: dict[str, Any] = {"stride": one_resolution, "pool": self._pool_first}
+            ll: dict[str, Any] = {"stride": one_resolution, "pool": self.pool_first}
         else:
             hh = {"stride": self.stride}
             hl = {"stride": tuple(f * s for f, s in both)}
@@ -146,9 +144,9 @@ class _OctConvNd(OctaveLayer):
         high, low = self._unpack(input)
         spatial = high.shape[-len(self.stride) :]
         size = tuple((n + s - 1) // s for n, s in zip(spatial, self.stride, strict=True))
-        if self._pool_first is not None:
-            high = pool_down(high, self._pool_first)
-        return self._combine(high, low, size)
+        if self.pool_first is not None:
+            high = pool_down(high, self.pool_first)
+        return self._run(high, low, size)
 
     def _convolve(self, x: Tensor, path: ConvPath, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
@@ -162,19 +160,19 @@ class _OctConvNd(OctaveLayer):
         return convolve(x, weight, bias, path.stride, padding, self.dilation, path.groups)
 
     def extra_repr(self) -> str:
-        text = super().extra_repr() + (", downsample=pool" if self._pooled else "")
+        text = super().extra_repr() + (", downsample=pool" if self.pool_first else "")
         return text if self.octave_downsample == "pool" else f"{text}, octave_downsample=stride"
 
 
-class OctConv1d(_OctConvNd, nn.Conv1d):  # type: ignore[misc]
+class OctConv1d(OctConvNd, nn.Conv1d):  # type: ignore[misc]
     """Octave convolution of signals (N, C, L); L is halved. See `OctConv3d`."""
 
 
-class OctConv2d(_OctConvNd, nn.Conv2d):  # type: ignore[misc]
+class OctConv2d(OctConvNd, nn.Conv2d):  # type: ignore[misc]
     """Octave convolution of images (N, C, H, W). See `OctConv3d`."""
 
 
-class OctConv3d(_OctConvNd, nn.Conv3d):  # type: ignore[misc]
+class OctConv3d(OctConvNd, nn.Conv3d):  # type: ignore[misc]
     """Octave convolution of clips (N, C, T, H, W); by default H and W are halved, time is kept.
 
     Args:

@@ -30,8 +30,8 @@ class Cost:
 
     Args:
         multiply_adds: of convolutions and matrix products.
-        parameters: learnt numbers.
-        activations: numbers that convolutions write (the memory of the paper's Table 1 is theirs).
+        parameters: learnt values.
+        activations: elements that convolutions write (the memory of the paper's Table 1 is theirs).
         convolutions: of the multiply-adds, those of convolutions and classifiers: without attention's products,
             which some papers leave out.
     """

@@ -1,4 +1,8 @@
-"""What the octave convolutions, ordinary and transposed, have in common; and which convolutions can be one."""
+"""What the octave convolutions, ordinary and transposed, have in common: a tensor's way through four paths.
+
+`OctaveLayer._run` goes it: in training on CPUs as one pass over the maps where that is possible
+(octvideo/octave/kernel/training.py), else path by path. `convolve`, at the end, is the convolution of one path.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,22 @@ from octvideo.octave.features import Octave
 from octvideo.octave.kernel.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
 from octvideo.octave.kernel.training import TrainedConv, trains
 from octvideo.octave.ordinary import ORDINARY, ConvForm
-from octvideo.octave.partition import Partition, as_partition, take_channels
-from octvideo.octave.paths import ConvPath, Exchange, Paths, Term
+from octvideo.octave.partition import Partition, as_partition
+from octvideo.octave.paths import ConvPath, Exchange, Paths, Target, Term
 from octvideo.octave.resample import add_upsampled, upsample
 
 
 class OctaveLayer(nn.modules.conv._ConvNd):
     """Four paths over one ordinary weight; mixed in before a torch class, whose constructor and weights stay.
 
-    A subclass places the paths (what each pools, strides and repeats) and says how one part convolves.
+    A subclass says what each path pools, strides and upsamples, and how one path convolves.
+
+    Attributes:
+        partition_in, partition_out: which channels are low.
+        takes_pair, gives_pair: whether some are: the input, the result is an Octave.
+        pool_first: what x_high is pooled by before any path reads it, in a strided layer; None: not.
+        paths: the four paths, less those that `exchange` switches off.
+        to_high, to_low: the same, as the terms that add up to y_high and to y_low.
     """
 
     partition_in: Partition
@@ -31,40 +42,41 @@ class OctaveLayer(nn.modules.conv._ConvNd):
     factor: Factor
     exchange: Exchange
     form: ConvForm = ORDINARY
+    pool_first: Factor | None = None
 
-    def _choose(
+    # -- construction ----------------------------------------------------------------------------------------
+
+    def _choose_channels(
         self,
         alpha_in: float | Partition,
         alpha_out: float | Partition,
         factor: Sequence[int] | None,
         exchange: Exchange,
     ) -> Paths:
-        """Set which channels are low; return the four paths, less those that `exchange` switches off."""
+        """Set which channels are low; return the paths, which do not know their resolutions yet."""
         self.factor = as_factor(factor, len(self.kernel_size))
         self.exchange = exchange
         self.partition_in = as_partition(alpha_in, self.in_channels, groups=self.groups, name="alpha_in")
         self.partition_out = as_partition(alpha_out, self.out_channels, groups=self.groups, name="alpha_out")
         self.stride = tuple(int(s) for s in self.stride)  # pytorchvideo passes numpy integers
         # Decided once, not in every forward: torch.compile would trace each look at a partition's channels.
-        self._takes_pair, self._gives_pair = not self.partition_in.is_ordinary, not self.partition_out.is_ordinary
-        self.is_octave = self._takes_pair or self._gives_pair
-        self._targets = self.partition_out.indices  # high, low
-        self._target_sizes = len(self.partition_out.high), len(self.partition_out.low)
-        self._source_sizes = len(self.partition_in.high), len(self.partition_in.low)
+        self.takes_pair, self.gives_pair = not self.partition_in.is_ordinary, not self.partition_out.is_ordinary
+        self.is_octave = self.takes_pair or self.gives_pair
         paths = Paths.of(self.partition_in, self.partition_out, self.groups, transposed=self.transposed)
         return paths.with_exchange(exchange)
 
-    def _place(self, paths: Paths) -> None:
-        self._hh, self._hl, self._lh, self._ll = paths.hh, paths.hl, paths.lh, paths.ll
+    def _set_paths(self, paths: Paths) -> None:
+        self.paths = paths
         order = self.partition_in.order if self.groups == 1 else None
-        self._high_terms = Term.of(paths.hh, paths.lh, order)
-        self._low_terms = Term.of(paths.hl, paths.ll, order)
-        in_order = all(isinstance(part, slice) for part in (order, *self._targets))
-        self._trained = self._whole(paths) if in_order else None
+        self.to_high = Target.of(paths.hh, paths.lh, order, self.partition_out.high)
+        self.to_low = Target.of(paths.hl, paths.ll, order, self.partition_out.low)
+        in_order = all(isinstance(part, slice) for part in (order, self.to_high.channels, self.to_low.channels))
+        self._trained = self._one_pass(paths) if in_order else None
 
-    def _whole(self, paths: Paths) -> TrainedConv | None:
-        """What trains the layer as a whole, if its form is one that fused_training.py has."""
-        (high_in, low_in), (high_out, low_out) = self._source_sizes, self._target_sizes
+    def _one_pass(self, paths: Paths) -> TrainedConv | None:
+        """What trains the layer in one pass, if the kernel has its form."""
+        high_in, low_in = len(self.partition_in.high), len(self.partition_in.low)
+        high_out, low_out = self.to_high.num_channels, self.to_low.num_channels
         halves_space = self.factor in ((2, 2), (1, 2, 2)) and set(self.stride) == {1}
         usual = self.padding_mode == "zeros" and not isinstance(self.padding, str) and self.bias is None
         if not (self.is_octave and halves_space and usual) or self.groups > 1 or self.transposed:
@@ -84,9 +96,12 @@ class OctaveLayer(nn.modules.conv._ConvNd):
                 "merge before it"
             )
 
+    # -- the way of a tensor ---------------------------------------------------------------------------------
+
     def _unpack(self, x: Tensor | Octave) -> tuple[Tensor, Tensor | None]:
-        if isinstance(x, Octave) != self._takes_pair:
-            want = f"an Octave ({len(self.partition_in.low)} low channels)" if self._takes_pair else "a Tensor"
+        """x_high and x_low, checked against the partition and against each other."""
+        if isinstance(x, Octave) != self.takes_pair:
+            want = f"an Octave ({len(self.partition_in.low)} low channels)" if self.takes_pair else "a Tensor"
             raise TypeError(
                 f"{type(self).__name__} with {self.partition_in} in: expected {want}, got {type(x).__name__}; "
                 "use split() or merge()"
@@ -104,76 +119,63 @@ class OctaveLayer(nn.modules.conv._ConvNd):
                 )
         return high, low
 
-    def _combine(self, high: Tensor, low: Tensor | None, size: Sequence[int]) -> Tensor | Octave:
-        """Run the terms and add up what reaches each frequency; `size` is y_high's on the halved axes."""
+    def _run(self, high: Tensor, low: Tensor | None, size: Sequence[int]) -> Tensor | Octave:
+        """The layer's result.
+
+        Args:
+            high, low: as `_unpack` gives them, x_high pooled by `pool_first`.
+            size: of y_high; on axes that are not halved it does not matter.
+        """
         weight = self.form.weight(self)  # once: spectral norm goes a step further at each reading
         if self._trained is not None and self._trained.fits(high, low, weight):
-            maps = self._trained(high, low, weight, functools.partial(self._combine_by_terms, size=size))
+            maps = self._trained(high, low, weight, functools.partial(self._run_paths, size=size))
         else:
-            maps = self._combine_by_terms(high, low, weight, size)
-        return Octave(*maps) if self._gives_pair else maps[0]
+            maps = self._run_paths(high, low, weight, size)
+        return Octave(*maps) if self.gives_pair else maps[0]
 
-    def _combine_by_terms(
-        self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]
-    ) -> tuple[Tensor, ...]:
-        y_high = self._run(self._high_terms, high, low, weight, size, to_low=False)
-        if not self._gives_pair:
+    def _run_paths(self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
+        """y_high, and y_low if there is one."""
+        y_high = self._sum_of_terms(self.to_high, high, low, weight, size)
+        if not self.gives_pair:
             assert y_high is not None
             return (y_high,)
-        y_low = self._run(self._low_terms, high, low, weight, size, to_low=True)
+        y_low = self._sum_of_terms(self.to_low, high, low, weight, size)
         assert y_low is not None
         if y_high is None:  # alpha_out = 1: no high channel, but the full size is kept
             y_high = y_low.new_empty(y_low.shape[0], 0, *self._sized(y_low, size))
         return y_high, y_low
 
-    def _sized(self, y: Tensor, size: Sequence[int]) -> tuple[int, ...]:
-        """`size` on the halved axes, y's own on the others, where all resolutions agree."""
-        own = y.shape[2:]
-        return tuple([size[n] if f == 2 else own[n] for n, f in enumerate(self.factor)])
-
-    def _run(
-        self,
-        terms: tuple[Term, ...],
-        high: Tensor,
-        low: Tensor | None,
-        weight: Tensor,
-        size: Sequence[int],
-        *,
-        to_low: bool,
+    def _sum_of_terms(
+        self, target: Target, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]
     ) -> Tensor | None:
-        """The sum of the terms of one target; the first one adds the bias."""
+        """What reaches one frequency, at its resolution; the first term brings the bias. None: nothing does."""
         total: Tensor | None = None
-        for term in terms:
-            path = term.path
-            adds_bias = self.bias is not None and total is None
-            bias = take_channels(self.bias, self._targets[to_low], 0) if adds_bias else None  # type: ignore[arg-type]
-            x = term.gather(high, low, len(self.factor))
-            y = self._convolve(x, path, path.weight(weight), bias if path.covers_target else None)
-            total = self._add(total, y, path, bias, size, to_low=to_low)
+        for term in target.terms:
+            y = self._convolve_term(term, target, high, low, weight, has_bias=total is None)
+            up = term.path.up
+            if total is None:
+                total = y if up is None else upsample(y, self._sized(y, size), up)
+            else:
+                total = total + y if up is None else add_upsampled(total, y, up)
         return total
 
-    def _add(
-        self, total: Tensor | None, y: Tensor, path: ConvPath, bias: Tensor | None, size: Sequence[int], *, to_low: bool
+    def _convolve_term(
+        self, term: Term, target: Target, high: Tensor, low: Tensor | None, weight: Tensor, *, has_bias: bool
     ) -> Tensor:
-        """`total` (None: nothing yet) plus a path's result, brought to the target's resolution and channels."""
-        if total is not None and path.covers_target and path.up is not None:
-            return add_upsampled(total, y, path.up)
-        y = self._fit(y, path, size, to_low=to_low)
+        """One term over all channels of its target, at the convolution's own resolution."""
+        path, bias = term.path, target.bias(self.bias) if has_bias else None
+        x = term.gather(high, low, len(self.factor))
         if path.covers_target:
-            return y if total is None else total + y
-        if total is None:
-            total = y.new_zeros(y.shape[0], self._target_sizes[to_low], *y.shape[2:])
-            if bias is not None:
-                total = total + bias.to(y.dtype).reshape(-1, *([1] * (y.dim() - 2)))
-        # Under autocast the two can differ: on a CPU, upsampling returns float32.
-        return total.index_add(1, path.output_index(y.device), y.to(total.dtype))
+            return self._convolve(x, path, path.weight(weight), bias)
+        return target.spread(self._convolve(x, path, path.weight(weight), None), path, bias)
 
     def _convolve(self, x: Tensor, path: ConvPath, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def _fit(self, y: Tensor, path: ConvPath, size: Sequence[int], *, to_low: bool) -> Tensor:
-        """A path's result at its target's resolution."""
-        return y if path.up is None else upsample(y, self._sized(y, size), path.up)
+    def _sized(self, y: Tensor, size: Sequence[int]) -> tuple[int, ...]:
+        """`size` on the halved axes, y's own on the others, where all resolutions agree."""
+        own = y.shape[2:]
+        return tuple([size[n] if f == 2 else own[n] for n, f in enumerate(self.factor)])
 
     def extra_repr(self) -> str:
         alpha_in, alpha_out = self.partition_in.alpha, self.partition_out.alpha
@@ -198,7 +200,7 @@ def convolve(
         x: (N, C_in, [T,] [H,] W).
         weight: (C_out, C_in / groups, ...).
         bias: (C_out,) or None.
-        stride, dilation: one number for each axis of the kernel.
+        stride, dilation: one int for each axis of the kernel.
         padding: likewise, or torch's words "same" and "valid".
         groups: as in torch.
     """
@@ -231,7 +233,7 @@ def _convolve_images(
 ) -> Tensor:
     """(N, C, H, W), channels last."""
     # A kernel of one pixel has nothing to dilate, but torch gives dilated convolutions to oneDNN, and others of few
-    # maps on one thread to a loop of its own: 64 to 256 channels on 8x56x56 12.1 against 15.9.
+    # maps on one thread to a slower loop of its own.
     is_pointwise = tuple(weight.shape[2:]) == (1, 1) and groups == 1 and tuple(padding) == (0, 0)
     if is_pointwise and not torch.compiler.is_compiling():
         dilation = (2, 2)
@@ -243,8 +245,7 @@ def _convolve_clips(
 ) -> Tensor:
     """(N, C, T, H, W), channels last. A kernel without an extent in time, or in space, becomes two-dimensional.
 
-    On one thread torch gives conv3d to a loop of its own: 256 to 64 channels, 3x1x1 on 8x56x56, 138 (conv3d)
-    against 38; 1x1x1 of as many 38 against 14.
+    On one thread torch gives conv3d to a loop of its own, which takes three times as long.
     """
     if weight.shape[2] == 1 and padding[0] == 0:
         frames = fold_frames(x if stride[0] == 1 else x[:, :, :: stride[0]])

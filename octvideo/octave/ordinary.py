@@ -14,7 +14,7 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def is_conv(module: nn.Module | None) -> bool:
     """Whether a module computes what nn.Conv1d, 2d or 3d does; torchvision's video networks subclass them."""
-    return isinstance(module, CONVS) and type(module).forward in {base.forward for base in CONVS}
+    return isinstance(module, CONVS) and type(module).forward in {conv.forward for conv in CONVS}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ ORDINARY = ConvForm()
 def pad_same(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """`x` with zeros around it by TensorFlow's rule "SAME", for which the result has ceil(size / stride) pixels.
 
-    On maps of even size a kernel of three with stride 2 gets one zero behind each axis, and none before it.
+    On maps of even size a kernel of three with stride 2 gets one zero after each axis, and none before it.
     """
     pads: list[int] = []
     for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True):

@@ -99,12 +99,12 @@ class Partition:
 
     @cached_property
     def high(self) -> tuple[int, ...]:
-        """The ordinary network's numbers of the high-frequency channels, ascending."""
+        """The ordinary network's indices of the high-frequency channels, ascending."""
         return tuple(i for i, flag in enumerate(self.is_low) if not flag)
 
     @cached_property
     def low(self) -> tuple[int, ...]:
-        """The ordinary network's numbers of the low-frequency channels, ascending."""
+        """The ordinary network's indices of the low-frequency channels, ascending."""
         return tuple(i for i, flag in enumerate(self.is_low) if flag)
 
     @cached_property

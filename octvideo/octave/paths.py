@@ -5,6 +5,7 @@ Of W_hh, W_hl, W_lh and W_ll (source first), hl and lh exchange information betw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -32,7 +33,7 @@ class ConvPath:
     covers_target: bool
     pool: Factor | None = None  # average pooling before the convolution
     stride: tuple[int, ...] = ()
-    up: Factor | None = None  # repetition of pixels after it
+    up: Factor | None = None  # nearest upsampling after it
 
     @property
     def num_connections(self) -> int:
@@ -43,6 +44,7 @@ class ConvPath:
         return len(_positions(self.rows)) * len(_positions(columns))  # type: ignore[arg-type]
 
     def weight(self, weight: Tensor) -> Tensor:
+        """Its part of the ordinary weight."""
         if isinstance(self.columns, tuple) and self.columns and isinstance(self.columns[0], tuple):
             rows = torch.arange(weight.shape[0], device=weight.device)[
                 self.rows if isinstance(self.rows, slice) else torch.tensor(self.rows, device=weight.device)
@@ -59,9 +61,6 @@ class ConvPath:
         """
         alike = self.rows == other.rows and self.stride == other.stride and self.up is None and other.up is None
         return replace(self, columns=order) if alike else None
-
-    def output_index(self, device: torch.device) -> Tensor:
-        return torch.tensor(_positions(self.outputs), device=device)
 
 
 def plan_path(
@@ -155,28 +154,11 @@ class Paths:
 class Term:
     """One convolution of a layer: of one source, or of both side by side where they meet at one resolution.
 
-    One of more channels is faster than two of fewer and an addition, though the sources must be copied together:
-    over the octave layers of I3D-50 by 3 (alpha .25) and 6 % (.5) of their time, on one thread with AVX2.
+    One of more channels is faster than two of fewer and an addition, though the sources must be copied together.
     """
 
     path: ConvPath
     sources: tuple[ConvPath | None, ConvPath | None]  # how x_high and x_low come in; None: not at all
-
-    @classmethod
-    def of(cls, from_high: ConvPath | None, from_low: ConvPath | None, order: ChannelIndex | None) -> tuple[Term, ...]:
-        """The terms of one target, the one at full resolution first.
-
-        Args:
-            from_high, from_low: the paths that reach it.
-            order: of the ordinary input's channels: the high ones, then the low ones; None in a grouped layer, where
-                sources cannot lie side by side.
-        """
-        if from_high is not None and from_low is not None and order is not None:
-            joined = from_high.join(from_low, order)
-            if joined is not None:
-                return (cls(joined, (from_high, from_low)),)
-        pairs = (from_high, None), (None, from_low)
-        return tuple(cls(path, pair) for path, pair in zip((from_high, from_low), pairs, strict=True) if path)
 
     def gather(self, high: Tensor, low: Tensor | None, axes: int) -> Tensor:
         """What the convolution reads: its sources' channels, pooled where they have to be, side by side.
@@ -184,15 +166,71 @@ class Term:
         Args:
             high: (N, C_high, ...), or (C_high, ...) in an ordinary layer.
             low: (N, C_low, ...) or None.
-            axes: behind the channels.
+            axes: how many the maps have after the channels; a clip's frames (N·T, C, H, W) have two.
         """
         parts = []
         for x, path in zip((high, low), self.sources, strict=True):
             if path is not None:
                 assert x is not None
                 part = take_channels(x, path.inputs, -1 - axes)
-                parts.append(part if path.pool is None else pool_down(part, path.pool))
+                parts.append(part if path.pool is None else pool_down(part, path.pool[-axes:]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One frequency of a layer's result, y_high or y_low: the terms that add up to it, and its channels.
+
+    Args:
+        terms: the one at full resolution first; none where the frequency has no channel.
+        channels: of the ordinary result.
+        num_channels: how many these are.
+    """
+
+    terms: tuple[Term, ...]
+    channels: ChannelIndex
+    num_channels: int
+
+    @classmethod
+    def of(
+        cls,
+        from_high: ConvPath | None,
+        from_low: ConvPath | None,
+        order: ChannelIndex | None,
+        channels: Sequence[int],
+    ) -> Target:
+        """From the paths that reach it.
+
+        Args:
+            from_high, from_low: of the paths; None where there is none.
+            order: of the ordinary input's channels: the high ones, then the low ones; None in a grouped layer, where
+                sources cannot lie side by side.
+            channels: of the ordinary result, ascending.
+        """
+        joined = from_high.join(from_low, order) if from_high and from_low and order is not None else None
+        terms = [Term(joined, (from_high, from_low))] if joined else []
+        if from_high and not joined:
+            terms.append(Term(from_high, (from_high, None)))
+        if from_low and not joined:
+            terms.append(Term(from_low, (None, from_low)))
+        return cls(tuple(terms), as_channel_index(channels), len(channels))
+
+    def bias(self, bias: Tensor | None) -> Tensor | None:
+        """Its part of the ordinary bias."""
+        return None if bias is None else take_channels(bias, self.channels, 0)
+
+    def spread(self, y: Tensor, path: ConvPath, bias: Tensor | None) -> Tensor:
+        """All channels of the target: a path's result in their places, the bias, and zeros elsewhere.
+
+        Args:
+            y: (N, channels that the path reaches, ...).
+            path: of a grouped layer that moves whole groups from one frequency to the other.
+            bias: (num_channels,) or None.
+        """
+        full = y.new_zeros(y.shape[0], self.num_channels, *y.shape[2:])
+        if bias is not None:
+            full = full + bias.to(y.dtype).reshape(-1, *([1] * (y.dim() - 2)))
+        return full.index_add(1, torch.tensor(_positions(path.outputs), device=y.device), y)
 
 
 def _is_needed(path: ConvPath | None, same_source: ConvPath | None, same_target: ConvPath | None) -> bool:

@@ -27,7 +27,7 @@ from octvideo.octave.paths import ConvPath, Exchange, Paths
 from octvideo.octave.resample import crop
 
 
-class _OctConvTransposeNd(OctaveLayer):
+class OctConvTransposeNd(OctaveLayer):
     """What OctConvTranspose1d/2d/3d share; mixed in before the ordinary class."""
 
     output_padding: tuple[int, ...]
@@ -72,10 +72,10 @@ class _OctConvTransposeNd(OctaveLayer):
             ValueError: if a choice is unknown, or if the two maps would not fit for this kernel, padding,
                 output_padding and stride.
         """
-        paths = self._choose(alpha_in, alpha_out, factor, exchange)
+        paths = self._choose_channels(alpha_in, alpha_out, factor, exchange)
         if self.is_octave:
             self._check()
-        self._place(
+        self._set_paths(
             Paths(
                 hh=paths.hh,
                 hl=paths.hl and replace(paths.hl, pool=self.factor),
@@ -114,10 +114,10 @@ class _OctConvTransposeNd(OctaveLayer):
             extra = self._output_padding(  # type: ignore[operator]
                 high, list(output_size), self.stride, self.padding, self.kernel_size, num_axes, self.dilation
             )
-            assert self._hh is not None
-            return self._convolve(high, self._hh, self.weight, self.bias, output_padding=tuple(extra))
+            assert self.paths.hh is not None
+            return self._convolve(high, self.paths.hh, self.weight, self.bias, output_padding=tuple(extra))
         size = tuple(n * s for n, s in zip(spatial, self.stride, strict=True))
-        return self._combine(high, low, size)
+        return self._run(high, low, size)
 
     def _convolve(
         self,
@@ -132,26 +132,26 @@ class _OctConvTransposeNd(OctaveLayer):
         extra: Any = self.output_padding if output_padding is None else output_padding
         return conv(x, weight, bias, self.stride, self.padding, extra, path.groups, self.dilation)  # type: ignore[arg-type]
 
-    def _fit(self, y: Tensor, path: ConvPath, size: Sequence[int], *, to_low: bool) -> Tensor:
-        if to_low:  # stride * ceil(n / 2) can be more than ceil(stride * n / 2)
-            return crop(y, low_size(self._sized(y, size), self.factor))
-        return super()._fit(y, path, size, to_low=to_low)
+    def _run_paths(self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
+        y_high, *y_low = super()._run_paths(high, low, weight, size)
+        # stride * ceil(n / 2) can be more than ceil(stride * n / 2).
+        return y_high, *[crop(y, low_size(y_high.shape[2:], self.factor)) for y in y_low]
 
 
-class OctConvTranspose1d(_OctConvTransposeNd, nn.ConvTranspose1d):  # type: ignore[misc]
+class OctConvTranspose1d(OctConvTransposeNd, nn.ConvTranspose1d):  # type: ignore[misc]
     """Transposed octave convolution of signals (N, C, L). See `OctConvTranspose3d`."""
 
 
-class OctConvTranspose2d(_OctConvTransposeNd, nn.ConvTranspose2d):  # type: ignore[misc]
+class OctConvTranspose2d(OctConvTransposeNd, nn.ConvTranspose2d):  # type: ignore[misc]
     """Transposed octave convolution of images (N, C, H, W). See `OctConvTranspose3d`."""
 
 
-class OctConvTranspose3d(_OctConvTransposeNd, nn.ConvTranspose3d):  # type: ignore[misc]
+class OctConvTranspose3d(OctConvTransposeNd, nn.ConvTranspose3d):  # type: ignore[misc]
     """Transposed octave convolution of clips (N, C, T, H, W); by default H and W are halved, time is not.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
-            padding_mode: as nn.ConvTranspose3d; so are `weight` and `bias`, whatever the alphas.
+        in_channels, out_channels, kernel_size, stride, padding: as nn.ConvTranspose3d.
+        output_padding, groups, bias, dilation, padding_mode: the same; so are `weight` and `bias`, at any alpha.
         alpha_in: share of low channels of the input (0: a Tensor), or the Partition of them.
         alpha_out: the same of the output.
         factor: which axes the low map halves, as `OctConv3d`.

@@ -87,7 +87,7 @@ class CheckpointWithinEpochs(ModelCheckpoint):
 
 
 class ResumeHint(Callback):
-    """Says, after Ctrl-C, what is kept and the command that goes on.
+    """Says, after Ctrl-C, which checkpoint is kept and which command resumes it.
 
     Args:
         folder: the run.
@@ -109,7 +109,7 @@ class ResumeHint(Callback):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the config of a fit in the run's folder, as config.yaml, and that of a later test as config_test.yaml."""
+    """Saves the config of a fit as config.yaml in the run's folder, and that of a later test as config_test.yaml."""
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         name = getattr(stage, "value", stage)  # an enum whose str() is its own name

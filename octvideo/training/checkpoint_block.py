@@ -71,8 +71,8 @@ def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], network
 
 
 def check_fit_goes_on(checkpoint: Mapping[str, Any], optimizer: str, num_weights: int) -> None:
-    """Refuses the state of another optimizer in words, and lets an epoch go on that max_steps or max_time has cut
-    short: Lightning takes it for finished.
+    """Refuses the state of another optimizer in words, and lets an epoch continue that max_steps or max_time has
+    cut short: Lightning takes it for finished.
 
     Args:
         checkpoint: Lightning's; its record of epochs is changed.

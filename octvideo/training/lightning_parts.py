@@ -23,7 +23,7 @@ from torch import distributed
 from octvideo.files import whole_file
 from octvideo.training.run_folder import RunFolder
 
-# Lightning's own loggers want a `save_dir`, others don't: here all are told apart from a given one by their default.
+# Lightning's own loggers require a `save_dir`. A default here tells a `save_dir` that was given from one that was not.
 for _init in (CSVLogger.__init__, TensorBoardLogger.__init__):
     _signature = inspect.signature(_init)
     _parameters = [p.replace(default=".") if p.name == "save_dir" else p for p in _signature.parameters.values()]
@@ -46,9 +46,7 @@ def save_in(folder: RunFolder, class_path: str, init_args: Any) -> None:
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Goes on with the metrics.csv that is there; Lightning's own deletes it, and with it the curves of a
-    resumed run.
-    """
+    """Continues the metrics.csv that is there; Lightning's own deletes it, and with it the curves of a resumed run."""
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
@@ -137,7 +135,7 @@ def quiet_lightning() -> None:
 
 
 def leave_process_group() -> None:
-    """End what connects the processes, where a run has come to its end.
+    """Ends the connections between the processes of a run that has ended.
 
     Lightning leaves Gloo's threads (NCCL's it ends) to the end of the process, when Python is gone. A finished run was
     once seen to die there: "terminate called without an active exception", exit code 134. Not with torch 2.6, whose

@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric, SumMetric
 from octvideo.batches import Failure
 from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
-from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
+from octvideo.training.unreadable import OnUnreadable, UnreadableVideos, gathered
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,7 @@ class Evaluation(nn.Module):
         index = torch.cat([b.index for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
         labels = torch.cat([b.labels for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
         scores = torch.cat([b.scores for b in batches] + [torch.empty(0, self.num_classes)]).numpy()
-        parts = [(index, [path for b in batches for path in b.paths], labels, scores)]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts *= torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, parts[0])
+        parts = gathered((index, [path for b in batches for path in b.paths], labels, scores))
         # unique: a video that two processes had (a sampler that pads by repeating) is one video.
         _, order = np.unique(np.concatenate([part[0] for part in parts]), return_index=True)
         all_paths = [path for part in parts for path in part[1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -12,8 +12,18 @@ from octvideo.batches import Failure
 from octvideo.errors import UserError
 
 OnUnreadable = Literal["raise", "count"]
+T = TypeVar("T")
 
 log = logging.getLogger("octvideo.training")
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes, in their order; every process must call it."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 class UnreadableVideos:
@@ -73,10 +83,7 @@ class UnreadableVideos:
 
     def gather(self) -> None:
         """Learns of the videos that other processes could not read; every process must call it."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts: list[dict[str, str]] = [{}] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, self.paths)
-            self.paths = {path: reason for part in parts for path, reason in part.items()}
+        self.paths = {path: reason for part in gathered(self.paths) for path, reason in part.items()}
 
     def summary(self) -> str:
         """A line on all passes, and the first twenty videos; empty where every video could be read."""

@@ -45,7 +45,7 @@ def check_video(item: tuple[str, str, Decoder], alive: Alive) -> Check:
 
     Args:
         item: name in the report, path, decoder.
-        alive: called for every piece of 64 MB of frames, with the number that was read and that of all.
+        alive: called for every piece of 64 MB of frames, with the frames read so far and the frames in all.
     """
     _, path, decoder = item
     start = time.monotonic()

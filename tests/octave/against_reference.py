@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import nn
 
 from octvideo.octave import Octave
-
-_spec = importlib.util.spec_from_file_location("octave_reference", Path(__file__).with_name("reference.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
+from tests.octave import reference
 
 
 def pair(layer: nn.Module, sizes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from octvideo.octave import Octave, OctConv1d, OctConv2d, OctConv3d, Partition, split
-
-_spec = importlib.util.spec_from_file_location("against_reference", Path(__file__).with_name("against_reference.py"))
-against_reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(against_reference)
-check, gradcheck = against_reference.check, against_reference.gradcheck
+from tests.octave.against_reference import check, gradcheck
 
 ALPHAS = [(0.0, 0.25), (0.25, 0.25), (0.5, 0.25), (0.25, 0.0), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0)]
 # kernel, stride, padding, dilation
@@ -64,7 +58,7 @@ def test_autocast_with_groups_and_bias(groups: int) -> None:
 
 def test_depthwise_has_no_exchange() -> None:
     layer = OctConv2d(8, 8, 3, padding=1, groups=8, alpha_in=0.5, alpha_out=0.5)
-    assert layer._hl is None and layer._lh is None
+    assert layer.paths.hl is None and layer.paths.lh is None
     check(layer.double(), (5, 5))
 
 
@@ -121,7 +115,7 @@ def test_zero_alphas_are_the_ordinary_convolution(
     ordinary, layer = nn.Conv3d(*args), OctConv3d(*args, alpha_in=0, alpha_out=0)
     layer.load_state_dict(ordinary.state_dict())
     x = torch.randn(1, 4, 5, 9, 8)
-    assert layer._hh is not None and layer._hl is layer._lh is layer._ll is None
+    assert layer.paths.hh is not None and layer.paths.hl is layer.paths.lh is layer.paths.ll is None
     assert torch.equal(layer(x), ordinary(x)) and torch.equal(layer(x[0]), ordinary(x[0]))
 
 

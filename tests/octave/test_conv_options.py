@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from octvideo.octave import Octave, OctConv1d, OctConv2d, OctConv3d, OctConvTranspose3d, Partition, merge, split
-
-_spec = importlib.util.spec_from_file_location("against_reference", Path(__file__).with_name("against_reference.py"))
-against_reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(against_reference)
-check, gradcheck = against_reference.check, against_reference.gradcheck
+from tests.octave.against_reference import check, gradcheck
 
 ALPHAS = [(0.0, 0.5), (0.5, 0.25), (0.5, 0.0), (1.0, 0.5), (0.5, 1.0)]
 SHRINK = ["pool", "stride"]
@@ -142,13 +136,13 @@ def test_unused_weights_keep_their_place_and_get_no_gradient(exchange: str) -> N
 def test_the_only_way_in_or_out_is_kept() -> None:
     first = OctConv2d(4, 4, 1, alpha_in=0, alpha_out=0.5, exchange="none")
     last = OctConv2d(4, 4, 1, alpha_in=0.5, alpha_out=0, exchange="none")
-    assert first._hl is not None and last._lh is not None
+    assert first.paths.hl is not None and last.paths.lh is not None
     # Whole groups change sides: the second group is high before and low after, and has no other path.
     sides = {"alpha_in": Partition((False, False, True)), "alpha_out": Partition((False, True, True))}
     grouped = OctConv2d(3, 3, 1, groups=3, exchange="none", **sides).double()
-    assert grouped._hl is not None and grouped._hl.groups == 1 and grouped._lh is None
+    assert grouped.paths.hl is not None and grouped.paths.hl.groups == 1 and grouped.paths.lh is None
     ungrouped = OctConv2d(3, 3, 1, exchange="none", **sides)
-    assert ungrouped._hl is None and ungrouped._lh is None
+    assert ungrouped.paths.hl is None and ungrouped.paths.lh is None
 
 
 # ---- octave_downsample: Table 3's "strided conv." ------------------------------------------------------------

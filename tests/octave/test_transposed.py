@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from octvideo.octave import Octave, OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d, Partition, split
-
-_spec = importlib.util.spec_from_file_location("against_reference", Path(__file__).with_name("against_reference.py"))
-against_reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(against_reference)
-check, gradcheck = against_reference.check, against_reference.gradcheck
+from tests.octave.against_reference import check, gradcheck
 
 ALPHAS = [(0.0, 0.25), (0.5, 0.25), (0.25, 0.0), (0.5, 1.0), (1.0, 0.5)]
 # kernel, stride, padding, output_padding, dilation

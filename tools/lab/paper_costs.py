@@ -251,9 +251,3 @@ def layer_rows() -> list[tuple[str, ...]]:
         cells = (flops, formulas[0], 100 * counted, memory, formulas[1], 100 * stored)
         rows.append((f"{alpha:g}", *(f"{cell:.4g} %" for cell in cells)))
     return rows
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a README."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -2,7 +2,7 @@
 
 official.py    the official lists of each data set in one form, and how many videos it should have
 folders.py     class folders of the user's own, split
-listing.py     lists and files compared: lists for octvideo, what is missing, what is extra
+listing.py     lists and files compared: lists for octvideo, missing videos, extra videos
 encoding.py    one video re-encoded: short side, short GOP, no sound
 reencode.py    very many of them, each in a process that may crash; resumes after an interruption
 archives.py    which archives a data set is published in

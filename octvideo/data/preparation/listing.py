@@ -1,4 +1,4 @@
-"""The official lists and the files on the disk compared: lists for octvideo, what is missing, what is extra."""
+"""The official lists and the files on the disk compared: lists for octvideo, missing videos, extra videos."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
         official: the lists.
         root: of the data set.
         out: folder to write; made if it is not there.
-        lists: whether to write lists for octvideo, beside what is missing and extra.
+        lists: whether to write lists for octvideo, beside missing and extra videos.
 
     Raises:
         UserError: a file of the user's is in the way, or none of the videos is there.

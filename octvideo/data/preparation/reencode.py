@@ -1,6 +1,6 @@
 """A folder of videos re-encoded into another one, many at once, each in a process that may crash.
 
-A video is done when its file has its name, so that an interrupted run goes on where it was.
+A video is done when its file has its name, so that an interrupted run can be resumed.
 """
 
 from __future__ import annotations

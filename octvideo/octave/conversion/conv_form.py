@@ -53,7 +53,7 @@ def make_weight_once(module: nn.Module) -> None:
     if hasattr(module, "set_octave"):
         module.form = replace(form, make_weight=None)  # type: ignore[assignment]
     else:
-        module.__class__ = next(base for base in CONVS if isinstance(module, base))
+        module.__class__ = next(conv for conv in CONVS if isinstance(module, conv))
 
 
 def _read_form(conv: nn.Module) -> ConvForm | None:

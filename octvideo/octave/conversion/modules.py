@@ -33,7 +33,7 @@ class Method:
 
 
 def _fit(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Crop the axes behind the channels to `size`, or repeat their last values up to it."""
+    """Crop the axes after the channels to `size`, or replicate their last values up to it."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
     x = x[(slice(None), slice(None)) + tuple(slice(s) for s in size)]  # noqa: RUF005 (mypy's Python 3.10)
@@ -80,7 +80,7 @@ class OctPool(nn.Module):
         super().__init__()
         self.pool, self.factor = pool, factor
         self.pool_low = copy.deepcopy(pool)
-        self.pool_low.ceil_mode = True  # type: ignore[assignment]  # keeps the border pixel: the size may need it
+        self.pool_low.ceil_mode = True  # type: ignore[assignment]  # keeps the edge pixel: the size may need it
 
     def forward(self, x: Octave) -> Octave:
         if x.high.shape[1] > 0:
@@ -143,12 +143,12 @@ class OctGate(nn.Module):
         """x of partition's C channels; gate (N, C or 1, [T,] 1, 1), one number, or any tensor that broadcasts."""
         if gate.dim() < 2 and gate.numel() == 1:
             return Octave(self.operation(x.high, gate), self.operation(x.low, gate))
-        behind = gate.shape[2:]
+        axes = gate.shape[2:]
         if gate.dim() != x.high.dim() or gate.shape[1] not in (1, self.partition.num_channels):
             full = self.operation(merge(x, self.partition, self.factor), gate)  # any other tensor
             return split(full, self.partition, self.factor)  # type: ignore[return-value]
-        halved = [f == 2 for f in as_factor(self.factor, len(behind))]
-        if any(h and size > 1 for h, size in zip(halved, behind, strict=True)):  # not one value a channel
+        halved = [f == 2 for f in as_factor(self.factor, len(axes))]
+        if any(h and size > 1 for h, size in zip(halved, axes, strict=True)):  # not one value a channel
             full_gate = gate.expand(-1, self.partition.num_channels, *x.high.shape[2:])
             pair = split(full_gate, self.partition, self.factor)
             return Octave(self.operation(x.high, pair.high), self.operation(x.low, pair.low))  # type: ignore
@@ -165,7 +165,7 @@ class OctSqueeze(nn.Module):
     """A global pool of an Octave, as an ordinary tensor: each frequency pooled by itself, channels in their places.
 
     Args:
-        pool: the ordinary network's module or function (a mean over the axes behind the channels).
+        pool: the ordinary network's module or function (a mean over the axes after the channels).
         partition: of the Octave.
         factor: which axes it halves; None for height and width.
         dims: of a mean, for which a clip may keep its frames.
@@ -215,7 +215,7 @@ class OctShape(nn.Module):
 
     def forward(self, x: Octave) -> Any:
         channels = x.high.shape[1] + x.low.shape[1]
-        # Takes no memory: one value, repeated by strides.
+        # Takes no memory: one value, broadcast by strides.
         stand_in = x.low.new_empty(1).expand(x.high.shape[0], channels, *x.high.shape[2:])
         return self.function(stand_in, *self.args)
 
@@ -260,7 +260,7 @@ class OctSlice(nn.Module):
     Args:
         partition: of the Octave that comes in.
         start: the first channel.
-        stop: one behind the last.
+        stop: one after the last.
     """
 
     def __init__(self, partition: Partition, start: int, stop: int) -> None:

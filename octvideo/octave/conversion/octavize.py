@@ -74,7 +74,7 @@ def octavize(
     the other's weights and its optimiser's state, at any alpha. At alpha = 0 (and downsample="stride") its outputs
     are equal bit for bit. It shares nothing with `model`, pickles, deep-copies and switches between train and eval.
     Other methods of `model` than `forward` (`forward_features`, `reset_classifier` of timm) are lost: call them
-    before converting. Arguments of `forward` behind the first that may be left out are: they keep their defaults.
+    before converting. Optional arguments of `forward` after the first keep their defaults.
     Weights trained at another alpha need fine-tuning.
 
     Args:
@@ -83,7 +83,7 @@ def octavize(
         alpha: the low share of every convolution's output, those that read the network's input excepted (the
             stem); or a mapping from module path prefixes to shares, the longest matching prefix deciding and
             0 elsewhere. The paper's ResNets: {"layer1": a, "layer2": a, "layer3": a}.
-        downsample: "pool" makes every strided convolution behind the stem pool first and then convolve with
+        downsample: "pool" makes every strided convolution after the stem pool first and then convolve with
             stride 1, as the paper's networks do, also where its alphas are 0; "stride" leaves the latter as
             they are.
         octave_downsample: how octave convolutions make maps smaller: "pool" averages, then convolves with

@@ -248,7 +248,7 @@ def _retype(module: nn.Module, *partitions: Partition, **options: Any) -> None:
     """Turn an ordinary layer into its octave subclass in place: parameters, hooks and mode stay."""
     if not hasattr(module, "set_octave"):  # one that is called twice has it already
         holds = isinstance(module, nn.BatchNorm2d) and holds_activation(module)
-        ordinary = next(base for base in _OCTAVE_CLASS if isinstance(module, base))
+        ordinary = next(kind for kind in _OCTAVE_CLASS if isinstance(module, kind))
         if (form := conv_form(module)) is not None:
             module.form = form  # type: ignore[assignment]
         octave = OctBatchNormAct2d if holds else _OCTAVE_CLASS[ordinary]
@@ -264,6 +264,7 @@ def conv_cost_ratio(conv: OctConv1d | OctConv2d | OctConv3d) -> float:
     for f, stride in zip(conv.factor, conv.stride, strict=True):
         low /= f
         low_to_high /= f if stride == 1 else 1  # a strided layer's low input already has the size of its output
-    shares = ((conv._hh, 1.0), (conv._hl, low), (conv._lh, low_to_high), (conv._ll, low))
+    paths = conv.paths
+    shares = ((paths.hh, 1.0), (paths.hl, low), (paths.lh, low_to_high), (paths.ll, low))
     done = sum(path.num_connections * share for path, share in shares if path is not None)
     return done / (conv.out_channels * conv.in_channels // conv.groups)

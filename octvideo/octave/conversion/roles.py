@@ -103,7 +103,7 @@ def is_chunk(node: fx.Node) -> bool:
 
 
 def slice_range(node: fx.Node, num_channels: int) -> tuple[int, int]:
-    """The channels that a part of a chunked value has: first, and one behind the last."""
+    """The channels that a part of a chunked value has: first, and one after the last."""
     chunks, index = (int(value) for value in (node.all_input_nodes[0].args[1], node.args[1]))  # type: ignore[arg-type]
     size = -(-num_channels // chunks)
     start = (index % -(-num_channels // size)) * size
@@ -216,9 +216,9 @@ def pool_module(node: fx.Node) -> nn.Module:
 
 
 def keeps_pairs(options: Mapping[str, Any], *, average: bool) -> bool:
-    """Whether a pool acts on each frequency by itself: it keeps sizes, or halves them up to a border pixel.
+    """Whether a pool acts on each frequency by itself: it keeps sizes, or halves them up to an edge pixel.
 
-    Averages that count padding are no such pool: the border weighs more at half resolution.
+    Averages that count padding are no such pool: the edge weighs more at half resolution.
     """
     values = [
         options.get("kernel_size"),
@@ -248,7 +248,7 @@ def is_shape(node: fx.Node) -> bool:
 
 
 def pools_globally(node: fx.Node, network: Network) -> bool:
-    """Whether a node gives one value a channel: a global pool, or a mean over all that lies behind the channels."""
+    """Whether a node gives one value a channel: a global pool, or a mean over all axes after the channels."""
     module = network.module(node)
     if module is not None:
         return isinstance(module, GLOBAL_POOLS) and set(_each(module.output_size or 0)) == {1}  # type: ignore

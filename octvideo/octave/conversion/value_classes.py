@@ -301,7 +301,7 @@ def thin_ends(network: Network) -> set[str]:
 
 
 def _activated(node: fx.Node, network: Network) -> bool:
-    """Whether an activation follows a convolution, behind its norm."""
+    """Whether an activation follows a convolution, after its norm."""
     users = list(node.users)
     while len(users) == 1 and isinstance(module := network.module(users[0]), nn.Module) and is_norm(module):
         held = getattr(module, "act", None)

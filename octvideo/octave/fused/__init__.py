@@ -1,1 +1,10 @@
-"""Networks that only compute scores: norms folded, layers joined, run in sequences."""
+"""Networks that only compute scores: norms folded, layers joined, run in sequences.
+
+Read from the top:
+
+prepare.py    `prepare_inference`: a copy of a network, in which norms, additions, ReLUs and pools join convolutions
+sequence.py   convolutions that follow each other, as one call of the kernel
+conv.py       a convolution, ordinary or octave: kernel, else oneDNN, else torch
+onednn.py     oneDNN's fused convolution
+arrange.py    `arrange`: ordinary convolutions in the form that is fast for their layout, for training too
+"""

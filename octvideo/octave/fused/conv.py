@@ -1,44 +1,149 @@
-"""Convolutions of a network that only computes scores: weights packed, ReLU and additions done in passing.
+"""Convolutions of a network that only computes scores, ordinary and octave: residual, ReLU and max pool in passing.
 
-`prepare_inference` puts these, and the octave ones of prepared_octave.py, in the places of a network's own. On the
-CPU, in float32, they are fused_conv.py's where the machine has a C++ compiler, in compiled graphs too. Else they call
-oneDNN's fused convolution through torch.ops.mkldnn, the operations that inductor's CPU code calls. Where a build of
-torch lacks them, on CUDA, and in other graphs that are compiled or exported, they are a convolution, an addition and a
-ReLU.
+`prepare_inference` puts them in the places of a network's own. `PreparedLayer.forward` says which way a call takes:
+
+kernel   float32 on the CPU, in compiled graphs too: one pass over the maps (octvideo/octave/kernel/)
+oneDNN   other precisions, and layers that the kernel does not have or is not there for (onednn.py)
+torch    CUDA, other layouts, and other graphs that are compiled or exported: convolution, addition, ReLU
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octvideo.octave.factor import Factor, low_size
+from octvideo.octave.features import Octave
+from octvideo.octave.fused.onednn import OneDnnConv, onednn_reads
 from octvideo.octave.kernel.fused_conv import Form, FusedConv, MaxPool
-from octvideo.octave.kernel.layout import (
-    LAYOUTS,
-    fold_frames,
-    fold_space,
-    is_channels_last,
-    unfold_frames,
-    unfold_space,
-)
-from octvideo.octave.layer import convolve
-from octvideo.octave.resample import max_pool
+from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, is_channels_last, unfold_frames
+from octvideo.octave.kernel.library import load_library
+from octvideo.octave.layer import OctaveLayer, convolve
+from octvideo.octave.paths import Target
+from octvideo.octave.resample import add_upsampled, pool_down, upsample
+
+Maps = tuple[Tensor, Tensor | None]  # of a value: the high one, and the low one if there is one
+Residuals = tuple[Tensor | None, Tensor | None]
 
 
-class PreparedConv(nn.Module):
-    """relu(max_pool(conv(x) + base)), of which relu, the pool and base are optional.
+class PreparedLayer(nn.Module):
+    """relu(conv(x) + residual), of which ReLU and residual are optional, in the fastest way for a call.
+
+    Attributes:
+        relu: whether it applies a ReLU; set it before the first call.
+        gives_pair: whether its result is an Octave.
+        pool_first: what x_high is pooled by before the convolution; None: not.
+        main: the convolution that reads x_high and whose result has y_high's size.
+        onednn_has: whether oneDNN has the layer.
+        fused: the layer as the kernel has it, after `fuse`.
+    """
+
+    relu: bool
+    gives_pair = False
+    pool_first: Factor | None = None
+    main: PreparedConv
+    onednn_has: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused: FusedConv | None = None
+
+    def forward(self, x: Tensor | Octave, residual: Tensor | Octave | None = None) -> Any:
+        """Convolve.
+
+        Args:
+            x: (N, C_in, [T,] H, W), or an Octave of it.
+            residual: what is added; where it has the result's shape it is overwritten with the result.
+
+        Returns:
+            (N, C_out, [T',] H', W'), or an Octave of it.
+        """
+        dtype = self.main.weight.dtype  # weights in bfloat16 set the precision
+        high, low = x if isinstance(x, Octave) else (x, None)
+        maps = high.to(dtype), None if low is None else low.to(dtype)
+        residuals = residual if isinstance(residual, Octave) else (residual, None)
+        if self.fuse() and self.fused_reads(maps, residuals):
+            results = self.fused(*maps, *residuals)  # type: ignore[misc]
+        elif self.onednn_has and onednn_reads(maps[0]) and self.fits(maps, residuals):
+            results = self._run_on_frames(maps, residuals)
+        else:
+            results = self.run_torch(maps, residuals)
+        return Octave(*results) if self.gives_pair else results[0]  # type: ignore[arg-type]
+
+    def fuse(self) -> bool:
+        """Prepares, once, for the kernel; whether that has the layer.
+
+        In a graph that is being compiled it says what came of it before.
+        """
+        if self.fused is None and not torch.compiler.is_compiling():
+            weight = self.main.weight
+            if weight.dtype == torch.float32 and weight.device.type == "cpu":
+                self.fused = self.as_fused()
+        return self.fused is not None
+
+    def as_fused(self) -> FusedConv | None:
+        """The layer as the kernel has it; None where it has not, or oneDNN is faster."""
+        raise NotImplementedError
+
+    def fused_reads(self, maps: Maps, residuals: Residuals) -> bool:
+        """Whether the kernel can do this call, after `fuse`."""
+        if torch.is_grad_enabled() or not is_channels_last(maps[0]):
+            return False
+        return self.fused is not None and self.fused.fits(maps[0], residuals[0])
+
+    def fits(self, maps: Maps, residuals: Residuals) -> bool:
+        """Whether the residual can be overwritten: it has the result's shape and precision; or there is none."""
+        if (residual := residuals[0]) is None:
+            return True
+        clips, _, *size = maps[0].shape
+        if self.pool_first is not None:
+            size = list(low_size(size, self.pool_first))
+        return residual.shape == self.main.out_shape(clips, size) and residual.dtype == self.main.weight.dtype
+
+    def _run_on_frames(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
+        """Clips are folded to frames once, not for each of a layer's many small calls."""
+        clips, is_clip = maps[0].shape[0], maps[0].dim() == 5
+        if is_clip:
+            folded = [None if x is None else fold_frames(x) for x in (*maps, *residuals)]
+            maps, residuals = folded[:2], folded[2:]  # type: ignore[assignment]
+        results = self.run_onednn(maps, residuals, clips)
+        return [unfold_frames(y, clips) if is_clip else y for y in results]
+
+    def run_onednn(self, maps: Maps, residuals: Residuals, clips: int) -> Sequence[Tensor]:
+        """y_high, and y_low if there is one, of channels-last images or frames.
+
+        Args:
+            maps: (N·T, C, H, W).
+            residuals: of the results' shapes.
+            clips: N.
+        """
+        raise NotImplementedError
+
+    def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
+        """y_high, and y_low if there is one, of any maps; residuals may broadcast."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "fused": None}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PreparedLayer:
+        self.fused = None  # of weights that were
+        return super()._apply(*args, **kwargs)
+
+
+class PreparedConv(PreparedLayer):
+    """An ordinary one: relu(max_pool(conv(x) + residual)), of which all but the convolution is optional.
 
     Args:
         weight: (C_out, C_in / groups, ...).
         bias: (C_out,) or None.
-        stride, padding, dilation: one number for each axis of the kernel.
+        stride, padding, dilation: one int for each axis of the kernel.
         groups: as in nn.Conv3d.
-        relu: apply a ReLU.
 
     Attributes:
         max_pool: the pool, if it has one; set it before the first call.
@@ -66,21 +171,8 @@ class PreparedConv(nn.Module):
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups, self.relu = groups, relu
         self.max_pool: MaxPool | None = None
-        # How its kernel becomes a two-dimensional one.
-        self._form: Literal["images", "frames", "lines"] | None = None
-        kernel = tuple(weight.shape[2:])
-        if len(kernel) == 2:
-            self._form = "images"
-        elif len(kernel) == 3 and (kernel[0], self.stride[0], self.padding[0]) == (1, 1, 0):
-            self._form = "frames"
-        elif len(kernel) == 3 and kernel[1:] == self.stride[1:] == (1, 1) and self.padding[1:] == (0, 0):
-            self._form = "lines"
-        # oneDNN's order depends on the map's size. Weights in another one are sorted anew in every call: Oct-I3D-50
-        # took twice as long for clips of 224 after one of 32.
-        self._packed: tuple[torch.Size, Tensor, list[int], list[int], list[int]] | None = None
-        self._fused: FusedConv | None = None
-
-    gives_pair = False
+        self.onednn = OneDnnConv(tuple(weight.shape[2:]), self.stride, self.padding, self.dilation, groups)
+        self.onednn_has = self.onednn.has_form
 
     @classmethod
     def of(cls, conv: nn.modules.conv._ConvNd) -> PreparedConv | None:
@@ -90,127 +182,52 @@ class PreparedConv(nn.Module):
         sizes: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "dilation")}
         return cls(conv.weight, conv.bias, groups=conv.groups, **sizes)
 
-    def forward(self, x: Tensor, base: Tensor | None = None) -> Tensor:
-        """Convolve.
+    @property
+    def main(self) -> PreparedConv:  # type: ignore[override]
+        return self
 
-        Args:
-            x: (N, C_in, [T,] H, W).
-            base: what is added; where it has the result's shape it is overwritten with the result.
+    @property
+    def form(self) -> Form:
+        """Of three axes."""
+        sizes = (tuple(self.weight.shape[2:]), self.stride, self.padding, self.dilation)
+        if self.weight.dim() == 4:
+            sizes = tuple((first, *size) for first, size in zip((1, 1, 0, 1), sizes, strict=True))  # type: ignore
+        return Form(*sizes, max_pool=self.max_pool)
 
-        Returns:
-            (N, C_out, [T',] H', W').
-        """
-        if self.fuse() and can_run_fused(x) and self._fused.fits(x, base):  # type: ignore[union-attr]
-            return self._fused(x, None, base)[0]  # type: ignore[misc]
-        x = x.to(self.weight.dtype)  # weights in bfloat16 set the precision
-        if self._is_fast(x) and (base is None or self._fits(base, x.shape)):
-            return self._pooled(self._run_map(x, base))
-        y = self._pooled(self.convolve(x) if base is None else self.convolve(x) + base)
-        return rectified(y) if self.relu else y  # behind a pool it is the same, of fewer numbers
+    def as_fused(self) -> FusedConv | None:
+        if self.groups > 1 or self.weight.dim() < 4 or not (self.form.is_supported and self.form.is_fast):
+            return None
+        weight = self.weight
+        return FusedConv(self.form, high=weight, num_high=weight.shape[1], bias_high=self.bias, relu=self.relu)
+
+    def run_onednn(self, maps: Maps, residuals: Residuals, clips: int) -> Sequence[Tensor]:
+        sizes: dict[str, Any] = {"relu": self.relu, "clips": clips}
+        return (self._pooled(self.onednn.run(maps[0], self.weight, self.bias, residuals[0], **sizes)),)
+
+    def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
+        y = self.convolve(maps[0])
+        y = self._pooled(y if residuals[0] is None else y + residuals[0])
+        return (rectified(y) if self.relu else y,)  # after a pool it is the same, of fewer elements
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def out_shape(self, clips: int, size: Sequence[int]) -> tuple[int, ...]:
+        """The convolution's, for maps (N, C_in, *size)."""
+        sizes = zip(size, self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+        return (clips, self.weight.shape[0], *out)
 
     def _pooled(self, y: Tensor) -> Tensor:
         if (pool := self.max_pool) is None:
             return y
         if y.dim() == 4:
             return F.max_pool2d(y, pool.window, pool.stride, pool.padding)
-        return max_pool(y, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
+        return F.max_pool3d(y, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
 
-    @property
-    def form(self) -> Form:
-        """Of three axes."""
-        images = self.weight.dim() == 4
-        sizes = (tuple(self.weight.shape[2:]), self.stride, self.padding, self.dilation)
-        kernel, stride, padding, dilation = (
-            (first, *size) if images else size for first, size in zip((1, 1, 0, 1), sizes, strict=True)
-        )
-        return Form(kernel, stride, padding, dilation, max_pool=self.max_pool)
-
-    def fuse(self) -> bool:
-        """Prepares, once, for being one pass of octvideo/octave/kernel/fused_conv.py; whether it can be.
-
-        In a graph that is being compiled it says what came of it before.
-        """
-        if self._fused is not None:
-            return True
-        weight = self.weight
-        of_cpu = weight.dtype == torch.float32 and weight.device.type == "cpu"
-        if not of_cpu or torch.compiler.is_compiling() or self.groups > 1 or weight.dim() < 4:
-            return False
-        if self.form.is_supported and self.form.is_fast:
-            sizes: dict[str, Any] = {"high": weight, "num_high": weight.shape[1], "bias_high": self.bias}
-            self._fused = FusedConv(self.form, **sizes, relu=self.relu)
-        return self._fused is not None
-
-    def _run_map(self, x: Tensor, base: Tensor | None) -> Tensor:
-        """oneDNN's fused convolution of images or clips."""
-        if x.dim() == 4:
-            return self._run(x, base)
-        if self._form == "frames":
-            y = self._run(fold_frames(x), None if base is None else fold_frames(base))
-            return unfold_frames(y, x.shape[0])
-        y = self._run(fold_space(x), None if base is None else fold_space(base))
-        return unfold_space(y, x.shape[3:])
-
-    def run_frames(self, x: Tensor, base: Tensor | None, clips: int) -> Tensor:
-        """The fused convolution of channels-last frames (N·T, C_in, H, W) to (N·T', C_out, H', W'); `base` is of these.
-
-        Args:
-            clips: N.
-        """
-        if self._form != "lines":
-            return self._run(x, base)
-        y = self._run(_as_lines(x, clips), None if base is None else _as_lines(base, clips))
-        c, frames, (h, w) = y.shape[1], y.shape[2], x.shape[2:]
-        return y.as_strided((clips * frames, c, h, w), (h * w * c, 1, w * c, c))
-
-    def convolve(self, x: Tensor) -> Tensor:
-        """The convolution alone."""
-        return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def _is_fast(self, x: Tensor) -> bool:
-        """Whether the fused convolution can do it."""
-        if self._form is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return False
-        return is_channels_last(x) and _has_fused_convolution(x.dtype)
-
-    def _run(self, x: Tensor, base: Tensor | None) -> Tensor:
-        """The fused convolution of images (N, C, H, W)."""
-        packed = self._packed
-        if packed is None or packed[0] != x.shape:
-            packed = self._packed = self._pack(x)
-        _, weight, *sizes = packed
-        ops = torch.ops.mkldnn
-        if base is None:
-            attr = "relu" if self.relu else "none"
-            return ops._convolution_pointwise(x, weight, self.bias, *sizes, self.groups, attr, [], "")
-        unary = "relu" if self.relu else None
-        total = base.contiguous(memory_format=torch.channels_last)
-        ops._convolution_pointwise_.binary(total, x, weight, self.bias, *sizes, self.groups, "add", 1.0, unary, [], "")
-        return total
-
-    def _fits(self, base: Tensor, shape: Sequence[int]) -> bool:
-        """Whether `base` has the result's shape for a map of `shape`, so that it can be overwritten, not broadcast."""
-        if base.shape[:2] != (shape[0], self.weight.shape[0]) or base.dtype != self.weight.dtype:
-            return False
-        kernel, sizes = self.weight.shape[2:], (self.stride, self.padding, self.dilation)
-        maps = zip(shape[2:], base.shape[2:], kernel, *sizes, strict=True)
-        return all((n + 2 * p - d * (k - 1) - 1) // s + 1 == have for n, have, k, s, p, d in maps)
-
-    def _pack(self, x: Tensor) -> tuple[torch.Size, Tensor, list[int], list[int], list[int]]:
-        """The size of `x`, the weight in oneDNN's order for it, and padding, stride and dilation of two axes."""
-        weight, axes = self.weight, [0, 1]
-        if self._form != "images":
-            weight, axes = (weight.squeeze(2), [1, 2]) if self._form == "frames" else (weight.squeeze(4), [0, 1])
-        padding, stride, dilation = ([s[a] for a in axes] for s in (self.padding, self.stride, self.dilation))
-        sizes = (padding, stride, dilation)
-        ordered = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, self.groups, list(x.shape))
-        return x.shape, ordered, *sizes
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None, "_fused": None}  # oneDNN's tensors neither copy nor pickle
-
-    def _apply(self, *args: Any, **kwargs: Any) -> PreparedConv:
-        self._packed = self._fused = None  # of weights that were
+    def _apply(self, *args: Any, **kwargs: Any) -> PreparedLayer:
+        self.onednn.forget()
         return super()._apply(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -218,34 +235,153 @@ class PreparedConv(nn.Module):
         return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, relu={self.relu}{pool}"
 
 
+class PreparedOctConv(PreparedLayer):
+    """An octave one, as `PreparedConv`s, one for each term of the layer.
+
+    y_low is one convolution of the pooled high and the low channels side by side; y_high is one of the high channels,
+    added to what the low ones give, upsampled, and to the residual: two passes over y_high that the kernel does not
+    need.
+    """
+
+    def __init__(self, conv: OctaveLayer) -> None:
+        super().__init__()
+        self.pool_first, self.gives_pair = conv.pool_first, conv.gives_pair
+        self.to_high, self.to_low = conv.to_high, conv.to_low
+        axes = len(conv.kernel_size)
+        self.high, self.low = (nn.ModuleList(_prepared(conv, target)) for target in (conv.to_high, conv.to_low))
+        self.num_high = len(conv.partition_in.high)
+        terms = (*conv.to_high.terms, *conv.to_low.terms)
+        paths = [path for term in terms for path in term.sources if path is not None]
+        steps = [self.pool_first, *(path.pool for path in paths), *(term.path.up for term in terms)]
+        self.halves_space = axes > 1 and all(s is None or s == (1, 2, 2)[-axes:] for s in steps)
+        self.onednn_has = self.halves_space and all(c.onednn.has_form for c in (*self.high, *self.low))  # type: ignore
+
+    @classmethod
+    def of(cls, conv: OctaveLayer) -> PreparedOctConv | None:
+        """What computes `conv`; None for layers of another form: grouped with an exchange, or padded unusually."""
+        terms = (*conv.to_high.terms, *conv.to_low.terms)
+        usual = conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and not conv.transposed
+        whole = all(term.path.covers_target for term in terms)
+        one_each = bool(conv.to_high.terms) and len(conv.to_low.terms) == int(conv.gives_pair)
+        return cls(conv) if usual and whole and one_each and terms[0].path.up is None else None
+
+    @property
+    def main(self) -> PreparedConv:  # type: ignore[override]
+        return self.high[0]  # type: ignore[return-value]
+
+    @property
+    def relu(self) -> bool:  # type: ignore[override]
+        return self.main.relu
+
+    @relu.setter
+    def relu(self, value: bool) -> None:
+        # Before the upsampled low part is added, there is nothing to rectify.
+        for conv in (self.main, *self.low):
+            conv.relu = value  # type: ignore[assignment]
+
+    def as_fused(self) -> FusedConv | None:
+        form = self._form()
+        if form is None or not form.is_supported or load_library() is None:
+            return None
+        from_low: Any = self.high[1] if len(self.high) > 1 else None
+        low: Any = self.low[0] if self.gives_pair else None
+        return FusedConv(
+            form,
+            high=self.main.weight,
+            from_low=None if from_low is None else from_low.weight,
+            low=None if low is None else low.weight,
+            num_high=self.num_high,
+            bias_high=self.main.bias,
+            bias_low=None if low is None else low.bias,
+            relu=self.relu,
+        )
+
+    def _form(self) -> Form | None:
+        """None where its convolutions are not alike, or do not meet in the way that the kernel expects."""
+        convs: list[Any] = [*self.high, *self.low]
+        alike = all(conv.groups == 1 and conv.weight.dim() > 3 and conv.form == convs[0].form for conv in convs)
+        main, *others = self.to_high.terms
+        from_high, from_low = main.sources
+        expected = from_high is not None and from_high.pool is None
+        if from_low is not None:
+            expected &= from_low.pool is None and self.pool_first is not None
+        for term in others:
+            source = term.sources[1]
+            expected &= term.sources[0] is None and source is not None and source.pool is None
+            expected &= self.pool_first is None and term.path.up is not None
+        low_sources = self.to_low.terms[0].sources if self.gives_pair else (None, None)
+        expected &= low_sources[0] is None or low_sources[0].pool is not None
+        expected &= low_sources[1] is None or low_sources[1].pool == self.pool_first
+        if not (alike and expected and self.halves_space):
+            return None
+        return replace(
+            convs[0].form,
+            pool_first=self.pool_first is not None,
+            high_reads_low=from_low is not None,
+            low_reads_high=low_sources[0] is not None,
+            low_reads_low=low_sources[1] is not None,
+        )
+
+    def run_onednn(self, maps: Maps, residuals: Residuals, clips: int) -> Sequence[Tensor]:
+        def run(conv: PreparedConv, x: Tensor, residual: Tensor | None) -> Tensor:
+            return conv.run_onednn((x, None), (residual, None), clips)[0]
+
+        return self._run_terms(maps, residuals, run)
+
+    def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
+        # An engine fuses additions and a ReLU that follow a convolution.
+        sums_last = torch.compiler.is_compiling() or not self.fits(maps, residuals)
+        return self._run_terms(maps, residuals, lambda conv, x, residual: conv(x, residual), sums_last=sums_last)
+
+    def _run_terms(
+        self,
+        maps: Maps,
+        residuals: Residuals,
+        run: Callable[[PreparedConv, Tensor, Tensor | None], Tensor],
+        *,
+        sums_last: bool = False,
+    ) -> Sequence[Tensor]:
+        """y_high, and y_low if there is one.
+
+        Args:
+            maps, residuals: clips or images, or frames for which `halves_space` holds.
+            run: relu(conv(x) + residual), by one of the layer's convolutions.
+            sums_last: what is added to y_high's main term is added after it is made, not by `run`.
+        """
+        (high, low), (residual, residual_low) = maps, residuals
+        axes = high.dim() - 2
+        if self.pool_first is not None:
+            high = pool_down(high, self.pool_first[-axes:])
+        main, *from_low = [term.gather(high, low, axes) for term in self.to_high.terms]
+        if not from_low:
+            y_high = run(self.main, main, residual)
+        else:
+            part = run(self.high[1], from_low[0], None)  # type: ignore[arg-type]  # at low resolution
+            up = self.to_high.terms[1].path.up[-axes:]  # type: ignore[index]
+            if sums_last:
+                y = add_upsampled(self.main.convolve(main), part, up)
+                y = y if residual is None else y + residual
+                y_high = rectified(y) if self.relu else y
+            elif residual is None:
+                size = [h if f == 2 else p for h, p, f in zip(high.shape[2:], part.shape[2:], up, strict=True)]
+                y_high = run(self.main, main, upsample(part, size, up))
+            else:
+                y_high = run(self.main, main, add_upsampled(residual, part, up))
+        if not self.gives_pair:
+            return (y_high,)
+        return y_high, run(self.low[0], self.to_low.terms[0].gather(high, low, axes), residual_low)  # type: ignore
+
+
 def rectified(y: Tensor) -> Tensor:
     """The ReLU of a result that nobody else has."""
     return y.relu() if torch.compiler.is_compiling() or y.requires_grad else y.relu_()
 
 
-def _as_lines(x: Tensor, clips: int) -> Tensor:
-    """Channels-last frames (N·T, C, H, W) as images (N, C, T, H·W), a view."""
-    x = x.contiguous(memory_format=torch.channels_last)  # some of a map's channels are not
-    frames, c, h, w = x.shape
-    t = frames // clips
-    return x.as_strided((clips, c, t, h * w), (t * h * w * c, 1, h * w * c, c))
-
-
-def can_run_fused(x: Tensor) -> bool:
-    """Whether what is prepared for being fused can read it now."""
-    return x.dtype == torch.float32 and not torch.is_grad_enabled() and is_channels_last(x)
-
-
-@functools.cache
-def _has_fused_convolution(dtype: torch.dtype) -> bool:
-    """Whether this torch and this CPU have oneDNN's fused convolutions in `dtype`, and they give what they should."""
-    ops, x = torch.ops.mkldnn, torch.ones(1, 8, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    kernel = torch.ones(8, 8, 1, 1, dtype=dtype)
-    try:
-        weight = ops._reorder_convolution_weight(kernel, [0, 0], [1, 1], [1, 1], 1, [1, 8, 4, 4])
-        sizes: tuple[Any, ...] = (None, [0, 0], [1, 1], [1, 1], 1)
-        y = ops._convolution_pointwise(x, weight, *sizes, "relu", [], "")
-        ops._convolution_pointwise_.binary(y, x, weight, *sizes, "add", 1.0, "relu", [], "")
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return bool((y == 16).all())
+def _prepared(conv: OctaveLayer, target: Target) -> list[PreparedConv]:
+    """One for each term of y_high or y_low; the first brings the bias."""
+    sizes: dict[str, Any] = {"padding": conv.padding, "dilation": conv.dilation}
+    convs = []
+    for term in target.terms:
+        weight, bias = term.path.weight(conv.weight), None if convs else target.bias(conv.bias)
+        convs.append(PreparedConv(weight, bias, stride=term.path.stride, groups=term.path.groups, **sizes))
+    return convs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -15,21 +16,20 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from octvideo.octave.conv import _OctConvNd
 from octvideo.octave.conversion.conv_form import conv_form, make_weight_once
 from octvideo.octave.conversion.modules import Method, OctAdd, OctFunction, OctMap, OctPool
 from octvideo.octave.conversion.trace import computed_tensors, trace_network
 from octvideo.octave.fused.arrange import arrange
-from octvideo.octave.fused.conv import PreparedConv
-from octvideo.octave.fused.octave_conv import PreparedOctConv
+from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.fused_conv import MaxPool
+from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.ordinary import is_conv
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS, _RELU_METHODS = (F.relu, torch.relu), ("relu", "relu_")
-_MAKERS = (PreparedConv, PreparedOctConv, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
+_MAKERS = (PreparedLayer, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 
 
 def prepare_inference(network: nn.Module) -> nn.Module:
@@ -57,7 +57,7 @@ def fuse_convolutions(prepared: nn.Module) -> None:
 
     A graph that is to be compiled needs it done beforehand, and else gets slower operations.
     """
-    if isinstance(prepared, PreparedConv | PreparedOctConv | FusedSequence) and prepared.fuse():
+    if isinstance(prepared, PreparedLayer | FusedSequence) and prepared.fuse():
         return  # its own convolutions have nothing to do
     for child in prepared.children():
         fuse_convolutions(child)
@@ -87,15 +87,7 @@ def _prepare(model: nn.Module) -> nn.Module:
     traced = _traced(model)
     if traced is None:
         return model
-    modules = dict(traced.named_modules())
-    for module in modules.values():
-        make_weight_once(module)
-    _fold_norms(traced, modules)
-    _prepare_convolutions(traced, modules)
-    _join_convolutions(traced, modules)
-    traced.delete_all_unused_submodules()
-    traced.graph.lint()
-    traced.recompile()
+    _Preparation(traced).run()
     return traced
 
 
@@ -108,30 +100,162 @@ def _traced(model: nn.Module) -> fx.GraphModule | None:
         return None
 
 
-def _fold_norms(model: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
-    """Let each convolution that a batch norm alone reads do the norm's work."""
-    calls = [node.target for node in model.graph.nodes if node.op == "call_module"]
-    for node in list(model.graph.nodes):
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+class _Preparation:
+    """A traced network, in place, while its convolutions take on what surrounds them."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        self.model, self.graph = model, model.graph
+        self.modules: dict[str, nn.Module] = dict(model.named_modules())
+        self.calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
+
+    def run(self) -> None:
+        for module in self.modules.values():
+            make_weight_once(module)
+        for node in list(self.graph.nodes):
+            self._fold_norm(node)
+        for node in list(self.graph.nodes):
+            self._prepare_convolution(node)
+        order = {node: n for n, node in enumerate(self.graph.nodes)}
+        for node in list(self.graph.nodes):
+            prepared = self._module(node)
+            if isinstance(prepared, PreparedLayer):
+                self._take_on_addition(node, order)
+                self._take_on_relu(node, prepared)
+            if isinstance(prepared, PreparedConv):
+                self._take_on_pool(node, prepared)
+        self._join_convolutions()
+        self.model.delete_all_unused_submodules()
+        self.graph.lint()
+        self.model.recompile()
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        """What a node calls, if that is a module."""
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def _put(self, node: fx.Node, module: nn.Module) -> None:
+        self.model.set_submodule(str(node.target), module)
+        self.modules[str(node.target)] = module
+
+    def _drop(self, node: fx.Node, source: fx.Node) -> None:
+        """`source` gives what `node` gave."""
+        node.replace_all_uses_with(source)
+        self.graph.erase_node(node)
+
+    def _fold_norm(self, node: fx.Node) -> None:
+        """Let a convolution that a batch norm alone reads do the norm's work."""
+        norm = self._module(node)
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
-            continue
-        source = node.args[0]
-        conv = modules.get(str(source.target)) if source.op == "call_module" else None
+            return
+        source: Any = node.args[0]
+        conv = self._module(source)
         form = conv_form(conv)
         foldable = form is not None and form.make_weight is None and len(source.users) == 1
-        if not foldable or calls.count(source.target) > 1 or calls.count(node.target) > 1:
-            continue
+        if not foldable or self.calls[source.target] > 1 or self.calls[node.target] > 1:
+            return
         assert isinstance(conv, nn.modules.conv._ConvNd) and norm.running_var is not None
         conv.weight, conv.bias = fuse_conv_bn_weights(  # type: ignore[assignment]
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         activation = _activation(norm)
         if activation is None:
-            node.replace_all_uses_with(source)
-            model.graph.erase_node(node)
+            self._drop(node, source)
         else:
-            model.set_submodule(str(node.target), activation)
-            modules[str(node.target)] = activation
+            self._put(node, activation)
+
+    def _prepare_convolution(self, node: fx.Node) -> None:
+        conv = self._module(node)
+        prepared: PreparedLayer | None = None
+        if self.calls[node.target] == 1 and isinstance(conv, OctaveLayer):
+            prepared = PreparedOctConv.of(conv)
+        elif self.calls[node.target] == 1 and is_conv(conv):
+            prepared = PreparedConv.of(conv)  # type: ignore[arg-type]
+        if prepared is not None:
+            self._put(node, prepared)
+
+    def _take_on_addition(self, conv: fx.Node, order: dict[fx.Node, int]) -> None:
+        """Let a convolution add its result to the shortcut, where nobody reads the shortcut afterwards."""
+        addition = next(iter(conv.users))
+        if len(conv.users) != 1 or not self._is_addition(addition):
+            return
+        shortcut = addition.args[1] if addition.args[0] is conv else addition.args[0]
+        assert isinstance(shortcut, fx.Node)
+        last = max(shortcut.users, key=order.__getitem__)
+        is_read = last is not addition or shortcut in conv.all_input_nodes  # afterwards, or while it is overwritten
+        if order[shortcut] < order[conv] and not is_read and self._is_fresh(shortcut):
+            conv.args = (*conv.args, shortcut)
+            self._drop(addition, conv)
+
+    def _take_on_relu(self, conv: fx.Node, prepared: PreparedLayer) -> None:
+        user = next(iter(conv.users))
+        if len(conv.users) == 1 and self._is_relu(user):
+            prepared.relu = True
+            self._drop(user, conv)
+
+    def _take_on_pool(self, conv: fx.Node, prepared: PreparedConv) -> None:
+        """Let a stem pool its map while it makes it."""
+        user = next(iter(conv.users))
+        pool: Any = self._module(user)
+        alone = len(conv.users) == 1 and len(conv.args) == 1
+        if alone and type(pool) in (nn.MaxPool2d, nn.MaxPool3d):  # timm's subclasses pad otherwise
+            prepared.max_pool = _max_pool(pool, prepared)
+            if prepared.max_pool is not None:
+                self._drop(user, conv)
+
+    def _is_addition(self, node: fx.Node) -> bool:
+        """Whether `node` adds two computed values, and does nothing else."""
+        plain = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
+        adds = isinstance(self._module(node), OctAdd) or node.target in _ADDITIONS
+        return plain and node.args[0] is not node.args[1] and adds
+
+    def _is_fresh(self, node: fx.Node) -> bool:
+        """Whether `node` makes tensors of its own, which no other node's result shares."""
+        return node.target in (operator.add, torch.add) or isinstance(self._module(node), _MAKERS)
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        """Written as a module, a function or a method; of a map or an octave pair."""
+        module = self._module(node)
+        if isinstance(module, OctFunction):
+            function = module.function
+            return function in _RELUS or (isinstance(function, Method) and function.__name__ in _RELU_METHODS)
+        if node.op == "call_method":
+            return node.target in _RELU_METHODS
+        return isinstance(module.module if isinstance(module, OctMap) else module, nn.ReLU) or node.target in _RELUS
+
+    def _join_convolutions(self) -> None:
+        """Make one module of prepared convolutions that follow each other."""
+        sequence: list[fx.Node] = []
+        for node in list(self.graph.nodes):
+            if isinstance(self._module(node), PreparedLayer):
+                sequence.append(node)
+            elif node.op not in ("placeholder", "get_attr"):
+                self._join(sequence)
+                sequence = []
+
+    def _join(self, sequence: list[fx.Node]) -> None:
+        if len(sequence) < 2:
+            return
+        read = dict.fromkeys(source for node in sequence for source in node.all_input_nodes)
+        inputs = [node for node in read if node not in sequence]
+        indices = {node: n for n, node in enumerate([*inputs, *sequence])}
+        results = [node for node in sequence if any(user not in sequence for user in node.users)]
+        module = FusedSequence(
+            [self._module(node) for node in sequence],  # type: ignore[misc]
+            [[indices[source] for source in node.args] for node in sequence],  # type: ignore[index]
+            len(inputs),
+            [indices[node] for node in results],
+        )
+        name = "sequence_" + str(sequence[0].target).replace(".", "_")
+        self.model.add_submodule(name, module)
+        with self.graph.inserting_after(sequence[-1]):
+            call = self.graph.call_module(name, tuple(inputs))
+        with self.graph.inserting_after(call):
+            made = [call] if len(results) == 1 else [
+                self.graph.call_function(operator.getitem, (call, n)) for n in range(len(results))
+            ]  # fmt: skip
+        for node, new in zip(results, made, strict=True):
+            node.replace_all_uses_with(new, lambda user: user not in sequence)
+        for node in reversed(sequence):
+            self.graph.erase_node(node)
 
 
 def _activation(norm: nn.Module) -> nn.Module | None:
@@ -142,79 +266,8 @@ def _activation(norm: nn.Module) -> nn.Module | None:
     return OctMap(act) if isinstance(norm, OctBatchNormAct2d) and norm.partition.low else act
 
 
-def _prepare_convolutions(model: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
-    """Put prepared convolutions in place; each takes on the residual addition and the ReLU behind it."""
-    calls = [node.target for node in model.graph.nodes if node.op == "call_module"]
-    for node in list(model.graph.nodes):
-        conv = modules.get(str(node.target)) if node.op == "call_module" else None
-        if calls.count(node.target) != 1 or not (is_conv(conv) or isinstance(conv, _OctConvNd)):
-            continue
-        prepared = PreparedOctConv.of(conv) if isinstance(conv, _OctConvNd) else PreparedConv.of(conv)  # type: ignore
-        if prepared is not None:
-            model.set_submodule(str(node.target), prepared)
-            modules[str(node.target)] = prepared
-    order = {node: n for n, node in enumerate(model.graph.nodes)}
-    for node in list(model.graph.nodes):
-        prepared = modules.get(str(node.target)) if node.op == "call_module" else None  # type: ignore[assignment]
-        if isinstance(prepared, PreparedConv | PreparedOctConv):
-            _take_on_addition(model, modules, node, order)
-            _take_on_relu(model, modules, node, prepared)
-        if isinstance(prepared, PreparedConv):
-            _take_on_pool(model, modules, node, prepared)
-
-
-def _take_on_addition(
-    model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, order: dict[fx.Node, int]
-) -> None:
-    """Let a convolution add its result to the shortcut, where nobody reads the shortcut afterwards."""
-    addition = next(iter(conv.users))
-    if len(conv.users) != 1 or not _is_addition(addition, modules):
-        return
-    shortcut = addition.args[1] if addition.args[0] is conv else addition.args[0]
-    assert isinstance(shortcut, fx.Node)
-    last = max(shortcut.users, key=order.__getitem__)
-    is_read = last is not addition or shortcut in conv.all_input_nodes  # afterwards, or while it is overwritten
-    if order[shortcut] < order[conv] and not is_read and _is_fresh(shortcut, modules):
-        conv.args = (*conv.args, shortcut)
-        addition.replace_all_uses_with(conv)
-        model.graph.erase_node(addition)
-
-
-def _take_on_relu(
-    model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, prepared: PreparedConv | PreparedOctConv
-) -> None:
-    user = next(iter(conv.users))
-    if len(conv.users) == 1 and _is_relu(user, modules):
-        prepared.relu = True
-        user.replace_all_uses_with(conv)
-        model.graph.erase_node(user)
-
-
-def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Written as a module, a function or a method; of a map or an octave pair."""
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
-    if isinstance(module, OctFunction):
-        function = module.function
-        return function in _RELUS or (isinstance(function, Method) and function.__name__ in _RELU_METHODS)
-    if node.op == "call_method":
-        return node.target in _RELU_METHODS
-    return isinstance(module.module if isinstance(module, OctMap) else module, nn.ReLU) or node.target in _RELUS
-
-
-def _take_on_pool(model: fx.GraphModule, modules: dict[str, nn.Module], conv: fx.Node, prepared: PreparedConv) -> None:
-    """Let a stem pool its map while it makes it."""
-    user = next(iter(conv.users))
-    pool = modules.get(str(user.target)) if user.op == "call_module" else None
-    alone = len(conv.users) == 1 and len(conv.args) == 1
-    plain: Any = pool if type(pool) in (nn.MaxPool2d, nn.MaxPool3d) else None  # timm's subclasses pad otherwise
-    if alone and plain and (taken := _max_pool(plain, prepared)) is not None:
-        prepared.max_pool = taken
-        user.replace_all_uses_with(conv)
-        model.graph.erase_node(user)
-
-
 def _max_pool(pool: nn.MaxPool2d | nn.MaxPool3d, conv: PreparedConv) -> MaxPool | None:
-    """What it does behind a convolution of as many axes, unless that is more than taking maxima in space."""
+    """What it does after a convolution of as many axes, unless that is more than taking maxima in space."""
     axes = 3 if isinstance(pool, nn.MaxPool3d) else 2
     given = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
     window, stride, padding, dilation = ((n,) * axes if isinstance(n, int) else tuple(n) for n in given)
@@ -223,56 +276,3 @@ def _max_pool(pool: nn.MaxPool2d | nn.MaxPool3d, conv: PreparedConv) -> MaxPool 
     if not (plain and in_space and conv.weight.dim() == axes + 2):
         return None
     return MaxPool(window[-2:], stride[-2:], padding[-2:])
-
-
-def _join_convolutions(model: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
-    """Make one module of prepared convolutions that follow each other."""
-    calls = [node.target for node in model.graph.nodes if node.op == "call_module"]
-    sequence: list[fx.Node] = []
-    for node in list(model.graph.nodes):
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, PreparedConv | PreparedOctConv) and calls.count(node.target) == 1:
-            sequence.append(node)
-        elif node.op not in ("placeholder", "get_attr"):
-            _join(model, modules, sequence)
-            sequence = []
-
-
-def _join(model: fx.GraphModule, modules: dict[str, nn.Module], sequence: list[fx.Node]) -> None:
-    if len(sequence) < 2:
-        return
-    read = dict.fromkeys(source for node in sequence for source in node.all_input_nodes)
-    inputs = [node for node in read if node not in sequence]
-    numbers = {node: n for n, node in enumerate([*inputs, *sequence])}
-    results = [node for node in sequence if any(user not in sequence for user in node.users)]
-    module = FusedSequence(
-        [modules[str(node.target)] for node in sequence],  # type: ignore[misc]
-        [[numbers[source] for source in node.args] for node in sequence],  # type: ignore[index]
-        len(inputs),
-        [numbers[node] for node in results],
-    )
-    name = "sequence_" + str(sequence[0].target).replace(".", "_")
-    model.add_submodule(name, module)
-    with model.graph.inserting_after(sequence[-1]):
-        call = model.graph.call_module(name, tuple(inputs))
-    with model.graph.inserting_after(call):
-        made = [call] if len(results) == 1 else [
-            model.graph.call_function(operator.getitem, (call, n)) for n in range(len(results))
-        ]  # fmt: skip
-    for node, new in zip(results, made, strict=True):
-        node.replace_all_uses_with(new, lambda user: user not in sequence)
-    for node in reversed(sequence):
-        model.graph.erase_node(node)
-
-
-def _is_addition(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether `node` adds two computed values, and does nothing else."""
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
-    plain = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
-    return plain and node.args[0] is not node.args[1] and (isinstance(module, OctAdd) or node.target in _ADDITIONS)
-
-
-def _is_fresh(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether `node` makes tensors of its own, which no other node's result shares."""
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
-    return node.target in (operator.add, torch.add) or isinstance(module, _MAKERS)

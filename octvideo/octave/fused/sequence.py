@@ -1,6 +1,6 @@
-"""Fused convolutions that follow each other, run by one call: from layer to layer there is no Python and no allocation.
+"""Prepared convolutions that follow each other, run by one call of the kernel where all of them are fused.
 
-Of 22 ms that Oct-ResNet-50 takes for one image, calls of its layers and the memory for their results were one.
+octvideo/octave/kernel/sequence.py plans the call; from layer to layer there is then no Python and no allocation.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
-from octvideo.octave.fused.conv import PreparedConv
-from octvideo.octave.fused.octave_conv import PreparedOctConv
+from octvideo.octave.fused.conv import PreparedLayer
 from octvideo.octave.kernel.fused_conv import FusedConv
 from octvideo.octave.kernel.layout import LAYOUTS, is_exporting
 from octvideo.octave.kernel.sequence import SequencePlan, Wiring
@@ -27,19 +26,19 @@ _MOST_PLANS = 4
 class FusedSequence(nn.Module):
     """Prepared convolutions, in order; called one by one where one of them cannot be fused, or is being compiled.
 
-    Values are numbered: first the inputs, then the result of each convolution.
+    Values are indexed: first the inputs, then the result of each convolution.
 
     Args:
         convs: prepared convolutions.
-        reads: for each of them the values that it reads: x, or x and the base, which is added and overwritten and
-            not read afterwards.
+        reads: for each of them the values that it reads: x, or x and the residual, which is added and overwritten
+            and not read afterwards.
         num_inputs: how many values `forward` takes.
         results: the values that it returns.
     """
 
     def __init__(
         self,
-        convs: Sequence[PreparedConv | PreparedOctConv],
+        convs: Sequence[PreparedLayer],
         reads: Sequence[Sequence[int]],
         num_inputs: int,
         results: Sequence[int],
@@ -118,7 +117,7 @@ class FusedSequence(nn.Module):
         return plan
 
     def _layers(self) -> list[FusedConv]:
-        return [conv._fused for conv in self.convs]  # type: ignore[misc]
+        return [conv.fused for conv in self.convs]  # type: ignore[misc]
 
     def shapes(self, inputs: Sequence[Sequence[tuple[int, ...]]]) -> list[Sequence[tuple[int, ...]]]:
         """Of all values' maps, from the inputs'."""
@@ -151,11 +150,8 @@ def _(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
 
 def _values(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Any]:
     """Maps, one or two to each value."""
-    values, left = [], list(parts)
-    for count in counts:
-        own, left = left[:count], left[count:]
-        values.append(_of_parts(own))
-    return values
+    left = iter(parts)
+    return [_of_parts([next(left) for _ in range(count)]) for count in counts]
 
 
 def _of_parts(parts: Sequence[Tensor]) -> Tensor | Octave:

@@ -9,17 +9,10 @@
 // stay in registers until residual and ReLU are done. x_high is pooled when it is read for y_high, so that it comes out of
 // a cache the second time. Where the kernel has a width, maps are first copied into ones with padding (pooling.h).
 
-#include <algorithm>
-#include <cstdint>
 #include <utility>
 #include <vector>
 
 #include "convolution.h"
-#include "layer.h"
-#include "memory.h"
-#include "pooling.h"
-#include "strips.h"
-#include "vectors.h"
 
 namespace {
 
@@ -297,18 +290,13 @@ int64_t num_registers() { return kRegisters; }
 
 void run_layer(const Layer* layer, const Maps* maps, int64_t threads) { LayerRun(*layer, *maps, threads)(); }
 
-// Steps in order, so many times. From one time to the next each slot moves on by its own step.
-void run_sequence(const Step* steps, int64_t count, float* const* slots, const int64_t* slot_steps, int64_t times,
-                  int64_t threads) {
-  for (int64_t time = 0; time < times; ++time)
-    for (const Step* step = steps; step < steps + count; ++step) {
-      const auto map = [&](const Place& place) {
-        return place.slot < 0 ? nullptr : slots[place.slot] + time * slot_steps[place.slot] + place.offset;
-      };
-      const Maps maps{map(step->high), map(step->low), map(step->residual_high), map(step->residual_low),
-                      map(step->out_high), map(step->out_low), nullptr};
-      run_layer(step->layer, &maps, threads);
-    }
+void run_sequence(const Step* steps, int64_t count, float* const* slots, int64_t threads) {
+  const auto map = [&](const Place& place) { return place.slot < 0 ? nullptr : slots[place.slot] + place.offset; };
+  for (const Step* step = steps; step < steps + count; ++step) {
+    const Maps maps{map(step->high), map(step->low), map(step->residual_high), map(step->residual_low),
+                    map(step->out_high), map(step->out_low), nullptr};
+    run_layer(step->layer, &maps, threads);
+  }
 }
 
 }  // extern "C"

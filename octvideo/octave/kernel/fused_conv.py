@@ -14,6 +14,7 @@ import itertools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,24 +130,10 @@ class Form:
             outs: high and low channels.
             flags: those of `Layer` that are not in this class.
         """
-        pool = self.max_pool or MaxPool((1, 1), (1, 1), (0, 0))
-        return Layer(
-            in_high=in_high,
-            outs_high=outs[0],
-            outs_low=outs[1],
-            kernel=self.kernel,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            pool_window=pool.window,
-            pool_stride=pool.stride,
-            pool_padding=pool.padding,
-            pool_first=self.pool_first,
-            high_reads_low=self.high_reads_low,
-            low_reads_high=self.low_reads_high,
-            low_reads_low=self.low_reads_low,
-            **flags,
-        )
+        own = dict(vars(self))  # fields of the same names
+        pool = own.pop("max_pool") or MaxPool((1, 1), (1, 1), (0, 0))
+        pools = {"pool_window": pool.window, "pool_stride": pool.stride, "pool_padding": pool.padding}
+        return Layer(in_high=in_high, outs_high=outs[0], outs_low=outs[1], **own, **pools, **flags)
 
     def out_shapes(self, shape: Shape, outs: tuple[int, int]) -> list[Shape]:
         """Of y_high, and of y_low if it has channels, from x_high's.
@@ -227,15 +214,6 @@ class FusedConv:
         self._name = f"{self.digest} {next(_COUNTER)}"
         _LAYERS[self._name] = self
 
-    @property
-    def reads_time(self) -> bool:
-        """Whether a result's frame depends on more than x's frame of its index."""
-        return (self.form.kernel[0], self.form.stride[0], self.form.padding[0]) != (1, 1, 0)
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors.values() if tensor is not None)
-
     def for_map(self, shape: Shape, in_low: int) -> Layer:
         """See `Layer.for_map`; its weights live as long as this object."""
         return self._layer.for_map(shape, in_low)
@@ -261,8 +239,8 @@ class FusedConv:
         Args:
             high: float32 (N, C, [T,] H, W), channels last (others are copied).
             low: x_low, of half the height and width (rounded up), or None; of x_high's pooled size in a strided layer.
-            residual_high, residual_low: of the results' shapes, or None: added, and overwritten with the results, but
-                for graphs that are compiled.
+            residual_high, residual_low: of the results' shapes, or None: added. The results overwrite them, except in
+                graphs that are compiled.
 
         Returns:
             y_high, and y_low or None; channels last.
@@ -274,31 +252,23 @@ class FusedConv:
             results = self.run(*maps, overwrites=True)
         return results[0], results[1] if len(results) > 1 else None
 
-    def run(
-        self,
-        high: Tensor,
-        low: Tensor | None,
-        residual_high: Tensor | None,
-        residual_low: Tensor | None,
-        *,
-        overwrites: bool,
-    ) -> list[Tensor]:
+    def run(self, *given: Tensor | None, overwrites: bool) -> list[Tensor]:
         """One result or two.
 
         Args:
-            overwrites: write them to the residuals.
+            given: as in `__call__`.
+            overwrites: whether residuals are overwritten with the results.
         """
-        shapes, layout = self.out_shapes(high.shape), LAYOUTS[high.dim()]
-        maps = [
-            None if x is None else x.contiguous(memory_format=layout) for x in (high, low, residual_high, residual_low)
-        ]
+        assert given[0] is not None
+        shape, layout = given[0].shape, LAYOUTS[given[0].dim()]
+        given = tuple(None if x is None else x.contiguous(memory_format=layout) for x in given)
+        _, low, *residuals = given
         results = [
-            torch.empty(shape, memory_format=layout) if residual is None or not overwrites else residual
-            for shape, residual in zip(shapes, maps[2:], strict=False)
+            torch.empty(own, memory_format=layout) if residual is None or not overwrites else residual
+            for own, residual in zip(self.out_shapes(shape), residuals, strict=False)
         ]
-        layer = self.for_map(high.shape, 0 if low is None else low.shape[1])
-        given = Maps.of(*maps, *results)
-        load_library().run_layer(ctypes.byref(layer), ctypes.byref(given), torch.get_num_threads())  # type: ignore[union-attr]
+        layer, maps = self.for_map(shape, 0 if low is None else low.shape[1]), Maps.of(*given, *results)
+        load_library().run_layer(ctypes.byref(layer), ctypes.byref(maps), torch.get_num_threads())  # type: ignore[union-attr]
         return results
 
 
@@ -313,17 +283,14 @@ torch.library.define(
 
 
 @torch.library.impl("octvideo::fused_conv", "CPU")
-def _fused_conv(
-    high: Tensor, low: Tensor | None, residual_high: Tensor | None, residual_low: Tensor | None, name: str
-) -> list[Tensor]:
-    return _LAYERS[name].run(high, low, residual_high, residual_low, overwrites=False)
+def _fused_conv(*given: Any) -> list[Tensor]:
+    *maps, name = given
+    return _LAYERS[name].run(*maps, overwrites=False)
 
 
 @torch.library.register_fake("octvideo::fused_conv")
-def _(
-    high: Tensor, low: Tensor | None, residual_high: Tensor | None, residual_low: Tensor | None, name: str
-) -> list[Tensor]:
-    shapes = _LAYERS[name].out_shapes(tuple(high.shape))
+def _(high: Tensor, *others: Any) -> list[Tensor]:
+    shapes = _LAYERS[others[-1]].out_shapes(tuple(high.shape))
     return [torch.empty(shape, memory_format=LAYOUTS[high.dim()]) for shape in shapes]
 
 

@@ -15,9 +15,6 @@ from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
 
 _CACHE_LINE = 16  # float32 elements
-# Bytes of weights up to which frames (or clips, where a kernel has an extent in time) go through a sequence one after
-# the other, so that maps stay in the cache. More weights would be read from memory again for each of them.
-_FEW_WEIGHTS = 2**21
 _NO_MAP, _WORKSPACE = -1, 0  # slots
 
 
@@ -86,22 +83,17 @@ class SequencePlan:
         results: of each value that is returned, the one in whose memory it lies, and its maps' shapes.
         steps: of each layer. Slot 0 is the workspace; the maps of the inputs, and then of the results that are new,
             follow.
-        slot_steps: elements from one part of the frames or clips to the next, in each slot.
-        times: how many parts go through one after the other.
         size: elements of the workspace.
     """
 
     wiring: Wiring
     layers: Sequence[FusedConv]
-    results: list[tuple[int, list[Shape]]]
+    results: list[tuple[int, Sequence[Shape]]]
     steps: list[Step]
-    slot_steps: list[int]
-    times: int
     size: int
 
     def __post_init__(self) -> None:
         self._steps = (Step * len(self.steps))(*self.steps)
-        self._slot_steps = (ctypes.c_int64 * len(self.slot_steps))(*self.slot_steps)
 
     @classmethod
     def of(cls, wiring: Wiring, layers: Sequence[FusedConv], inputs: Sequence[Sequence[Shape]]) -> SequencePlan | None:
@@ -113,8 +105,7 @@ class SequencePlan:
         Returns:
             None where a residual is not of its result's shape.
         """
-        times, by_frame = _times([shape for maps in inputs for shape in maps], layers)
-        shapes = wiring.shapes(layers, [[_part(shape, times, by_frame) for shape in maps] for maps in inputs])
+        shapes = wiring.shapes(layers, inputs)
         for value, (_, *residual) in enumerate(wiring.reads, wiring.num_inputs):
             if residual and shapes[residual[0]] != shapes[value]:
                 return None
@@ -123,7 +114,7 @@ class SequencePlan:
         for value, owner in enumerate(owners):
             last[owner] = max(last[owner], last_reads[value])
 
-        slot_steps, memory = [0], _Memory()
+        num_slots, memory = 1, _Memory()
         places: list[list[Place]] = [[] for _ in owners]
         for value, owner in enumerate(owners):
             index = value - wiring.num_inputs  # of a layer
@@ -132,10 +123,11 @@ class SequencePlan:
                 continue
             for shape in shapes[value]:
                 if index < 0 or last[value] == len(layers):
-                    places[value].append(Place(len(slot_steps), 0))
-                    slot_steps.append(_numel(shape))
+                    places[value].append(Place(num_slots))
+                    num_slots += 1
                 else:
-                    places[value].append(Place(_WORKSPACE, memory.take(_numel(shape), until=last[value])))
+                    elements = torch.Size(shape).numel()
+                    places[value].append(Place(_WORKSPACE, memory.take(elements, until=last[value])))
 
         def maps_of(values: Sequence[int]) -> list[Place]:
             found = [place for value in values for place in places[owners[value]]]
@@ -146,13 +138,8 @@ class SequencePlan:
             high, *low = shapes[x]
             sized = layer.for_map(high, low[0][1] if low else 0)
             steps.append(Step(ctypes.pointer(sized), *maps_of([x]), *maps_of(residual), *maps_of([value])))
-        whole = inputs[0][0]
-        lead = (whole[0], whole[2]) if by_frame else (whole[0],)
-        results = [
-            (owners[value], [(lead[0], shape[1], *lead[1:], *shape[1 + len(lead) :]) for shape in shapes[value]])
-            for value in wiring.results
-        ]
-        return cls(wiring, layers, results, steps, slot_steps, times, memory.size)
+        results = [(owners[value], shapes[value]) for value in wiring.results]
+        return cls(wiring, layers, results, steps, memory.size)
 
     def run(self, inputs: Sequence[Sequence[Tensor]], workspaces: list[Tensor]) -> list[Sequence[Tensor]]:
         """The maps of each result.
@@ -176,10 +163,9 @@ class SequencePlan:
             results.append([torch.empty(shape, memory_format=LAYOUTS[len(shape)]) for shape in shapes])
             slots += results[-1]
         library = load_library()
-        assert library is not None and len(slots) == len(self.slot_steps)
+        assert library is not None
         addresses = (ctypes.c_int64 * len(slots))(*[x.data_ptr() for x in slots])
-        counts = (self.times, torch.get_num_threads())
-        library.run_sequence(self._steps, len(self.steps), addresses, self._slot_steps, *counts)
+        library.run_sequence(self._steps, len(self.steps), addresses, torch.get_num_threads())
         workspaces.append(workspace)
         return results
 
@@ -203,26 +189,3 @@ class _Memory:
         self._taken.append((start, start + elements, until))
         self.size = max(self.size, start + elements)
         return start
-
-
-def _times(shapes: Sequence[Shape], layers: Sequence[FusedConv]) -> tuple[int, bool]:
-    """How many parts of the frames or clips go through one after the other, and whether these are frames."""
-    by_frame = all(len(shape) == 5 for shape in shapes) and not any(layer.reads_time for layer in layers)
-    counts = {shape[0] * shape[2] if by_frame else shape[0] for shape in shapes}
-    few = sum(layer.weight_bytes for layer in layers) <= _FEW_WEIGHTS
-    count = counts.pop()
-    if counts or not few or not count:
-        return 1, by_frame
-    threads = torch.get_num_threads()  # each has a frame or clip
-    return max(count // n for n in range(1, count + 1) if count % n == 0 and (n >= threads or n == count)), by_frame
-
-
-def _part(shape: Shape, times: int, by_frame: bool) -> Shape:
-    """The shape of what goes through at a time."""
-    if by_frame:
-        return (1, shape[1], shape[0] * shape[2] // times, *shape[3:])
-    return (shape[0] // times, *shape[1:])
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return torch.Size(shape).numel()

@@ -1,4 +1,4 @@
-// What the files of the compiled library share: vectors of the machine's width, and threads.
+// Vectors of the width that the compiled variant has.
 
 #pragma once
 
@@ -7,6 +7,8 @@
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
+
+#include "threads.h"
 
 namespace {
 
@@ -55,21 +57,6 @@ constexpr int32_t kMasks[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
 #else
   for (int lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
 #endif
-}
-
-// fn(n) for n < count, on several threads, each in order. A thread takes `chunk` neighbours at a time; 0 lets a thread keep
-// most neighbours together, and one whose core is busy with something else delays the others little.
-template <class Function>
-void parallel_for(int64_t threads, int64_t count, const Function& fn, int64_t chunk = 0) {
-#if defined(_OPENMP)
-  if (count > 1 && threads > 1) {
-    if (!chunk) chunk = std::max<int64_t>(1, count / (4 * threads));
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(static_cast<int>(threads))
-    for (int64_t n = 0; n < count; ++n) fn(n);
-    return;
-  }
-#endif
-  for (int64_t n = 0; n < count; ++n) fn(n);
 }
 
 }  // namespace

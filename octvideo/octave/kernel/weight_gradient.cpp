@@ -6,9 +6,6 @@
 // stays in registers over a block of pixels. While a block is in the cache, it serves all tiles and all of the kernel's
 // frames, and the next block is prefetched.
 
-#include <algorithm>
-#include <cstdint>
-
 #include "vectors.h"
 
 namespace {

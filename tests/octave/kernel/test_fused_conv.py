@@ -1,10 +1,13 @@
-"""fused_conv.cpp against torch's own operations in float64, in every way through it."""
+"""Fused layers against torch's own operations in float64, in every way through fused_conv.cpp."""
 
 from __future__ import annotations
 
 import copy
+import ctypes
 import logging
 import pickle
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave import fuse_convolutions, octavize, prepare_inference
-from octvideo.octave.fused.octave_conv import PreparedOctConv
+from octvideo.octave.fused.conv import PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel import library as compiled_library
-from octvideo.octave.kernel.fused_conv import Form, FusedConv, MaxPool
+from octvideo.octave.kernel.fused_conv import Form, FusedConv, Layer, Maps, MaxPool
 from octvideo.octave.kernel.library import load_library
+from octvideo.octave.kernel.sequence import Place, Step
+from octvideo.octave.kernel.training import Weight
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no g++ here")
 POINT, TIME, SPACE = Form((1, 1, 1)), Form((3, 1, 1), padding=(1, 0, 0)), Form((1, 3, 3), padding=(0, 1, 1))
 
 
-def numbers(*shape: int, seed: int = 0) -> Tensor:
+def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
@@ -41,9 +46,28 @@ def halve(x: Tensor) -> Tensor:
     return blocks.nanmean((-1, -3))
 
 
-def double(x: Tensor, like: Tensor) -> Tensor:
+def upsample(x: Tensor, like: Tensor) -> Tensor:
     x = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
     return x[..., : like.shape[-2], : like.shape[-1]]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+def test_structs_are_the_same_on_both_sides(tmp_path: Path) -> None:
+    """Size, order and place of every field, as the compiler has them."""
+    lines = ['#include "layer.h"', "#include <cstddef>"]
+    for struct in (Layer, Maps, Weight, Place, Step):
+        name = struct.__name__
+        lines.append(f'static_assert(sizeof({name}) == {ctypes.sizeof(struct)}, "{name}");')
+        for field, _ in struct._fields_:
+            place: Any = getattr(struct, field)
+            checks = f"offsetof({name}, {field}) == {place.offset} && sizeof({name}::{field}) == {place.size}"
+            lines.append(f'static_assert({checks}, "{name}.{field}");')
+    source, folder = tmp_path / "same.cpp", Path(compiled_library.__file__).parent
+    for wanted, text in ((0, lines), (1, [line.replace(" == 8", " == 9", 1) for line in lines])):
+        source.write_text("\n".join(text))
+        command = ["g++", "-std=c++17", "-fsyntax-only", f"-I{folder}", str(source)]
+        made = subprocess.run(command, capture_output=True, text=True)
+        assert made.returncode == wanted, made.stderr
 
 
 class Case:
@@ -56,8 +80,8 @@ class Case:
         size: tuple[int, ...] = (3, 7, 9),
         *,
         clips: int = 2,
-        repeated: bool = True,
-        base: bool = False,
+        upsampled: bool = True,
+        residual: bool = False,
         bias: bool = True,
         relu: bool = True,
     ) -> None:
@@ -65,17 +89,17 @@ class Case:
         kernel = form.kernel[-len(size) :]
         self.form, self.relu = form, relu
         reads = in_high * form.low_reads_high + in_low * form.low_reads_low
-        self.high_weight = numbers(out_high, in_high + in_low * form.high_reads_low, *kernel)
-        self.from_low = numbers(out_high, in_low, *kernel, seed=1) if repeated and in_low else None
-        self.low_weight = numbers(out_low, reads, *kernel, seed=2) if out_low else None
-        self.biases = (numbers(out_high), numbers(out_low) if out_low else None) if bias else (None, None)
+        self.high_weight = random(out_high, in_high + in_low * form.high_reads_low, *kernel)
+        self.from_low = random(out_high, in_low, *kernel, seed=1) if upsampled and in_low else None
+        self.low_weight = random(out_low, reads, *kernel, seed=2) if out_low else None
+        self.biases = (random(out_high), random(out_low) if out_low else None) if bias else (None, None)
         read = [(n + 1) // 2 for n in size[-2:]] if form.pool_first else list(size[-2:])
         low_size = read if form.pool_first else [(n + 1) // 2 for n in read]
-        self.high = numbers(clips, in_high, *size, seed=3)
-        self.low = numbers(clips, in_low, *size[:-2], *low_size, seed=4) if in_low else None
-        self.bases: tuple[Tensor | None, Tensor | None] = (None, None)
-        if base:
-            self.bases = tuple(None if y is None else numbers(*y.shape, seed=5) for y in self.expected())  # type: ignore
+        self.high = random(clips, in_high, *size, seed=3)
+        self.low = random(clips, in_low, *size[:-2], *low_size, seed=4) if in_low else None
+        self.residuals: tuple[Tensor | None, Tensor | None] = (None, None)
+        if residual:
+            self.residuals = tuple(None if y is None else random(*y.shape, seed=5) for y in self.expected())  # type: ignore
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         run = F.conv2d if x.dim() == 4 else F.conv3d
@@ -90,14 +114,14 @@ class Case:
         y_low = None
         if self.from_low is not None:
             assert self.low is not None
-            y_high = y_high + double(self.convolve(self.low, self.from_low, None), y_high)
+            y_high = y_high + upsample(self.convolve(self.low, self.from_low, None), y_high)
         if self.low_weight is not None:
             low = halve(self.low) if form.pool_first and self.low is not None else self.low
             sources = [*([halve(high)] if form.low_reads_high else []), *([low] if form.low_reads_low else [])]
             y_low = self.convolve(torch.cat(sources, 1), self.low_weight, self.biases[1])  # type: ignore[arg-type]
         if pool := form.max_pool:
             y_high = F.max_pool3d(y_high, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
-        ys = [y if y is None or b is None else y + b for y, b in zip((y_high, y_low), self.bases, strict=True)]
+        ys = [y if y is None or b is None else y + b for y, b in zip((y_high, y_low), self.residuals, strict=True)]
         return tuple(y if y is None or not self.relu else y.relu() for y in ys)  # type: ignore[return-value]
 
     def layer(self) -> FusedConv:
@@ -113,7 +137,7 @@ class Case:
         )
 
     def check(self) -> None:
-        maps = [None if x is None else last(x.clone()) for x in (self.high, self.low, *self.bases)]
+        maps = [None if x is None else last(x.clone()) for x in (self.high, self.low, *self.residuals)]
         with torch.no_grad():
             got = self.layer()(*maps)  # type: ignore[arg-type]
         for y, want in zip(got, self.expected(), strict=True):
@@ -146,8 +170,8 @@ ORDINARY = {
 @pytest.mark.parametrize("channels", [(3, 5), (16, 64), (33, 48), (64, 130)])
 @pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_convolutions(name: str, channels: tuple[int, int]) -> None:
-    for base in (False, True):
-        Case(ORDINARY[name], (channels[0], 0, channels[1], 0), (5, 9, 11), base=base).check()
+    for residual in (False, True):
+        Case(ORDINARY[name], (channels[0], 0, channels[1], 0), (5, 9, 11), residual=residual).check()
 
 
 @needs_library
@@ -155,13 +179,13 @@ def test_ordinary_convolutions(name: str, channels: tuple[int, int]) -> None:
 @pytest.mark.parametrize("channels", [(6, 2, 5, 3), (24, 8, 48, 16), (58, 6, 58, 6), (16, 16, 80, 48)], ids=str)
 @pytest.mark.parametrize("form", [POINT, TIME, SPACE], ids=["1x1x1", "3x1x1", "1x3x3"])
 def test_octave_convolutions(form: Form, channels: tuple[int, int, int, int], size: tuple[int, ...]) -> None:
-    Case(replace(form, **BOTH), channels, size, base=size[0] > 2).check()
+    Case(replace(form, **BOTH), channels, size, residual=size[0] > 2).check()
 
 
 @needs_library
 @pytest.mark.parametrize("form", [POINT, TIME, SPACE], ids=["1x1x1", "3x1x1", "1x3x3"])
 @pytest.mark.parametrize(
-    ("given", "channels", "repeated"),
+    ("given", "channels", "upsampled"),
     [
         ({"low_reads_high": True}, (16, 0, 24, 8), False),  # the first octave layer
         ({}, (16, 8, 24, 0), True),  # the last one
@@ -174,10 +198,18 @@ def test_octave_convolutions(form: Form, channels: tuple[int, int, int, int], si
         ({"pool_first": True}, (16, 0, 24, 0), False),  # ordinary, pooled
     ],
 )
-def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, repeated: bool) -> None:
+def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, upsampled: bool) -> None:
     for size in ((4, 8, 12), (3, 7, 9)):
-        for base in (False, True):
-            case = Case(replace(form, **given), channels, size, repeated=repeated, base=base, bias=base, relu=not base)
+        for residual in (False, True):
+            case = Case(
+                replace(form, **given),
+                channels,
+                size,
+                upsampled=upsampled,
+                residual=residual,
+                bias=residual,
+                relu=not residual,
+            )
             case.check()
 
 
@@ -197,13 +229,13 @@ WIDE_TIME = Form((3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1))
     ids=["strips", "strips of many frames", "blocks of weights", "parts of blocks"],
 )
 def test_maps_and_weights_in_pieces_on_several_threads(form: Form, channels: Any, size: tuple[int, ...]) -> None:
-    case = Case(replace(form, **BOTH), channels, size, clips=1, base=True)
+    case = Case(replace(form, **BOTH), channels, size, clips=1, residual=True)
     case.check()
     results = []
     threads = torch.get_num_threads()
     for number in (1, 2, 5):
         torch.set_num_threads(number)
-        maps = [None if x is None else last(x.clone()) for x in (case.high, case.low, *case.bases)]
+        maps = [None if x is None else last(x.clone()) for x in (case.high, case.low, *case.residuals)]
         with torch.no_grad():
             results.append(case.layer()(*maps))  # type: ignore[arg-type]
     torch.set_num_threads(threads)
@@ -243,13 +275,13 @@ def test_max_pools(pool: MaxPool, size: tuple[int, ...], threads: int) -> None:
 @needs_library
 def test_images() -> None:
     for form in (POINT, SPACE, replace(SPACE, stride=(1, 2, 2))):
-        Case(form, (12, 0, 20, 0), (9, 7), base=True).check()
+        Case(form, (12, 0, 20, 0), (9, 7), residual=True).check()
     for form in (POINT, SPACE, replace(SPACE, pool_first=True, high_reads_low=True)):
-        Case(replace(form, **BOTH), (12, 4, 20, 5), (9, 7), repeated=not form.pool_first).check()
+        Case(replace(form, **BOTH), (12, 4, 20, 5), (9, 7), upsampled=not form.pool_first).check()
 
 
 @needs_library
-def test_what_is_no_number_stays_so() -> None:
+def test_nan_stays_nan() -> None:
     case = Case(POINT, (8, 0, 8, 0))
     case.high[0, 3, 1, 2, 2] = torch.nan
     y = case.layer()(last(case.high))[0]
@@ -258,16 +290,16 @@ def test_what_is_no_number_stays_so() -> None:
 
 @needs_library
 def test_layouts_other_than_channels_last_are_copied() -> None:
-    case = Case(replace(SPACE, **BOTH), (16, 8, 24, 8), base=True)
-    got = case.layer()(case.high, case.low, *[b.clone() for b in case.bases if b is not None])
+    case = Case(replace(SPACE, **BOTH), (16, 8, 24, 8), residual=True)
+    got = case.layer()(case.high, case.low, *[b.clone() for b in case.residuals if b is not None])
     for y, want in zip(got, case.expected(), strict=True):
         torch.testing.assert_close(y.double(), want, atol=1e-4, rtol=1e-4)  # type: ignore[union-attr]
 
 
 @needs_library
 def test_results_overwrite_the_base_and_nothing_else() -> None:
-    case = Case(replace(POINT, **BOTH), (16, 8, 24, 8), base=True)
-    maps = [last(x.clone()) for x in (case.high, case.low, *case.bases) if x is not None]
+    case = Case(replace(POINT, **BOTH), (16, 8, 24, 8), residual=True)
+    maps = [last(x.clone()) for x in (case.high, case.low, *case.residuals) if x is not None]
     before = [x.clone() for x in maps]
     got = case.layer()(*maps)
     assert [y.data_ptr() for y in got if y is not None] == [x.data_ptr() for x in maps[2:]]
@@ -311,14 +343,14 @@ def expected_of(layers: list[Any]) -> list[bool]:
 
 @needs_library
 def test_prepared_networks_use_it() -> None:
-    x = last(numbers(1, 3, 4, 10, 14))
+    x = last(random(1, 3, 4, 10, 14))
     for network, prepared in networks():
         layers = layers_of(prepared)
-        assert not any(layer._fused for layer in layers)  # what is exported needs no packed weights
+        assert not any(layer.fused for layer in layers)  # what is exported needs no packed weights
         with torch.no_grad():
             expected = network(x)
             torch.testing.assert_close(prepared(x), expected, atol=1e-5, rtol=1e-5)
-            assert len(layers) == 4 and [layer._fused is not None for layer in layers] == expected_of(layers)
+            assert len(layers) == 4 and [layer.fused is not None for layer in layers] == expected_of(layers)
             for clone in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
                 torch.testing.assert_close(clone(x), expected, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(prepared.double()(x.double()).float(), expected, atol=1e-5, rtol=1e-5)
@@ -326,7 +358,7 @@ def test_prepared_networks_use_it() -> None:
 
 @needs_library
 def test_compiled_graphs_call_it() -> None:
-    x = last(numbers(1, 3, 4, 10, 14))
+    x = last(random(1, 3, 4, 10, 14))
     for network, prepared in networks():
         graphs: list[torch.fx.GraphModule] = []
 
@@ -349,9 +381,9 @@ def test_compiled_graphs_call_it() -> None:
 
 @needs_library
 def test_the_operation_is_what_it_says_to_compilers() -> None:
-    case = Case(replace(SPACE, **BOTH), (16, 8, 24, 8), base=True)
+    case = Case(replace(SPACE, **BOTH), (16, 8, 24, 8), residual=True)
     layer = case.layer()
-    maps = [last(x) for x in (case.high, case.low, *case.bases) if x is not None]
+    maps = [last(x) for x in (case.high, case.low, *case.residuals) if x is not None]
     before = [x.clone() for x in maps]
     operation, checks = torch.ops.octvideo.fused_conv, ("test_schema", "test_faketensor")
     torch.library.opcheck(operation, (*maps, layer._name), test_utils=checks)
@@ -363,7 +395,8 @@ def test_the_operation_is_what_it_says_to_compilers() -> None:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """As in a new process with an empty cache."""
+    """As in a new process of a checkout, with an empty cache."""
+    monkeypatch.setattr(compiled_library, "VARIANTS", ())
     monkeypatch.setenv("OCTVIDEO_CACHE", str(tmp_path / "cache"))
     load_library.cache_clear()
     yield tmp_path
@@ -386,16 +419,16 @@ def test_without_a_library_onednn_does_it(
         monkeypatch.setenv("CXX", str(script))
     assert load_library() is None
     assert {"switched off": "", "no compiler": "no-such-compiler", "one that fails": "no space"}[why] in caplog.text
-    x = last(numbers(1, 3, 4, 10, 14))
+    x = last(random(1, 3, 4, 10, 14))
     for network, prepared in networks():
         with torch.no_grad():
             torch.testing.assert_close(prepared(x), network(x), atol=1e-5, rtol=1e-5)
-        assert all(getattr(m, "_fused", None) is None for m in prepared.modules())
+        assert all(getattr(m, "fused", None) is None for m in prepared.modules())
 
 
 @needs_library
 def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_library, "_FLAGS", ("-O0", *compiled_library._FLAGS[2:]))  # sooner than -O3
+    monkeypatch.setattr(compiled_library, "NATIVE", "-O0")  # sooner than -O3
     monkeypatch.setenv("CXX", "env g++")  # a command of several words
     assert load_library() is not None
     (file,) = (fresh / "cache").iterdir()
@@ -409,6 +442,6 @@ def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_processors_with_narrower_vectors() -> None:
     for channels in ((6, 2, 5, 3), (24, 8, 48, 16), (58, 6, 58, 6), (300, 80, 300, 80)):
         for form in (POINT, TIME, SPACE):
-            Case(replace(form, **BOTH), channels, (3, 15, 18), base=True).check()
+            Case(replace(form, **BOTH), channels, (3, 15, 18), residual=True).check()
     pool = MaxPool((3, 3), (2, 2), (1, 1))
     Case(Form((3, 3, 3), padding=(1, 1, 1), max_pool=pool), (5, 0, 39, 0), (3, 15, 18)).check()

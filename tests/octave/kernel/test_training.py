@@ -26,7 +26,7 @@ KERNELS = {  # and their padding and dilation
 ALPHAS = [(0.25, 0.25), (0.0, 0.5), (0.5, 0.0), (0.5, 0.125), (0.125, 0.75)]
 
 
-def numbers(*shape: int, seed: int = 0) -> Tensor:
+def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -44,7 +44,7 @@ def inputs_of(layer: Any, *shape: int) -> list[Tensor]:
     count, *size = shape
     high, low = layer._source_sizes
     half = [*size[:-2], *((n + 1) // 2 for n in size[-2:])]
-    return [numbers(count, high, *size), numbers(count, low, *half, seed=1)][: 1 + (low > 0)]
+    return [random(count, high, *size), random(count, low, *half, seed=1)][: 1 + (low > 0)]
 
 
 def run(layer: Any, maps: Sequence[Tensor]) -> Any:
@@ -61,7 +61,7 @@ def check(layer: Any, *shape: int) -> None:
     maps = inputs_of(layer, *shape)
     exact, plain = copy.deepcopy(layer).double(), [x.double().requires_grad_() for x in maps]
     expected = results_of(exact, plain)
-    grads = [numbers(*y.shape, seed=2 + n) for n, y in enumerate(expected)]
+    grads = [random(*y.shape, seed=2 + n) for n, y in enumerate(expected)]
     wanted = torch.autograd.grad(expected, [*plain, exact.weight], [g.double() for g in grads])
     read = [last(x).requires_grad_() for x in maps]
     found = results_of(layer, read)
@@ -105,7 +105,7 @@ def test_by_several_threads_the_same(kernel: str, threads: int) -> None:
         for count in (1, threads):
             torch.set_num_threads(count)
             results = results_of(layer, maps)
-            grads = [last(numbers(*y.shape, seed=n)) for n, y in enumerate(results)]
+            grads = [last(random(*y.shape, seed=n)) for n, y in enumerate(results)]
             found.append([*results, *torch.autograd.grad(results, [*maps, layer.weight], grads)])
     finally:
         torch.set_num_threads(before)

@@ -16,7 +16,7 @@ needs_library = pytest.mark.skipif(load_library() is None, reason="no C++ compil
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def numbers(*shape: int, seed: int = 0) -> Tensor:
+def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -37,11 +37,11 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def check(conv: nn.Conv2d | nn.Conv3d, *shape: int) -> None:
     """Result and both gradients, whatever the layout of what comes back, and of the weight alone."""
-    x = numbers(*shape)
+    x = random(*shape)
     plain, weight = x.double().requires_grad_(), conv.weight.detach().double().requires_grad_()
     ordinary: Callable[..., Tensor] = F.conv3d if isinstance(conv, nn.Conv3d) else F.conv2d
     expected = ordinary(plain, weight, None, conv.stride, conv.padding, conv.dilation)
-    grad = numbers(*expected.shape, seed=1)
+    grad = random(*expected.shape, seed=1)
     wanted = torch.autograd.grad(expected, (plain, weight), grad.double())
     arranged, input = arrange(conv), last(x).requires_grad_()
     y = arranged(input)
@@ -99,7 +99,7 @@ def test_channels_of_any_number(ins: int, outs: int, threads: int) -> None:
 def test_gradients_of_gradients() -> None:
     over_time, of_images = nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0), bias=False), nn.Conv2d(4, 4, 1, bias=False)
     for conv, axes in ((over_time, 3), (of_images, 2)):
-        x = last(numbers(1, 4, *(3, 12, 12)[-axes:]))
+        x = last(random(1, 4, *(3, 12, 12)[-axes:]))
         ordinary: Callable[..., Tensor] = F.conv3d if axes == 3 else F.conv2d
 
         def penalty(layer: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def test_gradients_of_gradients() -> None:
 
 
 def test_under_autocast() -> None:
-    conv, x = nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0), bias=False), last(numbers(1, 8, 4, 12, 12))
+    conv, x = nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0), bias=False), last(random(1, 8, 4, 12, 12))
     (exact,) = torch.autograd.grad(conv(x).square().sum(), conv.weight)
     arranged = arrange(conv)
     with torch.autocast("cpu", torch.bfloat16):
@@ -125,7 +125,7 @@ def test_under_autocast() -> None:
 
 def test_transformed_functions() -> None:
     """Gradients of each sample by torch.func, which takes no autograd.Function of the plain kind."""
-    conv, x = arrange(nn.Conv2d(3, 4, 1, bias=False)), numbers(5, 2, 3, 6, 6)
+    conv, x = arrange(nn.Conv2d(3, 4, 1, bias=False)), random(5, 2, 3, 6, 6)
 
     def loss(weight: Tensor, sample: Tensor) -> Tensor:
         y = torch.func.functional_call(conv, {"weight": weight}, last(sample))

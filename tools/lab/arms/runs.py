@@ -1,8 +1,8 @@
 """The runs of a comparison: each network as ordinary, ordinary with pooling, and octave, at several seeds.
 
 Runs are trained and tested by the command line that users have, one after another, each in its own process and
-folder (arms_NETWORK_ARM_sSEED). What is finished is kept and what was interrupted goes on, so the same command
-can be given again until all is there.
+folder (arms_NETWORK_ARM_sSEED). Finished runs are kept and interrupted ones are resumed, so the same command can be
+given again until all is there.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def plan_runs(networks: Sequence[str], seeds: Sequence[int], *, alpha: float) ->
 
 
 def train_runs(runs: Iterable[ArmRun], settings: ArmSettings, *, runner: Runner, say: Callable[[str], None]) -> bool:
-    """Trains and tests what is not finished; a run that fails is told and the others go on.
+    """Trains and tests the runs that are not finished; a run that fails is named, and the others follow.
 
     Args:
         runs: to have.
@@ -165,7 +165,7 @@ def train_runs(runs: Iterable[ArmRun], settings: ArmSettings, *, runner: Runner,
 
 
 def command_to_train(run: ArmRun, settings: ArmSettings) -> list[str]:
-    """The command that trains a run, or goes on with it where it has a checkpoint."""
+    """The command that trains a run, or resumes it where it has a checkpoint."""
     options = {"--seed_everything": run.seed}
     if settings.epochs is not None:
         options["--trainer.max_epochs"] = settings.epochs

@@ -279,7 +279,7 @@ class Preset:
     Args:
         text: what it compares.
         arms: as on the command line.
-        options: of the command line, by name; what is given there has the last word.
+        options: of the command line, by name; the command line overrides them.
         paper: whether the paper's own times are drawn beside ours.
     """
 

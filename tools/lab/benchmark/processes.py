@@ -120,7 +120,7 @@ def _resident(name: str) -> int:
 
 
 def add_process(found: Pass, arms: Mapping[str, Arm], *, rounds: int, device: torch.device) -> None:
-    """Measures a pass again in a process of its own, and joins its rounds to those that there are.
+    """Measures a pass again in a process of its own, and joins its rounds to the earlier ones.
 
     Args:
         found: the pass; changed.

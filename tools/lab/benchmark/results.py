@@ -127,7 +127,7 @@ class Run:
         reference: label of the arm that all are compared with.
         left_out: arms that could not be built or run, with the reason.
         preset: name of the preset, if one was used.
-        interrupted: by Ctrl-C; what is there is complete in itself.
+        interrupted: by Ctrl-C; the rounds that it has are complete.
     """
 
     machine: dict[str, str]

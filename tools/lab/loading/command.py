@@ -6,7 +6,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lab.benchmark.report import Sheet
 from lab.loading.loaders import Need, Rate, loaders, measure, need
-from lab.loading.ways import FLOOR, Recipe, Turn, Video, clip_stages, clip_ways, look_at, view_stages, view_ways
+from lab.loading.ways import FLOOR, Recipe, Turn, Video, clip_stages, clip_ways, look_at, usable, view_stages, view_ways
 from lab.timing import rounds_of, torch_threads
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command
@@ -116,8 +116,8 @@ def _measure(videos: list[Video], recipe: Recipe, args: argparse.Namespace, foun
     for video in track(videos, "reading"):
         result: dict[str, Any] = {"video": video}
         for kind, (_, ways, stages) in _KINDS.items():
-            usable = _usable(ways(video, recipe, peers=peers), partial(_left_out, say, video.path))
-            timed = _in_turns(usable | {"": partial(stages, video, recipe)}, args.rounds)
+            kept = usable(ways(video, recipe, peers=peers), partial(_left_out, say, video.path), lambda way: way(0))
+            timed = _in_turns(kept | {"": partial(stages, video, recipe)}, args.rounds)
             result[f"{kind}_stages"] = timed.pop("")
             result[kind] = timed
         found.videos.append(result)
@@ -155,20 +155,6 @@ def _files(given: Sequence[str], most: int) -> list[str]:
 
 def _left_out(say: Console, where: str, name: str, error: Exception) -> None:
     say.print(f"left out: {name} ({where}): {type(error).__name__}: {error}", markup=False, highlight=False)
-
-
-def _usable(ways: Mapping[str, Turn], left_out: Callable[[str, Exception], None]) -> dict[str, Turn]:
-    """Without peers that fail on this video."""
-    kept = {}
-    for name, way in ways.items():
-        if name.startswith("pytorchvideo"):
-            try:
-                way(0)
-            except Exception as error:
-                left_out(name, error)
-                continue
-        kept[name] = way
-    return kept
 
 
 def _in_turns(ways: Mapping[str, Turn], rounds: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import av
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lab.loading.ways import Recipe, Video, pytorchvideo_clips, training_clips
+from lab.loading.ways import Recipe, Video, pytorchvideo_clips, training_clips, usable
 from lab.timing import rounds_of
 from octvideo.batches import Failure
 from octvideo.data.dataset import EvaluationVideos
@@ -88,17 +88,12 @@ def measure(
     made: Mapping[str, Loader], *, num_workers: int, rounds: int, left_out: Callable[[str, Exception], None]
 ) -> dict[str, list[Rate]]:
     """Runs the loaders in turns, a rate for each in every round."""
-    made = dict(made)
-    for name in list(made):
-        if name.startswith("pytorchvideo"):
-            try:  # a peer that can't be imported or reads nothing of this is no reason to stop
-                if "pyav" in name and num_workers and int(av.__version__.split(".")[0]) >= 19:
-                    # Not so our reader, which converts by one thread.
-                    raise RuntimeError("PyAV 19 converts pixels by threads, for which forked workers wait for ever")
-                next(iter(made[name](0)))
-            except Exception as error:
-                left_out(name, error)
-                del made[name]
+    if num_workers and int(av.__version__.split(".")[0]) >= 19 and "pytorchvideo (pyav)" in made:
+        # Not so our reader, which converts by one thread.
+        hangs = RuntimeError("PyAV 19 converts pixels by threads, for which forked workers wait for ever")
+        left_out("pytorchvideo (pyav)", hangs)
+        made = {name: loader for name, loader in made.items() if name != "pytorchvideo (pyav)"}
+    made = usable(made, left_out, lambda loader: next(iter(loader(0))))
     settings: dict[str, Any] = {"num_workers": num_workers, "collate_fn": Collate(None)}
     turns: dict[str, Callable[[], Rate]] = {"": lambda: _run(DataLoader(_Nothing(max(num_workers, 1)), **settings))}
     number = iter(range(10**9))

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -41,6 +41,7 @@ from octvideo.video import (
 from octvideo.video.decord_reader import decord
 
 FLOOR = "bare decoder"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,28 @@ def view_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
 
 def _peers(way: Callable[[str, int], object]) -> dict[str, Turn]:
     return {f"pytorchvideo ({decoder})": partial(way, decoder) for decoder in ("decord", "pyav")}
+
+
+def usable(
+    made: Mapping[str, T], left_out: Callable[[str, Exception], None], run: Callable[[T], object]
+) -> dict[str, T]:
+    """Without the peers that fail: one that can't be imported, or can't read a video, is no reason to stop.
+
+    Args:
+        made: ways or loaders, by name.
+        left_out: is told the name and the error of each that is left out.
+        run: does the work of one once.
+    """
+    kept = {}
+    for name, one in made.items():
+        try:
+            if name.startswith("pytorchvideo"):
+                run(one)
+        except Exception as error:
+            left_out(name, error)
+        else:
+            kept[name] = one
+    return kept
 
 
 # ── ours ────────────────────────────────────────────────────────────────────────────────────────────────────

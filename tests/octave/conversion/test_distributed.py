@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from octvideo.octave import octavize
-from tests.octave.networks import NETWORKS
+from tests.octave.conversion.networks import NETWORKS
 
 RANKS = 2
 

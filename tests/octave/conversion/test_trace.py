@@ -179,7 +179,7 @@ _TWICE = (
     [
         (lambda: "resnet50", "'resnet50', expected a network, a torch.nn.Module; build it first"),
         (lambda: None, "None, expected a network, a torch.nn.Module; build it first"),
-        (lambda: Loop, "<class 'tests.octave.test_trace.Loop'>, expected a network, a torch.nn.Module; build it first"),
+        (lambda: Loop, f"{Loop!r}, expected a network, a torch.nn.Module; build it first"),
         (lambda: torch.jit.script(nn.Conv2d(3, 4, 1)), f"a RecursiveScriptModule, {_READS}"),
         (lambda: torch.compile(nn.Conv2d(3, 4, 1)), f"a OptimizedModule, {_READS}"),
         (lambda: nn.DataParallel(nn.Conv2d(3, 4, 1)), f"a DataParallel, {_READS}"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from octvideo.octave import octavize, prepare_inference
-from tests.octave.networks import named_state
+from tests.octave.conversion.networks import named_state
 
 WAYS: dict[str, Callable[[nn.Module], object]] = {
     "weight_norm": parametrizations.weight_norm,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.octave import octavize
-from tests.octave.networks import named_state
+from tests.octave.conversion.networks import named_state
 
 
 class Jumbled(nn.Module):

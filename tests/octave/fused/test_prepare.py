@@ -1,79 +1,19 @@
-"""The forms of octvideo/octave/fused/arrange.py and prepared.py against torch's own operations."""
+"""Arranged and prepared networks against torch's own operations."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave import OctConv3d, arrange, octavize, prepare_inference
+from octvideo.octave import arrange, octavize, prepare_inference
 from octvideo.octave.fused.arrange import ArrangedConv3d
-from octvideo.octave.fused.conv import PreparedConv
-from octvideo.octave.fused.octave_conv import PreparedOctConv
+from octvideo.octave.fused.conv import PreparedConv, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
-from octvideo.octave.layer import convolve
-from octvideo.octave.resample import add_upsampled, max_pool, upsample
-
-_spec = importlib.util.spec_from_file_location("against_reference", Path(__file__).with_name("against_reference.py"))
-against_reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(against_reference)
-gradcheck = against_reference.gradcheck
-
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-# kernel, stride, padding, dilation, groups
-KERNELS = {
-    "1x1x1": ((1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1),
-    "1x1x1/2": ((1, 1, 1), (1, 2, 2), (0, 0, 0), (1, 1, 1), 1),
-    "1x1x1/2x1x1": ((1, 1, 1), (2, 1, 1), (0, 0, 0), (1, 1, 1), 1),
-    "1x1x1 padded in time": ((1, 1, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1), 1),
-    "3x1x1": ((3, 1, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1), 1),
-    "3x1x1/2x1x1 dilated": ((3, 1, 1), (2, 1, 1), (2, 0, 0), (2, 1, 1), 1),
-    "3x1x1/1x2x2": ((3, 1, 1), (1, 2, 2), (1, 0, 0), (1, 1, 1), 1),
-    "1x3x3": ((1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1), 1),
-    "1x3x3/2x2x2 grouped": ((1, 3, 3), (2, 2, 2), (0, 1, 1), (1, 1, 1), 4),
-    "1x3x3 depthwise, dilated": ((1, 3, 3), (1, 1, 1), (0, 2, 2), (1, 2, 2), 8),
-    "3x3x3": ((3, 3, 3), (1, 2, 2), (1, 1, 1), (1, 1, 1), 1),
-}
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=LAST[x.dim()])
-
-
-@pytest.mark.parametrize("clips", [1, 2])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_convolutions_are_torchs(kernel: str, clips: int) -> None:
-    """Few and many pixels, clips and images, with gradients."""
-    size, stride, padding, dilation, groups = KERNELS[kernel]
-    for sizes in ((4, 7, 9), (3, 40, 50)):
-        x, weight, bias = random(clips, 8, *sizes), random(16, 8 // groups, *size, seed=1), random(16, seed=2)
-        expected = F.conv3d(x, weight, bias, stride, padding, dilation, groups)
-        got = convolve(last(x), weight, bias, stride, padding, dilation, groups)
-        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
-        # torch's own conv3d, on one thread, makes other layouts.
-        assert kernel in ("3x1x1/1x2x2", "3x3x3") or got.is_contiguous(memory_format=torch.channels_last_3d)
-        if size[0] == stride[0] == 1 and padding[0] == 0:
-            images = (x[:, :, 0], weight[:, :, 0], bias, stride[1:], padding[1:], dilation[1:], groups)
-            got = convolve(last(images[0]), *images[1:])
-            torch.testing.assert_close(got, F.conv2d(*images), atol=1e-4, rtol=1e-4)
-    leaves = [random(clips, 8, 4, 6, 6), random(16, 8 // groups, *size), random(16)]
-    gradients = []
-    for run, x in ((F.conv3d, leaves[0]), (convolve, last(leaves[0]))):
-        parts = [part.clone().requires_grad_() for part in (x, *leaves[1:])]
-        run(*parts, stride, padding, dilation, groups).square().sum().backward()
-        gradients.append([part.grad for part in parts])
-    for want, have in zip(*gradients, strict=True):
-        torch.testing.assert_close(have, want, atol=1e-2, rtol=1e-4)
+from tests.octave.test_layer import KERNELS, last, random
 
 
 @pytest.mark.parametrize("base", ["none", "fits", "broadcast"])
@@ -94,41 +34,6 @@ def test_prepared_convolutions_are_torchs(kernel: str, base: str) -> None:
     for clone in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared)), prepared.double()):
         y = clone(last(x).to(clone.weight.dtype))
         torch.testing.assert_close(y.float(), expected.relu(), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("factor", [(1, 2, 2), (2, 2, 2), (1, 2, 1)])
-@pytest.mark.parametrize("sizes", [(4, 6, 8), (3, 5, 7)], ids=["even", "odd"])
-def test_adds_an_upsampled_map(factor: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    high = random(2, 3, *sizes)
-    low = random(2, 3, *[-(-n // f) for n, f in zip(sizes, factor, strict=True)], seed=1)
-    expected = high + upsample(low, sizes, factor)
-    for layout in (torch.contiguous_format, torch.channels_last_3d):
-        parts = [x.clone().contiguous(memory_format=layout) for x in (high, low)]
-        assert torch.equal(add_upsampled(*parts, factor), expected)
-        leaves = [x.double().contiguous(memory_format=layout).requires_grad_() for x in (high, low)]
-
-        def run(y: Tensor, x: Tensor) -> Tensor:
-            return add_upsampled(y * 1.0, x, factor)
-
-        assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
-
-
-@pytest.mark.parametrize("kernel", [(1, 3, 3), (2, 1, 1), (3, 3, 3)])
-def test_max_pools_are_torchs(kernel: tuple[int, int, int]) -> None:
-    padding = tuple(k // 2 if k == 3 else 0 for k in kernel)
-    stride = (kernel[0] if kernel[0] == 2 else 1, 2 if kernel[1] > 1 else 1, 2 if kernel[2] > 1 else 1)
-    for sizes in ((4, 8, 8), (5, 7, 9)):
-        for ceil_mode in (False, True):
-            x = last(random(1, 6, *sizes))
-            expected = F.max_pool3d(x.contiguous(), kernel, stride, padding, ceil_mode=ceil_mode)
-            assert torch.equal(max_pool(x, kernel, stride, padding, ceil_mode=ceil_mode), expected)
-
-
-@pytest.mark.parametrize("kernel", [(1, 1, 1), (3, 1, 1), (1, 3, 3)])
-def test_gradients_of_channels_last_octave_layers(kernel: tuple[int, int, int]) -> None:
-    padding = tuple(k // 2 for k in kernel)
-    layer = OctConv3d(4, 4, kernel, padding=padding, alpha_in=0.5, alpha_out=0.25).double()
-    assert gradcheck(layer, (2, 4, 4), fast_mode=True, layout=torch.channels_last_3d)
 
 
 class Residual(nn.Module):
@@ -208,8 +113,18 @@ def test_weights_are_packed_for_the_size_at_hand() -> None:
         for size in (4, 24, 4):
             x = last(random(1, 16, 2, size, size))
             torch.testing.assert_close(prepared(x), conv(x), atol=1e-5, rtol=1e-5)
-            if prepared._packed is not None:  # this machine has the fused convolution
-                assert prepared._packed[0] == (2, 16, size, size)
+            if prepared.onednn.packed is not None:  # this machine has the fused convolution
+                assert prepared.onednn.packed[0] == (2, 16, size, size)
+
+
+def test_a_strided_exchange_of_a_temporal_convolution() -> None:
+    """Its kernel alone is two-dimensional, over pixels along time; with its stride in space it is not."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(3, 8, 1), nn.Conv3d(8, 16, (3, 1, 1), padding=(1, 0, 0)), nn.Conv3d(16, 4, 1))
+    network = octavize(network, 0.5, octave_downsample="stride").eval()
+    prepared, x = prepare_inference(network).bfloat16(), last(random(2, 3, 4, 8, 8))
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared(x).float(), network(x), atol=0.05, rtol=0.05)
 
 
 POOLS = [

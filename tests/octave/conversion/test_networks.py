@@ -28,7 +28,7 @@ from octvideo.octave import (
     octavize,
     prepare_inference,
 )
-from tests.octave.networks import NETWORKS, Network, named_state
+from tests.octave.conversion.networks import NETWORKS, Network, named_state
 
 ALPHAS = (0.25, 0.5)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
