@@ -99,7 +99,7 @@ class FusedSequence(nn.Module):
         return [values[n] for n in self.wiring.results]
 
     def _plan_for(self, inputs: Sequence[Tensor | Octave]) -> SequencePlan | None:
-        key: list[object] = [torch.get_num_threads()]
+        key: list[object] = []
         for value in inputs:
             for part in _parts(value):
                 if not _is_readable(part):

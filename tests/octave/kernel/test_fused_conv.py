@@ -390,6 +390,10 @@ def test_the_operation_is_what_it_says_to_compilers() -> None:
     for y, want in zip(operation(*maps, layer._name), case.expected(), strict=True):
         torch.testing.assert_close(y.double(), want, atol=1e-4, rtol=1e-4)
     assert all(map(torch.equal, maps, before))  # residuals too
+    with torch.no_grad():
+        compiled = torch.compile(lambda *given: layer(*given), backend="eager", fullgraph=True)(*maps)
+    assert all(map(torch.equal, compiled, operation(*maps, layer._name)))
+    torch._dynamo.reset()
     torch.library.opcheck(operation, (*maps[:2], None, None, layer._name), test_utils=checks)
 
 
