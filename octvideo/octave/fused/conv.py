@@ -380,7 +380,7 @@ def rectified(y: Tensor) -> Tensor:
 def _prepared(conv: OctaveLayer, target: Target) -> list[PreparedConv]:
     """One for each term of y_high or y_low; the first brings the bias."""
     sizes: dict[str, Any] = {"padding": conv.padding, "dilation": conv.dilation}
-    convs = []
+    convs: list[PreparedConv] = []
     for term in target.terms:
         weight, bias = term.path.weight(conv.weight), None if convs else target.bias(conv.bias)
         convs.append(PreparedConv(weight, bias, stride=term.path.stride, groups=term.path.groups, **sizes))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
-from octvideo.octave.fused.conv import PreparedLayer
 from octvideo.octave.kernel.fused_conv import FusedConv
 from octvideo.octave.kernel.layout import LAYOUTS, is_exporting
 from octvideo.octave.kernel.sequence import SequencePlan, Wiring
@@ -29,7 +28,7 @@ class FusedSequence(nn.Module):
     Values are indexed: first the inputs, then the result of each convolution.
 
     Args:
-        convs: prepared convolutions.
+        convs: `PreparedLayer`s.
         reads: for each of them the values that it reads: x, or x and the residual, which is added and overwritten
             and not read afterwards.
         num_inputs: how many values `forward` takes.
@@ -38,7 +37,7 @@ class FusedSequence(nn.Module):
 
     def __init__(
         self,
-        convs: Sequence[PreparedLayer],
+        convs: Sequence[nn.Module],
         reads: Sequence[Sequence[int]],
         num_inputs: int,
         results: Sequence[int],
