@@ -1,6 +1,7 @@
 # make demo    installs, makes a small data set, trains Oct-I3D on it, tests it, uses it, and draws a report
 # make test    installs the development tools too, and runs linters, types and tests
-# make clean   removes what these two made: .venv, data/demo, runs/demo and caches; other runs and data stay
+# make docs    builds the documentation into site/, runs its examples, and fails on broken links
+# make clean   removes what these made: .venv, data/demo, runs/demo, site and caches; other runs and data stay
 #
 # Needs Python 3.10 or newer, make and git. Another Python: make demo PYTHON=/path/to/python3.12
 
@@ -12,7 +13,7 @@ FFMPEG := $(CURDIR)/.venv/ffmpeg
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo test docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile | sed -n '/^make/p'
@@ -32,6 +33,11 @@ test: .venv/.installed-dev
 	$(BIN)/mypy
 	LD_LIBRARY_PATH="$(FFMPEG)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# The site needs no network: nothing in it is loaded from elsewhere. The examples take some minutes.
+docs: .venv/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/test_docs.py
+
 # torch and torchvision in one resolution: builds that differ do not import together.
 .venv/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "octvideo needs Python 3.10 or newer; if it has another name: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python" >&2; exit 1; }
@@ -46,5 +52,5 @@ test: .venv/.installed-dev
 	@touch $@
 
 clean:
-	rm -rf .venv data/demo $(RUN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv data/demo $(RUN) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find octvideo tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -150,8 +150,8 @@ class OctConvTranspose3d(OctConvTransposeNd, nn.ConvTranspose3d):  # type: ignor
     """Transposed octave convolution of clips (N, C, T, H, W); by default H and W are halved, time is not.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
-            padding_mode: as nn.ConvTranspose3d; so are `weight` and `bias`, whatever the alphas.
+        in_channels, out_channels, kernel_size, stride, padding: as nn.ConvTranspose3d.
+        output_padding, groups, bias, dilation, padding_mode: the same; so are `weight` and `bias`, at any alpha.
         alpha_in: share of low channels of the input (0: a Tensor), or the Partition of them.
         alpha_out: the same of the output.
         factor: which axes the low map halves, as `OctConv3d`.
