@@ -1,4 +1,4 @@
-"""Compiles the kernel's variants into a wheel, and names the packages. All else stands in pyproject.toml.
+"""Lists the packages, and compiles the kernel's variants into a wheel. Everything else stands in pyproject.toml.
 
 OCTVIDEO_BUILD_KERNEL=0 leaves them out: the wheel is then one for any platform. With 1, a missing or failing compiler
 is an error; otherwise a warning says so, and the kernel is left out.
