@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from octvideo.cli.mistakes import meant
 from octvideo.errors import UserError
 
+Number = TypeVar("Number", int, float)
 DEBUG_HELP = "show tracebacks of errors too"
 
 
 def positive(text: str) -> int:
     """A whole number of 1 or more, for argparse."""
-    return int(_above(1, int(text), "1 or more"))
+    return _number(int, text, lambda value: value >= 1, "1 or more")
 
 
 def above_zero(text: str) -> float:
     """A number above 0, for argparse."""
-    return _above(5e-324, float(text), "more than 0")
+    return _number(float, text, lambda value: 0 < value < math.inf, "more than 0")
 
 
 def share(text: str) -> float:
     """A number from 0 to 1, for argparse."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
-    return value
+    return _number(float, text, lambda value: 0 <= value <= 1, "0 to 1")
 
 
-def _above(least: float, value: float, expected: str) -> float:
-    if not value >= least:  # NaN too
-        raise argparse.ArgumentTypeError(f"got {value:g}, expected {expected}")
+def _number(kind: Callable[[str], Number], text: str, fits: Callable[[Number], bool], expected: str) -> Number:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"got {text}, expected {expected}")
     return value
 
 

@@ -42,7 +42,7 @@ def _list(args: argparse.Namespace) -> None:
 def first_sentence(text: str) -> str:
     """Of the comment that a config starts with."""
     line = text.partition("\n")[0]
-    return line.removeprefix("#").strip().partition(". ")[0].rstrip(".") if line.startswith("#") else ""
+    return line.removeprefix("#").strip().partition(". ")[0].rstrip(".:") if line.startswith("#") else ""
 
 
 def _copy(args: argparse.Namespace) -> None:

@@ -15,8 +15,7 @@ from pytorchvideo.models.resnet import ResStage
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.octave.kernel.layout import may_be_exporting
-from octvideo.octave.resample import max_pool
+from octvideo.octave.kernel.layout import is_channels_last, may_be_exporting
 
 
 class ClipHead(nn.Module):
@@ -105,7 +104,11 @@ class TimePool(nn.MaxPool3d):
                 "the clip has 1 frame, expected 2 or more: this network pools pairs of frames after res2; raise "
                 "data.clip_frames, or use a network without that pool (slow_r50, slow_small)"
             )
-        return max_pool(input, (2, 1, 1), (2, 1, 1), (0, 0, 0), ceil_mode=self.ceil_mode)
+        frames = input.shape[2]
+        if is_channels_last(input) and not input.requires_grad and not (self.ceil_mode and frames % 2):
+            # Three times as fast as the pool.
+            return torch.maximum(input[:, :, 0 : frames - frames % 2 : 2], input[:, :, 1::2])
+        return super().forward(input)
 
 
 class EveryNthFrame(nn.Module):

@@ -22,7 +22,7 @@ fused/          networks that only compute scores: `prepare_inference`
 kernel/         what the processor does: C++ and its Python face
 """
 
-from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d
+from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
 from octvideo.octave.conversion.octavize import OctaveNetwork, octavize
 from octvideo.octave.conversion.report import OctaveReport
 from octvideo.octave.cost import Cost, count_cost, layer_flop_ratio, layer_memory_ratio
@@ -32,6 +32,7 @@ from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.prepare import fuse_convolutions, prepare_inference
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
+from octvideo.octave.paths import Downsample, Exchange
 from octvideo.octave.resample import pool_down, upsample
 from octvideo.octave.transposed import OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,10 +24,8 @@ from octvideo.octave.features import Octave
 from octvideo.octave.layer import OctaveLayer, convolve
 from octvideo.octave.ordinary import pad_same
 from octvideo.octave.partition import Partition
-from octvideo.octave.paths import ConvPath, Exchange, Paths
+from octvideo.octave.paths import ConvPath, Downsample, Exchange, Paths
 from octvideo.octave.resample import pool_down
-
-Downsample = Literal["stride", "pool"]
 
 
 class OctConvNd(OctaveLayer):

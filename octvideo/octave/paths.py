@@ -16,6 +16,8 @@ from octvideo.octave.factor import Factor
 from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, take_channels
 from octvideo.octave.resample import pool_down
 
+# How maps shrink: by a strided convolution, or by average pooling before it.
+Downsample = Literal["stride", "pool"]
 # Which of the two exchange paths run: the ablation of the paper's Table 3 (arXiv 1904.05049).
 Exchange = Literal["both", "none", "high_to_low", "low_to_high"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,6 @@ from torch import Tensor
 
 from octvideo.octave.factor import as_factor, low_size
 from octvideo.octave.kernel.layout import clips_stay_unfolded, fold_frames, is_channels_last, unfold_frames
-
-# Maps of fewer elements stay in a cache of some 8 MiB between two operations.
-_CACHED_ELEMENTS = 2_000_000
 
 
 def _in_space(x: Tensor, images: Callable[[Tensor], Tensor], clips: Callable[[Tensor], Tensor]) -> Tensor:
@@ -70,37 +68,9 @@ def pool_down(x: Tensor, factor: Sequence[int] | None = None) -> Tensor:
     if len(factor) == 1:
         return F.avg_pool1d(x, 2, ceil_mode=True, count_include_pad=False)
     if (space := factor[-2:]) != (1, 1):  # space first: it leaves a quarter to the pass over time
-        window = (1, *space)
-        x = _in_space(
-            x,
-            lambda y: _pool_images(y, space),
-            lambda y: F.avg_pool3d(y, window, ceil_mode=True, count_include_pad=False),
-        )
+        means: dict[str, Any] = {"ceil_mode": True, "count_include_pad": False}
+        x = _in_space(x, lambda y: F.avg_pool2d(y, space, **means), lambda y: F.avg_pool3d(y, (1, *space), **means))
     return _pool_time(x) if len(factor) == 3 and factor[0] == 2 else x
-
-
-def _pool_images(x: Tensor, factor: Sequence[int]) -> Tensor:
-    """(N, C, H, W) pooled.
-
-    Halving both axes of an even map is what bilinear interpolation does, which torch vectorises better; where maps do
-    not fit the cache, the pool is faster.
-    """
-    height, width = x.shape[2:]
-    halves = tuple(factor) == (2, 2) and height % 2 == width % 2 == 0 and not x.requires_grad
-    if halves and is_channels_last(x) and not torch.compiler.is_compiling() and x.numel() < _CACHED_ELEMENTS:
-        return F.interpolate(x, size=(height // 2, width // 2), mode="bilinear", align_corners=False)
-    return F.avg_pool2d(x, tuple(factor), ceil_mode=True, count_include_pad=False)
-
-
-def max_pool(
-    x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], *, ceil_mode: bool = False
-) -> Tensor:
-    """F.max_pool3d of clips (N, C, T, H, W); of pairs of frames as one maximum, which is faster, without a gradient."""
-    t = x.shape[2]
-    pairs = kernel == stride == (2, 1, 1) and not any(padding) and not (ceil_mode and t % 2)
-    if pairs and is_channels_last(x) and not x.requires_grad:
-        return torch.maximum(x[:, :, 0 : t - t % 2 : 2], x[:, :, 1::2])  # (N,C,T//2,H,W)
-    return F.max_pool3d(x, kernel, stride, padding, ceil_mode=ceil_mode)
 
 
 def upsample(x: Tensor, size: Sequence[int], factor: Sequence[int] | None = None) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import octvideo.cli.lightning  # now: Lightning's logger keeps the stderr of when it is imported
 from octvideo.cli import main
 
 Cli = Callable[..., tuple[str, str]]

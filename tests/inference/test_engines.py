@@ -116,6 +116,12 @@ def test_what_there_is_not_is_refused(name: str, precision: str, message: str, t
         build_engine(name, tiny, example_shape=SHAPE, precision=precision)
 
 
+def test_a_device_that_an_engine_has_not_is_refused(tiny: nn.Module) -> None:
+    told = "engine 'onnx' runs on cpu here, got device 'cuda': add --device cpu, or --engine eager, compile, aot$"
+    with pytest.raises(UserError, match=told):
+        build_engine("onnx", tiny, example_shape=SHAPE, device="cuda")
+
+
 @pytest.mark.parametrize(("name", "module"), [("onnx", "onnxscript"), ("openvino", "openvino")])
 def test_a_missing_library_says_what_to_install(
     name: str, module: str, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,7 @@ from torch import nn
 
 import octvideo.models as models
 from octvideo.errors import UserError
+from octvideo.models.layers import TimePool
 from octvideo.octave import OctConv3d, count_cost
 
 SMALL = ["c2d_small", "i3d_small", "slow_small"]
@@ -119,6 +120,16 @@ def test_any_clip_length_and_crop(name: str) -> None:
     network = getattr(models, name)(num_classes=5, alpha=0.5).eval()
     for shape in ((1, 3, 2, 33, 47), (2, 3, 5, 64, 64), (1, 3, 16, 97, 31)):
         assert network(torch.randn(shape)).shape == (shape[0], 5)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("frames", [4, 5])
+def test_pairs_of_frames_are_pooled_as_torch_pools_them(frames: int, ceil_mode: bool) -> None:
+    pool, x = TimePool(), torch.randn(1, 6, frames, 7, 9)
+    pool.ceil_mode = ceil_mode
+    expected = nn.MaxPool3d((2, 1, 1), (2, 1, 1), ceil_mode=ceil_mode)(x)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        assert torch.equal(pool(x.contiguous(memory_format=layout)), expected)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])

@@ -75,7 +75,7 @@ def test_a_list_of_inputs() -> None:
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_reports_share_of_a_layer_is_what_is_counted(options: dict, groups: int, stride: int) -> None:
-    """On even sizes: the low and high parts of convolutions before and behind are taken off."""
+    """On even sizes: the low and high parts of convolutions before and after are taken off."""
     layers = [
         nn.Conv2d(c, 16, 3, s, 1, groups=g) for c, s, g in ((4, 1, 1), (16, 1, 1), (16, stride, groups), (16, 1, 1))
     ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octvideo.octave import OctConv3d
 from octvideo.octave.layer import convolve
-from octvideo.octave.resample import add_upsampled, max_pool, upsample
+from octvideo.octave.resample import add_upsampled, upsample
 from tests.octave.against_reference import gradcheck
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -78,17 +78,6 @@ def test_adds_an_upsampled_map(factor: tuple[int, ...], sizes: tuple[int, ...]) 
             return add_upsampled(y * 1.0, x, factor)
 
         assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
-
-
-@pytest.mark.parametrize("kernel", [(1, 3, 3), (2, 1, 1), (3, 3, 3)])
-def test_max_pools_are_torchs(kernel: tuple[int, int, int]) -> None:
-    padding = tuple(k // 2 if k == 3 else 0 for k in kernel)
-    stride = (kernel[0] if kernel[0] == 2 else 1, 2 if kernel[1] > 1 else 1, 2 if kernel[2] > 1 else 1)
-    for sizes in ((4, 8, 8), (5, 7, 9)):
-        for ceil_mode in (False, True):
-            x = last(random(1, 6, *sizes))
-            expected = F.max_pool3d(x.contiguous(), kernel, stride, padding, ceil_mode=ceil_mode)
-            assert torch.equal(max_pool(x, kernel, stride, padding, ceil_mode=ceil_mode), expected)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1, 1), (3, 1, 1), (1, 3, 3)])

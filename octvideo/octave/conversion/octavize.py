@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from octvideo.octave.conv import Downsample, Exchange
+from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
 from octvideo.octave.conversion.report import OctaveReport
 from octvideo.octave.conversion.rewrite import Settings, rewrite
 from octvideo.octave.conversion.roles import Network
@@ -19,6 +19,7 @@ from octvideo.octave.conversion.value_classes import Alpha, InvertedResiduals, S
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.ordinary import CONVS
+from octvideo.octave.paths import Downsample, Exchange
 
 
 class OctaveNetwork(fx.GraphModule):
@@ -124,7 +125,8 @@ def octavize(
     traced = Network(graph, dict(model.named_modules()), _factor(factor, model))
     shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
     solution = PartitionSolver(traced, shares, channel_multiple).solve()
-    layers, costs = rewrite(model, traced, solution, settings)
+    convs: dict[type[nn.Module], Any] = dict(zip(CONVS, (OctConv1d, OctConv2d, OctConv3d), strict=True))
+    layers, costs = rewrite(model, traced, solution, settings, convs)
     called = {model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
     network = OctaveNetwork(_state_of(model, called), graph, type(model).__name__)
     network.meta["octave"] = OctaveReport(layers, costs, solution.merged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from octvideo.octave.conv import Downsample, Exchange, OctConv1d, OctConv2d, OctConv3d
 from octvideo.octave.conversion.conv_form import conv_form, why_ordinary
 from octvideo.octave.conversion.modules import (
     Method,
@@ -45,14 +45,13 @@ from octvideo.octave.conversion.solve import Solution
 from octvideo.octave.conversion.trace import add_operation, replace_by_module
 from octvideo.octave.conversion.value_classes import reads_input
 from octvideo.octave.factor import Factor, as_factor
+from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d, OctBatchNormAct2d
-from octvideo.octave.ordinary import CONVS
 from octvideo.octave.partition import Partition
+from octvideo.octave.paths import Downsample, Exchange
 
-_OCTAVE_CLASS: dict[type[nn.Module], Any] = {
-    **dict(zip(CONVS, (OctConv1d, OctConv2d, OctConv3d), strict=True)),
-    **dict(zip(NORMS, (OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d), strict=True)),
-}
+Classes = Mapping[type[nn.Module], Any]  # of ordinary layers, to their octave ones
+_NORMS: Classes = dict(zip(NORMS, (OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d), strict=True))
 
 
 @dataclass(frozen=True)
@@ -66,18 +65,21 @@ class Settings:
 
 
 def rewrite(
-    model: nn.Module, traced: Network, solution: Solution, settings: Settings
+    model: nn.Module, traced: Network, solution: Solution, settings: Settings, convs: Classes
 ) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
-    """Makes `model` and its graph octave, in place.
+    """Makes `model` and its graph octave, in place; `convs` has the classes of its convolutions.
 
     Returns:
         For each convolution that became octave: its low shares in and out, and its share of the multiply-adds.
     """
-    return _Rewriter(model, traced, solution, settings).run()
+    return _Rewriter(model, traced, solution, settings, convs).run()
 
 
 class _Rewriter:
-    def __init__(self, model: nn.Module, traced: Network, solution: Solution, settings: Settings) -> None:
+    def __init__(
+        self, model: nn.Module, traced: Network, solution: Solution, settings: Settings, convs: Classes
+    ) -> None:
+        self.classes: Classes = {**convs, **_NORMS}
         self.model, self.traced, self.solution, self.settings = model, traced, solution, settings
         self.graph, self.factor = traced.graph, traced.factor
         self.merges: dict[fx.Node, fx.Node] = {}
@@ -102,7 +104,7 @@ class _Rewriter:
                 for source in list(node.all_input_nodes):
                     self._merge_before(node, source)
             elif role == "norm":
-                _retype(self.traced.modules[str(node.target)], out)
+                _retype(self.traced.modules[str(node.target)], self.classes, out)
             else:
                 new = self._convert_operation(node, role, out, once=calls.count(str(node.target)) == 1)
                 self.solution.partitions[new] = out
@@ -137,7 +139,7 @@ class _Rewriter:
             self._set_octave(conv, none_in, none_out)
 
     def _set_octave(self, conv: nn.modules.conv._ConvNd, p_in: Partition, p_out: Partition) -> None:
-        _retype(conv, p_in, p_out, **(vars(self.settings) | {"factor": self.factor}))
+        _retype(conv, self.classes, p_in, p_out, **(vars(self.settings) | {"factor": self.factor}))
 
     # -- operations ------------------------------------------------------------------------------------------
 
@@ -244,21 +246,21 @@ def _plain(value: Any) -> Any:
     return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
-def _retype(module: nn.Module, *partitions: Partition, **options: Any) -> None:
+def _retype(module: nn.Module, classes: Classes, *partitions: Partition | None, **options: Any) -> None:
     """Turn an ordinary layer into its octave subclass in place: parameters, hooks and mode stay."""
     if not hasattr(module, "set_octave"):  # one that is called twice has it already
         holds = isinstance(module, nn.BatchNorm2d) and holds_activation(module)
-        ordinary = next(kind for kind in _OCTAVE_CLASS if isinstance(module, kind))
+        ordinary = next(kind for kind in classes if isinstance(module, kind))
         if (form := conv_form(module)) is not None:
             module.form = form  # type: ignore[assignment]
-        octave = OctBatchNormAct2d if holds else _OCTAVE_CLASS[ordinary]
+        octave = OctBatchNormAct2d if holds else classes[ordinary]
         if is_parametrized(module):  # its class is its own, and computes the weight
             octave = type(f"Parametrized{octave.__name__}", (octave,), dict(vars(type(module))))
         module.__class__ = octave
     module.set_octave(*partitions, **options)  # type: ignore[operator]
 
 
-def conv_cost_ratio(conv: OctConv1d | OctConv2d | OctConv3d) -> float:
+def conv_cost_ratio(conv: OctaveLayer) -> float:
     """Multiply-adds of an octave convolution over the ordinary one's, where all sizes are even."""
     low = low_to_high = 1.0
     for f, stride in zip(conv.factor, conv.stride, strict=True):

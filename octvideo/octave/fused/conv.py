@@ -25,7 +25,7 @@ from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, is_channels_last
 from octvideo.octave.kernel.library import load_library
 from octvideo.octave.layer import OctaveLayer, convolve
 from octvideo.octave.paths import Target
-from octvideo.octave.resample import add_upsampled, max_pool, pool_down, upsample
+from octvideo.octave.resample import add_upsampled, pool_down, upsample
 
 Maps = tuple[Tensor, Tensor | None]  # of a value: the high one, and the low one if there is one
 Residuals = tuple[Tensor | None, Tensor | None]
@@ -171,7 +171,7 @@ class PreparedConv(PreparedLayer):
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups, self.relu = groups, relu
         self.max_pool: MaxPool | None = None
-        self.onednn = OneDnnConv(weight.shape[2:], self.stride, self.padding, self.dilation, groups)
+        self.onednn = OneDnnConv(tuple(weight.shape[2:]), self.stride, self.padding, self.dilation, groups)
         self.onednn_has = self.onednn.has_form
 
     @classmethod
@@ -224,7 +224,7 @@ class PreparedConv(PreparedLayer):
             return y
         if y.dim() == 4:
             return F.max_pool2d(y, pool.window, pool.stride, pool.padding)
-        return max_pool(y, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
+        return F.max_pool3d(y, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
 
     def _apply(self, *args: Any, **kwargs: Any) -> PreparedLayer:
         self.onednn.forget()
@@ -380,13 +380,8 @@ def rectified(y: Tensor) -> Tensor:
 def _prepared(conv: OctaveLayer, target: Target) -> list[PreparedConv]:
     """One for each term of y_high or y_low; the first brings the bias."""
     sizes: dict[str, Any] = {"padding": conv.padding, "dilation": conv.dilation}
-    return [
-        PreparedConv(
-            term.path.weight(conv.weight),
-            None if n else target.bias(conv.bias),
-            stride=term.path.stride,
-            groups=term.path.groups,
-            **sizes,
-        )
-        for n, term in enumerate(target.terms)
-    ]
+    convs: list[PreparedConv] = []
+    for term in target.terms:
+        weight, bias = term.path.weight(conv.weight), None if convs else target.bias(conv.bias)
+        convs.append(PreparedConv(weight, bias, stride=term.path.stride, groups=term.path.groups, **sizes))
+    return convs

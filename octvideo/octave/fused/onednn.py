@@ -7,7 +7,6 @@ precisions than float32, for grouped networks, for 1x3x3 convolutions on AVX2, a
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,17 +21,20 @@ class OneDnnConv:
     Args:
         kernel, stride, padding, dilation: one int for each axis.
         groups: as in nn.Conv3d.
+
+    Attributes:
+        has_form: whether a two-dimensional convolution computes it.
+        packed: a size of maps, and the weight in the order for it.
     """
 
     def __init__(
         self,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
         groups: int,
     ) -> None:
-        kernel, stride, padding, dilation = (tuple(size) for size in (kernel, stride, padding, dilation))
         # oneDNN's is two-dimensional: over images, over a clip's frames, or over its pixels along time.
         self._plane: Literal["images", "frames", "lines"] | None = None
         if len(kernel) == 2:
@@ -41,15 +43,11 @@ class OneDnnConv:
             self._plane = "frames"
         elif len(kernel) == 3 and kernel[1:] == stride[1:] == (1, 1) and padding[1:] == (0, 0):
             self._plane = "lines"
+        self.has_form = self._plane is not None
         axes = slice(1, 3) if self._plane == "frames" else slice(0, 2)
         self._sizes = [list(size[axes]) for size in (padding, stride, dilation)]
         self._groups = groups
-        self.packed: tuple[torch.Size, Tensor] | None = None  # a size of maps, and the weight in the order for it
-
-    @property
-    def has_form(self) -> bool:
-        """Whether a two-dimensional convolution computes it."""
-        return self._plane is not None
+        self.packed: tuple[torch.Size, Tensor] | None = None
 
     def run(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, relu: bool, clips: int

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
-from octvideo.octave.fused.conv import PreparedLayer
 from octvideo.octave.kernel.fused_conv import FusedConv
 from octvideo.octave.kernel.layout import LAYOUTS, is_exporting
 from octvideo.octave.kernel.sequence import SequencePlan, Wiring
@@ -29,7 +28,7 @@ class FusedSequence(nn.Module):
     Values are indexed: first the inputs, then the result of each convolution.
 
     Args:
-        convs: prepared convolutions.
+        convs: `PreparedLayer`s.
         reads: for each of them the values that it reads: x, or x and the residual, which is added and overwritten
             and not read afterwards.
         num_inputs: how many values `forward` takes.
@@ -38,7 +37,7 @@ class FusedSequence(nn.Module):
 
     def __init__(
         self,
-        convs: Sequence[PreparedLayer],
+        convs: Sequence[nn.Module],
         reads: Sequence[Sequence[int]],
         num_inputs: int,
         results: Sequence[int],
@@ -99,7 +98,7 @@ class FusedSequence(nn.Module):
         return [values[n] for n in self.wiring.results]
 
     def _plan_for(self, inputs: Sequence[Tensor | Octave]) -> SequencePlan | None:
-        key: list[object] = [torch.get_num_threads()]
+        key: list[object] = []
         for value in inputs:
             for part in _parts(value):
                 if not _is_readable(part):
@@ -150,11 +149,8 @@ def _(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
 
 def _values(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Any]:
     """Maps, one or two to each value."""
-    values, left = [], list(parts)
-    for count in counts:
-        own, left = left[:count], left[count:]
-        values.append(_of_parts(own))
-    return values
+    left = iter(parts)
+    return [_of_parts([next(left) for _ in range(count)]) for count in counts]
 
 
 def _of_parts(parts: Sequence[Tensor]) -> Tensor | Octave:

@@ -3,7 +3,7 @@
 The Python side, in the order to read it:
 
 layout.py            channels-last maps, and views of them
-library.py           finds or compiles the C++
+library.py           loads the C++, which a wheel brings or a compiler makes (variants.py: for which processors)
 large_pages.py       memory for weights and for maps between layers
 fused_conv.py        a layer that computes scores: its form, the struct that both sides share, packed weights
 sequence.py          layers that follow each other: where each map lies, and one call for all
@@ -12,7 +12,7 @@ training.py          a layer in a training step, forward and back
 The C++:
 
 layer.h              the structs that Python fills; how weights are divided into blocks
-vectors.h            vectors of the machine's width, threads; memory.h: memory of a thread
+vectors.h            vectors of the machine's width; threads.h: loops on torch's threads; memory.h: memory of a thread
 tiles.h              the micro-kernel
 pooling.h            maps with padding, filled by copying or pooling; max pools
 strips.h             a map in strips of rows

@@ -1,8 +1,8 @@
 """Memory in pages of 2 MB, for weights and maps that are read from the cache again and again.
 
-Which sets of the cache a page of 4 kB falls into is luck, and weights that fit into it push each other out: the same
-network took 518 to 887 ms a clip from process to process on a Xeon, in large pages 460 to 612
-(docs/speed.md). Linux gives them where it is asked to (madvise), and by itself where it is set to "always".
+Which sets of the cache a page of 4 kB falls into is luck, and weights that fit into the cache push each other out: the
+time of a network varies from process to process (docs/speed.md). Linux gives large pages where it is asked
+to (madvise), and by itself where it is set to "always".
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def empty_in_large_pages(count: int) -> Tensor:
         memory.madvise(mmap.MADV_HUGEPAGE)
     except OSError:  # a kernel without them
         return torch.empty(count, dtype=torch.float32)
-    numbers = torch.frombuffer(memory, dtype=torch.float32)  # keeps the memory
-    start = -numbers.data_ptr() % _PAGE // 4
-    return numbers[start : start + count]
+    elements = torch.frombuffer(memory, dtype=torch.float32)  # keeps the memory
+    start = -elements.data_ptr() % _PAGE // 4
+    return elements[start : start + count]
 
 
 class Pool:
-    """Tensors that share large pages, since most are smaller than one. Memory is freed 32 MB at a time, behind the
+    """Tensors that share large pages, since most are smaller than one. Memory is freed 32 MB at a time, after the
     last tensor that lies there."""
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""Layers that follow each other, run by one call: from layer to layer there is no Python and no allocation."""
+"""Layers that follow each other, run by one call: from layer to layer there is no Python and no allocation.
+
+`SequencePlan.of` decides for inputs of certain sizes where each map lies; `SequencePlan.run` computes the results.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Whole octave layers, and ordinary convolutions, in training on CPUs: one pass forward and one back over the maps.
 
-What comes back to the maps of an octave layer is an octave layer too: of the transposed weight, with as many pixels
-pooled and repeated. So fused_conv.cpp, which packs the weight anew in each step, does both, and makes neither joined
-maps nor repeated ones nor their sums.
+The gradient of an octave layer's maps is an octave layer too: of the transposed weight, with as many pixels pooled and
+upsampled. So pack_weights.cpp and fused_conv.cpp do both: the weight is packed anew in each step, and there are neither
+joined maps nor upsampled ones nor their sums.
 
-A sum goes through one number in float32: results and gradients of I3D-50's layers are up to 1.4e-6 from float64's (of
-their norm), torch's own operations, which sum up blocks, up to 7e-7.
+A sum has one accumulator in float32: results and gradients of I3D-50's layers are up to 1.4e-6 from float64's (of their
+norm). Torch's own operations, which sum blocks, are up to 7e-7 from them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TrainedConv:
 
     Args:
         form: kernel, padding and dilation of three axes; the rest of it follows from the channels.
-        ins, outs: high channels, and low ones behind them (or 0).
+        ins, outs: high channels, and the low ones after them (or 0).
         is_transposed: it is what comes back to the maps of another one, and reads its weight.
     """
 
@@ -174,7 +174,7 @@ class TrainedConv:
         return result
 
     def _add_part(self, grad: Tensor | None, x: Tensor | None, to: Tensor) -> None:
-        """The gradient of one part of the weight, of maps of one size, written to its place."""
+        """Writes the gradient of one part of the weight, of maps of one size, to `to`."""
         form, library = self.form, load_library()
         assert grad is not None and x is not None and library is not None
         if form.kernel[1:] != (1, 1) or any(form.padding[1:]):
@@ -192,8 +192,8 @@ class TrainedConv:
             sizes = (x.shape[0], grad.shape[2], x.shape[2], x.shape[3] * x.shape[4])
         width = to.stride(0) // form.kernel[0]  # of the whole weight
         time = form.kernel[0], form.padding[0], form.dilation[0]
-        places = grad.data_ptr(), x.data_ptr(), to.data_ptr()
-        library.weight_gradient(*places, *sizes, *to.shape[:2], width, *time, torch.get_num_threads())
+        addresses = grad.data_ptr(), x.data_ptr(), to.data_ptr()
+        library.weight_gradient(*addresses, *sizes, *to.shape[:2], width, *time, torch.get_num_threads())
 
 
 def _sums_of_blocks(x: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def _sums_of_blocks(x: Tensor) -> Tensor:
 
 
 def _with_regular_steps(weight: Tensor) -> tuple[Tensor, int]:
-    """The weight, and the step from one place of its kernel to the next, which is everywhere the same."""
+    """The weight, and the step from one tap of its kernel to the next, which is the same everywhere."""
     kernel = weight.shape[2:]
     step, expected = 0, 0
     for size, stride in zip(reversed(kernel), reversed(weight.stride()[2:]), strict=True):

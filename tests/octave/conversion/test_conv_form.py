@@ -184,7 +184,7 @@ def test_even_kernels_have_no_octave_form() -> None:
 def test_max_pools_of_tensorflow_pool_pairs_and_averages_merge() -> None:
     network = between(MaxPool2dSame(3, 2), nn.Conv2d(8, 8, 3, padding=1), AvgPool2dSame(2, 2))
     octave = octavize(network, 0.5)
-    assert octave.octave_report.layers["3"] == (0.5, 0.0)  # behind it is the average, which counts its padding
+    assert octave.octave_report.layers["3"] == (0.5, 0.0)  # after it is the average, which counts its padding
     assert "only 4 (AvgPool2dSame) reads it" in octave.octave_report.merged["3"]
     for size in SIZES:
         x = torch.randn(1, 3, *size, dtype=torch.float64)

@@ -130,7 +130,7 @@ def test_trains_like_the_ordinary_network(case: Case, alpha: float) -> None:
 
 
 def without_padding(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An average pooling whose borders average only what is there."""
+    """An average pooling whose edges average only what is there."""
 
     @wraps(pool)
     def average(
@@ -151,7 +151,7 @@ def without_padding(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def test_constant_input_gives_the_ordinary_output(
     case: Case, alpha: float, downsample: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On one colour (borders replicated) resolution means nothing: any wrong wiring of channels shows.
+    """On one colour (edges replicated) resolution means nothing: any wrong wiring of channels shows.
 
     Average pooling that counts padded zeros would not keep a colour, so none does here.
     """

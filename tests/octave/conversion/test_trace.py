@@ -51,7 +51,7 @@ def test_no_way_out_is_named_where_there_is_none() -> None:
 
 
 class FunctionalDropout(nn.Module):
-    """Dropout as functions: on a pair, and behind the head."""
+    """Dropout as functions: on a pair, and after the head."""
 
     def __init__(self) -> None:
         super().__init__()

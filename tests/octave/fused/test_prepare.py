@@ -16,9 +16,9 @@ from octvideo.octave.fused.sequence import FusedSequence
 from tests.octave.test_layer import KERNELS, last, random
 
 
-@pytest.mark.parametrize("base", ["none", "fits", "broadcast"])
+@pytest.mark.parametrize("residual", ["none", "fits", "broadcast"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_prepared_convolutions_are_torchs(kernel: str, base: str) -> None:
+def test_prepared_convolutions_are_torchs(kernel: str, residual: str) -> None:
     size, stride, padding, dilation, groups = KERNELS[kernel]
     conv = nn.Conv3d(8, 16, size, stride, padding, dilation, groups)
     prepared = PreparedConv.of(conv)
@@ -28,7 +28,7 @@ def test_prepared_convolutions_are_torchs(kernel: str, base: str) -> None:
         for n, sizes in enumerate(((4, 7, 9), (3, 20, 30), (4, 7, 9))):  # packed once, then other sizes
             x = random(2, 8, *sizes, seed=n)
             expected = conv(x)
-            added = {"none": 0.0, "fits": random(*expected.shape), "broadcast": random(2, 16, 1, 1, 1)}[base]
+            added = {"none": 0.0, "fits": random(*expected.shape), "broadcast": random(2, 16, 1, 1, 1)}[residual]
             given = (last(added),) if isinstance(added, Tensor) else ()
             torch.testing.assert_close(prepared(last(x), *given), (expected + added).relu(), atol=1e-4, rtol=1e-4)
     for clone in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared)), prepared.double()):

@@ -112,21 +112,21 @@ def test_a_base_from_outside_is_overwritten() -> None:
     convs = [PreparedConv.of(nn.Conv2d(8, 8, 1)) for _ in range(2)]
     assert convs[0] is not None and convs[1] is not None
     sequence = FusedSequence([convs[0], convs[1]], [[0], [2, 1]], 2, [3])
-    x, base = last(torch.randn(2, 8, 5, 5)), last(torch.randn(2, 8, 5, 5))
-    expected = convs[1](convs[0](x)) + base
-    assert sequence(x, base) is base
-    torch.testing.assert_close(base, expected, atol=1e-5, rtol=1e-5)
+    x, residual = last(torch.randn(2, 8, 5, 5)), last(torch.randn(2, 8, 5, 5))
+    expected = convs[1](convs[0](x)) + residual
+    assert sequence(x, residual) is residual
+    torch.testing.assert_close(residual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_what_cannot_be_planned_is_called_one_by_one() -> None:
-    """A base that is broadcast; others than float32. Maps in another layout are copied."""
+    """A residual that is broadcast; others than float32. Maps in another layout are copied."""
     convs = [PreparedConv.of(nn.Conv2d(8, 8, 1)) for _ in range(2)]
     assert convs[0] is not None and convs[1] is not None
     sequence = FusedSequence([convs[0], convs[1]], [[0], [2, 1]], 2, [3])
-    x, base = last(torch.randn(2, 8, 5, 5)), last(torch.randn(1, 8, 5, 5))
-    expected = convs[1](convs[0](x)) + base
+    x, residual = last(torch.randn(2, 8, 5, 5)), last(torch.randn(1, 8, 5, 5))
+    expected = convs[1](convs[0](x)) + residual
     for _ in range(2):
-        torch.testing.assert_close(sequence(x, base), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(sequence(x, residual), expected, atol=1e-5, rtol=1e-5)
     assert plans(sequence) == [None]
 
     network, ready, own = prepared(3, 0.25)

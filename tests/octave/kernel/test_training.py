@@ -42,7 +42,7 @@ def is_fused(y: Tensor | Octave) -> bool:
 def inputs_of(layer: Any, *shape: int) -> list[Tensor]:
     """Of (N, [T,] H, W)."""
     count, *size = shape
-    high, low = layer._source_sizes
+    high, low = len(layer.partition_in.high), len(layer.partition_in.low)
     half = [*size[:-2], *((n + 1) // 2 for n in size[-2:])]
     return [random(count, high, *size), random(count, low, *half, seed=1)][: 1 + (low > 0)]
 
