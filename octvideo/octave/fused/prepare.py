@@ -57,10 +57,9 @@ def fuse_convolutions(prepared: nn.Module) -> None:
 
     A graph that is to be compiled needs it done beforehand, and else gets slower operations.
     """
-    if isinstance(prepared, PreparedLayer | FusedSequence) and prepared.fuse():
-        return  # its own convolutions have nothing to do
-    for child in prepared.children():
-        fuse_convolutions(child)
+    for module in prepared.modules():
+        if isinstance(module, FusedSequence):
+            module.fuse()
 
 
 def _fix_weights(module: nn.Module) -> None:
@@ -222,17 +221,18 @@ class _Preparation:
         return isinstance(module.module if isinstance(module, OctMap) else module, nn.ReLU) or node.target in _RELUS
 
     def _join_convolutions(self) -> None:
-        """Make one module of prepared convolutions that follow each other."""
+        """Make one module of prepared convolutions that follow each other and that the kernel has."""
         sequence: list[fx.Node] = []
         for node in list(self.graph.nodes):
-            if isinstance(self._module(node), PreparedLayer):
+            module = self._module(node)
+            if isinstance(module, PreparedLayer) and module.kernel_has:
                 sequence.append(node)
             elif node.op not in ("placeholder", "get_attr"):
                 self._join(sequence)
                 sequence = []
 
     def _join(self, sequence: list[fx.Node]) -> None:
-        if len(sequence) < 2:
+        if not sequence:
             return
         read = dict.fromkeys(source for node in sequence for source in node.all_input_nodes)
         inputs = [node for node in read if node not in sequence]
