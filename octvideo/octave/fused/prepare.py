@@ -17,7 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from octvideo.octave.conversion.conv_form import conv_form, make_weight_once
-from octvideo.octave.conversion.modules import Method, OctAdd, OctFunction, OctMap, OctPool
+from octvideo.octave.conversion.modules import Method, OctMap, OctPool
 from octvideo.octave.conversion.trace import computed_tensors, trace_network
 from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
@@ -203,8 +203,7 @@ class _Preparation:
     def _is_addition(self, node: fx.Node) -> bool:
         """Whether `node` adds two computed values, and does nothing else."""
         plain = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
-        adds = isinstance(self._module(node), OctAdd) or node.target in _ADDITIONS
-        return plain and node.args[0] is not node.args[1] and adds
+        return plain and node.args[0] is not node.args[1] and self._operation(node) in _ADDITIONS
 
     def _is_fresh(self, node: fx.Node) -> bool:
         """Whether `node` makes tensors of its own, which no other node's result shares."""
@@ -212,13 +211,16 @@ class _Preparation:
 
     def _is_relu(self, node: fx.Node) -> bool:
         """Written as a module, a function or a method; of a map or an octave pair."""
+        operation = self._operation(node)
+        name = operation.__name__ if isinstance(operation, Method) else operation  # of a method, or another thing
+        return name in _RELU_METHODS or operation in _RELUS or isinstance(operation, nn.ReLU)
+
+    def _operation(self, node: fx.Node) -> Any:
+        """What `node` does to a map, or to each one of an octave pair: a module, a function or a method's name."""
         module = self._module(node)
-        if isinstance(module, OctFunction):
-            function = module.function
-            return function in _RELUS or (isinstance(function, Method) and function.__name__ in _RELU_METHODS)
-        if node.op == "call_method":
-            return node.target in _RELU_METHODS
-        return isinstance(module.module if isinstance(module, OctMap) else module, nn.ReLU) or node.target in _RELUS
+        if module is None:
+            return node.target
+        return module.function if isinstance(module, OctMap) else module
 
     def _join_convolutions(self) -> None:
         """Make one module of prepared convolutions that follow each other and that the kernel has."""
