@@ -121,12 +121,8 @@ def _paths(source: Path, root: Path, selection: Selection) -> Iterator[str]:
     elif source.suffix.lower() not in LIST_SUFFIXES:
         yield str(source)
     else:
-        classes = _AnyClass()
-        if is_kinetics_csv(source):
-            records = read_kinetics_csv(source, root=root, classes=classes, labelled=False)
-        else:
-            records = read_records(source, root=root, classes=classes, labelled=False)
-        yield from (record.path for record in records)
+        read = read_kinetics_csv if is_kinetics_csv(source) else read_records
+        yield from (record.path for record in read(source, root=root, classes=_AnyClass(), labelled=False))
 
 
 class _AnyClass(ClassIndex):
