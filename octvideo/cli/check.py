@@ -49,7 +49,7 @@ def run(args: Namespace) -> int:
     selection = select(args.sources, root=args.root)
     out = args.output or Path("runs/check_videos", Path(selection.root).name or "root")
     with Journal(out, root=selection.root, decoder=args.decoder) as journal:
-        with Progress("checking", len(selection)) as progress:
+        with Progress("checking", len(selection.names)) as progress:
             shown = Shown(progress)
             summary = check_all(
                 selection,
@@ -107,7 +107,7 @@ def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Pa
     table = Table("", "files", "share")
     for verdict in VERDICTS:
         count = summary.verdicts[verdict]
-        table.add_row(verdict, f"{count:,}", f"{count / max(len(selection), 1):.2%}")
+        table.add_row(verdict, f"{count:,}", f"{count / max(len(selection.names), 1):.2%}")
     console.print(table)
     if summary.num_known:
         line(f"{summary.num_known:,} of them were known from before and have not changed")
