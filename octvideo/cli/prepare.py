@@ -13,6 +13,7 @@ import collections
 import contextlib
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 from rich import box
@@ -153,7 +154,7 @@ def _download(args: argparse.Namespace) -> int:
 
 
 def _get(downloads: Downloads, archives: list[Archive], workers: int) -> list[tuple[Archive, str]]:
-    problems, done, written, kept, differing = [], 0, 0, 0, 0
+    problems, done, counts = [], 0, Counter[str]()
     with Progress("downloading", in_bytes=True) as shown:
         sizes: dict[Archive, tuple[int, int]] = {}
 
@@ -166,10 +167,8 @@ def _get(downloads: Downloads, archives: list[Archive], workers: int) -> list[tu
             done += 1
             if arrived.problem:
                 problems.append((arrived.archive, arrived.problem))
-            if arrived.unpacked is not None:
-                written += arrived.unpacked.written
-                kept += arrived.unpacked.kept
-                differing += arrived.unpacked.differing
+            counts.update(arrived.unpacked or {})
+    written, kept, differing = counts["written"], counts["kept"], counts["differing"]
     print(f"{len(archives) - len(problems)} files downloaded; {written:,} videos and lists unpacked", end="")
     print(f", {kept:,} were there" if kept else "", end="")
     print(f" ({differing:,} of these of another size: they stay as they are)" if differing else "")

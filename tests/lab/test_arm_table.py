@@ -28,7 +28,8 @@ from lab.arms.table import (
 )
 from lab.timing import step_seconds
 from octvideo.errors import UserError
-from octvideo.evaluation import VideoScores, wilson_interval
+from octvideo.evaluation.metrics import wilson_interval
+from octvideo.evaluation.scores import VideoScores
 from octvideo.models import frame_network, i3d_small
 from octvideo.octave import count_cost
 
