@@ -27,14 +27,14 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Returns 0."""
-    rows = cost_rows(args.networks, args.alphas, clip=parse_clip(args.clip), num_classes=args.num_classes)
+    rows = list(cost_rows(args.networks, args.alphas, clip=parse_clip(args.clip), num_classes=args.num_classes))
     if args.markdown:
-        print(markdown(HEADER, [row.cells() for row in rows]))
+        print(markdown(HEADER, rows))
         return 0
     drawn = Table(box=box.SIMPLE_HEAD, title=f"one clip of {args.clip}", title_justify="left")
     for n, name in enumerate(HEADER):
         drawn.add_column(name, justify="left" if n == 0 else "right", no_wrap=True)
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        drawn.add_row(*row.cells(), end_section=following is not None and following.network != row.network)
+    for row, following in zip(rows, [*rows[1:], rows[-1]], strict=True):
+        drawn.add_row(*row, end_section=following[0] != row[0])
     Console(width=120).print(drawn)  # wide enough in a log file too, which is no terminal
     return 0
