@@ -78,15 +78,9 @@ class Quarantine:
                 places.setdefault(path, []).append(place)
         strangers = [path for path, where in places.items() if not any(map(os.path.lexists, where))]
         if strangers:
-            log.warning(
-                "%s: %d of its %d entries name no file, the first %r: paths in it are absolute, or start from "
-                "data.root or from the folder that its line '%s...' names",
-                self.file,
-                len(strangers),
-                len({path for path, _ in self._entries.values()}),
-                strangers[0],
-                _ROOT,
-            )
+            count = f"{len(strangers)} of its {len({path for path, _ in self._entries.values()})} entries"
+            advice = f"paths in it are absolute, or start from data.root or from the folder that its line '{_ROOT}...'"
+            log.warning("%s: %s name no file, the first %r: %s names", self.file, count, strangers[0], advice)
 
     def _place(self, path: str) -> str:
         folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
