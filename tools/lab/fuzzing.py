@@ -323,9 +323,9 @@ def join(copy: bytearray, dice: random.Random, other: bytes) -> str:
 
 
 KINDS: tuple[Damage, ...] = (
-    *(cut, cut_front, flip_bits, flip_bits, flip_bits, zero_blocks, noise_block, repeat_block, remove_block),
-    *(swap_blocks, break_header, break_table, break_table, garbage_in_front, join),
-)
+    cut, cut_front, flip_bits, flip_bits, flip_bits, zero_blocks, noise_block, repeat_block, remove_block, swap_blocks,
+    break_header, break_table, break_table, garbage_in_front, join,
+)  # fmt: skip
 
 
 def _place(copy: bytearray, dice: random.Random) -> int:

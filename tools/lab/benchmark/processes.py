@@ -37,7 +37,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_memory(arm: Arm, device: torch.device) -> Memory | None:
-    """Measures an arm's memory, on one thread of a CPU, or None where the system does not tell (CPU memory beside Linux).
+    """An arm's memory, on one thread of a CPU; None where the system does not tell (CPU memory beside Linux).
 
     Raises:
         UserError: the process fails, with the last line that it said.

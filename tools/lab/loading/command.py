@@ -158,11 +158,9 @@ def _in_turns(ways: Mapping[str, Turn], rounds: int) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any], recipe: Recipe) -> None:
-    sheets = [times_sheet(f"One {title}", found["videos"], kind) for kind, (title, _, _) in _KINDS.items()]
-    sheets += [
-        stages_sheet(f"Stages of one {title}", found["videos"], f"{kind}_stages")
-        for kind, (title, _, _) in _KINDS.items()
-    ]
+    titles, videos = {kind: title for kind, (title, _, _) in _KINDS.items()}, found["videos"]
+    sheets = [times_sheet(f"One {title}", videos, kind) for kind, title in titles.items()]
+    sheets += [stages_sheet(f"Stages of one {title}", videos, f"{kind}_stages") for kind, title in titles.items()]
     sheets += [loaders_sheet(kind, rates, found["num_workers"]) for kind, rates in found["loaders"].items()]
     console = Console(width=None if sys.stdout.isatty() else 160)
     for sheet in sheets:
