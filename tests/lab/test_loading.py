@@ -106,11 +106,8 @@ def test_what_is_measured_when_it_is_stopped_is_shown(
 def test_whether_a_gpu_waits() -> None:
     rates = [Rate(items=40, seconds=9.0, cpu_seconds=8.0), Rate(items=40, seconds=5.0, cpu_seconds=4.0)]
     enough, short = need(50, rates, available=8), need(400, rates, available=8)
-    assert enough == {"wanted": 50, "cpus": 5.0, "available": 8} and short == {
-        "wanted": 400,
-        "cpus": 40.0,
-        "available": 8,
-    }
+    assert enough == {"wanted": 50, "cpus": 5.0, "available": 8}
+    assert short == {"wanted": 400, "cpus": 40.0, "available": 8}
     assert "the GPU is fed" in need_line("clips", enough, 30)
     assert need_line("clips", short, 30) == (
         "Training at 400 clips/s: the GPU STARVES: loading keeps 40.0 CPUs busy (data.num_workers 40), "
