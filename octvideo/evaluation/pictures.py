@@ -121,7 +121,7 @@ def draw_curves(canvas: FigureBase, curves: dict[str, Curve]) -> None:
         else:
             _draw_train_and_val(axes, kind, curves)
         axes.set_ylabel({"loss": "loss", "top1": "top-1", "lr": "learning\nrate"}[kind], color=_INK)
-        _plain(axes)
+        plain(axes)
         axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
     canvas.align_ylabels(list(grid))
     grid[-1].set_xlabel("epoch", color=_INK)
@@ -182,7 +182,7 @@ def draw_confusion(axes: Axes, scores: VideoScores, *, pairs: Pairs = ()) -> Non
     axes.set_xlabel("predicted", color=_INK)
     axes.set_ylabel("true class", color=_INK)
     axes.set_title(_caption(figures(scores, pairs=pairs)), fontsize=10, color=_INK, loc="left", pad=10)
-    _plain(axes)
+    plain(axes)
 
 
 def _caption(row: list[Figure]) -> str:
@@ -200,7 +200,8 @@ def _paired_order(class_names: list[str], pairs: Pairs) -> list[int]:
     return [class_names.index(name) for name in ordered]
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Two quiet spines, and what is drawn above the grid."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -170,7 +170,9 @@ def _rows(network: ArmNetwork, tested: Mapping[ArmRun, FoundRun], *, alpha: floa
     if rounds > 0:
         train_px = (data["augment"] or {}).get("crop_px", data["crop_px"])
         batch = (data["batch_size"], 3, data["clip_frames"], train_px, train_px)  # (N,C,T,H,W)
-        ratios = _step_ratios(twins, batch, rounds=rounds, channels_last=config["model"]["channels_last"])
+        named: dict[str, nn.Module] = {str(arm): twin for arm, twin in twins.items()}
+        seconds = step_seconds(named, batch, rounds=rounds, channels_last=config["model"]["channels_last"])
+        ratios = {arm: [a / b for a, b in zip(seconds[arm], seconds["ordinary"], strict=True)] for arm in ARMS}
     scores = {arm: {run.seed: found.scores for run, found in tested.items() if run.arm == arm} for arm in ARMS}
     for arm in ARMS:
         runs, share = scores[arm], adds[arm] / adds["ordinary"]
@@ -184,14 +186,6 @@ def _rows(network: ArmNetwork, tested: Mapping[ArmRun, FoundRun], *, alpha: floa
             "" if arm == "ordinary" else _difference(paired_difference(runs, scores["ordinary"])),
             _difference(paired_difference(runs, scores["pool"])) if arm == "oct" else "",
         )
-
-
-def _step_ratios(
-    twins: Mapping[Arm, nn.Module], batch: Sequence[int], *, rounds: int, channels_last: bool
-) -> dict[Arm, list[float]]:
-    named: dict[str, nn.Module] = {str(arm): twin for arm, twin in twins.items()}
-    seconds = step_seconds(named, batch, rounds=rounds, channels_last=channels_last)
-    return {arm: [a / b for a, b in zip(seconds[arm], seconds["ordinary"], strict=True)] for arm in ARMS}
 
 
 def drawn_table(rows: Sequence[Row]) -> Table:
