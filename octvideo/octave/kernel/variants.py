@@ -67,7 +67,7 @@ def sources_key(*parts: str) -> str:
 
 
 def find_compiler() -> list[str] | None:
-    """$CXX, which may have several words ("ccache g++"), else g++ (on macOS that is Clang); None where there is none."""
+    """$CXX, which may have several words ("ccache g++"), else g++, which macOS calls Clang; None: there is none."""
     name = os.environ.get("CXX", "").strip() or "g++"
     command = [name] if shutil.which(name) else name.split()
     return command if shutil.which(command[0]) else None
