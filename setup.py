@@ -1,4 +1,4 @@
-"""Compiles the kernel's variants into a wheel. Everything else of the package stands in pyproject.toml.
+"""Lists the packages, and compiles the kernel's variants into a wheel. Everything else stands in pyproject.toml.
 
 OCTVIDEO_BUILD_KERNEL=0 leaves them out: the wheel is then one for any platform. With 1, a missing or failing compiler
 is an error; otherwise a warning says so, and the kernel is left out.
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Distribution, setup
+from setuptools import Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -62,4 +62,9 @@ class WheelForAnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(distclass=PlatformDistribution, cmdclass={"build_py": BuildWithKernel, "bdist_wheel": WheelForAnyPython})
+setup(
+    packages=[*find_packages(include=["octvideo", "octvideo.*"]), "octvideo.configs"],
+    package_dir={"octvideo.configs": "configs"},
+    distclass=PlatformDistribution,
+    cmdclass={"build_py": BuildWithKernel, "bdist_wheel": WheelForAnyPython},
+)

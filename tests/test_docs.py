@@ -70,6 +70,7 @@ def examples() -> Iterator[object]:
             yield pytest.param(page, ("run", "run slow"), id=f"{name_of(page)} slow", marks=pytest.mark.slow)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("page", "marks"), examples())
 def test_examples_run(page: Path, marks: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs, folder = tmp_path / "programs", tmp_path / "folder"
@@ -90,7 +91,7 @@ def test_examples_run(page: Path, marks: tuple[str, ...], tmp_path: Path, monkey
             continue
         assert block.language == "bash", f"{block.place}: can't run {block.language}"
         command = ["bash", "-euo", "pipefail", "-c", block.code]
-        done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=280, check=False)
+        done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=600, check=False)
         assert done.returncode == 0, f"{block.place}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 

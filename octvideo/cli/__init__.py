@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     name, *words = argv or ["-"]
     if name in ("-h", "--help"):
-        print(help_page())
+        print(front_page())
         return 0
     if name == "--version":
         print(f"octvideo {__version__}")
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
         raise KeyboardInterrupt(str(error) or getattr(module, "STOPPED", "")) from None
 
 
-def help_page() -> str:
+def front_page() -> str:
     """What `octvideo --help` prints."""
     lines = []
     for title, group in GROUPS.items():

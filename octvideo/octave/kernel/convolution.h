@@ -15,9 +15,18 @@ namespace {
 // Elements that a core keeps close: more weights are read block by block over the whole map, and maps in strips of so much.
 constexpr int64_t kCachedWeights = 512 * 1024 / sizeof(float), kCachedStrip = 256 * 1024 / sizeof(float);
 
+// Where one block's weights are more than a cache holds beside the maps, parts of them serve all pixels in turn. Where a
+// block is smaller, reading the maps once for each part costs more than that saves.
+constexpr int64_t kLargeBlock = 768 * 1024 / sizeof(float), kPart = 128 * 1024 / sizeof(float);
+
 struct Geometry {
   int64_t clips, frames, height, width;  // of the map that is read
   int64_t out_frames, out_height, out_width;
+};
+
+// Rows [begin, end) of a weight: a part of the sums.
+struct KRange {
+  int64_t begin, end;
 };
 
 // What comes into the cache while a strip is computed.
@@ -82,19 +91,20 @@ struct Convolution {
     static thread_local const float* known[3];
     const bool is_new = known[index] != weight;
     known[index] = weight;
-    const std::vector<Tap>& taps = taps_of(strip, local);
+    const KRange all{0, k()};
+    const std::vector<Tap>& taps = taps_of(strip, all, local);
     for (size_t n = 0; n < blocks->size(); ++n) {
       if (is_new) prefetch_weights(n, strip, &prefetch);
-      compute_block(taps, strip, (*blocks)[n], local, prefetch);
+      compute_block(taps, strip, (*blocks)[n], all, local, prefetch);
       prefetch.data = nullptr;
     }
   }
 
-  // The channels of one block.
-  void compute_block(const std::vector<Tap>& taps, const Strip& strip, const Block& block, const Local& local,
-                     const Prefetch& prefetch) const {
+  // What a part of a block's weights adds to the sums of a strip. The first part starts them, the last one ends them.
+  void compute_block(const std::vector<Tap>& taps, const Strip& strip, const Block& block, const KRange& part,
+                     const Local& local, const Prefetch& prefetch) const {
     if (!has_space()) {
-      compute_pixels(taps, strip, 0, strip.begin * size.out_width, strip.end * size.out_width, block, local, prefetch);
+      compute_pixels(taps, strip, 0, strip.begin * size.out_width, strip.end * size.out_width, block, part, local, prefetch);
       return;
     }
     static thread_local std::vector<Tap> within;  // taps that are not in the padding above and below the map
@@ -108,12 +118,12 @@ struct Convolution {
         within.clear();
         std::copy_if(taps.begin(), taps.end(), std::back_inserter(within), is_within);
       }
-      compute_pixels(all ? taps : within, strip, y, 0, size.out_width, block, local, prefetch);
+      compute_pixels(all ? taps : within, strip, y, 0, size.out_width, block, part, local, prefetch);
     }
   }
 
-  // What the pixels of a strip's frame read.
-  const std::vector<Tap>& taps_of(const Strip& strip, const Local& local) const {
+  // Taps of a strip's frame that meet this part of the weights.
+  const std::vector<Tap>& taps_of(const Strip& strip, const KRange& part, const Local& local) const {
     static thread_local std::vector<Tap> taps;  // of the last call
     const int64_t* kernel = layer->kernel;
     taps.clear();
@@ -132,9 +142,11 @@ struct Convolution {
                                                     : x.data + (strip.clip * size.frames + frame) * x.frame;
         for (int64_t j = 0; j < kernel[1]; ++j)
           for (int64_t c = 0; c < columns; ++c, k += count) {
+            const int64_t begin = std::max<int64_t>(part.begin - k, 0), end = std::min(part.end - k, count);
             const int64_t y = j * layer->dilation[1];
-            taps.push_back({start + y * x.row + c * layer->dilation[2] * x.pixel, x.row * layer->stride[1],
-                            x.pixel * layer->stride[2], count, k, y - layer->padding[1]});
+            if (begin < end)
+              taps.push_back({start + y * x.row + c * layer->dilation[2] * x.pixel + begin, x.row * layer->stride[1],
+                              x.pixel * layer->stride[2], end - begin, k + begin, y - layer->padding[1]});
           }
       }
     }
@@ -143,25 +155,28 @@ struct Convolution {
 
   // Pixels [begin, end) of the strip's frame, counted from its row y.
   void compute_pixels(const std::vector<Tap>& taps, const Strip& strip, int64_t y, int64_t begin, int64_t end,
-                      const Block& block, const Local& local, const Prefetch& prefetch) const {
+                      const Block& block, const KRange& part, const Local& local, const Prefetch& prefetch) const {
+    const bool starts = part.begin == 0, ends = part.end == k();  // the sums
+    if (taps.empty() && !starts && !ends) return;
     const int64_t frame = strip.clip * size.out_frames + strip.t, pixel = y * size.out_width + begin;
     const int64_t at = (frame * size.out_height * size.out_width + pixel) * (outs + gap) + block.first;
-    const float* added = local.addend  ? local.addend
-                         : addend.data ? addend.data + frame * addend.frame
-                                       : nullptr;
+    const float* added = !starts        ? nullptr
+                         : local.addend ? local.addend
+                         : addend.data  ? addend.data + frame * addend.frame
+                                        : nullptr;
     Tiles tiles;
-    tiles.bias = bias ? bias + block.first : nullptr;
-    tiles.residual = residual ? residual + at : nullptr;
+    tiles.bias = bias && starts ? bias + block.first : nullptr;
+    tiles.residual = !starts ? out + at : residual ? residual + at : nullptr;
     tiles.added = added ? added + block.first : nullptr;
     tiles.offsets = added ? addend.offsets + pixel : nullptr;
     tiles.out = out + at;
     tiles.out_step = outs + gap;
     tiles.last_lanes = block.last_lanes;
-    tiles.relu = relu;
-    tiles.is_cached = out_is_cached;
+    tiles.relu = relu && ends;
+    tiles.is_cached = out_is_cached || !starts;
     tiles.ahead_step = prefetch.data ? prefetch.per_pixel : 0;
     tiles.ahead = tiles.ahead_step ? prefetch.data + (pixel - prefetch.first_pixel) * tiles.ahead_step : nullptr;
-    tiles.next_out = prefetch.next_out;
+    tiles.next_out = starts ? prefetch.next_out : 0;
 
     // Tiles of nearly equal size: some are one pixel longer.
     const float* packed = weight + k() * block.first;
@@ -230,7 +245,7 @@ void compute_strips(const Convolution& conv, int64_t threads, const Function& af
   });
 }
 
-// Likewise, by weights that fill the cache: one block of them after the other.
+// Likewise, by weights that fill the cache: one block of them after the other, or, of a large one, one part.
 template <class Function>
 void compute_blocks(const Convolution& conv, int64_t threads, const Function& after) {
   const Strips strips = conv.strips();
@@ -242,22 +257,28 @@ void compute_blocks(const Convolution& conv, int64_t threads, const Function& af
   parallel_for(threads, blocks * groups, [&](int64_t unit) {
     const Block& block = (*conv.blocks)[unit / groups];
     const int64_t begin = count * (unit % groups) / groups, end = count * (unit % groups + 1) / groups;
-    const bool is_first = unit < groups, is_last = unit / groups + 1 == blocks;
+    const int64_t row = block.vectors * kLanes, parts = k * row > kLargeBlock ? (k * row + kPart - 1) / kPart : 1;
+    const bool is_first = unit < groups;
     int64_t pixels = 0;
     for (int64_t n = begin; n < end; ++n) pixels += strips[n].height() * width;
-    // Meanwhile the next weights are prefetched.
-    const int64_t elements = k * block.vectors * kLanes;
-    const float* ahead = !is_last ? conv.weight + k * block.first + elements : conv.next ? conv.next->weight : nullptr;
-    const int64_t per_pixel = (elements / kCacheLine + pixels - 1) / pixels * kCacheLine;
-    for (int64_t n = begin; n < end; ++n) {
-      const Strip strip = strips[n];
-      Prefetch prefetch = conv.prefetch_next(strips, n, is_first ? end : 0);
-      if (!prefetch.data && ahead) {
-        prefetch.data = ahead, prefetch.per_pixel = per_pixel, prefetch.first_pixel = strip.begin * width;
-        ahead += strip.height() * width * per_pixel;
+    for (int64_t p = 0; p < parts; ++p) {
+      const KRange part{k * p / parts, k * (p + 1) / parts};
+      // Meanwhile the weights after these are prefetched.
+      const bool are_last = p + 1 == parts && unit / groups + 1 == blocks;
+      const float* ahead = !are_last ? conv.weight + k * block.first + part.end * row
+                           : conv.next ? conv.next->weight
+                                       : nullptr;
+      const int64_t per_pixel = ((part.end - part.begin) * row / kCacheLine + pixels - 1) / pixels * kCacheLine;
+      for (int64_t n = begin; n < end; ++n) {
+        const Strip strip = strips[n];
+        Prefetch prefetch = conv.prefetch_next(strips, n, is_first && p == 0 ? end : 0);
+        if (!prefetch.data && ahead) {
+          prefetch.data = ahead, prefetch.per_pixel = per_pixel, prefetch.first_pixel = strip.begin * width;
+          ahead += strip.height() * width * per_pixel;
+        }
+        conv.compute_block(conv.taps_of(strip, part, {}), strip, block, part, {}, prefetch);
+        if (is_first && p + 1 == parts) after(strip);
       }
-      conv.compute_block(conv.taps_of(strip, {}), strip, block, {}, prefetch);
-      if (is_first) after(strip);
     }
   }, 1);
 }
