@@ -7,9 +7,9 @@ is one line, not a traceback.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import itertools
+import pkgutil
 import shlex
 import sys
 import traceback
@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from octvideo.class_names import match_classes
 from octvideo.cli import COMMANDS
 from octvideo.cli.allocator import keep_freed_memory
-from octvideo.cli.config_files import CONFIG_FLAGS, known_configs, prepare_argv
+from octvideo.cli.config_files import CONFIG_FLAGS, prepare_argv
 from octvideo.cli.help_page import BUILDER_HELP, HelpParser, builder_help
 from octvideo.cli.mistakes import explain, joined_lines, wrong_value
 from octvideo.data.datamodule import VideoDataModule
@@ -176,7 +176,7 @@ class OctvideoCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             keys = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
-            raise UserError(explain(str(error), subcommand=args[0], keys=keys, configs=known_configs())) from error
+            raise UserError(explain(str(error), subcommand=args[0], keys=keys)) from error
         self.config = _expanded(self.config)
 
     def _parse_ckpt_path(self) -> None:
@@ -341,7 +341,7 @@ def _link_num_classes(config: Namespace, trained: Sequence[str] | None, *, predi
     network = config.model.network
     init_args = network.get("init_args") or Namespace()
     if "num_classes" in init_args:
-        argument = inspect.signature(_import(network.class_path)).parameters.get("num_classes")
+        argument = inspect.signature(pkgutil.resolve_name(network.class_path)).parameters.get("num_classes")
         default = None if argument is None else argument.default
         if init_args["num_classes"] not in (default, expected):
             raise UserError(
@@ -351,11 +351,6 @@ def _link_num_classes(config: Namespace, trained: Sequence[str] | None, *, predi
             )
         init_args["num_classes"] = expected
     return list(data.class_names)
-
-
-def _import(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -20,9 +20,9 @@ from octvideo.evaluation.scores import VideoScores, find_scores
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument("--scores", type=Path, help="file of scores (RUN_DIR/scores.npz, else scores_*.npz)")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="(RUN_DIR/scores.npz, else scores_*.npz)")
     parser.shared("output", metavar="FILE", help="picture to write (RUN_DIR/report.png)")
-    parser.add_argument("--title", help="of table and picture (the name of the run folder)")
+    parser.add_argument("--title", metavar="TEXT", help="of table and picture (the name of the run folder)")
     parser.shared("pairs", "markdown")
 
 
