@@ -26,7 +26,6 @@ from octvideo.class_names import (
 )
 from octvideo.data.augment import Augmentation
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
-from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
 from octvideo.data.manifest import check_files, read_records
 from octvideo.data.quarantine import Quarantine
@@ -245,11 +244,7 @@ class VideoDataModule(L.LightningDataModule):
             log.warning("%s: no video of %d of %d classes: %s%s", source, len(absent), len(counts), names, advice)
 
     def _read_files(self, source: Path, *, labelled: bool) -> VideoList:
-        classes = ClassIndex(self.class_names)
-        if source.is_file() and is_kinetics_csv(source):
-            records = read_kinetics_csv(source, root=self.root, classes=classes, labelled=labelled)
-        else:
-            records = read_records(source, root=self.root, classes=classes, labelled=labelled)
+        records = read_records(source, root=self.root, classes=ClassIndex(self.class_names), labelled=labelled)
         check_files(records, source, self.how_to_get)
         return records
 
