@@ -1,8 +1,8 @@
 """Labels and batches: from lists, folders and Kinetics' csv to batches of uint8 clips.
 
 records.py      VideoRecord, and VideoList: very many of them in shared memory
-manifest.py     lists and folders → VideoList; errors name file and line
-kinetics.py     the official lists with either folder layout, and the files that are there, by name
+manifest.py     every layout of a data set → VideoList; errors name file and line
+kinetics.py     one of them: the official lists with either folder layout, and the files that are there, by name
 quarantine.py   videos to leave out
 shards.py       videos in tar archives, near or far (shard_writer.py: how they are written)
 preparation/    lists of the published data sets, re-encoding, downloading

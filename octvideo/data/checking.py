@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from octvideo.class_names import ClassIndex
-from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
-from octvideo.data.manifest import read_records
+from octvideo.data.manifest import LIST_SUFFIXES, read_records
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, walk_videos
 from octvideo.json_lines import JsonLines, Words
@@ -24,9 +23,6 @@ from octvideo.video.checking import Check, check_of, check_video, stamp_of
 from octvideo.video.isolated import IsolatedPool, Work
 
 # ── which files ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst", ".list"})
 
 
 @dataclass
@@ -53,7 +49,7 @@ def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
 
     Args:
         sources: videos; folders, searched for files that are called like videos; lists and csv, known by their
-            suffix (.txt, .csv, .tsv, .lst, .list).
+            suffix (`LIST_SUFFIXES`).
         root: that paths in lists, and the names of files, start from; None takes the folder that all sources share.
 
     Raises:
@@ -102,8 +98,7 @@ def _paths(source: Path, root: Path, selection: Selection) -> Iterator[str]:
     elif source.suffix.lower() not in LIST_SUFFIXES:
         yield str(source)
     else:
-        read = read_kinetics_csv if is_kinetics_csv(source) else read_records
-        yield from (record.path for record in read(source, root=root, classes=_AnyClass(), labelled=False))
+        yield from (record.path for record in read_records(source, root=root, classes=_AnyClass(), labelled=False))
 
 
 class _AnyClass(ClassIndex):

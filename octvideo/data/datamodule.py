@@ -26,7 +26,6 @@ from octvideo.class_names import (
 )
 from octvideo.data.augment import Augmentation
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
-from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
 from octvideo.data.manifest import check_files, read_records
 from octvideo.data.quarantine import Quarantine
@@ -241,11 +240,9 @@ class VideoDataModule(L.LightningDataModule):
             advice = "; ids start at 0, here they may start at 1" if there == list(range(1, len(there) + 1)) else ""
             log.warning("%s: no video of %d of %d classes: %s%s", source, len(absent), len(counts), names, advice)
 
-    def _read_files(self, source: str, *, labelled: bool) -> VideoList:
-        place = Path(source)
-        read = read_kinetics_csv if place.is_file() and is_kinetics_csv(place) else read_records
-        records = read(place, root=self.root, classes=ClassIndex(self.class_names), labelled=labelled)
-        check_files(records, place, self.how_to_get)
+    def _read_files(self, source: Path, *, labelled: bool) -> VideoList:
+        records = read_records(source, root=self.root, classes=ClassIndex(self.class_names), labelled=labelled)
+        check_files(records, source, self.how_to_get)
         return records
 
     def _read_shards(self, source: str, *, labelled: bool) -> VideoList:

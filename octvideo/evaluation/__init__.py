@@ -1,7 +1,7 @@
 """From the logits of views to scores of videos, metrics, tables and pictures.
 
 view_scores.py  views → chunks for a network; view logits → video scores, their best classes (torch only)
-metrics.py      top-1, top-5, mean class, pairs; intervals; differences of arms over several runs
+metrics.py      metrics of videos, and pairs; intervals; differences of arms over several runs
 scores.py       the result of an evaluation: one row of scores per video, in a file
 report.py       scores → figures with intervals → tables
 pictures.py     training curves and confusion matrix (imports matplotlib)

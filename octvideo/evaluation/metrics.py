@@ -92,6 +92,10 @@ def mcnemar_p(first_only: int, second_only: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
+# What `VideoMetrics` gives, and its name in tables.
+METRICS = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class"}
+
+
 class VideoMetrics(Metric):
     """Top-1, top-5 and mean class accuracy over videos, exact over any batches and processes.
 
@@ -146,7 +150,7 @@ class VideoMetrics(Metric):
         self.videos += torch.bincount(labels, minlength=self.num_classes)
 
     def compute(self) -> dict[str, float]:
-        """top1, top5 and mean_class (over classes with videos) in [0, 1]; NaN where nothing was counted."""
+        """`METRICS` in [0, 1], mean_class over the classes with videos; NaN where nothing was counted."""
         total, seen = self.videos.sum(), self.videos > 0
         per_class = self.hits1[seen].double() / self.videos[seen]
         return {

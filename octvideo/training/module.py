@@ -1,8 +1,8 @@
 """The LightningModule: uint8 batches through a network, losses, and metrics over whole videos.
 
 It receives batches (octvideo.data's) and never decodes. Scaling and normalising happen here, on the device, in
-float32 whatever the precision, as do losses and metrics. Metric names: train/loss, train/top1, val/top1, val/top5,
-val/mean_class, val/loss, and the same under test/.
+float32 whatever the precision, as do losses and metrics. Metric names: train/loss, train/top1, val/loss and
+val/NAME of evaluation's METRICS, and the same under test/.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Evaluation(nn.Module):
         self._scored.append((index.cpu(), list(paths), labels.cpu(), scores.float().cpu()))
 
     def values(self, prefix: str) -> dict[str, float]:
-        """Metrics of the pass over all processes, by name: top1, top5, mean_class, loss, unreadable."""
+        """Metrics of the pass over all processes, by name: those of `VideoMetrics`, loss, unreadable."""
         values = {f"{prefix}/{name}": float(value) for name, value in self.metrics.compute().items()}
         values[f"{prefix}/loss"] = float(self.loss.compute())
         values[f"{prefix}/unreadable"] = float(self.unreadable.compute())
