@@ -215,8 +215,10 @@ class VideoDataModule(L.LightningDataModule):
         if role in self.records:
             return self.records[role]
         source, labelled = str(self._find(role)), role in ("train", "val")
-        read = self._read_shards if holds_shards(source) else self._read_files
-        records = read(source, labelled=labelled)
+        if holds_shards(source):
+            records = self._read_shards(source, labelled=labelled)
+        else:
+            records = self._read_files(Path(source), labelled=labelled)
         if self._quarantine is not None:
             records = self._quarantine.leave_out(records, source)
         if role == "train":
