@@ -16,7 +16,9 @@ from octvideo.files import read_text, whole_text
 
 def add_arguments(parser: Parser) -> None:
     parser.set_defaults(run=_list)
-    copy = parser.add_subparsers(metavar="copy").add_parser("copy", help="write a config of your own: copy NAME [DEST]")
+    commands = parser.add_subparsers(metavar="list|copy")
+    commands.add_parser("list", help="list them, as octvideo configs alone does")
+    copy = commands.add_parser("copy", help="write a config of your own: copy NAME [DEST]")
     copy.set_defaults(run=_copy)
     copy.add_argument("name", metavar="NAME", help="of a config (octvideo configs)")
     copy.add_argument("dest", nargs="?", type=Path, metavar="DEST", help="file or folder to write (NAME.yaml)")
