@@ -61,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
 
         good = args.only_table or train_runs(runs, settings, runner=run_in_process, say=tell)
         progress.begin("timing training steps")
-        comparison = compare(runs, settings, rounds=args.rounds)
+        rows, notes = compare(runs, settings, rounds=args.rounds)
     if args.markdown:
-        print(markdown_table(comparison))
+        print(markdown_table(rows, notes))
     else:
         # Wide enough in a log file too, which is no terminal.
         console = Console(width=220)
-        console.print(drawn_table(comparison))
-        console.print(*comparison.notes, sep="\n", highlight=False, markup=False)
+        console.print(drawn_table(rows))
+        console.print(*notes, sep="\n", highlight=False, markup=False)
     return 0 if good else 1
 
 

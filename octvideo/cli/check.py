@@ -47,7 +47,7 @@ def run(args: Namespace) -> int:
     selection = select(args.sources, root=args.root)
     out = args.output or Path("runs/check_videos", Path(selection.root).name or "root")
     with Journal(out, root=selection.root, decoder=args.decoder) as journal:
-        with Progress("checking", len(selection)) as progress:
+        with Progress("checking", len(selection.names)) as progress:
             shown = Shown(progress)
             summary = check_all(
                 selection,
@@ -98,7 +98,7 @@ class Shown:
 def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Path, number: int) -> None:
     """The summary."""
     counts = [(verdict, summary.verdicts[verdict]) for verdict in VERDICTS]
-    rows = [(verdict, f"{count:,}", f"{count / max(len(selection), 1):.2%}") for verdict, count in counts]
+    rows = [(verdict, f"{count:,}", f"{count / max(len(selection.names), 1):.2%}") for verdict, count in counts]
     print_table(["", "files", "share"], rows)
     if summary.num_known:
         print(f"{summary.num_known:,} of them were known from before and have not changed")

@@ -25,7 +25,6 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Returns 0."""
-    rows = cost_rows(args.networks, args.alphas, clip=parse_clip(args.clip), num_classes=args.num_classes)
-    cells = [row.cells() for row in rows]
-    print_table(HEADER, cells, title=f"one clip of {args.clip}", sections=True, as_markdown=args.markdown)
+    rows = list(cost_rows(args.networks, args.alphas, clip=parse_clip(args.clip), num_classes=args.num_classes))
+    print_table(HEADER, rows, title=f"one clip of {args.clip}", sections=True, as_markdown=args.markdown)
     return 0

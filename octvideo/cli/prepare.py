@@ -13,6 +13,7 @@ import collections
 import contextlib
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 from octvideo.cli.arguments import Parser, positive
@@ -150,9 +151,8 @@ def _get(downloads: Downloads, archives: list[Archive], workers: int) -> list[tu
 
         arrived.extend(downloads.run(archives, workers=workers, progress=progress, said=shown.print))
     problems = [(one.archive, one.problem) for one in arrived if one.problem]
-    unpacked = [one.unpacked for one in arrived if one.unpacked is not None]
-    written, kept = sum(one.written for one in unpacked), sum(one.kept for one in unpacked)
-    differing = sum(one.differing for one in unpacked)
+    counts = sum((Counter(one.unpacked or {}) for one in arrived), Counter[str]())
+    written, kept, differing = counts["written"], counts["kept"], counts["differing"]
     print(f"{len(archives) - len(problems)} files downloaded; {written:,} videos and lists unpacked", end="")
     print(f", {kept:,} were there" if kept else "", end="")
     print(f" ({differing:,} of these of another size: they stay as they are)" if differing else "")

@@ -11,7 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from octvideo.cli.arguments import Parser, positive
-from octvideo.data import VideoDataModule
+from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.shard_writer import index_shards, write_shards
 from octvideo.errors import UserError
 from octvideo.progress import Progress

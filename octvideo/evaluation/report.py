@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from octvideo.errors import UserError
-from octvideo.evaluation.metrics import VideoMetrics, pair_hits, paired_difference, wilson_interval
+from octvideo.evaluation.metrics import METRICS, VideoMetrics, pair_hits, paired_difference, wilson_interval
 from octvideo.evaluation.scores import VideoScores
 from octvideo.files import markdown
 
@@ -46,7 +46,7 @@ class Figure:
 
 
 def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
-    """Top-1, top-5 and mean class accuracy of the videos with a known label, and the decisions inside pairs.
+    """The metrics of the videos with a known label, and the decisions inside pairs.
 
     Args:
         scores: of an evaluation.
@@ -62,10 +62,10 @@ def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
     # Not summed over processes: these are all videos, and the others are not here.
     metrics = VideoMetrics(len(scores.class_names), sync_on_compute=False)
     metrics.update(values, labels)
+    shares = {"top1": metrics.hits1, "top5": metrics.hits5}
     out = [
-        _share("top-1", metrics.hits1, len(scores)),
-        _share("top-5", metrics.hits5, len(scores)),
-        Figure("mean class", metrics.compute()["mean_class"]),
+        _share(METRICS[name], shares[name], len(scores)) if name in shares else Figure(METRICS[name], value)
+        for name, value in metrics.compute().items()
     ]
     if pairs:
         ids = [(_id_of(a, scores.class_names), _id_of(b, scores.class_names)) for a, b in pairs]

@@ -34,7 +34,6 @@ def read_frames(
     choose: Choose,
     *,
     decoder: Decoder = "auto",
-    num_threads: int = 1,
     resize: Resize | None = None,
     target_fps: float | None = None,
 ) -> Frames:
@@ -48,7 +47,6 @@ def read_frames(
         choose: from the number of frames to the frame indices wanted, int64 of any shape.
         decoder: "auto" is PyAV. "decord" and "torchcodec" refuse what they may get wrong; "torchcodec" needs
             `pip install 'octvideo[torchcodec]'` and FFmpeg's shared libraries.
-        num_threads: of the decoder; in a DataLoader worker 1.
         resize: makes frames small while others are decoded, so that those of 4K or 8K are never held all at full
             size: from some of them, uint8 (n, H, W, C), to uint8 (n, ...), each by itself. It is called for one
             chunk after the other, of up to 64 MB, and again from the first where a file has to be read again.
@@ -62,7 +60,7 @@ def read_frames(
     _check(decoder, target_fps)
     if (reason := missing_reason(path)) is not None:
         raise VideoReadError(path, reason)
-    with PyavVideo(path, num_threads) as video:
+    with PyavVideo(path, 1) as video:
         packets = video.packets
         num_frames = packets.num_frames
         if num_frames == 0:
@@ -73,7 +71,7 @@ def read_frames(
         trouble = packets.seek_trouble if decoder == "torchcodec" else packets.trouble
         if trouble is None:
             try:
-                return _read_seeking(video, wish, decoder, num_threads, resize)
+                return _read_seeking(video, wish, decoder, resize)
             except ReaderFailure as failure:
                 trouble = str(failure)
         raise VideoReadError(path, f"{trouble} (with decoder '{decoder}'; 'auto' takes PyAV)")
@@ -108,7 +106,7 @@ class _Wish:
         return wanted.tolist(), places_of_ticks[places], len(clock)
 
 
-def _read_seeking(video: PyavVideo, wish: _Wish, decoder: Decoder, num_threads: int, resize: Resize | None) -> Frames:
+def _read_seeking(video: PyavVideo, wish: _Wish, decoder: Decoder, resize: Resize | None) -> Frames:
     """With decord or torchcodec.
 
     Raises:
@@ -118,22 +116,11 @@ def _read_seeking(video: PyavVideo, wish: _Wish, decoder: Decoder, num_threads: 
     wanted, places, num_frames = wish.of(packets.times)
     if decoder == "torchcodec":
         frames = read_torchcodec(
-            video.path,
-            wanted,
-            stream=video.index,
-            packets=packets,
-            frame_bytes=video.frame_bytes,
-            num_threads=num_threads,
-            resize=resize,
+            video.path, wanted, stream=video.index, packets=packets, frame_bytes=video.frame_bytes, resize=resize
         )
         return Frames(frames, places, num_frames, "torchcodec")
     frames = decord_reader.read_decord(
-        video.path,
-        wanted,
-        num_frames=packets.num_frames,
-        frame_bytes=video.frame_bytes,
-        num_threads=num_threads,
-        resize=resize,
+        video.path, wanted, num_frames=packets.num_frames, frame_bytes=video.frame_bytes, resize=resize
     )
     return Frames(frames, places, num_frames, "decord")
 

@@ -25,14 +25,7 @@ _LIBRARIES = (
 
 
 def read_torchcodec(
-    path: Source,
-    wanted: list[int],
-    *,
-    stream: int,
-    packets: Packets,
-    frame_bytes: int,
-    num_threads: int,
-    resize: Resize | None,
+    path: Source, wanted: list[int], *, stream: int, packets: Packets, frame_bytes: int, resize: Resize | None
 ) -> Tensor:
     """The wanted frames, (D, H, W, C) or as `resize` makes them.
 
@@ -42,7 +35,6 @@ def read_torchcodec(
         stream: index of the video stream in the file.
         packets: of that stream.
         frame_bytes: of one frame at full size.
-        num_threads: of the decoder.
         resize: see `read_frames`.
 
     Raises:
@@ -51,7 +43,7 @@ def read_torchcodec(
     """
     collector = FrameCollector(len(wanted), resize)
     size = collector.chunk_frames(frame_bytes)
-    reader = _open(path, stream, num_threads)
+    reader = _open(path, stream)
     if len(reader) != packets.num_frames:
         raise ReaderFailure("torchcodec counts other frames")
     for start in range(0, len(wanted), size):
@@ -98,13 +90,11 @@ def _find_ffmpeg(decoder: Any) -> None:
             raise _cannot_load(error) from error
 
 
-def _open(path: Source, stream: int, num_threads: int) -> Any:
+def _open(path: Source, stream: int) -> Any:
     decoder = load_torchcodec()
     source = path.content if isinstance(path, VideoBytes) else str(Path(path).absolute())
     try:
-        return decoder(
-            source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=num_threads, seek_mode="exact"
-        )
+        return decoder(source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     except (RuntimeError, ValueError, UnicodeError) as error:
         raise ReaderFailure(f"torchcodec fails: {one_line(error)}") from error
 

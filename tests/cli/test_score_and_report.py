@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from octvideo.data.synthetic import CLASS_NAMES
-from octvideo.evaluation import VideoScores
+from octvideo.evaluation.scores import VideoScores
 
 Cli = Callable[..., tuple[str, str]]
 

@@ -44,28 +44,23 @@ def _fit(x: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 class OctMap(nn.Module):
-    """Applies one parameter-free, element-wise module to each frequency: activations and dropout."""
+    """Applies an element-wise operation to each frequency: activations, dropout, additions, products.
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Octave) -> Octave:
-        return Octave(self.module(x.high), self.module(x.low))
-
-
-class OctFunction(nn.Module):
-    """Applies one element-wise function to each frequency, with the function's other arguments fixed."""
+    Args:
+        function: a module without parameters or a function, of one Octave or of two with the same partition.
+        args, kwargs: its other arguments.
+    """
 
     def __init__(self, function: Operation, *args: object, **kwargs: object) -> None:
         super().__init__()
         self.function, self.args, self.kwargs = function, args, kwargs
 
-    def forward(self, x: Octave) -> Octave:
-        return Octave(self.function(x.high, *self.args, **self.kwargs), self.function(x.low, *self.args, **self.kwargs))
+    def forward(self, *pairs: Octave) -> Octave:
+        highs, lows = [x.high for x in pairs], [x.low for x in pairs]
+        return Octave(self.function(*highs, *self.args, **self.kwargs), self.function(*lows, *self.args, **self.kwargs))
 
     def extra_repr(self) -> str:
-        return getattr(self.function, "__name__", str(self.function))
+        return "" if isinstance(self.function, nn.Module) else getattr(self.function, "__name__", str(self.function))
 
 
 class OctPool(nn.Module):
@@ -109,20 +104,6 @@ class OctDropPath(nn.Module):
         # What it does to ones is what it does to the samples: one draw for both maps.
         scale = self.module(x.low.new_ones(x.low.shape[0], *[1] * (x.low.dim() - 1)))
         return Octave(x.high * scale, x.low * scale)
-
-
-class OctAdd(nn.Module):
-    """Adds two Octaves of the same partition, frequency by frequency."""
-
-    def forward(self, a: Octave, b: Octave) -> Octave:
-        return Octave(a.high + b.high, a.low + b.low)
-
-
-class OctMul(nn.Module):
-    """Multiplies two Octaves of the same partition, frequency by frequency (x * sigmoid(x))."""
-
-    def forward(self, a: Octave, b: Octave) -> Octave:
-        return Octave(a.high * b.high, a.low * b.low)
 
 
 class OctGate(nn.Module):

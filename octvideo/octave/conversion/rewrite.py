@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +15,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from octvideo.octave.conversion.conv_form import conv_form, why_ordinary
 from octvideo.octave.conversion.modules import (
     Method,
-    OctAdd,
     OctCat,
     OctDropPath,
-    OctFunction,
     OctGate,
     OctMap,
     OctMerge,
-    OctMul,
     OctPool,
     OctShape,
     OctShuffle,
@@ -158,7 +156,7 @@ class _Rewriter:
             return node
         inputs: tuple[fx.Node, ...] = operand_nodes(node)
         if role == "add" or role == "mul":
-            new = OctAdd() if role == "add" else OctMul()
+            new = OctMap(operator.add if role == "add" else operator.mul)
         elif role == "cat":
             new, inputs = OctCat(), parts_of(node)
         elif role == "gate":
@@ -175,7 +173,7 @@ class _Rewriter:
             function = _function(node)
             if role == "function":
                 others = [arg for arg in node.args if arg is not inputs[0]]  # of a product it may be the first
-                new = OctFunction(function, *_plain(others), **_plain(node.kwargs))
+                new = OctMap(function, *_plain(others), **_plain(node.kwargs))
             else:
                 new = OctPool(pool_module(node), self.factor)
         return replace_by_module(self.model, self.graph, node, new, inputs)

@@ -1,4 +1,4 @@
-"""Prepared convolutions that follow each other, run by one call of the kernel where all of them are fused.
+"""Prepared convolutions that follow each other, or one alone, run by one call of the kernel.
 
 octvideo/octave/kernel/sequence.py plans the call; from layer to layer there is then no Python and no allocation.
 """
@@ -23,7 +23,7 @@ _MOST_PLANS = 4
 
 
 class FusedSequence(nn.Module):
-    """Prepared convolutions, in order; called one by one where one of them cannot be fused, or is being compiled.
+    """Prepared convolutions, in order; called one by one where one of them cannot be fused, or where torch exports.
 
     Values are indexed: first the inputs, then the result of each convolution.
 
@@ -52,32 +52,30 @@ class FusedSequence(nn.Module):
 
     def forward(self, *inputs: Tensor | Octave) -> Any:
         """The result, or a tuple of results where there are several."""
-        if torch.compiler.is_compiling():
-            fused = self._name is not None and not is_exporting() and not torch.is_grad_enabled()
-            results = self._as_operation(inputs) if fused else self._one_by_one(inputs)
-        else:
+        if not torch.compiler.is_compiling():
             results = self._run(inputs)
+        elif self._name is None or is_exporting() or torch.is_grad_enabled():
+            results = self._one_by_one(inputs)
+        else:
+            results = self._as_operation(inputs)
         return results[0] if len(results) == 1 else tuple(results)
 
     def fuse(self) -> bool:
         """Prepares for being fused, also in graphs that are compiled afterwards; whether that can be."""
         if not all([conv.fuse() for conv in self.convs]):  # type: ignore[operator]
             return False
-        overwrites = any(owner < self.wiring.num_inputs for owner in self.wiring.owners()[self.wiring.num_inputs :])
-        if self._name is None and not overwrites:
-            self._name = f"{self._digest()} {next(_NUMBERS)}"
+        if self._name is None:
+            # Inductor finds graphs of other networks in its cache on the disk: the name has all that sizes depend on.
+            form = repr(([(layer.form, layer.outs) for layer in self._layers()], self.wiring))
+            self._name = f"{hashlib.sha256(form.encode()).hexdigest()[:16]} {next(_NUMBERS)}"
             _SEQUENCES[self._name] = self
         return True
 
-    def _digest(self) -> str:
-        """Of all that results' sizes depend on: inductor finds graphs of other networks in its cache on the disk."""
-        form = repr(([layer.digest for layer in self._layers()], self.wiring))
-        return hashlib.sha256(form.encode()).hexdigest()[:16]
-
-    def _run(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
-        plan = self._plan_for(inputs)
+    def _run(self, inputs: Sequence[Tensor | Octave], *, keeps_inputs: bool = False) -> list[Any]:
+        plan = self._plan_for(inputs, keeps_inputs)
         if plan is None:
-            return self._one_by_one(inputs)
+            copies = (_of_parts([part.clone() for part in _parts(value)]) for value in inputs)
+            return self._one_by_one(list(copies) if keeps_inputs else inputs)
         results = plan.run([_channels_last(_parts(value)) for value in inputs], self._workspaces)
         return [_of_parts(parts) for parts in results]
 
@@ -97,8 +95,8 @@ class FusedSequence(nn.Module):
                     values[n] = None
         return [values[n] for n in self.wiring.results]
 
-    def _plan_for(self, inputs: Sequence[Tensor | Octave]) -> SequencePlan | None:
-        key: list[object] = []
+    def _plan_for(self, inputs: Sequence[Tensor | Octave], keeps_inputs: bool) -> SequencePlan | None:
+        key: list[object] = [keeps_inputs]
         for value in inputs:
             for part in _parts(value):
                 if not _is_readable(part):
@@ -111,8 +109,9 @@ class FusedSequence(nn.Module):
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             shapes = [[tuple(part.shape) for part in _parts(value)] for value in inputs]
-            plan = SequencePlan.of(self.wiring, self._layers(), shapes) if self.fuse() else None
-            self._plans[sizes] = plan
+            self._plans[sizes] = plan = (
+                SequencePlan.of(self.wiring, self._layers(), shapes, keeps_inputs=keeps_inputs) if self.fuse() else None
+            )
         return plan
 
     def _layers(self) -> list[FusedConv]:
@@ -134,7 +133,7 @@ torch.library.define("octvideo::fused_sequence", "(Tensor[] maps, int[] counts, 
 
 @torch.library.impl("octvideo::fused_sequence", "CPU")
 def _fused_sequence(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
-    results = _SEQUENCES[name]._run(_values(maps, counts))
+    results = _SEQUENCES[name]._run(_values(maps, counts), keeps_inputs=True)
     return _channels_last([part for value in results for part in _parts(value)])
 
 
