@@ -6,6 +6,7 @@ A config is looked for by name in the current folder, in its configs/, and then 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 from octvideo.cli.arguments import Parser
@@ -43,8 +44,8 @@ def _list(args: argparse.Namespace) -> None:
 
 def first_sentence(text: str) -> str:
     """Of the comment that a config starts with."""
-    line = text.partition("\n")[0]
-    return line.removeprefix("#").strip().partition(". ")[0].rstrip(".:") if line.startswith("#") else ""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.strip("# ") for line in comment).partition(". ")[0].rstrip(".:")
 
 
 def _copy(args: argparse.Namespace) -> None:
