@@ -16,9 +16,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-# So that it runs from a checkout that is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from lab.arms.runs import ArmSettings, plan_runs, run_in_process, train_runs
 from lab.arms.table import check_networks, compare, drawn_table, markdown_table
 from octvideo.cli.arguments import Parser

@@ -8,14 +8,10 @@ seed, number and the order of the videos tell a copy.
 
 import argparse
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
-
-# So that it runs from a checkout that is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab.fuzzing import Finding, fuzz
 from octvideo.cli.arguments import Parser

@@ -4,12 +4,7 @@
 Of the paper (arXiv 1904.05049) are here the tables 1, 2 and 4 to 8. Counted, not run.
 """
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-# So that it runs from a checkout that is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab.paper_costs import HEADER, LAYER_HEADER, TABLES, layer_rows, paper_rows
 from octvideo.cli.arguments import Parser

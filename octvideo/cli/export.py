@@ -55,9 +55,7 @@ def run(args: argparse.Namespace) -> int:
     network, settings = network_of_pytorchvideo() if checkpoint is None else network_of_checkpoint(checkpoint)
     console.print(f"weights: {settings['source']}", highlight=False, soft_wrap=True)
     views: ViewSettings = settings["views"]
-    normalise = Normaliser(
-        settings.setdefault("mean", (0.45,) * 3), settings.setdefault("std", (0.225,) * 3), torch.device("cpu")
-    )
+    normalise = Normaliser(settings["mean"], settings["std"], torch.device("cpu"))
     clips = _some_clips(videos, views, normalise) if videos else None
     with console.status(f"exporting for {args.engine}"):
         written = write_export(

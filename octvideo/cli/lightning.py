@@ -13,7 +13,7 @@ import pkgutil
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -285,7 +285,8 @@ class OctvideoCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, WholeFiles()]
         callbacks: list[Callback] = [
             *_as_list(config.trainer.callbacks),
-            WriteUnreadable(self.folder, _write_unreadable),
+            # As data.quarantine takes it; paths that are not absolute start from here.
+            WriteUnreadable(self.folder, lambda file, videos: write_quarantine(file, str(Path.cwd()), videos)),
             WriteScores(self.folder),
         ]
         if config.trainer.enable_progress_bar is not False:
@@ -371,11 +372,6 @@ def _expanded(value: Any) -> Any:
 def _is_first_process() -> bool:
     # Lightning hangs the rank on its decorator; before any process group exists, that is the only place.
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _write_unreadable(file: Path, videos: Iterable[tuple[str, str]]) -> None:
-    """As data.quarantine takes it; paths that are not absolute start from here."""
-    write_quarantine(file, str(Path.cwd()), videos)
 
 
 def _resume_command() -> str:

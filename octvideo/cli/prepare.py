@@ -236,7 +236,8 @@ def lists_of(name: str, root: Path, annotations: Path | None) -> Official:
 
 
 def _print(report: Report, published: Published | None) -> None:
-    header, rows = ["list", "listed", "found", "missing"], list[tuple[str, ...]]()
+    header = ["list", "listed", "found", "missing"]
+    rows: list[tuple[str, ...]] = []
     for split in report.splits:
         counts: tuple[int | None, ...] = (split.listed, split.found, split.missing)
         if published is not None:

@@ -14,8 +14,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def write_export(
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
         "source": source,
-        "versions": {name: version(name) for name in ("torch", *entry.packages) if find_spec(name)},
+        "versions": {name: version(name) for name in ("torch", *entry.packages) if any(distributions(name=name))},
         "machine": f"{platform.system()} {platform.machine()}",
         "write_seconds": round(written, 1),
         "check": check,
