@@ -66,7 +66,7 @@ class VideoDataModule(L.LightningDataModule):
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
         num_workers: loading processes of each training process; None takes its share of the CPUs that the run may
             use, 16 at most.
-        decoder: "auto" is PyAV; "decord" and "torchcodec", which must be installed, refuse what they may get wrong.
+        decoder: "auto" is PyAV; others, which must be installed, refuse what they may get wrong.
         how_to_get: said where the data set is missing.
         seed: of orders and augmentation; the CLI sets it from seed_everything.
     """

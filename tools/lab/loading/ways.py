@@ -72,7 +72,7 @@ class Video:
     width: int
     height: int
     num_frames: int
-    decoder: Decoder
+    decoder: str
 
 
 # A turn: it gets a number, that of the round, and does the same work whenever it gets the same one.
