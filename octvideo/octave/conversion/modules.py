@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from octvideo.octave.factor import Factor, as_factor, low_size
 from octvideo.octave.features import Octave, join, merge, split
-from octvideo.octave.partition import ChannelIndex, Partition, reorder, take_channels
+from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, reorder, take_channels
 
 Operation = Callable[..., Any]  # a module or a function
 
@@ -210,53 +210,32 @@ class OctCat(nn.Module):
         return Octave(torch.cat(highs, 1), torch.cat(lows, 1))
 
 
-class OctShuffle(nn.Module):
-    """A channel shuffle of an Octave: each frequency's channels in their new order.
+class OctTake(nn.Module):
+    """Some of an Octave's channels, or all in another order: an Octave, or a Tensor if none of them is low.
 
     Args:
         partition: of the Octave that comes in.
-        groups: of the shuffle.
+        channels: of the ordinary tensor, in the order wanted.
     """
 
-    def __init__(self, partition: Partition, groups: int) -> None:
+    def __init__(self, partition: Partition, channels: Sequence[int]) -> None:
         super().__init__()
-        self.partition, self.groups = partition, groups
-        per_group = partition.num_channels // groups
-        order = [g * per_group + i for i in range(per_group) for g in range(groups)]
-        high, low = ({c: n for n, c in enumerate(channels)} for channels in (partition.high, partition.low))
-        none = slice(0, 0)
-        self.high: ChannelIndex = tuple(high[c] for c in order if c in high) or none
-        self.low: ChannelIndex = tuple(low[c] for c in order if c in low) or none
-
-    def forward(self, x: Octave) -> Octave:
-        return Octave(take_channels(x.high, self.high), take_channels(x.low, self.low))
-
-    def extra_repr(self) -> str:
-        return f"groups={self.groups}, {self.partition!r}"
-
-
-class OctSlice(nn.Module):
-    """A run of an Octave's channels, counted as in the ordinary tensor: an Octave, or a Tensor if none is low.
-
-    Args:
-        partition: of the Octave that comes in.
-        start: the first channel.
-        stop: one after the last.
-    """
-
-    def __init__(self, partition: Partition, start: int, stop: int) -> None:
-        super().__init__()
-        self.part = Partition(partition.is_low[start:stop])
-        low_before = sum(partition.is_low[:start])
-        self.low = slice(low_before, low_before + len(self.part.low))
-        self.high = slice(start - low_before, start - low_before + len(self.part.high))
+        self.part = Partition(tuple(partition.is_low[c] for c in channels))
+        self.high, self.low = (_index_in(own, channels) for own in (partition.high, partition.low))
 
     def forward(self, x: Octave) -> Tensor | Octave:
         high = take_channels(x.high, self.high)
-        return high if self.low.start == self.low.stop else Octave(high, take_channels(x.low, self.low))
+        return high if self.part.is_ordinary else Octave(high, take_channels(x.low, self.low))
 
     def extra_repr(self) -> str:
         return repr(self.part)
+
+
+def _index_in(own: Sequence[int], wanted: Sequence[int]) -> ChannelIndex:
+    """Where in a map of the channels `own` those wanted lie, as far as it has them."""
+    places = {c: n for n, c in enumerate(own)}
+    found = [places[c] for c in wanted if c in places]
+    return as_channel_index(found) if found == sorted(found) else tuple(found)
 
 
 class OctMerge(nn.Module):

@@ -22,9 +22,8 @@ from octvideo.octave.conversion.modules import (
     OctMerge,
     OctPool,
     OctShape,
-    OctShuffle,
-    OctSlice,
     OctSqueeze,
+    OctTake,
 )
 from octvideo.octave.conversion.roles import (
     ADDITIONS,
@@ -167,8 +166,9 @@ class _Rewriter:
                 operation = _function(node)
             new = OctGate(operation, out, self.factor)
         elif role == "shuffle":
-            source_partition = self.solution.partitions[node.all_input_nodes[0]]
-            new, inputs = OctShuffle(source_partition, shuffle_groups(node, self.traced)), inputs[:1]  # type: ignore
+            groups, inputs = shuffle_groups(node, self.traced), inputs[:1]
+            order = torch.arange(out.num_channels).reshape(groups, -1).T.flatten().tolist()  # type: ignore[arg-type]
+            new = OctTake(self.solution.partitions[inputs[0]], order)
         else:
             function = _function(node)
             if role == "function":
@@ -208,7 +208,7 @@ class _Rewriter:
         partition = self.solution.partition(source)
         if partition is None:
             return
-        piece = OctSlice(partition, *slice_range(node, partition.num_channels))
+        piece = OctTake(partition, range(*slice_range(node, partition.num_channels)))
         new = replace_by_module(self.model, self.graph, node, piece, (source,))
         if out is not None:
             self.solution.partitions[new] = out

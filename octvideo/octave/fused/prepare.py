@@ -83,20 +83,13 @@ def _prepare(model: nn.Module) -> nn.Module:
             if any(isinstance(part, fx.GraphModule) for part in child.modules()):
                 setattr(model, name, _prepare(child))
         return model
-    traced = _traced(model)
-    if traced is None:
-        return model
-    _Preparation(traced).run()
-    return traced
-
-
-def _traced(model: nn.Module) -> fx.GraphModule | None:
-    if isinstance(model, fx.GraphModule):
-        return model
-    try:
-        return fx.GraphModule(model, trace_network(model, ()))
-    except ValueError:
-        return None
+    if not isinstance(model, fx.GraphModule):
+        try:
+            model = fx.GraphModule(model, trace_network(model, ()))
+        except ValueError:
+            return model
+    _Preparation(model).run()
+    return model
 
 
 class _Preparation:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
 from octvideo.octave.kernel.fused_conv import FusedConv
-from octvideo.octave.kernel.layout import LAYOUTS, is_exporting
+from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
 from octvideo.octave.kernel.sequence import SequencePlan, Wiring
 
 _MOST_PLANS = 4
@@ -76,7 +76,7 @@ class FusedSequence(nn.Module):
         if plan is None:
             copies = (_of_parts([part.clone() for part in _parts(value)]) for value in inputs)
             return self._one_by_one(list(copies) if keeps_inputs else inputs)
-        results = plan.run([_channels_last(_parts(value)) for value in inputs], self._workspaces)
+        results = plan.run([[channels_last(part) for part in _parts(value)] for value in inputs], self._workspaces)
         return [_of_parts(parts) for parts in results]
 
     def _as_operation(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
@@ -96,19 +96,15 @@ class FusedSequence(nn.Module):
         return [values[n] for n in self.wiring.results]
 
     def _plan_for(self, inputs: Sequence[Tensor | Octave], keeps_inputs: bool) -> SequencePlan | None:
-        key: list[object] = [keeps_inputs]
-        for value in inputs:
-            for part in _parts(value):
-                if not _is_readable(part):
-                    return None
-                key.append(part.shape)
-            key.append(None)
-        sizes = tuple(key)
+        parts = [_parts(value) for value in inputs]
+        if not all([_is_readable(part) for own in parts for part in own]):
+            return None
+        shapes = [[tuple(part.shape) for part in own] for own in parts]
+        sizes = keeps_inputs, *map(tuple, shapes)
         plan = self._plans.get(sizes)
         if sizes not in self._plans or (plan is not None and plan.layers != self._layers()):
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            shapes = [[tuple(part.shape) for part in _parts(value)] for value in inputs]
             self._plans[sizes] = plan = (
                 SequencePlan.of(self.wiring, self._layers(), shapes, keeps_inputs=keeps_inputs) if self.fuse() else None
             )
@@ -116,10 +112,6 @@ class FusedSequence(nn.Module):
 
     def _layers(self) -> list[FusedConv]:
         return [conv.fused for conv in self.convs]  # type: ignore[misc]
-
-    def shapes(self, inputs: Sequence[Sequence[tuple[int, ...]]]) -> list[Sequence[tuple[int, ...]]]:
-        """Of all values' maps, from the inputs'."""
-        return self.wiring.shapes(self._layers(), inputs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}, "_workspaces": [], "_name": None}
@@ -134,13 +126,14 @@ torch.library.define("octvideo::fused_sequence", "(Tensor[] maps, int[] counts, 
 @torch.library.impl("octvideo::fused_sequence", "CPU")
 def _fused_sequence(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
     results = _SEQUENCES[name]._run(_values(maps, counts), keeps_inputs=True)
-    return _channels_last([part for value in results for part in _parts(value)])
+    return [channels_last(part) for value in results for part in _parts(value)]
 
 
 @torch.library.register_fake("octvideo::fused_sequence")
 def _(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
     sequence = _SEQUENCES[name]
-    shapes = sequence.shapes([[tuple(p.shape) for p in _parts(value)] for value in _values(maps, counts)])
+    inputs = [[tuple(part.shape) for part in _parts(value)] for value in _values(maps, counts)]
+    shapes = sequence.wiring.shapes(sequence._layers(), inputs)
     return [
         torch.empty(shape, memory_format=LAYOUTS[len(shape)]) for n in sequence.wiring.results for shape in shapes[n]
     ]  # fmt: skip
@@ -154,10 +147,6 @@ def _values(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Any]:
 
 def _of_parts(parts: Sequence[Tensor]) -> Tensor | Octave:
     return parts[0] if len(parts) == 1 else Octave(*parts)
-
-
-def _channels_last(parts: Sequence[Tensor]) -> list[Tensor]:
-    return [part.contiguous(memory_format=LAYOUTS[part.dim()]) for part in parts]
 
 
 def _is_readable(x: Tensor) -> bool:
