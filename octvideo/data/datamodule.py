@@ -66,7 +66,7 @@ class VideoDataModule(L.LightningDataModule):
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
         num_workers: loading processes of each training process; None takes its share of the CPUs that the run may
             use, 16 at most.
-        decoder: "auto" is PyAV; "decord" and "torchcodec", which must be installed, refuse what they may get wrong.
+        decoder: "auto" is PyAV; others, which must be installed, refuse what they may get wrong.
         how_to_get: said where the data set is missing.
         seed: of orders and augmentation; the CLI sets it from seed_everything.
     """
@@ -215,8 +215,10 @@ class VideoDataModule(L.LightningDataModule):
         if role in self.records:
             return self.records[role]
         source, labelled = str(self._find(role)), role in ("train", "val")
-        read = self._read_shards if holds_shards(source) else self._read_files
-        records = read(source, labelled=labelled)
+        if holds_shards(source):
+            records = self._read_shards(source, labelled=labelled)
+        else:
+            records = self._read_files(Path(source), labelled=labelled)
         if self._quarantine is not None:
             records = self._quarantine.leave_out(records, source)
         if role == "train":

@@ -250,7 +250,11 @@ def paired_difference(runs: BySeed, twin: BySeed) -> Difference | None:
     mine, theirs = both[0::2], both[1::2]  # (S,N) each
     differences = (mine.astype(np.float64) - theirs).mean(0)  # (N,)
     mean = Estimate(float(differences.mean()), *bootstrap_interval(differences))
-    return Difference(mean, tuple(_compare(*row) for row in zip(seeds, mine, theirs, strict=True)))
+    each = []
+    for seed, own, other in zip(seeds, mine, theirs, strict=True):
+        won, lost = int((own & ~other).sum()), int((other & ~own).sum())
+        each.append(SeedDifference(seed, won, lost, mcnemar_p(won, lost)))
+    return Difference(mean, tuple(each))
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
@@ -302,8 +306,3 @@ def _hits(runs: BySeed, k: int = 1) -> np.ndarray:
             )
         rows.append(known.hits(k)[order])
     return np.stack(rows)
-
-
-def _compare(seed: int, mine: np.ndarray, theirs: np.ndarray) -> SeedDifference:
-    won, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
-    return SeedDifference(seed, won, lost, mcnemar_p(won, lost))

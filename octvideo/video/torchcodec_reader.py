@@ -16,7 +16,7 @@ from torch import Tensor
 from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, VideoBytes
-from octvideo.video.packets import Packets
+from octvideo.video.pyav_reader import PyavVideo
 
 _LIBRARIES = (
     "FFmpeg's shared libraries (apt install ffmpeg; brew install ffmpeg; conda install ffmpeg; or on Linux those of "
@@ -24,17 +24,12 @@ _LIBRARIES = (
 )
 
 
-def read_torchcodec(
-    path: Source, wanted: list[int], *, stream: int, packets: Packets, frame_bytes: int, resize: Resize | None
-) -> Tensor:
+def read_torchcodec(video: PyavVideo, wanted: list[int], resize: Resize | None) -> Tensor:
     """The wanted frames, (D, H, W, C) or as `resize` makes them.
 
     Args:
-        path: of the video; or its content.
+        video: the file, whose packets PyAV has looked through.
         wanted: frame indices, sorted, each once.
-        stream: index of the video stream in the file.
-        packets: of that stream.
-        frame_bytes: of one frame at full size.
         resize: see `read_frames`.
 
     Raises:
@@ -42,8 +37,8 @@ def read_torchcodec(
         UserError: it is not installed, or can't be loaded.
     """
     collector = FrameCollector(len(wanted), resize)
-    size = collector.chunk_frames(frame_bytes)
-    reader = _open(path, stream)
+    size, packets = collector.chunk_frames(video.frame_bytes), video.packets
+    reader = _open(video.path, video.index)
     if len(reader) != packets.num_frames:
         raise ReaderFailure("torchcodec counts other frames")
     for start in range(0, len(wanted), size):
