@@ -219,4 +219,9 @@ def _predictor(args: argparse.Namespace, weights: Path | None) -> Predictor:
         return Predictor.from_export(args.model, device=args.device, num_threads=args.threads)
     how: dict[str, Any] = {"engine": args.engine or "eager", "precision": args.precision or "f32"}
     how |= {"device": args.device, "num_threads": args.threads}
+    if args.precision == "int8":
+        raise UserError(
+            "int8 needs typical videos to choose its scales from: export once with octvideo export --engine openvino "
+            "--precision int8 --calibrate VIDEO|FOLDER ... -o FOLDER, then infer with --model FOLDER"
+        )
     return Predictor.from_pytorchvideo(**how) if weights is None else Predictor.from_checkpoint(weights, **how)
