@@ -26,12 +26,11 @@ from octvideo.class_names import (
 )
 from octvideo.data.augment import Augmentation
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
-from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
 from octvideo.data.manifest import check_files, read_records
 from octvideo.data.quarantine import Quarantine
 from octvideo.data.records import VideoList
-from octvideo.data.shards import ShardedVideos, holds_shards, is_address, read_shards, read_text
+from octvideo.data.shards import check_archives, holds_shards, is_address, read_shards, read_text
 from octvideo.data.workers import worker_settings
 from octvideo.errors import UserError
 from octvideo.video import Decoder, ShortVideo, ViewSettings
@@ -67,7 +66,7 @@ class VideoDataModule(L.LightningDataModule):
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
         num_workers: loading processes of each training process; None takes its share of the CPUs that the run may
             use, 16 at most.
-        decoder: "auto" is PyAV; "decord" and "torchcodec", which must be installed, refuse what they may get wrong.
+        decoder: "auto" is PyAV; others, which must be installed, refuse what they may get wrong.
         how_to_get: said where the data set is missing.
         seed: of orders and augmentation; the CLI sets it from seed_everything.
     """
@@ -117,7 +116,7 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(f"num_workers: got {num_workers}, expected 0 or more")
         self.num_workers = num_workers
         self.decoder, self.how_to_get, self.seed = decoder, how_to_get, seed
-        self.records: dict[str, VideoList | ShardedVideos] = {}
+        self.records: dict[str, VideoList] = {}
 
     # ── what the data set holds ─────────────────────────────────────────────────────────────────────────────
 
@@ -204,7 +203,7 @@ class VideoDataModule(L.LightningDataModule):
         quarantine.warn_of_strangers()
         return quarantine
 
-    def videos(self, role: str) -> VideoList | ShardedVideos:
+    def videos(self, role: str) -> VideoList:
         """The videos of a role, read once.
 
         Args:
@@ -216,7 +215,6 @@ class VideoDataModule(L.LightningDataModule):
         if role in self.records:
             return self.records[role]
         source, labelled = str(self._find(role)), role in ("train", "val")
-        records: VideoList | ShardedVideos
         if holds_shards(source):
             records = self._read_shards(source, labelled=labelled)
         else:
@@ -245,17 +243,13 @@ class VideoDataModule(L.LightningDataModule):
             log.warning("%s: no video of %d of %d classes: %s%s", source, len(absent), len(counts), names, advice)
 
     def _read_files(self, source: Path, *, labelled: bool) -> VideoList:
-        classes = ClassIndex(self.class_names)
-        if source.is_file() and is_kinetics_csv(source):
-            records = read_kinetics_csv(source, root=self.root, classes=classes, labelled=labelled)
-        else:
-            records = read_records(source, root=self.root, classes=classes, labelled=labelled)
+        records = read_records(source, root=self.root, classes=ClassIndex(self.class_names), labelled=labelled)
         check_files(records, source, self.how_to_get)
         return records
 
-    def _read_shards(self, source: str, *, labelled: bool) -> ShardedVideos:
+    def _read_shards(self, source: str, *, labelled: bool) -> VideoList:
         videos = read_shards(source, labelled=labelled)
-        videos.check()
+        check_archives(videos)
         text = read_text(source, "classes.txt", wanted=False)
         if text is not None and (theirs := class_names_of(text, f"{source}/classes.txt")) != self.class_names:
             raise UserError(

@@ -23,10 +23,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from octvideo.class_names import ClassIndex, is_number
+from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, read_text, text_lines, walk_videos
 
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst", ".list"})
 _SUFFIXES = "|".join(map(re.escape, VIDEO_SUFFIXES))
 _AFTER_VIDEO = re.compile(rf"(.*(?:{_SUFFIXES}))([\s,;]+)(.*)", re.IGNORECASE)  # path, what is between, label
 _NUMBERED = re.compile(r"(.*[^\s,;])([\s,;]+)(-?\d+)")
@@ -38,7 +40,7 @@ _CHECKED = 64  # files looked for before a run starts: a wrong root misses all o
 
 
 def read_records(source: Path, *, root: Path, classes: ClassIndex, labelled: bool = True) -> VideoList:
-    """The videos of a list or a folder of classes.
+    """The videos of a list or a folder of classes, whatever its layout.
 
     Args:
         source: list file, or folder with one folder per class (or of videos, where `labelled` is off).
@@ -49,8 +51,12 @@ def read_records(source: Path, *, root: Path, classes: ClassIndex, labelled: boo
     Raises:
         UserError: with file and line; or there is no video.
     """
-    found = _read_folder(source, classes, labelled) if source.is_dir() else _read_list(source, root, classes, labelled)
-    records = VideoList(found)
+    if source.is_dir():
+        records = VideoList(_read_folder(source, classes, labelled))
+    elif source.is_file() and is_kinetics_csv(source):
+        records = read_kinetics_csv(source, root=root, classes=classes, labelled=labelled)
+    else:
+        records = VideoList(_read_list(source, root, classes, labelled))
     if not records:
         raise UserError(f"{source} lists no video")
     return records

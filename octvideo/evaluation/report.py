@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from octvideo.errors import UserError
-from octvideo.evaluation.metrics import VideoMetrics, pair_hits, paired_difference, wilson_interval
+from octvideo.evaluation.metrics import METRICS, VideoMetrics, pair_hits, paired_difference, wilson_interval
 from octvideo.evaluation.scores import VideoScores
 from octvideo.files import markdown
 
@@ -46,7 +46,7 @@ class Figure:
 
 
 def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
-    """Top-1, top-5 and mean class accuracy of the videos with a known label, and the decisions inside pairs.
+    """The metrics of the videos with a known label, and the decisions inside pairs.
 
     Args:
         scores: of an evaluation.
@@ -62,10 +62,10 @@ def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
     # Not summed over processes: these are all videos, and the others are not here.
     metrics = VideoMetrics(len(scores.class_names), sync_on_compute=False)
     metrics.update(values, labels)
+    shares = {"top1": metrics.hits1, "top5": metrics.hits5}
     out = [
-        _share("top-1", metrics.hits1, len(scores)),
-        _share("top-5", metrics.hits5, len(scores)),
-        Figure("mean class", metrics.compute()["mean_class"]),
+        _share(METRICS[name], shares[name], len(scores)) if name in shares else Figure(METRICS[name], value)
+        for name, value in metrics.compute().items()
     ]
     if pairs:
         ids = [(_id_of(a, scores.class_names), _id_of(b, scores.class_names)) for a, b in pairs]
@@ -136,14 +136,15 @@ def metrics_table(scores: VideoScores, *, pairs: Pairs = (), title: str | None =
     Returns:
         Lines without a newline at the end; where no label is known, one line that says so.
     """
-    if not len(scores.known()):
+    if not len(known := scores.known()):
         return f"{len(scores)} videos scored; no label is known, so nothing was measured"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for header, justify in (("metric", "left"), ("value", "right"), ("95 % interval", "right")):
         table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for figure in figures(scores, pairs=pairs):
         table.add_row(figure.name, percent(figure.value), percent_range(figure.interval))
-    return _as_text(table) + f"\n  {_counted(scores)}"
+    counted, unknown = f"{len(known)} videos, {len(scores.class_names)} classes", len(scores) - len(known)
+    return f"{_as_text(table)}\n  {counted}" + (f"; {unknown} more without a label" if unknown else "")
 
 
 def markdown_table(runs: Mapping[str, VideoScores], *, pairs: Pairs = ()) -> str:
@@ -221,13 +222,6 @@ def _id_of(name: str, class_names: Sequence[str]) -> int:
     if name not in class_names:
         raise UserError(f"pairs: no class '{name}' among {len(class_names)}: {', '.join(class_names[:12])}")
     return class_names.index(name)
-
-
-def _counted(scores: VideoScores) -> str:
-    known = scores.known()
-    unknown = len(scores) - len(known)
-    text = f"{len(known)} videos, {len(scores.class_names)} classes"
-    return text + (f"; {unknown} more without a label" if unknown else "")
 
 
 def _as_text(table: Table) -> str:

@@ -1,7 +1,7 @@
 """A video in, class names out.
 
 checkpoint.py   where networks come from: checkpoints, exported models
-engines.py      ways to run a network, one table: eager, compiled, ONNX Runtime, OpenVINO
+engines.py      ways to run a network, one table of them: `ENGINES`
 preparation.py  videos are decoded and cut beside the engine
 predictor.py    all that scores depend on, in one object
 export.py       a folder that serves by itself: behind octvideo export

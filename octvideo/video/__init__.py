@@ -1,6 +1,6 @@
 """From a video file to clips: no labels, no networks.
 
-reader.py      file → distinct frames: one interface to decord_reader.py, pyav_reader.py, torchcodec_reader.py
+reader.py      file → distinct frames: one interface to the libraries that decode, each in its NAME_reader.py
 frames.py      what a reader reads and gives, and how frames become small while others are decoded
 packets.py     how many frames a file shows and when, and which readers would get them right
 bitstream.py   what the first bits of a packet say

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from octvideo.files import one_line
 from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, for_ffmpeg
+from octvideo.video.pyav_reader import PyavVideo
 
 # decord offers its library's names to all that are loaded later, among them a `__cxa_thread_atexit` of its own, by
 # which programs with threads of other libraries ended in "free(): invalid pointer". Here nothing else sees them.
@@ -51,35 +52,30 @@ _ERRORS = (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionE
 _left: list[_Call] = []  # calls that did not come back
 
 
-def read_decord(
-    path: Source, wanted: list[int], *, num_frames: int, frame_bytes: int, num_threads: int, resize: Resize | None
-) -> Tensor:
+def read_decord(video: PyavVideo, wanted: list[int], resize: Resize | None) -> Tensor:
     """The wanted frames, (D, H, W, C) or as `resize` makes them.
 
     Args:
-        path: of the video; or its content.
+        video: the file, whose packets PyAV has looked through.
         wanted: frame indices, sorted, each once.
-        num_frames: of the video, by its packets.
-        frame_bytes: of one frame at full size.
-        num_threads: of the decoder.
         resize: see `read_frames`.
 
     Raises:
         ReaderFailure: decord can't.
     """
     collector = FrameCollector(len(wanted), resize)
-    size = collector.chunk_frames(frame_bytes)
+    size = collector.chunk_frames(video.frame_bytes)
     for start in range(0, len(wanted), size):
         chunk = wanted[start : start + size]
-        collector.add(_watched(partial(_read, path, chunk, num_frames, num_threads)))
+        collector.add(_watched(partial(_read, video.path, chunk, video.packets.num_frames)))
     return collector.frames()
 
 
-def _read(path: Source, wanted: list[int], num_frames: int, num_threads: int) -> Any:
+def _read(path: Source, wanted: list[int], num_frames: int) -> Any:
     # One reader for each chunk: a reader that waits decodes ahead without end, into memory.
     # fault_tol: a frame that can't be decoded is an error. By default decord fills the gap with a copy of another
     # frame and says nothing.
-    reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
+    reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=1, fault_tol=1e-9)
     if len(reader) != num_frames:
         raise ReaderFailure("decord counts other frames")
     return reader.get_batch(wanted)

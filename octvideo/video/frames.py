@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ class Frames:
     frames: Tensor
     places: Tensor
     num_frames: int
-    decoder: Literal["decord", "pyav", "torchcodec"]
+    decoder: str
     num_missing: int = 0
 
 

@@ -1,4 +1,6 @@
-"""A video file as distinct frames: one call in front of three readers, which give the same frames.
+"""A video file as distinct frames: one call in front of several readers, which give the same frames.
+
+A new reader is a file with its `read`, a name in `Decoder` and a row of `_READERS`.
 
 `auto` is PyAV, for every file. decord costs more CPU time (docs/speed.md), and its answers on damaged files vary:
 its threads make it a matter of luck whether an error after the wanted frames is seen, it gives frames that FFmpeg marks
@@ -10,13 +12,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-import octvideo.video.decord_reader as decord_reader
 from octvideo.errors import UserError
+from octvideo.video.decord_reader import read_decord
 from octvideo.video.frames import Frames, ReaderFailure, Resize, Source, VideoReadError, missing_reason, sorted_unique
 from octvideo.video.packets import Packets
 from octvideo.video.pyav_reader import FewerFramesError, PyavVideo
@@ -29,12 +31,31 @@ Choose = Callable[[int], Tensor]
 log = logging.getLogger("octvideo.video")
 
 
+class _Reader(NamedTuple):
+    """A reader that gets some files wrong, and refuses these. PyAV, which reads all, is none of them.
+
+    Args:
+        read: (open file, frame indices, `resize`) to frames; raises ReaderFailure.
+        trouble: why it would fail at a file or may give other frames, by its packets; None where it would not.
+        load: raises a UserError where its library is missing.
+    """
+
+    read: Callable[[PyavVideo, list[int], Resize | None], Tensor]
+    trouble: Callable[[Packets], str | None]
+    load: Callable[[], object] = bool
+
+
+_READERS = {
+    "decord": _Reader(read_decord, lambda packets: packets.trouble),
+    "torchcodec": _Reader(read_torchcodec, lambda packets: packets.seek_trouble, load_torchcodec),
+}
+
+
 def read_frames(
     path: Source,
     choose: Choose,
     *,
     decoder: Decoder = "auto",
-    num_threads: int = 1,
     resize: Resize | None = None,
     target_fps: float | None = None,
 ) -> Frames:
@@ -46,9 +67,8 @@ def read_frames(
     Args:
         path: of the video; or its content.
         choose: from the number of frames to the frame indices wanted, int64 of any shape.
-        decoder: "auto" is PyAV. "decord" and "torchcodec" refuse what they may get wrong; "torchcodec" needs
+        decoder: "auto" is PyAV. The others refuse what they may get wrong; "torchcodec" needs
             `pip install 'octvideo[torchcodec]'` and FFmpeg's shared libraries.
-        num_threads: of the decoder; in a DataLoader worker 1.
         resize: makes frames small while others are decoded, so that those of 4K or 8K are never held all at full
             size: from some of them, uint8 (n, H, W, C), to uint8 (n, ...), each by itself. It is called for one
             chunk after the other, of up to 64 MB, and again from the first where a file has to be read again.
@@ -62,7 +82,7 @@ def read_frames(
     _check(decoder, target_fps)
     if (reason := missing_reason(path)) is not None:
         raise VideoReadError(path, reason)
-    with PyavVideo(path, num_threads) as video:
+    with PyavVideo(path, 1) as video:
         packets = video.packets
         num_frames = packets.num_frames
         if num_frames == 0:
@@ -70,10 +90,11 @@ def read_frames(
         wish = _Wish(choose, packets, target_fps)
         if decoder in ("auto", "pyav"):
             return _read_pyav(video, wish, resize)
-        trouble = packets.seek_trouble if decoder == "torchcodec" else packets.trouble
+        trouble = _READERS[decoder].trouble(packets)
         if trouble is None:
+            wanted, places, num_frames = wish.of(packets.times)
             try:
-                return _read_seeking(video, wish, decoder, num_threads, resize)
+                return Frames(_READERS[decoder].read(video, wanted, resize), places, num_frames, decoder)
             except ReaderFailure as failure:
                 trouble = str(failure)
         raise VideoReadError(path, f"{trouble} (with decoder '{decoder}'; 'auto' takes PyAV)")
@@ -81,9 +102,10 @@ def read_frames(
 
 def _check(decoder: str, target_fps: float | None) -> None:
     if decoder not in get_args(Decoder):
-        raise UserError(f"decoder: got {decoder!r}, expected 'auto', 'decord', 'pyav' or 'torchcodec'")
-    if decoder == "torchcodec":
-        load_torchcodec()  # missing for all files alike
+        *others, last = map(repr, get_args(Decoder))
+        raise UserError(f"decoder: got {decoder!r}, expected {', '.join(others)} or {last}")
+    if decoder in _READERS:
+        _READERS[decoder].load()  # missing for all files alike
     if target_fps is not None and not 0 < target_fps <= 1000:
         raise UserError(f"target_fps: got {target_fps}, expected more than 0 and at most 1000, or none")
 
@@ -106,36 +128,6 @@ class _Wish:
         ticks, places = sorted_unique(self.choose(len(clock)), len(clock))
         wanted, places_of_ticks = torch.unique(clock.frames(ticks), return_inverse=True)
         return wanted.tolist(), places_of_ticks[places], len(clock)
-
-
-def _read_seeking(video: PyavVideo, wish: _Wish, decoder: Decoder, num_threads: int, resize: Resize | None) -> Frames:
-    """With decord or torchcodec.
-
-    Raises:
-        ReaderFailure: it can't.
-    """
-    packets = video.packets
-    wanted, places, num_frames = wish.of(packets.times)
-    if decoder == "torchcodec":
-        frames = read_torchcodec(
-            video.path,
-            wanted,
-            stream=video.index,
-            packets=packets,
-            frame_bytes=video.frame_bytes,
-            num_threads=num_threads,
-            resize=resize,
-        )
-        return Frames(frames, places, num_frames, "torchcodec")
-    frames = decord_reader.read_decord(
-        video.path,
-        wanted,
-        num_frames=packets.num_frames,
-        frame_bytes=video.frame_bytes,
-        num_threads=num_threads,
-        resize=resize,
-    )
-    return Frames(frames, places, num_frames, "decord")
 
 
 def _read_pyav(video: PyavVideo, wish: _Wish, resize: Resize | None) -> Frames:

@@ -16,7 +16,7 @@ from torch import Tensor
 from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, VideoBytes
-from octvideo.video.packets import Packets
+from octvideo.video.pyav_reader import PyavVideo
 
 _LIBRARIES = (
     "FFmpeg's shared libraries (apt install ffmpeg; brew install ffmpeg; conda install ffmpeg; or on Linux those of "
@@ -24,25 +24,12 @@ _LIBRARIES = (
 )
 
 
-def read_torchcodec(
-    path: Source,
-    wanted: list[int],
-    *,
-    stream: int,
-    packets: Packets,
-    frame_bytes: int,
-    num_threads: int,
-    resize: Resize | None,
-) -> Tensor:
+def read_torchcodec(video: PyavVideo, wanted: list[int], resize: Resize | None) -> Tensor:
     """The wanted frames, (D, H, W, C) or as `resize` makes them.
 
     Args:
-        path: of the video; or its content.
+        video: the file, whose packets PyAV has looked through.
         wanted: frame indices, sorted, each once.
-        stream: index of the video stream in the file.
-        packets: of that stream.
-        frame_bytes: of one frame at full size.
-        num_threads: of the decoder.
         resize: see `read_frames`.
 
     Raises:
@@ -50,8 +37,8 @@ def read_torchcodec(
         UserError: it is not installed, or can't be loaded.
     """
     collector = FrameCollector(len(wanted), resize)
-    size = collector.chunk_frames(frame_bytes)
-    reader = _open(path, stream, num_threads)
+    size, packets = collector.chunk_frames(video.frame_bytes), video.packets
+    reader = _open(video.path, video.index)
     if len(reader) != packets.num_frames:
         raise ReaderFailure("torchcodec counts other frames")
     for start in range(0, len(wanted), size):
@@ -98,13 +85,11 @@ def _find_ffmpeg(decoder: Any) -> None:
             raise _cannot_load(error) from error
 
 
-def _open(path: Source, stream: int, num_threads: int) -> Any:
+def _open(path: Source, stream: int) -> Any:
     decoder = load_torchcodec()
     source = path.content if isinstance(path, VideoBytes) else str(Path(path).absolute())
     try:
-        return decoder(
-            source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=num_threads, seek_mode="exact"
-        )
+        return decoder(source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     except (RuntimeError, ValueError, UnicodeError) as error:
         raise ReaderFailure(f"torchcodec fails: {one_line(error)}") from error
 

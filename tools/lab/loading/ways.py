@@ -72,7 +72,7 @@ class Video:
     width: int
     height: int
     num_frames: int
-    decoder: Decoder
+    decoder: str
 
 
 # A turn: it gets a number, that of the round, and does the same work whenever it gets the same one.
@@ -96,25 +96,21 @@ def look_at(path: str) -> Video:
 
 def clip_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
     """Ways to read one random training clip; ours and the bare decoder's are the same clip in each round."""
-    ways: dict[str, Turn] = {
-        "octvideo": partial(_our_clip, video.path, recipe, "auto"),
-        FLOOR: partial(_bare_clip, video, recipe),
-    }
-    if video.decoder == "decord":
-        ways["octvideo (decord)"] = partial(_our_clip, video.path, recipe, "decord")
+    ways = _ours_and_bare(video, partial(_our_clip, video.path, recipe), partial(_bare_clip, video, recipe))
     return ways | (_peers(partial(_pytorchvideo_clip, video, recipe)) if peers else {})
 
 
 def view_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
     """Ways to read all views of one video; ours and the bare decoder's are not cut yet."""
-    ways: dict[str, Turn] = {
-        "octvideo": partial(_our_views, video.path, recipe.views, "auto"),
-        FLOOR: partial(_bare_views, video, recipe.views),
-    }
-    if video.decoder == "decord":
-        ways["octvideo (decord)"] = partial(_our_views, video.path, recipe.views, "decord")
-    ways["an open per view"] = partial(_open_per_view, video, recipe.views)
-    return ways | (_peers(partial(_pytorchvideo_views, video, recipe.views)) if peers else {})
+    views = recipe.views
+    ways = _ours_and_bare(video, partial(_our_views, video.path, views), partial(_bare_views, video, views))
+    ways["an open per view"] = partial(_open_per_view, video, views)
+    return ways | (_peers(partial(_pytorchvideo_views, video, views)) if peers else {})
+
+
+def _ours_and_bare(video: Video, ours: Callable[[Decoder, int], object], bare: Turn) -> dict[str, Turn]:
+    ways: dict[str, Turn] = {"octvideo": partial(ours, "auto"), FLOOR: bare}
+    return ways | ({"octvideo (decord)": partial(ours, "decord")} if video.decoder == "decord" else {})
 
 
 def _peers(way: Callable[[str, int], object]) -> dict[str, Turn]:
