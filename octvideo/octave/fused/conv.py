@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from octvideo.octave.factor import Factor, low_size
 from octvideo.octave.features import Octave
 from octvideo.octave.fused.onednn import OneDnnConv, onednn_reads
+from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.fused_conv import Form, FusedConv, MaxPool
 from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, unfold_frames
 from octvideo.octave.kernel.library import load_library
@@ -255,7 +256,11 @@ class PreparedOctConv(PreparedLayer):
         paths = [path for term in terms for path in term.sources if path is not None]
         steps = [self.pool_first, *(path.pool for path in paths), *(term.path.up for term in terms)]
         self.halves_space = axes > 1 and all(s is None or s == (1, 2, 2)[-axes:] for s in steps)
-        self.onednn_has = self.halves_space and all(c.onednn.has_form for c in (*self.high, *self.low))  # type: ignore
+        convs: list[Any] = [*self.high, *self.low]
+        self.onednn_has = self.halves_space and all(conv.onednn.has_form for conv in convs)
+        # Where the kernel has no such layer (a time octave): its convolutions alone, without and with a residual.
+        alone = [FusedSequence([conv], [range(n)], n, [n]) for conv in convs for n in (1, 2) if self.form is None]
+        self.alone = nn.ModuleList(alone)
 
     @classmethod
     def of(cls, conv: OctaveLayer) -> PreparedOctConv | None:
@@ -324,7 +329,12 @@ class PreparedOctConv(PreparedLayer):
     def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
         # An engine fuses additions and a ReLU that follow a convolution.
         sums_last = torch.compiler.is_compiling() or not self.fits(maps, residuals)
-        return self.run_terms(maps, residuals, lambda conv, x, residual: conv(x, residual), sums_last=sums_last)
+        return self.run_terms(maps, residuals, self._run_alone, sums_last=sums_last)
+
+    def _run_alone(self, conv: PreparedConv, x: Tensor, residual: Tensor | None) -> Tensor:
+        given = [x] if residual is None else [x, residual]
+        place = 2 * [*self.high, *self.low].index(conv) + len(given) - 1
+        return self.alone[place](*given) if self.alone else conv(*given)
 
     def run_terms(self, maps: Maps, residuals: Residuals, run: Run, *, sums_last: bool = False) -> Sequence[Tensor]:
         (high, low), (residual, residual_low) = maps, residuals
