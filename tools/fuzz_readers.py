@@ -27,7 +27,7 @@ from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, walk_videos
 from octvideo.progress import track
 from octvideo.video import Decoder
-from octvideo.video.torchcodec_reader import load_torchcodec
+from octvideo.video.reader import check_decoder
 
 
 @command()
@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
 def run(args: argparse.Namespace) -> int:
     """Prints failures as they come and a table at the end; returns the number of failures."""
     videos = find_videos(args.videos)
-    if "torchcodec" in args.decoder:
-        load_torchcodec()  # missing for all copies alike
+    for decoder in args.decoder:
+        check_decoder(decoder)
     console = Console()
     counts: dict[str, Counter[str]] = {decoder: Counter() for decoder in args.decoder}
     findings = fuzz(
