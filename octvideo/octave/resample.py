@@ -52,6 +52,8 @@ def _upsample_time(x: Tensor) -> Tensor:
 def pool_down(x: Tensor, factor: Sequence[int] | None = None) -> Tensor:
     """Average the two (four, eight) neighbours that share a low pixel; at odd edges, those there are.
 
+    The kernel pools by itself (kernel/pooling.h); `Form.is_supported` must refuse what it pools otherwise than here.
+
     Args:
         x: (N, C, L), (N, C, H, W) or (N, C, T, H, W); C may be 0.
         factor: which axes to halve.
