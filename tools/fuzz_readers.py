@@ -20,7 +20,7 @@ from octvideo.cli.infer import find_videos
 from octvideo.cli.tables import print_table
 from octvideo.progress import track
 from octvideo.video import Decoder
-from octvideo.video.torchcodec_reader import load_torchcodec
+from octvideo.video.reader import check_decoder
 
 
 @command()
@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
 def run(args: argparse.Namespace) -> int:
     """Prints failures as they come and a table at the end; returns the number of failures."""
     videos = [Path(video) for video in find_videos(args.videos)]
-    if "torchcodec" in args.decoder:
-        load_torchcodec()  # missing for all copies alike
+    for decoder in args.decoder:
+        check_decoder(decoder)
     counts: dict[str, Counter[str]] = {decoder: Counter() for decoder in args.decoder}
     findings = fuzz(
         videos,

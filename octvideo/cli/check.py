@@ -19,6 +19,7 @@ from octvideo.data.quarantine import printable, write_quarantine
 from octvideo.data.workers import available_cpus
 from octvideo.progress import Progress
 from octvideo.video import Decoder
+from octvideo.video.reader import check_decoder
 
 STOPPED = "stopped; given again, the command goes on from here"
 VERDICTS = ("ok", "partly", "unreadable")
@@ -44,6 +45,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Checks, writes the quarantine list and prints a summary; returns 0 if all is well, 1 if something is not."""
+    check_decoder(args.decoder)
     selection = select(args.sources, root=args.root)
     out = args.output or Path("runs/check_videos", Path(selection.root).name or "root")
     with Journal(out, root=selection.root, decoder=args.decoder) as journal:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,8 +85,8 @@ class OctConvNd(OctaveLayer):
                 stride.
         """
         for name, choice in (("downsample", downsample), ("octave_downsample", octave_downsample)):
-            if choice not in ("stride", "pool"):
-                raise ValueError(f"{name}: got {choice!r}, expected 'stride' or 'pool'")
+            if choice not in get_args(Downsample):
+                raise ValueError(f"{name}: got {choice!r}, expected {' or '.join(map(repr, get_args(Downsample)))}")
         self.downsample, self.octave_downsample = downsample, octave_downsample
         paths = self._choose_channels(alpha_in, alpha_out, factor, exchange)
         pools = (octave_downsample if self.is_octave else downsample) == "pool"

@@ -52,6 +52,9 @@ def _upsample_time(x: Tensor) -> Tensor:
 def pool_down(x: Tensor, factor: Sequence[int] | None = None) -> Tensor:
     """Average the two (four, eight) neighbours that share a low pixel; at odd edges, those there are.
 
+    The kernel averages by itself (kernel/pooling.h). What is pooled otherwise here must be refused by the two that give
+    a layer to it: `TrainedConv.of` (kernel/training.py) and `PreparedOctConv.as_fused` (fused/conv.py).
+
     Args:
         x: (N, C, L), (N, C, H, W) or (N, C, T, H, W); C may be 0.
         factor: which axes to halve.

@@ -79,7 +79,9 @@ def read_frames(
         VideoReadError: with file and reason.
         UserError: for an unknown decoder, one that is not there, or a rate that can't be meant.
     """
-    _check(decoder, target_fps)
+    check_decoder(decoder)
+    if target_fps is not None and not 0 < target_fps <= 1000:
+        raise UserError(f"target_fps: got {target_fps}, expected more than 0 and at most 1000, or none")
     if (reason := missing_reason(path)) is not None:
         raise VideoReadError(path, reason)
     with PyavVideo(path, 1) as video:
@@ -100,14 +102,17 @@ def read_frames(
         raise VideoReadError(path, f"{trouble} (with decoder '{decoder}'; 'auto' takes PyAV)")
 
 
-def _check(decoder: str, target_fps: float | None) -> None:
+def check_decoder(decoder: str) -> None:
+    """Raises what would be wrong with all files alike.
+
+    Raises:
+        UserError: an unknown decoder, or one whose library is missing.
+    """
     if decoder not in get_args(Decoder):
         *others, last = map(repr, get_args(Decoder))
         raise UserError(f"decoder: got {decoder!r}, expected {', '.join(others)} or {last}")
     if decoder in _READERS:
-        _READERS[decoder].load()  # missing for all files alike
-    if target_fps is not None and not 0 < target_fps <= 1000:
-        raise UserError(f"target_fps: got {target_fps}, expected more than 0 and at most 1000, or none")
+        _READERS[decoder].load()
 
 
 class _Wish:

@@ -131,6 +131,16 @@ def test_mistakes(check: Run, videos: Path, tmp_path: Path) -> None:
     assert code == 2 and "is of another check (decoder: 'auto', now 'pyav')" in err
 
 
+def test_a_missing_decoder_quarantines_nothing(
+    check: Run, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torchcodec", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = check(good, "--decoder", "torchcodec", "--output", tmp_path / "out")
+    assert code == 2 and "error: decoder: got 'torchcodec', which " in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_real_crash_hang_and_growth_are_verdicts(good: Path, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()

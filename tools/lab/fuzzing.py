@@ -19,8 +19,7 @@ from torch import Tensor
 
 from octvideo.video.frames import VideoReadError
 from octvideo.video.isolated import Alive, IsolatedPool, Outcome
-from octvideo.video.reader import Decoder, read_frames
-from octvideo.video.torchcodec_reader import load_torchcodec
+from octvideo.video.reader import Decoder, check_decoder, read_frames
 
 # Frames as training and evaluation want them, few enough to wait for: a clip, some of all, the last, every tenth.
 _CHOICES: tuple[Callable[[int], Tensor], ...] = (
@@ -157,8 +156,7 @@ def read_case(item: tuple[Case, str], alive: Alive) -> tuple[str, str, float]:
 
 
 def _read_case(case: Case, scratch: str) -> tuple[str, str]:
-    if case.decoder == "torchcodec":
-        load_torchcodec()  # torch's compiler, which comes with it, keeps a folder among temporary files
+    check_decoder(case.decoder)  # here, since torch's compiler, which torchcodec loads, keeps a folder in tempdir
     tempfile.tempdir = scratch
     asked: list[Tensor] = []
     frames_of = _CHOICES[zlib.crc32(f"{case.number}".encode()) % len(_CHOICES)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import fx, nn
@@ -146,14 +146,13 @@ def _use_plain_integers(model: nn.Module) -> None:
 
 
 def _check(settings: Settings, inverted_residuals: str) -> None:
-    ways = ("stride", "pool")
-    for name, value, known in (
-        ("downsample", settings.downsample, ways),
-        ("octave_downsample", settings.octave_downsample, ways),
-        ("exchange", settings.exchange, ("both", "none", "high_to_low", "low_to_high")),
-        ("inverted_residuals", inverted_residuals, ("hidden", "all")),
+    for name, value, kind in (
+        ("downsample", settings.downsample, Downsample),
+        ("octave_downsample", settings.octave_downsample, Downsample),
+        ("exchange", settings.exchange, Exchange),
+        ("inverted_residuals", inverted_residuals, InvertedResiduals),
     ):
-        if value not in known:
+        if value not in (known := get_args(kind)):
             raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, known))}")
 
 
