@@ -39,7 +39,7 @@ docs: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/test_docs.py
 
 # torch and torchvision in one resolution: builds that differ do not import together.
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "octvideo needs Python 3.10 or newer; if it has another name: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PIP_INSTALL) -e .

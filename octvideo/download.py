@@ -6,7 +6,6 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -27,19 +26,6 @@ _LONGEST_WAIT_SEC = 60.0
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A whole file.
-
-    Args:
-        size: in bytes.
-        md5: that the server publishes, or "".
-    """
-
-    size: int
-    md5: str
-
-
 def fetch(
     url: str,
     part: Path,
@@ -50,7 +36,7 @@ def fetch(
     progress: Progress = lambda here, total: None,
     retrying: Callable[[str], None] = log.info,
     sleep: Callable[[float], object] | None = None,
-) -> Fetched:
+) -> str:
     """Downloads into `part`; a broken connection is resumed.
 
     Args:
@@ -63,6 +49,9 @@ def fetch(
         progress: see `Progress`.
         retrying: is told, in one line, what broke and what comes next.
         sleep: waits so many seconds; None is time.sleep.
+
+    Returns:
+        The MD5 that the server publishes of the file, or "".
 
     Raises:
         OSError: it stayed broken, or the server has refused.
@@ -101,7 +90,7 @@ def version_of(part: Path) -> Path:
     return part.with_name(part.name + ".version")
 
 
-def _once(url: str, part: Path, versions: Path, begun: int, progress: Progress) -> Fetched:
+def _once(url: str, part: Path, versions: Path, begun: int, progress: Progress) -> str:
     version = versions.read_text(encoding="latin-1") if begun and versions.exists() else ""
     begun = begun if version else 0
     try:
@@ -111,14 +100,15 @@ def _once(url: str, part: Path, versions: Path, begun: int, progress: Progress) 
                 versions.write_text(version, encoding="latin-1")
             else:
                 versions.unlink(missing_ok=True)
-            return Fetched(_save(response, part, begun, progress), _published_md5(response.headers))
+            _save(response, part, begun, progress)
+            return _published_md5(response.headers)
     except HTTPError as error:
         if error.code != 416 or not begun:
             raise
         # Nothing follows what is here: the file is whole, or it is another file.
         size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         if size == str(begun):
-            return Fetched(begun, _published_md5(error.headers))
+            return _published_md5(error.headers)
         part.unlink()
         raise OSError(f"the server has {size or 'another number of'} bytes, {begun} were here") from error
 
@@ -137,11 +127,8 @@ def _request(url: str, begun: int, version: str) -> Request:
     return Request(url, headers=headers)
 
 
-def _save(response: HTTPResponse, part: Path, begun: int, progress: Progress) -> int:
+def _save(response: HTTPResponse, part: Path, begun: int, progress: Progress) -> None:
     """Writes a response to its end, or appends it where it is the rest that was asked for.
-
-    Returns:
-        The size of the file.
 
     Raises:
         OSError: it has ended early, which urllib says nothing about; or it is another rest.
@@ -161,4 +148,3 @@ def _save(response: HTTPResponse, part: Path, begun: int, progress: Progress) ->
             progress(here, total)
     if total and here != total:
         raise OSError(f"the connection broke after {here} of {total} bytes")
-    return here

@@ -91,7 +91,7 @@ def _by_lists(root: Path) -> list[str]:
     [
         lambda root: [record.path for record in read_records(root, root=root, classes=ClassIndex([]), labelled=False)],
         lambda root: list(find_videos([str(root)])),
-        lambda root: [str(root / name) for name in select([root])],
+        lambda root: [str(root / name) for name in select([root]).names],
         lambda root: sorted(_by_lists(root), key=lambda path: VIDEOS.index(os.path.relpath(path, root))),
     ],
     ids=["training", "infer and export", "check", "prepare list"],
@@ -168,7 +168,7 @@ def test_what_editors_write_is_read_alike(content: bytes, tmp_path: Path) -> Non
     assert [entry for entry, _ in read_quarantine(file)[1]] == LINES
     records = read_records(file, root=videos, classes=ClassIndex([]), labelled=False)
     assert [record.path for record in records] == [str(tmp_path / name) for name in LINES]
-    assert len(select([file], root=tmp_path)) == 2
+    assert len(select([file], root=tmp_path).names) == 2
 
 
 @pytest.mark.parametrize(

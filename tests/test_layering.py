@@ -34,9 +34,8 @@ PARTS: dict[str, set[str]] = {
     "data": {"video", "download", "json_lines", "progress", "seeds"},
     "evaluation": set(),
     "training": {"models", "evaluation", "octave", "seeds"},
-    "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused"}
-    | {"json_lines", "progress"},
-    "cli": {"video", "data", "models", "evaluation", "training", "inference", "progress"},
+    "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused"},
+    "cli": {"video", "data", "models", "evaluation", "training", "inference", "progress", "json_lines"},
     "__main__": {"cli"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.

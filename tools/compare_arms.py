@@ -16,9 +16,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-# So that it runs from a checkout that is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from lab.arms.runs import ArmSettings, plan_runs, run_in_process, train_runs
 from lab.arms.table import check_networks, compare, drawn_table, markdown_table
 from octvideo.cli.arguments import Parser
@@ -64,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
 
         good = args.only_table or train_runs(runs, settings, runner=run_in_process, say=tell)
         progress.begin("timing training steps")
-        comparison = compare(runs, settings, rounds=args.rounds)
+        rows, notes = compare(runs, settings, rounds=args.rounds)
     if args.markdown:
-        print(markdown_table(comparison))
+        print(markdown_table(rows, notes))
     else:
         # Wide enough in a log file too, which is no terminal.
         console = Console(width=220)
-        console.print(drawn_table(comparison))
-        console.print(*comparison.notes, sep="\n", highlight=False, markup=False)
+        console.print(drawn_table(rows))
+        console.print(*notes, sep="\n", highlight=False, markup=False)
     return 0 if good else 1
 
 

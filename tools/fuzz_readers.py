@@ -8,23 +8,16 @@ seed, number and the order of the videos tell a copy.
 
 import argparse
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-# So that it runs from a checkout that is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from rich.console import Console
-from rich.table import Table
-
 from lab.fuzzing import Finding, fuzz
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command, end_with
-from octvideo.errors import UserError
-from octvideo.files import VIDEO_SUFFIXES, walk_videos
+from octvideo.cli.infer import find_videos
+from octvideo.cli.tables import print_table
 from octvideo.progress import track
 from octvideo.video import Decoder
 from octvideo.video.reader import check_decoder
@@ -34,7 +27,7 @@ from octvideo.video.reader import check_decoder
 def main(argv: Sequence[str]) -> int:
     """Returns 0, or 1 if something failed."""
     parser = Parser(description=__doc__)
-    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO|FOLDER", help="intact videos")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO|FOLDER", help="intact videos")
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="of damaged copies (1000)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (0)")
     parser.shared("seed", help="of the damage (0)")
@@ -48,10 +41,9 @@ def main(argv: Sequence[str]) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Prints failures as they come and a table at the end; returns the number of failures."""
-    videos = find_videos(args.videos)
+    videos = [Path(video) for video in find_videos(args.videos)]
     for decoder in args.decoder:
         check_decoder(decoder)
-    console = Console()
     counts: dict[str, Counter[str]] = {decoder: Counter() for decoder in args.decoder}
     findings = fuzz(
         videos,
@@ -66,43 +58,21 @@ def run(args: argparse.Namespace) -> int:
     for finding in track(findings, "fuzzing", args.count * len(args.decoder)):
         counts[finding.case.decoder][finding.kind] += 1
         if finding.failed:
-            tell(finding, args, console)
+            tell(finding, args)
     kinds = sorted({kind for count in counts.values() for kind in count}, key=lambda kind: (kind != "frames", kind))
-    table = Table("decoder", *kinds)
-    for decoder, count in counts.items():
-        table.add_row(decoder, *(str(count[kind]) for kind in kinds))
-    console.print(table)
+    rows = [(decoder, *(str(count[kind]) for kind in kinds)) for decoder, count in counts.items()]
+    print_table(["decoder", *kinds], rows)
     return sum(number for count in counts.values() for kind, number in count.items() if kind not in ("frames", "error"))
 
 
-def find_videos(places: list[Path]) -> list[Path]:
-    """The videos, and those under folders.
-
-    Raises:
-        UserError: there are none.
-    """
-    videos = []
-    for place in places:
-        if place.is_dir():
-            videos += [place / video for video in walk_videos(place)]
-        elif place.is_file():
-            videos.append(place)
-        else:
-            raise UserError(f"no video and no folder {place}")
-    if not videos:
-        raise UserError(f"no videos in {', '.join(map(str, places))}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
-    return videos
-
-
-def tell(finding: Finding, args: argparse.Namespace, console: Console) -> None:
+def tell(finding: Finding, args: argparse.Namespace) -> None:
     """One failure, and how to see it again."""
     case = finding.case
-    again = ["python", "tools/fuzz_readers.py", *map(str, args.videos), "--seed", str(args.seed)]
+    again = ["python", "tools/fuzz_readers.py", *args.videos, "--seed", str(args.seed)]
     again += ["--first", str(case.number), "--count", "1", "--decoder", case.decoder]
-    text = f"{case.decoder}: {finding.what}\n  {case.video.name}, {case.done}\n  {shlex.join(again)}"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    print(f"{case.decoder}: {finding.what}\n  {case.video.name}, {case.done}\n  {shlex.join(again)}")
     if finding.details:
-        console.print(finding.details, highlight=False, markup=False, soft_wrap=True)
+        print(finding.details)
 
 
 if __name__ == "__main__":

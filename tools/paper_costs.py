@@ -4,21 +4,12 @@
 Of the paper (arXiv 1904.05049) are here the tables 1, 2 and 4 to 8. Counted, not run.
 """
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-# So that it runs from a checkout that is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab.paper_costs import HEADER, LAYER_HEADER, TABLES, layer_rows, paper_rows
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command, end_with
-from octvideo.files import markdown
+from octvideo.cli.tables import print_table
 
 
 @command()
@@ -40,12 +31,8 @@ def main(argv: Sequence[str]) -> int:
         counted.append(("networks, one image of 224 x 224 or one clip of 8 x 224 x 224", HEADER, rows))
     for title, header, lines in counted:
         if args.markdown:
-            print(f"{title}\n\n{markdown(header, lines)}\n")
-            continue
-        drawn = Table(*header, box=box.SIMPLE_HEAD, title=title, title_justify="left")
-        for cells in lines:
-            drawn.add_row(*cells)
-        Console(width=120).print(drawn)
+            print(f"{title}\n")
+        print_table(header, lines, title=title, as_markdown=args.markdown)
     for number, note in enumerate(notes, start=1):
         print(f"[{number}] {note}")
     return 0

@@ -6,6 +6,7 @@ help_page.py      its help as a page; mistakes.py: its errors in one line
 infer.py, export.py, prepare.py, check.py, ...   the other commands: `add_arguments(parser)` and `run(args)`
 arguments.py      how words are read: options that several commands have, types, one spelling
 ending.py         how programs end: exit codes and errors in one place
+tables.py         how commands print tables
 allocator.py      memory that is kept between steps
 
 A new command is a line in `GROUPS` and a file. Nothing imports this package but the programs in tools/.

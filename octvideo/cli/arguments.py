@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,14 +61,14 @@ _SHARED: dict[str, dict[str, Any]] = {
     "timeout": {"type": above_zero, "default": 60.0, "metavar": "S"},
 }
 _SHORT = {"output": ["-o"]}
-_RENAMED = {"--workers": "--num_workers", "--out": "--output"}  # as they were spelt once
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's, with --debug, descriptions as they are written, and a UserError for a mistake."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+        page = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
+        super().__init__(formatter_class=page, allow_abbrev=False, **settings)
         self.add_argument("--debug", action="store_true", help=DEBUG_HELP)
 
     def shared(self, *names: str, group: Any = None, **changes: Any) -> None:
@@ -88,9 +89,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            said = f" (did you mean {_RENAMED[word]}?)" if _RENAMED.get(word) in known else meant(word, known)
             kind = "option" if word.startswith("-") else "argument"
-            raise UserError(f"no {kind} {word}{said}; all options: {self.prog} --help")
+            raise UserError(f"no {kind} {word}{meant(word, known)}; all options: {self.prog} --help")
         return parsed, unknown
 
     def error(self, message: str) -> NoReturn:

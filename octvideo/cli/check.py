@@ -12,10 +12,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-from rich.table import Table
-
 from octvideo.cli.arguments import Parser, above_zero, share
+from octvideo.cli.tables import print_table
 from octvideo.data.checking import Journal, Selection, Summary, check_all, select
 from octvideo.data.quarantine import printable, write_quarantine
 from octvideo.data.workers import available_cpus
@@ -51,7 +49,7 @@ def run(args: Namespace) -> int:
     selection = select(args.sources, root=args.root)
     out = args.output or Path("runs/check_videos", Path(selection.root).name or "root")
     with Journal(out, root=selection.root, decoder=args.decoder) as journal:
-        with Progress("checking", len(selection)) as progress:
+        with Progress("checking", len(selection.names)) as progress:
             shown = Shown(progress)
             summary = check_all(
                 selection,
@@ -101,27 +99,20 @@ class Shown:
 
 def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Path, number: int) -> None:
     """The summary."""
-    console = Console(width=120, soft_wrap=True)
-
-    def line(text: str) -> None:
-        console.print(printable(text), highlight=False, markup=False)
-
-    table = Table("", "files", "share")
-    for verdict in VERDICTS:
-        count = summary.verdicts[verdict]
-        table.add_row(verdict, f"{count:,}", f"{count / max(len(selection), 1):.2%}")
-    console.print(table)
+    counts = [(verdict, summary.verdicts[verdict]) for verdict in VERDICTS]
+    rows = [(verdict, f"{count:,}", f"{count / max(len(selection.names), 1):.2%}") for verdict, count in counts]
+    print_table(["", "files", "share"], rows)
     if summary.num_known:
-        line(f"{summary.num_known:,} of them were known from before and have not changed")
+        print(f"{summary.num_known:,} of them were known from before and have not changed")
     if selection.num_twice:
-        line(f"{selection.num_twice:,} files were named more than once")
+        print(f"{selection.num_twice:,} files were named more than once")
     if selection.num_passed_over:
-        line(f"{selection.num_passed_over:,} files of the folders are not called like videos and were passed over")
+        print(f"{selection.num_passed_over:,} files of the folders are not called like videos and were passed over")
     for folder, reason in selection.closed:
-        line(f"can't list the folder {folder}: {reason}")
+        print(printable(f"can't list the folder {folder}: {reason}"))
     for reason, count in summary.reasons.most_common(10):
-        line(f"{count:,} x {reason}, such as {summary.examples[reason]}")
+        print(printable(f"{count:,} x {reason}, such as {summary.examples[reason]}"))
     if len(summary.reasons) > 10:
-        line(f"and {len(summary.reasons) - 10} other reasons")
-    line(f"all results: {journal.file}")
-    line(f"{number:,} in the quarantine list; to leave them out: --data.quarantine {quarantine.absolute()}")
+        print(f"and {len(summary.reasons) - 10} other reasons")
+    print(printable(f"all results: {journal.file}"))
+    print(printable(f"{number:,} in the quarantine list; to leave them out: --data.quarantine {quarantine.absolute()}"))

@@ -6,6 +6,7 @@ A config is looked for by name in the current folder, in its configs/, and then 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 from octvideo.cli.arguments import Parser
@@ -16,7 +17,9 @@ from octvideo.files import read_text, whole_text
 
 def add_arguments(parser: Parser) -> None:
     parser.set_defaults(run=_list)
-    copy = parser.add_subparsers(metavar="copy").add_parser("copy", help="write a config of your own: copy NAME [DEST]")
+    commands = parser.add_subparsers(metavar="list|copy")
+    commands.add_parser("list", help="list them, as octvideo configs alone does")
+    copy = commands.add_parser("copy", help="write a config of your own: copy NAME [DEST]")
     copy.set_defaults(run=_copy)
     copy.add_argument("name", metavar="NAME", help="of a config (octvideo configs)")
     copy.add_argument("dest", nargs="?", type=Path, metavar="DEST", help="file or folder to write (NAME.yaml)")
@@ -41,8 +44,8 @@ def _list(args: argparse.Namespace) -> None:
 
 def first_sentence(text: str) -> str:
     """Of the comment that a config starts with."""
-    line = text.partition("\n")[0]
-    return line.removeprefix("#").strip().partition(". ")[0].rstrip(".:") if line.startswith("#") else ""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.strip("# ") for line in comment).partition(". ")[0].rstrip(".:")
 
 
 def _copy(args: argparse.Namespace) -> None:

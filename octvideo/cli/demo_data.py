@@ -17,8 +17,8 @@ STOPPED = "stopped; given again, the command writes what is missing"
 
 def add_arguments(parser: Parser) -> None:
     parser.shared("output", default=Path("data/demo"), metavar="DIR", help="folder to write (data/demo)")
-    parser.add_argument("--videos_per_class", type=int, default=60, help="training videos of each class (60)")
-    parser.add_argument("--test_videos_per_class", type=int, default=10, help="and test videos (10)")
+    parser.add_argument("--videos_per_class", type=int, default=60, metavar="N", help="for training (60)")
+    parser.add_argument("--test_videos_per_class", type=int, default=10, metavar="N", help="and for tests (10)")
     parser.shared("seed", help="another seed, other videos (0)")
     parser.shared("num_workers", help="videos made at once (one per CPU)")
     parser.shared("overwrite", help="replace demo data of other settings")

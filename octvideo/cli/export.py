@@ -32,16 +32,12 @@ _CHECK_CLIPS = 6
 
 def add_arguments(parser: Parser) -> None:
     parser.shared("ckpt")
-    parser.add_argument("--engine", required=True, choices=file_engines())
+    parser.add_argument("--engine", required=True, choices=file_engines(), help="that runs the model")
     parser.add_argument("--precision", default="f32", help=precisions_of(file_engines()))
     parser.shared("output", required=True, metavar="FOLDER", help="made here")
-    parser.add_argument(
-        "--calibrate",
-        nargs="+",
-        metavar="VIDEO|FOLDER|@FILE",
-        help="typical videos: for int8, and to check the scores on",
-    )
-    parser.add_argument("--views_per_call", type=positive, help="the model's batch size (by the size of views)")
+    calibrate = "typical videos: for int8, and to check the scores on"
+    parser.add_argument("--calibrate", nargs="+", metavar="VIDEO|FOLDER|@FILE", help=calibrate)
+    parser.add_argument("--views_per_call", type=positive, metavar="N", help="the batch size (by the size of views)")
     parser.shared("threads", help="CPU threads of the check (all)")
     parser.shared("device", help="auto, cpu, cuda, ...: aot compiles for it (auto)")
     parser.shared("overwrite", help="replace the model in FOLDER")
@@ -55,16 +51,11 @@ def run(args: argparse.Namespace) -> int:
     if args.precision == "int8" and not args.calibrate:
         raise UserError("int8 needs typical videos to choose its scales from: --calibrate VIDEO|FOLDER ...")
     videos = list(find_videos(args.calibrate or []))
-    if args.ckpt is None:
-        network, settings = network_of_pytorchvideo()
-    else:
-        path = find_checkpoint(args.ckpt, args.runs_dir)
-        network, settings = network_of_checkpoint(path)
+    checkpoint = None if args.ckpt is None else find_checkpoint(args.ckpt, args.runs_dir)
+    network, settings = network_of_pytorchvideo() if checkpoint is None else network_of_checkpoint(checkpoint)
     console.print(f"weights: {settings['source']}", highlight=False, soft_wrap=True)
     views: ViewSettings = settings["views"]
-    normalise = Normaliser(
-        settings.setdefault("mean", (0.45,) * 3), settings.setdefault("std", (0.225,) * 3), torch.device("cpu")
-    )
+    normalise = Normaliser(settings["mean"], settings["std"], torch.device("cpu"))
     clips = _some_clips(videos, views, normalise) if videos else None
     with console.status(f"exporting for {args.engine}"):
         written = write_export(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import itertools
+import pkgutil
 import shutil
 import textwrap
-import types
 from argparse import Action, HelpFormatter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 import octvideo.models as models
 from octvideo.cli.arguments import DEBUG_HELP
-from octvideo.cli.mistakes import wrong_builder
+from octvideo.cli.mistakes import types_in_words, wrong_builder
 from octvideo.errors import UserError
 
 BUILDER_HELP = "--model.network.help"
@@ -95,10 +94,9 @@ def builder_help(words: Sequence[str]) -> str:
         lines = [line for path, builder in known.items() for line in _entry(path, _first_line(builder))]
         return "\n".join(["--model.network takes the path of a class or a function, such as", *lines])
     path = name if "." in name else f"octvideo.models.{name}"
-    module, _, attribute = path.rpartition(".")
     try:
-        builder = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        builder: Any = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(wrong_builder(path)) from error
     parser = HelpParser(description=f"{path}: {_first_line(builder)}")
     add = parser.add_class_arguments if inspect.isclass(builder) else parser.add_function_arguments
@@ -120,18 +118,6 @@ def _entry(option: str, text: str) -> list[str]:
     head = f"  {option:<{_INDENT - 4}}  "
     first = [head.rstrip()] if len(head) > _INDENT else [(head + lines.pop(0)).rstrip()]
     return [*first, *(" " * _INDENT + line for line in lines)]
-
-
-def types_in_words(kind: Any) -> str:
-    """A type as a user writes values of it: `int or null`, `sgd or adamw`."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(types_in_words(argument) for argument in arguments))
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    if kind in (None, types.NoneType):
-        return "null"
-    return getattr(kind, "__name__", str(kind))
 
 
 def _value(value: object) -> str:

@@ -9,9 +9,10 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 
@@ -22,10 +23,13 @@ from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_li
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
-from octvideo.inference.preparation import Timing
-from octvideo.inference.result_file import ResultFile, as_record
+from octvideo.json_lines import JsonLines, Words
 from octvideo.progress import Progress
 from octvideo.video import VideoReadError
+
+STOPPED = "stopped: the same command goes on where results go into a file (-o)"
+_RESULTS = "octvideo infer 1"
+_WORDS = Words("file of results", "another model, or of other settings", "name another file")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -52,100 +56,127 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Classifies the videos; returns 0, or 1 where some video could not be read (the others are done)."""
     keep_freed_memory()
-    output: _Output | None = None
+    videos = list(find_videos(args.videos))
+    weights = _weights(args)
+    predictor = _predictor(args, weights)
+    made_by = {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
+    output: Text | Json | ResultFile = Json(made_by) if args.json else Text(timing=args.timing)
+    if args.output is not None:
+        made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
+        output = ResultFile(args.output, made_by)
+        videos = output.left(videos)
+    Console(stderr=True).print(f"weights: {predictor.source}", highlight=False, soft_wrap=True)
     failures: list[VideoReadError] = []
     try:
-        videos = list(find_videos(args.videos))
-        weights = _weights(args)
-        predictor = _predictor(args, weights)
-        output = _output(args, predictor, weights)
-        results_of = classify(predictor, output.left(videos), topk=args.topk, prints=isinstance(output, _Text))
-        with contextlib.closing(results_of) as results:
+        # Results are closed in any case: Ctrl-C ends the preparing thread with them.
+        with (
+            Progress("classifying", len(videos)) as progress,
+            contextlib.closing(predictor.predict_many(videos, topk=args.topk)) as results,
+        ):
             for result in results:
-                output.add(result)
+                # On a terminal the bar makes room for what is printed.
+                beside_bar = isinstance(output, Text) and sys.stdout.isatty()
+                with progress.hidden() if beside_bar else contextlib.nullcontext():
+                    output.add(result)
                 if isinstance(result, VideoReadError):
                     failures.append(result)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped" if args.output is None else "stopped: the same command goes on") from None
-    finally:
-        if output is not None:  # in any case what has been done
-            output.end()
+                progress.advance()
+    finally:  # in any case what has been done
+        output.end()
         for failure in failures:
             print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
-class _Output(Protocol):
-    def left(self, videos: Sequence[str]) -> Sequence[str]: ...
-    def add(self, result: Prediction | VideoReadError) -> None: ...
-    def end(self) -> None: ...
-
-
-def _output(args: argparse.Namespace, predictor: Predictor, weights: Path | None) -> _Output:
-    if args.output is not None:
-        made_by = {**_made_by(predictor), "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
-        return _Lines(ResultFile(args.output, made_by))
-    return _Json(predictor) if args.json else _Text(timing=args.timing)
-
-
-class _Text:
+class Text:
     """Results as text, when they are there."""
 
     def __init__(self, *, timing: bool) -> None:
         self._timing, self._between = timing, ""
 
-    def left(self, videos: Sequence[str]) -> Sequence[str]:
-        return videos
-
     def add(self, result: Prediction | VideoReadError) -> None:
-        if isinstance(result, Prediction):
-            print(self._between + as_text(result, timing=self._timing), flush=True)
-            self._between = "\n"
+        """The path of a video, then a line for each class, then where the time went."""
+        if isinstance(result, VideoReadError):
+            return
+        lines = [self._between + result.path, *(f"  {100 * score:5.1f} %  {name}" for name, score in result.top)]
+        if self._timing:
+            timing = result.timing
+            ratio = timing.total / timing.engine if timing.engine else float("nan")
+            lines.append(
+                f"  engine {timing.engine:.2f} s of {timing.total:.2f} s in all (x {ratio:.3f}); "
+                f"beside it: decode {timing.decode:.2f} s, prepare {timing.prepare:.2f} s"
+            )
+        print("\n".join(lines), flush=True)
+        self._between = "\n"
 
     def end(self) -> None:
-        pass
+        """All is said."""
 
 
-class _Json:
+class Json:
     """One JSON object, at the end."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self._made_by = _made_by(predictor)
-        self._videos: list[dict[str, Any]] = []
-        self._errors: list[dict[str, Any]] = []
-
-    def left(self, videos: Sequence[str]) -> Sequence[str]:
-        return videos
+    def __init__(self, made_by: dict[str, Any]) -> None:
+        self._content: dict[str, Any] = {**made_by, "videos": [], "errors": []}
 
     def add(self, result: Prediction | VideoReadError) -> None:
-        (self._videos if isinstance(result, Prediction) else self._errors).append(as_record(result))
+        """Keeps the result for the end."""
+        self._content["videos" if isinstance(result, Prediction) else "errors"].append(as_record(result))
 
     def end(self) -> None:
-        content = {**self._made_by, "videos": self._videos, "errors": self._errors}
-        print(json_text(content, indent=2))
+        """Prints them all."""
+        print(json_text(self._content, indent=2))
 
 
-class _Lines:
-    """Lines of a file, which holds those of earlier runs."""
+class ResultFile:
+    """Lines as of `as_record`, after a first one that says what made them: a run that was stopped goes on with them.
 
-    def __init__(self, file: ResultFile) -> None:
-        self._file = file
+    Args:
+        path: written anew, or gone on with.
+        made_by: {"weights": ..., "sha256": ..., ...}: what must be the same for all results in it.
 
-    def left(self, videos: Sequence[str]) -> Sequence[str]:
+    Raises:
+        UserError: see `JsonLines`.
+    """
+
+    def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
+        self._lines = JsonLines(path, {"results": _RESULTS, **made_by}, _WORDS)
+        entries = [entry for entry in self._lines.entries() if "path" in entry]
+        self._done = {entry["path"] for entry in entries}
+        self._unreadable = sum("reason" in entry for entry in entries)
+
+    def left(self, videos: Sequence[str]) -> list[str]:
+        """The videos that are not in the file, each once; says how many are."""
         videos = list(dict.fromkeys(videos))
-        left = [video for video in videos if video not in self._file.done]
+        left = [video for video in videos if video not in self._done]
         if len(left) < len(videos):
             done = len(videos) - len(left)
-            print(f"{done} of {len(videos)} videos are in {self._file.path} already", file=sys.stderr)
+            print(f"{done} of {len(videos)} videos are in {self._lines.file} already", file=sys.stderr)
         return left
 
     def add(self, result: Prediction | VideoReadError) -> None:
-        self._file.add(result)
+        """Writes a line."""
+        record = as_record(result)
+        self._lines.add(record)
+        self._done.add(record["path"])
+        self._unreadable += "reason" in record
 
     def end(self) -> None:
-        self._file.close()
-        broken = f", {self._file.unreadable} of them of videos that can't be read" if self._file.unreadable else ""
-        print(f"{len(self._file.done)} results are in {self._file.path}{broken}", file=sys.stderr)
+        """Lets others write the file, and says what is in it."""
+        self._lines.close()
+        broken = f", {self._unreadable} of them of videos that can't be read" if self._unreadable else ""
+        print(f"{len(self._done)} results are in {self._lines.file}{broken}", file=sys.stderr)
+
+
+def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
+    """{"path", "top": [{"name", "score"}], "seconds": {...}}, or {"path", "reason"} of a video that can't be read."""
+    if isinstance(result, VideoReadError):
+        return {"path": str(result.path), "reason": result.reason}
+    return {
+        "path": result.path,
+        "top": [{"name": name, "score": score} for name, score in result.top],
+        "seconds": {name: round(value, 4) for name, value in asdict(result.timing).items()},
+    }
 
 
 def find_videos(names: Sequence[str]) -> Iterator[str]:
@@ -171,49 +202,6 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
             yield name
         else:
             raise UserError(f"no file or folder {path}")
-
-
-def classify(
-    predictor: Predictor, videos: Sequence[str], *, topk: int = 5, prints: bool = False
-) -> Generator[Prediction | VideoReadError, None, None]:
-    """For each video its prediction, or the error why it can't be read; progress on stderr.
-
-    Args:
-        predictor, videos, topk: see `Predictor.predict_many`.
-        prints: results are printed as they come: on a terminal the bar makes room for them.
-    """
-    console = Console(stderr=True)
-    console.print(f"weights: {predictor.source}", highlight=False, soft_wrap=True)
-    # Results are closed in any case: Ctrl-C ends the preparing thread with them.
-    with (
-        Progress("classifying", len(videos)) as progress,
-        contextlib.closing(predictor.predict_many(videos, topk=topk)) as results,
-    ):
-        for result in results:
-            with progress.hidden() if prints and sys.stdout.isatty() else contextlib.nullcontext():
-                yield result
-            progress.advance()
-
-
-def _made_by(predictor: Predictor) -> dict[str, str]:
-    return {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
-
-
-def as_text(prediction: Prediction, *, timing: bool = False) -> str:
-    """The path of a video, then a line for each class, then where the time went."""
-    lines = [f"  {100 * score:5.1f} %  {name}" for name, score in prediction.top]
-    if timing:
-        lines.append(f"  {timing_text(prediction.timing)}")
-    return "\n".join([prediction.path, *lines])
-
-
-def timing_text(timing: Timing) -> str:
-    """`engine 3.10 s of 3.24 s in all (1.05); beside it: decode 0.11 s, prepare 0.12 s`."""
-    share = timing.total / timing.engine if timing.engine else float("nan")
-    return (
-        f"engine {timing.engine:.2f} s of {timing.total:.2f} s in all (x {share:.3f}); "
-        f"beside it: decode {timing.decode:.2f} s, prepare {timing.prepare:.2f} s"
-    )
 
 
 def _weights(args: argparse.Namespace) -> Path | None:

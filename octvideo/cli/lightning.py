@@ -7,13 +7,13 @@ is one line, not a traceback.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import itertools
+import pkgutil
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from octvideo.class_names import match_classes
 from octvideo.cli import COMMANDS
 from octvideo.cli.allocator import keep_freed_memory
-from octvideo.cli.config_files import CONFIG_FLAGS, known_configs, prepare_argv
+from octvideo.cli.config_files import CONFIG_FLAGS, prepare_argv
 from octvideo.cli.help_page import BUILDER_HELP, HelpParser, builder_help
 from octvideo.cli.mistakes import explain, joined_lines, wrong_value
 from octvideo.data.datamodule import VideoDataModule
@@ -176,7 +176,7 @@ class OctvideoCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             keys = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
-            raise UserError(explain(str(error), subcommand=args[0], keys=keys, configs=known_configs())) from error
+            raise UserError(explain(str(error), subcommand=args[0], keys=keys)) from error
         self.config = _expanded(self.config)
 
     def _parse_ckpt_path(self) -> None:
@@ -285,7 +285,8 @@ class OctvideoCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, WholeFiles()]
         callbacks: list[Callback] = [
             *_as_list(config.trainer.callbacks),
-            WriteUnreadable(self.folder, _write_unreadable),
+            # As data.quarantine takes it; paths that are not absolute start from here.
+            WriteUnreadable(self.folder, lambda file, videos: write_quarantine(file, str(Path.cwd()), videos)),
             WriteScores(self.folder),
         ]
         if config.trainer.enable_progress_bar is not False:
@@ -341,7 +342,7 @@ def _link_num_classes(config: Namespace, trained: Sequence[str] | None, *, predi
     network = config.model.network
     init_args = network.get("init_args") or Namespace()
     if "num_classes" in init_args:
-        argument = inspect.signature(_import(network.class_path)).parameters.get("num_classes")
+        argument = inspect.signature(pkgutil.resolve_name(network.class_path)).parameters.get("num_classes")
         default = None if argument is None else argument.default
         if init_args["num_classes"] not in (default, expected):
             raise UserError(
@@ -351,11 +352,6 @@ def _link_num_classes(config: Namespace, trained: Sequence[str] | None, *, predi
             )
         init_args["num_classes"] = expected
     return list(data.class_names)
-
-
-def _import(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -376,11 +372,6 @@ def _expanded(value: Any) -> Any:
 def _is_first_process() -> bool:
     # Lightning hangs the rank on its decorator; before any process group exists, that is the only place.
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _write_unreadable(file: Path, videos: Iterable[tuple[str, str]]) -> None:
-    """As data.quarantine takes it; paths that are not absolute start from here."""
-    write_quarantine(file, str(Path.cwd()), videos)
 
 
 def _resume_command() -> str:

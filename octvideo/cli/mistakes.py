@@ -25,31 +25,27 @@ def joined_lines(text: object) -> str:
     return re.sub(r"\s*\n\s*", " ", str(text).strip())
 
 
-def explain(message: str, *, subcommand: str, keys: Iterable[str], configs: Iterable[str]) -> str:
+def explain(message: str, *, subcommand: str, keys: Iterable[str]) -> str:
     """One line for a message of jsonargparse.
 
     Args:
         message: of the parser.
         subcommand: that was asked for.
         keys: that the subcommand knows.
-        configs: names of those that there are, to suggest.
     """
     if match := re.search(r"unrecognized arguments: (.*)", message, re.DOTALL):
-        return _unknown_option(match[1].split()[0], keys)
+        option = match[1].split()[0]
+        if not option.startswith("-"):
+            return f"{option!r} belongs to no option: options are --KEY VALUE, and a config is -c CONFIG"
+        return f"no option {option}{meant(option, [f'--{key}' for key in keys])}"
     if match := re.search(r"does not accept option '([^']+)'", message):
         return f"no key {match[1]}{meant(match[1], keys)} (all keys: octvideo {subcommand} --help)"
     if match := re.match(r"the following arguments are required: (.*)", message):
         missing = ", ".join(key.removeprefix(f"{subcommand}.") for key in match[1].split(", "))
-        return f"{missing} not given: start from a config, octvideo {subcommand} -c {'|'.join(configs) or 'CONFIG'}"
+        return f"{missing} not given: start from a config, octvideo {subcommand} -c CONFIG (listed by octvideo configs)"
     if match := _KEYED.match(message):
         return f"{match['key']}: {wrong_value(match['rest'])}"
     return joined_lines(message)
-
-
-def _unknown_option(option: str, keys: Iterable[str]) -> str:
-    if not option.startswith("-"):
-        return f"{option!r} belongs to no option: options are --KEY VALUE, and a config is -c CONFIG"
-    return f"no option {option}{meant(option, [f'--{key}' for key in keys])}"
 
 
 def wrong_value(problem: str) -> str:
@@ -60,7 +56,7 @@ def wrong_value(problem: str) -> str:
     if of_constructor and "Namespace(class_path=" in problem:
         return joined_lines(of_constructor["said"])
     if match := _UNION.search(problem) or _TYPED.search(problem):
-        return f"expected {_types(match['expected'])}, got {joined_lines(match['got'])}"
+        return f"expected {types_in_words(match['expected'])}, got {joined_lines(match['got'])}"
     return joined_lines(problem)
 
 
@@ -83,12 +79,13 @@ def wrong_builder(path: str, problem: str = "") -> str:
     return f"{path}: {joined_lines(problem)}".replace(": the following arguments are required:", " needs")
 
 
-def _types(text: str) -> str:
-    """Python's spelling of types, as words: <class 'int'>, <class 'NoneType'> -> int or null."""
-    text = re.sub(r"(?:\w+\.)+(\w+)", r"\1", re.sub(r"<class '([^']+)'>", r"\1", text))
+def types_in_words(kind: object) -> str:
+    """Types, or Python's spelling of them, as words: <class 'int'>, <class 'NoneType'> -> int or null."""
+    text = re.sub(r"(?:\w+\.)+(\w+)", r"\1", re.sub(r"<class '([^']+)'>", r"\1", str(kind)))
+    text = re.sub(r"^Optional\[(.*)\]$", r"\1, None", re.sub(r"^Union\[(.*)\]$", r"\1", text))
     text = re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace("'", ""), text)
     names = list(dict.fromkeys(re.findall(r"[\w-]+(?:\[.*?\]+)?", text)))
-    names = ["null" if name == "NoneType" else name for name in names] or [joined_lines(text)]
+    names = ["null" if name in ("None", "NoneType") else name for name in names] or [joined_lines(text)]
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

@@ -13,16 +13,14 @@ import collections
 import contextlib
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.tables import print_table
 from octvideo.data.preparation.archives import ALL, PUBLICATIONS, Archive, publication_of
 from octvideo.data.preparation.encoding import EncodingSettings
-from octvideo.data.preparation.fetching import ARCHIVES, Downloads, read_checksums
+from octvideo.data.preparation.fetching import ARCHIVES, Arrived, Downloads, read_checksums
 from octvideo.data.preparation.folders import folder_lists
 from octvideo.data.preparation.listing import Report, compare
 from octvideo.data.preparation.official import (
@@ -44,15 +42,10 @@ STOPPED = "stopped; the same command goes on where it was"
 DATA_SETS = (*PUBLISHED, "folder")
 
 # What trains on it: config, and what else to say beside root and lists. A flip turns left into right in ssv2.
-_CONFIGS = {
-    "kinetics600": "i3d_oct_k600",
-    "jhmdb": "jhmdb_i3d_oct",
-}
+_CONFIGS = {"kinetics600": "i3d_oct_k600", "jhmdb": "jhmdb_i3d_oct"}
 _EXTRA = {"ssv2": " --data.augment.flip 0"}
 # Lists that one training needs, of those that are there.
 _ROLES = {"train": ("train", "train1"), "val": ("val",), "test": ("test1",)}
-
-
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
 
@@ -60,28 +53,24 @@ def add_arguments(parser: Parser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     download = commands.add_parser("download", help="the public archives of a data set")
     download.set_defaults(run=_download)
-    download.add_argument("dataset", metavar="DATASET", help=", ".join(PUBLICATIONS))
-    download.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set; made if it is not there")
-    download.add_argument(
-        "--splits", nargs="+", choices=ALL, metavar="PART", help=f"{' '.join(ALL)} (all there are but test)"
-    )
-    download.add_argument("--checksums", type=Path, metavar="FILE", help="lines 'checksum  name', as of md5sum")
+    add = download.add_argument
+    add("dataset", metavar="DATASET", help=", ".join(PUBLICATIONS))
+    add("root", type=Path, metavar="ROOT", help="folder of the data set; made if it is not there")
+    add("--splits", nargs="+", choices=ALL, metavar="PART", help=f"{' '.join(ALL)} (all there are but test)")
+    add("--checksums", type=Path, metavar="FILE", help="lines 'checksum  name', as of md5sum")
     download.shared("num_workers", default=4, help="downloads at once (4)")
-    download.add_argument("--attempts", type=positive, default=8, help="tries in a row that bring nothing (8)")
-    download.add_argument("--mirror", metavar="URL", help="in place of https://s3.amazonaws.com/kinetics")
-    download.add_argument("--remove_archives", action="store_true", help="delete each archive once it is unpacked")
-    download.add_argument("--dry_run", action="store_true", help="say what would be downloaded")
+    add("--attempts", type=positive, default=8, metavar="N", help="tries in a row that bring nothing (8)")
+    add("--mirror", metavar="URL", help="in place of https://s3.amazonaws.com/kinetics")
+    add("--remove_archives", action="store_true", help="delete each archive once it is unpacked")
+    add("--dry_run", action="store_true", help="say what would be downloaded")
 
     for name, text in (("list", "lists for octvideo"), ("verify", "what is missing and extra")):
         listing = commands.add_parser(name, help=text)
         listing.set_defaults(run=_list, lists=name == "list")
-        listing.add_argument("dataset", choices=DATA_SETS, metavar="DATASET", help=", ".join(DATA_SETS))
-        listing.add_argument(
-            "root", type=Path, metavar="ROOT", help="folder of the data set: videos, and its official lists"
-        )
-        listing.add_argument(
-            "--annotations", type=Path, metavar="DIR", help="folder of the official lists (usual ones in ROOT)"
-        )
+        add = listing.add_argument
+        add("dataset", choices=DATA_SETS, metavar="DATASET", help=", ".join(DATA_SETS))
+        add("root", type=Path, metavar="ROOT", help="folder of the data set: videos, and its official lists")
+        add("--annotations", type=Path, metavar="DIR", help="folder of the official lists (usual ones in ROOT)")
         listing.shared("output", metavar="DIR", help="folder to write (ROOT)")
         own = listing.add_argument_group("own videos in class folders (folder)")
         own.add_argument("--test", type=float, default=0.2, metavar="SHARE", help="of each class, for test (0.2)")
@@ -91,16 +80,14 @@ def add_arguments(parser: Parser) -> None:
 
     smaller, default = commands.add_parser("reencode", help="a smaller copy that loads faster"), EncodingSettings()
     smaller.set_defaults(run=_reencode)
-    smaller.add_argument("source", type=Path, metavar="SOURCE", help="folder of videos; nothing in it is touched")
-    smaller.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write: the same names, as .mp4")
-    smaller.add_argument(
-        "--short_side", type=positive, default=default.short_side_px, metavar="PX", help="(256); 320 is usual too"
-    )
-    smaller.add_argument(
-        "--gop", type=positive, default=default.gop_frames, metavar="FRAMES", help="between keyframes (12)"
-    )
-    smaller.add_argument("--crf", type=int, default=default.crf, help="quality of x264, 0 (best) to 51 (23)")
-    smaller.add_argument("--preset", choices=_PRESETS, default=default.preset, help="speed of x264 for size (fast)")
+    add = smaller.add_argument
+    add("source", type=Path, metavar="SOURCE", help="folder of videos; nothing in it is touched")
+    add("output", type=Path, metavar="OUTPUT", help="folder to write: the same names, as .mp4")
+    add("--short_side", type=positive, default=default.short_side_px, metavar="PX", help="(256); 320 is usual too")
+    add("--gop", type=positive, default=default.gop_frames, metavar="FRAMES", help="between keyframes (12)")
+    add("--crf", type=int, default=default.crf, metavar="Q", help="quality of x264, 0 (best) to 51 (23)")
+    speeds = f"speed of x264 for size: {', '.join(_PRESETS)} (fast)"
+    add("--preset", choices=_PRESETS, default=default.preset, metavar="NAME", help=speeds)
     smaller.shared("num_workers", help="videos at once (one per CPU)")
     smaller.shared("timeout", help="without a new frame of a video (60)")
 
@@ -153,23 +140,19 @@ def _download(args: argparse.Namespace) -> int:
 
 
 def _get(downloads: Downloads, archives: list[Archive], workers: int) -> list[tuple[Archive, str]]:
-    problems, done, written, kept, differing = [], 0, 0, 0, 0
+    arrived: list[Arrived] = []
     with Progress("downloading", in_bytes=True) as shown:
         sizes: dict[Archive, tuple[int, int]] = {}
 
         def progress(archive: Archive, here: int, total: int) -> None:
             sizes[archive] = here, max(here, total)
             all_here, all_total = map(sum, zip(*sizes.copy().values(), strict=True))
-            shown.update(all_here, total=all_total, said=f"{done} of {len(archives)} files")
+            shown.update(all_here, total=all_total, said=f"{len(arrived)} of {len(archives)} files")
 
-        for arrived in downloads.run(archives, workers=workers, progress=progress, said=shown.print):
-            done += 1
-            if arrived.problem:
-                problems.append((arrived.archive, arrived.problem))
-            if arrived.unpacked is not None:
-                written += arrived.unpacked.written
-                kept += arrived.unpacked.kept
-                differing += arrived.unpacked.differing
+        arrived.extend(downloads.run(archives, workers=workers, progress=progress, said=shown.print))
+    problems = [(one.archive, one.problem) for one in arrived if one.problem]
+    counts = sum((Counter(one.unpacked or {}) for one in arrived), Counter[str]())
+    written, kept, differing = counts["written"], counts["kept"], counts["differing"]
     print(f"{len(archives) - len(problems)} files downloaded; {written:,} videos and lists unpacked", end="")
     print(f", {kept:,} were there" if kept else "", end="")
     print(f" ({differing:,} of these of another size: they stay as they are)" if differing else "")
@@ -198,8 +181,7 @@ def _list(args: argparse.Namespace) -> int:
     out = args.output or root
     official = _official(args)
     report = compare(official, root, out, lists=args.lists)
-    console = Console()
-    _print(report, PUBLISHED.get(args.dataset), console)
+    _print(report, PUBLISHED.get(args.dataset))
     for note in official.notes:
         print(f"warning: {note}", file=sys.stderr)
     if not args.lists:
@@ -253,24 +235,17 @@ def lists_of(name: str, root: Path, annotations: Path | None) -> Official:
     return readers[name](root, annotations)
 
 
-def _print(report: Report, published: Published | None, console: Console) -> None:
-    table = Table("list", box=box.SIMPLE_HEAD)
-    columns = ["listed", "found", "missing"]
-    if published is not None:
-        columns = ["listed", "published", "found", "published", "missing"]
-    for column in columns:
-        table.add_column(column, justify="right")
+def _print(report: Report, published: Published | None) -> None:
+    header = ["list", "listed", "found", "missing"]
+    rows: list[tuple[str, ...]] = []
     for split in report.splits:
-        cells = [f"{split.listed:,}", f"{split.found:,}", f"{split.missing:,}"]
+        counts: tuple[int | None, ...] = (split.listed, split.found, split.missing)
         if published is not None:
-            counts = [
-                published.listed.get(split.name),
-                published.files.get(split.name, published.listed.get(split.name)),
-            ]
-            said = ["-" if count is None else f"{count:,}" for count in counts]
-            cells = [cells[0], said[0], cells[1], said[1], cells[2]]
-        table.add_row(split.name, *cells)
-    console.print(table)
+            header = ["list", "listed", "published", "found", "published", "missing"]
+            listed = published.listed.get(split.name)
+            counts = (split.listed, listed, split.found, published.files.get(split.name, listed), split.missing)
+        rows.append((split.name, *("-" if count is None else f"{count:,}" for count in counts)))
+    print_table(header, rows)
     if published is not None:
         print(f"published: {published.source}")
         if report.num_classes != published.classes:

@@ -1,7 +1,7 @@
-"""Table and picture of a run: `octvideo report RUN_DIR [-o FILE.png] [--markdown]`.
+"""Table and picture of a run: `octvideo report RUN [-o FILE.png] [--markdown]`.
 
 Reads metrics.csv (training curves) and scores.npz (table, confusion matrix) of the run folder; one of the two
-is enough. The picture is written to RUN_DIR/report.png.
+is enough. The picture is written to report.png in it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from octvideo.evaluation.scores import VideoScores, find_scores
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument("--scores", type=Path, help="file of scores (RUN_DIR/scores.npz, else scores_*.npz)")
-    parser.shared("output", metavar="FILE", help="picture to write (RUN_DIR/report.png)")
-    parser.add_argument("--title", help="of table and picture (the name of the run folder)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's name in runs/, or its folder")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="(scores.npz of the run, else its scores_*.npz)")
+    parser.shared("output", metavar="FILE", help="picture to write (report.png of the run)")
+    parser.add_argument("--title", metavar="TEXT", help="of table and picture (the name of the run folder)")
     parser.shared("pairs", "markdown")
 
 
@@ -32,9 +32,9 @@ def run(args: Namespace) -> int:
     Raises:
         UserError: the folder holds neither curves nor scores, or the pairs do not fit.
     """
-    folder: Path = args.run
+    folder: Path = args.run if args.run.is_dir() else Path("runs", args.run)
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}")
+        raise UserError(f"no folder {args.run}, and no run of that name in runs/")
     title = args.title or folder.resolve().name
     csv_file, out = folder / "metrics.csv", args.output or folder / "report.png"
     curves = read_curves(csv_file) if csv_file.exists() else None

@@ -1,4 +1,4 @@
-"""Recomputes metrics from saved scores: `octvideo score RUN_DIR|scores.npz ... [--markdown]`.
+"""Recomputes metrics from saved scores: `octvideo score RUN|scores.npz ... [--markdown]`.
 
 One row for each file of scores. With several, each is compared with the first, video by video where they hold
 the same videos (exact McNemar test). --join treats the files as parts of one evaluation.
@@ -7,6 +7,7 @@ the same videos (exact McNemar test). --join treats the files as parts of one ev
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 from octvideo.cli.arguments import Parser
 from octvideo.data.synthetic import OPPOSITES
@@ -15,23 +16,25 @@ from octvideo.evaluation.scores import VideoScores, find_scores
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIR|FILE", help="run folders, or files of scores")
+    files = "names of runs in runs/, their folders, or files of scores"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FILE", help=files)
     parser.add_argument("--join", action="store_true", help="the files are parts of one evaluation")
     parser.shared("pairs", "markdown")
 
 
 def run(args: Namespace) -> int:
     """Returns 0."""
-    files = [file for run in args.runs for file in find_scores(run)]
+    named: dict[Path, Path] = {run: Path("runs", run) for run in args.runs if not run.exists()}
+    files = [file for run in args.runs for file in find_scores(named.get(run, run))]
     loaded = [VideoScores.load(file) for file in files]
     names = ["all parts"] if args.join else run_names(files)
     parts = [VideoScores.concat(loaded)] if args.join else loaded
-    runs = dict(zip(names, parts, strict=True))
+    scores = dict(zip(names, parts, strict=True))
     pairs = pairs_from(args.pairs, known=OPPOSITES, class_names=parts[0].class_names)
     if args.markdown:
-        print(markdown_table(runs, pairs=pairs))
-    elif len(runs) == 1:
+        print(markdown_table(scores, pairs=pairs))
+    elif len(scores) == 1:
         print(metrics_table(parts[0], pairs=pairs, title=names[0]))
     else:
-        print(comparison_table(runs, pairs=pairs))
+        print(comparison_table(scores, pairs=pairs))
     return 0

@@ -11,7 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from octvideo.cli.arguments import Parser, positive
-from octvideo.data import VideoDataModule
+from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.shard_writer import index_shards, write_shards
 from octvideo.errors import UserError
 from octvideo.progress import Progress
@@ -20,14 +20,19 @@ STOPPED = "\nstopped: whole archives are kept, the same command goes on"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("source", nargs="?", help="list, csv of Kinetics or folder of class folders, as in data.train")
+    add = parser.add_argument
+    add("source", nargs="?", metavar="SOURCE", help="list, csv of Kinetics, folder of class folders: as data.train")
     parser.shared("output", metavar="DIR", help="folder for the archives")
-    parser.add_argument("--root", type=Path, default=Path(), help="where the source and the paths in it start (.)")
-    parser.add_argument("--classes", help="kinetics400, -600, -700, or a file with a name a line (ROOT/classes.txt)")
-    parser.add_argument("--shard_mb", type=positive, default=512, help="size at which an archive is closed (512)")
-    parser.add_argument("--shuffle", type=int, metavar="SEED", help="mix the videos, for programs that read streams")
-    parser.add_argument("--unlabelled", action="store_true", help="the videos need no labels")
-    parser.add_argument("--index", type=Path, metavar="FOLDER", help="only index the archives in a folder")
+    add("--root", type=Path, default=Path(), metavar="DIR", help="where the source and the paths in it start (.)")
+    add(
+        "--classes",
+        metavar="NAME|FILE",
+        help="kinetics400, -600, -700, or a file of names (ROOT/classes.txt)",
+    )
+    add("--shard_mb", type=positive, default=512, metavar="MB", help="size at which an archive is closed (512)")
+    add("--shuffle", type=int, metavar="SEED", help="mix the videos, for programs that read streams")
+    add("--unlabelled", action="store_true", help="the videos need no labels")
+    add("--index", type=Path, metavar="FOLDER", help="only index the archives in a folder")
 
 
 def run(args: Namespace) -> int:

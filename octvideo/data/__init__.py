@@ -11,13 +11,9 @@ augment.py      random training views: parameters sampled apart from being appli
 dataset.py      training clips; all views of one video as one item
 workers.py      how many loading processes suit the machine
 loading.py      orders, batches, and a loader that resumes in the middle of an epoch
-datamodule.py   all of it for Lightning
+datamodule.py   all of it for Lightning, whose import is slow, so not exported from here
 synthetic.py    the demo data set (pictures: scenes.py)
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 from octvideo.batches import Failure
 from octvideo.class_names import read_class_names
@@ -26,26 +22,13 @@ from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.manifest import read_records
 from octvideo.data.records import VideoList, VideoRecord
 
-if TYPE_CHECKING:
-    from octvideo.data.datamodule import VideoDataModule
-
 __all__ = [
     "Augmentation",
     "EvaluationVideos",
     "Failure",
     "TrainingClips",
-    "VideoDataModule",
     "VideoList",
     "VideoRecord",
     "read_class_names",
     "read_records",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # Lightning is half of the time and memory of an import, and the tools that prepare and check data do without it.
-    if name == "VideoDataModule":
-        from octvideo.data.datamodule import VideoDataModule
-
-        return VideoDataModule
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,36 +31,17 @@ class Selection:
 
     Args:
         root: folder that their names start from.
-        num_twice: that were named more than once.
+        names: from the root where they lie in it, else absolute.
+        num_twice: files that were named more than once.
         num_passed_over: files of folders that are not called like videos.
         closed: folders that can't be listed, with the reason.
     """
 
     root: str
+    names: list[str] = field(default_factory=list)
     num_twice: int = 0
     num_passed_over: int = 0
     closed: list[tuple[str, str]] = field(default_factory=list)
-    _names: bytearray = field(default_factory=bytearray)
-    _ends: array[int] = field(default_factory=lambda: array("Q"))
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __iter__(self) -> Iterator[str]:
-        """Names: from the root where they lie in it, else absolute."""
-        start = 0
-        for end in self._ends:
-            yield os.fsdecode(bytes(self._names[start:end]))
-            start = end
-
-    def add(self, name: str) -> None:
-        """One more."""
-        self._names += os.fsencode(name)
-        self._ends.append(len(self._names))
-
-    def path(self, name: str) -> str:
-        """Where a file is."""
-        return os.path.join(self.root, name)  # noqa: PTH118
 
 
 def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
@@ -86,7 +67,7 @@ def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
     real_folders: dict[str, str] = {}
     seen: set[int] = set()
     for source in sources:
-        before = len(selection) + selection.num_twice
+        before = len(seen) + selection.num_twice
         for path in _paths(source, root, selection):
             folder, base = os.path.split(os.path.abspath(path))  # noqa: PTH100
             if folder not in real_folders:
@@ -97,8 +78,8 @@ def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
                 selection.num_twice += 1
                 continue
             seen.add(key)
-            selection.add(f"{folder.rstrip('/')}/{base}".removeprefix(selection.root.rstrip("/") + "/"))
-        if source.is_dir() and len(selection) + selection.num_twice == before and not selection.closed:
+            selection.names.append(f"{folder.rstrip('/')}/{base}".removeprefix(selection.root.rstrip("/") + "/"))
+        if source.is_dir() and len(seen) + selection.num_twice == before and not selection.closed:
             raise UserError(f"no videos in {source}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
     return selection
 
@@ -138,7 +119,7 @@ _KIND = "octvideo check 1"
 _WORDS = Words("journal", "another check", "give another folder")
 
 
-class Journal:
+class Journal(JsonLines):
     """What is known of each file, in `folder/journal.jsonl`; the last line of a file counts.
 
     Args:
@@ -155,8 +136,7 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't write to {folder}: {error.strerror}") from error
-        self.file = folder / "journal.jsonl"
-        self._lines = JsonLines(self.file, {"journal": _KIND, "root": root, "decoder": decoder}, _WORDS)
+        super().__init__(folder / "journal.jsonl", {"journal": _KIND, "root": root, "decoder": decoder}, _WORDS)
 
     def __enter__(self) -> Journal:
         return self
@@ -164,79 +144,26 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Lets others write it."""
-        self._lines.close()
-
-    def add(self, name: str, check: Check) -> None:
+    def add_check(self, name: str, check: Check) -> None:
         """Writes a line."""
         size, changed = check.stamp or (None, None)
-        self._lines.add(
-            {
-                "path": name,
-                "verdict": check.verdict,
-                "frames": check.num_frames,
-                "announced": check.num_announced,
-                "reason": check.reason,
-                "seconds": round(check.seconds, 3),
-                "size": size,
-                "mtime_ns": changed,
-            }
-        )
+        frames = {"frames": check.num_frames, "announced": check.num_announced}
+        told = {"reason": check.reason, "seconds": round(check.seconds, 3)}
+        self.add({"path": name, "verdict": check.verdict, **frames, **told, "size": size, "mtime_ns": changed})
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """All that was written on files, oldest first."""
-        return (entry for entry in self._lines.entries() if "path" in entry)
-
-    def known(self) -> Known:
-        """What the journal says of files as they are."""
-        known = Known()
-        for entry in self.lines():
-            known.add(entry)
-        return known
+    def known(self) -> dict[str, tuple[str, tuple[int | None, int | None]]]:
+        """By name, the last verdict on each file and its stamp then."""
+        return {line["path"]: (line["verdict"], (line["size"], line["mtime_ns"])) for line in self.entries()}
 
     def not_ok(self) -> dict[str, dict[str, Any]]:
         """The last line of each file that is not ok, by name."""
         found: dict[str, dict[str, Any]] = {}
-        for entry in self.lines():
+        for entry in self.entries():
             if entry["verdict"] == "ok":
                 found.pop(entry["path"], None)
             else:
                 found[entry["path"]] = entry
         return found
-
-
-class Known:
-    """Stamps and verdicts of many files, 24 bytes and a place in a table each: hashes stand for names."""
-
-    _VERDICTS = ("ok", "partly", "unreadable")
-
-    def __init__(self) -> None:
-        self._rows: dict[int, int] = {}
-        self._sizes, self._changes, self._verdicts = array("q"), array("q"), array("b")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """A line of the journal; it takes the place of an earlier one."""
-        row = self._rows.setdefault(hash(entry["path"]), len(self._sizes))
-        if row == len(self._sizes):
-            for column in (self._sizes, self._changes, self._verdicts):
-                column.append(0)
-        self._sizes[row] = -1 if entry["size"] is None else entry["size"]
-        self._changes[row] = -1 if entry["mtime_ns"] is None else entry["mtime_ns"]
-        self._verdicts[row] = self._VERDICTS.index(entry["verdict"])
-
-    def verdict(self, name: str, stamp: tuple[int, int]) -> str | None:
-        """None for a file that is new, has changed, or could not be had."""
-        row = self._rows.get(hash(name))
-        if row is None or (self._sizes[row], self._changes[row]) != stamp:
-            return None
-        return self._VERDICTS[self._verdicts[row]]
-
-    def __contains__(self, name: str) -> bool:
-        return hash(name) in self._rows
 
 
 # ── the check ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -303,9 +230,11 @@ def check_all(
     known, summary = journal.known(), Summary()
 
     def unknown() -> Iterator[tuple[str, str, Decoder]]:
-        for name in selection:
-            path = selection.path(name)
-            verdict = _known_verdict(known, name, path)
+        for name in selection.names:
+            path = os.path.join(selection.root, name)  # noqa: PTH118
+            verdict, stamp = known.get(name, (None, None))
+            if verdict is not None and _stamp_now(path) != stamp:  # a file that can't be had may come back
+                verdict = None
             if verdict is None or (again and verdict != "ok"):
                 yield name, path, decoder
             else:
@@ -319,16 +248,13 @@ def check_all(
     with pool:
         for (name, path, _), outcome in pool.run(unknown(), lambda item, *far: tell_within(item[0], *far)):
             check = check_of(path, outcome)
-            journal.add(name, check)
+            journal.add_check(name, check)
             summary.add(name, check)
             tell(summary, name)
     return summary
 
 
-def _known_verdict(known: Known, name: str, path: str) -> str | None:
-    if name not in known:  # the usual case of a first run: nothing to ask the disk
-        return None
-    try:
-        return known.verdict(name, stamp_of(path))
-    except OSError:
-        return None
+def _stamp_now(path: str) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        return stamp_of(path)
+    return None

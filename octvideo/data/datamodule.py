@@ -30,7 +30,7 @@ from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, T
 from octvideo.data.manifest import check_files, read_records
 from octvideo.data.quarantine import Quarantine
 from octvideo.data.records import VideoList
-from octvideo.data.shards import ShardedVideos, holds_shards, is_address, read_shards, read_text
+from octvideo.data.shards import check_archives, holds_shards, is_address, read_shards, read_text
 from octvideo.data.workers import worker_settings
 from octvideo.errors import UserError
 from octvideo.video import Decoder, ShortVideo, ViewSettings
@@ -116,7 +116,7 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(f"num_workers: got {num_workers}, expected 0 or more")
         self.num_workers = num_workers
         self.decoder, self.how_to_get, self.seed = decoder, how_to_get, seed
-        self.records: dict[str, VideoList | ShardedVideos] = {}
+        self.records: dict[str, VideoList] = {}
 
     # ── what the data set holds ─────────────────────────────────────────────────────────────────────────────
 
@@ -203,7 +203,7 @@ class VideoDataModule(L.LightningDataModule):
         quarantine.warn_of_strangers()
         return quarantine
 
-    def videos(self, role: str) -> VideoList | ShardedVideos:
+    def videos(self, role: str) -> VideoList:
         """The videos of a role, read once.
 
         Args:
@@ -215,7 +215,6 @@ class VideoDataModule(L.LightningDataModule):
         if role in self.records:
             return self.records[role]
         source, labelled = str(self._find(role)), role in ("train", "val")
-        records: VideoList | ShardedVideos
         if holds_shards(source):
             records = self._read_shards(source, labelled=labelled)
         else:
@@ -248,9 +247,9 @@ class VideoDataModule(L.LightningDataModule):
         check_files(records, source, self.how_to_get)
         return records
 
-    def _read_shards(self, source: str, *, labelled: bool) -> ShardedVideos:
+    def _read_shards(self, source: str, *, labelled: bool) -> VideoList:
         videos = read_shards(source, labelled=labelled)
-        videos.check()
+        check_archives(videos)
         text = read_text(source, "classes.txt", wanted=False)
         if text is not None and (theirs := class_names_of(text, f"{source}/classes.txt")) != self.class_names:
             raise UserError(

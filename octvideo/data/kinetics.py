@@ -13,6 +13,7 @@ import csv
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,14 +137,8 @@ def read_kinetics_csv(file: Path, *, root: Path, classes: ClassIndex, labelled: 
             f"in {root}, {root / file.stem} and class folders in them. data/README.md tells how to get them"
         )
     if missing:
-        log.warning(
-            "%s lists %d videos, %d of them %s not there (the first: %s)",
-            file,
-            total,
-            len(missing),
-            "is" if len(missing) == 1 else "are",
-            missing[0],
-        )
+        count, are = len(missing), "is" if len(missing) == 1 else "are"
+        log.warning("%s lists %d videos, %d of them %s not there (the first: %s)", file, total, count, are, missing[0])
     if copies.used:
         log.info("%s: %d videos are taken from %s", file, copies.used, *copies.folders)
     return records
@@ -158,16 +153,11 @@ class VideoFiles:
     """
 
     def __init__(self, root: Path, *, leave_out: frozenset[Path] = frozenset()) -> None:
-        self.root = root
-        self.paths: list[str] = []
-        self._first: dict[str, int] = {}  # of each stem
-        self._others: dict[str, list[int]] = {}  # of stems that are there more than once
-        for number, path in enumerate(walk_videos(root, leave_out=leave_out)):
-            self.paths.append(path)
-            stem = path.rpartition(os.sep)[2].rpartition(".")[0]
-            if self._first.setdefault(stem, number) != number:
-                self._others.setdefault(stem, []).append(number)
-        self._used = bytearray(len(self.paths))
+        self.root, self.paths = root, list(walk_videos(root, leave_out=leave_out))
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        for path in self.paths:
+            self._by_stem[path.rpartition(os.sep)[2].rpartition(".")[0]].append(path)
+        self._used: set[str] = set()
 
     def find(self, names: tuple[str, ...], *, split: str = "", others: frozenset[str] = frozenset()) -> str | None:
         """The path of the first of these names that is there; it then counts as used.
@@ -179,35 +169,25 @@ class VideoFiles:
         """
         for name in names:
             folder, _, stem = name.rpartition("/")
-            numbers = self._numbered(stem)
-            if len(numbers) > 1:
-                numbers.sort(key=lambda number: split not in self._outer(number))
-            for number in numbers:
-                path = self.paths[number]
-                if others and others.intersection(self._outer(number)):
-                    continue
-                if not folder or path.rpartition(os.sep)[0].rpartition(os.sep)[2] == folder:
-                    self._used[number] = 1
-                    return path
+            for path in sorted(self._by_stem.get(stem, ()), key=lambda path: split not in _outer_folders(path)):
+                in_other = others and others.intersection(_outer_folders(path))
+                if not in_other and (not folder or path.rpartition(os.sep)[0].rpartition(os.sep)[2] == folder):
+                    return self.use(path)
         return None
 
     def use(self, path: str) -> str:
         """Marks one of `paths` as used, and gives it back."""
-        for number in self._numbered(path.rpartition(os.sep)[2].rpartition(".")[0]):
-            if self.paths[number] == path:
-                self._used[number] = 1
+        self._used.add(path)
         return path
-
-    def _outer(self, number: int) -> list[str]:
-        """The outermost folders, train/ or videos/train/ in Kinetics."""
-        return list(Path(self.paths[number]).parts[:-1][:2])
-
-    def _numbered(self, stem: str) -> list[int]:
-        return [self._first[stem], *self._others.get(stem, [])] if stem in self._first else []
 
     def unused(self) -> Iterator[str]:
         """Files that no `find` has given."""
-        return (path for path, used in zip(self.paths, self._used, strict=True) if not used)
+        return (path for path in self.paths if path not in self._used)
+
+
+def _outer_folders(path: str) -> list[str]:
+    """The two outermost, train/ or videos/train/ in Kinetics."""
+    return path.split(os.sep)[:-1][:2]  # noqa: PTH206 (a Path is slow)
 
 
 def replacement_folder(root: Path) -> Path | None:

@@ -16,14 +16,10 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 from octvideo.data.records import VideoList
-from octvideo.data.shards import ShardedVideos
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines, whole_text
-
-Videos = TypeVar("Videos", bound=VideoList | ShardedVideos)
 
 log = logging.getLogger("octvideo.data")
 
@@ -57,7 +53,7 @@ class Quarantine:
     def __contains__(self, path: str) -> bool:
         return self._place(path) in self._entries
 
-    def leave_out(self, records: Videos, source: str | Path) -> Videos:
+    def leave_out(self, records: VideoList, source: str | Path) -> VideoList:
         """The others; says how many were left out.
 
         Raises:
@@ -71,7 +67,7 @@ class Quarantine:
         if len(kept) < len(records):
             out = len(records) - len(kept)
             log.warning("%s: %d of its %d videos are left out, as %s says", source, out, len(records), self.file)
-            return records.take(kept)  # type: ignore[return-value]
+            return records.take(kept)
         return records
 
     def warn_of_strangers(self) -> None:
@@ -82,15 +78,9 @@ class Quarantine:
                 places.setdefault(path, []).append(place)
         strangers = [path for path, where in places.items() if not any(map(os.path.lexists, where))]
         if strangers:
-            log.warning(
-                "%s: %d of its %d entries name no file, the first %r: paths in it are absolute, or start from "
-                "data.root or from the folder that its line '%s...' names",
-                self.file,
-                len(strangers),
-                len({path for path, _ in self._entries.values()}),
-                strangers[0],
-                _ROOT,
-            )
+            count = f"{len(strangers)} of its {len({path for path, _ in self._entries.values()})} entries"
+            advice = f"paths in it are absolute, or start from data.root or from the folder that its line '{_ROOT}...'"
+            log.warning("%s: %s name no file, the first %r: %s names", self.file, count, strangers[0], advice)
 
     def _place(self, path: str) -> str:
         folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100

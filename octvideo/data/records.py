@@ -47,13 +47,13 @@ class VideoRecord:
 
 
 class VideoList(Sequence[VideoRecord]):
-    """A sequence of `VideoRecord`, kept as three tensors: bytes of all paths, where each ends, labels.
+    """A sequence of `VideoRecord`, kept as tensors: bytes of all paths, where each ends, labels, places in archives.
 
     Each forked loading process copies a list of Python objects, page by page, as it counts references; each spawned one
     is sent the list. Tensors are shared in both cases.
 
     Args:
-        records: the videos, in any iterable; taken one at a time.
+        records: the videos, in any iterable; taken one at a time. Either all of them lie in archives, or none.
 
     Example:
         >>> videos = VideoList([VideoRecord("a.mp4", 0), VideoRecord("b.mp4", 2)])
@@ -62,12 +62,17 @@ class VideoList(Sequence[VideoRecord]):
     """
 
     def __init__(self, records: Iterable[VideoRecord] = ()) -> None:
-        text, ends, labels = bytearray(), array("q", [0]), array("q")
+        text, ends, labels, places = bytearray(), array("q", [0]), array("q"), array("q")
+        archives: dict[str, int] = {}
         for record in records:
             # Names of files that are not UTF-8 come as surrogates, and go back as those.
             text += record.path.encode("utf-8", "surrogateescape")
             ends.append(len(text))
             labels.append(record.label)
+            if (member := record.archive) is not None:
+                places.extend((archives.setdefault(member.url, len(archives)), member.offset, member.size))
+        self._archives = list(archives)
+        self._places = _tensor(places, torch.int64).view(-1, 3)  # (N,3): archive, offset, size; (0,3) for files
         self._text = _tensor(text, torch.uint8)
         self._ends = _tensor(ends, torch.int64)
         self.labels: Tensor = _tensor(labels, torch.int64)  # (N,)
@@ -87,6 +92,10 @@ class VideoList(Sequence[VideoRecord]):
             raise IndexError(f"video {index} of {len(self)}")
         return self._at(index % len(self))
 
+    def __iter__(self) -> Iterator[VideoRecord]:
+        for first in range(0, len(self), _AT_ONCE):
+            yield from self._between(first, min(first + _AT_ONCE, len(self)))
+
     def take(self, indices: Sequence[int]) -> VideoList:
         """Some of the videos, in that order."""
         return VideoList(self._at(index) for index in indices)
@@ -100,16 +109,14 @@ class VideoList(Sequence[VideoRecord]):
     def _at(self, index: int) -> VideoRecord:
         return next(self._between(index, index + 1))
 
-    def __iter__(self) -> Iterator[VideoRecord]:
-        for first in range(0, len(self), _AT_ONCE):
-            yield from self._between(first, min(first + _AT_ONCE, len(self)))
-
     def _between(self, first: int, last: int) -> Iterator[VideoRecord]:
         ends = self._ends[first : last + 1].tolist()
         text = self._text[ends[0] : ends[-1]].numpy().tobytes()
+        places = self._places[first:last].tolist()
         for index, label in enumerate(self.labels[first:last].tolist()):
-            path = text[ends[index] - ends[0] : ends[index + 1] - ends[0]]
-            yield VideoRecord(path.decode("utf-8", "surrogateescape"), label)
+            path = text[ends[index] - ends[0] : ends[index + 1] - ends[0]].decode("utf-8", "surrogateescape")
+            archive, *place = places[index] if places else [None]
+            yield VideoRecord(path, label, None if archive is None else ArchiveMember(self._archives[archive], *place))
 
     def __repr__(self) -> str:
         return f"VideoList({len(self)} videos)"

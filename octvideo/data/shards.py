@@ -16,14 +16,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import fsspec
-import numpy as np
-from torch import Tensor
 
 from octvideo.data.records import ArchiveMember, VideoList, VideoRecord
 from octvideo.errors import UserError
@@ -37,69 +34,25 @@ _KEYS = ("index", "name", "label", "shard", "offset", "size")
 log = logging.getLogger("octvideo.data")
 
 
-class ShardedVideos(Sequence[VideoRecord]):
-    """The videos of some shards, in the order of the list that they were written from.
+def check_archives(videos: VideoList) -> None:
+    """Looks whether the archives are there and long enough: all of a disk, the first and the last of a store.
 
-    Args:
-        videos: names and labels.
-        shards: addresses of the archives.
-        shard: index of each video's archive among `shards`, (N,).
-        offset: of its first byte there, (N,).
-        size: in bytes, (N,).
+    Raises:
+        UserError: with the first that is not.
     """
-
-    def __init__(
-        self, videos: VideoList, shards: list[str], shard: np.ndarray, offset: np.ndarray, size: np.ndarray
-    ) -> None:
-        self.videos, self.shards = videos, shards
-        self.shard, self.offset, self.size = shard, offset, size
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    @overload
-    def __getitem__(self, index: int) -> VideoRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> ShardedVideos: ...
-    def __getitem__(self, index: int | slice) -> VideoRecord | ShardedVideos:
-        if isinstance(index, slice):
-            return self.take(range(*index.indices(len(self))))
-        member = ArchiveMember(self.shards[self.shard[index]], int(self.offset[index]), int(self.size[index]))
-        return replace(self.videos[index], archive=member)
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,)"""
-        return self.videos.labels
-
-    def take(self, indices: Sequence[int]) -> ShardedVideos:
-        """Some of the videos, in that order."""
-        chosen = np.asarray(indices, np.int64)
-        columns = (self.shard[chosen], self.offset[chosen], self.size[chosen])
-        return ShardedVideos(self.videos.take(indices), self.shards, *columns)
-
-    def digest(self, root: str) -> str:
-        """As `VideoList` has it."""
-        return self.videos.digest(root)
-
-    def check(self) -> None:
-        """Looks whether the archives are there and long enough: all of a disk, the first and the last of a store.
-
-        Raises:
-            UserError: with the first that is not.
-        """
-        ends = np.zeros(len(self.shards), np.int64)
-        np.maximum.at(ends, self.shard, self.offset + self.size)
-        indices = range(len(self.shards)) if not is_address(self.shards[0]) else {0, len(self.shards) - 1}
-        for index in indices:
-            url = self.shards[index]
-            file_system, path = fsspec.core.url_to_fs(url)
-            try:
-                size = file_system.info(path)["size"]
-            except Exception as error:  # each store has errors of its own
-                raise UserError(f"no shard at {url} ({one_line(error)}), which the index names") from error
-            if size is not None and size < ends[index]:
-                raise UserError(f"the shard {url} has {size} bytes, its index says {ends[index]}: copy it again")
+    ends: dict[str, int] = {}
+    for record in videos:
+        if (member := record.archive) is not None:
+            ends[member.url] = max(ends.get(member.url, 0), member.offset + member.size)
+    urls = list(ends)
+    for url in [urls[0], urls[-1]] if is_address(urls[0]) else urls:
+        file_system, path = fsspec.core.url_to_fs(url)
+        try:
+            size = file_system.info(path)["size"]
+        except Exception as error:  # each store has errors of its own
+            raise UserError(f"no shard at {url} ({one_line(error)}), which the index names") from error
+        if size is not None and size < ends[url]:
+            raise UserError(f"the shard {url} has {size} bytes, its index says {ends[url]}: copy it again")
 
 
 def is_address(source: str) -> bool:
@@ -112,8 +65,8 @@ def holds_shards(source: str) -> bool:
     return is_address(source) or Path(source, INDEX).is_file()
 
 
-def read_shards(source: str, *, labelled: bool = True) -> ShardedVideos:
-    """The videos of the shards in a folder or at an address.
+def read_shards(source: str, *, labelled: bool = True) -> VideoList:
+    """The videos of the shards in a folder or at an address, in the order of the list that they were written from.
 
     Args:
         source: what holds index.jsonl; addresses are those of fsspec, which may ask for its extras (s3fs, gcsfs).
@@ -128,16 +81,12 @@ def read_shards(source: str, *, labelled: bool = True) -> ShardedVideos:
     rows = sorted(_rows(source), key=lambda row: row[0])
     if not rows:
         raise UserError(f"{source}/{INDEX} lists no video")
-    shards = list(dict.fromkeys(row[3] for row in rows))
-    indices = {name: index for index, name in enumerate(shards)}
-    if labelled and (bare := [row[1] for row in rows if row[2] < 0]):
+    if labelled and (bare := [name for _, name, label, *_ in rows if label < 0]):
         raise UserError(f"{source}: {len(bare)} of its {len(rows)} videos have no label, the first {bare[0]}")
-    return ShardedVideos(
-        VideoList(VideoRecord(row[1], row[2]) for row in rows),
-        [f"{source.rstrip('/')}/{name}" for name in shards],
-        np.array([indices[row[3]] for row in rows], np.int32),
-        np.array([row[4] for row in rows], np.int64),
-        np.array([row[5] for row in rows], np.int64),
+    folder = source.rstrip("/")
+    return VideoList(
+        VideoRecord(name, label, ArchiveMember(f"{folder}/{shard}", offset, size))
+        for _, name, label, shard, offset, size in rows
     )
 
 

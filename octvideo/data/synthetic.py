@@ -130,14 +130,7 @@ def write_video(frames: Tensor, path: Path, *, fps: int = 25) -> None:
         container.mux(stream.encode(None))
 
 
-def write_demo(
-    out: Path,
-    settings: DemoSettings,
-    *,
-    workers: int | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> int:
+def write_demo(out: Path, settings: DemoSettings, *, workers: int | None = None, overwrite: bool = False) -> int:
     """Writes the demo data set, or its missing files.
 
     Args:
@@ -145,7 +138,6 @@ def write_demo(
         settings: what to write.
         workers: videos made at once; None takes one per CPU.
         overwrite: replaces a demo data set of other settings.
-        progress: shows a progress bar on stderr.
 
     Returns:
         How many videos were written: 0 where all were there.
@@ -168,8 +160,7 @@ def write_demo(
     with ThreadPoolExecutor(workers or available_cpus()) as pool:
         jobs = [pool.submit(make, *job) for job in missing]
         try:
-            done = as_completed(jobs)
-            for job in track(done, "writing videos", len(jobs)) if progress and jobs else done:
+            for job in track(as_completed(jobs), "writing videos", len(jobs)) if jobs else ():
                 job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)

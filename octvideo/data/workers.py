@@ -107,14 +107,9 @@ def worker_settings(num_workers: int | None, *, batch_bytes: int, local_processe
     if num_workers == 0:
         return {"num_workers": 0, "pin_memory": pin_memory}
     if num_workers > batches:
-        log.warning(
-            "%d loading processes with a batch of %.0f MB each need more than half of the shared memory (%s): give "
-            "data.num_workers %d or fewer, or more shared memory (docker run --shm-size=8g)",
-            num_workers,
-            batch_bytes / 1e6,
-            _SHARED_MEMORY,
-            batches,
-        )
+        need = f"{num_workers} loading processes with a batch of {batch_bytes / 1e6:.0f} MB each"
+        advice = f"give data.num_workers {batches} or fewer, or more shared memory (docker run --shm-size=8g)"
+        log.warning("%s need more than half of the shared memory (%s): %s", need, _SHARED_MEMORY, advice)
     return {
         "num_workers": num_workers,
         "persistent_workers": True,

@@ -57,13 +57,12 @@ def pair_hits(scores: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) 
     return in_top_k(scores.gather(1, two), (labels > other).long(), k=1)
 
 
-def wilson_interval(hits: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """The shares that `hits` of `total` are consistent with: Wilson's interval, good for small counts too.
+def wilson_interval(hits: int, total: int) -> tuple[float, float]:
+    """The shares that `hits` of `total` are consistent with: Wilson's 95 % interval, good for small counts too.
 
     Args:
         hits: how many were right.
         total: of how many; 0 gives (0, 1).
-        z: quantile of the normal distribution; the default is 95 %.
 
     Example:
         >>> low, high = wilson_interval(37, 185)
@@ -74,7 +73,7 @@ def wilson_interval(hits: int, total: int, *, z: float = 1.959964) -> tuple[floa
         raise ValueError(f"got {hits} hits of {total}, expected 0 <= hits <= total")
     if total == 0:
         return 0.0, 1.0
-    share, spread = hits / total, z * z / total
+    share, spread = hits / total, 1.959964**2 / total  # the normal distribution's quantile
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
     # Exact at the ends, where rounding would leave the observed share outside its own interval.
@@ -163,6 +162,7 @@ class VideoMetrics(Metric):
 
 # ── arms: shares of videos and paired differences over several runs ───────────────────────────────────────────────────
 
+_RESAMPLES = 10_000
 # The scores of an arm's runs, by seed.
 BySeed = Mapping[int, VideoScores]
 
@@ -250,36 +250,36 @@ def paired_difference(runs: BySeed, twin: BySeed) -> Difference | None:
     mine, theirs = both[0::2], both[1::2]  # (S,N) each
     differences = (mine.astype(np.float64) - theirs).mean(0)  # (N,)
     mean = Estimate(float(differences.mean()), *bootstrap_interval(differences))
-    return Difference(mean, tuple(_compare(*row) for row in zip(seeds, mine, theirs, strict=True)))
+    each = []
+    for seed, own, other in zip(seeds, mine, theirs, strict=True):
+        won, lost = int((own & ~other).sum()), int((other & ~own).sum())
+        each.append(SeedDifference(seed, won, lost, mcnemar_p(won, lost)))
+    return Difference(mean, tuple(each))
 
 
-def bootstrap_interval(
-    values: np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, 95 % (Efron and Tibshirani, An Introduction to the Bootstrap, chap. 13).
 
     Args:
         values: one for each video, (N,).
-        level: share of the bootstrap means inside.
-        resamples: how many times N values are drawn with replacement.
-        seed: of the draws; the same values give the same interval.
 
     Returns:
-        Its two ends; both the mean where all values are equal, since nothing is known of their spread then.
+        Its two ends, the same for the same values. Both are the mean where all values are equal, since nothing is
+        known of their spread then.
 
     Raises:
-        ValueError: no values, or a level outside (0, 1).
+        ValueError: no values.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values) or not 0 < level < 1:
-        raise ValueError(f"got values {values.shape} and level {level}, expected (N,) with N >= 1, and 0 < level < 1")
-    rng = np.random.default_rng(seed)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"got values {values.shape}, expected (N,) with N >= 1")
+    rng = np.random.default_rng(0)
     # Videos with equal values are drawn alike, and there are few different values: counting how often each value is
     # drawn is the same draw, and 10,000 resamples of Kinetics' test videos fit in memory.
     different, counts = np.unique(values, return_counts=True)  # (U,), (U,)
-    drawn = rng.multinomial(len(values), counts / len(values), size=resamples)  # (R,U)
+    drawn = rng.multinomial(len(values), counts / len(values), size=_RESAMPLES)  # (R,U)
     means = drawn @ different / len(values)  # (R,)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -306,8 +306,3 @@ def _hits(runs: BySeed, k: int = 1) -> np.ndarray:
             )
         rows.append(known.hits(k)[order])
     return np.stack(rows)
-
-
-def _compare(seed: int, mine: np.ndarray, theirs: np.ndarray) -> SeedDifference:
-    won, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
-    return SeedDifference(seed, won, lost, mcnemar_p(won, lost))

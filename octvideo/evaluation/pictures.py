@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,12 @@ class Curve:
         values: as logged.
     """
 
-    epochs: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
+    epochs: list[float]
+    values: list[float]
 
 
 def read_curves(path: str | Path) -> dict[str, Curve]:
-    """Every column of a metrics.csv as a curve.
+    """Every column of a metrics.csv that has values, as a curve.
 
     A column with one value per epoch is placed at the ends of epochs, any other by the steps of its rows.
 
@@ -59,13 +59,9 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
     steps_per_epoch = max((int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in rows)
     curves: dict[str, Curve] = {}
     for name in rows[0].keys() - {"epoch", "step"}:
-        held = [row for row in rows if row[name]]
-        by_epoch = {int(row["epoch"]): float(row[name]) for row in held}
-        if len(by_epoch) == len(held):
-            places = [epoch + 1.0 for epoch in by_epoch]
-            curves[name] = Curve(places, list(by_epoch.values()))
-        else:
-            places = [(int(row["step"]) + 1) / steps_per_epoch for row in held]
+        if held := [row for row in rows if row[name]]:
+            by_epoch = len({row["epoch"] for row in held}) == len(held)
+            places = [int(r["epoch"]) + 1.0 if by_epoch else (int(r["step"]) + 1) / steps_per_epoch for r in held]
             curves[name] = Curve(places, [float(row[name]) for row in held])
     return curves
 
@@ -110,20 +106,22 @@ def draw_report(
 
 def draw_curves(canvas: FigureBase, curves: dict[str, Curve]) -> None:
     """Loss, top-1 and learning rate above each other, training and validation in two colours."""
-    rows = [(kind, height) for kind, height in (("loss", 3), ("top1", 3), ("lr", 1)) if _drawn(kind, curves)]
+    # Logged as "lr", or by Lightning's LearningRateMonitor as "lr-SGD" and the like.
+    lr = next((curves[name] for name in sorted(curves) if name == "lr" or name.startswith("lr-")), None)
+    rows = [(kind, 3) for kind in ("loss", "top1") if {f"train/{kind}", f"val/{kind}"} & curves.keys()]
+    rows += [("lr", 1)] if lr is not None else []
     if not rows:
         raise UserError(f"no train/loss, train/top1 or lr among the logged {', '.join(sorted(curves))}")
     heights = {"height_ratios": [height for _, height in rows]}
     grid = canvas.subplots(len(rows), 1, sharex=True, squeeze=False, gridspec_kw=heights)[:, 0]
     for axes, (kind, _) in zip(grid, rows, strict=True):
-        if kind == "lr":
-            lr = _lr(curves)
+        if kind == "lr" and lr is not None:
             axes.plot(lr.epochs, lr.values, color=_QUIET, linewidth=1.5)
             axes.set_ylim(0, None)
         else:
             _draw_train_and_val(axes, kind, curves)
         axes.set_ylabel({"loss": "loss", "top1": "top-1", "lr": "learning\nrate"}[kind], color=_INK)
-        _plain(axes)
+        plain(axes)
         axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
     canvas.align_ylabels(list(grid))
     grid[-1].set_xlabel("epoch", color=_INK)
@@ -184,7 +182,7 @@ def draw_confusion(axes: Axes, scores: VideoScores, *, pairs: Pairs = ()) -> Non
     axes.set_xlabel("predicted", color=_INK)
     axes.set_ylabel("true class", color=_INK)
     axes.set_title(_caption(figures(scores, pairs=pairs)), fontsize=10, color=_INK, loc="left", pad=10)
-    _plain(axes)
+    plain(axes)
 
 
 def _caption(row: list[Figure]) -> str:
@@ -202,19 +200,8 @@ def _paired_order(class_names: list[str], pairs: Pairs) -> list[int]:
     return [class_names.index(name) for name in ordered]
 
 
-def _drawn(kind: str, curves: dict[str, Curve]) -> bool:
-    if kind == "lr":
-        return bool(_lr(curves).values)
-    return any(curves.get(f"{split}/{kind}", Curve()).values for split in ("train", "val"))
-
-
-def _lr(curves: dict[str, Curve]) -> Curve:
-    """The learning rate, logged as "lr" or by Lightning's LearningRateMonitor as "lr-SGD" and the like."""
-    names = [name for name in sorted(curves) if name == "lr" or name.startswith("lr-")]
-    return curves[names[0]] if names else Curve()
-
-
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Two quiet spines, and what is drawn above the grid."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

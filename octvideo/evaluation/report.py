@@ -136,14 +136,15 @@ def metrics_table(scores: VideoScores, *, pairs: Pairs = (), title: str | None =
     Returns:
         Lines without a newline at the end; where no label is known, one line that says so.
     """
-    if not len(scores.known()):
+    if not len(known := scores.known()):
         return f"{len(scores)} videos scored; no label is known, so nothing was measured"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for header, justify in (("metric", "left"), ("value", "right"), ("95 % interval", "right")):
         table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for figure in figures(scores, pairs=pairs):
         table.add_row(figure.name, percent(figure.value), percent_range(figure.interval))
-    return _as_text(table) + f"\n  {_counted(scores)}"
+    counted, unknown = f"{len(known)} videos, {len(scores.class_names)} classes", len(scores) - len(known)
+    return f"{_as_text(table)}\n  {counted}" + (f"; {unknown} more without a label" if unknown else "")
 
 
 def markdown_table(runs: Mapping[str, VideoScores], *, pairs: Pairs = ()) -> str:
@@ -221,13 +222,6 @@ def _id_of(name: str, class_names: Sequence[str]) -> int:
     if name not in class_names:
         raise UserError(f"pairs: no class '{name}' among {len(class_names)}: {', '.join(class_names[:12])}")
     return class_names.index(name)
-
-
-def _counted(scores: VideoScores) -> str:
-    known = scores.known()
-    unknown = len(scores) - len(known)
-    text = f"{len(known)} videos, {len(scores.class_names)} classes"
-    return text + (f"; {unknown} more without a label" if unknown else "")
 
 
 def _as_text(table: Table) -> str:

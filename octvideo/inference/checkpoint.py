@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from octvideo.files import one_line
 from octvideo.video import ViewSettings
 
 EXPORT_FILE, EXPORT_FORMAT = "octvideo.json", 1  # what an exported folder says of its model
+_OF_RUN = "checkpoints/*.ckpt"
 
 
 def expanded(path: str) -> str:
@@ -72,19 +72,14 @@ def find_checkpoint(given: str, runs_dir: str | Path = "runs") -> Path:
         UserError: there is no checkpoint where one is looked for.
     """
     if given == "last":
-        return _newest(find_runs(runs_dir), Path(expanded(str(runs_dir))), f"**/{_OF_RUN}")
-    path = Path(expanded(given))
-    folders = [folder for folder in (run_folder(given, runs_dir), path) if folder.is_dir()]
-    for folder in folders:
-        if any(folder.glob(_OF_RUN)):
-            return _newest([folder], folder, _OF_RUN)
-    return _newest([], folders[0], _OF_RUN) if folders else path
-
-
-_OF_RUN = "checkpoints/*.ckpt"
-
-
-def _newest(runs: Iterable[Path], looked_in: Path, pattern: str) -> Path:
+        runs, looked_in, pattern = find_runs(runs_dir), Path(expanded(str(runs_dir))), f"**/{_OF_RUN}"
+    else:
+        path, pattern = Path(expanded(given)), _OF_RUN
+        folders = [folder for folder in (run_folder(given, runs_dir), path) if folder.is_dir()]
+        if not folders:
+            return path
+        looked_in = next((folder for folder in folders if any(folder.glob(_OF_RUN))), folders[0])
+        runs = [looked_in]
     written = (checkpoint for run in runs for checkpoint in run.glob(_OF_RUN))
     newest = max(written, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None:
@@ -170,7 +165,8 @@ def network_of_pytorchvideo() -> tuple[nn.Module, dict]:
         ) from error
     network = i3d_r50(num_classes=400, alpha=0.0)
     load_weights(network, weights, head="strict")
-    settings = {"class_names": read_class_names("kinetics400"), "views": ViewSettings()}
+    pixels = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}
+    settings = {"class_names": read_class_names("kinetics400"), "views": ViewSettings(), **pixels}
     return network.eval(), {**settings, "source": f"pytorchvideo's Kinetics-400 I3D ({url})"}
 
 

@@ -14,7 +14,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def write_export(
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
         "source": source,
-        "versions": _versions(entry),
+        "versions": {name: version(name) for name in ("torch", *entry.packages) if any(distributions(name=name))},
         "machine": f"{platform.system()} {platform.machine()}",
         "write_seconds": round(written, 1),
         "check": check,
@@ -176,13 +176,3 @@ def _check(
         "load_seconds": round(load_seconds, 2),
         "seconds_per_view": round(seconds, 4),
     }
-
-
-def _versions(entry: EngineEntry) -> dict[str, str]:
-    found = {}
-    for name in ("torch", *entry.packages):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -6,6 +6,7 @@ A checkpoint says how its network was built, how clips are cut from a video and 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import best_classes, video_scores
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
 from octvideo.inference.engines import Engine, FileEngine, ModelSpec, build_engine, engine_device, pick_device
-from octvideo.inference.preparation import Normaliser, Preparation, Timing
+from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.video import VideoReadError, ViewSettings
 
 
@@ -224,10 +225,10 @@ class Predictor:
         logits: list[Tensor] = []
         timing = Timing()
         start = time.perf_counter()
-        preparation = Preparation(
+        chunks = prepared_chunks(
             paths, self.views, self.normalise, views_per_chunk=self.views_per_chunk, device=self.device
         )
-        with preparation as prepared:
+        with contextlib.closing(chunks) as prepared:
             for item in prepared:
                 if isinstance(item, VideoReadError):
                     yield item

@@ -10,10 +10,9 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -86,8 +85,15 @@ class Chunk:
     is_last: bool
 
 
-class Preparation:
-    """Iterates over the prepared clips of videos, in order; a context manager, so that the thread ends with it.
+def prepared_chunks(
+    paths: Sequence[str | Path],
+    settings: ViewSettings,
+    normalise: Callable[[Tensor], Tensor],
+    *,
+    views_per_chunk: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (never changed)
+) -> Generator[Chunk | VideoReadError, None, None]:
+    """Prepares the clips of videos in a thread, which ends when the generator is closed.
 
     Args:
         paths: of the videos.
@@ -95,71 +101,55 @@ class Preparation:
         normalise: uint8 views to clips.
         views_per_chunk: the most views in a chunk.
         device: that views are cut on.
+
+    Returns:
+        Chunks in order, and in place of a video's the error why it can't be read; any other error is raised.
     """
+    ready: queue.Queue[Chunk | BaseException | None] = queue.Queue(maxsize=2)
+    stopped = threading.Event()
 
-    def __init__(
-        self,
-        paths: Sequence[str | Path],
-        settings: ViewSettings,
-        normalise: Callable[[Tensor], Tensor],
-        *,
-        views_per_chunk: int,
-        device: torch.device = torch.device("cpu"),  # noqa: B008 (never changed)
-    ) -> None:
-        self._device = device
-        self._paths, self._settings, self._normalise, self._size = paths, settings, normalise, views_per_chunk
-        self._ready: queue.Queue[Chunk | BaseException | None] = queue.Queue(maxsize=2)
-        self._stopped = threading.Event()
-        # A daemon: a decoder that hangs in a rotten file must not keep an interrupted process alive.
-        self._thread = threading.Thread(target=self._work, name="octvideo-preparation", daemon=True)
+    def put(item: Chunk | BaseException | None) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
 
-    def __enter__(self) -> Preparation:
-        self._thread.start()
-        return self
+    def work() -> None:
+        try:
+            with torch.inference_mode():
+                for index, path in enumerate(paths):
+                    if stopped.is_set():
+                        return
+                    prepare(index, path)
+            put(None)
+        except BaseException as error:  # to the thread that waits for us
+            put(error)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stopped.set()
-        self._thread.join(timeout=1)
+    def prepare(index: int, path: str | Path) -> None:
+        start = time.perf_counter()
+        try:
+            views = decode_views(path, settings).to(device)
+        except VideoReadError as error:
+            put(error)
+            return
+        decode = time.perf_counter() - start
+        for first in range(0, views.num_views, views_per_chunk):
+            if stopped.is_set():
+                return
+            start = time.perf_counter()  # the wait for a place in the queue is nobody's work
+            stop = min(first + views_per_chunk, views.num_views)
+            clips = normalise(views.cut(first, stop))
+            seconds = time.perf_counter() - start
+            put(Chunk(index, clips, 0.0 if first else decode, seconds, stop == views.num_views))
 
-    def __iter__(self) -> Iterator[Chunk | VideoReadError]:
-        """Chunks, and in place of a video's the error why it can't be read; any other error is raised."""
-        while (item := self._ready.get()) is not None:
+    # A daemon: a decoder that hangs in a rotten file must not keep an interrupted process alive.
+    thread = threading.Thread(target=work, name="octvideo-preparation", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
             if not isinstance(item, Chunk | VideoReadError):
                 raise item
             yield item
-
-    def _work(self) -> None:
-        try:
-            with torch.inference_mode():
-                for index, path in enumerate(self._paths):
-                    for item in self._of_video(index, path):
-                        if not self._put(item):
-                            return
-            self._put(None)
-        except BaseException as error:  # to the thread that waits for us
-            self._put(error)
-
-    def _of_video(self, index: int, path: str | Path) -> Iterator[Chunk | VideoReadError]:
-        start = time.perf_counter()
-        try:
-            views = decode_views(path, self._settings).to(self._device)
-        except VideoReadError as error:
-            yield error
-            return
-        decode = time.perf_counter() - start
-        start = time.perf_counter()
-        for first in range(0, views.num_views, self._size):
-            stop = min(first + self._size, views.num_views)
-            clips = self._normalise(views.cut(first, stop))
-            prepare = time.perf_counter() - start
-            yield Chunk(index, clips, 0.0 if first else decode, prepare, stop == views.num_views)
-            start = time.perf_counter()  # the wait for a place in the queue is nobody's work
-
-    def _put(self, item: Chunk | BaseException | None) -> bool:
-        while not self._stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._ready.put(item, timeout=0.1)
-                return True
-        return False
+    finally:
+        stopped.set()
+        thread.join(timeout=1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -24,39 +23,6 @@ HEADER = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class CostRow:
-    """One network at one alpha.
-
-    Args:
-        network: its builder's name in octvideo.models, or a library's network.
-        alpha: the low share.
-        cost: of one forward pass.
-        ordinary: the same at alpha 0.
-        paper_giga: multiply-adds that the paper gives for it, where it does.
-    """
-
-    network: str
-    alpha: float
-    cost: Cost
-    ordinary: Cost
-    paper_giga: float | None = None
-
-    def cells(self) -> tuple[str, ...]:
-        """The row as text, in the order of HEADER; activations in float32."""
-        cost, ordinary = self.cost, self.ordinary
-        return (
-            self.network,
-            f"{self.alpha:g}",
-            f"{cost.multiply_adds / 1e9:.2f}",
-            f"{100 * cost.multiply_adds / ordinary.multiply_adds:.0f} %",
-            "" if self.paper_giga is None else f"{self.paper_giga:.1f}",
-            f"{cost.parameters / 1e6:.2f}",
-            f"{4 * cost.activations / 1e6:.1f}",
-            f"{100 * cost.activations / ordinary.activations:.0f} %",
-        )
-
-
 def parse_clip(text: str) -> Clip:
     """`1x3x8x224x224` as numbers.
 
@@ -71,7 +37,7 @@ def parse_clip(text: str) -> Clip:
 
 def cost_rows(
     networks: Sequence[str], alphas: Sequence[float], *, clip: Clip = CLIP, num_classes: int = 400
-) -> list[CostRow]:
+) -> Iterator[tuple[str, ...]]:
     """Counts every network at every alpha; nothing is computed, so this takes seconds.
 
     Args:
@@ -80,16 +46,27 @@ def cost_rows(
         clip: (N, C, T, H, W).
         num_classes: K.
 
+    Returns:
+        Rows of text, in the order of HEADER; activations in float32.
+
     Raises:
         UserError: no such network, an alpha or a class count out of range, or a clip too short.
     """
-    rows = []
     for name in networks:
         ordinary = _count(name, 0.0, clip, num_classes)
         for alpha in alphas:
             cost = ordinary if alpha == 0 else _count(name, alpha, clip, num_classes)
-            rows.append(CostRow(name, alpha, cost, ordinary, PAPER.get((name, alpha)) if clip == CLIP else None))
-    return rows
+            paper_giga = PAPER.get((name, alpha)) if clip == CLIP else None
+            yield (
+                name,
+                f"{alpha:g}",
+                f"{cost.multiply_adds / 1e9:.2f}",
+                f"{100 * cost.multiply_adds / ordinary.multiply_adds:.0f} %",
+                "" if paper_giga is None else f"{paper_giga:.1f}",
+                f"{cost.parameters / 1e6:.2f}",
+                f"{4 * cost.activations / 1e6:.1f}",
+                f"{100 * cost.activations / ordinary.activations:.0f} %",
+            )
 
 
 def _count(name: str, alpha: float, clip: Clip, num_classes: int) -> Cost:

@@ -63,28 +63,15 @@ def _average(x: Tensor, kernel: Sequence[int]) -> Tensor:
 
 
 class PathwayPool(nn.Module):
-    """Average of each pathway over its whole time, in windows over its map, then all pathways' channels.
+    """Average of each pathway over its whole time, in windows of 7 x 7 over its map, then all pathways' channels.
 
     pytorchvideo's PoolConcatPathway has fixed kernels, which only one clip length fits; for that one the two
-    are equal.
-
-    Args:
-        window: sides in H and W; it shrinks to the map where that is smaller, and slides where it is larger.
+    are equal. The windows shrink to the map where that is smaller, and slide where it is larger.
     """
-
-    def __init__(self, window: tuple[int, int] = (7, 7)) -> None:
-        super().__init__()
-        self.window = window
 
     def forward(self, pathways: list[Tensor]) -> Tensor:
         """Features (N, C_i, T_i, H, W) to (N, sum of C_i, 1, H', W')."""
-        pooled = []
-        for x in pathways:
-            pooled.append(_average(x, (x.shape[2], *self.window)))
-        return torch.cat(pooled, 1)
-
-    def extra_repr(self) -> str:
-        return f"window={self.window}"
+        return torch.cat([_average(x, (x.shape[2], 7, 7)) for x in pathways], 1)
 
 
 class TimePool(nn.MaxPool3d):

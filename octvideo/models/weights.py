@@ -31,8 +31,6 @@ __all__ = [
 
 log = logging.getLogger("octvideo.models")
 
-Inflation = Literal["average", "center"]
-
 # What torchvision and timm train nearly all of their networks with.
 _IMAGENET = PixelScale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), assumed=True)
 
@@ -49,7 +47,6 @@ class WeightsReport:
         translated: how many of these keys the file has under another program's names.
         owner: whose names those are.
         inflated: keys of the network whose kernels were made from kernels over one frame.
-        inflation: by which rule.
         missing: keys of the network that the file lacks; left as initialised.
         unexpected: keys of the file that the network lacks; not used.
         misfits: the network's keys that have another shape in the file, with both; left as initialised.
@@ -64,7 +61,6 @@ class WeightsReport:
     translated: int = 0
     owner: str | None = None
     inflated: tuple[str, ...] = ()
-    inflation: Inflation = "average"
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     misfits: tuple[str, ...] = ()
@@ -80,7 +76,7 @@ class WeightsReport:
         if self.owner is not None:
             lines.append(f"  {self.translated} found under {self.owner} names")
         if self.inflated:
-            lines.append(f"  {len(self.inflated)} inflated over time ({self.inflation})")
+            lines.append(f"  {len(self.inflated)} inflated over time (average)")
         for what, then, keys in self._differences():
             lines.append(f"  {len(keys)} {what}, {then}: {first_of(keys)}")
         return "\n".join(lines)
@@ -117,7 +113,6 @@ def load_weights(
     weights: Weights,
     *,
     head: Literal["strict", "swap"],
-    inflation: Inflation = "average",
     class_names: Sequence[str] | None = None,
 ) -> WeightsReport:
     """Copies weights into a network, and warns where their accuracy is not kept (another alpha).
@@ -131,7 +126,6 @@ def load_weights(
         weights: from `read_weights`.
         head: "strict" demands every key and shape. "swap" leaves the classifier (the last nn.Linear) as it is
             where its shape or its classes differ, and whatever else the file lacks, and reports it.
-        inflation: "average" (I3D's rule) or "center"; see `inflate_kernel`.
         class_names: K names of the data; the same ones in another order move the head's rows. None compares none.
 
     Returns:
@@ -145,7 +139,7 @@ def load_weights(
     tensors = {matching.keys[key]: tensor for key, tensor in weights.tensors.items()}
     # Old files lack this counter, which only a cumulative average reads.
     wanted = [key for key in own if key in tensors or not key.endswith(".num_batches_tracked")]
-    inflated = _inflated(tensors, own, rule=inflation)
+    inflated = _inflated(tensors, own)
     from_images = any(tensors[key].ndim == 4 for key in inflated)
     tensors.update(inflated)
     fitting = {key for key in wanted if key in tensors and tensors[key].shape == own[key].shape}
@@ -169,7 +163,6 @@ def load_weights(
         translated=matching.translated,
         owner=matching.owner,
         inflated=tuple(inflated),
-        inflation=inflation,
         missing=tuple(key for key in wanted if key not in tensors),
         unexpected=tuple(key for key in tensors if key not in own),
         misfits=tuple(
@@ -209,29 +202,26 @@ def check_finite(weights: Mapping[str, Tensor], source: object) -> None:
         )
 
 
-def _inflated(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, rule: Inflation) -> dict[str, Tensor]:
+def _inflated(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The kernels that fit once they are inflated, so made."""
     kernels = {}
     for key in own.keys() & tensors.keys():
         if tensors[key].shape != own[key].shape:
-            kernel = inflate_kernel(tensors[key].to(own[key].dtype), own[key].shape, rule=rule)
+            kernel = inflate_kernel(tensors[key].to(own[key].dtype), own[key].shape)
             if kernel is not None:
                 kernels[key] = kernel
     return {key: kernels[key] for key in own if key in kernels}
 
 
-def inflate_kernel(kernel: Tensor, shape: torch.Size, *, rule: Inflation = "average") -> Tensor | None:
-    """A convolution's kernel over one frame as a kernel over several.
+def inflate_kernel(kernel: Tensor, shape: torch.Size) -> Tensor | None:
+    """A convolution's kernel over one frame as a kernel over several: repeated over time, and divided by the number of
+    repetitions (I3D, Carreira & Zisserman, arXiv 1705.07750, section 2.5).
 
-    Where nothing moves, the network then computes what the image network does. "average" repeats the kernel
-    over time and divides by the number of repetitions (I3D, Carreira & Zisserman, arXiv 1705.07750, section
-    2.5); "center" puts it into the middle frame and zeros around it, which makes the network that of the
-    single frames until it has learnt otherwise.
+    Where nothing moves, the network then computes what the image network does.
 
     Args:
         kernel: (C_out, C_in, H, W), or (C_out, C_in, 1, H, W) as C2D's.
-        shape: (C_out, C_in, T, H, W), T being odd for "center".
-        rule: see above.
+        shape: (C_out, C_in, T, H, W).
 
     Returns:
         A new tensor of that shape, or None where the kernel differs in more than time.
@@ -240,14 +230,7 @@ def inflate_kernel(kernel: Tensor, shape: torch.Size, *, rule: Inflation = "aver
         kernel = kernel[:, :, None]
     if kernel.ndim != 5 or len(shape) != 5 or kernel.shape != (*shape[:2], 1, *shape[3:]):
         return None
-    frames = shape[2]
-    if rule == "average":
-        return kernel.expand(shape) / frames
-    if frames % 2 == 0:
-        return None
-    inflated = kernel.new_zeros(shape)
-    inflated[:, :, frames // 2] = kernel[:, :, 0]
-    return inflated
+    return kernel.expand(shape) / shape[2]
 
 
 def classifier_keys(network: nn.Module) -> list[str]:

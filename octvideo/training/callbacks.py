@@ -26,14 +26,11 @@ from octvideo.training.unreadable import UnreadableVideos
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, enum: dumper.represent_data(enum.value))
 
 
-def checkpoint_callbacks(
-    folder: RunFolder, *, monitor: str = "val/top1", every_minutes: float | None = None
-) -> list[Callback]:
-    """best.ckpt by validation, last.ckpt at the end of every epoch, and within epochs every so many minutes.
+def checkpoint_callbacks(folder: RunFolder, *, every_minutes: float | None = None) -> list[Callback]:
+    """best.ckpt by top-1 in validation, last.ckpt at the end of every epoch, and within epochs every so many minutes.
 
     Args:
         folder: the run.
-        monitor: metric that chooses the best, higher is better; skipped while the run does not log it.
         every_minutes: also writes last.ckpt within epochs; None does not.
     """
     common: dict[str, Any] = {
@@ -43,7 +40,7 @@ def checkpoint_callbacks(
         "enable_version_counter": False,
     }
     callbacks: list[Callback] = [
-        BestCheckpoint(**common, filename="best", monitor=monitor, mode="max", auto_insert_metric_name=False),
+        BestCheckpoint(**common, filename="best", monitor="val/top1", mode="max", auto_insert_metric_name=False),
         # Not `save_last`: that writes a second copy of whatever top-k has just saved.
         ModelCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]

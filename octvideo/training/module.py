@@ -32,7 +32,7 @@ from octvideo.octave import arrange
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
-from octvideo.training.results import Evaluation, ScoredBatch
+from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
 from octvideo.training.steps import NonFiniteSteps, compiler_errors_in_words, short_maps_in_float32
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
@@ -365,8 +365,7 @@ class VideoClassifier(L.LightningModule):
             raise self._no_scores(batch["path"][finite.index(False)])
         self.evaluation.count(scores, labels)
         if keep:
-            paths = list(batch["path"])
-            self.evaluation.keep(ScoredBatch(batch["index"].cpu(), paths, labels.cpu(), scores.float().cpu()))
+            self.evaluation.keep(batch["index"], batch["path"], labels, scores)
 
     def _no_scores(self, path: str) -> NotFinite:
         problem = f"scores of '{path}' are not finite in {self.evaluation.videos.role}"

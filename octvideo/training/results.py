@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,23 +14,6 @@ from octvideo.batches import Failure
 from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos, gathered
-
-
-@dataclass(frozen=True)
-class ScoredBatch:
-    """Scores of one batch of videos on one process, on the CPU.
-
-    Args:
-        index: place in the data set, (N,) int64.
-        paths: N of them.
-        labels: (N,) int64, -1 where unknown.
-        scores: (N, K) float32.
-    """
-
-    index: Tensor
-    paths: list[str]
-    labels: Tensor
-    scores: Tensor
 
 
 class Evaluation(nn.Module):
@@ -48,7 +30,7 @@ class Evaluation(nn.Module):
         self.metrics = VideoMetrics(num_classes)
         self.loss, self.unreadable = MeanMetric(), SumMetric()
         self.videos = UnreadableVideos("evaluation")  # that could not be read, in all passes of one role
-        self._scored: list[ScoredBatch] = []
+        self._scored: list[tuple[Tensor, list[str], Tensor, Tensor]] = []  # of this process, on the CPU
 
     def start(self, role: str) -> None:
         """Forgets the pass before; `role` ("validation", "test", "prediction") is for messages."""
@@ -79,9 +61,9 @@ class Evaluation(nn.Module):
             nll = F.nll_loss(scores[known].clamp_min(1e-12).log(), labels[known])
             self.loss.update(nll, weight=int(known.sum()))
 
-    def keep(self, batch: ScoredBatch) -> None:
-        """Keeps the scores of a batch for `scores`."""
-        self._scored.append(batch)
+    def keep(self, index: Tensor, paths: Iterable[str], labels: Tensor, scores: Tensor) -> None:
+        """Keeps a batch for `scores`: indices in the data set (N,), paths, labels (N,), scores (N, K)."""
+        self._scored.append((index.cpu(), list(paths), labels.cpu(), scores.float().cpu()))
 
     def values(self, prefix: str) -> dict[str, float]:
         """Metrics of the pass over all processes, by name: those of `VideoMetrics`, loss, unreadable."""
@@ -92,17 +74,12 @@ class Evaluation(nn.Module):
 
     def scores(self, class_names: list[str]) -> VideoScores:
         """Scores of all processes in data set order; every process must call it, and every one gets them all."""
-        batches = self._scored
-        index = torch.cat([b.index for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
-        labels = torch.cat([b.labels for b in batches] + [torch.empty(0, dtype=torch.int64)]).numpy()
-        scores = torch.cat([b.scores for b in batches] + [torch.empty(0, self.num_classes)]).numpy()
-        parts = gathered((index, [path for b in batches for path in b.paths], labels, scores))
+        none = torch.empty(0, dtype=torch.int64)
+        batches = [(none, list[str](), none, torch.empty(0, self.num_classes))]
+        batches += [batch for part in gathered(self._scored) for batch in part]
+        indices, paths, labels, scores = zip(*batches, strict=True)
+        all_paths = [path for part in paths for path in part]
         # unique: a video that two processes had (a sampler that pads by repeating) is one video.
-        _, order = np.unique(np.concatenate([part[0] for part in parts]), return_index=True)
-        all_paths = [path for part in parts for path in part[1]]
-        return VideoScores(
-            paths=[all_paths[i] for i in order],
-            labels=np.concatenate([part[2] for part in parts])[order],
-            scores=np.concatenate([part[3] for part in parts])[order],
-            class_names=class_names,
-        )
+        _, order = np.unique(torch.cat(indices).numpy(), return_index=True)
+        columns = torch.cat(labels).numpy()[order], torch.cat(scores).numpy()[order]
+        return VideoScores([all_paths[i] for i in order], *columns, class_names)

@@ -52,13 +52,12 @@ _ERRORS = (decord.DECORDError, DECORDLimitReachedError, RuntimeError, AssertionE
 _left: list[_Call] = []  # calls that did not come back
 
 
-def read_decord(video: PyavVideo, wanted: list[int], num_threads: int, resize: Resize | None) -> Tensor:
+def read_decord(video: PyavVideo, wanted: list[int], resize: Resize | None) -> Tensor:
     """The wanted frames, (D, H, W, C) or as `resize` makes them.
 
     Args:
         video: the file, whose packets PyAV has looked through.
         wanted: frame indices, sorted, each once.
-        num_threads: of the decoder.
         resize: see `read_frames`.
 
     Raises:
@@ -68,15 +67,15 @@ def read_decord(video: PyavVideo, wanted: list[int], num_threads: int, resize: R
     size = collector.chunk_frames(video.frame_bytes)
     for start in range(0, len(wanted), size):
         chunk = wanted[start : start + size]
-        collector.add(_watched(partial(_read, video.path, chunk, video.packets.num_frames, num_threads)))
+        collector.add(_watched(partial(_read, video.path, chunk, video.packets.num_frames)))
     return collector.frames()
 
 
-def _read(path: Source, wanted: list[int], num_frames: int, num_threads: int) -> Any:
+def _read(path: Source, wanted: list[int], num_frames: int) -> Any:
     # One reader for each chunk: a reader that waits decodes ahead without end, into memory.
     # fault_tol: a frame that can't be decoded is an error. By default decord fills the gap with a copy of another
     # frame and says nothing.
-    reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
+    reader = decord.VideoReader(for_ffmpeg(path), ctx=decord.cpu(0), num_threads=1, fault_tol=1e-9)
     if len(reader) != num_frames:
         raise ReaderFailure("decord counts other frames")
     return reader.get_batch(wanted)

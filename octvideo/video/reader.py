@@ -35,12 +35,12 @@ class _Reader(NamedTuple):
     """A reader that gets some files wrong, and refuses these. PyAV, which reads all, is none of them.
 
     Args:
-        read: (open file, frame indices, threads, `resize`) to frames; raises ReaderFailure.
+        read: (open file, frame indices, `resize`) to frames; raises ReaderFailure.
         trouble: why it would fail at a file or may give other frames, by its packets; None where it would not.
         load: raises a UserError where its library is missing.
     """
 
-    read: Callable[[PyavVideo, list[int], int, Resize | None], Tensor]
+    read: Callable[[PyavVideo, list[int], Resize | None], Tensor]
     trouble: Callable[[Packets], str | None]
     load: Callable[[], object] = bool
 
@@ -56,7 +56,6 @@ def read_frames(
     choose: Choose,
     *,
     decoder: Decoder = "auto",
-    num_threads: int = 1,
     resize: Resize | None = None,
     target_fps: float | None = None,
 ) -> Frames:
@@ -70,7 +69,6 @@ def read_frames(
         choose: from the number of frames to the frame indices wanted, int64 of any shape.
         decoder: "auto" is PyAV. The others refuse what they may get wrong; "torchcodec" needs
             `pip install 'octvideo[torchcodec]'` and FFmpeg's shared libraries.
-        num_threads: of the decoder; in a DataLoader worker 1.
         resize: makes frames small while others are decoded, so that those of 4K or 8K are never held all at full
             size: from some of them, uint8 (n, H, W, C), to uint8 (n, ...), each by itself. It is called for one
             chunk after the other, of up to 64 MB, and again from the first where a file has to be read again.
@@ -86,7 +84,7 @@ def read_frames(
         raise UserError(f"target_fps: got {target_fps}, expected more than 0 and at most 1000, or none")
     if (reason := missing_reason(path)) is not None:
         raise VideoReadError(path, reason)
-    with PyavVideo(path, num_threads) as video:
+    with PyavVideo(path, 1) as video:
         packets = video.packets
         num_frames = packets.num_frames
         if num_frames == 0:
@@ -98,7 +96,7 @@ def read_frames(
         if trouble is None:
             wanted, places, num_frames = wish.of(packets.times)
             try:
-                return Frames(_READERS[decoder].read(video, wanted, num_threads, resize), places, num_frames, decoder)
+                return Frames(_READERS[decoder].read(video, wanted, resize), places, num_frames, decoder)
             except ReaderFailure as failure:
                 trouble = str(failure)
         raise VideoReadError(path, f"{trouble} (with decoder '{decoder}'; 'auto' takes PyAV)")

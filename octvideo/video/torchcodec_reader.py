@@ -24,13 +24,12 @@ _LIBRARIES = (
 )
 
 
-def read_torchcodec(video: PyavVideo, wanted: list[int], num_threads: int, resize: Resize | None) -> Tensor:
+def read_torchcodec(video: PyavVideo, wanted: list[int], resize: Resize | None) -> Tensor:
     """The wanted frames, (D, H, W, C) or as `resize` makes them.
 
     Args:
         video: the file, whose packets PyAV has looked through.
         wanted: frame indices, sorted, each once.
-        num_threads: of the decoder.
         resize: see `read_frames`.
 
     Raises:
@@ -39,7 +38,7 @@ def read_torchcodec(video: PyavVideo, wanted: list[int], num_threads: int, resiz
     """
     collector = FrameCollector(len(wanted), resize)
     size, packets = collector.chunk_frames(video.frame_bytes), video.packets
-    reader = _open(video.path, video.index, num_threads)
+    reader = _open(video.path, video.index)
     if len(reader) != packets.num_frames:
         raise ReaderFailure("torchcodec counts other frames")
     for start in range(0, len(wanted), size):
@@ -86,13 +85,11 @@ def _find_ffmpeg(decoder: Any) -> None:
             raise _cannot_load(error) from error
 
 
-def _open(path: Source, stream: int, num_threads: int) -> Any:
+def _open(path: Source, stream: int) -> Any:
     decoder = load_torchcodec()
     source = path.content if isinstance(path, VideoBytes) else str(Path(path).absolute())
     try:
-        return decoder(
-            source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=num_threads, seek_mode="exact"
-        )
+        return decoder(source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     except (RuntimeError, ValueError, UnicodeError) as error:
         raise ReaderFailure(f"torchcodec fails: {one_line(error)}") from error
 

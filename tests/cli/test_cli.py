@@ -690,7 +690,7 @@ def test_the_help_of_a_builder(octvideo: Cli, monkeypatch: pytest.MonkeyPatch) -
         out, _ = octvideo("fit", "--model.network.help", *words)
         assert out.startswith("octvideo.models.i3d_small: I3D with a quarter of the channels")
         assert "--model.network.init_args.width     channels of the stem, a quarter of res2's; the full" in out
-        assert re.search(r"--model.network.init_args.downsample\n(?s:.*) \(stride or\s+pool or null; null\)", out)
+        assert re.search(r"--model.network.init_args.downsample\n(?s:.*) \(stride,\s+pool\s+or\s+null; null\)", out)
     out, _ = octvideo("fit", "-c", "demo", "--model.network.help")
     assert "\n  octvideo.models.i3d_r50             I3D ResNet-50: 3x1x1 convolutions" in out
     out, _ = octvideo("fit", "--model.network.help=torch.nn.Linear")

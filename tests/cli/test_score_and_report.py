@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from octvideo.data.synthetic import CLASS_NAMES
-from octvideo.evaluation import VideoScores
+from octvideo.evaluation.scores import VideoScores
 
 Cli = Callable[..., tuple[str, str]]
 
@@ -92,3 +92,13 @@ def test_make_demo_data(tmp_path: Path, octvideo: Cli) -> None:
     assert "0 of them written now" in octvideo("demo-data", *words)[0]
     _, err = octvideo("demo-data", *words, "--seed", 1, code=2)
     assert "seed is 0, asked for 1" in err
+
+
+def test_a_run_is_found_by_its_name(tmp_path: Path, octvideo: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine").mkdir(parents=True)
+    scores(1, names=["a", "b"]).save("runs/mine/scores.npz")
+    assert "93.8 %" in octvideo("score", "mine")[0]
+    assert "93.8 %" in octvideo("report", "mine")[0] and Path("runs/mine/report.png").exists()
+    _, err = octvideo("report", "yours", code=2)
+    assert err.startswith("error: no folder yours, and no run of that name in runs/")

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octvideo.data import Augmentation, VideoDataModule
+from octvideo.data import Augmentation
+from octvideo.data.datamodule import VideoDataModule
 from octvideo.errors import UserError
 from octvideo.models import i3d_small
 from octvideo.training import VideoClassifier

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from octvideo.data import VideoDataModule, VideoList, VideoRecord
+from octvideo.data import VideoList, VideoRecord
+from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.quarantine import Quarantine, printable, read_quarantine, write_quarantine
 from octvideo.data.shard_writer import write_shards
 from octvideo.errors import UserError

@@ -20,7 +20,7 @@ def peak_mib():
 """
 FIRST_BATCH = f"""
 import sys, time
-from octvideo.data import VideoDataModule
+from octvideo.data.datamodule import VideoDataModule
 {PEAK_MIB}
 if __name__ == "__main__":
     root, train = sys.argv[1:]
@@ -93,13 +93,12 @@ def test_lists_and_the_first_batch_of_many(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, encode, moving
 ) -> None:  # type: ignore[no-untyped-def]
     """As above with fewer, and in this process."""
-    from octvideo.data.preparation.command import main
-
-    from octvideo.data import VideoDataModule
+    from octvideo.cli import main
+    from octvideo.data.datamodule import VideoDataModule
 
     video = encode(tmp_path_factory.mktemp("video") / "a.mp4", moving(6, 24, 32))
     synthetic_kinetics(tmp_path, 3_000, video)
-    assert main(["list", "kinetics400", str(tmp_path)]) == 0
+    assert main(["prepare", "list", "kinetics400", str(tmp_path)]) == 0
     assert len((tmp_path / "missing.txt").read_text().splitlines()) == 1 + 30
     records = []
     for train in ("annotations/train.csv", "train.txt", "train"):

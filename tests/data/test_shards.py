@@ -22,7 +22,7 @@ from octvideo.data.augment import Augmentation
 from octvideo.data.dataset import Item, TrainingClips
 from octvideo.data.records import VideoRecord
 from octvideo.data.shard_writer import index_shards, write_shards
-from octvideo.data.shards import read_shards, source_of
+from octvideo.data.shards import check_archives, read_shards, source_of
 from octvideo.errors import UserError
 from octvideo.video import VideoBytes, VideoReadError
 
@@ -216,16 +216,16 @@ def test_other_videos_or_settings_are_refused(write: Write, records: list[VideoR
 def test_archives_that_are_not_as_the_index_says(write: Write, tmp_path: Path) -> None:
     write()
     shards, archive = read_shards(str(tmp_path / "shards")), tmp_path / "shards" / "shard-000001.tar"
-    shards.check()
+    check_archives(shards)
     content = archive.read_bytes()
     archive.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"shard-000001\.tar has \d+ bytes, its index says \d+: copy it again"):
-        shards.check()
+        check_archives(shards)
     reasons = [item.reason for item in items(shards) if isinstance(item, Failure)]
     assert reasons and all(re.search(r"shard-000001\.tar holds only \d+ of its \d+ bytes", r) for r in reasons)
     archive.unlink()
     with pytest.raises(UserError, match=r"no shard at .*shard-000001\.tar"):
-        shards.check()
+        check_archives(shards)
     index = tmp_path / "shards" / "index.jsonl"
     index.write_text(index.read_text() + '{"index": 9}\n')
     with pytest.raises(UserError, match=r"index\.jsonl:8: got '\{\"index\": 9\}', expected JSON with index, name"):
@@ -285,7 +285,7 @@ def test_shards_behind_an_address(
 ) -> None:
     write()
     shards = read_shards(f"{served}/shards")
-    shards.check()
+    check_archives(shards)
     Ranges.fails = {"/shards/shard-000001.tar"}
     Ranges.asked.clear()
     for ours, theirs in zip(items(shards), items(records), strict=True):
@@ -311,7 +311,7 @@ def test_what_an_address_lacks_is_said(write: Write, served: str, tmp_path: Path
     shards = read_shards(f"{served}/shards")
     (tmp_path / "shards" / "shard-000000.tar").unlink()
     with pytest.raises(UserError, match=r"no shard at http://"):
-        shards.check()
+        check_archives(shards)
     with pytest.raises(VideoReadError, match=r"no access to http://.*shard-000000\.tar"):
         source_of(shards[0])
     with pytest.raises(UserError, match=r"can't read nosuch://place/shards\.json: .*nosuch"):
@@ -323,5 +323,5 @@ def test_another_store(write: Write, records: list[VideoRecord], tmp_path: Path)
     store = fsspec.filesystem("memory")
     store.put(str(tmp_path / "shards") + "/", "/bucket/shards/", recursive=True)
     shards = read_shards("memory://bucket/shards")
-    shards.check()
+    check_archives(shards)
     assert all(torch.equal(a.video, b.video) for a, b in zip(items(shards), items(records), strict=True))

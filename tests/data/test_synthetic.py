@@ -127,7 +127,7 @@ def test_a_video_is_encoded_alike_each_time(tmp_path: Path) -> None:
 
 def test_the_written_set(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    assert write_demo(out, TINY, progress=False) == 8 * 3
+    assert write_demo(out, TINY) == 8 * 3
     assert (out / "classes.txt").read_text().splitlines() == list(CLASS_NAMES)
     for split, count in (("train", 2), ("test", 1)):
         lines = [line.split() for line in (out / f"{split}.txt").read_text().splitlines()]
@@ -140,28 +140,28 @@ def test_the_written_set(tmp_path: Path) -> None:
 
 def test_written_again_only_what_is_missing_and_the_same(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    write_demo(out, TINY, workers=2, progress=False)
+    write_demo(out, TINY, workers=2)
     files = {path: hashlib.sha256(path.read_bytes()).digest() for path in out.rglob("*.*")}
-    assert write_demo(out, TINY, progress=False) == 0
+    assert write_demo(out, TINY) == 0
     (out / "test" / "recede" / "000.mp4").unlink()
     (out / "train.txt").unlink()
-    assert write_demo(out, TINY, workers=1, progress=False) == 1
+    assert write_demo(out, TINY, workers=1) == 1
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in out.rglob("*.*")} == files
 
 
 def test_other_settings_and_other_folders_are_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    write_demo(out, TINY, progress=False)
+    write_demo(out, TINY)
     other = DemoSettings(1, 1, seed=5, num_frames=6, width=32, height=24)
     with pytest.raises(UserError, match=r"other settings \(videos_per_class is 2, asked for 1; seed is 0"):
-        write_demo(out, other, progress=False)
-    assert write_demo(out, other, overwrite=True, progress=False) == 16
+        write_demo(out, other)
+    assert write_demo(out, other, overwrite=True) == 16
     assert len(list(out.glob("train/*/*.mp4"))) == 8
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "holiday.mp4").touch()
     with pytest.raises(UserError, match=r"mine is not empty and holds no demo data \(no demo\.json\)"):
-        write_demo(mine, TINY, overwrite=True, progress=False)
+        write_demo(mine, TINY, overwrite=True)
     assert [p.name for p in mine.iterdir()] == ["holiday.mp4"]
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from octvideo.errors import UserError
-from octvideo.evaluation import VideoMetrics, in_top_k, pair_hits, video_scores, wilson_interval
+from octvideo.evaluation.metrics import VideoMetrics, pair_hits, wilson_interval
+from octvideo.evaluation.view_scores import in_top_k, video_scores
 
 K = 7
 

@@ -11,16 +11,19 @@ from lightning.pytorch.loggers import CSVLogger
 from matplotlib.image import imread
 
 from octvideo.errors import UserError
-from octvideo.evaluation import VideoScores, figures, markdown_table, metrics_table
 from octvideo.evaluation.metrics import mcnemar_p
 from octvideo.evaluation.pictures import draw_report, read_curves
 from octvideo.evaluation.report import (
     compare_top1,
     comparison_table,
     confusion_matrix,
+    figures,
+    markdown_table,
+    metrics_table,
     pairs_from,
     run_names,
 )
+from octvideo.evaluation.scores import VideoScores
 
 NAMES = ["open", "close", "wave"]
 PAIRS = [("open", "close")]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from octvideo.errors import UserError
-from octvideo.evaluation import VideoScores, figures, find_scores
+from octvideo.evaluation.report import figures
+from octvideo.evaluation.scores import VideoScores, find_scores
 
 
 def some(n: int = 4, k: int = 3, *, start: int = 0) -> VideoScores:

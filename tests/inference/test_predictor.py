@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from octvideo.cli import end_with, main
+from octvideo.cli.infer import ResultFile
 from octvideo.errors import UserError
 from octvideo.inference import Predictor
 from octvideo.inference.checkpoint import network_of_checkpoint
 from octvideo.inference.predictor import Prediction
-from octvideo.inference.result_file import ResultFile
 from octvideo.models import i3d_small
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import VideoReadError, ViewSettings, read_views
@@ -201,7 +201,7 @@ def test_one_process_at_a_time_writes_a_file(
     file = tmp_path / "results.jsonl"
     other = ResultFile(file, {"weights": "w", "engine": "eager", "precision": "f32"})
     assert main(["infer", str(folder), "--ckpt", str(checkpoint), "--output", str(file)]) == 2
-    other.close()
+    other.end()
     assert f"another process writes {file}: wait for it, or name another file" in capsys.readouterr().err
 
 

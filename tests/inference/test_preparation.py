@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octvideo.inference import Prediction, Predictor, preparation
-from octvideo.inference.preparation import Normaliser, Preparation
+from octvideo.inference.preparation import Normaliser, prepared_chunks
 from octvideo.video import VideoReadError, ViewSettings, read_views
 
 VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
@@ -93,8 +94,9 @@ def test_of_equal_scores_the_first_class_is_the_best(tiny_video: Path) -> None:
 
 def test_what_waits_is_bounded(tiny_video: Path) -> None:
     normalised = []
-    with Preparation([tiny_video] * 50, VIEWS, normalised.append, views_per_chunk=1) as prepared:  # type: ignore
-        next(iter(prepared))
+    chunks = prepared_chunks([tiny_video] * 50, VIEWS, normalised.append, views_per_chunk=1)  # type: ignore
+    with contextlib.closing(chunks) as prepared:
+        next(prepared)
         time.sleep(0.5)
         assert len(normalised) <= 5  # one taken, two in the queue, one that waits for a place, and one for luck
     assert not threads()

@@ -102,7 +102,7 @@ def test_what_must_not_be_is_kept_and_told(
     (kept,) = tmp_path.glob("a-0-1-pyav*")
     assert kept.read_bytes() == damage(clips[0].read_bytes(), clips[0].read_bytes(), ".mp4", seed=0, number=1)[0]
     monkeypatch.setattr(sys, "argv", ["fuzz_readers.py", str(tmp_path / "none")])
-    assert tool.main() == 2 and "no video and no folder" in capsys.readouterr().err
+    assert tool.main() == 2 and "no file or folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lab.loading import command, ways
 from lab.loading.command import main, need_line
-from lab.loading.loaders import Need, Rate, need
+from lab.loading.loaders import Rate, need
 from lab.loading.ways import FLOOR, Recipe, look_at
 from octvideo.data import Augmentation
 from octvideo.video import ViewSettings, read_frames
@@ -97,7 +97,7 @@ def test_what_is_measured_when_it_is_stopped_is_shown(
     monkeypatch.setattr(command, "loaders", stop)
     assert main([str(folder / "a video.mp4"), *options], recipe=SMALL) == 130
     assert "One training clip" in capsys.readouterr().out
-    monkeypatch.setattr(command, "_usable", stop)
+    monkeypatch.setattr(command, "usable", stop)
     assert main([str(folder / "a video.mp4"), *options], recipe=SMALL) == 130
     said = capsys.readouterr()
     assert (said.out, said.err.strip()) == ("", "stopped")
@@ -106,8 +106,9 @@ def test_what_is_measured_when_it_is_stopped_is_shown(
 def test_whether_a_gpu_waits() -> None:
     rates = [Rate(items=40, seconds=9.0, cpu_seconds=8.0), Rate(items=40, seconds=5.0, cpu_seconds=4.0)]
     enough, short = need(50, rates, available=8), need(400, rates, available=8)
-    assert (enough, short) == (Need(50, 5.0, 8), Need(400, 40.0, 8))
-    assert not enough.starves and short.starves and short.num_workers == 40
+    assert enough == {"wanted": 50, "cpus": 5.0, "available": 8}
+    assert short == {"wanted": 400, "cpus": 40.0, "available": 8}
+    assert "the GPU is fed" in need_line("clips", enough, 30)
     assert need_line("clips", short, 30) == (
         "Training at 400 clips/s: the GPU STARVES: loading keeps 40.0 CPUs busy (data.num_workers 40), "
         "this process has 8, enough for 20 %"

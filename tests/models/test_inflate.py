@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck, ResNet
 
 import octvideo.models as models
-from octvideo.models.weights import Inflation, inflate_kernel, load_weights, weights_in
+from octvideo.models.weights import inflate_kernel, load_weights, weights_in
 from octvideo.octave import octavize
 
 # The paper's layout, in torchvision's names: res5 is ordinary.
@@ -77,12 +77,11 @@ CLIP = IMAGE[:, :, None].expand(-1, -1, 4, -1, -1)
 HEADS = {"c2d_small": "blocks.6.proj", "i3d_small": "blocks.6.proj", "slow_small": "blocks.5.proj"}
 
 
-@pytest.mark.parametrize("inflation", ["average", "center"])
 @pytest.mark.parametrize("name", HEADS)
-def test_a_still_clip_has_the_features_of_its_image(resnet26: nn.Module, name: str, inflation: Inflation) -> None:
+def test_a_still_clip_has_the_features_of_its_image(resnet26: nn.Module, name: str) -> None:
     network = randomise_norms(getattr(models, name)(num_classes=10, width=64)).double()
     weights = weights_in(resnet26.state_dict(), source="resnet26.pth")
-    report = load_weights(network, weights, head="strict", inflation=inflation)
+    report = load_weights(network, weights, head="strict")
     assert report.loaded == report.total == len(resnet26.state_dict()) and len(report.inflated) == 29
     replicate_time(network)
     expected = features(twice(resnet26, SMALL), "fc", IMAGE)
@@ -127,15 +126,7 @@ def test_kernels_over_one_frame_are_inflated_to_longer_ones() -> None:
     torch.testing.assert_close(stem, frame.repeat(1, 1, 5, 1, 1) / 5)
 
 
-def test_center_leaves_zeros_around() -> None:
-    kernel = torch.randn(2, 3, 7, 7)
-    inflated = inflate_kernel(kernel, torch.Size((2, 3, 5, 7, 7)), rule="center")
-    assert inflated is not None and torch.equal(inflated[:, :, 2], kernel)
-    assert not inflated[:, :, [0, 1, 3, 4]].any()
-
-
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7, 5), (2, 4, 5, 7, 7), (2, 3, 7, 7), (2, 3)])
 def test_what_differs_in_more_than_time_is_not_inflated(shape: tuple[int, ...]) -> None:
     assert inflate_kernel(torch.randn(2, 3, 7, 7), torch.Size(shape)) is None
     assert inflate_kernel(torch.randn(2, 3, 3, 7, 7), torch.Size((2, 3, 5, 7, 7))) is None
-    assert inflate_kernel(torch.randn(2, 3, 7, 7), torch.Size((2, 3, 4, 7, 7)), rule="center") is None  # no middle

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from octvideo.batches import Failure
-from octvideo.data import Augmentation, VideoDataModule
+from octvideo.data import Augmentation
+from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.dataset import Item
 from octvideo.data.loading import TrainingBatches
 from octvideo.errors import UserError

@@ -21,7 +21,13 @@ from octvideo.video.frames import VideoReadError
 from octvideo.video.isolated import Alive, IsolatedPool, Outcome
 from octvideo.video.reader import Decoder, check_decoder, read_frames
 
-_CHOICES = ("clip", "spread", "last", "every tenth")
+# Frames as training and evaluation want them, few enough to wait for: a clip, some of all, the last, every tenth.
+_CHOICES: tuple[Callable[[int], Tensor], ...] = (
+    lambda num_frames: torch.arange(num_frames // 3, min(num_frames // 3 + 32, num_frames), 4),
+    lambda num_frames: torch.linspace(0, num_frames - 1, 30).long(),
+    lambda num_frames: torch.tensor([num_frames - 1]),
+    lambda num_frames: torch.arange(0, num_frames, 10)[:40],
+)
 _PATIENCE = 6
 
 
@@ -153,10 +159,10 @@ def _read_case(case: Case, scratch: str) -> tuple[str, str]:
     check_decoder(case.decoder)  # here, since torch's compiler, which torchcodec loads, keeps a folder in tempdir
     tempfile.tempdir = scratch
     asked: list[Tensor] = []
-    how = _CHOICES[zlib.crc32(f"{case.number}".encode()) % len(_CHOICES)]
+    frames_of = _CHOICES[zlib.crc32(f"{case.number}".encode()) % len(_CHOICES)]
 
     def choose(num_frames: int) -> Tensor:
-        asked.append(frames_of(how, num_frames))
+        asked.append(frames_of(num_frames))
         return asked[-1]
 
     try:
@@ -168,18 +174,6 @@ def _read_case(case: Case, scratch: str) -> tuple[str, str]:
     assert channels == 3 and height > 0 and width > 0 and count == len(torch.unique(asked[-1]))
     assert read.places.shape == asked[-1].shape and int(read.places.max()) == count - 1
     return "frames", f"{read.num_frames} frames by {read.decoder}"
-
-
-def frames_of(how: str, num_frames: int) -> Tensor:
-    """Frames as training and evaluation want them; few enough to wait for."""
-    if how == "clip":
-        start = num_frames // 3
-        return torch.arange(start, min(start + 32, num_frames), 4)
-    if how == "spread":
-        return torch.linspace(0, num_frames - 1, 30).long()
-    if how == "last":
-        return torch.tensor([num_frames - 1])
-    return torch.arange(0, num_frames, 10)[:40]
 
 
 # ── damaged copies ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -327,22 +321,9 @@ def join(copy: bytearray, dice: random.Random, other: bytes) -> str:
 
 
 KINDS: tuple[Damage, ...] = (
-    cut,
-    cut_front,
-    flip_bits,
-    flip_bits,
-    flip_bits,
-    zero_blocks,
-    noise_block,
-    repeat_block,
-    remove_block,
-    swap_blocks,
-    break_header,
-    break_table,
-    break_table,
-    garbage_in_front,
-    join,
-)
+    cut, cut_front, flip_bits, flip_bits, flip_bits, zero_blocks, noise_block, repeat_block, remove_block, swap_blocks,
+    break_header, break_table, break_table, garbage_in_front, join,
+)  # fmt: skip
 
 
 def _place(copy: bytearray, dice: random.Random) -> int:

@@ -145,8 +145,11 @@ def _encode(source: Path, part: Path, settings: EncodingSettings, alive: Callabl
         width, height = _size(first.width, first.height, settings.short_side_px)
         base = video.time_base or Fraction(1, 90_000)
         rate = _rate(video)
+        # Keyframes at even distances, and closed groups, so that readers may begin at each of them.
+        groups = {"g": str(settings.gop_frames), "flags": "+cgop"}
+        options = {"crf": str(settings.crf), "preset": settings.preset, **groups}
         with av.open(str(part.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as out:
-            stream = out.add_stream("libx264", rate=rate, options=_options(settings))
+            stream = out.add_stream("libx264", rate=rate, options=options)
             assert isinstance(stream, av.VideoStream)
             stream.width, stream.height = (width, height) if quarters % 2 == 0 else (height, width)
             stream.pix_fmt, stream.thread_count = "yuv420p", 1
@@ -188,12 +191,6 @@ def _decoded(container: Any, stream: av.VideoStream, bad: list[str]) -> Iterator
             bad.append(one_line(error))
             continue
         yield from (frame for frame in frames if not frame.is_corrupt)
-
-
-def _options(settings: EncodingSettings) -> dict[str, str]:
-    gop = str(settings.gop_frames)
-    # Keyframes at even distances, and closed groups, so that readers may begin at each of them.
-    return {"crf": str(settings.crf), "preset": settings.preset, "g": gop, "flags": "+cgop"}
 
 
 def _rate(video: av.VideoStream) -> Fraction:

@@ -11,6 +11,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from octvideo.data.preparation.archives import KINETICS, Archive, Publication, listed_archives
-from octvideo.download import Fetched, fetch
+from octvideo.download import fetch
 from octvideo.errors import UserError
 from octvideo.files import digest, one_line, read_text, text_lines, whole_file
 
@@ -45,12 +46,12 @@ class Arrived:
     Args:
         archive: which.
         problem: "" where all is well.
-        unpacked: None where there was nothing to unpack, or it was unpacked before.
+        unpacked: see `unpack`; None where there was nothing to unpack, or it was unpacked before.
     """
 
     archive: Archive
     problem: str = ""
-    unpacked: Unpacked | None = None
+    unpacked: Counter[str] | None = None
 
 
 class Downloads:
@@ -64,7 +65,6 @@ class Downloads:
         checksums: by file name, or split/name.
         mirror: in place of the address of Kinetics' archive.
         attempts: tries in a row that bring nothing.
-        first_wait_sec: before the second of them.
         remove_archives: deletes an archive that this tool downloaded, once it is unpacked.
     """
 
@@ -75,11 +75,10 @@ class Downloads:
         checksums: dict[str, str] | None = None,
         mirror: str | None = None,
         attempts: int = _ATTEMPTS,
-        first_wait_sec: float = _FIRST_WAIT_SEC,
         remove_archives: bool = False,
     ) -> None:
         self.root, self.checksums, self.mirror = root, checksums or {}, mirror
-        self.attempts, self.first_wait_sec, self.remove_archives = attempts, first_wait_sec, remove_archives
+        self.attempts, self.remove_archives = attempts, remove_archives
         self._stop = threading.Event()
 
     def archives(self, publication: Publication, parts: list[str], said: Said) -> list[Archive]:
@@ -109,7 +108,7 @@ class Downloads:
         try:
             with whole_file(place) as fresh:
                 attempts = min(self.attempts, _LIST_ATTEMPTS)
-                fetch(url, fresh, attempts=attempts, first_wait_sec=self.first_wait_sec, retrying=said)
+                fetch(url, fresh, attempts=attempts, first_wait_sec=_FIRST_WAIT_SEC, retrying=said)
         except (OSError, HTTPException) as error:
             raise UserError(
                 f"the list of archives {url} can't be downloaded ({one_line(error)}): check the connection"
@@ -187,32 +186,27 @@ class Downloads:
             progress(archive, here, total)
 
         with whole_file(place, keep=True) as part:
-            fetched = fetch(
+            published_md5 = fetch(
                 archive.url,
                 part,
                 attempts=self.attempts,
-                first_wait_sec=self.first_wait_sec,
+                first_wait_sec=_FIRST_WAIT_SEC,
                 keep=True,
                 progress=go_on,
                 retrying=said,
                 sleep=self._stop.wait,
             )
-            self._check(archive, part, fetched)
+            self._check(archive, part, published_md5)
 
-    def _check(self, archive: Archive, part: Path, fetched: Fetched) -> None:
+    def _check(self, archive: Archive, part: Path, published_md5: str) -> None:
         """Compares with the user's checksum, else with the server's.
 
         Raises:
             OSError: it is another; nothing is kept.
         """
-        wanted = (
-            self.checksums.get(f"{archive.folder}/{archive.name}") or self.checksums.get(archive.name) or fetched.md5
-        )
-        if not wanted:
-            return
-        kind = _CHECKSUMS[len(wanted)]
-        found = digest(part, kind)
-        if found != wanted.lower():
+        names = (f"{archive.folder}/{archive.name}", archive.name)
+        wanted = next(filter(None, map(self.checksums.get, names)), published_md5)
+        if wanted and (found := digest(part, kind := _CHECKSUMS[len(wanted)])) != wanted.lower():
             part.unlink()
             raise OSError(f"damaged: its {kind} is {found}, expected {wanted}. Nothing was kept; run again")
 
@@ -247,27 +241,12 @@ class UnpackingError(Exception):
     """An archive that can't be unpacked; the message is one line."""
 
 
-@dataclass(frozen=True)
-class Unpacked:
-    """What came of an archive.
-
-    Args:
-        written: files.
-        kept: files of that name that were there and stay as they are.
-        differing: of these, with another size.
-    """
-
-    written: int
-    kept: int
-    differing: int
-
-
 def can_unpack(name: str) -> bool:
     """Whether the name is that of an archive that `unpack` knows."""
     return name.endswith((".tar.gz", ".tgz", ".tar", ".zip"))
 
 
-def unpack(archive: Path, folder: Path) -> Unpacked:
+def unpack(archive: Path, folder: Path) -> Counter[str]:
     """Unpacks the files of a tar or zip; each appears under its name when it is whole.
 
     Links and devices in an archive are refused: no data set needs them, and they lead elsewhere.
@@ -276,12 +255,16 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
         archive: .tar.gz, .tgz, .tar or .zip.
         folder: to write into; made if it is not there.
 
+    Returns:
+        How many files were "written"; how many of that name were there and are "kept" as they are; and how many of
+        these are "differing" in size.
+
     Raises:
         UnpackingError: it is damaged, or would write outside `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     inside = folder.resolve()
-    counts = {"written": 0, "kept": 0, "differing": 0}
+    counts = Counter[str]()
     try:
         for name, size, content in _members(archive):
             target = folder / _safe(name, archive)
@@ -300,7 +283,7 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
             counts["written"] += 1
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise UnpackingError(f"{archive} can't be unpacked: {one_line(error)}") from error
-    return Unpacked(**counts)
+    return counts
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:

@@ -51,7 +51,10 @@ def folder_lists(
             raise UserError(f"{name}: got {share}, expected a share from 0 to 1")
     if sum(shares.values()) >= 1:
         raise UserError(f"the shares {shares} leave nothing to train on")
-    pattern = _compiled(group)
+    try:
+        pattern = None if group is None else re.compile(group)
+    except re.error as error:
+        raise UserError(f"--group {group!r} is no regular expression: {error}") from error
     classes = folder_class_names(root, leave_out=leave_out)
     groups: dict[str, list[str]] = defaultdict(list)
     for path in walk_videos(root, leave_out=leave_out):
@@ -83,13 +86,6 @@ def _notes(classes: list[str], chosen: dict[str, list[str]]) -> Iterator[str]:
         if lacking:
             advice = "" if split == "train" else f" (a class needs more videos, or --{split} a larger share)"
             yield f"{split}.txt has no video of {some(lacking)}{advice}"
-
-
-def _compiled(group: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if group is None else re.compile(group)
-    except re.error as error:
-        raise UserError(f"--group {group!r} is no regular expression: {error}") from error
 
 
 def _group_of(path: str, pattern: re.Pattern[str] | None) -> str:

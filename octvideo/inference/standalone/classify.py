@@ -14,6 +14,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,6 @@ def upright(frame: av.VideoFrame, shape: tuple[int, ...] | None) -> np.ndarray:
 
 # ── resizing ────────────────────────────────────────────────────────────────────────────────────────────────
 
-_WEIGHTS: dict[tuple[int, int], np.ndarray] = {}
-
 
 def resize_short_side(image: np.ndarray, short_side_px: int) -> np.ndarray:
     """uint8 (H, W, 3) to (h, w, 3), the aspect kept and rounded down: bilinear, antialiased, first along rows."""
@@ -196,15 +195,14 @@ def rounded(x: np.ndarray) -> np.ndarray:
     return np.floor(np.clip(x, 0, 255) + 0.5)
 
 
+@cache
 def weights(old: int, new: int) -> np.ndarray:
     """Triangle filter, (new, old): each row holds the shares of the old pixels in a new one."""
-    if (old, new) not in _WEIGHTS:
-        scale = old / new
-        support = max(scale, 1.0)
-        centres = scale * (np.arange(new)[:, None] + 0.5)
-        matrix = np.maximum(0.0, 1 - np.abs((np.arange(old)[None] + 0.5 - centres) / support))
-        _WEIGHTS[old, new] = (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
-    return _WEIGHTS[old, new]
+    scale = old / new
+    support = max(scale, 1.0)
+    centres = scale * (np.arange(new)[:, None] + 0.5)
+    matrix = np.maximum(0.0, 1 - np.abs((np.arange(old)[None] + 0.5 - centres) / support))
+    return np.asarray(matrix / matrix.sum(1, keepdims=True), np.float32)
 
 
 if __name__ == "__main__":

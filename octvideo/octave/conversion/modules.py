@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from octvideo.octave.factor import Factor, as_factor, low_size
 from octvideo.octave.features import Octave, join, merge, split
-from octvideo.octave.partition import ChannelIndex, Partition, reorder, take_channels
+from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, reorder, take_channels
 
 Operation = Callable[..., Any]  # a module or a function
 
@@ -44,28 +44,23 @@ def _fit(x: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 class OctMap(nn.Module):
-    """Applies one parameter-free, element-wise module to each frequency: activations and dropout."""
+    """Applies an element-wise operation to each frequency: activations, dropout, additions, products.
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Octave) -> Octave:
-        return Octave(self.module(x.high), self.module(x.low))
-
-
-class OctFunction(nn.Module):
-    """Applies one element-wise function to each frequency, with the function's other arguments fixed."""
+    Args:
+        function: a module without parameters or a function, of one Octave or of two with the same partition.
+        args, kwargs: its other arguments.
+    """
 
     def __init__(self, function: Operation, *args: object, **kwargs: object) -> None:
         super().__init__()
         self.function, self.args, self.kwargs = function, args, kwargs
 
-    def forward(self, x: Octave) -> Octave:
-        return Octave(self.function(x.high, *self.args, **self.kwargs), self.function(x.low, *self.args, **self.kwargs))
+    def forward(self, *pairs: Octave) -> Octave:
+        highs, lows = [x.high for x in pairs], [x.low for x in pairs]
+        return Octave(self.function(*highs, *self.args, **self.kwargs), self.function(*lows, *self.args, **self.kwargs))
 
     def extra_repr(self) -> str:
-        return getattr(self.function, "__name__", str(self.function))
+        return "" if isinstance(self.function, nn.Module) else getattr(self.function, "__name__", str(self.function))
 
 
 class OctPool(nn.Module):
@@ -109,20 +104,6 @@ class OctDropPath(nn.Module):
         # What it does to ones is what it does to the samples: one draw for both maps.
         scale = self.module(x.low.new_ones(x.low.shape[0], *[1] * (x.low.dim() - 1)))
         return Octave(x.high * scale, x.low * scale)
-
-
-class OctAdd(nn.Module):
-    """Adds two Octaves of the same partition, frequency by frequency."""
-
-    def forward(self, a: Octave, b: Octave) -> Octave:
-        return Octave(a.high + b.high, a.low + b.low)
-
-
-class OctMul(nn.Module):
-    """Multiplies two Octaves of the same partition, frequency by frequency (x * sigmoid(x))."""
-
-    def forward(self, a: Octave, b: Octave) -> Octave:
-        return Octave(a.high * b.high, a.low * b.low)
 
 
 class OctGate(nn.Module):
@@ -229,53 +210,32 @@ class OctCat(nn.Module):
         return Octave(torch.cat(highs, 1), torch.cat(lows, 1))
 
 
-class OctShuffle(nn.Module):
-    """A channel shuffle of an Octave: each frequency's channels in their new order.
+class OctTake(nn.Module):
+    """Some of an Octave's channels, or all in another order: an Octave, or a Tensor if none of them is low.
 
     Args:
         partition: of the Octave that comes in.
-        groups: of the shuffle.
+        channels: of the ordinary tensor, in the order wanted.
     """
 
-    def __init__(self, partition: Partition, groups: int) -> None:
+    def __init__(self, partition: Partition, channels: Sequence[int]) -> None:
         super().__init__()
-        self.partition, self.groups = partition, groups
-        per_group = partition.num_channels // groups
-        order = [g * per_group + i for i in range(per_group) for g in range(groups)]
-        high, low = ({c: n for n, c in enumerate(channels)} for channels in (partition.high, partition.low))
-        none = slice(0, 0)
-        self.high: ChannelIndex = tuple(high[c] for c in order if c in high) or none
-        self.low: ChannelIndex = tuple(low[c] for c in order if c in low) or none
-
-    def forward(self, x: Octave) -> Octave:
-        return Octave(take_channels(x.high, self.high), take_channels(x.low, self.low))
-
-    def extra_repr(self) -> str:
-        return f"groups={self.groups}, {self.partition!r}"
-
-
-class OctSlice(nn.Module):
-    """A run of an Octave's channels, counted as in the ordinary tensor: an Octave, or a Tensor if none is low.
-
-    Args:
-        partition: of the Octave that comes in.
-        start: the first channel.
-        stop: one after the last.
-    """
-
-    def __init__(self, partition: Partition, start: int, stop: int) -> None:
-        super().__init__()
-        self.part = Partition(partition.is_low[start:stop])
-        low_before = sum(partition.is_low[:start])
-        self.low = slice(low_before, low_before + len(self.part.low))
-        self.high = slice(start - low_before, start - low_before + len(self.part.high))
+        self.part = Partition(tuple(partition.is_low[c] for c in channels))
+        self.high, self.low = (_index_in(own, channels) for own in (partition.high, partition.low))
 
     def forward(self, x: Octave) -> Tensor | Octave:
         high = take_channels(x.high, self.high)
-        return high if self.low.start == self.low.stop else Octave(high, take_channels(x.low, self.low))
+        return high if self.part.is_ordinary else Octave(high, take_channels(x.low, self.low))
 
     def extra_repr(self) -> str:
         return repr(self.part)
+
+
+def _index_in(own: Sequence[int], wanted: Sequence[int]) -> ChannelIndex:
+    """Where in a map of the channels `own` those wanted lie, as far as it has them."""
+    places = {c: n for n, c in enumerate(own)}
+    found = [places[c] for c in wanted if c in places]
+    return as_channel_index(found) if found == sorted(found) else tuple(found)
 
 
 class OctMerge(nn.Module):

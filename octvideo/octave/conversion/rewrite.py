@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +15,15 @@ from torch.nn.utils.parametrize import is_parametrized
 from octvideo.octave.conversion.conv_form import conv_form, why_ordinary
 from octvideo.octave.conversion.modules import (
     Method,
-    OctAdd,
     OctCat,
     OctDropPath,
-    OctFunction,
     OctGate,
     OctMap,
     OctMerge,
-    OctMul,
     OctPool,
     OctShape,
-    OctShuffle,
-    OctSlice,
     OctSqueeze,
+    OctTake,
 )
 from octvideo.octave.conversion.roles import (
     ADDITIONS,
@@ -158,7 +155,7 @@ class _Rewriter:
             return node
         inputs: tuple[fx.Node, ...] = operand_nodes(node)
         if role == "add" or role == "mul":
-            new = OctAdd() if role == "add" else OctMul()
+            new = OctMap(operator.add if role == "add" else operator.mul)
         elif role == "cat":
             new, inputs = OctCat(), parts_of(node)
         elif role == "gate":
@@ -169,13 +166,14 @@ class _Rewriter:
                 operation = _function(node)
             new = OctGate(operation, out, self.factor)
         elif role == "shuffle":
-            source_partition = self.solution.partitions[node.all_input_nodes[0]]
-            new, inputs = OctShuffle(source_partition, shuffle_groups(node, self.traced)), inputs[:1]  # type: ignore
+            groups, inputs = shuffle_groups(node, self.traced), inputs[:1]
+            order = torch.arange(out.num_channels).reshape(groups, -1).T.flatten().tolist()  # type: ignore[arg-type]
+            new = OctTake(self.solution.partitions[inputs[0]], order)
         else:
             function = _function(node)
             if role == "function":
                 others = [arg for arg in node.args if arg is not inputs[0]]  # of a product it may be the first
-                new = OctFunction(function, *_plain(others), **_plain(node.kwargs))
+                new = OctMap(function, *_plain(others), **_plain(node.kwargs))
             else:
                 new = OctPool(pool_module(node), self.factor)
         return replace_by_module(self.model, self.graph, node, new, inputs)
@@ -210,7 +208,7 @@ class _Rewriter:
         partition = self.solution.partition(source)
         if partition is None:
             return
-        piece = OctSlice(partition, *slice_range(node, partition.num_channels))
+        piece = OctTake(partition, range(*slice_range(node, partition.num_channels)))
         new = replace_by_module(self.model, self.graph, node, piece, (source,))
         if out is not None:
             self.solution.partitions[new] = out

@@ -175,7 +175,7 @@ def _function_role(node: fx.Node, pooled: set[fx.Node]) -> Role:
         if len(operands) == 2:
             if any(operand in pooled for operand in operands):
                 return "gate"
-            if node.target in ("add_", "mul_"):  # an OctAdd or OctMul makes a new pair
+            if node.target in ("add_", "mul_"):  # an OctMap makes a new pair
                 return "tensor"
             return "add" if adds else "mul"
         return "function" if not adds and any(isinstance(arg, int | float) for arg in node.args) else "tensor"

@@ -1,10 +1,12 @@
 """Convolutions of a network that only computes scores, ordinary and octave: residual, ReLU and max pool in passing.
 
-`prepare_inference` puts them in the places of a network's own. `PreparedLayer.forward` says which way a call takes:
+`prepare_inference` puts them in the places of a network's own. There are three ways to compute one:
 
-kernel   float32 on the CPU, in compiled graphs too: one pass over the maps (octvideo/octave/kernel/)
+kernel   float32 on the CPU, in compiled graphs too: one pass over the maps, in a sequence (sequence.py)
 oneDNN   other precisions, and layers that the kernel does not have or is not there for (onednn.py)
 torch    CUDA, other layouts, and other graphs that are compiled or exported: convolution, addition, ReLU
+
+`FusedSequence.forward` chooses the first one where it can, and `PreparedLayer.forward` between the others.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from octvideo.octave.factor import Factor, low_size
 from octvideo.octave.features import Octave
 from octvideo.octave.fused.onednn import OneDnnConv, onednn_reads
 from octvideo.octave.kernel.fused_conv import Form, FusedConv, MaxPool
-from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, is_channels_last, unfold_frames
+from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, unfold_frames
 from octvideo.octave.kernel.library import load_library
 from octvideo.octave.layer import OctaveLayer, convolve
 from octvideo.octave.paths import Target
@@ -29,10 +31,11 @@ from octvideo.octave.resample import add_upsampled, pool_down, upsample
 
 Maps = tuple[Tensor, Tensor | None]  # of a value: the high one, and the low one if there is one
 Residuals = tuple[Tensor | None, Tensor | None]
+Run = Callable[["PreparedConv", Tensor, Tensor | None], Tensor]  # relu(conv(x) + residual)
 
 
 class PreparedLayer(nn.Module):
-    """relu(conv(x) + residual), of which ReLU and residual are optional, in the fastest way for a call.
+    """relu(conv(x) + residual), of which ReLU and residual are optional, by oneDNN or torch.
 
     Attributes:
         relu: whether it applies a ReLU; set it before the first call.
@@ -67,34 +70,36 @@ class PreparedLayer(nn.Module):
         high, low = x if isinstance(x, Octave) else (x, None)
         maps = high.to(dtype), None if low is None else low.to(dtype)
         residuals = residual if isinstance(residual, Octave) else (residual, None)
-        if self.fuse() and self.fused_reads(maps, residuals):
-            results = self.fused(*maps, *residuals)  # type: ignore[misc]
-        elif self.onednn_has and onednn_reads(maps[0]) and self.fits(maps, residuals):
-            results = self._run_on_frames(maps, residuals)
+        if self.onednn_has and onednn_reads(maps[0]) and self.fits(maps, residuals):
+            # Clips are folded to frames once, not for each of a layer's many small calls.
+            clips, is_clip = high.shape[0], high.dim() == 5
+            frames: Any = [fold_frames(x) if is_clip and x is not None else x for x in (*maps, *residuals)]
+            results = self.run_terms(frames[:2], frames[2:], lambda conv, x, other: conv.run_onednn(x, other, clips))
+            results = [unfold_frames(y, clips) for y in results] if is_clip else results
         else:
             results = self.run_torch(maps, residuals)
         return Octave(*results) if self.gives_pair else results[0]  # type: ignore[arg-type]
 
-    def fuse(self) -> bool:
-        """Prepares, once, for the kernel; whether that has the layer.
+    @property
+    def kernel_has(self) -> bool:
+        """Whether the kernel has the layer here, in float32, and oneDNN is not faster."""
+        is_here = self.main.weight.device.type == "cpu" and load_library() is not None
+        return is_here and self.form is not None and self.form.is_supported
 
-        In a graph that is being compiled it says what came of it before.
-        """
-        if self.fused is None and not torch.compiler.is_compiling():
-            weight = self.main.weight
-            if weight.dtype == torch.float32 and weight.device.type == "cpu":
-                self.fused = self.as_fused()
-        return self.fused is not None
-
-    def as_fused(self) -> FusedConv | None:
-        """The layer as the kernel has it; None where it has not, or oneDNN is faster."""
+    @property
+    def form(self) -> Form | None:
+        """Of three axes; None where the kernel has no such layer."""
         raise NotImplementedError
 
-    def fused_reads(self, maps: Maps, residuals: Residuals) -> bool:
-        """Whether the kernel can do this call, after `fuse`."""
-        if torch.is_grad_enabled() or not is_channels_last(maps[0]):
-            return False
-        return self.fused is not None and self.fused.fits(maps[0], residuals[0])
+    def fuse(self) -> bool:
+        """Prepares, once, for the kernel; whether that has the layer in its precision."""
+        if self.fused is None and self.main.weight.dtype == torch.float32 and self.kernel_has:
+            self.fused = self.as_fused(self.form)  # type: ignore[arg-type]
+        return self.fused is not None
+
+    def as_fused(self, form: Form) -> FusedConv:
+        """The layer as the kernel has it."""
+        raise NotImplementedError
 
     def fits(self, maps: Maps, residuals: Residuals) -> bool:
         """Whether the residual can be overwritten: it has the result's shape and precision; or there is none."""
@@ -105,22 +110,13 @@ class PreparedLayer(nn.Module):
             size = list(low_size(size, self.pool_first))
         return residual.shape == self.main.out_shape(clips, size) and residual.dtype == self.main.weight.dtype
 
-    def _run_on_frames(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
-        """Clips are folded to frames once, not for each of a layer's many small calls."""
-        clips, is_clip = maps[0].shape[0], maps[0].dim() == 5
-        if is_clip:
-            folded = [None if x is None else fold_frames(x) for x in (*maps, *residuals)]
-            maps, residuals = folded[:2], folded[2:]  # type: ignore[assignment]
-        results = self.run_onednn(maps, residuals, clips)
-        return [unfold_frames(y, clips) if is_clip else y for y in results]
-
-    def run_onednn(self, maps: Maps, residuals: Residuals, clips: int) -> Sequence[Tensor]:
-        """y_high, and y_low if there is one, of channels-last images or frames.
+    def run_terms(self, maps: Maps, residuals: Residuals, run: Run, *, sums_last: bool = False) -> Sequence[Tensor]:
+        """y_high, and y_low if there is one.
 
         Args:
-            maps: (N·T, C, H, W).
-            residuals: of the results' shapes.
-            clips: N.
+            maps, residuals: clips or images, or frames for which `onednn_has` holds.
+            run: how one of the layer's convolutions is computed.
+            sums_last: what is added to y_high's main term is added after it is made, not by `run`.
         """
         raise NotImplementedError
 
@@ -187,22 +183,27 @@ class PreparedConv(PreparedLayer):
         return self
 
     @property
-    def form(self) -> Form:
-        """Of three axes."""
+    def kernel_has(self) -> bool:
+        return super().kernel_has and self.form.is_fast  # type: ignore[union-attr]
+
+    @property
+    def form(self) -> Form | None:
+        if self.groups > 1 or self.weight.dim() < 4:
+            return None
         sizes = (tuple(self.weight.shape[2:]), self.stride, self.padding, self.dilation)
         if self.weight.dim() == 4:
             sizes = tuple((first, *size) for first, size in zip((1, 1, 0, 1), sizes, strict=True))  # type: ignore
         return Form(*sizes, max_pool=self.max_pool)
 
-    def as_fused(self) -> FusedConv | None:
-        if self.groups > 1 or self.weight.dim() < 4 or not (self.form.is_supported and self.form.is_fast):
-            return None
-        weight = self.weight
-        return FusedConv(self.form, high=weight, num_high=weight.shape[1], bias_high=self.bias, relu=self.relu)
+    def as_fused(self, form: Form) -> FusedConv:
+        return FusedConv(form, high=self.weight, num_high=self.weight.shape[1], bias_high=self.bias, relu=self.relu)
 
-    def run_onednn(self, maps: Maps, residuals: Residuals, clips: int) -> Sequence[Tensor]:
-        sizes: dict[str, Any] = {"relu": self.relu, "clips": clips}
-        return (self._pooled(self.onednn.run(maps[0], self.weight, self.bias, residuals[0], **sizes)),)
+    def run_terms(self, maps: Maps, residuals: Residuals, run: Run, *, sums_last: bool = False) -> Sequence[Tensor]:
+        return (run(self, maps[0], residuals[0]),)
+
+    def run_onednn(self, x: Tensor, residual: Tensor | None, clips: int) -> Tensor:
+        """The result for channels-last images or frames (N·T, C_in, H, W), where N is `clips`."""
+        return self._pooled(self.onednn.run(x, self.weight, self.bias, residual, relu=self.relu, clips=clips))
 
     def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
         y = self.convolve(maps[0])
@@ -279,10 +280,7 @@ class PreparedOctConv(PreparedLayer):
         for conv in (self.main, *self.low):
             conv.relu = value  # type: ignore[assignment]
 
-    def as_fused(self) -> FusedConv | None:
-        form = self._form()
-        if form is None or not form.is_supported or load_library() is None:
-            return None
+    def as_fused(self, form: Form) -> FusedConv:
         from_low: Any = self.high[1] if len(self.high) > 1 else None
         low: Any = self.low[0] if self.gives_pair else None
         return FusedConv(
@@ -296,10 +294,11 @@ class PreparedOctConv(PreparedLayer):
             relu=self.relu,
         )
 
-    def _form(self) -> Form | None:
+    @property
+    def form(self) -> Form | None:
         """None where its convolutions are not alike, or do not meet in the way that the kernel expects."""
-        convs: list[Any] = [*self.high, *self.low]
-        alike = all(conv.groups == 1 and conv.weight.dim() > 3 and conv.form == convs[0].form for conv in convs)
+        form, *other_forms = [conv.form for conv in (*self.high, *self.low)]
+        alike = form is not None and all(other == form for other in other_forms)
         main, *others = self.to_high.terms
         from_high, from_low = main.sources
         expected = from_high is not None and from_high.pool is None
@@ -315,39 +314,19 @@ class PreparedOctConv(PreparedLayer):
         if not (alike and expected and self.halves_space):
             return None
         return replace(
-            convs[0].form,
+            form,  # type: ignore[type-var]
             pool_first=self.pool_first is not None,
             high_reads_low=from_low is not None,
             low_reads_high=low_sources[0] is not None,
             low_reads_low=low_sources[1] is not None,
         )
 
-    def run_onednn(self, maps: Maps, residuals: Residuals, clips: int) -> Sequence[Tensor]:
-        def run(conv: PreparedConv, x: Tensor, residual: Tensor | None) -> Tensor:
-            return conv.run_onednn((x, None), (residual, None), clips)[0]
-
-        return self._run_terms(maps, residuals, run)
-
     def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
         # An engine fuses additions and a ReLU that follow a convolution.
         sums_last = torch.compiler.is_compiling() or not self.fits(maps, residuals)
-        return self._run_terms(maps, residuals, lambda conv, x, residual: conv(x, residual), sums_last=sums_last)
+        return self.run_terms(maps, residuals, lambda conv, x, residual: conv(x, residual), sums_last=sums_last)
 
-    def _run_terms(
-        self,
-        maps: Maps,
-        residuals: Residuals,
-        run: Callable[[PreparedConv, Tensor, Tensor | None], Tensor],
-        *,
-        sums_last: bool = False,
-    ) -> Sequence[Tensor]:
-        """y_high, and y_low if there is one.
-
-        Args:
-            maps, residuals: clips or images, or frames for which `halves_space` holds.
-            run: relu(conv(x) + residual), by one of the layer's convolutions.
-            sums_last: what is added to y_high's main term is added after it is made, not by `run`.
-        """
+    def run_terms(self, maps: Maps, residuals: Residuals, run: Run, *, sums_last: bool = False) -> Sequence[Tensor]:
         (high, low), (residual, residual_low) = maps, residuals
         axes = high.dim() - 2
         if self.pool_first is not None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from octvideo.octave.kernel.layout import is_channels_last
+from octvideo.octave.kernel.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
 
 
 class OneDnnConv:
@@ -64,10 +64,9 @@ class OneDnnConv:
         """
         if self._plane != "lines":
             return self._run(x, weight, bias, residual, relu)
-        lines = None if residual is None else _as_lines(residual, clips)
-        y = self._run(_as_lines(x, clips), weight, bias, lines, relu)  # (N, C_out, T', H·W)
-        c, frames, (h, w) = y.shape[1], y.shape[2], x.shape[2:]
-        return y.as_strided((clips * frames, c, h, w), (h * w * c, 1, w * c, c))
+        lines = [None if map is None else fold_space(unfold_frames(map, clips)) for map in (x, residual)]
+        y = self._run(lines[0], weight, bias, lines[1], relu)  # type: ignore[arg-type]  # (N, C_out, T', H·W)
+        return fold_frames(unfold_space(y, x.shape[2:]))
 
     def forget(self) -> None:
         """Pack the weight anew in the next call."""
@@ -97,14 +96,6 @@ def onednn_reads(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
     return is_channels_last(x) and _is_available(x.dtype)
-
-
-def _as_lines(x: Tensor, clips: int) -> Tensor:
-    """Channels-last frames (N·T, C, H, W) as images (N, C, T, H·W), a view."""
-    x = x.contiguous(memory_format=torch.channels_last)  # some of a map's channels are not
-    frames, c, h, w = x.shape
-    t = frames // clips
-    return x.as_strided((clips, c, t, h * w), (t * h * w * c, 1, h * w * c, c))
 
 
 @functools.cache

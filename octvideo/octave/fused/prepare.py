@@ -17,7 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from octvideo.octave.conversion.conv_form import conv_form, make_weight_once
-from octvideo.octave.conversion.modules import Method, OctAdd, OctFunction, OctMap, OctPool
+from octvideo.octave.conversion.modules import Method, OctMap, OctPool
 from octvideo.octave.conversion.trace import computed_tensors, trace_network
 from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
@@ -57,10 +57,9 @@ def fuse_convolutions(prepared: nn.Module) -> None:
 
     A graph that is to be compiled needs it done beforehand, and else gets slower operations.
     """
-    if isinstance(prepared, PreparedLayer | FusedSequence) and prepared.fuse():
-        return  # its own convolutions have nothing to do
-    for child in prepared.children():
-        fuse_convolutions(child)
+    for module in prepared.modules():
+        if isinstance(module, FusedSequence):
+            module.fuse()
 
 
 def _fix_weights(module: nn.Module) -> None:
@@ -84,20 +83,13 @@ def _prepare(model: nn.Module) -> nn.Module:
             if any(isinstance(part, fx.GraphModule) for part in child.modules()):
                 setattr(model, name, _prepare(child))
         return model
-    traced = _traced(model)
-    if traced is None:
-        return model
-    _Preparation(traced).run()
-    return traced
-
-
-def _traced(model: nn.Module) -> fx.GraphModule | None:
-    if isinstance(model, fx.GraphModule):
-        return model
-    try:
-        return fx.GraphModule(model, trace_network(model, ()))
-    except ValueError:
-        return None
+    if not isinstance(model, fx.GraphModule):
+        try:
+            model = fx.GraphModule(model, trace_network(model, ()))
+        except ValueError:
+            return model
+    _Preparation(model).run()
+    return model
 
 
 class _Preparation:
@@ -204,8 +196,7 @@ class _Preparation:
     def _is_addition(self, node: fx.Node) -> bool:
         """Whether `node` adds two computed values, and does nothing else."""
         plain = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
-        adds = isinstance(self._module(node), OctAdd) or node.target in _ADDITIONS
-        return plain and node.args[0] is not node.args[1] and adds
+        return plain and node.args[0] is not node.args[1] and self._operation(node) in _ADDITIONS
 
     def _is_fresh(self, node: fx.Node) -> bool:
         """Whether `node` makes tensors of its own, which no other node's result shares."""
@@ -213,26 +204,30 @@ class _Preparation:
 
     def _is_relu(self, node: fx.Node) -> bool:
         """Written as a module, a function or a method; of a map or an octave pair."""
+        operation = self._operation(node)
+        name = operation.__name__ if isinstance(operation, Method) else operation  # of a method, or another thing
+        return name in _RELU_METHODS or operation in _RELUS or isinstance(operation, nn.ReLU)
+
+    def _operation(self, node: fx.Node) -> Any:
+        """What `node` does to a map, or to each one of an octave pair: a module, a function or a method's name."""
         module = self._module(node)
-        if isinstance(module, OctFunction):
-            function = module.function
-            return function in _RELUS or (isinstance(function, Method) and function.__name__ in _RELU_METHODS)
-        if node.op == "call_method":
-            return node.target in _RELU_METHODS
-        return isinstance(module.module if isinstance(module, OctMap) else module, nn.ReLU) or node.target in _RELUS
+        if module is None:
+            return node.target
+        return module.function if isinstance(module, OctMap) else module
 
     def _join_convolutions(self) -> None:
-        """Make one module of prepared convolutions that follow each other."""
+        """Make one module of prepared convolutions that follow each other and that the kernel has."""
         sequence: list[fx.Node] = []
         for node in list(self.graph.nodes):
-            if isinstance(self._module(node), PreparedLayer):
+            module = self._module(node)
+            if isinstance(module, PreparedLayer) and module.kernel_has:
                 sequence.append(node)
             elif node.op not in ("placeholder", "get_attr"):
                 self._join(sequence)
                 sequence = []
 
     def _join(self, sequence: list[fx.Node]) -> None:
-        if len(sequence) < 2:
+        if not sequence:
             return
         read = dict.fromkeys(source for node in sequence for source in node.all_input_nodes)
         inputs = [node for node in read if node not in sequence]

@@ -1,4 +1,4 @@
-"""Prepared convolutions that follow each other, run by one call of the kernel where all of them are fused.
+"""Prepared convolutions that follow each other, or one alone, run by one call of the kernel.
 
 octvideo/octave/kernel/sequence.py plans the call; from layer to layer there is then no Python and no allocation.
 """
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
 from octvideo.octave.kernel.fused_conv import FusedConv
-from octvideo.octave.kernel.layout import LAYOUTS, is_exporting
+from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
 from octvideo.octave.kernel.sequence import SequencePlan, Wiring
 
 _MOST_PLANS = 4
 
 
 class FusedSequence(nn.Module):
-    """Prepared convolutions, in order; called one by one where one of them cannot be fused, or is being compiled.
+    """Prepared convolutions, in order; called one by one where one of them cannot be fused, or where torch exports.
 
     Values are indexed: first the inputs, then the result of each convolution.
 
@@ -52,33 +52,31 @@ class FusedSequence(nn.Module):
 
     def forward(self, *inputs: Tensor | Octave) -> Any:
         """The result, or a tuple of results where there are several."""
-        if torch.compiler.is_compiling():
-            fused = self._name is not None and not is_exporting() and not torch.is_grad_enabled()
-            results = self._as_operation(inputs) if fused else self._one_by_one(inputs)
-        else:
+        if not torch.compiler.is_compiling():
             results = self._run(inputs)
+        elif self._name is None or is_exporting() or torch.is_grad_enabled():
+            results = self._one_by_one(inputs)
+        else:
+            results = self._as_operation(inputs)
         return results[0] if len(results) == 1 else tuple(results)
 
     def fuse(self) -> bool:
         """Prepares for being fused, also in graphs that are compiled afterwards; whether that can be."""
         if not all([conv.fuse() for conv in self.convs]):  # type: ignore[operator]
             return False
-        overwrites = any(owner < self.wiring.num_inputs for owner in self.wiring.owners()[self.wiring.num_inputs :])
-        if self._name is None and not overwrites:
-            self._name = f"{self._digest()} {next(_NUMBERS)}"
+        if self._name is None:
+            # Inductor finds graphs of other networks in its cache on the disk: the name has all that sizes depend on.
+            form = repr(([(layer.form, layer.outs) for layer in self._layers()], self.wiring))
+            self._name = f"{hashlib.sha256(form.encode()).hexdigest()[:16]} {next(_NUMBERS)}"
             _SEQUENCES[self._name] = self
         return True
 
-    def _digest(self) -> str:
-        """Of all that results' sizes depend on: inductor finds graphs of other networks in its cache on the disk."""
-        form = repr(([layer.digest for layer in self._layers()], self.wiring))
-        return hashlib.sha256(form.encode()).hexdigest()[:16]
-
-    def _run(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
-        plan = self._plan_for(inputs)
+    def _run(self, inputs: Sequence[Tensor | Octave], *, keeps_inputs: bool = False) -> list[Any]:
+        plan = self._plan_for(inputs, keeps_inputs)
         if plan is None:
-            return self._one_by_one(inputs)
-        results = plan.run([_channels_last(_parts(value)) for value in inputs], self._workspaces)
+            copies = (_of_parts([part.clone() for part in _parts(value)]) for value in inputs)
+            return self._one_by_one(list(copies) if keeps_inputs else inputs)
+        results = plan.run([[channels_last(part) for part in _parts(value)] for value in inputs], self._workspaces)
         return [_of_parts(parts) for parts in results]
 
     def _as_operation(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
@@ -97,30 +95,23 @@ class FusedSequence(nn.Module):
                     values[n] = None
         return [values[n] for n in self.wiring.results]
 
-    def _plan_for(self, inputs: Sequence[Tensor | Octave]) -> SequencePlan | None:
-        key: list[object] = []
-        for value in inputs:
-            for part in _parts(value):
-                if not _is_readable(part):
-                    return None
-                key.append(part.shape)
-            key.append(None)
-        sizes = tuple(key)
+    def _plan_for(self, inputs: Sequence[Tensor | Octave], keeps_inputs: bool) -> SequencePlan | None:
+        parts = [_parts(value) for value in inputs]
+        if not all([_is_readable(part) for own in parts for part in own]):
+            return None
+        shapes = [[tuple(part.shape) for part in own] for own in parts]
+        sizes = keeps_inputs, *map(tuple, shapes)
         plan = self._plans.get(sizes)
         if sizes not in self._plans or (plan is not None and plan.layers != self._layers()):
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            shapes = [[tuple(part.shape) for part in _parts(value)] for value in inputs]
-            plan = SequencePlan.of(self.wiring, self._layers(), shapes) if self.fuse() else None
-            self._plans[sizes] = plan
+            self._plans[sizes] = plan = (
+                SequencePlan.of(self.wiring, self._layers(), shapes, keeps_inputs=keeps_inputs) if self.fuse() else None
+            )
         return plan
 
     def _layers(self) -> list[FusedConv]:
         return [conv.fused for conv in self.convs]  # type: ignore[misc]
-
-    def shapes(self, inputs: Sequence[Sequence[tuple[int, ...]]]) -> list[Sequence[tuple[int, ...]]]:
-        """Of all values' maps, from the inputs'."""
-        return self.wiring.shapes(self._layers(), inputs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}, "_workspaces": [], "_name": None}
@@ -134,14 +125,15 @@ torch.library.define("octvideo::fused_sequence", "(Tensor[] maps, int[] counts, 
 
 @torch.library.impl("octvideo::fused_sequence", "CPU")
 def _fused_sequence(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
-    results = _SEQUENCES[name]._run(_values(maps, counts))
-    return _channels_last([part for value in results for part in _parts(value)])
+    results = _SEQUENCES[name]._run(_values(maps, counts), keeps_inputs=True)
+    return [channels_last(part) for value in results for part in _parts(value)]
 
 
 @torch.library.register_fake("octvideo::fused_sequence")
 def _(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
     sequence = _SEQUENCES[name]
-    shapes = sequence.shapes([[tuple(p.shape) for p in _parts(value)] for value in _values(maps, counts)])
+    inputs = [[tuple(part.shape) for part in _parts(value)] for value in _values(maps, counts)]
+    shapes = sequence.wiring.shapes(sequence._layers(), inputs)
     return [
         torch.empty(shape, memory_format=LAYOUTS[len(shape)]) for n in sequence.wiring.results for shape in shapes[n]
     ]  # fmt: skip
@@ -155,10 +147,6 @@ def _values(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Any]:
 
 def _of_parts(parts: Sequence[Tensor]) -> Tensor | Octave:
     return parts[0] if len(parts) == 1 else Octave(*parts)
-
-
-def _channels_last(parts: Sequence[Tensor]) -> list[Tensor]:
-    return [part.contiguous(memory_format=LAYOUTS[part.dim()]) for part in parts]
 
 
 def _is_readable(x: Tensor) -> bool:

@@ -284,18 +284,18 @@ class LayerRun {
 
 }  // namespace
 
+void run_layer(const Layer& layer, const Maps& maps, int64_t threads) { LayerRun(layer, maps, threads)(); }
+
 extern "C" {
 
 int64_t num_registers() { return kRegisters; }
-
-void run_layer(const Layer* layer, const Maps* maps, int64_t threads) { LayerRun(*layer, *maps, threads)(); }
 
 void run_sequence(const Step* steps, int64_t count, float* const* slots, int64_t threads) {
   const auto map = [&](const Place& place) { return place.slot < 0 ? nullptr : slots[place.slot] + place.offset; };
   for (const Step* step = steps; step < steps + count; ++step) {
     const Maps maps{map(step->high), map(step->low), map(step->residual_high), map(step->residual_low),
                     map(step->out_high), map(step->out_low), nullptr};
-    run_layer(step->layer, &maps, threads);
+    run_layer(*step->layer, maps, threads);
   }
 }
 

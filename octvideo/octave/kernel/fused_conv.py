@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import itertools
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from octvideo.octave.kernel.large_pages import WEIGHTS
-from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
 
 Shape = tuple[int, ...]
@@ -176,9 +171,6 @@ class FusedConv:
         num_high: channels of x_high.
         bias_high, bias_low: (C,) or None.
         relu: apply a ReLU.
-
-    Attributes:
-        digest: of all that results' sizes depend on: inductor finds graphs of other networks in its cache on the disk.
     """
 
     def __init__(
@@ -210,9 +202,6 @@ class FusedConv:
         for name, tensor in self._tensors.items():
             setattr(layer, name, None if tensor is None else tensor.data_ptr())
         self._layer = layer
-        self.digest = hashlib.sha256(repr((form, num_high, self.outs)).encode()).hexdigest()[:16]
-        self._name = f"{self.digest} {next(_COUNTER)}"
-        _LAYERS[self._name] = self
 
     def for_map(self, shape: Shape, in_low: int) -> Layer:
         """See `Layer.for_map`; its weights live as long as this object."""
@@ -220,78 +209,7 @@ class FusedConv:
 
     def out_shapes(self, shape: Shape) -> list[Shape]:
         """Of y_high, and of y_low if there is one, from x_high's."""
-        compute = Form.out_shapes if torch.compiler.is_compiling() else cached_out_shapes
-        return compute(self.form, shape, self.outs)
-
-    def fits(self, high: Tensor, residual: Tensor | None) -> bool:
-        """Whether `residual` has the shape of what comes of `high`, or is None."""
-        return residual is None or residual.shape == self.out_shapes(high.shape)[0]
-
-    def __call__(
-        self,
-        high: Tensor,
-        low: Tensor | None = None,
-        residual_high: Tensor | None = None,
-        residual_low: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Computes the layer.
-
-        Args:
-            high: float32 (N, C, [T,] H, W), channels last (others are copied).
-            low: x_low, of half the height and width (rounded up), or None; of x_high's pooled size in a strided layer.
-            residual_high, residual_low: of the results' shapes, or None: added. The results overwrite them, except in
-                graphs that are compiled.
-
-        Returns:
-            y_high, and y_low or None; channels last.
-        """
-        maps = (high, low, residual_high, residual_low)
-        if torch.compiler.is_compiling():
-            results = torch.ops.octvideo.fused_conv(*maps, self._name)
-        else:
-            results = self.run(*maps, overwrites=True)
-        return results[0], results[1] if len(results) > 1 else None
-
-    def run(self, *given: Tensor | None, overwrites: bool) -> list[Tensor]:
-        """One result or two.
-
-        Args:
-            given: as in `__call__`.
-            overwrites: whether residuals are overwritten with the results.
-        """
-        assert given[0] is not None
-        shape, layout = given[0].shape, LAYOUTS[given[0].dim()]
-        given = tuple(None if x is None else x.contiguous(memory_format=layout) for x in given)
-        _, low, *residuals = given
-        results = [
-            torch.empty(own, memory_format=layout) if residual is None or not overwrites else residual
-            for own, residual in zip(self.out_shapes(shape), residuals, strict=False)
-        ]
-        layer, maps = self.for_map(shape, 0 if low is None else low.shape[1]), Maps.of(*given, *results)
-        load_library().run_layer(ctypes.byref(layer), ctypes.byref(maps), torch.get_num_threads())  # type: ignore[union-attr]
-        return results
-
-
-# The same for graphs that are compiled, which know a layer by a name in this process. By torch.library.custom_op this
-# would be shorter, and a call would take longer.
-_COUNTER = itertools.count()
-_LAYERS: weakref.WeakValueDictionary[str, FusedConv] = weakref.WeakValueDictionary()
-torch.library.define(
-    "octvideo::fused_conv",
-    "(Tensor high, Tensor? low, Tensor? residual_high, Tensor? residual_low, str name) -> Tensor[]",
-)
-
-
-@torch.library.impl("octvideo::fused_conv", "CPU")
-def _fused_conv(*given: Any) -> list[Tensor]:
-    *maps, name = given
-    return _LAYERS[name].run(*maps, overwrites=False)
-
-
-@torch.library.register_fake("octvideo::fused_conv")
-def _(high: Tensor, *others: Any) -> list[Tensor]:
-    shapes = _LAYERS[others[-1]].out_shapes(tuple(high.shape))
-    return [torch.empty(shape, memory_format=LAYOUTS[high.dim()]) for shape in shapes]
+        return self.form.out_shapes(shape, self.outs)
 
 
 def _pack(weight: Tensor | None, *sources: int) -> Tensor | None:

@@ -69,9 +69,9 @@ struct Step {
   Place high, low, residual_high, residual_low, out_high, out_low;
 };
 
-void run_layer(const Layer* layer, const Maps* maps, int64_t threads);
-
 }  // extern "C"
+
+void run_layer(const Layer& layer, const Maps& maps, int64_t threads);
 
 namespace {
 

@@ -28,7 +28,7 @@ log = logging.getLogger("octvideo.octave")
 def load_library() -> ctypes.CDLL | None:
     """The library, or None where it can't be had; a log line says why.
 
-    It has num_registers, packed_size, pack, run_layer, run_sequence, pack_and_run_layer and weight_gradient.
+    It has num_registers, packed_size, pack, run_sequence, pack_and_run_layer and weight_gradient.
     """
     try:
         file = kernel_file()
@@ -44,10 +44,9 @@ def load_library() -> ctypes.CDLL | None:
     library.num_registers.restype = ctypes.c_int64
     library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
     library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
-    library.run_layer.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64]
     library.run_sequence.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
     library.pack_and_run_layer.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64]
-    library.run_layer.restype = library.run_sequence.restype = library.pack_and_run_layer.restype = None
+    library.run_sequence.restype = library.pack_and_run_layer.restype = None
     library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 11]
     library.weight_gradient.restype = None
     return library

@@ -122,7 +122,7 @@ void pack_and_run_layer(const Layer* given, const Weight* weight, const Maps* ma
   if (layer.low_reads_high) pack_part(part(true, false, 1.0f), low, 0, 0, threads);
   if (layer.low_reads_low && !layer.shares_low)
     pack_part(part(true, true, 1.0f), low, layer.low_reads_high ? layer.taps() * layer.in_high : 0, 0, threads);
-  run_layer(&layer, maps, threads);
+  run_layer(layer, *maps, threads);
 }
 
 }  // extern "C"

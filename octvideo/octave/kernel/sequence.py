@@ -61,11 +61,16 @@ class Wiring:
                 last[value] = step
         return last
 
-    def owners(self) -> list[int]:
-        """Of each value, the value in whose memory it lies: a result overwrites its residual."""
+    def owners(self, *, keeps_inputs: bool) -> list[int]:
+        """Of each value, the value in whose memory it lies: a result overwrites its residual.
+
+        Args:
+            keeps_inputs: results that would overwrite an input do not.
+        """
         owners = list(range(self.num_inputs))
         for _, *residual in self.reads:
-            owners.append(owners[residual[0]] if residual else len(owners))
+            owner = owners[residual[0]] if residual else len(owners)
+            owners.append(len(owners) if keeps_inputs and owner < self.num_inputs else owner)
         return owners
 
     def shapes(self, layers: Sequence[FusedConv], inputs: Sequence[Sequence[Shape]]) -> list[Sequence[Shape]]:
@@ -99,11 +104,19 @@ class SequencePlan:
         self._steps = (Step * len(self.steps))(*self.steps)
 
     @classmethod
-    def of(cls, wiring: Wiring, layers: Sequence[FusedConv], inputs: Sequence[Sequence[Shape]]) -> SequencePlan | None:
+    def of(
+        cls,
+        wiring: Wiring,
+        layers: Sequence[FusedConv],
+        inputs: Sequence[Sequence[Shape]],
+        *,
+        keeps_inputs: bool = False,
+    ) -> SequencePlan | None:
         """A value lies in an input, in a new tensor if it is returned, or in memory that others had or will have.
 
         Args:
             inputs: shapes of their maps.
+            keeps_inputs: no result overwrites one.
 
         Returns:
             None where a residual is not of its result's shape.
@@ -112,7 +125,7 @@ class SequencePlan:
         for value, (_, *residual) in enumerate(wiring.reads, wiring.num_inputs):
             if residual and shapes[residual[0]] != shapes[value]:
                 return None
-        owners, last_reads = wiring.owners(), wiring.last_reads()
+        owners, last_reads = wiring.owners(keeps_inputs=keeps_inputs), wiring.last_reads()
         last = [-1] * len(owners)
         for value, owner in enumerate(owners):
             last[owner] = max(last[owner], last_reads[value])

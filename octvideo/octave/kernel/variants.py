@@ -67,13 +67,10 @@ def sources_key(*parts: str) -> str:
 
 
 def find_compiler() -> list[str] | None:
-    """$CXX, which may have several words ("ccache g++"), else g++, else clang++; None where there is none."""
-    wanted = os.environ.get("CXX", "").strip()
-    for name in [wanted] if wanted else ["g++", "clang++"]:
-        command = [name] if shutil.which(name) else name.split()
-        if shutil.which(command[0]):
-            return command
-    return None
+    """$CXX, which may have several words ("ccache g++"), else g++, which macOS calls Clang; None: there is none."""
+    name = os.environ.get("CXX", "").strip() or "g++"
+    command = [name] if shutil.which(name) else name.split()
+    return command if shutil.which(command[0]) else None
 
 
 def compile_to(file: Path, compiler: list[str], *flags: str) -> None:

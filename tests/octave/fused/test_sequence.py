@@ -75,6 +75,14 @@ def plans(sequence: FusedSequence) -> list[Any]:
     return list(sequence._plans.values())
 
 
+def one_after_the_other(sequence: FusedSequence, x: Tensor) -> list[Any]:
+    values: list[Any] = [x]
+    for conv, reads in zip(sequence.convs, sequence.wiring.reads, strict=True):
+        alone = FusedSequence([conv], [range(len(reads))], len(reads), [len(reads)])
+        values.append(alone(*[values[n] for n in reads]))
+    return [values[n] for n in sequence.wiring.results]
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("alpha", [0, 0.125, 0.25, 0.5])
 @pytest.mark.parametrize(("axes", "time"), [(2, 1), (3, 1), (3, 3)], ids=["images", "frames", "clips"])
@@ -90,7 +98,7 @@ def test_sequences(axes: int, time: int, alpha: float, threads: int) -> None:
             found, expected = ready(x), network.double()(x.double())
             for got, want in zip(found, expected, strict=True):
                 torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
-            for got, want in zip(sequence(x), sequence._one_by_one([x]), strict=True):
+            for got, want in zip(sequence(x), one_after_the_other(sequence, x), strict=True):
                 for own, other in zip(fused_sequence._parts(got), fused_sequence._parts(want), strict=True):
                     assert torch.equal(own, other) and own.stride() == other.stride()
         assert len(plans(sequence)) == 3 and None not in plans(sequence)
@@ -114,8 +122,30 @@ def test_a_base_from_outside_is_overwritten() -> None:
     sequence = FusedSequence([convs[0], convs[1]], [[0], [2, 1]], 2, [3])
     x, residual = last(torch.randn(2, 8, 5, 5)), last(torch.randn(2, 8, 5, 5))
     expected = convs[1](convs[0](x)) + residual
+    compiled = torch.compile(sequence, backend="eager", fullgraph=True)
+    assert sequence.fuse()
+    before = residual.clone()
+    torch.testing.assert_close(compiled(x, residual), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(residual, before)  # a graph's operation changes nothing
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.octvideo.fused_sequence, ([x, residual], [1, 1], sequence._name), test_utils=checks)
+    torch._dynamo.reset()
     assert sequence(x, residual) is residual
     torch.testing.assert_close(residual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_residual_that_is_broadcast_stays_as_it_is() -> None:
+    """In a graph too, which finds out when it runs."""
+    convs = [PreparedConv.of(nn.Conv2d(8, 8, 1)) for _ in range(2)]
+    assert convs[0] is not None and convs[1] is not None
+    sequence = FusedSequence([convs[0], convs[1]], [[0, 1], [3, 2]], 3, [4])
+    x, fits, spread = last(torch.randn(2, 8, 5, 5)), last(torch.randn(2, 8, 5, 5)), last(torch.randn(1, 8, 5, 5))
+    expected = convs[1](convs[0](x) + fits) + spread
+    assert sequence.fuse()
+    before = fits.clone()
+    (found,) = torch.ops.octvideo.fused_sequence([x, fits, spread], [1, 1, 1], sequence._name)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(fits, before)
 
 
 def test_what_cannot_be_planned_is_called_one_by_one() -> None:

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave import fuse_convolutions, octavize, prepare_inference
-from octvideo.octave.fused.conv import PreparedOctConv
+from octvideo.octave.fused.conv import PreparedLayer, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel import library as compiled_library
 from octvideo.octave.kernel.fused_conv import Form, FusedConv, Layer, Maps, MaxPool
 from octvideo.octave.kernel.library import load_library
-from octvideo.octave.kernel.sequence import Place, Step
+from octvideo.octave.kernel.sequence import Place, SequencePlan, Step, Wiring
 from octvideo.octave.kernel.training import Weight
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no g++ here")
@@ -37,6 +37,16 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+def run(layer: FusedConv, *maps: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A layer alone: y_high and y_low of x_high, x_low and the residuals, which are overwritten."""
+    given = [[x for x in value if x is not None] for value in (maps[:2], maps[2:]) if any(x is not None for x in value)]
+    wiring = Wiring((tuple(range(len(given))),), len(given), (len(given),))
+    plan = SequencePlan.of(wiring, [layer], [[tuple(x.shape) for x in value] for value in given])
+    assert plan is not None
+    (results,) = plan.run(given, [])
+    return results[0], results[1] if len(results) > 1 else None
 
 
 def halve(x: Tensor) -> Tensor:
@@ -139,7 +149,7 @@ class Case:
     def check(self) -> None:
         maps = [None if x is None else last(x.clone()) for x in (self.high, self.low, *self.residuals)]
         with torch.no_grad():
-            got = self.layer()(*maps)  # type: ignore[arg-type]
+            got = run(self.layer(), *maps)
         for y, want in zip(got, self.expected(), strict=True):
             assert (y is None) == (want is None)
             if y is not None and want is not None:
@@ -237,7 +247,7 @@ def test_maps_and_weights_in_pieces_on_several_threads(form: Form, channels: Any
         torch.set_num_threads(number)
         maps = [None if x is None else last(x.clone()) for x in (case.high, case.low, *case.residuals)]
         with torch.no_grad():
-            results.append(case.layer()(*maps))  # type: ignore[arg-type]
+            results.append(run(case.layer(), *maps))
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True) if a is not None)  # type: ignore
@@ -265,7 +275,7 @@ def test_max_pools(pool: MaxPool, size: tuple[int, ...], threads: int) -> None:
     layer, before = case.layer(), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        (got, _) = layer(last(case.high))
+        (got, _) = run(layer, last(case.high))
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(got.double(), case.expected()[0], atol=2e-4, rtol=1e-4, equal_nan=True)
@@ -284,16 +294,8 @@ def test_images() -> None:
 def test_nan_stays_nan() -> None:
     case = Case(POINT, (8, 0, 8, 0))
     case.high[0, 3, 1, 2, 2] = torch.nan
-    y = case.layer()(last(case.high))[0]
+    y = run(case.layer(), last(case.high))[0]
     assert y[0, :, 1, 2, 2].isnan().all() and y.isnan().sum() == 8
-
-
-@needs_library
-def test_layouts_other_than_channels_last_are_copied() -> None:
-    case = Case(replace(SPACE, **BOTH), (16, 8, 24, 8), residual=True)
-    got = case.layer()(case.high, case.low, *[b.clone() for b in case.residuals if b is not None])
-    for y, want in zip(got, case.expected(), strict=True):
-        torch.testing.assert_close(y.double(), want, atol=1e-4, rtol=1e-4)  # type: ignore[union-attr]
 
 
 @needs_library
@@ -301,7 +303,7 @@ def test_results_overwrite_the_base_and_nothing_else() -> None:
     case = Case(replace(POINT, **BOTH), (16, 8, 24, 8), residual=True)
     maps = [last(x.clone()) for x in (case.high, case.low, *case.residuals) if x is not None]
     before = [x.clone() for x in maps]
-    got = case.layer()(*maps)
+    got = run(case.layer(), *maps)
     assert [y.data_ptr() for y in got if y is not None] == [x.data_ptr() for x in maps[2:]]
     assert torch.equal(maps[0], before[0]) and torch.equal(maps[1], before[1])
 
@@ -333,8 +335,9 @@ def networks() -> Iterator[tuple[nn.Module, nn.Module]]:
 
 def layers_of(prepared: nn.Module) -> list[Any]:
     """Those that are not a part of another one."""
-    (sequence,) = (m for m in prepared.modules() if isinstance(m, FusedSequence))
-    return list(sequence.convs)
+    layers = [m for m in prepared.modules() if isinstance(m, PreparedLayer)]
+    parts = {part for layer in layers for part in layer.modules() if part is not layer}
+    return [layer for layer in layers if layer not in parts]
 
 
 def expected_of(layers: list[Any]) -> list[bool]:
@@ -371,30 +374,11 @@ def test_compiled_graphs_call_it() -> None:
             compiled = torch.compile(prepared, backend=keep, fullgraph=True)
             torch.testing.assert_close(compiled(x), network(x), atol=1e-5, rtol=1e-5)
         calls = [str(n.target) for n in graphs[0].graph.nodes if "octvideo" in str(n.target)]
+        sequences = [list(m.convs) for m in prepared.modules() if isinstance(m, FusedSequence)]
         expected = expected_of(layers_of(prepared))
-        if all(expected):
-            assert calls == ["octvideo.fused_sequence"]
-        else:
-            assert len(calls) == sum(expected) and all("fused_conv" in call for call in calls)
+        assert calls == ["octvideo.fused_sequence"] * len(sequences) and sum(map(len, sequences)) == sum(expected)
+        assert len(sequences) == 1 or not all(expected)
         torch._dynamo.reset()
-
-
-@needs_library
-def test_the_operation_is_what_it_says_to_compilers() -> None:
-    case = Case(replace(SPACE, **BOTH), (16, 8, 24, 8), residual=True)
-    layer = case.layer()
-    maps = [last(x) for x in (case.high, case.low, *case.residuals) if x is not None]
-    before = [x.clone() for x in maps]
-    operation, checks = torch.ops.octvideo.fused_conv, ("test_schema", "test_faketensor")
-    torch.library.opcheck(operation, (*maps, layer._name), test_utils=checks)
-    for y, want in zip(operation(*maps, layer._name), case.expected(), strict=True):
-        torch.testing.assert_close(y.double(), want, atol=1e-4, rtol=1e-4)
-    assert all(map(torch.equal, maps, before))  # residuals too
-    with torch.no_grad():
-        compiled = torch.compile(lambda *given: layer(*given), backend="eager", fullgraph=True)(*maps)
-    assert all(map(torch.equal, compiled, operation(*maps, layer._name)))
-    torch._dynamo.reset()
-    torch.library.opcheck(operation, (*maps[:2], None, None, layer._name), test_utils=checks)
 
 
 @pytest.fixture

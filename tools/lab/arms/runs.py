@@ -213,10 +213,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def last_lines(log: Path, count: int = 5) -> str:
+def last_lines(log: Path) -> str:
     """The end of a log, indented."""
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-count:])
+    return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-5:])
 
 
 def read_config(run: ArmRun, settings: ArmSettings) -> dict[str, Any] | None:

@@ -54,55 +54,8 @@ class FoundRun:
     scores: VideoScores
 
 
-@dataclass(frozen=True)
-class ArmRow:
-    """One network as one arm.
-
-    Args:
-        network: its short name.
-        label: of the arm.
-        multiply_adds: of one clip.
-        share: of the ordinary arm's.
-        step_ratios: CPU time of a training step over the ordinary arm's, round by round; may be empty.
-        seeds: of the runs that are there.
-        top1: None without runs, as all below.
-        top5: of the same runs.
-        to_ordinary: of top-1; None for the arm itself too.
-        to_pool: of the octave arm only.
-    """
-
-    network: str
-    label: str
-    multiply_adds: int
-    share: float
-    step_ratios: list[float]
-    seeds: tuple[int, ...]
-    top1: Estimate | None = None
-    top5: Estimate | None = None
-    to_ordinary: Difference | None = None
-    to_pool: Difference | None = None
-
-    def cells(self, new_line: str) -> tuple[str, ...]:
-        """The row as text, in the order of HEADER."""
-        return (
-            self.network,
-            self.label,
-            f"{self.multiply_adds / 1e6:.1f}" + (f" ({100 * self.share:.0f} %)" if self.share != 1 else ""),
-            ratio_range(self.step_ratios),
-            " ".join(map(str, self.seeds)) or "–",
-            _share(self.top1),
-            _share(self.top5),
-            _difference(self.to_ordinary, new_line),
-            _difference(self.to_pool, new_line),
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Rows, and what to know beside them."""
-
-    rows: list[ArmRow]
-    notes: list[str]
+# A row of the table, one network as one arm: cells in the order of HEADER, which may have several lines.
+Row = tuple[str, ...]
 
 
 def check_networks(runs: Sequence[ArmRun]) -> None:
@@ -116,13 +69,16 @@ def check_networks(runs: Sequence[ArmRun]) -> None:
             build(run, {})
 
 
-def compare(runs: Sequence[ArmRun], settings: ArmSettings, *, rounds: int) -> Comparison:
+def compare(runs: Sequence[ArmRun], settings: ArmSettings, *, rounds: int) -> tuple[list[Row], list[str]]:
     """The table of the runs that are there.
 
     Args:
         runs: that were planned.
         settings: of all.
         rounds: of timed training steps; 0 times nothing.
+
+    Returns:
+        Its rows, and what to know beside them.
 
     Raises:
         UserError: none is tested, or two that are compared differ in more than seed and arm.
@@ -131,7 +87,7 @@ def compare(runs: Sequence[ArmRun], settings: ArmSettings, *, rounds: int) -> Co
     if not tested:
         names = ", ".join(run.name for run in runs[:3])
         raise UserError(f"no tested run in {settings.runs_dir}: looked for {names}, ...; train without --only_table")
-    rows: list[ArmRow] = []
+    rows: list[Row] = []
     notes = list(_LEGEND)
     for network in dict.fromkeys(run.network for run in runs):
         own = {run: found for run, found in tested.items() if run.network == network}
@@ -145,7 +101,7 @@ def compare(runs: Sequence[ArmRun], settings: ArmSettings, *, rounds: int) -> Co
             missing.setdefault(f"{run.network.short} {run.arm}", []).append(f"s{run.seed}")
     if missing:
         notes.append("Not tested yet: " + ", ".join(" ".join([arm, *seeds]) for arm, seeds in missing.items()))
-    return Comparison(rows, notes)
+    return rows, notes
 
 
 def read_run(run: ArmRun, settings: ArmSettings) -> FoundRun | None:
@@ -203,7 +159,7 @@ def build(run: ArmRun, init_args: Mapping[str, Any]) -> nn.Module:
     return builder(**{**init_args, **run.init_args})
 
 
-def _rows(network: ArmNetwork, tested: Mapping[ArmRun, FoundRun], *, alpha: float, rounds: int) -> Iterator[ArmRow]:
+def _rows(network: ArmNetwork, tested: Mapping[ArmRun, FoundRun], *, alpha: float, rounds: int) -> Iterator[Row]:
     config = next(iter(tested.values())).config
     data, init_args = config["data"], config["model"]["network"]["init_args"]
     clip = (3, data["clip_frames"], data["crop_px"], data["crop_px"])  # (C,T,H,W)
@@ -214,47 +170,38 @@ def _rows(network: ArmNetwork, tested: Mapping[ArmRun, FoundRun], *, alpha: floa
     if rounds > 0:
         train_px = (data["augment"] or {}).get("crop_px", data["crop_px"])
         batch = (data["batch_size"], 3, data["clip_frames"], train_px, train_px)  # (N,C,T,H,W)
-        ratios = _step_ratios(twins, batch, rounds=rounds, channels_last=config["model"]["channels_last"])
+        named: dict[str, nn.Module] = {str(arm): twin for arm, twin in twins.items()}
+        seconds = step_seconds(named, batch, rounds=rounds, channels_last=config["model"]["channels_last"])
+        ratios = {arm: [a / b for a, b in zip(seconds[arm], seconds["ordinary"], strict=True)] for arm in ARMS}
     scores = {arm: {run.seed: found.scores for run, found in tested.items() if run.arm == arm} for arm in ARMS}
     for arm in ARMS:
-        runs, row = scores[arm], (adds[arm], adds[arm] / adds["ordinary"], ratios[arm], tuple(scores[arm]))
-        if not runs:
-            yield ArmRow(network.short, _label(arm, alpha), *row)
-            continue
-        yield ArmRow(
+        runs, share = scores[arm], adds[arm] / adds["ordinary"]
+        yield (
             network.short,
-            _label(arm, alpha),
-            *row,
-            top1=mean_top_k(runs, 1),
-            top5=mean_top_k(runs, 5),
-            to_ordinary=None if arm == "ordinary" else paired_difference(runs, scores["ordinary"]),
-            to_pool=paired_difference(runs, scores["pool"]) if arm == "oct" else None,
+            {"ordinary": "ordinary", "pool": "ordinary + pool", "oct": f"octave, alpha {alpha:g}"}[arm],
+            f"{adds[arm] / 1e6:.1f}" + (f" ({100 * share:.0f} %)" if share != 1 else ""),
+            ratio_range(ratios[arm]),
+            " ".join(map(str, runs)) or "–",
+            *(_share(mean_top_k(runs, k)) if runs else "–" for k in (1, 5)),
+            "" if arm == "ordinary" else _difference(paired_difference(runs, scores["ordinary"])),
+            _difference(paired_difference(runs, scores["pool"])) if arm == "oct" else "",
         )
 
 
-def _step_ratios(
-    twins: Mapping[Arm, nn.Module], batch: Sequence[int], *, rounds: int, channels_last: bool
-) -> dict[Arm, list[float]]:
-    named: dict[str, nn.Module] = {str(arm): twin for arm, twin in twins.items()}
-    seconds = step_seconds(named, batch, rounds=rounds, channels_last=channels_last)
-    return {arm: [a / b for a, b in zip(seconds[arm], seconds["ordinary"], strict=True)] for arm in ARMS}
-
-
-def drawn_table(comparison: Comparison) -> Table:
+def drawn_table(rows: Sequence[Row]) -> Table:
     """The rows for a terminal, a line between networks."""
     drawn = Table(box=box.SIMPLE_HEAD)
     for n, name in enumerate(HEADER):
         drawn.add_column(name, justify="left" if n < 2 else "right", no_wrap=True)
-    rows = comparison.rows
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        drawn.add_row(*row.cells("\n"), end_section=following is not None and following.network != row.network)
+    for row, following in zip(rows, [*rows[1:], rows[-1]], strict=True):
+        drawn.add_row(*row, end_section=following[0] != row[0])
     return drawn
 
 
-def markdown_table(comparison: Comparison) -> str:
+def markdown_table(rows: Sequence[Row], notes: Sequence[str]) -> str:
     """Rows and notes, ready for a README."""
-    table = markdown(HEADER, [row.cells("<br>") for row in comparison.rows], left=2)
-    return "\n".join([table, "", *comparison.notes])
+    table = markdown(HEADER, [[cell.replace("\n", "<br>") for cell in row] for row in rows], left=2)
+    return "\n".join([table, "", *notes])
 
 
 def ratio_range(ratios: Sequence[float]) -> str:
@@ -264,23 +211,17 @@ def ratio_range(ratios: Sequence[float]) -> str:
     return f"{float(np.median(ratios)):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
-def _label(arm: Arm, alpha: float) -> str:
-    return {"ordinary": "ordinary", "pool": "ordinary + pool", "oct": f"octave, alpha {alpha:g}"}[arm]
-
-
-def _share(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
+def _share(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"
 
 
-def _difference(difference: Difference | None, new_line: str) -> str:
+def _difference(difference: Difference | None) -> str:
     if difference is None:
         return ""
     mean = difference.mean
     value, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in (mean.value, mean.low, mean.high))
     seeds = [f"s{seed.seed} {seed.won}:{seed.lost} p {seed.p:.2g}" for seed in difference.seeds]
-    return new_line.join([f"{value} ({low} to {high})", *seeds])
+    return "\n".join([f"{value} ({low} to {high})", *seeds])
 
 
 def _recipe(run: FoundRun) -> str:

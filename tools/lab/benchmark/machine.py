@@ -14,6 +14,7 @@ from torch import Tensor
 
 from octvideo.inference.engines import ENGINES
 from octvideo.octave.fused.conv import PreparedConv
+from octvideo.octave.fused.sequence import FusedSequence
 
 # Of /proc/cpuinfo: what decides how fast convolutions can be.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
@@ -121,7 +122,8 @@ def _fastest(size: int, dtype: torch.dtype, device: torch.device) -> tuple[float
     ]
     if device.type == "cpu":
         # Where torch's own product leaves units idle: torch.mm reached 57 of 133 G/s on an EPYC with AVX-512.
-        packed = PreparedConv(kernels, None, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        conv = PreparedConv(kernels, None, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        packed = FusedSequence([conv], [[0]], 1, [1])
         forms.append((torch.inference_mode()(lambda: packed(image)), "1x1 convolution, weights packed"))
     timed = [(_seconds(form, device), form, text) for form, text in forms]
     return min(timed, key=lambda one: one[0])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
 import octvideo.models as models
@@ -103,16 +104,7 @@ def set_weights(network: nn.Module, clips: Sequence[Tensor]) -> nn.Module:
             else:
                 values.zero_()
             parameter.copy_(values)
-        norms = [module for module in modules.values() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over the passes
-        network.train()
-        for batch in clips:
-            network(batch)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    update_bn(clips, network.train())
     return network.eval()
 
 

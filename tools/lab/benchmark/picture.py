@@ -21,6 +21,7 @@ from matplotlib.ticker import MultipleLocator
 from lab.benchmark.arms import PRESETS, Arm, engines, paper_points
 from lab.benchmark.results import Pass, Run, Spread, summarise
 from octvideo.errors import UserError
+from octvideo.evaluation.pictures import plain
 from octvideo.inference.engines import Precision
 
 _INK, _QUIET, _IDEAL = "#23272e", "#8a8f98", "#b9bdc3"
@@ -167,13 +168,9 @@ def _frame(axes: Axes, low: float, high: float, title: str) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MultipleLocator(0.1))
         axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#c3c7cc")
-    axes.tick_params(colors=_INK, labelsize=9)
+    plain(axes)
+    axes.tick_params(labelsize=9)
     axes.grid(color="#eef0f2", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _draw_line(axes: Axes, points: Sequence[Point], style: _Style) -> None:

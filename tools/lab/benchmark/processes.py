@@ -36,8 +36,8 @@ _HOW_CUDA = "torch.cuda.max_memory_allocated during a call"
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_memory(arm: Arm, device: torch.device, *, threads: int = 1) -> Memory | None:
-    """Measures an arm's memory, or None where the system does not tell (CPU memory beside Linux).
+def peak_memory(arm: Arm, device: torch.device) -> Memory | None:
+    """An arm's memory, on one thread of a CPU; None where the system does not tell (CPU memory beside Linux).
 
     Raises:
         UserError: the process fails, with the last line that it said.
@@ -47,9 +47,8 @@ def peak_memory(arm: Arm, device: torch.device, *, threads: int = 1) -> Memory |
     if not _RESET.exists():
         return None
     # Blocks from 64 KB on go back to the system when freed: otherwise what was needed once stays resident.
-    env = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(threads)}
-    task = {"arm": arm.to_dict(), "threads": threads}
-    peak, call = _in_fresh_process("memory", task, f"memory of {arm.network}", env)
+    env = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    peak, call = _in_fresh_process("memory", arm.to_dict(), f"memory of {arm.network}", env)
     return Memory(peak, call, _HOW_CPU)
 
 
@@ -85,16 +84,16 @@ def _on_cuda(arm: Arm, device: torch.device) -> Memory:
     return Memory(peak - before_all, peak - before, _HOW_CUDA)
 
 
-def _memory_here(arm: Arm, threads: int) -> tuple[int, int]:
+def _memory_here(arm: Arm) -> tuple[int, int]:
     """Bytes that network, engine and a call take at their peak, and those that the call alone adds."""
-    with torch_threads(threads):
+    with torch_threads(1):
         # What libraries take for themselves is not the arm's: load them, and let torch start its threads.
         torch.nn.functional.conv2d(torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 1, 1))
         if arm.engine != "plain":
             importlib.import_module(ENGINES[arm.engine].library)
         _give_back()
         start = _resident("VmRSS")
-        call = make_call(arm, WeightStore(as_built=True), threads=threads, device=torch.device("cpu"))
+        call = make_call(arm, WeightStore(as_built=True), threads=1, device=torch.device("cpu"))
         for _ in range(2):
             call.once()
         _give_back()
@@ -156,7 +155,7 @@ def _rounds_here(task: dict[str, Any]) -> Pass:
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
     if sys.argv[1] == "memory":
-        print(json.dumps(_memory_here(Arm.from_dict(given["arm"]), given["threads"])))
+        print(json.dumps(_memory_here(Arm.from_dict(given))))
     else:
         keep_freed_memory()
         print(json.dumps(asdict(_rounds_here(given))))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from lab.benchmark.report import Sheet
-from lab.loading.loaders import Need, Rate, loaders, measure, need
+from lab.loading.loaders import Rate, loaders, measure, need
 from lab.loading.ways import FLOOR, Recipe, Turn, Video, clip_stages, clip_ways, look_at, usable, view_stages, view_ways
 from lab.timing import rounds_of, torch_threads
 from octvideo.cli.arguments import Parser
@@ -78,40 +78,25 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> int:
         raise UserError(f"--clips_per_second: got {args.clips_per_second:g}, expected more than 0")
     videos = [look_at(path) for path in _files(args.videos, args.most)]
     workers = default_num_workers(available_cpus(), 1) if args.num_workers is None else args.num_workers
-    found = Found([], {}, {}, workers)
+    # Shown if the tool is stopped too: for each video the facts ("video"), milliseconds of each way ("clips", "videos")
+    # and of each stage; by kind and name of loader, a rate per round; by kind, what a GPU needs.
+    found: dict[str, Any] = {"videos": [], "loaders": {}, "needs": {}, "num_workers": workers}
     stopped = False
     try:
         with torch_threads(1):
             _measure(videos, recipe, args, found)
     except KeyboardInterrupt:
-        if not found.videos:
+        if not found["videos"]:
             raise
         stopped = True
     if args.json:
-        print(json_text({"torch": torch.__version__, **vars(found)}, default=vars, indent=2))
+        print(json_text({"torch": torch.__version__, **found}, default=vars, indent=2))
     else:
         _show(found, recipe)
     return 130 if stopped else 0
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was measured, and is shown if the tool is stopped too.
-
-    Args:
-        videos: for each the facts ("video"), milliseconds of each way ("clips", "videos"), and of each stage.
-        loaders: by kind and name, a rate per round.
-        needs: by kind.
-        num_workers: of the loaders.
-    """
-
-    videos: list[dict[str, Any]]
-    loaders: dict[str, dict[str, list[Rate]]]
-    needs: dict[str, Need]
-    num_workers: int
-
-
-def _measure(videos: list[Video], recipe: Recipe, args: argparse.Namespace, found: Found) -> None:
+def _measure(videos: list[Video], recipe: Recipe, args: argparse.Namespace, found: dict[str, Any]) -> None:
     say, peers = Console(stderr=True, soft_wrap=True), not args.no_peers
     for video in track(videos, "reading"):
         result: dict[str, Any] = {"video": video}
@@ -120,16 +105,16 @@ def _measure(videos: list[Video], recipe: Recipe, args: argparse.Namespace, foun
             timed = _in_turns(kept | {"": partial(stages, video, recipe)}, args.rounds)
             result[f"{kind}_stages"] = timed.pop("")
             result[kind] = timed
-        found.videos.append(result)
+        found["videos"].append(result)
     if args.no_loaders:
         return
-    made = loaders(videos, recipe, num_workers=found.num_workers, repeats=args.repeats, peers=peers)
+    made = loaders(videos, recipe, num_workers=found["num_workers"], repeats=args.repeats, peers=peers)
     wanted = {"clips": args.clips_per_second, "videos": args.clips_per_second / recipe.views.num_views}
     for kind in track(made, "loading"):
         left_out = partial(_left_out, say, f"DataLoader of {kind}")
-        rates = measure(made[kind], num_workers=found.num_workers, rounds=args.rounds, left_out=left_out)
-        found.loaders[kind] = rates
-        found.needs[kind] = need(wanted[kind], rates["octvideo"], available_cpus())
+        rates = measure(made[kind], num_workers=found["num_workers"], rounds=args.rounds, left_out=left_out)
+        found["loaders"][kind] = rates
+        found["needs"][kind] = need(wanted[kind], rates["octvideo"], available_cpus())
 
 
 def _files(given: Sequence[str], most: int) -> list[str]:
@@ -172,19 +157,18 @@ def _in_turns(ways: Mapping[str, Turn], rounds: int) -> dict[str, Any]:
     return columns | {"": stages}
 
 
-def _show(found: Found, recipe: Recipe) -> None:
-    sheets = [times_sheet(f"One {title}", found.videos, kind) for kind, (title, _, _) in _KINDS.items()]
-    sheets += [
-        stages_sheet(f"Stages of one {title}", found.videos, f"{kind}_stages") for kind, (title, _, _) in _KINDS.items()
-    ]
-    sheets += [loaders_sheet(kind, rates, found.num_workers) for kind, rates in found.loaders.items()]
+def _show(found: dict[str, Any], recipe: Recipe) -> None:
+    titles, videos = {kind: title for kind, (title, _, _) in _KINDS.items()}, found["videos"]
+    sheets = [times_sheet(f"One {title}", videos, kind) for kind, title in titles.items()]
+    sheets += [stages_sheet(f"Stages of one {title}", videos, f"{kind}_stages") for kind, title in titles.items()]
+    sheets += [loaders_sheet(kind, rates, found["num_workers"]) for kind, rates in found["loaders"].items()]
     console = Console(width=None if sys.stdout.isatty() else 160)
     for sheet in sheets:
         console.print(sheet.title, highlight=False)
         console.print(sheet.drawn())
         for note in sheet.notes:
             console.print(f"  {note}\n", highlight=False)
-    for kind, what in found.needs.items():
+    for kind, what in found["needs"].items():
         console.print(need_line(kind, what, recipe.views.num_views), highlight=False, soft_wrap=True)
 
 
@@ -234,19 +218,17 @@ def _per_cpu(rate: Rate) -> float:
     return rate.items / rate.cpu_seconds
 
 
-def need_line(kind: str, need: Need, num_views: int) -> str:
+def need_line(kind: str, need: Mapping[str, float], num_views: int) -> str:
     """Whether a GPU would wait, in words, for training clips ("clips") or for whole videos ("videos")."""
+    wanted, cpus, available = need["wanted"], need["cpus"], need["available"]
+    asked = f"loading keeps {cpus:.1f} CPUs busy (data.num_workers {max(math.ceil(cpus), 1)})"
+    if cpus > available:
+        verdict = f"STARVES: {asked}, this process has {available}, enough for {100 * available / cpus:.0f} %"
+    else:
+        verdict = f"is fed: {asked}, this process has {available}"
     if kind == "clips":
-        return f"Training at {need.wanted:g} clips/s: {_verdict(need)}"
-    return f"Tests at {need.wanted * num_views:g} views/s ({need.wanted:.1f} videos/s): {_verdict(need)}"
-
-
-def _verdict(need: Need) -> str:
-    asked = f"loading keeps {need.cpus:.1f} CPUs busy (data.num_workers {need.num_workers})"
-    if need.starves:
-        reached = need.available / need.cpus
-        return f"the GPU STARVES: {asked}, this process has {need.available}, enough for {100 * reached:.0f} %"
-    return f"the GPU is fed: {asked}, this process has {need.available}"
+        return f"Training at {wanted:g} clips/s: the GPU {verdict}"
+    return f"Tests at {wanted * num_views:g} views/s ({wanted:.1f} videos/s): the GPU {verdict}"
 
 
 def _cell(times: Sequence[float], floor: Sequence[float], name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 import av
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lab.loading.ways import Recipe, Video, pytorchvideo_clips, training_clips, usable
 from lab.timing import rounds_of
@@ -36,19 +35,6 @@ class Rate:
     items: int
     seconds: float
     cpu_seconds: float
-
-
-class _Nothing(Dataset[Failure]):
-    """Costs nothing to load: what a loader over it takes is the start and end of workers."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Failure:
-        return Failure("", "", index)
 
 
 Loader = Callable[[int], DataLoader[Any]]
@@ -95,7 +81,8 @@ def measure(
         made = {name: loader for name, loader in made.items() if name != "pytorchvideo (pyav)"}
     made = usable(made, left_out, lambda loader: next(iter(loader(0))))
     settings: dict[str, Any] = {"num_workers": num_workers, "collate_fn": Collate(None)}
-    turns: dict[str, Callable[[], Rate]] = {"": lambda: _run(DataLoader(_Nothing(max(num_workers, 1)), **settings))}
+    nothing: Any = [Failure("", "", 0)] * max(num_workers, 1)  # what a loader over it takes is the start of workers
+    turns: dict[str, Callable[[], Rate]] = {"": lambda: _run(DataLoader(nothing, **settings))}
     number = iter(range(10**9))
     for name, loader in made.items():
         turns[name] = partial(lambda loader: _run(loader(next(number))), loader)
@@ -123,31 +110,12 @@ def _run(loader: DataLoader[Any]) -> Rate:
     return Rate(items, time.perf_counter() - started, _cpu_seconds() - cpu)
 
 
-@dataclass(frozen=True)
-class Need:
-    """What a GPU that takes so many clips a second asks of the loading side.
+def need(wanted: float, rates: list[Rate], available: int) -> dict[str, float]:
+    """What a GPU that takes so many items a second asks of the loading side.
 
-    Args:
-        wanted: items a second.
-        cpus: that loading them keeps busy.
-        available: that this process may use.
+    Returns:
+        "wanted"; the "cpus" that loading them keeps busy, from the CPU time of an item in the best round, since a busy
+        machine only adds to it; and those that are "available" to this process.
     """
-
-    wanted: float
-    cpus: float
-    available: int
-
-    @property
-    def starves(self) -> bool:
-        """Whether the GPU would wait."""
-        return self.cpus > self.available
-
-    @property
-    def num_workers(self) -> int:
-        """Loading processes, one to a CPU."""
-        return max(math.ceil(self.cpus), 1)
-
-
-def need(wanted: float, rates: list[Rate], available: int) -> Need:
-    """From the CPU time of an item in the best round, since a busy machine only adds to it."""
-    return Need(wanted, wanted * min(rate.cpu_seconds / rate.items for rate in rates), available)
+    cpus = wanted * min(rate.cpu_seconds / rate.items for rate in rates)
+    return {"wanted": wanted, "cpus": cpus, "available": available}

@@ -21,7 +21,7 @@ from torch.utils.data import SequentialSampler
 
 from octvideo.batches import Failure
 from octvideo.data import Augmentation, EvaluationVideos, TrainingClips, VideoRecord
-from octvideo.data.augment import flip_and_colour, sample_transform
+from octvideo.data.augment import apply_transform, sample_transform
 from octvideo.data.dataset import Item, item_generator
 from octvideo.data.loading import Collate, MovableBatch
 from octvideo.errors import UserError
@@ -96,25 +96,21 @@ def look_at(path: str) -> Video:
 
 def clip_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
     """Ways to read one random training clip; ours and the bare decoder's are the same clip in each round."""
-    ways: dict[str, Turn] = {
-        "octvideo": partial(_our_clip, video.path, recipe, "auto"),
-        FLOOR: partial(_bare_clip, video, recipe),
-    }
-    if video.decoder == "decord":
-        ways["octvideo (decord)"] = partial(_our_clip, video.path, recipe, "decord")
+    ways = _ours_and_bare(video, partial(_our_clip, video.path, recipe), partial(_bare_clip, video, recipe))
     return ways | (_peers(partial(_pytorchvideo_clip, video, recipe)) if peers else {})
 
 
 def view_ways(video: Video, recipe: Recipe, *, peers: bool) -> dict[str, Turn]:
     """Ways to read all views of one video; ours and the bare decoder's are not cut yet."""
-    ways: dict[str, Turn] = {
-        "octvideo": partial(_our_views, video.path, recipe.views, "auto"),
-        FLOOR: partial(_bare_views, video, recipe.views),
-    }
-    if video.decoder == "decord":
-        ways["octvideo (decord)"] = partial(_our_views, video.path, recipe.views, "decord")
-    ways["an open per view"] = partial(_open_per_view, video, recipe.views)
-    return ways | (_peers(partial(_pytorchvideo_views, video, recipe.views)) if peers else {})
+    views = recipe.views
+    ways = _ours_and_bare(video, partial(_our_views, video.path, views), partial(_bare_views, video, views))
+    ways["an open per view"] = partial(_open_per_view, video, views)
+    return ways | (_peers(partial(_pytorchvideo_views, video, views)) if peers else {})
+
+
+def _ours_and_bare(video: Video, ours: Callable[[Decoder, int], object], bare: Turn) -> dict[str, Turn]:
+    ways: dict[str, Turn] = {"octvideo": partial(ours, "auto"), FLOOR: bare}
+    return ways | ({"octvideo (decord)": partial(ours, "decord")} if video.decoder == "decord" else {})
 
 
 def _peers(way: Callable[[str, int], object]) -> dict[str, Turn]:
@@ -337,7 +333,7 @@ def clip_stages(video: Video, recipe: Recipe, number: int) -> dict[str, float]:
 
     watch = _Stopwatch()
     read = _timed_read(watch, video, choose, region)
-    clip = flip_and_colour(read.frames[read.places].permute(0, 3, 1, 2), transform)
+    clip = apply_transform(read.frames[read.places].permute(0, 3, 1, 2), transform)
     watch.lap(ARRANGE)
     _across(Collate(clip.shape)([Item(clip, 0, 0, video.path)]))
     watch.lap(TRANSPORT)
