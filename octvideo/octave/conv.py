@@ -110,19 +110,13 @@ class OctConvNd(OctaveLayer):
         one_resolution = tuple(s if f == 1 else 1 for f, s in both)  # strides left where pooling does the rest
         upsampled = tuple(2 if f == 2 and s == 1 else 1 for f, s in both)
         up = upsampled if 2 in upsampled else None
-        if pools:  # x_high is pooled by pool_first before any path
-            hh: dict[str, Any] = {"stride": one_resolution}
-            hl: dict[str, Any] = {"stride": one_resolution, "pool": self.factor}
-            ll: dict[str, Any] = {"stride": one_resolution, "pool": self.pool_first}
-        else:
-            hh = {"stride": self.stride}
-            hl = {"stride": tuple(f * s for f, s in both)}
-            ll = {"stride": self.stride}
+        stride = one_resolution if pools else self.stride  # x_high is pooled by pool_first before any path
+        to_low: dict[str, Any] = {"pool": self.factor} if pools else {"stride": tuple(f * s for f, s in both)}
         return Paths(
-            hh=paths.hh and replace(paths.hh, **hh),
-            hl=paths.hl and replace(paths.hl, **hl),
+            hh=paths.hh and replace(paths.hh, stride=stride),
+            hl=paths.hl and replace(paths.hl, **{"stride": stride, **to_low}),
             lh=paths.lh and replace(paths.lh, stride=one_resolution, up=up),
-            ll=paths.ll and replace(paths.ll, **ll),
+            ll=paths.ll and replace(paths.ll, stride=stride, pool=self.pool_first),
         )
 
     def forward(self, input: Tensor | Octave) -> Tensor | Octave:  # type: ignore[override]

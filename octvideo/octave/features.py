@@ -51,11 +51,6 @@ class Octave(NamedTuple):
         )
 
 
-def spatial_size(x: Tensor) -> tuple[int, ...]:
-    """The sizes of all axes after the channels: (L,), (H, W) or (T, H, W)."""
-    return tuple(x.shape[2:])
-
-
 def split(x: Tensor, alpha: float | Partition, factor: Sequence[int] | None = None) -> Tensor | Octave:
     """Move the low channels of `x` to half resolution by average pooling.
 
@@ -92,4 +87,4 @@ def merge(x: Tensor | Octave, partition: Partition | None = None, factor: Sequen
 
 def join(x: Octave, factor: Sequence[int] | None = None) -> Tensor:
     """All channels at full resolution, high ones first: (N, C, [T,] H, W)."""
-    return torch.cat([x.high, upsample(x.low, spatial_size(x.high), factor)], dim=1)
+    return torch.cat([x.high, upsample(x.low, x.high.shape[2:], factor)], dim=1)

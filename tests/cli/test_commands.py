@@ -132,6 +132,7 @@ def test_configs_are_listed_with_what_they_train(octvideo: Cli, workplace: Path,
     (workplace / "configs").mkdir()
     (workplace / "configs" / "mine.yaml").write_text("# My network. More of it.\nbase: demo\n")
     out, _ = octvideo("configs")
+    assert octvideo("configs", "list")[0] == out
     assert f"In {workplace / 'configs'}:\n  mine  My network\n" in out
     assert re.search(r"^  i3d_oct +Oct-I3D ResNet-50, alpha .1, on Kinetics-400 from scratch$", out, re.MULTILINE)
     assert {file.stem for file in repo.glob("configs/*.yaml")} <= set(re.findall(r"^  (\w+) ", out, re.MULTILINE))

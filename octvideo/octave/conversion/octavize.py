@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
 from octvideo.octave.conversion.report import OctaveReport
-from octvideo.octave.conversion.rewrite import Settings, rewrite
+from octvideo.octave.conversion.rewrite import Rewriter, Settings
 from octvideo.octave.conversion.roles import Network
 from octvideo.octave.conversion.solve import PartitionSolver
 from octvideo.octave.conversion.trace import computed_tensors, trace_network
@@ -126,10 +126,11 @@ def octavize(
     shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
     solution = PartitionSolver(traced, shares, channel_multiple).solve()
     convs: dict[type[nn.Module], Any] = dict(zip(CONVS, (OctConv1d, OctConv2d, OctConv3d), strict=True))
-    layers, costs = rewrite(model, traced, solution, settings, convs)
+    rewriter = Rewriter(model, traced, solution, settings, convs)
+    rewriter.run()
     called = {model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
     network = OctaveNetwork(_state_of(model, called), graph, type(model).__name__)
-    network.meta["octave"] = OctaveReport(layers, costs, solution.merged)
+    network.meta["octave"] = OctaveReport(rewriter.layers, rewriter.costs, solution.merged)
     return network
 
 

@@ -61,18 +61,14 @@ class Settings:
     factor: Factor | None = None
 
 
-def rewrite(
-    model: nn.Module, traced: Network, solution: Solution, settings: Settings, convs: Classes
-) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+class Rewriter:
     """Makes `model` and its graph octave, in place; `convs` has the classes of its convolutions.
 
-    Returns:
-        For each convolution that became octave: its low shares in and out, and its share of the multiply-adds.
+    Attributes:
+        layers: of each convolution that became octave, its low shares in and out.
+        costs: likewise, its share of the multiply-adds.
     """
-    return _Rewriter(model, traced, solution, settings, convs).run()
 
-
-class _Rewriter:
     def __init__(
         self, model: nn.Module, traced: Network, solution: Solution, settings: Settings, convs: Classes
     ) -> None:
@@ -83,7 +79,8 @@ class _Rewriter:
         self.layers: dict[str, tuple[float, float]] = {}
         self.costs: dict[str, float] = {}
 
-    def run(self) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+    def run(self) -> None:
+        """Changes every operation that is to work on a pair."""
         calls = [str(node.target) for node in self.graph.nodes if node.op == "call_module"]
         for node in list(self.graph.nodes):
             role, out = self.solution.roles[node], self.solution.partition(node)
@@ -108,7 +105,6 @@ class _Rewriter:
             if changed is not None:
                 self.merges.pop(changed, None)  # made before the change
         self.graph.lint()
-        return self.layers, self.costs
 
     # -- convolutions ----------------------------------------------------------------------------------------
 

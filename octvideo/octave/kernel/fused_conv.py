@@ -171,6 +171,9 @@ class FusedConv:
         num_high: channels of x_high.
         bias_high, bias_low: (C,) or None.
         relu: apply a ReLU.
+
+    Attributes:
+        layer: for maps of any size; its weights live as long as this object.
     """
 
     def __init__(
@@ -201,11 +204,7 @@ class FusedConv:
         }
         for name, tensor in self._tensors.items():
             setattr(layer, name, None if tensor is None else tensor.data_ptr())
-        self._layer = layer
-
-    def for_map(self, shape: Shape, in_low: int) -> Layer:
-        """See `Layer.for_map`; its weights live as long as this object."""
-        return self._layer.for_map(shape, in_low)
+        self.layer = layer
 
     def out_shapes(self, shape: Shape) -> list[Shape]:
         """Of y_high, and of y_low if there is one, from x_high's."""

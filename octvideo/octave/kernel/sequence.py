@@ -150,9 +150,9 @@ class SequencePlan:
             return [*found, *[Place(_NO_MAP)] * (2 - len(found))]
 
         steps = []
-        for value, (layer, (x, *residual)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
+        for value, (conv, (x, *residual)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
             high, *low = shapes[x]
-            sized = layer.for_map(high, low[0][1] if low else 0)
+            sized = conv.layer.for_map(high, low[0][1] if low else 0)
             steps.append(Step(ctypes.pointer(sized), *maps_of([x]), *maps_of(residual), *maps_of([value])))
         results = [(owners[value], shapes[value]) for value in wiring.results]
         return cls(wiring, layers, results, steps, memory.size)
