@@ -112,7 +112,7 @@ def _area_crop(
     )
 
 
-def flip_and_colour(clip: Tensor, transform: ClipTransform) -> Tensor:
+def apply_transform(clip: Tensor, transform: ClipTransform) -> Tensor:
     """What is left of a sampled augmentation once its region is cut and resized.
 
     Args:

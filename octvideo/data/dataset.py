@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from octvideo.batches import Failure
-from octvideo.data.augment import Augmentation, ClipTransform, flip_and_colour, sample_transform
+from octvideo.data.augment import Augmentation, ClipTransform, apply_transform, sample_transform
 from octvideo.data.records import VideoRecord
 from octvideo.data.shards import source_of
 from octvideo.seeds import seed_of
@@ -123,7 +123,7 @@ class TrainingClips(Dataset[Item | Failure]):
             return Failure(record.path, error.reason, index)
         assert transform is not None  # drawn with the frames
         clip = read.frames[read.places].permute(0, 3, 1, 2)  # (T,C,S,S)
-        return Item(flip_and_colour(clip, transform), record.label, index, record.path)  # (C,T,S,S)
+        return Item(apply_transform(clip, transform), record.label, index, record.path)  # (C,T,S,S)
 
 
 class EvaluationVideos(Dataset[Item | Failure]):

@@ -6,8 +6,8 @@ Needs torch only. Start with `octavize` (a network) or `OctConv3d` (a layer). Th
 factor.py       which axes a low map halves, and which convolutions fit two such maps
 ordinary.py     the ordinary convolutions that octave ones are made of
 partition.py    which channels are low
-features.py     `Octave`, a pair of maps; in by `split`, out by `merge`
 resample.py     between the two resolutions: pooling, upsampling
+features.py     `Octave`, a pair of maps; in by `split`, out by `merge`
 paths.py        the four parts of the ordinary weight, and the terms that add up to each frequency
 layer.py        a tensor's way through them
 conv.py         OctConv1d, 2d, 3d

@@ -4,11 +4,13 @@ reader.py      file → distinct frames: one interface to the libraries that dec
 frames.py      what a reader reads and gives, and how frames become small while others are decoded
 packets.py     how many frames a file shows and when, and which readers would get them right
 bitstream.py   what the first bits of a packet say
+av1.py         which coded frames of AV1 another one needs
 sampling.py    which frames: integer maths only
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item, cut when they are wanted
 isolated.py    work in processes that can be killed
 checking.py    whether a file can be read to its end
+ffmpeg_libraries.py  PyAV's FFmpeg, lent to torchcodec
 """
 
 from octvideo.video.frames import Frames, Resize, Source, VideoBytes, VideoReadError

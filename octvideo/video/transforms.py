@@ -1,4 +1,7 @@
-"""Resizing and cropping of uint8 frames, (T, H, W, C) as decoded and (T, C, H, W) from the resize on."""
+"""Resizing and cropping of uint8 frames, (T, H, W, C) as decoded and (T, C, H, W) from the resize on.
+
+The program beside exported models has the same in numpy (inference/standalone/classify.py); tests hold them equal.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import octvideo.data.dataset as dataset_module
 import octvideo.video.frames as frames_module
 from octvideo.data import Augmentation, EvaluationVideos, Failure, TrainingClips, VideoRecord
-from octvideo.data.augment import flip_and_colour, sample_transform
+from octvideo.data.augment import apply_transform, sample_transform
 from octvideo.data.dataset import Item, item_generator
 from octvideo.video import (
     Box,
@@ -98,7 +98,7 @@ def test_an_item_is_a_random_clip_of_a_random_region(records: list[VideoRecord],
     numbers = random_clip(len(frames), clip_frames=4, frame_stride=3, generator=generator)
     transform = sample_transform(AUGMENT, height=48, width=64, generator=generator)
     for t, number in enumerate(numbers.tolist()):
-        expected = flip_and_colour(crop_and_resize(frames[[number]], transform.box, (32, 32)), transform)[:, 0]
+        expected = apply_transform(crop_and_resize(frames[[number]], transform.box, (32, 32)), transform)[:, 0]
         assert torch.equal(item.video[:, t], expected)
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import SequentialSampler
 
 from octvideo.batches import Failure
 from octvideo.data import Augmentation, EvaluationVideos, TrainingClips, VideoRecord
-from octvideo.data.augment import flip_and_colour, sample_transform
+from octvideo.data.augment import apply_transform, sample_transform
 from octvideo.data.dataset import Item, item_generator
 from octvideo.data.loading import Collate, MovableBatch
 from octvideo.errors import UserError
@@ -333,7 +333,7 @@ def clip_stages(video: Video, recipe: Recipe, number: int) -> dict[str, float]:
 
     watch = _Stopwatch()
     read = _timed_read(watch, video, choose, region)
-    clip = flip_and_colour(read.frames[read.places].permute(0, 3, 1, 2), transform)
+    clip = apply_transform(read.frames[read.places].permute(0, 3, 1, 2), transform)
     watch.lap(ARRANGE)
     _across(Collate(clip.shape)([Item(clip, 0, 0, video.path)]))
     watch.lap(TRANSPORT)
