@@ -190,7 +190,7 @@ def _list(args: argparse.Namespace) -> int:
     print(f"  octvideo check {shlex.quote(str(root))}")
     print(f"  {train_command(args.dataset, root, report)}")
     if args.dataset == "folder":
-        print("On a CPU, or with few videos, -c demo (a small network, 64 pixels) in place of -c i3d_oct.")
+        print("-c i3d_oct needs a GPU and many videos; else take -c demo (a small network, 64 pixels).")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
@@ -193,6 +194,11 @@ class VideoDataModule(L.LightningDataModule):
                 return place
         looked = " and ".join(str(place.absolute()) for place in places)
         advice = "octvideo check writes such a list" if key == "quarantine" else self.how_to_get
+        if not self.root.is_dir():
+            advice = f"There is no folder {self.root}, which data.root names. {advice}"
+        elif key != "quarantine" and not any(self.root.glob("*.txt")) and any(map(Path.is_dir, self.root.iterdir())):
+            name = shlex.quote(str(self.root))
+            advice = f"Are its folders classes? Then octvideo prepare list folder {name} writes the lists. {advice}"
         raise UserError(f"no data for data.{key} '{source}': looked for {looked}. {advice}")
 
     @cached_property

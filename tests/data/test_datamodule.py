@@ -132,8 +132,15 @@ def test_missing_data_says_what_where_and_how_to_get_it(
     with pytest.raises(UserError) as error:
         data(Path("data/k400"), **settings, how_to_get="Ask the librarian.").setup("fit")
     assert str(error.value) == (
-        f"no data for {what}: looked for {tmp_path}/data/k400/{name} and {tmp_path}/{name}. Ask the librarian."
+        f"no data for {what}: looked for {tmp_path}/data/k400/{name} and {tmp_path}/{name}. "
+        "There is no folder data/k400, which data.root names. Ask the librarian."
     )
+
+
+def test_class_folders_without_lists_are_told_how_to_get_them(tmp_path: Path) -> None:
+    (tmp_path / "wave").mkdir()
+    with pytest.raises(UserError, match=f"Then octvideo prepare list folder {tmp_path} writes the lists"):
+        data(tmp_path, train="train.txt").setup("fit")
 
 
 def test_missing_class_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +148,8 @@ def test_missing_class_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError) as error:
         _ = data(Path("data/k400"), train="train", classes="names.txt", how_to_get="Ask the librarian.").num_classes
     looked = f"{tmp_path}/data/k400/names.txt and {tmp_path}/names.txt"
-    assert str(error.value) == f"no data for data.classes 'names.txt': looked for {looked}. Ask the librarian."
+    missing = "There is no folder data/k400, which data.root names. Ask the librarian."
+    assert str(error.value) == f"no data for data.classes 'names.txt': looked for {looked}. {missing}"
 
 
 def test_the_usual_advice(tmp_path: Path) -> None:
