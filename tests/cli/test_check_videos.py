@@ -341,6 +341,7 @@ def memory_and_time_of(number: int, folder: Path) -> tuple[int, float]:
     return peak, time.monotonic() - start
 
 
+@pytest.mark.slow
 def test_many_files_take_little_memory(tmp_path: Path) -> None:
     peak, _ = memory_and_time_of(8000, tmp_path)
     # 1.5 kB each (most of it the lines of the list and the records that become the selection), so 0.4 GB for 240,000.

@@ -143,7 +143,9 @@ def test_predict_takes_a_folder_without_labels_and_leaves_the_tests_scores(
 # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["exp/one", "a b/c_a0.25.yaml", "{}/elsewhere/007"])
+@pytest.mark.parametrize(
+    "name", ["a b/c_a0.25.yaml", *[pytest.param(n, marks=pytest.mark.slow) for n in ("exp/one", "{}/elsewhere/007")]]
+)
 def test_a_run_is_found_by_the_name_that_was_typed(name: str, octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
     name = name.format(workplace)
     folder = workplace / "runs" / name

@@ -41,8 +41,8 @@ TINY = {
     "trainer.limit_val_batches": 1,
     "trainer.enable_progress_bar": "false",
 }
-# Their octave twins differ by a line, and are tried in the fast tests.
-ORDINARY_TWINS = ("c2d", "i3d", "i3d_nl", "i3d_pool", "slowfast", "jhmdb_i3d", "jhmdb_i3d_pool")
+# Twins of these differ by a line or two, and are tried in the fast tests.
+TWINS = ("c2d", "i3d", "i3d_nl", "i3d_pool", "slowfast", "i3d_oct_k600", "jhmdb_i3d", "jhmdb_i3d_pool")
 # What a network needs of them.
 OWN = {name: {"data.clip_frames": 8} for name in ("slowfast", "slowfast_oct")}  # Slow sees every 8th frame
 
@@ -66,7 +66,7 @@ def merged(file: Path) -> dict:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(file.stem, marks=pytest.mark.slow if file.stem in ORDINARY_TWINS else [])
+        pytest.param(file.stem, marks=pytest.mark.slow if file.stem in TWINS else [])
         for file in FILES
         if file.stem not in BASES
     ],

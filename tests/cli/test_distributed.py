@@ -124,6 +124,7 @@ def test_another_number_of_processes_goes_on_with_the_rest_each_once(
     assert "anew" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_past_a_broken_video(start: Start, workplace: Path, tiny_data: Path) -> None:
     """Batches of one: the process that has the broken video has nothing to compute, and the other waits for it."""
     (workplace / "broken.mp4").write_bytes(b"no video")
