@@ -86,7 +86,7 @@ def test_score_errors_are_one_line(tmp_path: Path, octvideo: Cli) -> None:
         assert err.startswith(message) and len(err.splitlines()) == 1
 
 
-def test_make_demo_data(tmp_path: Path, octvideo: Cli) -> None:
+def test_demo_data(tmp_path: Path, octvideo: Cli) -> None:
     words = ["--output", tmp_path / "demo", "--videos_per_class", 1, "--test_videos_per_class", 1]
     assert "16 videos of 8 classes, 16 of them written now" in octvideo("demo-data", *words)[0]
     assert "0 of them written now" in octvideo("demo-data", *words)[0]

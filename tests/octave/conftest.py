@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from octvideo.octave.kernel import library as compiled_library
+from octvideo.octave.kernel import library
 from octvideo.octave.kernel.library import load_library
 
 
 @pytest.fixture(params=["x86-64", "haswell"], ids=["4 lanes", "8 lanes"])
 def narrower_vectors(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The library as compiled for processors with fewer and narrower vectors than this one's."""
-    if compiled_library.MACHINE != "x86_64":
+    if library.MACHINE != "x86_64":
         pytest.skip("other processors have other flags")
-    if compiled_library.find_compiler() is None:
+    if library.find_compiler() is None:
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr(compiled_library, "VARIANTS", ())
-    monkeypatch.setattr(compiled_library, "NATIVE", f"-march={request.param}")
+    monkeypatch.setattr(library, "VARIANTS", ())
+    monkeypatch.setattr(library, "NATIVE", f"-march={request.param}")
     monkeypatch.setenv("OCTVIDEO_CACHE", str(tmp_path))
     load_library.cache_clear()
     yield

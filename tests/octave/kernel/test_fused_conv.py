@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from octvideo.octave import fuse_convolutions, octavize, prepare_inference
 from octvideo.octave.fused.conv import PreparedLayer, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
-from octvideo.octave.kernel import library as compiled_library
+from octvideo.octave.kernel import library
 from octvideo.octave.kernel.fused_conv import Form, FusedConv, Layer, Maps, MaxPool
 from octvideo.octave.kernel.library import load_library
 from octvideo.octave.kernel.sequence import Place, SequencePlan, Step, Wiring
@@ -72,7 +72,7 @@ def test_structs_are_the_same_on_both_sides(tmp_path: Path) -> None:
             place: Any = getattr(struct, field)
             checks = f"offsetof({name}, {field}) == {place.offset} && sizeof({name}::{field}) == {place.size}"
             lines.append(f'static_assert({checks}, "{name}.{field}");')
-    source, folder = tmp_path / "same.cpp", Path(compiled_library.__file__).parent
+    source, folder = tmp_path / "same.cpp", Path(library.__file__).parent
     for wanted, text in ((0, lines), (1, [line.replace(" == 8", " == 9", 1) for line in lines])):
         source.write_text("\n".join(text))
         command = ["g++", "-std=c++17", "-fsyntax-only", f"-I{folder}", str(source)]
@@ -384,7 +384,7 @@ def test_compiled_graphs_call_it() -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """As in a new process of a checkout, with an empty cache."""
-    monkeypatch.setattr(compiled_library, "VARIANTS", ())
+    monkeypatch.setattr(library, "VARIANTS", ())
     monkeypatch.setenv("OCTVIDEO_CACHE", str(tmp_path / "cache"))
     load_library.cache_clear()
     yield tmp_path
@@ -416,7 +416,7 @@ def test_without_a_library_onednn_does_it(
 
 @needs_library
 def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_library, "NATIVE", "-O0")  # sooner than -O3
+    monkeypatch.setattr(library, "NATIVE", "-O0")  # sooner than -O3
     monkeypatch.setenv("CXX", "env g++")  # a command of several words
     assert load_library() is not None
     (file,) = (fresh / "cache").iterdir()

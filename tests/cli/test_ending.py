@@ -87,7 +87,7 @@ def failing(argv: Sequence[str]) -> int:
 )
 def test_an_error_is_one_line_and_a_code(word: str, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = failing.__wrapped__.__code__.co_firstlineno + 15  # type: ignore[attr-defined]
-    said = said.replace("PLACE", f"tests/cli/test_program.py:{line}")
+    said = said.replace("PLACE", f"tests/cli/test_ending.py:{line}")
     assert failing([word]) == code
     assert capsys.readouterr().err == said
     assert failing([word, "--debug"]) == code
