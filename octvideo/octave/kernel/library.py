@@ -28,7 +28,7 @@ log = logging.getLogger("octvideo.octave")
 def load_library() -> ctypes.CDLL | None:
     """The library, or None where it can't be had; a log line says why.
 
-    It has num_registers, packed_size, pack, run_sequence, pack_and_run_layer and weight_gradient.
+    It has the functions that the C++ files declare `extern "C"`.
     """
     try:
         file = kernel_file()
@@ -41,14 +41,21 @@ def load_library() -> ctypes.CDLL | None:
         return None
     log.debug("the kernel is %s", file)
     _share_threads(library)
-    library.num_registers.restype = ctypes.c_int64
-    library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
-    library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
-    library.run_sequence.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
-    library.pack_and_run_layer.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64]
-    library.run_sequence.restype = library.pack_and_run_layer.restype = None
-    library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 11]
-    library.weight_gradient.restype = None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    for name, result, *arguments in (
+        ("num_registers", size),
+        ("num_lanes", size),
+        ("has_format", ctypes.c_bool, size),
+        ("packed_words", size, pointer, size),
+        ("pack", None, pointer, size, pointer, pointer),
+        ("run_sequence", None, pointer, size, pointer, size),
+        ("convert_to", None, size, pointer, pointer, size, ctypes.c_float, size, size),
+        ("convert_from", None, size, pointer, pointer, size, ctypes.c_float, size, size),
+        ("pack_and_run_layer", None, *[pointer] * 3, size),
+        ("weight_gradient", None, *[pointer] * 3, *[size] * 11),
+    ):
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, result
     return library
 
 

@@ -11,12 +11,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 NATIVE = "-march=native" if MACHINE == "x86_64" else "-mcpu=native"  # what Clang takes for Arm
 
 
@@ -85,7 +86,14 @@ def compile_to(file: Path, compiler: list[str], *flags: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        units = [str(source) for source in sources() if source.suffix == ".cpp"]
-        command = [*compiler, *FLAGS, *flags, *units, "-o", str(made)]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        units = [source for source in sources() if source.suffix == ".cpp"]
+        objects = [Path(folder) / f"{unit.stem}.o" for unit in units]
+
+        def run(*arguments: str | Path) -> None:
+            command = [*compiler, *FLAGS, *flags, *map(str, arguments)]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the threads wait for compilers
+            list(pool.map(lambda unit, made: run("-c", unit, "-o", made), units, objects))
+        run("-shared", *objects, "-o", made)
         made.replace(file)
