@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
-from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quanta, Quantum, from_format, to_format
+from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quanta, Quantum
 from octvideo.octave.kernel.fused_conv import FusedConv
 from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
-from octvideo.octave.kernel.sequence import SequencePlan, Wiring
+from octvideo.octave.kernel.sequence import SequencePlan, Wiring, from_format, to_format
 
 _MOST_PLANS = 4
 

@@ -9,9 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from octvideo.octave.kernel.layout import LAYOUTS
-from octvideo.octave.kernel.library import load_library
-
 FormatName = Literal["f32", "bf16", "int8"]
 
 
@@ -28,12 +25,6 @@ class Format:
     name: FormatName
     index: int
     dtype: torch.dtype
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the compiled kernel and this processor have it."""
-        library = load_library()
-        return library is not None and library.has_format(self.index)
 
 
 FORMATS: dict[FormatName, Format] = {
@@ -96,32 +87,3 @@ def quantised_weight(weight: Tensor, quanta: Sequence[Quantum]) -> tuple[Tensor,
     zeros = torch.tensor([float(q.zero) for q in quanta], dtype=torch.float64).view(ends)
     corrections = -(integers * zeros).flatten(1).sum(1) * scales
     return integers.float(), scales.float(), corrections.float()
-
-
-def to_format(x: Tensor, format: Format, quantum: Quantum) -> Tensor:
-    """A channels-last map (N, C, [T,] H, W) of real values, float32 or already in the format, in the format.
-
-    Args:
-        quantum: for int8.
-    """
-    if x.dtype == format.dtype:
-        return x
-    library = load_library()
-    assert library is not None
-    x = x.float()
-    made = torch.empty(x.shape, dtype=format.dtype, memory_format=LAYOUTS[x.dim()])
-    threads = torch.get_num_threads()
-    library.convert_to(format.index, x.data_ptr(), made.data_ptr(), x.numel(), quantum.scale, quantum.zero, threads)
-    return made
-
-
-def from_format(x: Tensor, format: Format, quantum: Quantum) -> Tensor:
-    """A channels-last map in the format as float32."""
-    if x.dtype == torch.float32:
-        return x
-    library = load_library()
-    assert library is not None
-    made = torch.empty(x.shape, memory_format=LAYOUTS[x.dim()])
-    threads = torch.get_num_threads()
-    library.convert_from(format.index, x.data_ptr(), made.data_ptr(), x.numel(), quantum.scale, quantum.zero, threads)
-    return made

@@ -16,6 +16,7 @@ import platform
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,18 +43,19 @@ def load_library() -> ctypes.CDLL | None:
     log.debug("the kernel is %s", file)
     _share_threads(library)
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    for name, result, *arguments in (
-        ("num_registers", size),
-        ("num_lanes", size),
-        ("has_format", ctypes.c_bool, size),
-        ("packed_words", size, pointer, size),
-        ("pack", None, pointer, size, pointer, pointer),
-        ("run_sequence", None, pointer, size, pointer, size),
-        ("convert_to", None, size, pointer, pointer, size, ctypes.c_float, size, size),
-        ("convert_from", None, size, pointer, pointer, size, ctypes.c_float, size, size),
-        ("pack_and_run_layer", None, *[pointer] * 3, size),
-        ("weight_gradient", None, *[pointer] * 3, *[size] * 11),
-    ):
+    functions: tuple[tuple[str, Any, list[Any]], ...] = (
+        ("num_registers", size, []),
+        ("num_lanes", size, []),
+        ("has_format", ctypes.c_bool, [size]),
+        ("packed_words", size, [pointer, size]),
+        ("pack", None, [pointer, size, pointer, pointer]),
+        ("run_sequence", None, [pointer, size, pointer, size]),
+        ("convert_to", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
+        ("convert_from", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
+        ("pack_and_run_layer", None, [pointer, pointer, pointer, size]),
+        ("weight_gradient", None, [pointer, pointer, pointer, *[size] * 11]),
+    )
+    for name, result, arguments in functions:
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, result
     return library

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octvideo.octave.kernel.formats import F32, Format, Quantum
 from octvideo.octave.kernel.fused_conv import FusedConv, Layer, Shape
-from octvideo.octave.kernel.formats import F32, Format
 from octvideo.octave.kernel.large_pages import empty_in_large_pages
 from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
@@ -209,3 +209,32 @@ class _Memory:
         self._taken.append((start, start + size, until))
         self.size = max(self.size, start + size)
         return start
+
+
+def to_format(x: Tensor, format: Format, quantum: Quantum) -> Tensor:
+    """A channels-last map (N, C, [T,] H, W) of real values, float32 or already in the format, in the format.
+
+    Args:
+        quantum: for int8.
+    """
+    if x.dtype == format.dtype:
+        return x
+    library = load_library()
+    assert library is not None
+    x = x.float()
+    made = torch.empty(x.shape, dtype=format.dtype, memory_format=LAYOUTS[x.dim()])
+    threads = torch.get_num_threads()
+    library.convert_to(format.index, x.data_ptr(), made.data_ptr(), x.numel(), quantum.scale, quantum.zero, threads)
+    return made
+
+
+def from_format(x: Tensor, format: Format, quantum: Quantum) -> Tensor:
+    """A channels-last map in the format as float32."""
+    if x.dtype == torch.float32:
+        return x
+    library = load_library()
+    assert library is not None
+    made = torch.empty(x.shape, memory_format=LAYOUTS[x.dim()])
+    threads = torch.get_num_threads()
+    library.convert_from(format.index, x.data_ptr(), made.data_ptr(), x.numel(), quantum.scale, quantum.zero, threads)
+    return made
