@@ -8,7 +8,7 @@
 
 #include "memory.h"
 #include "strips.h"
-#include "tiles.h"
+#include "amx.h"
 
 namespace {
 
@@ -118,6 +118,10 @@ struct Convolution {
       compute_pixels(taps, strip, 0, strip.begin * size.out_width, strip.end * size.out_width, block, part, local, prefetch);
       return;
     }
+    if (order.by_tiles && layer->stride[1] * layer->stride[2] == 1) {
+      compute_pixels(taps, strip, strip.begin, 0, strip.height() * size.out_width, block, part, local, prefetch);
+      return;
+    }
     static thread_local std::vector<Tap> within;  // taps that are not in the padding above and below the map
     for (int64_t y = strip.begin; y < strip.end; ++y) {
       const auto is_within = [&](const Tap& tap) {
@@ -202,8 +206,25 @@ struct Convolution {
     tiles.next_out = starts ? prefetch.next_out : 0;
     tiles.of_residual = of_residual, tiles.of_out = of_out;
 
-    // Tiles of nearly equal size: some are one pixel longer.
     const float* packed = weight + words() * block.first;
+#if defined(OCTVIDEO_HAS_AMX)
+    if constexpr (!Format::kStartsAtBias)
+      if (order.by_tiles) {
+        if (begin == end) return;
+        // A map with padding is one long row.
+        const int64_t rows = has_space() ? (end - begin) / size.out_width : 1;
+        const int64_t row_width = rows > 1 ? size.out_width : end - begin;
+        const int64_t pitch = rows > 1 ? sources[0].row / sources[0].pixel : end - begin;
+        const LongRow row{(rows - 1) * pitch + row_width, row_width, pitch};
+        if (block.vectors > 1)
+          compute_amx_tiles<Format, 2>(taps, y, begin, row, packed, order.piece, tiles);
+        else
+          compute_amx_tiles<Format, 1>(taps, y, begin, row, packed, order.piece, tiles);
+        return;
+      }
+#endif
+
+    // Tiles of nearly equal size: some are one pixel longer.
     const int64_t length = end - begin, most = most_pixels(block.vectors);
     const int64_t count = (length + most - 1) / most;
     if (!count) return;

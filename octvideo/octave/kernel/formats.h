@@ -16,6 +16,9 @@
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define OCTVIDEO_HAS_INT8 1
 #endif
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(OCTVIDEO_HAS_BFLOAT16)
+#define OCTVIDEO_HAS_AMX 1
+#endif
 
 namespace {
 

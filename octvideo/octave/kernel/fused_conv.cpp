@@ -4,6 +4,11 @@
 #include "layer.h"
 #include "memory.h"
 
+#if defined(OCTVIDEO_HAS_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 // In a file for each format, so that compilers do them at once.
 void run_float32(const Layer& layer, const Maps& maps, int64_t threads);
 void run_bfloat16(const Layer& layer, const Maps& maps, int64_t threads);
@@ -49,6 +54,18 @@ extern "C" {
 
 int64_t num_registers() { return kRegisters; }
 int64_t num_lanes() { return kLanes; }
+
+// Lets layers be computed on AMX tiles, where the kernel was compiled for them, by this process from now on; whether the
+// system does. Weights that were packed before are not for them. `asks`: the system, else it is taken to have agreed.
+bool allow_tiles([[maybe_unused]] bool asks) {
+#if defined(OCTVIDEO_HAS_AMX)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of arch_prctl, XFEATURE_XTILEDATA
+  uses_tiles = !asks || syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#endif
+  return uses_tiles;
+}
+
+bool tiles_are_used() { return uses_tiles; }
 
 // Whether layers can have the format.
 bool has_format(int64_t format) {

@@ -113,13 +113,20 @@ class Form:
         """Whether the kernel has it: it pads by less than the kernel reaches."""
         return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
 
-    def shares_low(self, outs_low: int, *, adds_from_low: bool) -> bool:
+    def shares_low(self, outs_low: int, *, adds_from_low: bool, format: Format = F32) -> bool:
         """Whether both convolutions that read x_low at its own size run as one.
 
-        They do where y_low has few channels, which alone would fill few registers.
+        They do where y_low has few channels, which alone would fill few registers. On AMX tiles y_low's convolution reads
+        both maps as one instead, which fills tiles.
         """
         library = load_library()
-        if library is None or self.pool_first or not (adds_from_low and self.low_reads_high and self.low_reads_low):
+        by_tiles = library is not None and format != F32 and library.tiles_are_used()
+        if (
+            library is None
+            or by_tiles
+            or self.pool_first
+            or not (adds_from_low and self.low_reads_high and self.low_reads_low)
+        ):
             return False
         return 0 < outs_low < 3 * library.num_lanes()
 
@@ -204,7 +211,7 @@ class FusedConv:
             quanta,
         )
         adds_from_low = from_low is not None
-        shares_low = form.shares_low(self.outs[1], adds_from_low=adds_from_low)
+        shares_low = form.shares_low(self.outs[1], adds_from_low=adds_from_low, format=format)
         low_from_high = num_high if form.low_reads_high else 0
         in_low = max(high.shape[1] - num_high, 0 if from_low is None else from_low.shape[1])
         in_low = max(in_low, 0 if low is None else low.shape[1] - low_from_high)
@@ -213,6 +220,13 @@ class FusedConv:
             from_low, low = torch.cat([from_low, low[:, num_high:]]), low[:, :num_high]
         layer = form.layer(num_high, self.outs, relu=relu, adds_from_low=adds_from_low, shares_low=shares_low)
         layer.format, layer.in_low = format.index, in_low
+        if quanta is not None:
+            for name, given in (("out", quanta.y), ("residual", quanta.residual), ("in", quanta.x)):
+                for n, quantum in enumerate([*given, *[Quantum()] * (2 - len(given))]):
+                    getattr(layer, name + "_zero")[n] = quantum.zero
+                    if name != "in":  # its scales are in the weights
+                        getattr(layer, name + "_scale")[n] = quantum.scale
+        joins = (library := load_library()) is not None and library.joins_maps(ctypes.byref(layer))
         biases = {"high": bias_high, "low": bias_low}
         biases = {name: None if bias is None else bias.detach().float() for name, bias in biases.items()}
         self._tensors: dict[str, Tensor] = {}
@@ -228,16 +242,10 @@ class FusedConv:
                     if (split or target == name) and len(correction):
                         bias = biases[target]
                         biases[target] = correction if bias is None else bias + correction
-            self._tensors["weight_" + name] = _pack(layer, which, weight, own_high)
+            self._tensors["weight_" + name] = _pack(layer, which, weight, 0 if joins and name == "low" else own_high)
         self._tensors |= {f"bias_{name}": bias.contiguous() for name, bias in biases.items() if bias is not None}
         for name, tensor in self._tensors.items():
             setattr(layer, name, tensor.data_ptr())
-        if quanta is not None:
-            for name, given in (("out", quanta.y), ("residual", quanta.residual), ("in", quanta.x)):
-                for n, quantum in enumerate([*given, *[Quantum()] * (2 - len(given))]):
-                    getattr(layer, name + "_zero")[n] = quantum.zero
-                    if name != "in":  # its scales are in the weights
-                        getattr(layer, name + "_scale")[n] = quantum.scale
         self.layer = layer
 
     def out_shapes(self, shape: Shape) -> list[Shape]:
@@ -257,7 +265,7 @@ def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
         layer: that it is for.
         which: 0: to y_high, 1: from x_low to y_high, 2: to y_low.
         weight: (C_out, C_in, [kT,] kH, kW).
-        num_high: of its input channels.
+        num_high: of its input channels, where all taps of these come first.
     """
     library = load_library()
     if library is None:

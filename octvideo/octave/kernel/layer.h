@@ -72,7 +72,12 @@ struct Step {
 
 void run_layer(const Layer& layer, const Maps& maps, int64_t threads);
 
+// Whether formats but float32 are computed on AMX tiles; allow_tiles sets it.
+inline bool uses_tiles = false;
+
 namespace {
+
+constexpr int64_t kMostWords = 16;  // that a tile has in a row
 
 // Output channels that a tile computes: some vectors, of which the last one may be partly used.
 struct Block {
@@ -82,13 +87,14 @@ struct Block {
 
 // Blocks of three vectors, and of two where threes leave some, keep most registers busy. Where K is small, starting and
 // ending a tile takes longer than its sums, so that the fewest blocks are the fastest. `words`: rows of packed weights.
-inline std::vector<Block> blocks_of(int64_t n, int64_t words) {
+// AMX tiles take two vectors.
+inline std::vector<Block> blocks_of(int64_t n, int64_t words, bool by_tiles) {
   std::vector<Block> blocks;
   constexpr int64_t kSmallK = 128;
   int64_t left = (n + kLanes - 1) / kLanes, first = 0;
   while (left > 0) {
-    const bool is_wide = kRegisters == 32 && words <= kSmallK && left >= 4 && (left % 4 == 0 || left % 3 == 1);
-    const int vectors = is_wide ? 4 : left % 3 == 0 ? 3 : left == 1 ? 1 : 2;
+    const bool is_wide = !by_tiles && kRegisters == 32 && words <= kSmallK && left >= 4 && (left % 4 == 0 || left % 3 == 1);
+    const int vectors = is_wide ? 4 : left % 3 == 0 && !by_tiles ? 3 : left == 1 ? 1 : 2;
     const int64_t width = std::min<int64_t>(vectors * kLanes, n - first);
     blocks.push_back({first, vectors, static_cast<int>(width - (vectors - 1) * kLanes)});
     first += vectors * kLanes;
@@ -99,8 +105,8 @@ inline std::vector<Block> blocks_of(int64_t n, int64_t words) {
 
 // The order of a convolution's K: from each source, `count` runs of `run` elements that lie side by side in a pixel, or
 // in the pixels under a row of the kernel. A run is read in pieces of `piece` words. Where it is no multiple of them, its
-// last piece starts earlier, and meets weights of zero where the piece before it has been. A run that is shorter than
-// one piece is read in part.
+// last piece starts earlier, and meets weights of zero where the piece before it has been. So three taps of 48 bfloat16
+// channels, 144 elements, take 5 tiles of 32 and not 6. A run that is shorter than a word is read in part.
 struct KOrder {
   struct Runs {
     int64_t run, count;
@@ -108,7 +114,9 @@ struct KOrder {
   Runs sources[2];
   int num_sources = 0;
   int per_word = 1;
-  int64_t piece = 1;  // words
+  int64_t piece = 1;      // words
+  bool by_tiles = false;  // of AMX
+  bool joins = false;     // both maps are one source: their channels lie side by side in a pixel
 
   int64_t pieces(const Runs& runs) const { return (runs.run + per_word * piece - 1) / (per_word * piece); }
   int64_t words_of_run(const Runs& runs) const { return pieces(runs) * piece; }
@@ -127,15 +135,27 @@ inline KOrder k_order(const Layer& layer, int64_t first_in, int64_t second_in) {
   const int64_t side_by_side = layer.dilation[2] == 1 ? layer.kernel[2] : 1;
   KOrder order;
   order.per_word = layer.format == kInt8 ? 4 : layer.format == kBFloat16 ? 2 : 1;
-  for (const int64_t channels : {first_in, second_in})
-    if (channels) order.sources[order.num_sources++] = {channels * side_by_side, layer.taps() / side_by_side};
+  int64_t shortest = kMostWords * order.per_word;
+  for (const int64_t channels : {first_in, second_in}) {
+    if (!channels) continue;
+    const KOrder::Runs runs{channels * side_by_side, layer.taps() / side_by_side};
+    shortest = std::min(shortest, runs.run);
+    order.sources[order.num_sources++] = runs;
+  }
+  order.by_tiles = uses_tiles && layer.format != kFloat32 && shortest >= order.per_word;
+  if (order.by_tiles) order.piece = shortest / order.per_word;
   return order;
 }
 inline KOrder k_high(const Layer& layer) { return k_order(layer, layer.in_high, layer.high_reads_low ? layer.in_low : 0); }
 inline KOrder k_from_low(const Layer& layer) { return k_order(layer, layer.in_low, 0); }
 inline KOrder k_low(const Layer& layer) {
-  return k_order(layer, layer.low_reads_high ? layer.in_high : 0,
-                 layer.low_reads_low && !layer.shares_low ? layer.in_low : 0);
+  const int64_t in_low = layer.low_reads_low && !layer.shares_low ? layer.in_low : 0;
+  const bool joins = uses_tiles && layer.format != kFloat32 && layer.low_reads_high && in_low && !layer.pool_first &&
+                     layer.in_zero[0] == layer.in_zero[1];
+  KOrder order = joins ? k_order(layer, layer.in_high + in_low, 0)
+                       : k_order(layer, layer.low_reads_high ? layer.in_high : 0, in_low);
+  order.joins = joins;
+  return order;
 }
 
 }  // namespace

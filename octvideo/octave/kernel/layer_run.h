@@ -42,7 +42,8 @@ class LayerRun {
     half_height = low_size(height), half_width = low_size(width);
     size = geometry(height, width), half_size = geometry(half_height, half_width);
     kept = {static_cast<Element*>(maps.out_pooled), half_height, half_width, layer.in_high, 0, 0, half_height};
-    pools_in_place = pools_high && kept.data && top == 0 && side == 0;
+    low_conv.order = k_low(layer);
+    pools_in_place = pools_high && kept.data && top == 0 && side == 0 && !joins();
     plan_convolutions();
     if (layer.adds_from_low) plan_addends();
   }
@@ -81,11 +82,17 @@ class LayerRun {
     return {static_cast<const Element*>(data), channels, channels, w * channels, h * w * channels};
   }
 
+  // Whether y_low's convolution reads what is pooled and x_low as one map, and the channels of that.
+  bool joins() const { return low_conv.order.joins; }
+  int64_t pooled_channels() const { return layer.in_high + (joins() ? layer.in_low : 0); }
+
   // The element that stands for zero, in the high or the low map.
   Element zero(bool of_low) const { return static_cast<Element>(kIsInt8<Format> ? layer.in_zero[of_low] : 0); }
 
   // Whether rows in the padding above and below maps must be there: where zeros there count, or tiles span rows.
-  bool has_outside() const { return has_space && (zero(false) || zero(true)); }
+  bool has_outside() const {
+    return has_space && (zero(false) || zero(true) || (uses_tiles && layer.format != kFloat32));
+  }
 
   PaddedMap<Format> padded(Scratch which, int64_t frames, int64_t h, int64_t w, int64_t channels, int64_t first,
                            int64_t rows, bool of_low = false) const {
@@ -114,7 +121,7 @@ class LayerRun {
     const int64_t h = low_size(height), w = low_size(width);
     const PaddedMap<Format> to{scratch<Element>(kPooledInput, images * h * w * layer.in_high), h, w, layer.in_high, 0, 0, h};
     parallel_for(threads, images, [&](int64_t image) {
-      pool_rows<Format>(high_frame(image), height, width, 0, h, 0.25f, to, image);
+      pool_rows<Format>(high_frame(image), height, width, layer.in_high, 0, h, 0.25f, to, image);
     });
     high = to.data, height = h, width = w;
   }
@@ -126,7 +133,7 @@ class LayerRun {
     const bool pools = layer.low_reads_low && layer.pool_first;
     const Element* const low = static_cast<const Element*>(maps.low);
     Source<Format> for_high = plain(low, h, w, layer.in_low);
-    if (has_space && (layer.adds_from_low || layer.high_reads_low || (layer.low_reads_low && !pools))) {
+    if (has_space && (layer.adds_from_low || layer.high_reads_low || (layer.low_reads_low && !pools && !joins()))) {
       const PaddedMap<Format> to = padded(kPaddedLow, h, w, layer.in_low, true);
       parallel_for(threads, images, [&](int64_t image) {
         copy_rows<Format>(low + image * frame, -top, h + top, to, image);
@@ -136,7 +143,7 @@ class LayerRun {
     if (!pools) return {for_high, for_high};
     const PaddedMap<Format> to = padded(kPooledLow, half_height, half_width, layer.in_low, true);
     parallel_for(threads, images, [&](int64_t image) {
-      pool_rows<Format>(low + image * frame, h, w, -top, half_height + top, 0.25f, to, image);
+      pool_rows<Format>(low + image * frame, h, w, layer.in_low, -top, half_height + top, 0.25f, to, image);
     });
     return {for_high, to.source(top)};
   }
@@ -144,10 +151,10 @@ class LayerRun {
   // The runners set the sources that are copied or pooled of `high`.
   void plan_convolutions() {
     const auto [low_for_high, low_for_low] = low_sources();
-    high_conv.order = k_high(layer), low_conv.order = k_low(layer), from_low_conv.order = k_from_low(layer);
-    high_blocks = blocks_of(layer.outs_high, high_conv.words());
-    low_blocks = blocks_of(layer.outs_low, low_conv.words());
-    from_low_blocks = blocks_of(layer.outs_from_low(), from_low_conv.words());
+    high_conv.order = k_high(layer), from_low_conv.order = k_from_low(layer);
+    high_blocks = blocks_of(layer.outs_high, high_conv.words(), high_conv.order.by_tiles);
+    low_blocks = blocks_of(layer.outs_low, low_conv.words(), low_conv.order.by_tiles);
+    from_low_blocks = blocks_of(layer.outs_from_low(), from_low_conv.words(), from_low_conv.order.by_tiles);
 
     high_conv.layer = low_conv.layer = from_low_conv.layer = &layer;
     high_conv.relu = low_conv.relu = layer.relu;
@@ -164,7 +171,7 @@ class LayerRun {
     set_quanta(high_conv, 0);
 
     if (pools_high) ++low_conv.num_sources;
-    if (gives_low && layer.low_reads_low && !layer.shares_low) low_conv.sources[low_conv.num_sources++] = low_for_low;
+    if (gives_low && layer.low_reads_low && !layer.shares_low && !joins()) low_conv.sources[low_conv.num_sources++] = low_for_low;
     low_conv.weight = layer.weight_low, low_conv.bias = layer.bias_low, low_conv.scale = layer.scale_low;
     low_conv.residual = static_cast<const Element*>(maps.residual_low);
     low_conv.out = maps.out_low, low_conv.outs = layer.outs_low;
@@ -212,10 +219,17 @@ class LayerRun {
 
   // Rows [begin, end) of what y_low's convolution reads of an image of `high`, with those in the padding around them.
   void pool_high_rows(int64_t image, int64_t begin, int64_t end, const PaddedMap<Format>& to, int64_t to_image) const {
-    pool_rows<Format>(high_frame(image), height, width, begin - top, end + top, layer.pools_sums ? 1.0f : 0.25f, to, to_image);
+    const Element* const low = joins() ? static_cast<const Element*>(maps.low) + image * half_height * half_width * layer.in_low
+                                       : nullptr;
+    pool_rows<Format>(high_frame(image), height, width, layer.in_high, begin - top, end + top,
+                      layer.pools_sums ? 1.0f : 0.25f, to, to_image, low);
     if (!kept.data || pools_in_place) return;
-    for (int64_t y = begin; y < std::min(end, half_height); ++y)
-      std::copy_n(to.pixels(to_image, y), half_width * layer.in_high, kept.pixels(image, y));
+    for (int64_t y = begin; y < std::min(end, half_height); ++y) {
+      const Element* from = to.pixels(to_image, y);
+      Element* copy = kept.pixels(image, y);
+      for (int64_t x = 0; x < half_width; ++x, from += to.channels, copy += layer.in_high)
+        std::copy_n(from, layer.in_high, copy);
+    }
   }
 
   bool keeps_size() const {
@@ -256,7 +270,7 @@ class LayerRun {
 
   PaddedMap<Format> pooled_strip(const Strips& strips, int64_t begin) const {
     if (pools_in_place) return kept;
-    return padded(kPooledHigh, has_time ? layer.frames : 1, half_height, half_width, layer.in_high, begin / 2 - top,
+    return padded(kPooledHigh, has_time ? layer.frames : 1, half_height, half_width, pooled_channels(), begin / 2 - top,
                   low_size(strips.rows) + 2 * top);
   }
 
@@ -313,7 +327,7 @@ class LayerRun {
       if (layer.shares_low) low_conv.addend.data = added + layer.outs_high;
     }
     PaddedMap<Format> pooled = kept, copy{};
-    if (pools_high && !pools_in_place) pooled = padded(kPooledHigh, half_height, half_width, layer.in_high);
+    if (pools_high && !pools_in_place) pooled = padded(kPooledHigh, half_height, half_width, pooled_channels());
     if (pools_high) low_conv.sources[0] = pooled.source(top);
     if (has_space) copy = padded(kPaddedHigh, height, width, layer.in_high), high_conv.sources[0] = copy.source(top);
     set_pad_frames();

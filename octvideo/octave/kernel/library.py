@@ -46,6 +46,9 @@ def load_library() -> ctypes.CDLL | None:
     functions: tuple[tuple[str, Any, list[Any]], ...] = (
         ("num_registers", size, []),
         ("num_lanes", size, []),
+        ("allow_tiles", ctypes.c_bool, [ctypes.c_bool]),
+        ("tiles_are_used", ctypes.c_bool, []),
+        ("joins_maps", ctypes.c_bool, [pointer]),
         ("has_format", ctypes.c_bool, [size]),
         ("packed_words", size, [pointer, size]),
         ("pack", None, [pointer, size, pointer, pointer]),
@@ -58,6 +61,7 @@ def load_library() -> ctypes.CDLL | None:
     for name, result, arguments in functions:
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, result
+    library.allow_tiles(True)
     return library
 
 

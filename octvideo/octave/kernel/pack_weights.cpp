@@ -23,6 +23,7 @@ int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 struct Packed {
   float* data;
   int64_t k, n, words;
+  bool by_tiles;
   int64_t size() const { return k * whole_vectors(n); }
 };
 
@@ -54,9 +55,9 @@ struct Packed {
   }
 }
 
-// To a packed matrix, from a row and a column on.
-void pack_part(const Part& part, const Packed& packed, int64_t first_k, int64_t first_n, int64_t threads) {
-  const auto blocks = blocks_of(packed.n, packed.words);
+// To a packed matrix, from a row and a column on. Of each tap it has `rows_of_tap` rows, the part's inputs or more.
+void pack_part(const Part& part, const Packed& packed, int64_t first_k, int64_t first_n, int64_t rows_of_tap, int64_t threads) {
+  const auto blocks = blocks_of(packed.n, packed.words, packed.by_tiles);
   const int64_t runs = (part.ins + kLanes - 1) / kLanes;
   parallel_for(threads, static_cast<int64_t>(blocks.size()) * part.taps * runs, [&](int64_t unit) {
     const Block& block = blocks[unit / runs / part.taps];
@@ -68,7 +69,7 @@ void pack_part(const Part& part, const Packed& packed, int64_t first_k, int64_t 
     const int64_t ins = std::min<int64_t>(kLanes, part.ins - first_in);
     const float* from = part.data + (block.first + begin - first_n) * part.out_step + tap * part.tap_step +
                         first_in * part.in_step;
-    float* to = packed.data + packed.k * block.first + (first_k + tap * part.ins + first_in) * width + begin;
+    float* to = packed.data + packed.k * block.first + (first_k + tap * rows_of_tap + first_in) * width + begin;
     int64_t o = 0;
     if (part.in_step == 1) {
       for (; ins == kLanes && o + kLanes <= end - begin; o += kLanes) {
@@ -111,7 +112,7 @@ int32_t word_of(const float* column, int64_t step, int skipped, int count, int64
 
 // From rows of elements to rows of words.
 void join_rows(const Packed& from, const KOrder& order, int64_t format, float* to, int64_t threads) {
-  const auto blocks = blocks_of(from.n, from.words);
+  const auto blocks = blocks_of(from.n, from.words, from.by_tiles);
   parallel_for(threads, static_cast<int64_t>(blocks.size()), [&](int64_t n) {
     const Block& block = blocks[n];
     const int64_t width = block.vectors * kLanes, per_piece = order.piece * order.per_word;
@@ -152,7 +153,7 @@ struct Weights {
   const KOrder& order(int64_t which) const { return which == 0 ? high : which == 1 ? from_low : low; }
   int64_t words(int64_t which) const { return order(which).words() * whole_vectors(outs(which)); }
   Packed matrix(int64_t which, float* data) const {
-    return {data, order(which).elements(), outs(which), order(which).words()};
+    return {data, order(which).elements(), outs(which), order(which).words(), order(which).by_tiles};
   }
 };
 
@@ -163,13 +164,17 @@ extern "C" {
 // Words of a layer's packed weight: 0: high, 1: from_low, 2: low.
 int64_t packed_words(const Layer* layer, int64_t which) { return Weights(*layer).words(which); }
 
+// Whether y_low's convolution reads both maps as one: its K has the channels of both in each tap, instead of all taps of
+// the one and then of the other.
+bool joins_maps(const Layer* layer) { return k_low(*layer).joins; }
+
 // One of a layer's weights, of a matrix (k, n).
 void pack(const Layer* layer, int64_t which, const float* matrix, float* packed) {
   static thread_local Memory memory;
   const Weights weights(*layer);
   Packed rows = weights.matrix(which, packed);
   if (layer->format != kFloat32) rows.data = static_cast<float*>(memory.reserve(rows.size() * sizeof(float)));
-  pack_part({matrix, rows.n, rows.k, 1, 1, rows.n, 0, 1.0f}, rows, 0, 0, 1);
+  pack_part({matrix, rows.n, rows.k, 1, 1, rows.n, 0, 1.0f}, rows, 0, 0, rows.k, 1);
   if (layer->format != kFloat32) join_rows(rows, weights.order(which), layer->format, packed, 1);
 }
 
@@ -193,12 +198,16 @@ void pack_and_run_layer(const Layer* given, const Weight* weight, const Maps* ma
                 of_low ? layer.in_low : layer.in_high,
                 layer.taps(), weight->out_step, weight->in_step, weight->tap_step, scale};
   };
-  pack_part(part(false, false, 1.0f), high, 0, 0, threads);
-  if (layer.adds_from_low) pack_part(part(false, true, weight->scale_from_low), from_low, 0, 0, threads);
-  if (layer.shares_low) pack_part(part(true, true, 1.0f), from_low, 0, layer.outs_high, threads);
-  if (layer.low_reads_high) pack_part(part(true, false, 1.0f), low, 0, 0, threads);
-  if (layer.low_reads_low && !layer.shares_low)
-    pack_part(part(true, true, 1.0f), low, layer.low_reads_high ? layer.taps() * layer.in_high : 0, 0, threads);
+  const bool joins = weights.low.joins;
+  const int64_t joined_ins = layer.in_high + layer.in_low;
+  pack_part(part(false, false, 1.0f), high, 0, 0, layer.in_high, threads);
+  if (layer.adds_from_low) pack_part(part(false, true, weight->scale_from_low), from_low, 0, 0, layer.in_low, threads);
+  if (layer.shares_low) pack_part(part(true, true, 1.0f), from_low, 0, layer.outs_high, layer.in_low, threads);
+  if (layer.low_reads_high) pack_part(part(true, false, 1.0f), low, 0, 0, joins ? joined_ins : layer.in_high, threads);
+  if (layer.low_reads_low && !layer.shares_low) {
+    const int64_t first = joins ? layer.in_high : layer.low_reads_high ? layer.taps() * layer.in_high : 0;
+    pack_part(part(true, true, 1.0f), low, first, 0, joins ? joined_ins : layer.in_low, threads);
+  }
 
   const float* packed[3] = {high.data, from_low.data, low.data};
   if (layer.format != kFloat32) {
