@@ -116,8 +116,8 @@ class Form:
     def shares_low(self, outs_low: int, *, adds_from_low: bool, format: Format = F32) -> bool:
         """Whether both convolutions that read x_low at its own size run as one.
 
-        They do where y_low has few channels, which alone would fill few registers. On AMX tiles y_low's convolution reads
-        both maps as one instead, which fills tiles.
+        They do where y_low has few channels, which alone would fill few registers. On AMX tiles y_low's convolution
+        reads both maps as one instead, which fills tiles.
         """
         library = load_library()
         by_tiles = library is not None and format != F32 and library.tiles_are_used()
