@@ -15,7 +15,8 @@ The C++:
 vectors.h            vectors of the machine's width; threads.h: loops on torch's threads; memory.h: memory of a thread
 formats.h            number formats, side by side: elements of maps, words of weights, sums of products
 layer.h              the structs that Python fills; the order of a convolution's K; blocks of outputs
-tiles.h              the micro-kernel
+tiles.h              the micro-kernel on vectors, float32's and those of the processors' own bfloat16 and int8 products
+amx.h                the micro-kernel on AMX tiles
 pooling.h            maps with padding, filled by copying or pooling; max pools
 strips.h             a map in strips of rows
 convolution.h        one convolution of a layer, strip by strip
@@ -23,4 +24,5 @@ layer_run.h          a whole layer, by strips or by maps; layer_float32.cpp and 
 fused_conv.cpp       a sequence of layers
 pack_weights.cpp     weights in the order and the format in which tiles read them
 weight_gradient.cpp  the gradient of the weight of convolutions one pixel wide
+product_rates.cpp    the machine's peak in each format
 """

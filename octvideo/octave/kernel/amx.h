@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include "layer.h"
 #include "tiles.h"
 
 namespace {

@@ -23,6 +23,12 @@ Shape = tuple[int, ...]
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
 
 
+def has_format(format: Format) -> bool:
+    """Whether the kernel has the number format on this processor."""
+    library = load_library()
+    return library is not None and library.has_format(format.index)
+
+
 class Layer(ctypes.Structure):
     """`struct Layer` of layer.h, which says what the fields mean."""
 

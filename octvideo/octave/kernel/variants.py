@@ -46,8 +46,18 @@ class Variant(NamedTuple):
 _V3 = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"))
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
+_BF16 = _V4 | {"avx512_bf16", "avx512_vnni"}
+
 # Best first: the first that the processor can run is taken.
 VARIANTS = (
+    Variant(
+        "amx",
+        "x86_64",
+        ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+        _BF16 | {"amx_tile", "amx_bf16", "amx_int8"},
+    ),
+    Variant("avx512_bf16", "x86_64", ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"), _BF16),
+    Variant("avx512_vnni", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), _V4 | {"avx512_vnni"}),
     Variant("avx512", "x86_64", ("-march=x86-64-v4",), _V4),
     Variant("avx2", "x86_64", ("-march=x86-64-v3",), _V3),
     Variant("neon", "aarch64", ("-march=armv8-a",), frozenset()),
