@@ -407,7 +407,7 @@ def test_the_process_gets_threads_and_variables(run_with_amx: RunWithAmx) -> Non
 
 
 def test_a_failing_process_fails_the_test(run_with_amx: RunWithAmx) -> None:
-    with pytest.raises(pytest.fail.Exception, match="ended with 1:[^$]*KeyError: 'NOT_THERE'"):
+    with pytest.raises(pytest.fail.Exception, match=r"ended with 1:[^$]*KeyError: 'NOT_THERE'"):
         run_with_amx(variables, ["NOT_THERE"])
 
 
