@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"arms: got {arm.mode} with layout {arm.layout}, expected inference and its own layout")
     with torch_threads(1), Progress() as progress:
         engines = _started(dict(zip(labels(arms), arms, strict=True)), progress)
-        found = seconds(args.video, engines, args.views, frames=args.frames, crop=args.crop, rounds=args.rounds)
+        progress.begin("measuring", (len(engines) + 1) * len(args.views) * args.rounds)
+        sizes = {"frames": args.frames, "crop": args.crop, "rounds": args.rounds}
+        found = seconds(args.video, engines, args.views, **sizes, done=progress.advance)
     if args.json:
         numbers = {label: {views: found[label, views] for views in args.views} for label in [*engines, ALONE]}
         print(json_text({"machine": describe(torch.device("cpu")), "seconds": numbers}, indent=2))
@@ -128,6 +130,7 @@ def seconds(
     crop: int,
     rounds: int,
     clock: Callable[[], float] = time.process_time,
+    done: Callable[[], None] = lambda: None,
 ) -> dict[Way, list[float]]:
     """Seconds of a whole video, a number for each round.
 
@@ -139,6 +142,7 @@ def seconds(
         crop: pixels of a view's side.
         rounds: 1 or more.
         clock: gives seconds; of the process by default.
+        done: is told of each turn.
 
     Returns:
         By label and number of views; `ALONE` is without an engine.
@@ -155,8 +159,8 @@ def seconds(
         with_none: dict[str, Engine] = {**engines, ALONE: _NoEngine()}
         for label, engine in with_none.items():
             predictor = Predictor(engine, [], views=settings)
-            turns[label, number] = partial(_timed, predictor, video, clock)
-    turns[ALONE, views[0]]()  # the decoder's library is loaded
+            turns[label, number] = partial(_timed, predictor, video, clock, done)
+    predictor.scores(video)  # without an engine: the decoder's library is loaded
     names = {f"{label} {number}": (label, number) for label, number in turns}
     found: dict[Way, list[float]] = {way: [] for way in turns}
     for measured in rounds_of({name: turns[way] for name, way in names.items()}, rounds=rounds, warm_up=0):
@@ -165,10 +169,12 @@ def seconds(
     return found
 
 
-def _timed(predictor: Predictor, video: str | Path, clock: Callable[[], float]) -> float:
+def _timed(predictor: Predictor, video: str | Path, clock: Callable[[], float], done: Callable[[], None]) -> float:
     start = clock()
     predictor.scores(video)
-    return clock() - start
+    taken = clock() - start
+    done()
+    return taken
 
 
 def table(found: dict[Way, list[float]], names: Sequence[str], views: Sequence[int]) -> str:
