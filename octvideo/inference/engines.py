@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, get_args
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.octave import fuse_convolutions, prepare_inference
-from octvideo.octave.fused.conv import PreparedConv
+from octvideo.octave.fused.prepare import use_bfloat16
 from octvideo.octave.kernel.layout import channels_last, export_form
+from octvideo.octave.kernel.library import bf16_pays, load_library
 
 Precision = Literal["f32", "bf16", "int8"]
 
@@ -125,15 +126,16 @@ class InPrecision(nn.Module):
 
     bf16 is autocast, since torch pools no bf16 clips on a CPU; convolutions and products hold their weights in bf16
     beforehand, so that they are not converted at each call.
+
+    Args:
+        by_kernel: octvideo's own kernel computes what it has, where the network is on a CPU.
     """
 
-    def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+    def __init__(self, network: nn.Module, spec: ModelSpec, *, by_kernel: bool = True) -> None:
         super().__init__()
         self.device_type, self.is_bf16 = spec.device.type, spec.precision == "bf16"
         if self.is_bf16:
-            for module in network.modules():
-                if isinstance(module, nn.modules.conv._ConvNd | PreparedConv | nn.Linear):
-                    module.to(torch.bfloat16)
+            use_bfloat16(network, by_kernel=by_kernel and spec.device.type == "cpu")
         self.network = network.to(spec.device).eval()
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -145,6 +147,14 @@ class InPrecision(nn.Module):
         return logits.float()
 
 
+def in_best_precision(spec: ModelSpec, engine: str) -> ModelSpec:
+    """The same; float32 where bf16 is asked for on a CPU whose products are no faster in it. A log line says so."""
+    if spec.precision != "bf16" or spec.device.type != "cpu" or load_library() is None or bf16_pays():
+        return spec
+    log.warning("this CPU multiplies no faster in bf16 than in f32: %s computes in f32", engine)
+    return replace(spec, precision="f32")
+
+
 class EagerEngine:
     """PyTorch as it is; see `Engine`."""
 
@@ -152,6 +162,7 @@ class EagerEngine:
     views_per_call: int | None = None
 
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+        spec = in_best_precision(spec, self.name)
         self.precision, self.device = spec.precision, spec.device
         self._run = InPrecision(network, spec)
 
@@ -171,6 +182,7 @@ class CompiledEngine:
     views_per_call: int | None
 
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+        spec = in_best_precision(spec, self.name)
         self.precision, self.device, self.views_per_call = spec.precision, spec.device, spec.shape[0]
         whole = InPrecision(network, spec)
         fuse_convolutions(whole)
@@ -206,7 +218,8 @@ def write_aot(network: nn.Module, file: Path, spec: ModelSpec) -> None:
 
     # Unfolded: the exported graph fixes how frames fold, and inductor then chooses another layout.
     with torch.no_grad(), export_form("unfolded"):
-        exported = torch.export.export(InPrecision(network, spec), (torch.zeros(spec.shape, device=spec.device),))
+        in_precision = InPrecision(network, spec, by_kernel=False)
+        exported = torch.export.export(in_precision, (torch.zeros(spec.shape, device=spec.device),))
         options = _inductor_options(spec.device)
         aoti_compile_and_package(exported, package_path=str(file), inductor_configs=options)
 

@@ -23,6 +23,7 @@ from octvideo.octave.factor import Factor, low_size
 from octvideo.octave.features import Octave
 from octvideo.octave.fused.onednn import OneDnnConv, onednn_reads
 from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.kernel.formats import F32, Format, LayerQuanta
 from octvideo.octave.kernel.fused_conv import Form, FusedConv, MaxPool
 from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, unfold_frames
 from octvideo.octave.kernel.library import load_library
@@ -92,13 +93,15 @@ class PreparedLayer(nn.Module):
         """Of three axes; None where the kernel has no such layer."""
         raise NotImplementedError
 
-    def fuse(self) -> bool:
-        """Prepares, once, for the kernel; whether that has the layer in its precision."""
+    def fuse(self, format: Format = F32, quanta: LayerQuanta | None = None) -> bool:
+        """Prepares, once for each format, for the kernel; whether that has the layer."""
+        if self.fused is not None and (self.fused.format, self.fused.quanta) != (format, quanta):
+            self.fused = None
         if self.fused is None and self.main.weight.dtype == torch.float32 and self.kernel_has:
-            self.fused = self.as_fused(self.form)  # type: ignore[arg-type]
+            self.fused = self.as_fused(self.form, format, quanta)  # type: ignore[arg-type]
         return self.fused is not None
 
-    def as_fused(self, form: Form) -> FusedConv:
+    def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedConv:
         """The layer as the kernel has it."""
         raise NotImplementedError
 
@@ -196,8 +199,16 @@ class PreparedConv(PreparedLayer):
             sizes = tuple((first, *size) for first, size in zip((1, 1, 0, 1), sizes, strict=True))  # type: ignore
         return Form(*sizes, max_pool=self.max_pool)
 
-    def as_fused(self, form: Form) -> FusedConv:
-        return FusedConv(form, high=self.weight, num_high=self.weight.shape[1], bias_high=self.bias, relu=self.relu)
+    def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedConv:
+        return FusedConv(
+            form,
+            high=self.weight,
+            num_high=self.weight.shape[1],
+            bias_high=self.bias,
+            relu=self.relu,
+            format=format,
+            quanta=quanta,
+        )
 
     def run_terms(self, maps: Maps, residuals: Residuals, run: Run, *, sums_last: bool = False) -> Sequence[Tensor]:
         return (run(self, maps[0], residuals[0]),)
@@ -285,7 +296,7 @@ class PreparedOctConv(PreparedLayer):
         for conv in (self.main, *self.low):
             conv.relu = value  # type: ignore[assignment]
 
-    def as_fused(self, form: Form) -> FusedConv:
+    def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedConv:
         from_low: Any = self.high[1] if len(self.high) > 1 else None
         low: Any = self.low[0] if self.gives_pair else None
         return FusedConv(
@@ -297,6 +308,8 @@ class PreparedOctConv(PreparedLayer):
             bias_high=self.main.bias,
             bias_low=None if low is None else low.bias,
             relu=self.relu,
+            format=format,
+            quanta=quanta,
         )
 
     @property

@@ -22,7 +22,8 @@ from octvideo.octave.conversion.trace import computed_tensors, trace_network
 from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
-from octvideo.octave.kernel.fused_conv import MaxPool
+from octvideo.octave.kernel.formats import FORMATS
+from octvideo.octave.kernel.fused_conv import MaxPool, has_format
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.ordinary import is_conv
@@ -60,6 +61,24 @@ def fuse_convolutions(prepared: nn.Module) -> None:
     for module in prepared.modules():
         if isinstance(module, FusedSequence):
             module.fuse()
+
+
+def use_bfloat16(prepared: nn.Module, *, by_kernel: bool) -> None:
+    """Lets a prepared network compute in bfloat16 under `torch.autocast`.
+
+    Convolutions and products hold their weights in bfloat16, so that they are not converted at each call.
+
+    Args:
+        by_kernel: sequences are computed by the kernel, if it has the format here. The network is on a CPU.
+    """
+    of_kernel: set[nn.Module] = set()
+    for module in prepared.modules():
+        if isinstance(module, FusedSequence) and by_kernel and has_format(FORMATS["bf16"]):
+            module.set_format(FORMATS["bf16"], gives_format=True)
+            of_kernel.update(module.modules())
+    for module in prepared.modules():
+        if isinstance(module, nn.modules.conv._ConvNd | PreparedConv | nn.Linear) and module not in of_kernel:
+            module.to(torch.bfloat16)
 
 
 def _fix_weights(module: nn.Module) -> None:

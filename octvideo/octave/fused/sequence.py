@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
+from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quanta, Quantum
 from octvideo.octave.kernel.fused_conv import FusedConv
 from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
-from octvideo.octave.kernel.sequence import SequencePlan, Wiring
+from octvideo.octave.kernel.sequence import SequencePlan, Wiring, from_format, to_format
 
 _MOST_PLANS = 4
 
@@ -33,6 +34,11 @@ class FusedSequence(nn.Module):
             and not read afterwards.
         num_inputs: how many values `forward` takes.
         results: the values that it returns.
+
+    Attributes:
+        format: of maps within it; set it by `set_format`.
+        quanta: for int8, of each value's maps.
+        gives_format: results are returned in the format; else as float32.
     """
 
     def __init__(
@@ -45,6 +51,8 @@ class FusedSequence(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(convs)
         self.wiring = Wiring(tuple(map(tuple, reads)), num_inputs, tuple(results))
+        self.format, self.gives_format = F32, False
+        self.quanta: Sequence[Quanta] = ()
         self._last_reads = self.wiring.last_reads()
         self._plans: dict[Any, SequencePlan | None] = {}
         self._workspaces: list[Tensor] = []  # of which each call takes one
@@ -60,13 +68,31 @@ class FusedSequence(nn.Module):
             results = self._as_operation(inputs)
         return results[0] if len(results) == 1 else tuple(results)
 
+    def set_format(self, format: Format, quanta: Sequence[Quanta] = (), *, gives_format: bool = False) -> None:
+        """Computes in that number format, which the kernel has here, from now on.
+
+        Args:
+            quanta: for int8, of each value's maps.
+            gives_format: see `FusedSequence`.
+        """
+        self.format, self.quanta, self.gives_format = format, quanta, gives_format
+        self._plans.clear()
+
     def fuse(self) -> bool:
         """Prepares for being fused, also in graphs that are compiled afterwards; whether that can be."""
-        if not all([conv.fuse() for conv in self.convs]):  # type: ignore[operator]
+        made: list[bool] = []
+        for index, (conv, (x, *residual)) in enumerate(zip(self.convs, self.wiring.reads, strict=True)):
+            of_layer = None
+            if self.quanta:
+                y = self.quanta[self.wiring.num_inputs + index]
+                of_layer = LayerQuanta(self.quanta[x], y, self.quanta[residual[0]] if residual else ())
+            made.append(conv.fuse(self.format, of_layer))  # type: ignore[operator]
+        if not all(made):
             return False
         if self._name is None:
             # Inductor finds graphs of other networks in its cache on the disk: the name has all that sizes depend on.
-            form = repr(([(layer.form, layer.outs) for layer in self._layers()], self.wiring))
+            forms = [(layer.form, layer.outs) for layer in self._layers()]
+            form = repr((forms, self.wiring, self.format.name, self.gives_format))
             self._name = f"{hashlib.sha256(form.encode()).hexdigest()[:16]} {next(_NUMBERS)}"
             _SEQUENCES[self._name] = self
         return True
@@ -76,8 +102,21 @@ class FusedSequence(nn.Module):
         if plan is None:
             copies = (_of_parts([part.clone() for part in _parts(value)]) for value in inputs)
             return self._one_by_one(list(copies) if keeps_inputs else inputs)
-        results = plan.run([[channels_last(part) for part in _parts(value)] for value in inputs], self._workspaces)
+        maps = [self._each(to_format, n, map(channels_last, _parts(value))) for n, value in enumerate(inputs)]
+        results = plan.run(maps, self._workspaces)
+        if not self.gives_format:
+            results = [self._each(from_format, n, maps) for n, maps in zip(self.wiring.results, results, strict=True)]
         return [_of_parts(parts) for parts in results]
+
+    def _each(self, change: Callable[..., Tensor], value: int, maps: Iterable[Tensor]) -> list[Tensor]:
+        """The maps of a value, each changed to the format or from it."""
+        quanta = self.quanta[value] if self.quanta else (Quantum(),) * 2
+        return [change(x, self.format, quantum) for x, quantum in zip(maps, quanta, strict=False)]
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """Of what it returns."""
+        return self.format.dtype if self.gives_format else torch.float32
 
     def _as_operation(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
         parts = [_parts(value) for value in inputs]
@@ -97,7 +136,7 @@ class FusedSequence(nn.Module):
 
     def _plan_for(self, inputs: Sequence[Tensor | Octave], keeps_inputs: bool) -> SequencePlan | None:
         parts = [_parts(value) for value in inputs]
-        if not all([_is_readable(part) for own in parts for part in own]):
+        if not all([_is_readable(part, self.format) for own in parts for part in own]):
             return None
         shapes = [[tuple(part.shape) for part in own] for own in parts]
         sizes = keeps_inputs, *map(tuple, shapes)
@@ -135,7 +174,8 @@ def _(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
     inputs = [[tuple(part.shape) for part in _parts(value)] for value in _values(maps, counts)]
     shapes = sequence.wiring.shapes(sequence._layers(), inputs)
     return [
-        torch.empty(shape, memory_format=LAYOUTS[len(shape)]) for n in sequence.wiring.results for shape in shapes[n]
+        torch.empty(shape, dtype=sequence.result_dtype, memory_format=LAYOUTS[len(shape)])
+        for n in sequence.wiring.results for shape in shapes[n]
     ]  # fmt: skip
 
 
@@ -149,9 +189,9 @@ def _of_parts(parts: Sequence[Tensor]) -> Tensor | Octave:
     return parts[0] if len(parts) == 1 else Octave(*parts)
 
 
-def _is_readable(x: Tensor) -> bool:
-    """Whether fused_conv.cpp can read it now, as a copy where it is not channels last."""
-    is_map = x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() in LAYOUTS
+def _is_readable(x: Tensor, format: Format) -> bool:
+    """Whether the kernel can read it now, as a copy where it is not channels last or in another format."""
+    is_map = x.dtype in (torch.float32, format.dtype) and x.device.type == "cpu" and x.dim() in LAYOUTS
     return is_map and not torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 

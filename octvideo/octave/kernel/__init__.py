@@ -1,9 +1,10 @@
-"""What a processor does: whole octave layers and ordinary convolutions in float32, by C++ of our own.
+"""What a processor does: whole octave layers and ordinary convolutions, by C++ of our own.
 
 The Python side, in the order to read it:
 
 layout.py            channels-last maps, and views of them
 library.py           loads the C++, which a wheel brings or a compiler makes (variants.py: for which processors)
+formats.py           number formats: float32, bfloat16, int8
 large_pages.py       memory for weights and for maps between layers
 fused_conv.py        a layer that computes scores: its form, the struct that both sides share, packed weights
 sequence.py          layers that follow each other: where each map lies, and one call for all
@@ -11,13 +12,17 @@ training.py          a layer in a training step, forward and back
 
 The C++:
 
-layer.h              the structs that Python fills; how weights are divided into blocks
 vectors.h            vectors of the machine's width; threads.h: loops on torch's threads; memory.h: memory of a thread
-tiles.h              the micro-kernel
+formats.h            number formats, side by side: elements of maps, words of weights, sums of products
+layer.h              the structs that Python fills; the order of a convolution's K; blocks of outputs
+tiles.h              the micro-kernel on vectors, float32's and those of the processors' own bfloat16 and int8 products
+amx.h                the micro-kernel on AMX tiles
 pooling.h            maps with padding, filled by copying or pooling; max pools
 strips.h             a map in strips of rows
 convolution.h        one convolution of a layer, strip by strip
-fused_conv.cpp       a whole layer, by strips or by maps, and a sequence of them
-pack_weights.cpp     weights in the order in which tiles read them
+layer_run.h          a whole layer, by strips or by maps; layer_float32.cpp and the others compile it for each format
+fused_conv.cpp       a sequence of layers
+pack_weights.cpp     weights in the order and the format in which tiles read them
 weight_gradient.cpp  the gradient of the weight of convolutions one pixel wide
+product_rates.cpp    the machine's peak in each format
 """

@@ -8,16 +8,17 @@
 
 #include "memory.h"
 #include "strips.h"
-#include "tiles.h"
+#include "amx.h"
 
 namespace {
 
-// Elements that a core keeps close: more weights are read block by block over the whole map, and maps in strips of so much.
-constexpr int64_t kCachedWeights = 512 * 1024 / sizeof(float), kCachedStrip = 256 * 1024 / sizeof(float);
+// Bytes that a core keeps close: more weights are read block by block over the whole map, and maps in strips of so much.
+constexpr int64_t kCachedWeights = 512 * 1024, kCachedStrip = 256 * 1024;
 
 // Where one block's weights are more than a cache holds beside the maps, parts of them serve all pixels in turn. Where a
-// block is smaller, reading the maps once for each part costs more than that saves.
-constexpr int64_t kLargeBlock = 768 * 1024 / sizeof(float), kPart = 128 * 1024 / sizeof(float);
+// block is smaller, reading the maps once for each part costs more than that saves. Sums that wait in the result for the
+// other parts must be float32.
+constexpr int64_t kLargeBlock = 768 * 1024, kPart = 128 * 1024;
 
 struct Geometry {
   int64_t clips, frames, height, width;  // of the map that is read
@@ -31,36 +32,44 @@ struct KRange {
 
 // What comes into the cache while a strip is computed.
 struct Prefetch {
-  const float* data = nullptr;  // read next; null: nothing
-  int64_t per_pixel = 0;        // so many elements for each pixel
-  int64_t first_pixel = 0;      // of the strip, in its frame
-  int64_t next_out = 0;         // from this strip of the result to the next one; 0: unknown
+  const void* data = nullptr;  // read next; null: nothing
+  int64_t per_pixel = 0;       // so many bytes for each pixel
+  int64_t first_pixel = 0;     // of the strip, in its frame
+  int64_t next_out = 0;        // bytes from this strip of the result to the next one; 0: unknown
 };
 
 // Where the maps of a strip are, if not in the layer's maps: in memory of the thread that computes it.
+template <class Format>
 struct Local {
-  const float* source = nullptr;  // the first frame of the first source
-  const float* addend = nullptr;  // the frame of the addend
+  const typename Format::Element* source = nullptr;  // the first frame of the first source
+  const float* addend = nullptr;                     // the frame of the addend
 };
 
-// A map in which sums start, frame by frame; the bias is in it.
+// A map that is added to sums, frame by frame; the bias is in it.
 struct Addend {
   const float* data = nullptr;
   int64_t frame = 0;                 // step between frames
   const int32_t* offsets = nullptr;  // in a frame, of what each pixel of the result gets
 };
 
+template <class Format>
 struct Convolution {
+  using Element = typename Format::Element;
   const Layer* layer;
   Geometry size;
-  Source sources[2];  // their channels are joined
+  Source<Format> sources[2];  // their channels are joined
   int num_sources;
-  const float *weight, *bias, *residual;
-  float* out;
+  KOrder order;
+  const float *weight, *bias, *scale;
+  const Element* residual;
+  void* out;
+  bool out_is_float;  // whatever the format
   int64_t outs;
   bool relu;
   const std::vector<Block>* blocks;
   Addend addend;
+  Quantum of_residual, of_out;
+  bool has_outside = false;           // rows in the padding are there to be read
   bool out_is_cached = false;         // `out` is a thread's own
   int64_t gap = 0;                    // elements between the pixels of `out`
   const Convolution* next = nullptr;  // the layer's next one
@@ -70,14 +79,16 @@ struct Convolution {
 
   int64_t channels() const { return sources[0].channels + (num_sources > 1 ? sources[1].channels : 0); }
 
-  int64_t k() const { return channels() * layer->taps(); }
+  int64_t words() const { return order.words(); }
+
+  int64_t out_pixel() const { return (outs + gap) * (out_is_float ? sizeof(float) : sizeof(Element)); }  // bytes
 
   // From an output frame to the end of all frames that it reads, where frames are as many as output frames.
   int64_t frames_ahead() const { return layer->dilation[0] * (layer->kernel[0] - 1) - layer->padding[0] + 1; }
 
   // Rows of a strip: an even number, for pooling.
   int64_t strip_rows() const {
-    const int64_t row = size.width * (channels() * std::min(layer->kernel[0], size.frames) + outs);
+    const int64_t row = kElement<Format> * size.width * (channels() * std::min(layer->kernel[0], size.frames) + outs);
     const int64_t rows = kCachedStrip / std::max<int64_t>(row, 1) - layer->dilation[1] * (layer->kernel[1] - 1);
     return std::max<int64_t>(has_space() ? 8 : 2, rows / 2 * 2);
   }
@@ -86,12 +97,12 @@ struct Convolution {
     return {size.clips, size.out_frames, size.out_height, strip_rows(), layer->kernel[0] > 1};
   }
 
-  void compute_strip(const Strip& strip, const Local& local, Prefetch prefetch) const {
+  void compute_strip(const Strip& strip, const Local<Format>& local, Prefetch prefetch) const {
     // When a core comes to weights for the first time, each block prefetches the next one.
     static thread_local const float* known[3];
     const bool is_new = known[index] != weight;
     known[index] = weight;
-    const KRange all{0, k()};
+    const KRange all{0, words()};
     const std::vector<Tap>& taps = taps_of(strip, all, local);
     for (size_t n = 0; n < blocks->size(); ++n) {
       if (is_new) prefetch_weights(n, strip, &prefetch);
@@ -102,14 +113,19 @@ struct Convolution {
 
   // What a part of a block's weights adds to the sums of a strip. The first part starts them, the last one ends them.
   void compute_block(const std::vector<Tap>& taps, const Strip& strip, const Block& block, const KRange& part,
-                     const Local& local, const Prefetch& prefetch) const {
+                     const Local<Format>& local, const Prefetch& prefetch) const {
     if (!has_space()) {
       compute_pixels(taps, strip, 0, strip.begin * size.out_width, strip.end * size.out_width, block, part, local, prefetch);
+      return;
+    }
+    if (order.by_tiles && layer->stride[1] * layer->stride[2] == 1) {
+      compute_pixels(taps, strip, strip.begin, 0, strip.height() * size.out_width, block, part, local, prefetch);
       return;
     }
     static thread_local std::vector<Tap> within;  // taps that are not in the padding above and below the map
     for (int64_t y = strip.begin; y < strip.end; ++y) {
       const auto is_within = [&](const Tap& tap) {
+        if (has_outside) return true;
         const int64_t row = y * layer->stride[1] + tap.y;
         return row >= 0 && row < size.height;
       };
@@ -123,30 +139,36 @@ struct Convolution {
   }
 
   // Taps of a strip's frame that meet this part of the weights.
-  const std::vector<Tap>& taps_of(const Strip& strip, const KRange& part, const Local& local) const {
+  const std::vector<Tap>& taps_of(const Strip& strip, const KRange& part, const Local<Format>& local) const {
     static thread_local std::vector<Tap> taps;  // of the last call
     const int64_t* kernel = layer->kernel;
     taps.clear();
     int64_t k = 0;
     for (int s = 0; s < num_sources; ++s) {
-      const Source& x = sources[s];
-      const bool joins = layer->dilation[2] == 1 && x.pixel == x.channels;  // pixels under a row of the kernel are one tap
-      const int64_t columns = joins ? 1 : kernel[2], count = x.channels * (joins ? kernel[2] : 1);
+      const Source<Format>& x = sources[s];
+      const KOrder::Runs& runs = order.sources[s];
+      const int64_t columns = runs.count / (kernel[0] * kernel[1]);  // 1 where pixels under a row are one run
+      const int64_t words = order.words_of_run(runs), whole = runs.run / Format::kPerWord;
       for (int64_t i = 0; i < kernel[0]; ++i) {
         const int64_t frame = strip.t * layer->stride[0] - layer->padding[0] + i * layer->dilation[0];
-        if (frame < 0 || frame >= size.frames) {
-          k += kernel[1] * kernel[2] * x.channels;
+        const bool is_outside = frame < 0 || frame >= size.frames;
+        if (is_outside && !x.pad_frame) {
+          k += kernel[1] * columns * words;
           continue;
         }
-        const float* start = s == 0 && local.source ? local.source + frame * x.frame
-                                                    : x.data + (strip.clip * size.frames + frame) * x.frame;
+        const Element* start = is_outside                ? x.pad_frame
+                               : s == 0 && local.source ? local.source + frame * x.frame
+                                                        : x.data + (strip.clip * size.frames + frame) * x.frame;
         for (int64_t j = 0; j < kernel[1]; ++j)
-          for (int64_t c = 0; c < columns; ++c, k += count) {
-            const int64_t begin = std::max<int64_t>(part.begin - k, 0), end = std::min(part.end - k, count);
+          for (int64_t c = 0; c < columns; ++c, k += words) {
+            const int64_t begin = std::max<int64_t>(part.begin - k, 0), end = std::min(part.end - k, words);
             const int64_t y = j * layer->dilation[1];
-            if (begin < end)
-              taps.push_back({start + y * x.row + c * layer->dilation[2] * x.pixel + begin, x.row * layer->stride[1],
-                              x.pixel * layer->stride[2], end - begin, k + begin, y - layer->padding[1]});
+            if (begin >= end) continue;
+            const Element* from = start + y * x.row + c * layer->dilation[2] * x.pixel + begin * Format::kPerWord;
+            const int64_t rest = end == words ? (runs.run - whole * Format::kPerWord) * kElement<Format> : 0;
+            taps.push_back({reinterpret_cast<const char*>(from), x.row * layer->stride[1] * kElement<Format>,
+                            x.pixel * layer->stride[2] * kElement<Format>, std::min(end, whole) - begin, rest, k + begin,
+                            y - layer->padding[1]});
           }
       }
     }
@@ -155,41 +177,64 @@ struct Convolution {
 
   // Pixels [begin, end) of the strip's frame, counted from its row y.
   void compute_pixels(const std::vector<Tap>& taps, const Strip& strip, int64_t y, int64_t begin, int64_t end,
-                      const Block& block, const KRange& part, const Local& local, const Prefetch& prefetch) const {
-    const bool starts = part.begin == 0, ends = part.end == k();  // the sums
+                      const Block& block, const KRange& part, const Local<Format>& local, const Prefetch& prefetch) const {
+    const bool starts = part.begin == 0, ends = part.end == words();  // the sums
     if (taps.empty() && !starts && !ends) return;
     const int64_t frame = strip.clip * size.out_frames + strip.t, pixel = y * size.out_width + begin;
     const int64_t at = (frame * size.out_height * size.out_width + pixel) * (outs + gap) + block.first;
+    const int64_t at_bytes = at * (out_pixel() / (outs + gap));
     const float* added = !starts        ? nullptr
                          : local.addend ? local.addend
                          : addend.data  ? addend.data + frame * addend.frame
                                         : nullptr;
-    Tiles tiles;
+    char* const results = static_cast<char*>(out) + at_bytes;
+    Tiles<Format> tiles;
     tiles.bias = bias && starts ? bias + block.first : nullptr;
-    tiles.residual = !starts ? out + at : residual ? residual + at : nullptr;
+    tiles.scale = scale ? scale + block.first : nullptr;
+    tiles.residual = !starts ? results : residual ? reinterpret_cast<const char*>(residual + at) : nullptr;
     tiles.added = added ? added + block.first : nullptr;
     tiles.offsets = added ? addend.offsets + pixel : nullptr;
-    tiles.out = out + at;
-    tiles.out_step = outs + gap;
+    tiles.out = results;
+    tiles.out_step = out_pixel();
     tiles.last_lanes = block.last_lanes;
     tiles.relu = relu && ends;
+    tiles.out_is_float = out_is_float;
     tiles.is_cached = out_is_cached || !starts;
     tiles.ahead_step = prefetch.data ? prefetch.per_pixel : 0;
-    tiles.ahead = tiles.ahead_step ? prefetch.data + (pixel - prefetch.first_pixel) * tiles.ahead_step : nullptr;
+    tiles.ahead = tiles.ahead_step ? static_cast<const char*>(prefetch.data) + (pixel - prefetch.first_pixel) * tiles.ahead_step
+                                   : nullptr;
     tiles.next_out = starts ? prefetch.next_out : 0;
+    tiles.of_residual = of_residual, tiles.of_out = of_out;
+
+    const float* packed = weight + words() * block.first;
+#if defined(OCTVIDEO_HAS_AMX)
+    if constexpr (!Format::kStartsAtBias)
+      if (order.by_tiles) {
+        if (begin == end) return;
+        // A map with padding is one long row.
+        const int64_t rows = has_space() ? (end - begin) / size.out_width : 1;
+        const int64_t row_width = rows > 1 ? size.out_width : end - begin;
+        const int64_t pitch = rows > 1 ? sources[0].row / sources[0].pixel : end - begin;
+        const LongRow row{(rows - 1) * pitch + row_width, row_width, pitch};
+        if (block.vectors > 1)
+          compute_amx_tiles<Format, 2>(taps, y, begin, row, packed, order.piece, tiles);
+        else
+          compute_amx_tiles<Format, 1>(taps, y, begin, row, packed, order.piece, tiles);
+        return;
+      }
+#endif
 
     // Tiles of nearly equal size: some are one pixel longer.
-    const float* packed = weight + k() * block.first;
     const int64_t length = end - begin, most = most_pixels(block.vectors);
     const int64_t count = (length + most - 1) / most;
     if (!count) return;
     const int64_t pixels = length / count, longer = length % count, done = longer * (pixels + 1);
-    if (longer) tile_function(static_cast<int>(pixels + 1), block.vectors)(taps, y, begin, packed, tiles, longer);
+    if (longer) tile_function<Format>(static_cast<int>(pixels + 1), block.vectors)(taps, y, begin, packed, tiles, longer);
     tiles.out += done * tiles.out_step;
     if (tiles.residual) tiles.residual += done * tiles.out_step;
     if (tiles.added) tiles.offsets += done;
     if (tiles.ahead) tiles.ahead += done * tiles.ahead_step;
-    tile_function(static_cast<int>(pixels), block.vectors)(taps, y, begin + done, packed, tiles, count - longer);
+    tile_function<Format>(static_cast<int>(pixels), block.vectors)(taps, y, begin + done, packed, tiles, count - longer);
   }
 
   // From strip n's results to the next one's, if it is one of the first `count`. A convolution of maps of half the size has
@@ -198,18 +243,18 @@ struct Convolution {
     if (n + 1 >= count) return 0;
     const auto place = [&](const Strip& strip) {
       const int64_t row = (strip.clip * size.out_frames + strip.t) * size.out_height + (strip.begin >> is_half);
-      return row * size.out_width * (outs + gap);
+      return row * size.out_width * out_pixel();
     };
     return place(strips[n + 1]) - place(strips[n]);
   }
 
   // While strip n is computed, what `map` holds for the first strip that reads rows which nothing has read yet.
-  void prefetch_map(const Source& map, const Strips& strips, int64_t n, int64_t count, Prefetch* prefetch,
+  void prefetch_map(const Source<Format>& map, const Strips& strips, int64_t n, int64_t count, Prefetch* prefetch,
                     bool is_half = false) const {
     if (n + frames_ahead() >= count) return;
     const Strip ahead = strips[n + frames_ahead()];
     prefetch->data = map.data + (ahead.clip * size.frames + ahead.t) * map.frame + (ahead.begin >> is_half) * map.row;
-    prefetch->per_pixel = map.channels;
+    prefetch->per_pixel = map.channels * kElement<Format>;
     prefetch->first_pixel = (strips[n].begin >> is_half) * size.out_width;
   }
 
@@ -227,16 +272,16 @@ struct Convolution {
     if (is_last && !next) return;
     const Convolution& conv = is_last ? *next : *this;
     const Block& block = (*conv.blocks)[is_last ? 0 : n + 1];
-    const int64_t lines = conv.k() * block.vectors * kLanes / kCacheLine, pixels = strip.height() * size.out_width;
-    prefetch->data = conv.weight + conv.k() * block.first;
-    prefetch->per_pixel = (lines + pixels - 1) / pixels * kCacheLine;
+    const int64_t lines = conv.words() * block.vectors * kLanes * kWord / kLine, pixels = strip.height() * size.out_width;
+    prefetch->data = conv.weight + conv.words() * block.first;
+    prefetch->per_pixel = (lines + pixels - 1) / pixels * kLine;
     prefetch->first_pixel = strip.begin * size.out_width;
   }
 };
 
 // A whole result, strip by strip. after(strip) follows where a strip's rows have been read for the first time.
-template <class Function>
-void compute_strips(const Convolution& conv, int64_t threads, const Function& after) {
+template <class Format, class Function>
+void compute_strips(const Convolution<Format>& conv, int64_t threads, const Function& after) {
   const Strips strips = conv.strips();
   parallel_for(threads, strips.count(), [&](int64_t n) {
     const Strip strip = strips[n];
@@ -246,10 +291,10 @@ void compute_strips(const Convolution& conv, int64_t threads, const Function& af
 }
 
 // Likewise, by weights that fill the cache: one block of them after the other, or, of a large one, one part.
-template <class Function>
-void compute_blocks(const Convolution& conv, int64_t threads, const Function& after) {
+template <class Format, class Function>
+void compute_blocks(const Convolution<Format>& conv, int64_t threads, const Function& after) {
   const Strips strips = conv.strips();
-  const int64_t count = strips.count(), k = conv.k(), width = conv.size.out_width, blocks = conv.blocks->size();
+  const int64_t count = strips.count(), k = conv.words(), width = conv.size.out_width, blocks = conv.blocks->size();
   // Groups of strips, as few as leave threads without work for less than a twentieth of the time.
   int64_t groups = 1;
   while (groups < count && 20 * ((blocks * groups + threads - 1) / threads * threads - blocks * groups) > blocks * groups)
@@ -257,7 +302,8 @@ void compute_blocks(const Convolution& conv, int64_t threads, const Function& af
   parallel_for(threads, blocks * groups, [&](int64_t unit) {
     const Block& block = (*conv.blocks)[unit / groups];
     const int64_t begin = count * (unit % groups) / groups, end = count * (unit % groups + 1) / groups;
-    const int64_t row = block.vectors * kLanes, parts = k * row > kLargeBlock ? (k * row + kPart - 1) / kPart : 1;
+    const int64_t row = block.vectors * kLanes, bytes = k * row * kWord;
+    const int64_t parts = Format::kStartsAtBias && bytes > kLargeBlock ? (bytes + kPart - 1) / kPart : 1;
     const bool is_first = unit < groups;
     int64_t pixels = 0;
     for (int64_t n = begin; n < end; ++n) pixels += strips[n].height() * width;
@@ -268,13 +314,13 @@ void compute_blocks(const Convolution& conv, int64_t threads, const Function& af
       const float* ahead = !are_last ? conv.weight + k * block.first + part.end * row
                            : conv.next ? conv.next->weight
                                        : nullptr;
-      const int64_t per_pixel = ((part.end - part.begin) * row / kCacheLine + pixels - 1) / pixels * kCacheLine;
+      const int64_t per_pixel = ((part.end - part.begin) * row * kWord / kLine + pixels - 1) / pixels * kLine;
       for (int64_t n = begin; n < end; ++n) {
         const Strip strip = strips[n];
         Prefetch prefetch = conv.prefetch_next(strips, n, is_first && p == 0 ? end : 0);
         if (!prefetch.data && ahead) {
           prefetch.data = ahead, prefetch.per_pixel = per_pixel, prefetch.first_pixel = strip.begin * width;
-          ahead += strip.height() * width * per_pixel;
+          ahead += strip.height() * width * per_pixel / kWord;
         }
         conv.compute_block(conv.taps_of(strip, part, {}), strip, block, part, {}, prefetch);
         if (is_first && p + 1 == parts) after(strip);
@@ -283,20 +329,22 @@ void compute_blocks(const Convolution& conv, int64_t threads, const Function& af
   }, 1);
 }
 
-template <class Function>
-void compute_all(const Convolution& conv, int64_t threads, const Function& after) {
-  if (conv.k() * conv.outs > kCachedWeights)
+template <class Format, class Function>
+void compute_all(const Convolution<Format>& conv, int64_t threads, const Function& after) {
+  if (conv.words() * conv.outs * kWord > kCachedWeights)
     compute_blocks(conv, threads, after);
   else
     compute_strips(conv, threads, after);
 }
 
-void compute_all(const Convolution& conv, int64_t threads) {
+template <class Format>
+void compute_all(const Convolution<Format>& conv, int64_t threads) {
   compute_all(conv, threads, [](const Strip&) {});
 }
 
 // A whole result and the max pool after it: few rows of the convolution's own result are there at a time.
-void compute_max_pooled(const Convolution& conv, int64_t threads) {
+template <class Format>
+void compute_max_pooled(const Convolution<Format>& conv, int64_t threads) {
   const Layer& layer = *conv.layer;
   const Geometry& size = conv.size;
   const int64_t stride = layer.pool_stride[0], padding = layer.pool_padding[0], window = layer.pool_window[0];
@@ -306,16 +354,16 @@ void compute_max_pooled(const Convolution& conv, int64_t threads) {
   constexpr int64_t kRows = 4;  // of the pool at a time
   parallel_for(threads, images * pieces, [&](int64_t n) {
     const int64_t image = n / pieces, piece = n % pieces, end = height * (piece + 1) / pieces;
-    float* rows = scratch(kMaxPoolRows, ((kRows - 1) * stride + window) * row);
+    auto* rows = scratch<typename Format::Element>(kMaxPoolRows, ((kRows - 1) * stride + window) * row);
     int64_t have_begin = 0, have_end = 0;  // rows of the convolution that are there
     for (int64_t first = height * piece / pieces; first < end; first += kRows) {
       const int64_t last = std::min(first + kRows, end);
       const int64_t want_begin = std::max<int64_t>(first * stride - padding, 0);
       const int64_t want_end = std::min((last - 1) * stride - padding + window, size.out_height);
       if (want_begin < have_end)
-        std::memmove(rows, rows + (want_begin - have_begin) * row, (have_end - want_begin) * row * sizeof(float));
+        std::memmove(rows, rows + (want_begin - have_begin) * row, (have_end - want_begin) * row * sizeof *rows);
       have_begin = want_begin, have_end = std::max(have_end, want_begin);
-      Convolution part = conv;
+      Convolution<Format> part = conv;
       part.out_is_cached = true;
       part.out = rows - (image * size.out_height + have_begin) * row;
       if (have_end < want_end)
@@ -324,8 +372,8 @@ void compute_max_pooled(const Convolution& conv, int64_t threads) {
       for (int64_t y = first; y < last; ++y) {
         const int64_t top = std::max<int64_t>(y * stride - padding, 0);
         const int64_t bottom = std::min(y * stride - padding + window, size.out_height);
-        float* to = conv.out + (image * height + y) * width * conv.outs;
-        max_pool_row(layer, rows + (top - have_begin) * row, bottom - top, size.out_width, conv.outs, to);
+        auto* to = static_cast<typename Format::Element*>(conv.out) + (image * height + y) * width * conv.outs;
+        max_pool_row<Format>(layer, rows + (top - have_begin) * row, bottom - top, size.out_width, conv.outs, to);
       }
     }
   });

@@ -1,7 +1,7 @@
-"""Ordinary and octave convolutions in float32 on the CPU, each with all that surrounds it in one pass over the maps.
+"""Ordinary and octave convolutions on the CPU, each with all that surrounds it in one pass over the maps.
 
 Torch's operations make three convolutions of an octave layer, and passes for pooling, joining, upsampling and adding.
-fused_conv.cpp does a whole layer at once: what is pooled, upsampled and added is still in registers or in the cache.
+layer_run.h does a whole layer at once: what is pooled, upsampled and added is still in registers or in the cache.
 Ordinary convolutions gain by it too, where a residual is added or a map is pooled.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quantum, quantised_weight
 from octvideo.octave.kernel.large_pages import WEIGHTS
 from octvideo.octave.kernel.library import load_library
 
@@ -22,11 +23,21 @@ Shape = tuple[int, ...]
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
 
 
+def has_format(format: Format) -> bool:
+    """Whether the kernel has the number format on this processor."""
+    library = load_library()
+    return library is not None and library.has_format(format.index)
+
+
 class Layer(ctypes.Structure):
     """`struct Layer` of layer.h, which says what the fields mean."""
 
     _fields_ = (
         *[(name, _POINTER) for name in ("weight_high", "weight_from_low", "weight_low", "bias_high", "bias_low")],
+        *[(name, _POINTER) for name in ("scale_high", "scale_from_low", "scale_low")],
+        *[(name, ctypes.c_float * 2) for name in ("residual_scale", "out_scale")],
+        *[(name, _SIZE * 2) for name in ("in_zero", "residual_zero", "out_zero")],
+        ("format", _SIZE),
         *[(name, _SIZE) for name in ("clips", "frames", "height", "width")],
         *[(name, _SIZE) for name in ("in_high", "in_low", "outs_high", "outs_low")],
         *[(name, _SIZE * 3) for name in ("kernel", "stride", "padding", "dilation")],
@@ -105,18 +116,25 @@ class Form:
 
     @property
     def is_supported(self) -> bool:
-        """Whether fused_conv.cpp has it: it pads by less than the kernel reaches."""
+        """Whether the kernel has it: it pads by less than the kernel reaches."""
         return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
 
-    def shares_low(self, outs_low: int, *, adds_from_low: bool) -> bool:
+    def shares_low(self, outs_low: int, *, adds_from_low: bool, format: Format = F32) -> bool:
         """Whether both convolutions that read x_low at its own size run as one.
 
-        They do where y_low has few channels, which alone would fill few registers.
+        They do where y_low has few channels, which alone would fill few registers. On AMX tiles y_low's convolution
+        reads both maps as one instead, which fills tiles.
         """
         library = load_library()
-        if library is None or self.pool_first or not (adds_from_low and self.low_reads_high and self.low_reads_low):
+        by_tiles = library is not None and format != F32 and library.tiles_are_used()
+        if (
+            library is None
+            or by_tiles
+            or self.pool_first
+            or not (adds_from_low and self.low_reads_high and self.low_reads_low)
+        ):
             return False
-        return 0 < outs_low < 3 * library.packed_size(1, 1)
+        return 0 < outs_low < 3 * library.num_lanes()
 
     def layer(self, in_high: int, outs: tuple[int, int], **flags: bool) -> Layer:
         """For maps of any size, without weights.
@@ -160,7 +178,7 @@ cached_out_shapes = functools.lru_cache(4096)(Form.out_shapes)
 class FusedConv:
     """One layer: y_high = relu(conv(x_high) + upsample(conv(x_low)) + residual_high), and y_low likewise.
 
-    fused_conv.cpp has the formulas.
+    layer_run.h has the formulas.
 
     Args:
         form: which sources are read, and how.
@@ -171,6 +189,8 @@ class FusedConv:
         num_high: channels of x_high.
         bias_high, bias_low: (C,) or None.
         relu: apply a ReLU.
+        format: of maps and weights.
+        quanta: of the maps, for int8.
 
     Attributes:
         layer: for maps of any size; its weights live as long as this object.
@@ -187,23 +207,51 @@ class FusedConv:
         bias_high: Tensor | None = None,
         bias_low: Tensor | None = None,
         relu: bool = False,
+        format: Format = F32,
+        quanta: LayerQuanta | None = None,
     ) -> None:
-        self.form, self.outs = form, (high.shape[0], 0 if low is None else low.shape[0])
+        self.form, self.outs, self.format, self.quanta = (
+            form,
+            (high.shape[0], 0 if low is None else low.shape[0]),
+            format,
+            quanta,
+        )
         adds_from_low = from_low is not None
-        shares_low = form.shares_low(self.outs[1], adds_from_low=adds_from_low)
+        shares_low = form.shares_low(self.outs[1], adds_from_low=adds_from_low, format=format)
+        low_from_high = num_high if form.low_reads_high else 0
+        in_low = max(high.shape[1] - num_high, 0 if from_low is None else from_low.shape[1])
+        in_low = max(in_low, 0 if low is None else low.shape[1] - low_from_high)
         if shares_low:
             assert from_low is not None and low is not None
             from_low, low = torch.cat([from_low, low[:, num_high:]]), low[:, :num_high]
         layer = form.layer(num_high, self.outs, relu=relu, adds_from_low=adds_from_low, shares_low=shares_low)
-        self._tensors = {
-            "weight_high": _pack(high, num_high),
-            "weight_from_low": _pack(from_low),
-            "weight_low": _pack(low, *([num_high] if form.low_reads_high else [])),
-            "bias_high": None if bias_high is None else bias_high.detach().float().contiguous(),
-            "bias_low": None if bias_low is None else bias_low.detach().float().contiguous(),
-        }
+        layer.format, layer.in_low = format.index, in_low
+        if quanta is not None:
+            for name, given in (("out", quanta.y), ("residual", quanta.residual), ("in", quanta.x)):
+                for n, quantum in enumerate([*given, *[Quantum()] * (2 - len(given))]):
+                    getattr(layer, name + "_zero")[n] = quantum.zero
+                    if name != "in":  # its scales are in the weights
+                        getattr(layer, name + "_scale")[n] = quantum.scale
+        joins = (library := load_library()) is not None and library.joins_maps(ctypes.byref(layer))
+        biases = {"high": bias_high, "low": bias_low}
+        biases = {name: None if bias is None else bias.detach().float() for name, bias in biases.items()}
+        self._tensors: dict[str, Tensor] = {}
+        parts = {"high": (high, num_high), "from_low": (from_low, 0), "low": (low, low_from_high)}
+        for which, (name, (weight, own_high)) in enumerate(parts.items()):
+            if weight is None or not weight.shape[1]:
+                continue
+            if quanta is not None:
+                weight, scales, corrections = quantised_weight(weight, _input_quanta(quanta, own_high, weight.shape[1]))
+                self._tensors["scale_" + name] = scales
+                split = corrections.split([self.outs[0], len(corrections) - self.outs[0]]) if name == "from_low" else ()
+                for target, correction in zip(("high", "low"), split or (corrections,) * 2, strict=True):
+                    if (split or target == name) and len(correction):
+                        bias = biases[target]
+                        biases[target] = correction if bias is None else bias + correction
+            self._tensors["weight_" + name] = _pack(layer, which, weight, 0 if joins and name == "low" else own_high)
+        self._tensors |= {f"bias_{name}": bias.contiguous() for name, bias in biases.items() if bias is not None}
         for name, tensor in self._tensors.items():
-            setattr(layer, name, None if tensor is None else tensor.data_ptr())
+            setattr(layer, name, tensor.data_ptr())
         self.layer = layer
 
     def out_shapes(self, shape: Shape) -> list[Shape]:
@@ -211,21 +259,28 @@ class FusedConv:
         return self.form.out_shapes(shape, self.outs)
 
 
-def _pack(weight: Tensor | None, *sources: int) -> Tensor | None:
-    """A weight in the order in which fused_conv.cpp reads it.
+def _input_quanta(quanta: LayerQuanta, num_high: int, channels: int) -> list[Quantum]:
+    """Of each channel that a convolution reads, the high ones first."""
+    return [*[quanta.x[0]] * num_high, *[quanta.x[-1]] * (channels - num_high)]
+
+
+def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
+    """A weight in the order and the format in which the kernel reads it.
 
     Args:
+        layer: that it is for.
+        which: 0: to y_high, 1: from x_low to y_high, 2: to y_low.
         weight: (C_out, C_in, [kT,] kH, kW).
-        sources: channels of each source but the last.
+        num_high: of its input channels, where all taps of these come first.
     """
     library = load_library()
-    if weight is None or library is None:
-        return None
+    if library is None:
+        return torch.empty(0)
     weight = weight.detach().float()
     weight = weight.unsqueeze(2) if weight.dim() == 4 else weight
-    splits = [n for n in (*sources, weight.shape[1] - sum(sources)) if n]
+    splits = [n for n in (num_high, weight.shape[1] - num_high) if n]
     parts = [part.permute(2, 3, 4, 1, 0).flatten(0, 3) for part in weight.split(splits, 1)]
     matrix = torch.cat(parts).contiguous()
-    packed = WEIGHTS.empty(library.packed_size(*matrix.shape))
-    library.pack(matrix.data_ptr(), *matrix.shape, packed.data_ptr())
+    packed = WEIGHTS.empty(library.packed_words(ctypes.byref(layer), which))
+    library.pack(ctypes.byref(layer), which, matrix.data_ptr(), packed.data_ptr())
     return packed

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "vectors.h"
+#include "formats.h"
 
 constexpr int kAxes = 3;
 
@@ -12,8 +12,12 @@ extern "C" {
 
 // These have the fields of the ctypes.Structures of the same names in fused_conv.py, training.py and sequence.py, in their order.
 struct Layer {
-  const float *weight_high, *weight_from_low, *weight_low;  // packed; null where there is none
+  const float *weight_high, *weight_from_low, *weight_low;  // packed words of the format; null where there is none
   const float *bias_high, *bias_low;                        // may be null
+  const float *scale_high, *scale_from_low, *scale_low;     // int8: of the sums of each output
+  float residual_scale[2], out_scale[2];                    // int8: of the high and the low map
+  int64_t in_zero[2], residual_zero[2], out_zero[2];        // int8: the elements that stand for 0
+  int64_t format;                                           // FormatIndex
   int64_t clips, frames, height, width;                     // of x_high
   int64_t in_high, in_low, outs_high, outs_low;             // channels
   int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
@@ -26,13 +30,7 @@ struct Layer {
   bool shares_low;      // weight_from_low also gives what y_low gets from x_low: its channels follow y_high's
   bool pools_sums;      // y_low's convolution reads sums of x_high's pixels, not means
 
-  // As matrix products: M pixels by N output channels, each a sum of K products.
   int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
-  int64_t k_high() const { return taps() * (in_high + (high_reads_low ? in_low : 0)); }
-  int64_t k_from_low() const { return taps() * in_low; }
-  int64_t k_low() const {
-    return taps() * ((low_reads_high ? in_high : 0) + (low_reads_low && !shares_low ? in_low : 0));
-  }
   int64_t outs_from_low() const { return adds_from_low ? outs_high + (shares_low ? outs_low : 0) : 0; }
 
   bool has_max_pool() const { return pool_window[0] * pool_window[1] > 1 || pool_stride[0] * pool_stride[1] > 1; }
@@ -44,11 +42,12 @@ struct Layer {
   }
 };
 
-// Channels last; null where the layer has no such map. A residual is added to the result, and may lie in its place.
+// Channels last, in the layer's format; null where the layer has no such map. A residual is added to the result, and may
+// lie in its place.
 struct Maps {
-  const float *high, *low, *residual_high, *residual_low;
-  float *out_high, *out_low;
-  float* out_pooled;  // x_high as it is pooled for y_low, if the caller wants it
+  const void *high, *low, *residual_high, *residual_low;
+  void *out_high, *out_low;
+  void* out_pooled;  // x_high as it is pooled for y_low, if the caller wants it
 };
 
 // A weight as torch has it, of the high outputs and inputs and then the low ones. Steps lead to the next output, input and
@@ -59,7 +58,7 @@ struct Weight {
   float scale_from_low;
 };
 
-// A map in a sequence: so many elements after the start of a slot; slot -1: no map.
+// A map in a sequence: so many bytes after the start of a slot; slot -1: no map.
 struct Place {
   int64_t slot, offset;
 };
@@ -73,7 +72,12 @@ struct Step {
 
 void run_layer(const Layer& layer, const Maps& maps, int64_t threads);
 
+// Whether formats but float32 are computed on AMX tiles; allow_tiles sets it.
+inline bool uses_tiles = false;
+
 namespace {
+
+constexpr int64_t kMostWords = 16;  // that a tile has in a row
 
 // Output channels that a tile computes: some vectors, of which the last one may be partly used.
 struct Block {
@@ -82,20 +86,76 @@ struct Block {
 };
 
 // Blocks of three vectors, and of two where threes leave some, keep most registers busy. Where K is small, starting and
-// ending a tile takes longer than its sums, so that the fewest blocks are the fastest.
-inline std::vector<Block> blocks_of(int64_t n, int64_t k) {
+// ending a tile takes longer than its sums, so that the fewest blocks are the fastest. `words`: rows of packed weights.
+// AMX tiles take two vectors.
+inline std::vector<Block> blocks_of(int64_t n, int64_t words, bool by_tiles) {
   std::vector<Block> blocks;
   constexpr int64_t kSmallK = 128;
   int64_t left = (n + kLanes - 1) / kLanes, first = 0;
   while (left > 0) {
-    const bool is_wide = kRegisters == 32 && k <= kSmallK && left >= 4 && (left % 4 == 0 || left % 3 == 1);
-    const int vectors = is_wide ? 4 : left % 3 == 0 ? 3 : left == 1 ? 1 : 2;
+    const bool is_wide = !by_tiles && kRegisters == 32 && words <= kSmallK && left >= 4 && (left % 4 == 0 || left % 3 == 1);
+    const int vectors = is_wide ? 4 : left % 3 == 0 && !by_tiles ? 3 : left == 1 ? 1 : 2;
     const int64_t width = std::min<int64_t>(vectors * kLanes, n - first);
     blocks.push_back({first, vectors, static_cast<int>(width - (vectors - 1) * kLanes)});
     first += vectors * kLanes;
     left -= vectors;
   }
   return blocks;
+}
+
+// The order of a convolution's K: from each source, `count` runs of `run` elements that lie side by side in a pixel, or
+// in the pixels under a row of the kernel. A run is read in pieces of `piece` words. Where it is no multiple of them, its
+// last piece starts earlier, and meets weights of zero where the piece before it has been. So three taps of 48 bfloat16
+// channels, 144 elements, take 5 tiles of 32 and not 6. A run that is shorter than a word is read in part.
+struct KOrder {
+  struct Runs {
+    int64_t run, count;
+  };
+  Runs sources[2];
+  int num_sources = 0;
+  int per_word = 1;
+  int64_t piece = 1;      // words
+  bool by_tiles = false;  // of AMX
+  bool joins = false;     // both maps are one source: their channels lie side by side in a pixel
+
+  int64_t pieces(const Runs& runs) const { return (runs.run + per_word * piece - 1) / (per_word * piece); }
+  int64_t words_of_run(const Runs& runs) const { return pieces(runs) * piece; }
+  int64_t elements() const { return sum([](const Runs& runs) { return runs.run * runs.count; }); }
+  int64_t words() const { return sum([this](const Runs& runs) { return words_of_run(runs) * runs.count; }); }
+
+ private:
+  template <class Function>
+  int64_t sum(const Function& fn) const {
+    return (num_sources > 0 ? fn(sources[0]) : 0) + (num_sources > 1 ? fn(sources[1]) : 0);
+  }
+};
+
+// The orders of a layer's three convolutions; `first_in` and `second_in` are the channels of their sources, or 0.
+inline KOrder k_order(const Layer& layer, int64_t first_in, int64_t second_in) {
+  const int64_t side_by_side = layer.dilation[2] == 1 ? layer.kernel[2] : 1;
+  KOrder order;
+  order.per_word = layer.format == kInt8 ? 4 : layer.format == kBFloat16 ? 2 : 1;
+  int64_t shortest = kMostWords * order.per_word;
+  for (const int64_t channels : {first_in, second_in}) {
+    if (!channels) continue;
+    const KOrder::Runs runs{channels * side_by_side, layer.taps() / side_by_side};
+    shortest = std::min(shortest, runs.run);
+    order.sources[order.num_sources++] = runs;
+  }
+  order.by_tiles = uses_tiles && layer.format != kFloat32 && shortest >= order.per_word;
+  if (order.by_tiles) order.piece = shortest / order.per_word;
+  return order;
+}
+inline KOrder k_high(const Layer& layer) { return k_order(layer, layer.in_high, layer.high_reads_low ? layer.in_low : 0); }
+inline KOrder k_from_low(const Layer& layer) { return k_order(layer, layer.in_low, 0); }
+inline KOrder k_low(const Layer& layer) {
+  const int64_t in_low = layer.low_reads_low && !layer.shares_low ? layer.in_low : 0;
+  const bool joins = uses_tiles && layer.format != kFloat32 && layer.low_reads_high && in_low && !layer.pool_first &&
+                     layer.in_zero[0] == layer.in_zero[1];
+  KOrder order = joins ? k_order(layer, layer.in_high + in_low, 0)
+                       : k_order(layer, layer.low_reads_high ? layer.in_high : 0, in_low);
+  order.joins = joins;
+  return order;
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ import platform
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ log = logging.getLogger("octvideo.octave")
 def load_library() -> ctypes.CDLL | None:
     """The library, or None where it can't be had; a log line says why.
 
-    It has num_registers, packed_size, pack, run_sequence, pack_and_run_layer and weight_gradient.
+    It has the functions that the C++ files declare `extern "C"`.
     """
     try:
         file = kernel_file()
@@ -42,15 +43,47 @@ def load_library() -> ctypes.CDLL | None:
         return None
     log.debug("the kernel is %s", file)
     _share_threads(library)
-    library.num_registers.restype = ctypes.c_int64
-    library.packed_size.argtypes, library.packed_size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
-    library.pack.argtypes, library.pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p], None
-    library.run_sequence.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
-    library.pack_and_run_layer.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64]
-    library.run_sequence.restype = library.pack_and_run_layer.restype = None
-    library.weight_gradient.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 11]
-    library.weight_gradient.restype = None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    functions: tuple[tuple[str, Any, list[Any]], ...] = (
+        ("num_registers", size, []),
+        ("num_lanes", size, []),
+        ("allow_tiles", ctypes.c_bool, [ctypes.c_bool]),
+        ("tiles_are_used", ctypes.c_bool, []),
+        ("joins_maps", ctypes.c_bool, [pointer]),
+        ("has_format", ctypes.c_bool, [size]),
+        ("product_rate", ctypes.c_double, [size]),
+        ("packed_words", size, [pointer, size]),
+        ("pack", None, [pointer, size, pointer, pointer]),
+        ("run_sequence", None, [pointer, size, pointer, size]),
+        ("convert_to", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
+        ("convert_from", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
+        ("pack_and_run_layer", None, [pointer, pointer, pointer, size]),
+        ("weight_gradient", None, [pointer, pointer, pointer, *[size] * 11]),
+    )
+    for name, result, arguments in functions:
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, result
+    library.allow_tiles(True)
     return library
+
+
+@functools.cache
+def product_rates() -> tuple[float, ...]:
+    """Multiply-adds a second of a core in float32, bfloat16 and int8, with operands in registers, as measured now.
+
+    0.0 where there is no kernel, or not in that format.
+    """
+    library = load_library()
+    return (0.0, 0.0, 0.0) if library is None else tuple(library.product_rate(format) for format in range(3))
+
+
+def bf16_pays() -> bool:
+    """Whether the kernel has bfloat16 and multiplies faster in it than in float32.
+
+    Some processors have the instructions and are slower by them: an Intel Xeon whose AMX a virtual machine hides.
+    """
+    f32, bf16, _ = product_rates()
+    return bf16 > 1.1 * f32
 
 
 def kernel_file() -> Path | None:

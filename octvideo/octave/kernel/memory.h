@@ -9,25 +9,24 @@
 #include <sys/mman.h>
 #endif
 
-#include "vectors.h"
+#include "formats.h"
 
 namespace {
 
 // What a thread keeps apart.
-enum Scratch { kPooledInput, kPaddedLow, kPooledLow, kPooledHigh, kPaddedHigh, kFromLow, kMaxPoolRows, kBias, kScratches };
+enum Scratch { kPooledInput, kPaddedLow, kPooledLow, kPooledHigh, kPaddedHigh, kFromLow, kMaxPoolRows, kBias, kPadFrameHigh, kPadFrameLow, kScratches };
 
-// Elements that are not set; much of them in pages of 2 MB, for the reason that large_pages.py gives.
+// Bytes that are not set; much of them in pages of 2 MB, for the reason that large_pages.py gives.
 class Memory {
  public:
   ~Memory() { std::free(data_); }
-  float* reserve(int64_t elements) {
-    if (elements <= size_) return data_;
-    constexpr size_t kPage = 2 << 20, kMuch = 128 << 10;
-    const size_t least = elements * sizeof(float), unit = least < kMuch ? kCacheLine * sizeof(float) : kPage;
-    const size_t bytes = (least + unit - 1) / unit * unit;
+  void* reserve(size_t least) {
+    if (least <= size_) return data_;
+    constexpr size_t kPage = 2 << 20, kMuch = 512 << 10;
+    const size_t unit = least < kMuch ? kLine : kPage, bytes = (least + unit - 1) / unit * unit;
     std::free(data_);
-    data_ = static_cast<float*>(std::aligned_alloc(unit, bytes));
-    size_ = data_ ? bytes / sizeof(float) : 0;
+    data_ = std::aligned_alloc(unit, bytes);
+    size_ = data_ ? bytes : 0;
     if (!data_) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
     if (unit == kPage) madvise(data_, bytes, MADV_HUGEPAGE);
@@ -36,13 +35,14 @@ class Memory {
   }
 
  private:
-  float* data_ = nullptr;
-  int64_t size_ = 0;
+  void* data_ = nullptr;
+  size_t size_ = 0;
 };
 
-float* scratch(Scratch which, int64_t elements) {
+template <class Element>
+Element* scratch(Scratch which, int64_t elements) {
   static thread_local Memory kept[kScratches];
-  return kept[which].reserve(elements);
+  return static_cast<Element*>(kept[which].reserve(elements * sizeof(Element)));
 }
 
 }  // namespace

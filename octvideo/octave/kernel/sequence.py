@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octvideo.octave.kernel.formats import F32, Format, Quantum
 from octvideo.octave.kernel.fused_conv import FusedConv, Layer, Shape
 from octvideo.octave.kernel.large_pages import empty_in_large_pages
 from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
 
-_CACHE_LINE = 16  # float32 elements
+_CACHE_LINE = 64  # bytes
 _NO_MAP, _WORKSPACE = -1, 0  # slots
 
 
@@ -91,7 +92,8 @@ class SequencePlan:
         results: of each value that is returned, the one in whose memory it lies, and its maps' shapes.
         steps: of each layer. Slot 0 is the workspace; the maps of the inputs, and then of the results that are new,
             follow.
-        size: elements of the workspace.
+        size: bytes of the workspace.
+        format: of all maps.
     """
 
     wiring: Wiring
@@ -99,6 +101,7 @@ class SequencePlan:
     results: list[tuple[int, Sequence[Shape]]]
     steps: list[Step]
     size: int
+    format: Format
 
     def __post_init__(self) -> None:
         self._steps = (Step * len(self.steps))(*self.steps)
@@ -130,7 +133,7 @@ class SequencePlan:
         for value, owner in enumerate(owners):
             last[owner] = max(last[owner], last_reads[value])
 
-        num_slots, memory = 1, _Memory()
+        format, num_slots, memory = layers[0].format if layers else F32, 1, _Memory()
         places: list[list[Place]] = [[] for _ in owners]
         for value, owner in enumerate(owners):
             index = value - wiring.num_inputs  # of a layer
@@ -142,8 +145,8 @@ class SequencePlan:
                     places[value].append(Place(num_slots))
                     num_slots += 1
                 else:
-                    elements = torch.Size(shape).numel()
-                    places[value].append(Place(_WORKSPACE, memory.take(elements, until=last[value])))
+                    size = torch.Size(shape).numel() * format.dtype.itemsize
+                    places[value].append(Place(_WORKSPACE, memory.take(size, until=last[value])))
 
         def maps_of(values: Sequence[int]) -> list[Place]:
             found = [place for value in values for place in places[owners[value]]]
@@ -155,28 +158,29 @@ class SequencePlan:
             sized = conv.layer.for_map(high, low[0][1] if low else 0)
             steps.append(Step(ctypes.pointer(sized), *maps_of([x]), *maps_of(residual), *maps_of([value])))
         results = [(owners[value], shapes[value]) for value in wiring.results]
-        return cls(wiring, layers, results, steps, memory.size)
+        return cls(wiring, layers, results, steps, memory.size, format)
 
     def run(self, inputs: Sequence[Sequence[Tensor]], workspaces: list[Tensor]) -> list[Sequence[Tensor]]:
         """The maps of each result.
 
         Args:
-            inputs: maps of the sizes planned for, float32, channels last.
+            inputs: maps of the sizes planned for, in the format, channels last.
             workspaces: to take one from, and to give it back.
         """
         try:
             workspace = workspaces.pop()
         except IndexError:
             workspace = torch.empty(0)
-        if workspace.numel() < self.size:
-            workspace = empty_in_large_pages(self.size)
+        if workspace.nbytes < self.size:
+            workspace = empty_in_large_pages(-(-self.size // workspace.itemsize))
         results: list[Sequence[Tensor]] = []
         slots = [workspace, *[x for maps in inputs for x in maps]]
         for owner, shapes in self.results:
             if owner < self.wiring.num_inputs:
                 results.append(inputs[owner])  # it has been overwritten
                 continue
-            results.append([torch.empty(shape, memory_format=LAYOUTS[len(shape)]) for shape in shapes])
+            dtype = self.format.dtype
+            results.append([torch.empty(shape, dtype=dtype, memory_format=LAYOUTS[len(shape)]) for shape in shapes])
             slots += results[-1]
         library = load_library()
         assert library is not None
@@ -196,12 +200,41 @@ class _Memory:
     def free(self, before: int) -> None:
         self._taken = [map for map in self._taken if map[2] >= before]
 
-    def take(self, elements: int, until: int) -> int:
-        elements, start = -(-elements // _CACHE_LINE) * _CACHE_LINE, 0
+    def take(self, size: int, until: int) -> int:
+        size, start = -(-size // _CACHE_LINE) * _CACHE_LINE, 0
         for first, end, _ in sorted(self._taken):
-            if first - start >= elements:
+            if first - start >= size:
                 break
             start = max(start, end)
-        self._taken.append((start, start + elements, until))
-        self.size = max(self.size, start + elements)
+        self._taken.append((start, start + size, until))
+        self.size = max(self.size, start + size)
         return start
+
+
+def to_format(x: Tensor, format: Format, quantum: Quantum) -> Tensor:
+    """A channels-last map (N, C, [T,] H, W) of real values, float32 or already in the format, in the format.
+
+    Args:
+        quantum: for int8.
+    """
+    if x.dtype == format.dtype:
+        return x
+    library = load_library()
+    assert library is not None
+    x = x.float()
+    made = torch.empty(x.shape, dtype=format.dtype, memory_format=LAYOUTS[x.dim()])
+    threads = torch.get_num_threads()
+    library.convert_to(format.index, x.data_ptr(), made.data_ptr(), x.numel(), quantum.scale, quantum.zero, threads)
+    return made
+
+
+def from_format(x: Tensor, format: Format, quantum: Quantum) -> Tensor:
+    """A channels-last map in the format as float32."""
+    if x.dtype == torch.float32:
+        return x
+    library = load_library()
+    assert library is not None
+    made = torch.empty(x.shape, memory_format=LAYOUTS[x.dim()])
+    threads = torch.get_num_threads()
+    library.convert_from(format.index, x.data_ptr(), made.data_ptr(), x.numel(), quantum.scale, quantum.zero, threads)
+    return made

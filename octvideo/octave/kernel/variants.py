@@ -11,12 +11,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 NATIVE = "-march=native" if MACHINE == "x86_64" else "-mcpu=native"  # what Clang takes for Arm
 
 
@@ -45,8 +46,18 @@ class Variant(NamedTuple):
 _V3 = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"))
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
+_BF16 = _V4 | {"avx512_bf16", "avx512_vnni"}
+
 # Best first: the first that the processor can run is taken.
 VARIANTS = (
+    Variant(
+        "amx",
+        "x86_64",
+        ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+        _BF16 | {"amx_tile", "amx_bf16", "amx_int8"},
+    ),
+    Variant("avx512_bf16", "x86_64", ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"), _BF16),
+    Variant("avx512_vnni", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), _V4 | {"avx512_vnni"}),
     Variant("avx512", "x86_64", ("-march=x86-64-v4",), _V4),
     Variant("avx2", "x86_64", ("-march=x86-64-v3",), _V3),
     Variant("neon", "aarch64", ("-march=armv8-a",), frozenset()),
@@ -85,7 +96,14 @@ def compile_to(file: Path, compiler: list[str], *flags: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        units = [str(source) for source in sources() if source.suffix == ".cpp"]
-        command = [*compiler, *FLAGS, *flags, *units, "-o", str(made)]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        units = [source for source in sources() if source.suffix == ".cpp"]
+        objects = [Path(folder) / f"{unit.stem}.o" for unit in units]
+
+        def run(*arguments: str | Path) -> None:
+            command = [*compiler, *FLAGS, *flags, *map(str, arguments)]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the threads wait for compilers
+            list(pool.map(lambda unit, made: run("-c", unit, "-o", made), units, objects))
+        run("-shared", *objects, "-o", made)
         made.replace(file)

@@ -23,8 +23,6 @@ constexpr int kLanes = 4, kRegisters = 16;
 #endif
 using Vector = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 
-constexpr int64_t kCacheLine = 64 / sizeof(float);  // elements
-
 #if defined(__AVX__) && !defined(__AVX512F__)
 constexpr int32_t kMasks[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
 [[gnu::always_inline]] inline __m256i first(int lanes) {

@@ -6,7 +6,7 @@
 // stays in registers over a block of pixels. While a block is in the cache, it serves all tiles and all of the kernel's
 // frames, and the next block is prefetched.
 
-#include "vectors.h"
+#include "formats.h"
 
 namespace {
 
@@ -43,7 +43,7 @@ void add_tile(const Matrices& m, Ahead& ahead) {
   for (int64_t p = 0; p < m.pixels; ++p, grad += m.grad_step, x += m.x_step) {
     if (next < ahead.end) {
       __builtin_prefetch(next, 0, 2);
-      next += kCacheLine;
+      next += kLine / sizeof(float);
     }
     Vector row[Vectors];
 #pragma GCC unroll 4
