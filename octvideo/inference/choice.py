@@ -39,7 +39,7 @@ from octvideo.inference.engines import (
     pick_device,
     write_model,
 )
-from octvideo.octave.kernel.library import cpu_lines, load_library
+from octvideo.octave.kernel.library import bf16_pays, cpu_lines, load_library, product_rates
 from octvideo.octave.kernel.variants import sources_key
 
 AUTO = "auto"
@@ -129,7 +129,10 @@ def ways(engine: str, precision: str, device: torch.device) -> list[Way]:
 
 
 def by_rule(among: Sequence[Way], device: torch.device) -> tuple[Way, str]:
-    """The way that the processor's or GPU's kind makes likely to be the best, and why. The first engine is taken."""
+    """The way that the processor's or GPU's kind makes likely to be the best, and why. The first engine is taken.
+
+    A CPU is known by the speed of its products. Where bf16 is no faster, no engine's bf16 is tried.
+    """
     precision, why = _rule_of_gpu(device) if device.type == "cuda" else _rule_of_cpu()
     return next((way for way in among if way.precision == precision), among[0]), why
 
@@ -141,22 +144,23 @@ def _rule_of_gpu(device: torch.device) -> tuple[Precision, str]:
 
 
 def _rule_of_cpu() -> tuple[Precision, str]:
-    features = _features()
+    f32, bf16, _ = product_rates()
+    if bf16:
+        return ("bf16", "this CPU multiplies faster in bf16") if bf16_pays() else ("f32", _NO_FASTER)
+    if f32:
+        return "f32", "this CPU has no units for bf16 that octvideo's kernel uses"
+    # Without the kernel there is nothing to measure by: the processor's words, as Linux has them, must tell.
+    features = {word for line in cpu_lines() if line.startswith("flags") for word in line.split()}
     if "amx_bf16" in features:
-        return "bf16", "this processor has AMX"
+        return "bf16", "this CPU has AMX"
     if "avx512_bf16" not in features:
-        why = "has no units for bf16" if "bf16" not in features else "is an Arm, where the kernel computes in f32"
-        return "f32", f"this processor {why}"
+        return "f32", "this CPU has no units for bf16"
     # Intel's instruction takes two cycles where AMD's takes one.
-    if any("AMD" in line for line in cpu_lines() if line.startswith("model name")):
-        return "bf16", "this processor has AVX512-BF16"
-    return "f32", "this processor's AVX512-BF16 is no faster than f32"
+    is_amd = any("AMD" in line for line in cpu_lines() if line.startswith("model name"))
+    return ("bf16", "this CPU has AVX512-BF16") if is_amd else ("f32", _NO_FASTER)
 
 
-def _features() -> set[str]:
-    """In the words of Linux' /proc/cpuinfo; empty elsewhere."""
-    lines = [line for line in cpu_lines() if line.startswith(("flags", "Features"))]
-    return {word for line in lines for word in line.partition(":")[2].split()}
+_NO_FASTER = "this CPU multiplies no faster in bf16 than in f32"
 
 
 # ── the choice ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,11 +203,11 @@ def choose_engine(
         preferred, rule = by_rule(options, spec.device)
         if spec.device.type != "cpu" or any(way.precision not in ENGINES[way.engine].auto for way in options):
             return starter.start(preferred), f"by rule: {rule}"
-        if not {"avx512_bf16", "amx_bf16", "bf16"} & _features():
-            options = [way for way in options if way.precision != "bf16"] or options
+        # What loads the kernel, which a machine compiles once, is done: it does not count as the start of an engine.
+        if preferred.precision == "f32":
+            options = [way for way in options if way.precision == "f32"]
             if len(options) == 1:
-                return starter.start(options[0]), rule
-        load_library()  # a machine compiles it once: not to be counted as the start of an engine
+                return starter.start(preferred), rule
         memory = _Memory(_made_for(network, spec, num_threads or torch.get_num_threads()))
         costs = memory.read()
         where = f"remembered in {memory.file}"

@@ -21,7 +21,7 @@ from octvideo.video import ViewSettings
 CPU = torch.device("cpu")
 SHAPE = (2, 3, 4, 8, 8)
 VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
-UNITS = ["flags : fma avx512_bf16", "model name : Intel(R) Xeon(R) Processor"]
+FASTER, NO_FASTER, WITHOUT = (100.0, 200.0, 0.0), (100.0, 50.0, 400.0), (100.0, 0.0, 0.0)  # products a second
 
 
 class Mean(nn.Module):
@@ -50,11 +50,12 @@ class Machine:
         monkeypatch.setitem(ENGINES, "slow", EngineEntry("slow", both, start=self.starter("near")))
         monkeypatch.setattr(choice, "clock_of", lambda threads: lambda: self.now)
         monkeypatch.setattr(choice, "load_library", object)  # which would be compiled again in an empty cache
-        self.processor(monkeypatch, UNITS)
+        self.multiplies(monkeypatch, FASTER)
 
     @staticmethod
-    def processor(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
-        monkeypatch.setattr(choice, "cpu_lines", lambda: lines)
+    def multiplies(monkeypatch: pytest.MonkeyPatch, rates: tuple[float, ...]) -> None:
+        monkeypatch.setattr(choice, "product_rates", lambda: rates)
+        monkeypatch.setattr(choice, "bf16_pays", lambda: rates[1] > rates[0])
 
     def starter(self, name: str) -> Any:
         machine = self
@@ -124,11 +125,11 @@ def test_a_start_counts_where_few_clips_are_to_come(machine: Machine) -> None:
 
 
 def test_short_work_is_not_worth_a_measurement(machine: Machine, tmp_path: Path) -> None:
-    engine, precision, reason = machine.choose(expected_clips=59)
-    assert (engine, precision) == ("near", "f32") and machine.calls == [Way("near", "f32")]
-    told = "by rule: this processor's AVX512-BF16 is no faster than f32; measured where more is to be done"
+    engine, precision, reason = machine.choose(expected_clips=29)  # of 2 s
+    assert (engine, precision) == ("near", "bf16") and machine.calls == [Way("near", "bf16")]
+    told = "by rule: this CPU multiplies faster in bf16; measured where more is to be done"
     assert reason == told and remembered(tmp_path) == []
-    assert machine.choose(expected_clips=60)[2].startswith("measured here: ") and len(remembered(tmp_path)) == 1
+    assert machine.choose(expected_clips=30)[2].startswith("measured here: ") and len(remembered(tmp_path)) == 1
 
 
 def test_a_given_engine_or_precision_is_kept(machine: Machine) -> None:
@@ -138,7 +139,7 @@ def test_a_given_engine_or_precision_is_kept(machine: Machine) -> None:
     assert Way("far", "f32") in machine.started  # which the first file does not have
     assert machine.choose(engine="far")[:2] == ("far", "bf16")
     assert machine.choose(engine="far", precision="f32")[2] == "there is no other to choose from"
-    assert machine.choose(engine="slow")[:2] == ("near", "f32") and machine.calls == []  # starts too long to be tried
+    assert machine.choose(engine="slow")[:2] == ("near", "bf16") and machine.calls == []  # starts too long to be tried
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_another_network_or_shape_is_measured_by_itself(
     for what, value in (
         ("sources_key", lambda: "new"),
         ("_version", lambda name: "9"),
-        ("cpu_lines", lambda: UNITS[:1]),
+        ("cpu_lines", lambda: ["model name : odd"]),
     ):
         monkeypatch.setattr(choice, what, value)
         machine.choose(**change)
@@ -216,18 +217,24 @@ def test_what_does_not_work_here_is_left_out(machine: Machine, tmp_path: Path) -
     assert (engine, precision) == ("near", "f32")
     assert "near bf16 2e+03, far bf16 does not work here; remembered in" in reason
     assert machine.choose()[2] == reason and machine.started == [Way("near", "f32")]  # nor is it tried again
-    del machine.clip[Way("near", "f32")]
+    del machine.clip[Way("near", "bf16")]  # the rule's
     remembered(tmp_path)[0].unlink()
     with pytest.raises(UserError, match="too odd"):
         machine.choose()
 
 
-def test_a_processor_without_units_for_bf16_tries_none(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.processor(monkeypatch, ["flags : avx2 fma"])
+@pytest.mark.parametrize(
+    ("rates", "why"), [(NO_FASTER, "multiplies no faster in bf16 than in f32"), (WITHOUT, "has no units for bf16 that")]
+)
+def test_where_bf16_is_no_faster_it_is_not_tried(
+    rates: tuple[float, ...], why: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.multiplies(monkeypatch, rates)
     assert machine.choose()[:2] == ("near", "f32")
     assert set(machine.started) == {Way("near", "f32"), Way("far", "f32")}
     engine, _, reason = machine.choose(engine="far")
-    assert engine == "far" and machine.calls == [] and reason == "this processor has no units for bf16"
+    assert engine == "far" and machine.calls == [] and reason.startswith(f"this CPU {why}")
+    assert machine.choose(precision="bf16")[:2] == ("far", "bf16")  # which is asked for
 
 
 def test_turns() -> None:
@@ -271,17 +278,23 @@ def test_of_ways_that_are_as_good_the_most_exact_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "precision"),
+    ("rates", "lines", "precision"),
     [
-        (["flags : avx512_bf16 amx_bf16", "model name : Intel(R) Xeon(R)"], "bf16"),
-        (["flags : avx512_bf16", "model name : Intel(R) Xeon(R)"], "f32"),
-        (["flags : avx512_bf16", "model name : AMD EPYC"], "bf16"),
-        (["flags : avx2", "model name : AMD EPYC"], "f32"),
-        (["Features : asimd bf16"], "f32"),
-        ([], "f32"),
+        (FASTER, [], "bf16"),
+        (NO_FASTER, ["flags : avx512_bf16 amx_bf16"], "f32"),
+        (WITHOUT, [], "f32"),
+        # Without the kernel:
+        ((0.0, 0.0, 0.0), ["flags : avx512_bf16 amx_bf16", "model name : Intel(R) Xeon(R)"], "bf16"),
+        ((0.0, 0.0, 0.0), ["flags : avx512_bf16", "model name : Intel(R) Xeon(R)"], "f32"),
+        ((0.0, 0.0, 0.0), ["flags : avx512_bf16", "model name : AMD EPYC"], "bf16"),
+        ((0.0, 0.0, 0.0), ["flags : avx2", "model name : AMD EPYC"], "f32"),
+        ((0.0, 0.0, 0.0), [], "f32"),
     ],
 )
-def test_the_rule_of_processors(lines: list[str], precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rule_of_processors(
+    rates: tuple[float, ...], lines: list[str], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine.multiplies(monkeypatch, rates)
     monkeypatch.setattr(choice, "cpu_lines", lambda: lines)
     assert by_rule([Way("eager", "f32"), Way("eager", "bf16"), Way("openvino", "bf16")], CPU)[0] == ("eager", precision)
     assert by_rule([Way("onnx", "f32")], CPU)[0] == ("onnx", "f32")
@@ -328,8 +341,8 @@ def test_what_there_is_not_is_refused(words: tuple[str, str, str], message: str)
 
 def test_openvinos_precisions_share_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OCTVIDEO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(choice, "cpu_lines", lambda: UNITS)
     monkeypatch.setattr(choice, "load_library", object)
+    Machine.multiplies(monkeypatch, FASTER)
     written = []
 
     def write(network: nn.Module, file: Path, spec: ModelSpec) -> None:
@@ -342,12 +355,12 @@ def test_openvinos_precisions_share_a_file(monkeypatch: pytest.MonkeyPatch, tmp_
     toy = {"files": ("model.toy",), "write": write, "load": load, "auto": ("f32", "bf16")}
     monkeypatch.setitem(ENGINES, "toy", EngineEntry("toy", ("f32", "bf16"), one_file=("f32", "bf16"), **toy))
     engine, _ = choose_engine(Mean(), engine="toy", example_shape=SHAPE)
-    assert written == ["f32"]
+    assert len(written) == 1
     torch.testing.assert_close(engine(torch.ones(5, *SHAPE[1:])), torch.ones(5, 3))
     monkeypatch.setitem(ENGINES, "toy", EngineEntry("toy", ("f32", "bf16"), **toy))
     (next(iter((tmp_path / "cache").iterdir()))).unlink()
     choose_engine(Mean(), engine="toy", example_shape=SHAPE)
-    assert written[1:3] == ["f32", "bf16"]
+    assert sorted(written[1:3]) == ["bf16", "f32"]
 
 
 def test_a_predictor_says_what_auto_became(machine: Machine) -> None:
