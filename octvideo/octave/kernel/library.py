@@ -67,16 +67,16 @@ def load_library() -> ctypes.CDLL | None:
     return library
 
 
-@functools.cache
 def product_rates() -> tuple[float, ...]:
-    """Multiply-adds a second of a core in float32, bfloat16 and int8, with operands in registers, as measured now.
+    """Multiply-adds a second of a core in float32, bfloat16 and int8, with operands in registers, measured now.
 
-    0.0 where there is no kernel, or not in that format.
+    0.0 where there is no kernel, or not in that format. It takes some milliseconds.
     """
     library = load_library()
     return (0.0, 0.0, 0.0) if library is None else tuple(library.product_rate(format) for format in range(3))
 
 
+@functools.cache
 def bf16_pays() -> bool:
     """Whether the kernel has bfloat16 and multiplies faster in it than in float32.
 

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from octvideo.inference.engines import ENGINES
-from octvideo.octave.fused.conv import PreparedConv
-from octvideo.octave.fused.sequence import FusedSequence
 
 # Of /proc/cpuinfo: what decides how fast convolutions can be.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
@@ -83,6 +81,8 @@ class Product:
 def peak_product(precision: str, device: torch.device) -> Product:
     """The fastest form of a large square product: torch's own, or as 1x1 convolutions, which other kernels compute.
 
+    For GPUs, and for CPUs that octvideo's kernel does not measure.
+
     The size is as large as takes no more than a tenth of a second: bf16 takes minutes by kernels that have no unit
     for it.
 
@@ -120,11 +120,6 @@ def _fastest(size: int, dtype: torch.dtype, device: torch.device) -> tuple[float
         (product, f"torch.mm{suffix}"),
         (convolution, f"1x1 convolution{suffix}"),
     ]
-    if device.type == "cpu":
-        # Where torch's own product leaves units idle: torch.mm reached 57 of 133 G/s on an EPYC with AVX-512.
-        conv = PreparedConv(kernels, None, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        packed = FusedSequence([conv], [[0]], 1, [1])
-        forms.append((torch.inference_mode()(lambda: packed(image)), "1x1 convolution, weights packed"))
     timed = [(_seconds(form, device), form, text) for form, text in forms]
     return min(timed, key=lambda one: one[0])
 

@@ -22,6 +22,8 @@ from lab.benchmark.results import Agreement, Clock, Pass
 from lab.timing import rounds_of
 from octvideo.errors import UserError
 from octvideo.files import one_line
+from octvideo.octave.kernel.formats import FORMATS
+from octvideo.octave.kernel.library import load_library, product_rates
 from octvideo.progress import Progress
 
 Times = dict[Clock, float]
@@ -74,9 +76,12 @@ def run_pass(
     progress.update(said="in turns")
     for label, call in calls.items():
         turns[label] = _turn(call.once, device, progress.advance)
-    # int8 has no product here that is as fast as what engines have for it, so it gets no peak.
-    for precision in dict.fromkeys(("f32", *(arms[label].precision for label in calls))):
-        if precision != "int8":
+    precisions = dict.fromkeys(("f32", *(arms[label].precision for label in calls)))
+    by_kernel = device.type == "cpu" and load_library() is not None
+    for precision in precisions:
+        if by_kernel:
+            found.peak_how[precision] = "products in registers"
+        elif precision != "int8":  # torch has no product in it that is as fast as engines'
             products[precision] = peak_product(precision, device)
             turns[f"peak {precision}"] = _turn(products[precision].once, device)
             found.peak_how[precision] = products[precision].text
@@ -88,6 +93,10 @@ def run_pass(
             for precision, product in products.items():
                 seconds = measured[f"peak {precision}"][found.clock]
                 found.peak.setdefault(precision, []).append(product.multiply_adds / seconds)
+            rates = dict(zip(FORMATS, product_rates(), strict=True)) if by_kernel else {}
+            for precision in precisions:
+                if rate := rates.get(precision):
+                    found.peak.setdefault(precision, []).append(rate * found.threads)
     except KeyboardInterrupt:
         return False
     return True

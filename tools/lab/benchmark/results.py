@@ -89,7 +89,7 @@ class Pass:
         threads: that all could use.
         clock: the one that decides.
         seconds: of one call, by arm's label and clock, a number per round.
-        peak: multiply-adds per second of the large matrix product, by precision, a number per round.
+        peak: the most multiply-adds per second that the machine makes, by precision, a number per round.
         peak_how: which product that was, by precision.
         processes: that the rounds come from, one after the other, as many of each.
     """
@@ -219,7 +219,7 @@ class Row:
         flop_ratio: multiply-adds over the twin's.
         traffic_ratio: bytes that convolutions move, over the twin's.
         memory_ratio: peak memory over the twin's.
-        of_peak: multiply-adds per second over the best of the machine's matrix product in this pass, at this precision
+        of_peak: multiply-adds per second over the best of the machine's peak in this pass, at this precision
             or in f32, whichever is faster; None where none was measured at this precision.
     """
 
