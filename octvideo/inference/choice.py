@@ -243,7 +243,9 @@ def reason(costs: Costs, among: Sequence[Way], best: Way, where: str) -> str:
     works = {way: cost for way in among if isinstance(cost := costs[way], Cost)}
     fastest = min(works, key=lambda way: works[way].clip)
     order = [best, *sorted(set(works) - {best}, key=lambda way: works[way].clip)]
-    parts = [f"{way} {1000 * works[way].clip:.3g}{' ms a clip' * (way == best)}" for way in order]
+    milliseconds = {way: 1000 * cost.clip for way, cost in works.items()}
+    told = {way: f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}" for way, ms in milliseconds.items()}
+    parts = [f"{way} {told[way]}{' ms a clip' * (way == best)}" for way in order]
     parts += [f"{way} does not work here" for way in among if way not in works]
     said = f"measured here: {', '.join(parts)}"
     if works[fastest].clip < works[best].clip:

@@ -109,7 +109,7 @@ def test_the_fastest_is_measured_once_and_remembered(machine: Machine, tmp_path:
     engine, precision, reason = machine.choose()
     assert (engine, precision) == ("far", "bf16")
     (file,) = remembered(tmp_path)
-    measured = "far bf16 500 ms a clip, near f32 1e+03, far f32 1.5e+03, near bf16 2e+03"
+    measured = "far bf16 500 ms a clip, near f32 1000, far f32 1500, near bf16 2000"
     assert reason == f"measured here: {measured}; remembered in {file}"
     assert len(machine.started) == len(set(machine.started)) == 4  # what is chosen is not started again
     assert machine.choose() == (engine, precision, reason)
@@ -119,7 +119,7 @@ def test_the_fastest_is_measured_once_and_remembered(machine: Machine, tmp_path:
 def test_a_start_counts_where_few_clips_are_to_come(machine: Machine) -> None:
     assert machine.choose(expected_clips=1000)[:2] == ("far", "bf16")
     engine, precision, reason = machine.choose(expected_clips=30)  # 1 + 30 s against 20 + 15
-    assert (engine, precision) == ("near", "f32") and "near f32 1e+03 ms a clip, far bf16 500" in reason
+    assert (engine, precision) == ("near", "f32") and "near f32 1000 ms a clip, far bf16 500" in reason
     assert "; far bf16 starts 19.0 s later; remembered in" in reason
     assert machine.choose(expected_clips=50)[:2] == ("far", "bf16")
 
@@ -215,7 +215,7 @@ def test_what_does_not_work_here_is_left_out(machine: Machine, tmp_path: Path) -
     del machine.clip[Way("far", "bf16")]
     engine, precision, reason = machine.choose()
     assert (engine, precision) == ("near", "f32")
-    assert "near bf16 2e+03, far bf16 does not work here; remembered in" in reason
+    assert "near bf16 2000, far bf16 does not work here; remembered in" in reason
     assert machine.choose()[2] == reason and machine.started == [Way("near", "f32")]  # nor is it tried again
     del machine.clip[Way("near", "bf16")]  # the rule's
     remembered(tmp_path)[0].unlink()

@@ -61,14 +61,15 @@ def main(argv: Sequence[str]) -> int:
         progress.begin("measuring", (len(engines) + 1) * len(args.views) * args.rounds)
         sizes = {"frames": args.frames, "crop": args.crop, "rounds": args.rounds}
         found = seconds(args.video, engines, args.views, **sizes, done=progress.advance)
+        machine = describe(torch.device("cpu"))
     if args.json:
         numbers = {label: {views: found[label, views] for views in args.views} for label in [*engines, ALONE]}
-        print(json_text({"machine": describe(torch.device("cpu")), "seconds": numbers}, indent=2))
+        print(json_text({"machine": machine, "seconds": numbers}, indent=2))
     else:
         print(f"clips a second of one core, `{Path(args.video).name}`, by number of views; {common(arms)}, ", end="")
         print(f"median of {args.rounds} rounds in turns\n")
         print(table(found, [*engines, ALONE], args.views))
-        print(f"\n{machine_line(describe(torch.device('cpu')))}")
+        print(f"\n{machine_line(machine)}")
     return 0
 
 
