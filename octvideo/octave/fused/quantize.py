@@ -12,6 +12,7 @@ executorch use the same one.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +70,8 @@ def calibrate(
 ) -> dict[str, Calibration]:
     """Choose how each value of each sequence is quantised.
 
-    A map that is never negative on the clips has zero 0; others have a zero within. A value that comes out of a sequence
-    and reaches another one through a max pool alone keeps its quanta, so that it is not rounded twice.
+    A map that is never negative on the clips has zero 0; others have a zero within. A value that comes out of a
+    sequence and reaches another one through a max pool alone keeps its quanta, so that it is not rounded twice.
 
     Args:
         prepared, clips: see `quantize`; not changed.
@@ -194,8 +195,8 @@ def _max_pooled_results(prepared: nn.Module) -> Iterator[tuple[str, int, str, in
         return
     modules = dict(prepared.named_modules())
 
-    def called(node: fx.Node) -> nn.Module | None:
-        return modules.get(str(node.target)) if node.op == "call_module" else None
+    def called(node: Any) -> nn.Module | None:
+        return modules.get(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None
 
     for node in prepared.graph.nodes:
         if not isinstance(called(node), FusedSequence):
@@ -204,8 +205,8 @@ def _max_pooled_results(prepared: nn.Module) -> Iterator[tuple[str, int, str, in
             while _takes_maxima(called(source)):
                 source = source.args[0]
             index = 0
-            if source.op == "call_function" and isinstance(called(source.args[0]), FusedSequence):
-                source, index = source.args  # several results
+            if source.target is operator.getitem:
+                source, index = source.args  # one of several results
             made = called(source)
             if isinstance(made, FusedSequence):
                 yield str(node.target), value, str(source.target), made.wiring.results[index]
@@ -228,7 +229,7 @@ def _shifts(conv: PreparedLayer, quanta: Quanta, means: Sequence[Tensor]) -> Ite
         return
     assert isinstance(conv, PreparedOctConv) and conv.form is not None
     num_high, form = conv.num_high, conv.form
-    high, *from_low = [part.weight for part in conv.high]
+    high, *from_low = [part.weight for part in conv.high if isinstance(part, PreparedConv)]
     shift = _shift(high, quanta, means, num_high)
     for weight in from_low:
         shift = shift + _shift(weight, quanta, means, 0)
