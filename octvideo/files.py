@@ -112,6 +112,22 @@ def _in_order(here: str, inside: str, listed: dict[str, tuple[list[str], list[st
             yield from _in_order(path, f"{inside}{os.path.basename(path)}{os.sep}", listed)  # noqa: PTH119
 
 
+def cache_folder() -> Path:
+    """What can be made again is kept here: $OCTVIDEO_CACHE, else $XDG_CACHE_HOME/octvideo, else ~/.cache/octvideo.
+
+    It may not exist, and may be closed to writing.
+
+    Raises:
+        OSError: none of these is set, and there is no home.
+    """
+    if own := os.environ.get("OCTVIDEO_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octvideo"
+    except RuntimeError as error:  # of Path.home
+        raise OSError(str(error)) from error
+
+
 # ── files that are whole or not there ───────────────────────────────────────────────────────────────────────────────
 
 

@@ -116,6 +116,17 @@ class JsonLines:
             os.ftruncate(self._descriptor, size - torn)
 
 
+def first_line(file: Path) -> dict[str, Any] | None:
+    """The settings that a file has as its first line; None where it is no such file, or none at all."""
+    if not file.is_file():  # reading a pipe would wait
+        return None
+    try:
+        with file.open("rb") as lines:
+            return _parsed(lines.readline(_LONGEST))
+    except OSError:
+        return None
+
+
 def _line(entry: dict[str, Any]) -> bytes:
     return json_text(entry).encode() + b"\n"
 

@@ -19,6 +19,7 @@ from octvideo.cli.arguments import Parser, positive
 from octvideo.cli.infer import find_videos
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint, network_of_pytorchvideo
+from octvideo.inference.choice import AUTO
 from octvideo.inference.engines import engine_device, file_engines, precisions_of
 from octvideo.inference.export import write_export
 from octvideo.inference.preparation import Normaliser
@@ -32,7 +33,7 @@ _CHECK_CLIPS = 6
 
 def add_arguments(parser: Parser) -> None:
     parser.shared("ckpt")
-    parser.add_argument("--engine", required=True, choices=file_engines(), help="that runs the model")
+    parser.add_argument("--engine", required=True, help=f"that runs the model: {', '.join(file_engines())}")
     parser.add_argument("--precision", default="f32", help=precisions_of(file_engines()))
     parser.shared("output", required=True, metavar="FOLDER", help="made here")
     calibrate = "typical videos: for int8, and to check the scores on"
@@ -47,6 +48,11 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exports what the command line names, and says what was written; returns 0."""
     console = Console(stderr=True)
+    for option, value in (("--engine", args.engine), ("--precision", args.precision)):
+        if value == AUTO:
+            raise UserError(f"{option} {AUTO} is for octvideo infer, which measures: a model is exported for one")
+    if args.engine not in file_engines():
+        raise UserError(f"--engine: got {args.engine}, expected {', '.join(file_engines())}")
     device = engine_device(args.engine, args.precision, args.device)
     if args.precision == "int8" and not args.calibrate:
         raise UserError("int8 needs typical videos to choose its scales from: --calibrate VIDEO|FOLDER ...")

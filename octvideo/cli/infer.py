@@ -21,9 +21,10 @@ from octvideo.cli.arguments import Parser, positive
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_lines, walk_videos
 from octvideo.inference.checkpoint import find_checkpoint
+from octvideo.inference.choice import AUTO
 from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
-from octvideo.json_lines import JsonLines, Words
+from octvideo.json_lines import JsonLines, Words, first_line
 from octvideo.progress import Progress
 from octvideo.video import VideoReadError
 
@@ -38,8 +39,8 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.shared("ckpt")
     parser.add_argument("--model", metavar="FOLDER", help="a model that octvideo export wrote, in place of --ckpt")
-    parser.add_argument("--engine", help=f"{', '.join(ENGINES)} (eager)")
-    parser.add_argument("--precision", help=f"{precisions_of(ENGINES)}; int8 is for --model (f32)")
+    parser.add_argument("--engine", help=f"{AUTO}: the fastest here; {', '.join(ENGINES)} ({AUTO})")
+    parser.add_argument("--precision", help=f"{AUTO}, {precisions_of(ENGINES)}; int8 is for --model ({AUTO})")
     parser.shared("device", "threads", "runs_dir")
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")
@@ -58,14 +59,21 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     videos = list(find_videos(args.videos))
     weights = _weights(args)
-    predictor = _predictor(args, weights)
+    console = Console(stderr=True)
+    with console.status("getting the network ready"):
+        predictor = _predictor(args, weights, len(set(videos)))
     made_by = {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
     output: Text | Json | ResultFile = Json(made_by) if args.json else Text(timing=args.timing)
     if args.output is not None:
         made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
         output = ResultFile(args.output, made_by)
         videos = output.left(videos)
-    Console(stderr=True).print(f"weights: {predictor.source}", highlight=False, soft_wrap=True)
+    reason = f" ({predictor.engine_reason})" if predictor.engine_reason else ""
+    for line in (
+        f"weights: {predictor.source}",
+        f"engine: {predictor.engine.name}, {predictor.engine.precision}{reason}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     failures: list[VideoReadError] = []
     try:
         # Results are closed in any case: Ctrl-C ends the preparing thread with them.
@@ -211,17 +219,38 @@ def _weights(args: argparse.Namespace) -> Path | None:
     return None if args.ckpt is None else find_checkpoint(args.ckpt, args.runs_dir)
 
 
-def _predictor(args: argparse.Namespace, weights: Path | None) -> Predictor:
+def _predictor(args: argparse.Namespace, weights: Path | None, num_videos: int) -> Predictor:
     if args.model is not None:
         for option, value in (("--ckpt", args.ckpt), ("--engine", args.engine), ("--precision", args.precision)):
             if value is not None:
                 raise UserError(f"{option} {value} with --model: an exported model has its own; leave one of them out")
         return Predictor.from_export(args.model, device=args.device, num_threads=args.threads)
-    how: dict[str, Any] = {"engine": args.engine or "eager", "precision": args.precision or "f32"}
-    how |= {"device": args.device, "num_threads": args.threads}
     if args.precision == "int8":
         raise UserError(
             "int8 needs typical videos to choose its scales from: export once with octvideo export --engine openvino "
             "--precision int8 --calibrate VIDEO|FOLDER ... -o FOLDER, then infer with --model FOLDER"
         )
-    return Predictor.from_pytorchvideo(**how) if weights is None else Predictor.from_checkpoint(weights, **how)
+    engine, precision = args.engine or AUTO, args.precision or AUTO
+    before = None if args.output is None else engine_of_results(args.output, engine, precision)
+    engine, precision = before or (engine, precision)
+    how: dict[str, Any] = {"engine": engine, "precision": precision, "expected_videos": num_videos}
+    how |= {"device": args.device, "num_threads": args.threads}
+    predictor = Predictor.from_pytorchvideo(**how) if weights is None else Predictor.from_checkpoint(weights, **how)
+    if before:
+        predictor.engine_reason = f"as the results in {args.output} so far"
+    return predictor
+
+
+def engine_of_results(file: Path, engine: str, precision: str) -> tuple[str, str] | None:
+    """Engine and precision of the results in a file, where "auto" leaves them open: a run is resumed as it began.
+
+    Returns:
+        None where there are no such results, or what is given differs from them (then `ResultFile` refuses the file).
+    """
+    made_by = first_line(file) or {}
+    if AUTO not in (engine, precision) or made_by.get("results") != _RESULTS:
+        return None
+    name, computed_in = str(made_by.get("engine")), str(made_by.get("precision"))
+    if name not in ENGINES or computed_in not in ENGINES[name].precisions or computed_in == "int8":
+        return None
+    return (name, computed_in) if engine in (AUTO, name) and precision in (AUTO, computed_in) else None

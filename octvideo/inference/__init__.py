@@ -2,6 +2,7 @@
 
 checkpoint.py   where networks come from: checkpoints, exported models
 engines.py      ways to run a network, one table of them: `ENGINES`
+choice.py       which of them is the best here: "auto"
 preparation.py  videos are decoded and cut beside the engine
 predictor.py    all that scores depend on, in one object
 export.py       a folder that serves by itself: behind octvideo export

@@ -85,8 +85,10 @@ class EngineEntry:
         start: gives the engine of a prepared network.
         compiles: whether `start` goes through torch.compile.
         trains: whether octvideo.training trains networks as `start` runs them.
+        auto: precisions that `auto` may choose: the engine starts within seconds, and needs no calibration for them.
         files: names of a model's files, the first of which `load` is given.
         write: writes a prepared network, which is on the device, to that file.
+        one_file: precisions that have the same file: `load` is told which.
         load: (file, precision, device, threads) to a `Run` and the precision that it computes in; 0 threads are all.
             Export copies its source: it imports what it uses, and nothing of octvideo.
         library: that `load` imports, by the name that Python and pip have for it.
@@ -103,8 +105,10 @@ class EngineEntry:
     start: Callable[[nn.Module, ModelSpec], Engine] | None = None
     compiles: bool = False
     trains: bool = False
+    auto: tuple[Precision, ...] = ()
     files: tuple[str, ...] = ()
     write: Callable[[nn.Module, Path, ModelSpec], None] | None = None
+    one_file: tuple[Precision, ...] = ()
     load: Callable[[str, str, str, int], tuple[Run, str]] | None = None
     library: str = "torch"
     title: str = "torch"
@@ -326,7 +330,7 @@ def load_openvino(file: str, precision: str, device: str, threads: int) -> tuple
 ENGINES: dict[str, EngineEntry] = {
     entry.name: entry
     for entry in (
-        EngineEntry("eager", ("f32", "bf16"), start=EagerEngine, trains=True),
+        EngineEntry("eager", ("f32", "bf16"), start=EagerEngine, trains=True, auto=("f32", "bf16")),
         EngineEntry("compile", ("f32", "bf16"), start=CompiledEngine, compiles=True, trains=True),
         EngineEntry(
             "aot", ("f32", "bf16"), files=("model.pt2",), write=write_aot, load=load_aot,
@@ -341,6 +345,7 @@ ENGINES: dict[str, EngineEntry] = {
         EngineEntry(
             "openvino", ("f32", "bf16", "int8"), ("cpu",), files=("model.xml", "model.bin"), write=write_openvino,
             load=load_openvino, library="openvino", title="OpenVINO", packages=("openvino", "nncf"), extra="openvino",
+            auto=("f32", "bf16"), one_file=("f32", "bf16"),
         ),
     )
 }  # fmt: skip

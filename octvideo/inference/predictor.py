@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import best_classes, video_scores
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
-from octvideo.inference.engines import Engine, FileEngine, ModelSpec, build_engine, engine_device, pick_device
+from octvideo.inference.choice import AUTO, choice_device, choose_engine
+from octvideo.inference.engines import Engine, FileEngine, ModelSpec, build_engine, pick_device
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.video import VideoReadError, ViewSettings
 
@@ -62,14 +64,19 @@ class Predictor:
         std: likewise.
         source: which weights these are, for people.
         device: "auto" is CUDA where there is one and the engine has it.
-        engine: what runs the network: a name in `octvideo.inference.engines.ENGINES`.
-        precision: that it computes in, one of the engine's.
+        engine: what runs the network: a name in `octvideo.inference.engines.ENGINES`, or "auto": the fastest here, by
+            a measurement that is remembered (`octvideo.inference.choice`).
+        precision: that it computes in: one of the engine's, or "auto".
         num_threads: of the CPU; None leaves it to the engine.
         views_per_chunk: views that go through the network at once; None is `choose_views_per_call`.
         calibration: for int8: typical normalised clips, float32 (M, 3, T, H, W).
+        expected_videos: for "auto": how many are to come, since few are not worth a measurement; None is many.
 
     Raises:
         UserError: no such engine, precision or device, or a library that is not installed.
+
+    The default is one engine and precision, so that scores do not depend on the machine; `engine.name`,
+    `engine.precision` and `engine_reason` say what "auto" became, and why.
 
     Example:
         >>> predictor = Predictor.from_checkpoint("runs/demo/checkpoints/last.ckpt")  # doctest: +SKIP
@@ -92,22 +99,22 @@ class Predictor:
         num_threads: int | None = None,
         views_per_chunk: int | None = None,
         calibration: Tensor | None = None,
+        expected_videos: int | None = None,
     ) -> None:
         self.class_names = list(class_names)
         self.mean, self.std = tuple(mean), tuple(std)
         self.views, self.source = views, source
+        self.engine_reason = ""  # of an engine that was given
         if isinstance(network, nn.Module):
-            self.device = engine_device(engine, precision, device)
+            self.device = choice_device(engine, precision, device)
             self.views_per_chunk = views_per_chunk or choose_views_per_call(views, self.device)
-            self.engine = build_engine(
-                engine,
-                network,
-                example_shape=clip_shape(views, self.views_per_chunk),
-                precision=precision,
-                num_threads=num_threads,
-                device=self.device,
-                calibration=calibration,
-            )
+            how: dict[str, Any] = {"precision": precision, "num_threads": num_threads, "device": self.device}
+            how |= {"example_shape": clip_shape(views, self.views_per_chunk), "calibration": calibration}
+            if AUTO in (engine, precision):
+                clips = None if expected_videos is None else expected_videos * views.num_views
+                self.engine, self.engine_reason = choose_engine(network, engine=engine, expected_clips=clips, **how)
+            else:
+                self.engine = build_engine(engine, network, **how)
         else:
             self.engine, self.device = network, getattr(network, "device", torch.device("cpu"))
             self.views_per_chunk = views_per_chunk or network.views_per_call or 1
@@ -122,20 +129,22 @@ class Predictor:
         engine: str = "eager",
         precision: str = "f32",
         num_threads: int | None = None,
+        expected_videos: int | None = None,
     ) -> Predictor:
         """Builds the network that a checkpoint of `octvideo fit` describes, with its weights.
 
         Args:
             path: of the checkpoint.
             device: "auto", "cpu", "cuda", "cuda:1", ...
-            engine, precision, num_threads: see `Predictor`.
+            engine, precision, num_threads, expected_videos: see `Predictor`.
 
         Raises:
             UserError: no such file, or none of ours; no such engine, precision or device.
         """
-        engine_device(engine, precision, device)  # what can't be is said before the file is read
+        choice_device(engine, precision, device)  # what can't be is said before the file is read
         network, settings = network_of_checkpoint(path)
-        return cls(network, **settings, device=device, engine=engine, precision=precision, num_threads=num_threads)
+        how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "num_threads": num_threads}
+        return cls(network, **settings, **how, expected_videos=expected_videos)
 
     @classmethod
     def from_export(cls, path: str | Path, *, device: str = "auto", num_threads: int | None = None) -> Predictor:
@@ -171,7 +180,13 @@ class Predictor:
 
     @classmethod
     def from_pytorchvideo(
-        cls, *, device: str = "auto", engine: str = "eager", precision: str = "f32", num_threads: int | None = None
+        cls,
+        *,
+        device: str = "auto",
+        engine: str = "eager",
+        precision: str = "f32",
+        num_threads: int | None = None,
+        expected_videos: int | None = None,
     ) -> Predictor:
         """I3D ResNet-50 8x8 with pytorchvideo's published Kinetics-400 weights, downloaded once into torch's
         cache.
@@ -179,9 +194,10 @@ class Predictor:
         Raises:
             UserError: neither in the cache nor to be had from the network; no such engine, precision or device.
         """
-        engine_device(engine, precision, device)
+        choice_device(engine, precision, device)
         network, settings = network_of_pytorchvideo()
-        return cls(network, **settings, device=device, engine=engine, precision=precision, num_threads=num_threads)
+        how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "num_threads": num_threads}
+        return cls(network, **settings, **how, expected_videos=expected_videos)
 
     def scores(self, path: str | Path) -> Tensor:
         """Scores (K,) of a video, on the CPU.

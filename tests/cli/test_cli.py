@@ -68,7 +68,9 @@ def test_fit_test_and_infer_on_one_run(octvideo: Cli, workplace: Path, tiny_data
         assert [row["path"] for row in csv.DictReader(file)] == scores.paths
 
     video = tiny_data / listed[0]
-    out, _ = octvideo("infer", video, "--ckpt", run / "checkpoints" / "best.ckpt", "--json", "--topk", 3)
+    out, _ = octvideo(
+        "infer", video, "--ckpt", run / "checkpoints" / "best.ckpt", "--precision", "f32", "--json", "--topk", 3
+    )
     top = {entry["name"]: entry["score"] for entry in json.loads(out)["videos"][0]["top"]}
     expected = dict(zip(scores.class_names, scores.scores[0].tolist(), strict=True))
     assert top == pytest.approx(expected, abs=1e-5)

@@ -47,7 +47,7 @@ def test_every_precision_works_in_every_command(octvideo, with_broken: list[str]
     assert metrics["loss"] == pytest.approx(loss, rel=1e-6)
     predicted = VideoScores.load("runs/tiny/predict/scores.npz")
     assert np.array_equal(predicted.scores, scores.scores)
-    # A checkpoint of any precision serves: infer computes in float32.
+    # A checkpoint of any precision serves, in f32 or, where that is faster, in bf16.
     out, _ = octvideo("infer", scores.paths[0], "--ckpt", "tiny", "--json", "--topk", 3)
     top = {entry["name"]: entry["score"] for entry in json.loads(out)["videos"][0]["top"]}
     assert top == pytest.approx(dict(zip(scores.class_names, scores.scores[0].tolist(), strict=True)), abs=0.02)

@@ -256,5 +256,11 @@ def test_the_command_exports_a_checkpoint(
     ]  # fmt: skip
     assert main(["export", *words[:2], "--engine", "openvino", "--precision", "int8", "-o", "x"]) == 2
     assert "--calibrate VIDEO|FOLDER" in capsys.readouterr().err
+    assert main(["export", "--engine", "auto", "-o", "x"]) == 2
+    assert "--engine auto is for octvideo infer, which measures: a model is exported for one" in capsys.readouterr().err
+    assert main(["export", "--engine", "onnx", "--precision", "auto", "-o", "x"]) == 2
+    assert "--precision auto is for octvideo infer" in capsys.readouterr().err
+    assert main(["export", "--engine", "eager", "-o", "x"]) == 2
+    assert "--engine: got eager, expected aot, onnx, openvino" in capsys.readouterr().err
     assert main(["infer", str(video), "--model", str(tmp_path / "out"), "--timing"]) == 0
     assert " s in all (x " in capsys.readouterr().out

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from octvideo.cli import end_with, main
-from octvideo.cli.infer import ResultFile
+from octvideo.cli.infer import ResultFile, engine_of_results
 from octvideo.errors import UserError
-from octvideo.inference import Predictor
+from octvideo.inference import Predictor, choice, engines
 from octvideo.inference.checkpoint import network_of_checkpoint
 from octvideo.inference.predictor import Prediction
 from octvideo.models import i3d_small
@@ -172,6 +172,72 @@ def test_a_file_of_results_is_gone_on_with(
     torch.save(content, moved / "checkpoints" / "last.ckpt")
     assert main(["infer", *words]) == 2
     assert "more.jsonl is of another model, or of other settings (sha256: '" in capsys.readouterr().err
+
+
+def engine_line(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("engine: ")]
+    return line
+
+
+def test_the_engine_is_chosen_and_told(
+    checkpoint: Path,
+    tiny_video: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(choice, "bf16_pays", lambda: True)
+    monkeypatch.setattr(choice, "product_rates", lambda: (1.0, 2.0, 4.0))
+    monkeypatch.setattr(engines, "bf16_pays", lambda: True)
+    words = ["infer", str(tiny_video), "--ckpt", str(checkpoint), "--device", "cpu"]
+    assert main(words) == 0
+    told = "engine: eager, bf16 (by rule: this CPU multiplies faster in bf16; measured where more is to be done)"
+    assert engine_line(capsys) == told
+    assert main([*words, "--engine", "eager", "--precision", "f32"]) == 0
+    assert engine_line(capsys) == "engine: eager, f32"
+
+
+def test_a_run_is_resumed_by_the_engine_that_it_began_with(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.jsonl"
+    words = ["infer", str(folder), "--ckpt", str(checkpoint), "--output", str(file), "--device", "cpu"]
+    monkeypatch.setattr(engines, "bf16_pays", lambda: True)
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        assert main([*words, "--precision", "bf16", "--engine", "eager"]) == 130
+    # Here, f32 would be chosen.
+    monkeypatch.setattr(choice, "product_rates", lambda: (1.0, 0.0, 0.0))
+    for given in ([], ["--engine", "eager"], ["--precision", "bf16", "--engine", "auto"]):
+        capsys.readouterr()
+        assert main([*words, *given]) == (1 if not given else 0)
+        assert engine_line(capsys) == f"engine: eager, bf16 (as the results in {file} so far)"
+    for given in (["--precision", "f32"], ["--precision", "f32", "--engine", "eager"]):
+        assert main([*words, *given]) == 2
+        assert "(precision: 'bf16', now 'f32')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "expected"),
+    [
+        ({"engine": "compile", "precision": "bf16"}, ("auto", "auto"), ("compile", "bf16")),
+        ({"engine": "compile", "precision": "bf16"}, ("compile", "auto"), ("compile", "bf16")),
+        ({"engine": "compile", "precision": "bf16"}, ("eager", "auto"), None),
+        ({"engine": "compile", "precision": "bf16"}, ("auto", "f32"), None),
+        ({"engine": "eager", "precision": "f32"}, ("eager", "f32"), None),  # nothing is left open
+        ({"engine": "openvino", "precision": "int8"}, ("auto", "auto"), None),  # of an exported model
+        ({"engine": "tvm", "precision": "f32"}, ("auto", "auto"), None),
+        ({"engine": ["eager"], "precision": 3}, ("auto", "auto"), None),
+        ({"results": "another tool"}, ("auto", "auto"), None),
+        (None, ("auto", "auto"), None),
+    ],
+)
+def test_what_a_file_says_of_its_engine(
+    line: dict | None, given: tuple[str, str], expected: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "results.jsonl"
+    if line is not None:
+        file.write_text(json.dumps({"results": "octvideo infer 1", **line}) + "\n")
+    assert engine_of_results(file, *given) == expected
 
 
 @pytest.mark.parametrize(
@@ -360,7 +426,7 @@ def test_scores_that_are_not_finite_are_an_error_of_their_video(
     content["state_dict"]["network.blocks.6.proj.weight"].fill_(3e38)
     torch.save(content, file)
     words = [option, str(tmp_path / "results")] if option == "--output" else [option]
-    code = main(["infer", str(tiny_video), "--ckpt", str(file), *words])
+    code = main(["infer", str(tiny_video), "--ckpt", str(file), "--precision", "f32", *words])
     out, err = capsys.readouterr()
     assert code == 1
     reason = "its scores are not finite in precision f32, though the weights are"

@@ -21,7 +21,8 @@ from lab.benchmark.results import Pass
 from octvideo.errors import UserError
 from octvideo.inference.engines import ENGINES, EagerEngine, EngineEntry, ModelSpec
 from octvideo.octave import count_cost
-from octvideo.progress import Progressfrom octvideo.octave.kernel.library import load_library
+from octvideo.octave.kernel.library import load_library
+from octvideo.progress import Progress
 
 CPU = torch.device("cpu")
 TINY = Arm("i3d_small", width=8, classes=5, frames=4, crop=32)

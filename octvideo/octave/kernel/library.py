@@ -1,9 +1,9 @@
 """Finds this folder's C++ code in compiled form, and loads it.
 
 A wheel brings it compiled for several kinds of processor (variants.py). Where none fits, and in a checkout, the
-machine's compiler makes it at first use, in some ten seconds. The result stays in the user's cache folder
-($OCTVIDEO_CACHE, else $XDG_CACHE_HOME/octvideo, else ~/.cache/octvideo), under a name that sources, compiler and
-processor decide. Where there is no compiler either, or where OCTVIDEO_FUSED is 0, layers run by oneDNN.
+machine's compiler makes it at first use, in some ten seconds. The result stays in the user's `cache_folder`,
+under a name that sources, compiler and processor decide. Where there is no compiler either, or where OCTVIDEO_FUSED is
+0, layers run by oneDNN.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from octvideo.files import cache_folder
 from octvideo.octave.kernel.variants import MACHINE, NATIVE, VARIANTS, compile_to, find_compiler, sources_key
 
 log = logging.getLogger("octvideo.octave")
@@ -94,7 +95,7 @@ def kernel_file() -> Path | None:
     """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
-    features = {word for line in _cpu_lines() if line.startswith("flags") for word in line.split()}
+    features = {word for line in cpu_lines() if line.startswith("flags") for word in line.split()}
     for variant in VARIANTS:
         if variant.machine == MACHINE and variant.features.issubset(features) and variant.file.is_file():
             return variant.file
@@ -119,9 +120,9 @@ def _share_threads(library: ctypes.CDLL) -> None:
 def _compiled(compiler: list[str]) -> Path:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     # The processor too: a home folder may be shared by machines of several kinds.
-    processor = _cpu_lines() or [platform.processor(), platform.node()]
+    processor = cpu_lines() or [platform.processor(), platform.node()]
     key = sources_key(NATIVE, version, MACHINE, *processor)
-    for folder in (_cache_folder(), None):
+    for folder in (cache_folder(), None):
         try:
             # The second is of this process alone: nobody else could have put a library there.
             file = (folder or Path(tempfile.mkdtemp(prefix="octvideo-"))) / f"octave_{key}.so"
@@ -133,13 +134,7 @@ def _compiled(compiler: list[str]) -> Path:
     raise OSError("no folder to compile in")
 
 
-def _cache_folder() -> Path:
-    if own := os.environ.get("OCTVIDEO_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octvideo"
-
-
-def _cpu_lines() -> list[str]:
+def cpu_lines() -> list[str]:
     """What Linux says of the kind of processor, each line once; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -51,8 +51,14 @@ double tile_rate() {
   alignas(64) static const char zeros[kRows * kLine] = {};
   finish_memory_accesses();
   _tile_loadconfig(&config);
-  _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3);
-  _tile_loadd(4, zeros, kLine), _tile_loadd(5, zeros, kLine), _tile_loadd(6, zeros, kLine), _tile_loadd(7, zeros, kLine);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, zeros, kLine);
+  _tile_loadd(5, zeros, kLine);
+  _tile_loadd(6, zeros, kLine);
+  _tile_loadd(7, zeros, kLine);
   const double rate = best_rate(4.0 * kSteps * kRows * kRows * kMostWords * Format::kPerWord, [] {
     for (int n = 0; n < kSteps; ++n) {
       add_tile_products<Format, 0, 4, 6>();
