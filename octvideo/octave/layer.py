@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from octvideo.octave.factor import AXES, Factor, as_factor, low_size, octave_problem
 from octvideo.octave.features import Octave
 from octvideo.octave.kernel.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
-from octvideo.octave.kernel.training import TrainedConv, trains
+from octvideo.octave.kernel.training import TrainedConv, training_format
 from octvideo.octave.ordinary import ORDINARY, ConvForm
 from octvideo.octave.partition import Partition, as_partition
 from octvideo.octave.paths import ConvPath, Exchange, Paths, Target, Term
@@ -207,7 +207,7 @@ def convolve(
     axes = weight.dim() - 2
     if axes >= 2 and x.dim() == axes + 2 and not isinstance(padding, str) and is_channels_last(x):
         pixelwise = weight.shape[-1] == weight.shape[-2] == 1 == max(stride)
-        if pixelwise and bias is None and groups == 1 and trains(x, weight):
+        if pixelwise and bias is None and groups == 1 and training_format(x, weight):
             conv = _trained(weight.shape, tuple(padding), tuple(dilation))
             if conv is not None:
                 return conv(x, None, weight, functools.partial(_by_torch, padding, dilation))[0]

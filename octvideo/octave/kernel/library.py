@@ -58,7 +58,7 @@ def load_library() -> ctypes.CDLL | None:
         ("convert_to", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
         ("convert_from", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
         ("pack_and_run_layer", None, [pointer, pointer, pointer, size]),
-        ("weight_gradient", None, [pointer, pointer, pointer, *[size] * 11]),
+        ("weight_gradient", None, [*[pointer] * 4, size]),
     )
     for name, result, arguments in functions:
         function = getattr(library, name)

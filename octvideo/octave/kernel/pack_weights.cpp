@@ -27,34 +27,6 @@ struct Packed {
   int64_t size() const { return k * whole_vectors(n); }
 };
 
-// Elements of two vectors in turn, from an element on. Of Clang and GCC, each has one way that becomes one instruction.
-[[gnu::always_inline]] inline Vector zip(Vector even, Vector odd, int first) {
-#if defined(__clang__)
-  Vector zipped;
-#pragma unroll
-  for (int n = 0; n < kLanes; ++n) zipped[n] = (n % 2 ? odd : even)[first + n / 2];
-  return zipped;
-#else
-  int32_t __attribute__((vector_size(sizeof(Vector)))) lanes;
-  for (int n = 0; n < kLanes; ++n) lanes[n] = first + n / 2 + n % 2 * kLanes;
-  return __builtin_shuffle(even, odd, lanes);
-#endif
-}
-
-// Vectors that hold a matrix's columns instead of its rows: in each round, halves of the vectors are zipped together.
-[[gnu::always_inline]] inline void transpose(Vector (&rows)[kLanes]) {
-  for (int round = 1; round < kLanes; round *= 2) {
-    Vector zipped[kLanes];
-#pragma GCC unroll 16
-    for (int n = 0; n < kLanes / 2; ++n) {
-      zipped[2 * n] = zip(rows[n], rows[n + kLanes / 2], 0);
-      zipped[2 * n + 1] = zip(rows[n], rows[n + kLanes / 2], kLanes / 2);
-    }
-#pragma GCC unroll 16
-    for (int n = 0; n < kLanes; ++n) rows[n] = zipped[n];
-  }
-}
-
 // To a packed matrix, from a row and a column on. Of each tap it has `rows_of_tap` rows, the part's inputs or more.
 void pack_part(const Part& part, const Packed& packed, int64_t first_k, int64_t first_n, int64_t rows_of_tap, int64_t threads) {
   const auto blocks = blocks_of(packed.n, packed.words, packed.by_tiles);

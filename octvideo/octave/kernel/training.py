@@ -6,12 +6,16 @@ joined maps nor upsampled ones nor their sums.
 
 A sum has one accumulator in float32: results and gradients of I3D-50's layers are up to 1.4e-6 from float64's (of their
 norm). Torch's own operations, which sum blocks, are up to 7e-7 from them.
+
+Under autocast to bfloat16 maps are in bfloat16, and so is what comes back to them. Weights stay in float32: they are
+rounded as they are packed, and their gradients are sums in float32 of exact products.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.kernel.fused_conv import Form, Layer, Maps, cached_out_shapes
+from octvideo.octave.kernel.formats import F32, FORMATS, Format
+from octvideo.octave.kernel.fused_conv import Form, Layer, Maps, cached_out_shapes, has_format
 from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, is_channels_last, unfold_frames
-from octvideo.octave.kernel.library import load_library
+from octvideo.octave.kernel.library import bf16_pays, load_library
 
+BF16 = FORMATS["bf16"]
 _BLOCK = 4.0  # pixels of which the low map has one
 
 
@@ -37,13 +43,30 @@ class Weight(ctypes.Structure):
     )
 
 
-def trains(x: Tensor, weight: Tensor) -> bool:
-    """Whether the weight's gradient is wanted, in float32, by code of our own."""
-    if not (torch.is_grad_enabled() and weight.requires_grad) or torch.is_autocast_enabled("cpu"):
-        return False
+class WeightGradient(ctypes.Structure):
+    """`struct WeightGradient` of weight_gradient.cpp."""
+
+    _fields_ = (
+        *[(name, ctypes.c_int64) for name in ("format", "word_format", "clips", "outs", "ins")],
+        *[(name, ctypes.c_int64 * 3) for name in ("out_size", "size", "kernel", "padding", "dilation")],
+        ("width", ctypes.c_int64),
+    )
+
+
+def training_format(x: Tensor, weight: Tensor) -> Format | None:
+    """What code of our own trains in, of the maps; None: torch's operations do, or no gradient of `weight` is wanted.
+
+    Under autocast to bfloat16 it is that, else float32. The weight has float32 either way.
+    """
+    if not (torch.is_grad_enabled() and weight.requires_grad) or weight.dtype != torch.float32:
+        return None
     # torch.func knows only operations that say how they are transformed.
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return not transformed and x.dtype == torch.float32 == weight.dtype and load_library() is not None
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or load_library() is None:
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        return F32 if x.dtype == torch.float32 else None
+    casts = torch.get_autocast_dtype("cpu") == BF16.dtype and x.dtype in (torch.float32, BF16.dtype)
+    return BF16 if casts and has_format(BF16) else None
 
 
 @dataclass(frozen=True)
@@ -91,10 +114,12 @@ class TrainedConv:
 
     def fits(self, high: Tensor, low: Tensor | None, weight: Tensor) -> bool:
         """Whether the maps of an octave layer, in their layout, take the way of this file, and a gradient is wanted."""
-        if not trains(high, weight) or not is_channels_last(high):
+        format = training_format(high, weight)
+        if format is None or not is_channels_last(high):
             return False
         height, width = high.shape[-2:]
-        return height % 2 == width % 2 == 0 and (low is None or (low.dtype == high.dtype and is_channels_last(low)))
+        has_low = low is None or (training_format(low, weight) == format and is_channels_last(low))
+        return has_low and height % 2 == width % 2 == 0
 
     def __call__(
         self, high: Tensor, low: Tensor | None, weight: Tensor, by_torch: Callable[..., tuple[Tensor, ...]]
@@ -102,18 +127,22 @@ class TrainedConv:
         """The results: y_high, and y_low where it has channels.
 
         Args:
-            high, low: channels last, float32, with `trains`; of an octave layer, those for which `fits` holds.
+            high, low: channels last, with a `training_format`; of an octave layer, those for which `fits` holds.
             weight: (C_out, C_in, [kT,] kH, kW), of the high and then the low channels.
             by_torch: of the same three, the same from operations that autograd knows, for gradients of gradients.
         """
+        format = training_format(high, weight)
+        assert format is not None
+        high, low = high.to(format.dtype), None if low is None else low.to(format.dtype)  # as autocast does
         return FusedStep.apply(self, by_torch, high, low, weight)  # type: ignore[no-any-return, no-untyped-call]
 
-    @property
-    def layer(self) -> Layer:  # not kept, since modules with a ctypes.Structure cannot be copied
+    def layer(self, format: Format) -> Layer:  # not kept, since modules with a ctypes.Structure cannot be copied
         adds_from_low = self.ins[1] > 0
-        shares_low = self.form.shares_low(self.outs[1], adds_from_low=adds_from_low)
+        shares_low = self.form.shares_low(self.outs[1], adds_from_low=adds_from_low, format=format)
         flags = {"adds_from_low": adds_from_low, "shares_low": shares_low, "pools_sums": self.is_transposed}
-        return self.form.layer(self.ins[0], self.outs, **flags)
+        layer = self.form.layer(self.ins[0], self.outs, **flags)
+        layer.format = format.index
+        return layer
 
     @functools.cached_property
     def transposed(self) -> TrainedConv:
@@ -126,17 +155,20 @@ class TrainedConv:
         return turned
 
     def run(self, high: Tensor, low: Tensor | None, weight: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """The results, outside autograd, and what of `high` was pooled for y_low, at half the size."""
-        library, layout = load_library(), LAYOUTS[high.dim()]
+        """The results, outside autograd, and what of `high` was pooled for y_low, at half the size.
+
+        All have the maps' format, float32 or bfloat16.
+        """
+        library, layout, dtype = load_library(), LAYOUTS[high.dim()], high.dtype
         assert library is not None
         high = high.contiguous(memory_format=layout)
         low = None if low is None else low.contiguous(memory_format=layout)
         shapes = cached_out_shapes(self.form, high.shape, self.outs)
-        results = [torch.empty(shape, memory_format=layout) for shape in shapes]
+        results = [torch.empty(shape, dtype=dtype, memory_format=layout) for shape in shapes]
         pooled = None
         if self.outs[1]:
             half = ((n + 1) // 2 for n in high.shape[-2:])
-            pooled = torch.empty((*high.shape[:-2], *half), memory_format=layout)
+            pooled = torch.empty((*high.shape[:-2], *half), dtype=dtype, memory_format=layout)
         weight, tap_step = _with_regular_steps(weight)
         given = Weight(weight.data_ptr(), weight.stride(0), weight.stride(1), tap_step, 1.0)
         if self.is_transposed:
@@ -145,7 +177,7 @@ class TrainedConv:
             last_tap = weight.data_ptr() + (weight.shape[2:].numel() - 1) * tap_step * weight.element_size()
             given = Weight(last_tap, weight.stride(1), weight.stride(0), -tap_step, 1 / _BLOCK)
         maps = Maps.of(high, low, None, None, results[0], results[1] if len(results) > 1 else None, pooled)
-        layer = self.layer.for_map(high.shape, self.ins[1])
+        layer = self.layer(_format_of(high)).for_map(high.shape, self.ins[1])
         library.pack_and_run_layer(*map(ctypes.byref, (layer, given, maps)), torch.get_num_threads())
         return results, pooled
 
@@ -157,7 +189,7 @@ class TrainedConv:
         pooled: Tensor | None,
         weight: Tensor,
     ) -> Tensor:
-        """As the weight's shape, channels last.
+        """As the weight's shape, channels last, float32.
 
         Args:
             grads: what comes back to y_high, and to y_low if there is one.
@@ -177,23 +209,38 @@ class TrainedConv:
         """Writes the gradient of one part of the weight, of maps of one size, to `to`."""
         form, library = self.form, load_library()
         assert grad is not None and x is not None and library is not None
-        if form.kernel[1:] != (1, 1) or any(form.padding[1:]):
-            axes = x.dim() - 2
-            if axes == 3 and form.kernel[0] == 1 and form.padding[0] == 0:
-                grad, x, to, axes = fold_frames(grad), fold_frames(x), to.squeeze(2), 2
-            like = torch.empty(to.shape, memory_format=LAYOUTS[axes + 2])  # what comes back is in its layout
-            geometry = (1,) * axes, form.padding[-axes:], form.dilation[-axes:], False, (0,) * axes, 1
-            results = torch.ops.aten.convolution_backward.default(grad, x, like, None, *geometry, (False, True, False))
-            to.copy_(results[1])
+        in_space = form.kernel[1:] != (1, 1) or any(form.padding[1:])
+        if in_space and x.dtype == torch.float32:
+            self._add_part_by_torch(grad, x, to)
             return
         grad, x = (t.contiguous(memory_format=LAYOUTS[t.dim()]) for t in (grad, x))
-        sizes = (1, 1, 1, x.numel() // x.shape[1])
-        if x.dim() == 5:
-            sizes = (x.shape[0], grad.shape[2], x.shape[2], x.shape[3] * x.shape[4])
-        width = to.stride(0) // form.kernel[0]  # of the whole weight
-        time = form.kernel[0], form.padding[0], form.dilation[0]
-        addresses = grad.data_ptr(), x.data_ptr(), to.data_ptr()
-        library.weight_gradient(*addresses, *sizes, *to.shape[:2], width, *time, torch.get_num_threads())
+        clips, (out_size, size) = x.shape[0], ((1, *t.shape[2:])[-3:] for t in (grad, x))
+        if not in_space:  # pixels of a frame, or of all clips, are alike
+            out_size, size = ((t, 1, height * width) for t, height, width in (out_size, size))
+            if form.kernel[0] == 1 and not form.padding[0]:
+                out_size = size = (1, 1, clips * size[0] * size[2])
+                clips = 1
+        # Where products of bfloat16 are slower than those of float32, blocks of pixels are converted.
+        words = F32 if x.dtype == torch.float32 or not bf16_pays() else BF16
+        geometry = out_size, size, form.kernel, form.padding, form.dilation
+        width = to.stride(0) // math.prod(form.kernel)  # of the whole weight
+        part = WeightGradient(_format_of(x).index, words.index, clips, *to.shape[:2], *geometry, width)
+        library.weight_gradient(
+            ctypes.byref(part), grad.data_ptr(), x.data_ptr(), to.data_ptr(), torch.get_num_threads()
+        )
+
+    def _add_part_by_torch(self, grad: Tensor, x: Tensor, to: Tensor) -> None:
+        form, axes = self.form, x.dim() - 2
+        if axes == 3 and form.kernel[0] == 1 and form.padding[0] == 0:
+            grad, x, to, axes = fold_frames(grad), fold_frames(x), to.squeeze(2), 2
+        like = torch.empty(to.shape, memory_format=LAYOUTS[axes + 2])  # what comes back is in its layout
+        geometry = (1,) * axes, form.padding[-axes:], form.dilation[-axes:], False, (0,) * axes, 1
+        results = torch.ops.aten.convolution_backward.default(grad, x, like, None, *geometry, (False, True, False))
+        to.copy_(results[1])
+
+
+def _format_of(maps: Tensor) -> Format:
+    return BF16 if maps.dtype == BF16.dtype else F32
 
 
 def _sums_of_blocks(x: Tensor) -> Tensor:
@@ -234,7 +281,9 @@ class FusedStep(torch.autograd.Function):
         wanted, nothing = ctx.needs_input_grad[2:], (None, None)  # of the plan and its other way
         if torch.is_grad_enabled():  # gradients of gradients are wanted: from operations that autograd knows
             inputs = [v for v, w in zip((high, low, weight), wanted, strict=True) if w]
-            found = iter(torch.autograd.grad(ctx.by_torch(high, low, weight), inputs, grads, create_graph=True))
+            with torch.autocast("cpu", BF16.dtype, enabled=high.dtype == BF16.dtype, cache_enabled=False):
+                results = ctx.by_torch(high, low, weight)
+            found = iter(torch.autograd.grad(results, inputs, grads, create_graph=True))
             return *nothing, *[next(found) if w else None for w in wanted]
         back_to: list[Tensor] = []
         sums = weight_grad = None
