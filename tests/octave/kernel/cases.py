@@ -235,7 +235,9 @@ class Case:
             given.append((low, of_low))
         y_high, y_low = self.convolve(given, self.high_weight), None
         shares_low = form.shares_low(
-            0 if self.low_weight is None else len(self.low_weight), adds_from_low=self.from_low is not None
+            0 if self.low_weight is None else len(self.low_weight),
+            adds_from_low=self.from_low is not None,
+            format=self.format,
         )
         if self.from_low is not None:
             assert low is not None

@@ -1,0 +1,72 @@
+"""Random layers on AMX tiles, which tests/octave/kernel/amx_emulator.c computes where the processor has none."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octvideo.octave.kernel import library
+from octvideo.octave.kernel.variants import VARIANTS, compile_to, find_compiler, sources_key
+from tests.octave.kernel.amx import RunWithAmx
+
+pytest.importorskip("torch")
+AMX = next(variant for variant in VARIANTS if variant.name == "amx")
+
+
+@pytest.fixture(scope="session")
+def kernel_with_tiles(request: pytest.FixtureRequest) -> Path:
+    """The kernel as wheels have it for AMX, which fills what its threads keep with NaN."""
+    if not (set(AMX.features) - {"amx_tile", "amx_bf16", "amx_int8"}) <= _processor_features():
+        pytest.skip("this processor has no AVX512-BF16")
+    compiler = find_compiler()
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    folder, flags = request.config.cache.mkdir("kernel"), (*AMX.flags, "-DOCTVIDEO_POISON")
+    file = folder / f"tiles_{sources_key(*flags, *compiler)}.so"
+    if not file.is_file():
+        for old in folder.glob("tiles_*.so"):
+            old.unlink(missing_ok=True)
+        compile_to(file, compiler, *flags)
+    return file
+
+
+def _processor_features() -> set[str]:
+    return {word for line in library.cpu_lines() if line.startswith("flags") for word in line.split()}
+
+
+def fuzz_on_tiles(kernel: Path, format: str, first: int, count: int) -> dict[str, Any]:
+    """Runs fuzz.py in a process with tiles; returns what it found."""
+    library.kernel_file = lambda: kernel  # type: ignore[assignment]
+    loaded = library.load_library()
+    assert loaded is not None and loaded.allow_tiles(False)
+    from tests.octave.kernel import fuzz  # which loads the kernel
+
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        fuzz.main(["--format", format, "--first", str(first), "--count", str(count)])
+    return dict(json.loads(text.getvalue().splitlines()[-1]))
+
+
+def check(run_with_amx: RunWithAmx, kernel: Path, format: str, first: int, count: int) -> None:
+    run = run_with_amx(fuzz_on_tiles, kernel, format, first, count)
+    assert not run.returned["failures"], "\n".join(run.returned["failures"])
+    assert sum(run.returned["kinds"].values()) == count
+    assert run.products > 100 * count or not run.emulated
+
+
+@pytest.mark.parametrize("format", ["bf16", "int8"])
+def test_random_layers(format: str, kernel_with_tiles: Path, run_with_amx: RunWithAmx) -> None:
+    check(run_with_amx, kernel_with_tiles, format, 0, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("format", ["bf16", "int8"])
+def test_many_random_layers(format: str, kernel_with_tiles: Path, run_with_amx: RunWithAmx) -> None:
+    for first in range(1000, 6000, 200):  # a process each, for the time that one may take
+        check(run_with_amx, kernel_with_tiles, format, first, 200)
