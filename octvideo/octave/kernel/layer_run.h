@@ -233,7 +233,9 @@ class LayerRun {
   }
 
   bool keeps_size() const {
-    return size.out_frames == layer.frames && size.out_height == height && size.out_width == width;
+    // A strided layer may, by much padding, but then does not at half the size.
+    return layer.stride[0] * layer.stride[1] * layer.stride[2] == 1 && size.out_frames == layer.frames &&
+           size.out_height == height && size.out_width == width;
   }
 
   // A thread computes whole frames of a strip in turn where the kernel has an extent in time.

@@ -52,7 +52,7 @@ def fuzz(kernel: Path, format: Format, first: int, count: int, repo: Path) -> No
     assert done.returncode == 0, f"{format.name}: stopped at {lines[-1:]} of {count}: {done.stderr[-2000:]}"
     found = json.loads(lines[-1])
     assert not found["failures"], "\n".join(found["failures"])
-    assert sum(found["kinds"].values()) == count
+    assert found["poisoned"] and sum(found["kinds"].values()) == count
 
 
 @every_format

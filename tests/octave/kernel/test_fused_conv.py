@@ -178,6 +178,15 @@ def test_max_pools(pool: MaxPool, size: tuple[int, ...], threads: int, format: F
 
 
 @every_format
+def test_strides_whose_padding_keeps_the_size(format: Format) -> None:
+    """At half the size, the same padding gives more rows than half of the result's."""
+    form = Form((1, 5, 1), (1, 2, 1), (0, 11, 0), (1, 3, 1), **BOTH)
+    Case(form, (12, 4, 20, 5), (1, 10, 6), upsampled=False, format=format).check()
+    in_time = Form((5, 1, 1), (2, 1, 1), (8, 0, 0), (3, 1, 1), **BOTH)
+    Case(in_time, (12, 4, 20, 5), (4, 10, 6), upsampled=False, format=format).check()
+
+
+@every_format
 def test_images(format: Format) -> None:
     for form in (POINT, SPACE, replace(SPACE, stride=(1, 2, 2))):
         Case(form, (12, 0, 20, 0), (9, 7), residual=True, format=format).check()
