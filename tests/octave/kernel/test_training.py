@@ -161,7 +161,10 @@ def test_of_images_in_bf16(kernel: int, alpha_in: float, alpha_out: float) -> No
 @pytest.mark.parametrize("threads", [2, 3])
 def test_by_several_threads_the_same_in_bf16(threads: int) -> None:
     layer = OctConv3d(64, 80, 3, padding=1, bias=False, alpha_in=0.25, alpha_out=0.5)
-    maps, before = [last(x.bfloat16()).requires_grad_() for x in inputs_of(layer, 2, 4, 12, 12)], torch.get_num_threads()
+    maps, before = (
+        [last(x.bfloat16()).requires_grad_() for x in inputs_of(layer, 2, 4, 12, 12)],
+        torch.get_num_threads(),
+    )
     found = []
     try:
         for count in (1, threads):
@@ -274,7 +277,9 @@ def test_on_amx_tiles(run_with_amx: RunWithAmx, compiler: list[str], tmp_path: P
     channels = [(21, 37), (48, 96), (96, 40)]
     kernels = ["point", "time", "space", "space, dilated"]
     cases = [
-        (kernel, *c, *ALPHAS[(n + m) % 3], 2, 3, 6, 10) for n, kernel in enumerate(kernels) for m, c in enumerate(channels)
+        (kernel, *c, *ALPHAS[(n + m) % 3], 2, 3, 6, 10)
+        for n, kernel in enumerate(kernels)
+        for m, c in enumerate(channels)
     ]
     done = run_with_amx(check_on_amx_tiles, file, cases, threads=2)
     assert done.products > 0 or not done.emulated
