@@ -7,13 +7,12 @@ is checked against eager PyTorch.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from octvideo.cli.arguments import Parser, positive
 from octvideo.cli.infer import find_videos
@@ -22,9 +21,10 @@ from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint
 from octvideo.inference.choice import AUTO
 from octvideo.inference.engines import engine_device, file_engines, precisions_of
 from octvideo.inference.export import write_export
+from octvideo.inference.predictor import typical_clips
 from octvideo.inference.preparation import Normaliser
 from octvideo.progress import track
-from octvideo.video import ViewSettings, read_views
+from octvideo.video import ViewSettings
 
 # Clips to choose int8 scales from; more changed the scores no further.
 _CALIBRATION_CLIPS = 300
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"weights: {settings['source']}", highlight=False, soft_wrap=True)
     views: ViewSettings = settings["views"]
     normalise = Normaliser(settings["mean"], settings["std"], torch.device("cpu"))
-    clips = _some_clips(videos, views, normalise) if videos else None
+    watch = functools.partial(track, text="reading")
+    clips = typical_clips(videos, views, normalise, most=_CALIBRATION_CLIPS, watch=watch) if videos else None
     with console.status(f"exporting for {args.engine}"):
         written = write_export(
             network,
@@ -80,21 +81,6 @@ def run(args: argparse.Namespace) -> int:
         )
     print(summary(written, args.output))
     return 0
-
-
-def _some_clips(videos: Sequence[str], views: ViewSettings, normalise: Normaliser) -> Tensor:
-    """Normalised views of the videos, (M, 3, T, H, W): as many of each, `_CALIBRATION_CLIPS` at most.
-
-    Raises:
-        VideoReadError: one can't be read.
-    """
-    videos = videos[:: -(-len(videos) // _CALIBRATION_CLIPS)]
-    each = max(1, _CALIBRATION_CLIPS // len(videos))
-    clips = []
-    for video in track(videos, "reading"):
-        cut = read_views(video, views)  # uint8 (V,3,T,S,S)
-        clips.append(normalise(cut[:: -(-len(cut) // each)]))
-    return torch.cat(clips)
 
 
 def summary(settings: dict[str, Any], folder: Path) -> str:

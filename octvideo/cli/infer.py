@@ -40,7 +40,13 @@ def add_arguments(parser: Parser) -> None:
     parser.shared("ckpt")
     parser.add_argument("--model", metavar="FOLDER", help="a model that octvideo export wrote, in place of --ckpt")
     parser.add_argument("--engine", help=f"{AUTO}: the fastest here; {', '.join(ENGINES)} ({AUTO})")
-    parser.add_argument("--precision", help=f"{AUTO}, {precisions_of(ENGINES)}; int8 is for --model ({AUTO})")
+    parser.add_argument("--precision", help=f"{AUTO}, {precisions_of(ENGINES)}; int8 needs --calibrate ({AUTO})")
+    parser.add_argument(
+        "--calibrate",
+        nargs="+",
+        metavar="VIDEO|FOLDER|@FILE",
+        help="typical videos, from which int8 chooses its scales",
+    )
     parser.shared("device", "threads", "runs_dir")
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")
@@ -225,16 +231,18 @@ def _predictor(args: argparse.Namespace, weights: Path | None, num_videos: int) 
             if value is not None:
                 raise UserError(f"{option} {value} with --model: an exported model has its own; leave one of them out")
         return Predictor.from_export(args.model, device=args.device, num_threads=args.threads)
-    if args.precision == "int8":
+    if args.precision == "int8" and not args.calibrate:
         raise UserError(
-            "int8 needs typical videos to choose its scales from: export once with octvideo export --engine openvino "
-            "--precision int8 --calibrate VIDEO|FOLDER ... -o FOLDER, then infer with --model FOLDER"
+            "int8 needs typical videos to choose its scales from: --calibrate VIDEO|FOLDER ...; or export once with "
+            "octvideo export --precision int8 --calibrate VIDEO|FOLDER ..., and infer with --model FOLDER"
         )
+    if args.calibrate and args.precision != "int8":
+        raise UserError("--calibrate is for --precision int8")
     engine, precision = args.engine or AUTO, args.precision or AUTO
     before = None if args.output is None else engine_of_results(args.output, engine, precision)
     engine, precision = before or (engine, precision)
     how: dict[str, Any] = {"engine": engine, "precision": precision, "expected_videos": num_videos}
-    how |= {"device": args.device, "num_threads": args.threads}
+    how |= {"device": args.device, "num_threads": args.threads, "calibrate": list(find_videos(args.calibrate or []))}
     predictor = Predictor.from_pytorchvideo(**how) if weights is None else Predictor.from_checkpoint(weights, **how)
     if before:
         predictor.engine_reason = f"as the results in {args.output} so far"

@@ -25,6 +25,9 @@ from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.octave import fuse_convolutions, prepare_inference
 from octvideo.octave.fused.prepare import use_bfloat16
+from octvideo.octave.fused.quantize import quantize
+from octvideo.octave.kernel.formats import FORMATS
+from octvideo.octave.kernel.fused_conv import has_format
 from octvideo.octave.kernel.layout import channels_last, export_form
 from octvideo.octave.kernel.library import bf16_pays, load_library
 
@@ -160,15 +163,48 @@ class EagerEngine:
 
     name = "eager"
     views_per_call: int | None = None
+    note = ""  # on the precision, for people
 
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
         spec = in_best_precision(spec, self.name)
         self.precision, self.device = spec.precision, spec.device
+        if spec.precision == "int8":
+            self.note = _quantize_kernel(network, spec)
         self._run = InPrecision(network, spec)
 
     def __call__(self, clips: Tensor) -> Tensor:
         with torch.inference_mode():
             return self._run(clips.to(self.device))
+
+
+def _quantize_kernel(network: nn.Module, spec: ModelSpec) -> str:
+    """Lets a prepared network compute in int8 by octvideo's kernel; returns how its classes compare with those of f32.
+
+    Raises:
+        UserError: the kernel has no int8 here, no sequence of the network is the kernel's, or there are no clips.
+    """
+    if not has_format(FORMATS["int8"]) or spec.device.type != "cpu":
+        raise UserError(
+            "engine eager computes int8 on CPUs with AVX512-VNNI or AMX by octvideo's kernel, which is not to be had "
+            "here: --engine openvino, or --precision f32"
+        )
+    clips = _calibration_clips(spec)
+    with torch.inference_mode():
+        expected = torch.cat([network(clip) for clip in clips]).argmax(1)
+        quantize(network, clips)
+        same = int((torch.cat([network(clip) for clip in clips]).argmax(1) == expected).sum())
+    return f"calibrated on {len(clips)} clips; the same class as in f32 on {same} of them"
+
+
+def _calibration_clips(spec: ModelSpec) -> list[Tensor]:
+    """Each by itself, channels last.
+
+    Raises:
+        UserError: there are none.
+    """
+    if spec.calibration is None or not len(spec.calibration):
+        raise UserError("int8 needs typical videos to choose its scales from: --calibrate VIDEO|FOLDER ...")
+    return [channels_last(clip) for clip in spec.calibration.split(1)]
 
 
 class CompiledEngine:
@@ -285,10 +321,8 @@ def write_openvino(network: nn.Module, file: Path, spec: ModelSpec) -> None:
     Weights stay float32 in the file unless they are int8: half of the bytes (compress_to_fp16) would change the scores.
     """
     openvino = needs("openvino", "openvino")
-    if spec.precision == "int8" and (spec.calibration is None or not len(spec.calibration)):
-        raise UserError(
-            "int8 needs typical clips to choose its scales from: octvideo export --calibrate VIDEO|FOLDER ..."
-        )
+    if spec.precision == "int8":
+        _calibration_clips(spec)  # there must be some
     with torch.no_grad(), export_form("unfolded"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = openvino.convert_model(torch.export.export(network, (torch.zeros(spec.shape),)))
@@ -330,7 +364,7 @@ def load_openvino(file: str, precision: str, device: str, threads: int) -> tuple
 ENGINES: dict[str, EngineEntry] = {
     entry.name: entry
     for entry in (
-        EngineEntry("eager", ("f32", "bf16"), start=EagerEngine, trains=True, auto=("f32", "bf16")),
+        EngineEntry("eager", ("f32", "bf16", "int8"), start=EagerEngine, trains=True, auto=("f32", "bf16")),
         EngineEntry("compile", ("f32", "bf16"), start=CompiledEngine, compiles=True, trains=True),
         EngineEntry(
             "aot", ("f32", "bf16"), files=("model.pt2",), write=write_aot, load=load_aot,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pyto
 from octvideo.inference.choice import AUTO, choice_device, choose_engine
 from octvideo.inference.engines import Engine, FileEngine, ModelSpec, build_engine, pick_device
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
-from octvideo.video import VideoReadError, ViewSettings
+from octvideo.video import VideoReadError, ViewSettings, read_views
+
+_CALIBRATION_CLIPS = 32  # for int8; of each one the network is run three times
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Predictor:
         precision: that it computes in: one of the engine's, or "auto".
         num_threads: of the CPU; None leaves it to the engine.
         views_per_chunk: views that go through the network at once; None is `choose_views_per_call`.
-        calibration: for int8: typical normalised clips, float32 (M, 3, T, H, W).
+        calibrate: for int8: typical videos, of which some clips are taken.
         expected_videos: for "auto": how many are to come, since few are not worth a measurement; None is many.
 
     Raises:
@@ -98,7 +100,7 @@ class Predictor:
         precision: str = "f32",
         num_threads: int | None = None,
         views_per_chunk: int | None = None,
-        calibration: Tensor | None = None,
+        calibrate: Sequence[str] = (),
         expected_videos: int | None = None,
     ) -> None:
         self.class_names = list(class_names)
@@ -109,12 +111,15 @@ class Predictor:
             self.device = choice_device(engine, precision, device)
             self.views_per_chunk = views_per_chunk or choose_views_per_call(views, self.device)
             how: dict[str, Any] = {"precision": precision, "num_threads": num_threads, "device": self.device}
+            on_cpu = Normaliser(mean, std, torch.device("cpu"))
+            calibration = typical_clips(calibrate, views, on_cpu) if calibrate else None
             how |= {"example_shape": clip_shape(views, self.views_per_chunk), "calibration": calibration}
             if AUTO in (engine, precision):
                 clips = None if expected_videos is None else expected_videos * views.num_views
                 self.engine, self.engine_reason = choose_engine(network, engine=engine, expected_clips=clips, **how)
             else:
                 self.engine = build_engine(engine, network, **how)
+            self.engine_reason = getattr(self.engine, "note", "") or self.engine_reason
         else:
             self.engine, self.device = network, getattr(network, "device", torch.device("cpu"))
             self.views_per_chunk = views_per_chunk or network.views_per_call or 1
@@ -129,6 +134,7 @@ class Predictor:
         engine: str = "eager",
         precision: str = "f32",
         num_threads: int | None = None,
+        calibrate: Sequence[str] = (),
         expected_videos: int | None = None,
     ) -> Predictor:
         """Builds the network that a checkpoint of `octvideo fit` describes, with its weights.
@@ -136,7 +142,7 @@ class Predictor:
         Args:
             path: of the checkpoint.
             device: "auto", "cpu", "cuda", "cuda:1", ...
-            engine, precision, num_threads, expected_videos: see `Predictor`.
+            engine, precision, num_threads, calibrate, expected_videos: see `Predictor`.
 
         Raises:
             UserError: no such file, or none of ours; no such engine, precision or device.
@@ -144,7 +150,7 @@ class Predictor:
         choice_device(engine, precision, device)  # what can't be is said before the file is read
         network, settings = network_of_checkpoint(path)
         how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "num_threads": num_threads}
-        return cls(network, **settings, **how, expected_videos=expected_videos)
+        return cls(network, **settings, **how, calibrate=calibrate, expected_videos=expected_videos)
 
     @classmethod
     def from_export(cls, path: str | Path, *, device: str = "auto", num_threads: int | None = None) -> Predictor:
@@ -186,6 +192,7 @@ class Predictor:
         engine: str = "eager",
         precision: str = "f32",
         num_threads: int | None = None,
+        calibrate: Sequence[str] = (),
         expected_videos: int | None = None,
     ) -> Predictor:
         """I3D ResNet-50 8x8 with pytorchvideo's published Kinetics-400 weights, downloaded once into torch's
@@ -197,7 +204,7 @@ class Predictor:
         choice_device(engine, precision, device)
         network, settings = network_of_pytorchvideo()
         how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "num_threads": num_threads}
-        return cls(network, **settings, **how, expected_videos=expected_videos)
+        return cls(network, **settings, **how, calibrate=calibrate, expected_videos=expected_videos)
 
     def scores(self, path: str | Path) -> Tensor:
         """Scores (K,) of a video, on the CPU.
@@ -279,3 +286,28 @@ def choose_views_per_call(views: ViewSettings, device: torch.device) -> int:
     if device.type == "cpu":
         most = max(1, min(8, 8 * 256 * 256 // (views.clip_frames * views.crop_px**2)))
     return max(n for n in range(1, most + 1) if views.num_views % n == 0)
+
+
+def typical_clips(
+    videos: Sequence[str],
+    views: ViewSettings,
+    normalise: Normaliser,
+    *,
+    most: int = _CALIBRATION_CLIPS,
+    watch: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Tensor:
+    """Normalised views of the videos, float32 (M, 3, T, H, W): as many of each, `most` at most.
+
+    Args:
+        watch: gives the videos, and may say how many have been read.
+
+    Raises:
+        VideoReadError: one can't be read.
+    """
+    videos = videos[:: -(-len(videos) // most)]
+    each = max(1, most // len(videos))
+    clips = []
+    for video in watch(videos):
+        cut = read_views(video, views)  # uint8 (V,3,T,S,S)
+        clips.append(normalise(cut[:: -(-len(cut) // each)]))
+    return torch.cat(clips)

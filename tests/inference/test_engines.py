@@ -108,8 +108,8 @@ def test_batches_are_filled_up_and_cut() -> None:
     [
         ("tensorrt", "f32", "engine: got 'tensorrt', expected eager, compile, aot"),
         ("onnx", "bf16", r"precision: got 'bf16' for engine 'onnx', expected f32 \(engines with bf16: eager, compile"),
-        ("eager", "f16", "precision: got 'f16' for engine 'eager', expected f32 or bf16$"),
-        ("openvino", "int8", "int8 needs typical clips"),
+        ("eager", "f16", "precision: got 'f16' for engine 'eager', expected f32 or bf16 or int8$"),
+        ("openvino", "int8", "int8 needs typical videos"),
     ],
 )
 def test_what_there_is_not_is_refused(name: str, precision: str, message: str, tiny: nn.Module) -> None:

@@ -1,8 +1,8 @@
 // The micro-kernel on AMX tiles: two by two of them hold the sums of up to 32 pixels by 32 outputs. A product of tiles takes
 // 16 rows of 64 bytes of a map and 16 rows of packed words.
 //
-// Intel's manual: one product takes as many cycles as its map's tile has rows, so that tiles of fewer rows cost less;
-// columns that are not filled cost as much as filled ones.
+// A product takes at most as many cycles as a full tile has rows, 16; columns that are not filled cost as much as filled
+// ones. So the fewest tiles are best, and among as many tiles those of fewer rows.
 
 #pragma once
 
@@ -11,10 +11,17 @@
 
 namespace {
 
-// Pixels of a row of tiles that lie `pitch` apart from row to row of a map, of which the first `width` of each are results.
-// A map with padding is read as one long row, over the padding at its sides.
+// Rows of a map, of whose `pitch` pixels the first `width` are results. They are read as one long row, over the padding at
+// the sides; the padding after the last row is not.
 struct LongRow {
-  int64_t length, width, pitch;
+  int64_t rows, width, pitch;
+  int64_t length() const { return (rows - 1) * pitch + width; }
+};
+
+// What two tiles of pixels hold: `upper` pixels from `begin` on, and `lower` ones from `begin_lower` on.
+struct PixelPair {
+  int64_t begin, begin_lower;
+  int upper, lower;
 };
 
 #if defined(OCTVIDEO_HAS_AMX)
@@ -84,18 +91,19 @@ struct Fetches {
   }
 };
 
-// Sums of pixels [x, x + upper rows + lower rows), to `sums`: rows of Vectors vectors.
+// Sums of the pixels, which are counted from pixel x of row y, to `sums`: rows of Vectors vectors, the upper tile's first.
 template <class Format, bool HasLower, int Vectors>
-void sum_tiles(const std::vector<Tap>& taps, int64_t y, int64_t x, int upper, const float* weight, int64_t piece,
-               Fetches& fetches, float* sums) {
+void sum_tiles(const std::vector<Tap>& taps, int64_t y, int64_t x, const PixelPair& pair, const float* weight,
+               int64_t piece, Fetches& fetches, float* sums) {
+  const int upper = pair.upper;
   _tile_zero(0);
   if constexpr (Vectors > 1) _tile_zero(1);
   if constexpr (HasLower) _tile_zero(2);
   if constexpr (HasLower && Vectors > 1) _tile_zero(3);
   constexpr int64_t kRow = Vectors * kLine;
   for (const Tap& tap : taps) {
-    const char* const from = tap.data + y * tap.row + x * tap.step;
-    const char* const from_lower = from + upper * tap.step;
+    const char* const start = tap.data + y * tap.row + x * tap.step;
+    const char *const from = start + pair.begin * tap.step, *const from_lower = start + pair.begin_lower * tap.step;
     const float* w = weight + tap.k * Vectors * kLanes;
     const int64_t last = tap.count * kWord + tap.rest - piece * kWord;  // the last piece starts there: see KOrder
     for (int64_t next = 0;; next += piece * kWord, w += piece * Vectors * kLanes) {
@@ -152,37 +160,46 @@ void compute_amx_tiles(const std::vector<Tap>& taps, int64_t y, int64_t x_first,
   alignas(64) float sums[2][2 * kTileRows * Vectors * kLanes];  // in turns: the next sums need not wait for results
   int64_t steps = 0;
   for (const Tap& tap : taps) steps += (tap.count * kWord + tap.rest + piece * kWord - 1) / (piece * kWord);
-  const int64_t groups = (row.length + 2 * kTileRows - 1) / (2 * kTileRows);
-  int64_t configured = 0;
+  // Two rows of the map where each fits a tile and half fills it, else as many pixels as two tiles hold.
+  const bool by_rows = row.rows > 1 && row.width <= kTileRows && row.width > kTileRows / 2;
+  const int64_t length = row.length(), groups = by_rows ? (row.rows + 1) / 2 : (length + 2 * kTileRows - 1) / (2 * kTileRows);
+  int upper = 0, lower = 0;  // as tiles are configured
   for (int64_t group = 0; group < groups; ++group) {
-    const int64_t begin = row.length * group / groups, end = row.length * (group + 1) / groups, pixels = end - begin;
-    const int upper = static_cast<int>((pixels + 1) / 2);
-    if (configured != pixels) {
-      const TileConfig config(upper, static_cast<int>(pixels - upper), piece);
+    PixelPair pair;
+    if (by_rows) {
+      const bool is_pair = 2 * group + 1 < row.rows;
+      const int width = static_cast<int>(row.width);
+      pair = {2 * group * row.pitch, (2 * group + 1) * row.pitch, width, is_pair ? width : 0};
+    } else {
+      const int64_t begin = length * group / groups, pixels = length * (group + 1) / groups - begin;
+      const int first = static_cast<int>((pixels + 1) / 2);
+      pair = {begin, begin + first, first, static_cast<int>(pixels - first)};
+    }
+    if (pair.upper != upper || pair.lower != lower) {
+      upper = pair.upper, lower = pair.lower;
+      const TileConfig config(upper, lower, piece);
       finish_memory_accesses();
       _tile_loadconfig(&config);
-      configured = pixels;
     }
-    const int64_t first = begin / row.pitch * row.width + std::min(begin % row.pitch, row.width);  // result
+    const int64_t first = pair.begin / row.pitch * row.width + std::min(pair.begin % row.pitch, row.width);  // result
     Fetches fetches(tiles, tiles.out + first * tiles.out_step, tiles.ahead ? tiles.ahead + first * tiles.ahead_step : nullptr,
-                    pixels, Vectors, steps);
-    float* const own = sums[group % 2];
+                    upper + lower, Vectors, steps);
+    float* own = sums[group % 2];
     finish_memory_accesses();
-    if (pixels > upper)
-      sum_tiles<Format, true, Vectors>(taps, y, x_first + begin, upper, weight, piece, fetches, own);
+    if (lower)
+      sum_tiles<Format, true, Vectors>(taps, y, x_first, pair, weight, piece, fetches, own);
     else
-      sum_tiles<Format, false, Vectors>(taps, y, x_first + begin, upper, weight, piece, fetches, own);
+      sum_tiles<Format, false, Vectors>(taps, y, x_first, pair, weight, piece, fetches, own);
     finish_memory_accesses();
-    for (int64_t n = begin; n < end;) {
-      const int64_t x = n % row.pitch;
-      if (x >= row.width) {
-        n += row.pitch - x;
-        continue;
+    const auto end_tile_of = [&](int64_t begin, int64_t pixels) {
+      for (int64_t n = begin, end = begin + pixels; n < end;) {
+        const int64_t x = n % row.pitch, count = std::min(end - n, (x < row.width ? row.width : row.pitch) - x);
+        if (x < row.width) end_pixels<Format, Vectors>(own, tiles, n / row.pitch * row.width + x, count);
+        n += count, own += count * Vectors * kLanes;
       }
-      const int64_t count = std::min(end - n, row.width - x);
-      end_pixels<Format, Vectors>(own + (n - begin) * Vectors * kLanes, tiles, n / row.pitch * row.width + x, count);
-      n += count;
-    }
+    };
+    end_tile_of(pair.begin, upper);
+    end_tile_of(pair.begin_lower, lower);
   }
   _tile_release();
 }

@@ -215,7 +215,7 @@ struct Convolution {
         const int64_t rows = has_space() ? (end - begin) / size.out_width : 1;
         const int64_t row_width = rows > 1 ? size.out_width : end - begin;
         const int64_t pitch = rows > 1 ? sources[0].row / sources[0].pixel : end - begin;
-        const LongRow row{(rows - 1) * pitch + row_width, row_width, pitch};
+        const LongRow row{rows, row_width, pitch};
         if (block.vectors > 1)
           compute_amx_tiles<Format, 2>(taps, y, begin, row, packed, order.piece, tiles);
         else

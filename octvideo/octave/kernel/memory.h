@@ -11,6 +11,13 @@
 
 #include "formats.h"
 
+#ifdef OCTVIDEO_POISON
+// Of a library for tests: what a thread keeps is full of NaN when it is asked for the first time after this changed.
+extern "C" {
+inline int64_t poison_round = 0;
+}
+#endif
+
 namespace {
 
 // What a thread keeps apart.
@@ -21,7 +28,15 @@ class Memory {
  public:
   ~Memory() { std::free(data_); }
   void* reserve(size_t least) {
-    if (least <= size_) return data_;
+    if (least > size_) grow(least);
+#ifdef OCTVIDEO_POISON
+    if (poisoned_ != poison_round) std::memset(data_, 0xFF, size_), poisoned_ = poison_round;
+#endif
+    return data_;
+  }
+
+ private:
+  void grow(size_t least) {
     constexpr size_t kPage = 2 << 20, kMuch = 512 << 10;
     const size_t unit = least < kMuch ? kLine : kPage, bytes = (least + unit - 1) / unit * unit;
     std::free(data_);
@@ -31,12 +46,16 @@ class Memory {
 #ifdef MADV_HUGEPAGE
     if (unit == kPage) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
-    return data_;
+#ifdef OCTVIDEO_POISON
+    poisoned_ = -1;
+#endif
   }
 
- private:
   void* data_ = nullptr;
   size_t size_ = 0;
+#ifdef OCTVIDEO_POISON
+  int64_t poisoned_ = -1;
+#endif
 };
 
 template <class Element>

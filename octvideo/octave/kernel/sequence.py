@@ -173,21 +173,19 @@ class SequencePlan:
             workspace = torch.empty(0)
         if workspace.nbytes < self.size:
             workspace = empty_in_large_pages(-(-self.size // workspace.itemsize))
-        results: list[Sequence[Tensor]] = []
+        made: dict[int, Sequence[Tensor]] = dict(enumerate(inputs))  # in whose place results lie too
         slots = [workspace, *[x for maps in inputs for x in maps]]
-        for owner, shapes in self.results:
-            if owner < self.wiring.num_inputs:
-                results.append(inputs[owner])  # it has been overwritten
-                continue
-            dtype = self.format.dtype
-            results.append([torch.empty(shape, dtype=dtype, memory_format=LAYOUTS[len(shape)]) for shape in shapes])
-            slots += results[-1]
+        for owner, shapes in sorted(self.results, key=lambda result: result[0]):  # in the order of their slots
+            if owner not in made:
+                dtype = self.format.dtype
+                made[owner] = [torch.empty(shape, dtype=dtype, memory_format=LAYOUTS[len(shape)]) for shape in shapes]
+                slots += made[owner]
         library = load_library()
         assert library is not None
         addresses = (ctypes.c_int64 * len(slots))(*[x.data_ptr() for x in slots])
         library.run_sequence(self._steps, len(self.steps), addresses, torch.get_num_threads())
         workspaces.append(workspace)
-        return results
+        return [made[owner] for owner, _ in self.results]
 
 
 class _Memory:

@@ -116,7 +116,21 @@ def test_results_are_not_overwritten_by_the_next_call() -> None:
     assert all(torch.equal(y, k) for y, k in zip(first, kept, strict=True))
 
 
-def test_a_base_from_outside_is_overwritten() -> None:
+def test_results_that_lie_in_a_residual_before_others() -> None:
+    """The last result lies in the first one's place, so that its memory comes before the second one's."""
+    convs = [PreparedConv.of(nn.Conv2d(8, channels, 1)) for channels in (8, 8, 8, 24)]
+    assert all(conv is not None for conv in convs)
+    sequence = FusedSequence([c for c in convs if c is not None], [[0], [1], [2, 1], [2]], 1, [2, 4, 3])
+    x = last(torch.randn(2, 8, 5, 5))
+    first = convs[0](x)  # type: ignore[misc]
+    second = convs[1](first)  # type: ignore[misc]
+    expected = [second, convs[3](second), convs[2](second) + first]  # type: ignore[misc]
+    for got, want in zip(sequence(x), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert None not in plans(sequence)
+
+
+def test_a_residual_from_outside_is_overwritten() -> None:
     convs = [PreparedConv.of(nn.Conv2d(8, 8, 1)) for _ in range(2)]
     assert convs[0] is not None and convs[1] is not None
     sequence = FusedSequence([convs[0], convs[1]], [[0], [2, 1]], 2, [3])

@@ -1,4 +1,4 @@
-"""Fused layers against torch's own operations in float64, in every way through fused_conv.cpp."""
+"""Fused layers in every number format against torch in float64 (cases.py), in every way through fused_conv.cpp."""
 
 from __future__ import annotations
 
@@ -15,50 +15,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave import fuse_convolutions, octavize, prepare_inference
 from octvideo.octave.fused.conv import PreparedLayer, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel import library
-from octvideo.octave.kernel.fused_conv import Form, FusedConv, Layer, Maps, MaxPool
+from octvideo.octave.kernel.formats import Format
+from octvideo.octave.kernel.fused_conv import Form, Layer, Maps, MaxPool
+from octvideo.octave.kernel.layout import channels_last
 from octvideo.octave.kernel.library import load_library
-from octvideo.octave.kernel.sequence import Place, SequencePlan, Step, Wiring
+from octvideo.octave.kernel.sequence import Place, Step
 from octvideo.octave.kernel.training import Weight
-
-needs_library = pytest.mark.skipif(load_library() is None, reason="no g++ here")
-POINT, TIME, SPACE = Form((1, 1, 1)), Form((3, 1, 1), padding=(1, 0, 0)), Form((1, 3, 3), padding=(0, 1, 1))
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
-
-
-def last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-
-
-def run(layer: FusedConv, *maps: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A layer alone: y_high and y_low of x_high, x_low and the residuals, which are overwritten."""
-    given = [[x for x in value if x is not None] for value in (maps[:2], maps[2:]) if any(x is not None for x in value)]
-    wiring = Wiring((tuple(range(len(given))),), len(given), (len(given),))
-    plan = SequencePlan.of(wiring, [layer], [[tuple(x.shape) for x in value] for value in given])
-    assert plan is not None
-    (results,) = plan.run(given, [])
-    return results[0], results[1] if len(results) > 1 else None
-
-
-def halve(x: Tensor) -> Tensor:
-    """Means of blocks of two by two, of those pixels that there are."""
-    x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), value=torch.nan)
-    blocks = x.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))
-    return blocks.nanmean((-1, -3))
-
-
-def upsample(x: Tensor, like: Tensor) -> Tensor:
-    x = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
-    return x[..., : like.shape[-2], : like.shape[-1]]
+from tests.octave.kernel.cases import BOTH, POINT, SPACE, TIME, Case, every_format, needs_library, random, run
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
@@ -80,85 +49,6 @@ def test_structs_are_the_same_on_both_sides(tmp_path: Path) -> None:
         assert made.returncode == wanted, made.stderr
 
 
-class Case:
-    """Weights and maps of one layer, and what it should give."""
-
-    def __init__(
-        self,
-        form: Form,
-        channels: tuple[int, int, int, int],
-        size: tuple[int, ...] = (3, 7, 9),
-        *,
-        clips: int = 2,
-        upsampled: bool = True,
-        residual: bool = False,
-        bias: bool = True,
-        relu: bool = True,
-    ) -> None:
-        in_high, in_low, out_high, out_low = channels
-        kernel = form.kernel[-len(size) :]
-        self.form, self.relu = form, relu
-        reads = in_high * form.low_reads_high + in_low * form.low_reads_low
-        self.high_weight = random(out_high, in_high + in_low * form.high_reads_low, *kernel)
-        self.from_low = random(out_high, in_low, *kernel, seed=1) if upsampled and in_low else None
-        self.low_weight = random(out_low, reads, *kernel, seed=2) if out_low else None
-        self.biases = (random(out_high), random(out_low) if out_low else None) if bias else (None, None)
-        read = [(n + 1) // 2 for n in size[-2:]] if form.pool_first else list(size[-2:])
-        low_size = read if form.pool_first else [(n + 1) // 2 for n in read]
-        self.high = random(clips, in_high, *size, seed=3)
-        self.low = random(clips, in_low, *size[:-2], *low_size, seed=4) if in_low else None
-        self.residuals: tuple[Tensor | None, Tensor | None] = (None, None)
-        if residual:
-            self.residuals = tuple(None if y is None else random(*y.shape, seed=5) for y in self.expected())  # type: ignore
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        run = F.conv2d if x.dim() == 4 else F.conv3d
-        sizes = [size[5 - x.dim() :] for size in (self.form.stride, self.form.padding, self.form.dilation)]
-        return run(x.double(), weight.double(), None if bias is None else bias.double(), *sizes)
-
-    def expected(self) -> tuple[Tensor, Tensor | None]:
-        form = self.form
-        high = halve(self.high) if form.pool_first else self.high
-        sources = [high, *([self.low] if form.high_reads_low else [])]
-        y_high = self.convolve(torch.cat(sources, 1), self.high_weight, self.biases[0])  # type: ignore[arg-type]
-        y_low = None
-        if self.from_low is not None:
-            assert self.low is not None
-            y_high = y_high + upsample(self.convolve(self.low, self.from_low, None), y_high)
-        if self.low_weight is not None:
-            low = halve(self.low) if form.pool_first and self.low is not None else self.low
-            sources = [*([halve(high)] if form.low_reads_high else []), *([low] if form.low_reads_low else [])]
-            y_low = self.convolve(torch.cat(sources, 1), self.low_weight, self.biases[1])  # type: ignore[arg-type]
-        if pool := form.max_pool:
-            y_high = F.max_pool3d(y_high, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
-        ys = [y if y is None or b is None else y + b for y, b in zip((y_high, y_low), self.residuals, strict=True)]
-        return tuple(y if y is None or not self.relu else y.relu() for y in ys)  # type: ignore[return-value]
-
-    def layer(self) -> FusedConv:
-        return FusedConv(
-            self.form,
-            high=self.high_weight,
-            from_low=self.from_low,
-            low=self.low_weight,
-            num_high=self.high.shape[1],
-            bias_high=self.biases[0],
-            bias_low=self.biases[1],
-            relu=self.relu,
-        )
-
-    def check(self) -> None:
-        maps = [None if x is None else last(x.clone()) for x in (self.high, self.low, *self.residuals)]
-        with torch.no_grad():
-            got = run(self.layer(), *maps)
-        for y, want in zip(got, self.expected(), strict=True):
-            assert (y is None) == (want is None)
-            if y is not None and want is not None:
-                products = self.high_weight[0].numel()
-                torch.testing.assert_close(y.double(), want, atol=2e-4 * max(1, products / 2000), rtol=1e-4)
-                assert y.is_contiguous(memory_format=torch.channels_last if y.dim() == 4 else torch.channels_last_3d)
-
-
-BOTH = {"low_reads_high": True, "low_reads_low": True}
 ORDINARY = {
     "1x1x1": POINT,
     "3x1x1": TIME,
@@ -176,23 +66,25 @@ ORDINARY = {
 }
 
 
-@needs_library
+@every_format
 @pytest.mark.parametrize("channels", [(3, 5), (16, 64), (33, 48), (64, 130)])
 @pytest.mark.parametrize("name", ORDINARY)
-def test_ordinary_convolutions(name: str, channels: tuple[int, int]) -> None:
+def test_ordinary_convolutions(name: str, channels: tuple[int, int], format: Format) -> None:
     for residual in (False, True):
-        Case(ORDINARY[name], (channels[0], 0, channels[1], 0), (5, 9, 11), residual=residual).check()
+        Case(ORDINARY[name], (channels[0], 0, channels[1], 0), (5, 9, 11), residual=residual, format=format).check()
 
 
-@needs_library
+@every_format
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 2, 1), (4, 8, 6), (3, 7, 9), (1, 28, 5)], ids=str)
 @pytest.mark.parametrize("channels", [(6, 2, 5, 3), (24, 8, 48, 16), (58, 6, 58, 6), (16, 16, 80, 48)], ids=str)
 @pytest.mark.parametrize("form", [POINT, TIME, SPACE], ids=["1x1x1", "3x1x1", "1x3x3"])
-def test_octave_convolutions(form: Form, channels: tuple[int, int, int, int], size: tuple[int, ...]) -> None:
-    Case(replace(form, **BOTH), channels, size, residual=size[0] > 2).check()
+def test_octave_convolutions(
+    form: Form, channels: tuple[int, int, int, int], size: tuple[int, ...], format: Format
+) -> None:
+    Case(replace(form, **BOTH), channels, size, residual=size[0] > 2, format=format).check()
 
 
-@needs_library
+@every_format
 @pytest.mark.parametrize("form", [POINT, TIME, SPACE], ids=["1x1x1", "3x1x1", "1x3x3"])
 @pytest.mark.parametrize(
     ("given", "channels", "upsampled"),
@@ -208,7 +100,7 @@ def test_octave_convolutions(form: Form, channels: tuple[int, int, int, int], si
         ({"pool_first": True}, (16, 0, 24, 0), False),  # ordinary, pooled
     ],
 )
-def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, upsampled: bool) -> None:
+def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, upsampled: bool, format: Format) -> None:
     for size in ((4, 8, 12), (3, 7, 9)):
         for residual in (False, True):
             case = Case(
@@ -219,6 +111,7 @@ def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, u
                 residual=residual,
                 bias=residual,
                 relu=not residual,
+                format=format,
             )
             case.check()
 
@@ -226,7 +119,7 @@ def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, u
 WIDE_TIME = Form((3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1))
 
 
-@needs_library
+@every_format
 @pytest.mark.parametrize("form", [POINT, TIME, SPACE, WIDE_TIME], ids=["1x1x1", "3x1x1", "1x3x3", "3x1x1 dilated"])
 @pytest.mark.parametrize(
     ("channels", "size"),
@@ -238,22 +131,23 @@ WIDE_TIME = Form((3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1))
     ],
     ids=["strips", "strips of many frames", "blocks of weights", "parts of blocks"],
 )
-def test_maps_and_weights_in_pieces_on_several_threads(form: Form, channels: Any, size: tuple[int, ...]) -> None:
-    case = Case(replace(form, **BOTH), channels, size, clips=1, residual=True)
+def test_maps_and_weights_in_pieces_on_several_threads(
+    form: Form, channels: Any, size: tuple[int, ...], format: Format
+) -> None:
+    case = Case(replace(form, **BOTH), channels, size, clips=1, residual=True, format=format)
     case.check()
     results = []
     threads = torch.get_num_threads()
     for number in (1, 2, 5):
         torch.set_num_threads(number)
-        maps = [None if x is None else last(x.clone()) for x in (case.high, case.low, *case.residuals)]
         with torch.no_grad():
-            results.append(run(case.layer(), *maps))
+            results.append(run(case.layer(), *case.maps()))
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True) if a is not None)  # type: ignore
 
 
-@needs_library
+@every_format
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("size", [(1, 7, 9), (3, 30, 12), (2, 23, 31)], ids=str)
 @pytest.mark.parametrize(
@@ -267,41 +161,45 @@ def test_maps_and_weights_in_pieces_on_several_threads(form: Form, channels: Any
     ],
     ids=lambda pool: f"{pool.window} {pool.stride} {pool.padding}",
 )
-def test_max_pools(pool: MaxPool, size: tuple[int, ...], threads: int) -> None:
+def test_max_pools(pool: MaxPool, size: tuple[int, ...], threads: int, format: Format) -> None:
     """Of a convolution whose rows are never all there."""
     form = Form((3, 3, 3), (1, 1, 1), (1, 1, 1), max_pool=pool)
-    case = Case(form, (5, 0, 39, 0), size, relu=False)
-    case.high[0, 0, 0, 0, 3] = torch.nan
-    layer, before = case.layer(), torch.get_num_threads()
+    case, before = Case(form, (5, 0, 39, 0), size, relu=False, format=format), torch.get_num_threads()
+    has_nan = format.dtype.is_floating_point
+    if has_nan:
+        case.high[0, 0, 0, 0, 3] = torch.nan
     try:
         torch.set_num_threads(threads)
-        (got, _) = run(layer, last(case.high))
+        got, low = run(case.layer(), channels_last(case.high))
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(got.double(), case.expected()[0], atol=2e-4, rtol=1e-4, equal_nan=True)
-    assert got.isnan().any() and not got.isnan().all()
+    case.check_results([got, low])
+    assert got.isnan().any() == has_nan and not got.isnan().all()
 
 
-@needs_library
-def test_images() -> None:
+@every_format
+def test_images(format: Format) -> None:
     for form in (POINT, SPACE, replace(SPACE, stride=(1, 2, 2))):
-        Case(form, (12, 0, 20, 0), (9, 7), residual=True).check()
+        Case(form, (12, 0, 20, 0), (9, 7), residual=True, format=format).check()
     for form in (POINT, SPACE, replace(SPACE, pool_first=True, high_reads_low=True)):
-        Case(replace(form, **BOTH), (12, 4, 20, 5), (9, 7), upsampled=not form.pool_first).check()
+        upsampled = not form.pool_first
+        Case(replace(form, **BOTH), (12, 4, 20, 5), (9, 7), upsampled=upsampled, format=format).check()
 
 
-@needs_library
-def test_nan_stays_nan() -> None:
-    case = Case(POINT, (8, 0, 8, 0))
+@every_format
+def test_nan_stays_nan(format: Format) -> None:
+    if not format.dtype.is_floating_point:
+        pytest.skip("has no NaN")
+    case = Case(POINT, (8, 0, 8, 0), format=format)
     case.high[0, 3, 1, 2, 2] = torch.nan
-    y = run(case.layer(), last(case.high))[0]
+    y = run(case.layer(), channels_last(case.high))[0]
     assert y[0, :, 1, 2, 2].isnan().all() and y.isnan().sum() == 8
 
 
-@needs_library
-def test_results_overwrite_the_base_and_nothing_else() -> None:
-    case = Case(replace(POINT, **BOTH), (16, 8, 24, 8), residual=True)
-    maps = [last(x.clone()) for x in (case.high, case.low, *case.residuals) if x is not None]
+@every_format
+def test_results_overwrite_the_residual_and_nothing_else(format: Format) -> None:
+    case = Case(replace(POINT, **BOTH), (16, 8, 24, 8), residual=True, format=format)
+    maps = [x for x in case.maps() if x is not None]
     before = [x.clone() for x in maps]
     got = run(case.layer(), *maps)
     assert [y.data_ptr() for y in got if y is not None] == [x.data_ptr() for x in maps[2:]]
@@ -346,7 +244,7 @@ def expected_of(layers: list[Any]) -> list[bool]:
 
 @needs_library
 def test_prepared_networks_use_it() -> None:
-    x = last(random(1, 3, 4, 10, 14))
+    x = channels_last(random(1, 3, 4, 10, 14))
     for network, prepared in networks():
         layers = layers_of(prepared)
         assert not any(layer.fused for layer in layers)  # what is exported needs no packed weights
@@ -361,7 +259,7 @@ def test_prepared_networks_use_it() -> None:
 
 @needs_library
 def test_compiled_graphs_call_it() -> None:
-    x = last(random(1, 3, 4, 10, 14))
+    x = channels_last(random(1, 3, 4, 10, 14))
     for network, prepared in networks():
         graphs: list[torch.fx.GraphModule] = []
 
@@ -407,7 +305,7 @@ def test_without_a_library_onednn_does_it(
         monkeypatch.setenv("CXX", str(script))
     assert load_library() is None
     assert {"switched off": "", "no compiler": "no-such-compiler", "one that fails": "no space"}[why] in caplog.text
-    x = last(random(1, 3, 4, 10, 14))
+    x = channels_last(random(1, 3, 4, 10, 14))
     for network, prepared in networks():
         with torch.no_grad():
             torch.testing.assert_close(prepared(x), network(x), atol=1e-5, rtol=1e-5)

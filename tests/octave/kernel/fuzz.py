@@ -1,0 +1,346 @@
+"""Random layers and sequences of them against the reference of cases.py: a program that test_formats.py runs.
+
+All maps and weights lie at the very end, or the very start, of memory beside which nothing can be read or written.
+Before each call, results, workspaces and what the kernel's threads keep are full of NaN, or of 255 in int8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import mmap
+import random as python_random
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octvideo.octave.kernel import library
+from octvideo.octave.kernel.formats import FORMATS, FormatName
+from octvideo.octave.kernel.fused_conv import Form, FusedConv, Maps, MaxPool
+from octvideo.octave.kernel.library import load_library
+from octvideo.octave.kernel.sequence import SequencePlan, Step, Wiring
+from octvideo.octave.kernel.training import Weight
+from tests.octave.kernel.cases import Case, halve
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+KINDS: dict[str, tuple[dict[str, bool], bool, bool, bool]] = {  # flags; x_low, y_low, a part of x_low is upsampled
+    "ordinary": ({}, False, False, False),
+    "pooled": ({"pool_first": True}, False, False, False),
+    "octave": ({"low_reads_high": True, "low_reads_low": True}, True, True, True),
+    "first": ({"low_reads_high": True}, False, True, False),
+    "last": ({}, True, False, True),
+    "no exchange": ({"low_reads_low": True}, True, True, False),
+    "one way": ({"low_reads_low": True}, True, True, True),
+    "other way": ({"low_reads_high": True, "low_reads_low": True}, True, True, False),
+    "only crossing": ({"low_reads_high": True}, True, True, True),
+    "strided": (
+        {"pool_first": True, "high_reads_low": True, "low_reads_high": True, "low_reads_low": True},
+        True,
+        True,
+        False,
+    ),
+    "strided, last": ({"pool_first": True, "high_reads_low": True}, True, False, False),
+    "strided, first": ({"pool_first": True, "low_reads_high": True}, False, True, False),
+    "strided, no exchange": ({"pool_first": True, "low_reads_low": True}, True, True, False),
+}
+
+
+class Guarded:
+    """Makes memory that ends, or starts, where nothing may be read or written."""
+
+    def __init__(self, *, at_end: bool) -> None:
+        self.at_end = at_end
+
+    def bytes(self, count: int, fill: int = 0xFF) -> Tensor:
+        page = mmap.PAGESIZE
+        inner = max(page, -(-count // page) * page)
+        memory = mmap.mmap(-1, inner + 2 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        whole = torch.frombuffer(memory, dtype=torch.uint8)
+        whole.fill_(fill)
+        for start in (0, page + inner):
+            if _LIBC.mprotect(whole.data_ptr() + start, page, 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        begin = page + (inner - count if self.at_end else 0)
+        return whole[begin : begin + count]
+
+    def map(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A channels-last map (N, C, [T,] H, W), full of NaN or 255."""
+        count, channels, *size = shape
+        flat = self.bytes(torch.Size(shape).numel() * dtype.itemsize).view(dtype)
+        return flat.view(count, *size, channels).movedim(-1, 1)
+
+    def copy(self, x: Tensor) -> Tensor:
+        made = self.map(x.shape, x.dtype)
+        made.copy_(x)
+        return made
+
+    def copy_weights(self, conv: FusedConv) -> list[Tensor]:
+        """Lets the layer read copies of its weights, biases and scales, which must be kept."""
+        kernel, layer, made = load_library(), conv.layer, []
+        assert kernel is not None
+        outs_from_low = layer.outs_high + (layer.outs_low if layer.shares_low else 0)
+        outs = {"high": layer.outs_high, "from_low": outs_from_low, "low": layer.outs_low}
+        for which, name in enumerate(outs):
+            counts = {
+                "weight_": kernel.packed_words(ctypes.byref(layer), which),
+                "scale_": outs[name],
+                "bias_": outs[name],
+            }
+            for field, count in counts.items():
+                address = getattr(layer, field + name, None)
+                if address and count:
+                    made.append(self.bytes(4 * count))
+                    ctypes.memmove(made[-1].data_ptr(), address, 4 * count)
+                    setattr(layer, field + name, made[-1].data_ptr())
+        return made
+
+
+def poison() -> None:
+    """What threads keep is full of NaN in the next call, if the library was compiled for that."""
+    kernel = load_library()
+    assert kernel is not None
+    with contextlib.suppress(ValueError):
+        ctypes.c_int64.in_dll(kernel, "poison_round").value += 1
+
+
+def run_plan(plan: SequencePlan, inputs: Sequence[Sequence[Tensor]], guarded: Guarded) -> list[Sequence[Tensor]]:
+    """`SequencePlan.run` in guarded memory."""
+    kernel = load_library()
+    assert kernel is not None
+    workspace = guarded.bytes(max(plan.size, 1))
+    made: dict[int, Sequence[Tensor]] = dict(enumerate(inputs))
+    slots = [workspace, *[x for maps in inputs for x in maps]]
+    for owner, shapes in sorted(plan.results, key=lambda result: result[0]):
+        if owner not in made:
+            made[owner] = [guarded.map(shape, plan.format.dtype) for shape in shapes]
+            slots += made[owner]
+    addresses = (ctypes.c_int64 * len(slots))(*[x.data_ptr() for x in slots])
+    poison()
+    kernel.run_sequence((Step * len(plan.steps))(*plan.steps), len(plan.steps), addresses, torch.get_num_threads())
+    return [made[owner] for owner, _ in plan.results]
+
+
+class RandomLayer:
+    """The layer of a seed."""
+
+    def __init__(self, seed: int, format: FormatName) -> None:
+        self.random = python_random.Random(seed)
+        choose, chance = self.random.choice, lambda p: self.random.random() < p
+        self.kind = "ordinary" if chance(0.3) else choose(list(KINDS))
+        flags, has_low, gives_low, upsampled = KINDS[self.kind]
+        self.threads, self.at_end = choose((1, 2)), chance(0.7)
+        self.pools_sums = format != "int8" and flags.get("low_reads_high", False) and chance(0.2)
+        zeros = choose((0, 128)), choose((0, 128)), choose((0, 128)), choose((0, 128))
+        spread = choose((0.9, 0.9, 0.3))
+        while True:
+            axes = choose((2, 3, 3))
+            form, size = self._form(flags, axes)
+            channels = self._channels(), has_low * self._channels(), self._channels(), gives_low * self._channels()
+            clips = choose((1, 1, 2, 3))
+            if self.kind == "ordinary" and chance(0.2):
+                form = self._with_max_pool(form)
+            if self._is_possible(form, (clips, channels[0], *size), channels, upsampled):
+                break
+        has_residual = form.max_pool is None and chance(0.5)
+        options = {"residual": has_residual, "bias": chance(0.8), "relu": chance(0.5), "upsampled": upsampled}
+        options |= {"clips": clips, "zeros": zeros, "spread": spread, "pools_sums": self.pools_sums}
+        self.text = f"{self.kind}: {form}, channels={channels}, size={size}, {options}, threads={self.threads}"
+        self.case = Case(form, channels, size, format=FORMATS[format], seed=seed, **options)  # type: ignore[arg-type]
+
+    def _channels(self) -> int:
+        among = (self.random.randint(1, 80), self.random.randint(1, 9), self.random.choice((3, 15, 16, 17, 31, 48, 64)))
+        return self.random.choice(among)
+
+    def _form(self, flags: dict[str, bool], axes: int) -> tuple[Form, tuple[int, ...]]:
+        choose, randint = self.random.choice, self.random.randint
+        in_time, in_space = choose((1, 1, 0)), choose((1, 1, 0))
+        kernel = [randint(1, 5) if in_time and axes == 3 else 1, *(randint(1, 5) if in_space else 1 for _ in "hw")]
+        stride, dilation = ([choose((1, 1, 1, 2, 3)) for _ in kernel] for _ in "sd")
+        padding = [randint(0, d * (k - 1)) for k, d in zip(kernel, dilation, strict=True)]
+        if self.random.random() < 0.5:  # as most layers of networks are
+            kernel = [k - 1 + k % 2 for k in kernel]
+            stride, padding = [1] * 3, [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+        if axes == 2:
+            kernel[0], stride[0], padding[0], dilation[0] = 1, 1, 0, 1
+        height = randint(1, 60) if self.random.random() < 0.1 else randint(1, 20)
+        size = (randint(1, 6), height, randint(1, 20))
+        return Form(*map(tuple, (kernel, stride, padding, dilation)), **flags), size[-axes:]
+
+    def _with_max_pool(self, form: Form) -> Form:
+        window = tuple(self.random.randint(1, 4) for _ in "hw")
+        stride = tuple(self.random.randint(1, 3) for _ in "hw")
+        pool = MaxPool(window, stride, tuple(self.random.randint(0, n // 2) for n in window))
+        return Form(form.kernel, form.stride, form.padding, form.dilation, max_pool=pool)
+
+    @staticmethod
+    def _is_possible(form: Form, shape: tuple[int, ...], channels: tuple[int, ...], upsampled: bool) -> bool:
+        """Whether there are results, which are upsampled from the right size, and not too many products."""
+        plain = Form(form.kernel, form.stride, form.padding, form.dilation, form.pool_first)
+        high, low = plain.out_shapes(shape, (channels[2], 1))
+        pooled = form.out_shapes(shape, (channels[2], 0))[0]
+        if min(high) < 1 or min(low) < 1 or min(pooled) < 1:
+            return False
+        if upsampled and any((n + 1) // 2 != half for n, half in zip(high[-2:], low[-2:], strict=True)):
+            return False
+        products = torch.Size(form.kernel).numel() * (channels[0] + channels[1]) * torch.Size(high).numel()
+        return products < 2e7
+
+    def check(self) -> float:
+        """Fails where results are wrong; the greatest error as a part of what it may be."""
+        case, guarded = self.case, Guarded(at_end=self.at_end)
+        torch.set_num_threads(self.threads)
+        conv = case.layer()
+        kept = guarded.copy_weights(conv)
+        maps = [None if x is None else guarded.copy(x) for x in (case.high, case.low, *case.residuals)]
+        inputs = [[x for x in value if x is not None] for value in (maps[:2], maps[2:])]
+        inputs = [value for value in inputs if value]
+        wiring = Wiring((tuple(range(len(inputs))),), len(inputs), (len(inputs),))
+        plan = SequencePlan.of(wiring, [conv], [[tuple(x.shape) for x in value] for value in inputs])
+        assert plan is not None
+        before = [x.clone() for x in inputs[0]]
+        (results,) = run_plan(plan, inputs, guarded)
+        assert all(torch.equal(x, y) for x, y in zip(inputs[0], before, strict=True)), "an input has changed"
+        worst = case.check_results([results[0], results[1] if len(results) > 1 else None])
+        if case.quanta is None and not case.form.high_reads_low and len(inputs) == 1:
+            self._pack_and_run(conv, inputs[0], results, guarded)
+        del kept
+        return worst
+
+    def _pack_and_run(self, conv: FusedConv, maps: list[Tensor], results: Sequence[Tensor], guarded: Guarded) -> None:
+        """As training does: by a weight that is packed in the call, which also gives what is pooled of x_high."""
+        case, kernel, form = self.case, load_library(), self.case.form
+        assert kernel is not None
+        (outs_high, outs_low), in_high = conv.outs, case.high.shape[1]
+        in_low = 0 if case.low is None else case.low.shape[1]
+        whole = torch.full((outs_high + outs_low, in_high + in_low, *case.high_weight.shape[2:]), torch.nan)
+        whole[:outs_high, :in_high] = case.high_weight
+        if case.from_low is not None:
+            whole[:outs_high, in_high:] = 2 * case.from_low  # see scale_from_low
+        if case.low_weight is not None:
+            whole[outs_high:, in_high * (not form.low_reads_high) : in_high + in_low * form.low_reads_low] = (
+                case.low_weight
+            )
+        weight = guarded.bytes(4 * whole.numel()).view(torch.float32).view(whole.shape)
+        weight.copy_(whole)
+        taps = weight[0, 0].numel()
+        given = Weight(weight.data_ptr(), weight.stride(0), weight.stride(1), 1 if taps > 1 else 0, 0.5)
+        made = [guarded.map(y.shape, y.dtype) for y in results]
+        pooled = None
+        if form.low_reads_high and outs_low:
+            read = halve(case.high) if form.pool_first else case.high
+            pooled = halve(read, sums=self.pools_sums)
+        kept = None if pooled is None else guarded.map(pooled.shape, pooled.dtype)
+        low = maps[1] if len(maps) > 1 else None
+        arguments = Maps.of(maps[0], low, None, None, made[0], made[1] if len(made) > 1 else None, kept)
+        layer = conv.layer.for_map(tuple(case.high.shape), in_low)
+        poison()
+        kernel.pack_and_run_layer(*map(ctypes.byref, (layer, given, arguments)), self.threads)
+        assert all(torch.equal(x, y) for x, y in zip(made, results, strict=True)), "packed in the call: other results"
+        assert pooled is None or kept is None or torch.equal(kept, pooled), "what is pooled of x_high is wrong"
+
+
+class RandomSequence:
+    """Layers with one number of channels, some of which add residuals: the sequence of a seed."""
+
+    def __init__(self, seed: int, format: FormatName) -> None:
+        self.random = python_random.Random(-1 - seed)
+        choose, randint, random = self.random.choice, self.random.randint, self.random.random
+        self.format, self.threads, self.at_end = FORMATS[format], choose((1, 2)), random() < 0.7
+        low = choose((0, randint(1, 40)))
+        channels = randint(1, 60), low
+        size, self.clips = (randint(1, 4), randint(1, 15), randint(1, 15)), choose((1, 2, 3))
+        flags, _, _, upsampled = KINDS["octave" if low else "ordinary"]
+        self.cases: list[Case] = []
+        reads: list[tuple[int, ...]] = []
+        free = {0}  # values that may be overwritten: nothing has read them
+        for index in range(randint(2, 7)):
+            kernel = choose(((1, 1, 1), (3, 1, 1), (1, 3, 3), (3, 3, 3)))
+            form = Form(kernel, padding=tuple(k // 2 for k in kernel), **flags)
+            case = Case(
+                form, (*channels, *channels), size, clips=self.clips, upsampled=upsampled, bias=random() < 0.8,
+                relu=random() < 0.5, format=self.format, seed=seed + index, zeros=(128, 128, 128, 128), residual=True,
+            )  # fmt: skip
+            last, residuals = index, [n for n in free if n != index]
+            if residuals and random() < 0.6:
+                residual = choose(residuals)
+                free.discard(residual)
+                reads.append((last, residual))
+            else:
+                reads.append((last,))
+            free.add(index + 1)
+            if random() < 0.5:  # else a later layer may add it, after this one has read it
+                free.discard(last)
+            self.cases.append(case)
+        for case, values in zip(self.cases, reads, strict=True):
+            if len(values) == 1:
+                case.residuals, case.residual_quanta = (None, None), case.y_quanta
+        taken = {values[1] for values in reads if len(values) > 1}
+        results = {len(reads), *[n for n in range(1, len(reads)) if n not in taken and random() < 0.2]}
+        self.wiring = Wiring(tuple(reads), 1, tuple(sorted(results)))
+        self.text = f"sequence: {self.wiring}, channels={channels}, size={size}, threads={self.threads}"
+
+    def check(self) -> float:
+        """Fails where a result is not bit for bit that of the layers by themselves, in memory of their own."""
+        guarded = Guarded(at_end=self.at_end)
+        torch.set_num_threads(self.threads)
+        convs = [case.layer() for case in self.cases]
+        first = [x for x in (self.cases[0].high, self.cases[0].low) if x is not None]
+        values: list[Sequence[Tensor]] = [first]
+        for conv, reads in zip(convs, self.wiring.reads, strict=True):
+            alone = Wiring((tuple(range(len(reads))),), len(reads), (len(reads),))
+            given = [[guarded.copy(x) for x in values[n]] for n in reads]
+            plan = SequencePlan.of(alone, [conv], [[tuple(x.shape) for x in maps] for maps in given])
+            assert plan is not None
+            values += run_plan(plan, given, guarded)
+        plan = SequencePlan.of(self.wiring, convs, [[tuple(x.shape) for x in first]])
+        assert plan is not None
+        made = run_plan(plan, [[guarded.copy(x) for x in first]], guarded)
+        for n, found in zip(self.wiring.results, made, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(found, values[n], strict=True)), f"value {n} is another one"
+        return 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints each seed before it is tried, and at the end what was found, as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--library", type=Path, help="a compiled kernel; without it, the usual one")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--count", type=int, default=100, help="how many seeds")
+    parser.add_argument("--sequence-every", type=int, default=10, help="every so many seeds are sequences")
+    given = parser.parse_args(arguments)
+    if given.library:
+        library.kernel_file = lambda: given.library
+    kinds: Counter[str] = Counter()
+    failures, worst, began = [], (0.0, 0), time.process_time()
+    for seed in range(given.first, given.first + given.count):
+        print(f"seed {seed}", flush=True)
+        made: Any = None
+        try:
+            with torch.inference_mode():
+                is_sequence = seed % given.sequence_every == given.sequence_every - 1
+                made = (RandomSequence if is_sequence else RandomLayer)(seed, given.format)
+                worst = max(worst, (made.check(), seed))
+            kinds["sequence" if is_sequence else made.kind] += 1
+        except BaseException as error:  # pytest's failures are no Exceptions
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            what = traceback.format_exc().strip().splitlines()[-1]
+            failures.append(
+                f"--format {given.format} --first {seed} --count 1: {what[:300]}; {getattr(made, 'text', '')}"
+            )
+    took = time.process_time() - began
+    print(json.dumps({"failures": failures, "kinds": kinds, "worst": worst, "seconds": round(took, 1)}))
+
+
+if __name__ == "__main__":
+    main()
