@@ -312,6 +312,15 @@ PRESETS = {
         ),
         {"rounds": 10},
     ),
+    "cpu-precisions": Preset(
+        "f32, bf16 and int8 of I3D-50, C2D-50 and SlowFast 4x16, by octvideo's kernel and by OpenVINO",
+        (
+            "i3d_r50:engine=eager/openvino,precision=f32/bf16/int8,alpha=0/.25/.5",
+            "c2d_r50:engine=eager/openvino,precision=f32/bf16/int8,alpha=0/.25/.5",
+            "slowfast_4x16_r50:frames=32,engine=eager/openvino,precision=f32/bf16/int8,alpha=0/.25/.5",
+        ),
+        {"rounds": 7, "threads": ["1"]},
+    ),
     "resnet50-table2": Preset(
         "ResNet-50 on one image, against Table 2 of arXiv 1904.05049",
         ("torchvision:resnet50:engine=eager/openvino,alpha=0/.125/.25/.5/.75",),
