@@ -1,7 +1,8 @@
 """Lists the packages, and compiles the kernel's variants into a wheel. Everything else stands in pyproject.toml.
 
-OCTVIDEO_BUILD_KERNEL=0 leaves them out: the wheel is then one for any platform. With 1, a missing or failing compiler
-is an error; otherwise a warning says so, and the kernel is left out.
+OCTVIDEO_BUILD_KERNEL=0 leaves them out: the wheel is then one for any platform. With 1, or with names of variants
+("avx2,avx512": only these are compiled), a missing or failing compiler is an error; otherwise a warning says so, and
+the kernel is left out.
 """
 
 import os
@@ -19,7 +20,10 @@ FOLDER = Path("octvideo/octave/kernel")
 KERNEL = runpy.run_path(str(FOLDER / "variants.py"))
 COMPILER = KERNEL["find_compiler"]()
 WANTED = os.environ.get("OCTVIDEO_BUILD_KERNEL", "")
-HAS_KERNEL = WANTED == "1" or (WANTED != "0" and COMPILER is not None)
+HAS_KERNEL = WANTED not in ("", "0") or (WANTED != "0" and COMPILER is not None)
+NAMES = set() if WANTED in ("", "0", "1") else set(WANTED.split(","))
+if unknown := NAMES - {variant.name for variant in KERNEL["VARIANTS"]}:
+    sys.exit(f"OCTVIDEO_BUILD_KERNEL: no variant {', '.join(sorted(unknown))} in {FOLDER}/variants.py")
 
 
 class BuildWithKernel(build_py):
@@ -41,11 +45,11 @@ class BuildWithKernel(build_py):
             if COMPILER is None:
                 raise OSError(f"there is no {os.environ.get('CXX') or 'C++ compiler'}")
             for variant in KERNEL["VARIANTS"]:
-                if variant.machine == KERNEL["MACHINE"]:
+                if variant.machine == KERNEL["MACHINE"] and (not NAMES or variant.name in NAMES):
                     KERNEL["compile_to"](folder / variant.file.name, COMPILER, *variant.flags)
         except (OSError, subprocess.SubprocessError) as error:
             said = f"the kernel can't be compiled: {(getattr(error, 'stderr', None) or str(error)).strip()[:2000]}"
-            if WANTED == "1":
+            if WANTED:
                 sys.exit(said)
             self.warn(f"{said}\nThe wheel has no compiled kernel.")
 

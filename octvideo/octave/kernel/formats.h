@@ -89,14 +89,15 @@ struct Int8 {
     std::memcpy(&four, word, sizeof four);
     return (Sum)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four), (__m512i)row);
   }
-  // Elements, and the nearest ones to values: ties to even.
+  // Elements, and the nearest ones to values: ties to even, what is below or above all elements to the first or last one.
   [[gnu::always_inline]] static Vector load_raw(const Element* from, int lanes) {
     const __m128i bytes = lanes == kLanes ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))
                                           : _mm_maskz_loadu_epi8((1u << lanes) - 1, from);
     return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
   }
   [[gnu::always_inline]] static void store_raw(Element* to, Vector value, int lanes) {
-    const __m512i whole = _mm512_max_epi32(_mm512_cvtps_epi32((__m512)value), _mm512_setzero_si512());
+    const __m512 most = _mm512_min_ps((__m512)value, _mm512_set1_ps(255.0f));  // int32 would not hold all values
+    const __m512i whole = _mm512_max_epi32(_mm512_cvtps_epi32(most), _mm512_setzero_si512());
     const __m128i bytes = _mm512_cvtusepi32_epi8(whole);
     if (lanes == kLanes)
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);

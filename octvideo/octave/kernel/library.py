@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from octvideo.files import cache_folder
-from octvideo.octave.kernel.variants import MACHINE, NATIVE, VARIANTS, compile_to, find_compiler, sources_key
+from octvideo.octave.kernel.variants import MACHINE, NATIVE, VARIANTS, Variant, compile_to, find_compiler, sources_key
 
 log = logging.getLogger("octvideo.octave")
 
@@ -95,9 +95,8 @@ def kernel_file() -> Path | None:
     """
     if os.environ.get("OCTVIDEO_FUSED", "1") == "0":
         return None
-    features = {word for line in cpu_lines() if line.startswith("flags") for word in line.split()}
-    for variant in VARIANTS:
-        if variant.machine == MACHINE and variant.features.issubset(features) and variant.file.is_file():
+    for variant in runnable_variants():
+        if variant.file.is_file():
             return variant.file
     compiler = find_compiler()
     if compiler is None:
@@ -105,6 +104,12 @@ def kernel_file() -> Path | None:
         log.info("no %s: convolutions run by oneDNN; octave ones are faster where there is one", wanted)
         return None
     return _compiled(compiler)
+
+
+def runnable_variants() -> list[Variant]:
+    """Those that this processor runs, the best one first, whether or not they are compiled."""
+    features = {word for line in cpu_lines() if line.startswith("flags") for word in line.split()}
+    return [variant for variant in VARIANTS if variant.machine == MACHINE and variant.features <= features]
 
 
 def _share_threads(library: ctypes.CDLL) -> None:

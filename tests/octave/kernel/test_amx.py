@@ -21,7 +21,7 @@ AMX = next(variant for variant in VARIANTS if variant.name == "amx")
 @pytest.fixture(scope="session")
 def kernel_with_tiles(request: pytest.FixtureRequest) -> Path:
     """The kernel as wheels have it for AMX, which fills what its threads keep with NaN."""
-    if not (set(AMX.features) - {"amx_tile", "amx_bf16", "amx_int8"}) <= _processor_features():
+    if "avx512_bf16" not in {variant.name for variant in library.runnable_variants()}:
         pytest.skip("this processor has no AVX512-BF16")
     compiler = find_compiler()
     if compiler is None:
@@ -33,10 +33,6 @@ def kernel_with_tiles(request: pytest.FixtureRequest) -> Path:
             old.unlink(missing_ok=True)
         compile_to(file, compiler, *flags)
     return file
-
-
-def _processor_features() -> set[str]:
-    return {word for line in library.cpu_lines() if line.startswith("flags") for word in line.split()}
 
 
 def fuzz_on_tiles(kernel: Path, format: str, first: int, count: int) -> dict[str, Any]:
