@@ -39,6 +39,8 @@ from octvideo.inference.engines import (
     pick_device,
     write_model,
 )
+from octvideo.octave.kernel.formats import FORMATS
+from octvideo.octave.kernel.fused_conv import has_format
 from octvideo.octave.kernel.library import bf16_pays, cpu_lines, load_library, product_rates
 from octvideo.octave.kernel.variants import sources_key
 
@@ -123,6 +125,8 @@ def ways(engine: str, precision: str, device: torch.device) -> list[Way]:
             found = [Way(entry.name, one) for entry in choice for one in entry.auto]
         else:
             found = [Way(entry.name, precision) for entry in choice if precision in entry.precisions]
+            if precision == "int8" and len(found) > 1 and not has_format(FORMATS["int8"]):
+                found = [way for way in found if way.engine != "eager"]
         if found:
             return found
     raise UserError(f"engine: got {AUTO}, but none that it may choose computes in {precision} on {device}")

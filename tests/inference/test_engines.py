@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.inference.engines import ENGINES, build_engine, in_batches
+from octvideo.inference.engines import ENGINES, EagerEngine, build_engine, in_batches
 from octvideo.models import i3d_small
 from octvideo.octave import octavize
+from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.kernel.formats import FORMATS, FormatName
+from octvideo.octave.kernel.fused_conv import has_format
+from octvideo.octave.kernel.library import load_library
 
 SHAPE = (2, 3, 4, 31, 32)  # an odd height: low maps round up
 # f32: rounding alone. bf16 keeps 8 bits of each number, int8 about as many levels: a share of the logits' range.
@@ -72,6 +76,42 @@ def _keep_threads() -> object:
 )
 def test_an_engine_gives_eagers_logits(name: str, precision: str, tiny: nn.Module, clips: Tensor) -> None:
     compare(tiny, clips, name, precision)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_the_kernel_computes_in_the_precision(
+    precision: FormatName, tiny: nn.Module, clips: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_format(FORMATS[precision]):
+        pytest.skip(f"this processor has no products in {precision}")
+    monkeypatch.setattr("octvideo.inference.engines.bf16_pays", lambda: True)
+    compare(tiny, clips, "eager", precision)
+    engine = build_engine("eager", tiny, example_shape=SHAPE, precision=precision, calibration=clips)
+    assert isinstance(engine, EagerEngine) and engine.precision == precision
+    sequences = [m for m in engine._run.modules() if isinstance(m, FusedSequence)]
+    assert sequences and all(sequence.format == FORMATS[precision] for sequence in sequences)
+    if precision == "int8":
+        assert engine.note == "calibrated on 5 clips; the same class as in f32 on 5 of them"
+
+
+def test_bf16_that_does_not_pay_is_f32(
+    tiny: nn.Module, clips: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if load_library() is None:
+        pytest.skip("no kernel")
+    monkeypatch.setattr("octvideo.inference.engines.bf16_pays", lambda: False)
+    engine = build_engine("eager", tiny, example_shape=SHAPE, precision="bf16")
+    assert engine.precision == "f32" and "multiplies no faster in bf16 than in f32" in caplog.text
+    with torch.no_grad():
+        torch.testing.assert_close(engine(clips), tiny(clips), atol=1e-4, rtol=1e-4)
+
+
+def test_int8_without_its_products_names_another_engine(
+    tiny: nn.Module, clips: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octvideo.inference.engines.has_format", lambda format: False)
+    with pytest.raises(UserError, match="engine eager computes int8 on CPUs with AVX512-VNNI or AMX"):
+        build_engine("eager", tiny, example_shape=SHAPE, precision="int8", calibration=clips)
 
 
 @pytest.mark.slow

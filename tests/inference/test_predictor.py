@@ -23,6 +23,8 @@ from octvideo.inference import Predictor, choice, engines
 from octvideo.inference.checkpoint import network_of_checkpoint
 from octvideo.inference.predictor import Prediction
 from octvideo.models import i3d_small
+from octvideo.octave.kernel.formats import FORMATS
+from octvideo.octave.kernel.fused_conv import has_format
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import VideoReadError, ViewSettings, read_views
 
@@ -177,6 +179,20 @@ def test_a_file_of_results_is_gone_on_with(
 def engine_line(capsys: pytest.CaptureFixture[str]) -> str:
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("engine: ")]
     return line
+
+
+def test_int8_is_calibrated_on_the_videos_given(
+    checkpoint: Path, tiny_video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not has_format(FORMATS["int8"]):
+        pytest.skip("this processor has no products in int8")
+    words = ["infer", str(tiny_video), "--ckpt", str(checkpoint), "--device", "cpu", "--precision", "int8"]
+    assert main(words) == 2
+    assert "int8 needs typical videos to choose its scales from: --calibrate" in capsys.readouterr().err
+    assert main([*words[:-1], "f32", "--calibrate", str(tiny_video)]) == 2
+    assert "--calibrate is for --precision int8" in capsys.readouterr().err
+    assert main([*words, "--engine", "eager", "--calibrate", str(tiny_video)]) == 0
+    assert "engine: eager, int8 (calibrated on " in engine_line(capsys)
 
 
 def test_the_engine_is_chosen_and_told(
