@@ -11,12 +11,10 @@
 
 #include "formats.h"
 
-#ifdef OCTVIDEO_POISON
-// Of a library for tests: what a thread keeps is full of NaN when it is asked for the first time after this changed.
+// For tests, which change it: what a thread keeps is full of NaN when it is asked for the first time after that.
 extern "C" {
 inline int64_t poison_round = 0;
 }
-#endif
 
 namespace {
 
@@ -29,9 +27,7 @@ class Memory {
   ~Memory() { std::free(data_); }
   void* reserve(size_t least) {
     if (least > size_) grow(least);
-#ifdef OCTVIDEO_POISON
     if (poisoned_ != poison_round) std::memset(data_, 0xFF, size_), poisoned_ = poison_round;
-#endif
     return data_;
   }
 
@@ -46,16 +42,12 @@ class Memory {
 #ifdef MADV_HUGEPAGE
     if (unit == kPage) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
-#ifdef OCTVIDEO_POISON
-    poisoned_ = -1;
-#endif
+    poisoned_ = 0;
   }
 
   void* data_ = nullptr;
   size_t size_ = 0;
-#ifdef OCTVIDEO_POISON
-  int64_t poisoned_ = -1;
-#endif
+  int64_t poisoned_ = 0;
 };
 
 template <class Element>

@@ -103,7 +103,7 @@ def compile_to(file: Path, compiler: list[str], *flags: str) -> None:
             command = [*compiler, *FLAGS, *flags, *map(str, arguments)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the threads wait for compilers
+        with ThreadPoolExecutor(4) as pool:  # more compilers at once would take much memory
             list(pool.map(lambda unit, made: run("-c", unit, "-o", made), units, objects))
         run("-shared", *objects, "-o", made)
         made.replace(file)

