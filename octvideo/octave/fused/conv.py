@@ -2,8 +2,9 @@
 
 `prepare_inference` puts them in the places of a network's own. There are three ways to compute one:
 
-kernel   float32 on the CPU, in compiled graphs too: one pass over the maps, in a sequence (sequence.py)
-oneDNN   other precisions, and layers that the kernel does not have or is not there for (onednn.py)
+kernel   on the CPU, in compiled graphs too: one pass over the maps, in a sequence (sequence.py); in float32, and in
+         bfloat16 and int8 where the processor has their products
+oneDNN   layers, and bfloat16, that the kernel does not have or is not there for (onednn.py)
 torch    CUDA, other layouts, and other graphs that are compiled or exported: convolution, addition, ReLU
 
 `FusedSequence.forward` chooses the first one where it can, and `PreparedLayer.forward` between the others.
@@ -84,7 +85,7 @@ class PreparedLayer(nn.Module):
 
     @property
     def kernel_has(self) -> bool:
-        """Whether the kernel has the layer here, in float32, and oneDNN is not faster."""
+        """Whether the kernel has the layer here, and oneDNN is not faster."""
         is_here = self.main.weight.device.type == "cpu" and load_library() is not None
         return is_here and self.form is not None and self.form.is_supported
 
