@@ -108,6 +108,10 @@ def read_quarantine(file: Path) -> tuple[str | None, list[tuple[str, str]]]:
 def write_quarantine(file: Path, root: str, entries: Iterable[tuple[str, str]]) -> int:
     """Writes a list in place of an older one, and never half of it; returns the number of entries.
 
+    Args:
+        entries: path and reason of each video, in any order; processes find them in another one each time.
+            The list is sorted by path, so that the same videos give the same file.
+
     Raises:
         UserError: another file has this name.
     """
@@ -118,7 +122,7 @@ def write_quarantine(file: Path, root: str, entries: Iterable[tuple[str, str]]) 
         text.write(
             f"{_ROOT}{_escaped(root)}\n# a rerun writes this file anew; give it to a data set as data.quarantine\n"
         )
-        for path, reason in entries:
+        for path, reason in sorted(entries):
             text.write(f"{_escaped(path)}\t{_escaped(reason)}\n")
             number += 1
     return number

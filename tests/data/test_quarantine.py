@@ -37,7 +37,10 @@ def root(tmp_path: Path) -> Path:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     entries = [(name, "two\nlines\tand a tab") for name in NAMES] + [("back\\new.mp4", "")]
     assert write_quarantine(tmp_path / "q.txt", "/data/caf\udce9", entries) == len(entries)
-    assert read_quarantine(tmp_path / "q.txt") == ("/data/caf\udce9", entries)
+    assert read_quarantine(tmp_path / "q.txt") == ("/data/caf\udce9", sorted(entries))
+    whole = (tmp_path / "q.txt").read_bytes()
+    write_quarantine(tmp_path / "q.txt", "/data/caf\udce9", reversed(entries))  # whichever process was first
+    assert (tmp_path / "q.txt").read_bytes() == whole
     assert write_quarantine(tmp_path / "q.txt", "/data", entries[:1]) == 1  # its own file it may replace
     assert sorted(file.name for file in tmp_path.iterdir()) == ["q.txt"]
 
