@@ -1,0 +1,57 @@
+"""Batch norm of an octave layer's result with all that follows up to the next convolution, in few passes.
+
+Between the convolutions of two octave layers a training step does, operation by operation: add the upsampled low part,
+batch norm, residual, ReLU, pool, concatenate. A GPU is bound by memory there: each of them reads and writes a map.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from octvideo.octave.gpu.plain import plain_norm
+
+
+def octave_norm(
+    high: Tensor,
+    half: Tensor | None,
+    low: Tensor | None,
+    residual_high: Tensor | None = None,
+    residual_low: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    relu: bool = True,
+    pools: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y = relu(batch_norm(x) + residual) of both frequencies, with x_high = high + upsampled(half).
+
+    Halved are H and W (factor (1, 2, 2) or (2, 2)); h = ceil(H/2), w = ceil(W/2). T stands in clips only.
+
+    Args:
+        high: (N, C_high, [T,] H, W), float32, bfloat16 or float16; C_high may be 0.
+        half: (N, C_high, [T,] h, w), added upsampled, or None.
+        low: (N, C_low, [T,] h, w), or None: an ordinary layer, or one whose result has no low channels.
+        residual_high, residual_low: of the shapes of high and low, each may be None.
+        weight, bias: (C_high + C_low,), high channels first; None: 1 and 0.
+        running_mean, running_var: likewise; updated in place in training, as torch's batch norm does. Without them
+            the batch's statistics serve in evaluation too. `num_batches_tracked` is the caller's.
+        training: whether statistics are the batch's.
+        momentum, eps: as in torch.
+        relu: whether a ReLU follows.
+        pools: whether `joined` is wanted.
+
+    Returns:
+        y_high: like `high`, of its dtype.
+        y_low: like `low`, dense; None without `low`.
+        joined: (N, C_high + C_low, [T,] h, w): pooled y_high, then y_low, which the next layer's convolution to low
+            reads; None unless `pools`. y_low stands in it once more: a slice would be no dense map, which cuDNN would
+            copy, and its gradient would be a map of zeros to add.
+    """
+    vectors = weight, bias, running_mean, running_var
+    options = {"training": training, "momentum": momentum, "eps": eps, "relu": relu, "pools": pools}
+    return plain_norm(high, half, low, residual_high, residual_low, *vectors, **options)

@@ -1,0 +1,61 @@
+"""`octave_norm` in plain torch, for devices without Triton, and for tests to hold the kernels against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def plain_norm(
+    high: Tensor,
+    half: Tensor | None,
+    low: Tensor | None,
+    residual_high: Tensor | None,
+    residual_low: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+    pools: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See `octvideo.octave.gpu.norm.octave_norm`."""
+    sizes = [high.shape[1], 0 if low is None else low.shape[1]]
+    # Runs of channels are views, so that torch updates the running statistics in place.
+    vectors = [[None, None] if v is None else v.split(sizes) for v in (running_mean, running_var, weight, bias)]
+    of_high, of_low = zip(*vectors, strict=True)
+
+    def norm(x: Tensor, vectors: Any, residual: Tensor | None) -> Tensor:
+        if x.shape[1] == 0:
+            return x
+        y = F.batch_norm(x, *vectors, training or running_mean is None, momentum, eps)
+        if residual is not None:
+            y = y + residual.to(y.dtype)
+        return F.relu(y) if relu else y
+
+    y_high = norm(high if half is None else high + upsampled(half, high), of_high, residual_high)
+    y_low = None if low is None else norm(low, of_low, residual_low)
+    if not pools:
+        return y_high, y_low, None
+    parts = [*([pooled(y_high)] if sizes[0] else []), *([] if y_low is None else [y_low])]
+    return y_high, y_low, torch.cat(parts, 1)
+
+
+def upsampled(half: Tensor, full: Tensor) -> Tensor:
+    """Each pixel of (N, C, [T,] h, w) on the (up to four) of `full` (N, C, [T,] H, W) that share it."""
+    scale = [1.0] * (half.dim() - 4) + [2.0, 2.0]
+    return F.interpolate(half, scale_factor=scale, mode="nearest")[..., : full.shape[-2], : full.shape[-1]]
+
+
+def pooled(x: Tensor) -> Tensor:
+    """(N, C, [T,] H, W) -> (N, C, [T,] ceil(H/2), ceil(W/2)): the mean of the pixels there are of each 2x2."""
+    if x.dim() == 4:
+        return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+    return F.avg_pool3d(x, (1, 2, 2), ceil_mode=True, count_include_pad=False)
