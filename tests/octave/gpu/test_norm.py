@@ -54,7 +54,10 @@ def random_case(seed: int) -> Case:
     def coin(share: float = 0.5) -> bool:
         return r.random() < share
 
+    layout = r.choice(["channels last"] * 3 + ["contiguous", "slices", "cut out"])
     channels = r.choice([(6, 2), (58, 6), (16, 16), (13, 3), (1, 1), (72, 24), (0, 5), (9, 0)])
+    if layout == "contiguous":  # a program for each channel: many take the interpreter long
+        channels = r.choice([(3, 1), (0, 2), (4, 0)])
     residual = coin()
     outputs = ["y_high", *(["y_low"] if channels[1] else []), "joined"]
     return Case(
@@ -67,7 +70,7 @@ def random_case(seed: int) -> Case:
         training=coin(0.8),
         relu=coin(0.8),
         pools=coin(0.7),
-        layout=r.choice(["channels last"] * 3 + ["contiguous", "slices", "cut out"]),
+        layout=layout,
         dtype=r.choice([torch.float32, torch.bfloat16, torch.float16]),
         unused=tuple(r.sample(outputs, 1)) if coin(0.2) else (),
     )
@@ -237,7 +240,7 @@ def test_kernels_equal_torch(case: Case, device: str) -> None:
 
 @pytest.mark.slow
 @KERNELS
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(60))
 def test_kernels_equal_torch_in_random_forms(seed: int, device: str) -> None:
     check(octave_norm, random_case(seed), device)
 
