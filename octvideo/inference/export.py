@@ -25,16 +25,8 @@ from octvideo._version import __version__
 from octvideo.errors import UserError
 from octvideo.files import json_text
 from octvideo.inference.checkpoint import EXPORT_FILE, EXPORT_FORMAT
-from octvideo.inference.engines import (
-    ENGINES,
-    EngineEntry,
-    FileEngine,
-    ModelSpec,
-    build_engine,
-    check_choice,
-    file_engines,
-    write_model,
-)
+from octvideo.inference.engine import EngineEntry, ModelSpec
+from octvideo.inference.engines import ENGINES, FileEngine, build_engine, check_choice, file_engines, write_model
 from octvideo.inference.predictor import choose_views_per_call, clip_shape
 from octvideo.video import ViewSettings
 

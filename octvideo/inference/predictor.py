@@ -20,7 +20,9 @@ from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import best_classes, video_scores
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
 from octvideo.inference.choice import AUTO, choice_device, choose_engine
-from octvideo.inference.engines import Engine, FileEngine, ModelSpec, build_engine, pick_device
+from octvideo.inference.device import pick_device
+from octvideo.inference.engine import Engine, ModelSpec
+from octvideo.inference.engines import FileEngine, build_engine
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.video import VideoReadError, ViewSettings, read_views
 
