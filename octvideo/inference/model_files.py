@@ -33,13 +33,23 @@ def write_aot(network: nn.Module, file: Path, spec: ModelSpec) -> None:
 
 def load_aot(file: str, precision: str, device: str, threads: int) -> tuple[Run, str]:
     """See `EngineEntry`."""
+    import contextlib
+
     import torch
     from torch._inductor import aoti_load_package
 
+    def on_device() -> Any:  # AOTInductor loads to, and runs on, the current GPU
+        return torch.cuda.device(device) if device.startswith("cuda") else contextlib.nullcontext()
+
+    def run(clips: Any) -> Any:
+        with on_device():
+            return model(torch.as_tensor(clips).to(device))
+
     if threads:
         torch.set_num_threads(threads)
-    model = aoti_load_package(file)
-    return lambda clips: model(torch.as_tensor(clips).to(device)).cpu(), precision
+    with on_device():
+        model = aoti_load_package(file)
+    return run, precision
 
 
 # ── ONNX Runtime: on every system and in every language ─────────────────────────────────────────────────────
