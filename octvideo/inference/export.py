@@ -8,6 +8,7 @@ engine.py       how classify.py loads the model: the source of `EngineEntry.load
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import platform
 import shutil
@@ -84,7 +85,12 @@ def write_export(
     model = folder / entry.files[0]
     say(f"writing {model} ...")
     start = time.perf_counter()
-    write_model(engine, network, model, spec)
+    try:
+        write_model(engine, network, model, spec)
+    except UserError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # unless something is in it
+        raise
     written = time.perf_counter() - start
     check = check_scores(network, check_clips, engine, model, spec, num_threads)
     settings = {

@@ -161,3 +161,15 @@ def test_a_model_for_a_device_that_is_not_here_says_so(tmp_path: Path, monkeypat
     monkeypatch.setattr(predictor, "read_export", lambda path: {"device": "tpu9"})
     with pytest.raises(UserError, match=f"{tmp_path} was exported for device 'tpu9': device 'tpu9' can't be used here"):
         Predictor.from_export(tmp_path)
+
+
+def test_an_export_that_fails_leaves_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise UserError("the network can't be written")
+
+    monkeypatch.setattr(export, "write_model", fail)
+    names: dict[str, Any] = {"class_names": ["a"], "views": ViewSettings(), "mean": [0.4] * 3, "std": [0.2] * 3}
+    how: dict[str, Any] = {"engine": "onnx", "source": "here", "device": torch.device("cpu"), "say": str}
+    with pytest.raises(UserError, match="can't be written"):
+        export.write_export(torch.nn.Identity(), tmp_path / "model", **names, **how)
+    assert not (tmp_path / "model").exists()

@@ -127,16 +127,17 @@ def _compiled(compiler: list[str]) -> Path:
     # The processor too: a home folder may be shared by machines of several kinds.
     processor = cpu_lines() or [platform.processor(), platform.node()]
     key = sources_key(NATIVE, version, MACHINE, *processor)
-    for folder in (cache_folder(), None):
-        try:
-            # The second is of this process alone: nobody else could have put a library there.
-            file = (folder or Path(tempfile.mkdtemp(prefix="octvideo-"))) / f"octave_{key}.so"
-            if not file.is_file():
-                compile_to(file, compiler, NATIVE)
-            return file
-        except OSError as error:
-            log.debug("%s can't hold the compiled convolutions (%s)", folder, error)
-    raise OSError("no folder to compile in")
+    try:
+        file = cache_folder() / f"octave_{key}.so"
+        if not file.is_file():
+            compile_to(file, compiler, NATIVE)
+        return file
+    except OSError as error:
+        log.warning("the kernel is compiled anew in every process (%s): set OCTVIDEO_CACHE to a folder for it", error)
+    # Of this process alone: nobody else could have put a library there.
+    file = Path(tempfile.mkdtemp(prefix="octvideo-")) / f"octave_{key}.so"
+    compile_to(file, compiler, NATIVE)
+    return file
 
 
 def cpu_lines() -> list[str]:
