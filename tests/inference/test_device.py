@@ -173,3 +173,22 @@ def test_an_export_that_fails_leaves_no_empty_folder(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match="can't be written"):
         export.write_export(torch.nn.Identity(), tmp_path / "model", **names, **how)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("engine", ["eager", "compile", "aot"])
+def test_scores_on_a_gpu_are_those_of_the_cpu(engine: str, tiny_video: Path) -> None:
+    from octvideo.inference import Predictor
+    from octvideo.models import i3d_small
+
+    torch.manual_seed(0)
+    network = i3d_small(num_classes=3, alpha=0.25).eval()
+    settings = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
+    last = f"cuda:{torch.cuda.device_count() - 1}"  # with several GPUs not the one that is current
+    on_gpu, on_cpu = (
+        Predictor(network, ["a", "b", "c"], views=settings, device=device, engine=name)
+        for device, name in ((last, engine), ("cpu", "eager"))
+    )
+    assert on_gpu.device == torch.device(last)
+    torch.testing.assert_close(on_gpu.scores(tiny_video), on_cpu.scores(tiny_video), rtol=0, atol=1e-2)

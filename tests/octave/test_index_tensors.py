@@ -238,5 +238,11 @@ def test_a_network_moved_to_a_gpu_gives_the_same() -> None:
     network = shuffled().eval()
     expected = network(X)
     network.cuda()
-    assert copies_in(network, X.cuda()) == 0
+    x = X.cuda()
+    network(x)  # cuDNN may wait in its first call
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert copies_in(network, x) == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(network(X.cuda()).cpu(), expected, rtol=1e-2, atol=1e-2)
