@@ -51,7 +51,7 @@ LIBRARIES: dict[str, set[str]] = {
     "progress": {"rich"},
     "seeds": set(),
     "octave": {"torch"},
-    "octave.kernel": {"torch"},
+    "octave.kernel": {"torch", "filelock"},
     "octave.conversion": {"torch"},
     "octave.fused": {"torch"},
     "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock"},
