@@ -8,6 +8,7 @@ under a name that sources, compiler and processor decide. Where there is no comp
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from octvideo.files import cache_folder
 from octvideo.octave.kernel.variants import MACHINE, NATIVE, VARIANTS, Variant, compile_to, find_compiler, sources_key
@@ -132,11 +134,22 @@ def _compiled(compiler: list[str]) -> Path:
             # The second is of this process alone: nobody else could have put a library there.
             file = (folder or Path(tempfile.mkdtemp(prefix="octvideo-"))) / f"octave_{key}.so"
             if not file.is_file():
-                compile_to(file, compiler, NATIVE)
+                _compile_once(file, compiler)
             return file
         except OSError as error:
             log.debug("%s can't hold the compiled convolutions (%s)", folder, error)
     raise OSError("no folder to compile in")
+
+
+def _compile_once(file: Path, compiler: list[str]) -> None:
+    """Of processes that start at once, the first compiles and the others wait for it: it takes all cores as it is."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        # Not every file system has locks: without one, each process compiles.
+        with contextlib.suppress(OSError, NotImplementedError):
+            stack.enter_context(FileLock(f"{file}.lock"))
+        if not file.is_file():
+            compile_to(file, compiler, NATIVE)
 
 
 def cpu_lines() -> list[str]:

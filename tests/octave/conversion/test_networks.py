@@ -300,7 +300,9 @@ def test_compiles_with_inductor(case: Case) -> None:
     assert error < 1e-4
 
 
+@pytest.mark.parametrize("case", networks(lambda network: network.quickly_traced), indirect=True, scope="module")
 def test_exports(case: Case) -> None:
+    """Of more operations, test_operations.py makes one graph."""
     if case.entry.repeats_blocks:
         pytest.skip("a shallower network of the same blocks is exported")
     octave, example = case.octave(0.25), (case.entry.random_input(),)

@@ -20,16 +20,17 @@ AMX = next(variant for variant in VARIANTS if variant.name == "amx")
 
 @pytest.fixture(scope="session")
 def kernel_with_tiles(request: pytest.FixtureRequest) -> Path:
-    """The kernel as wheels have it for AMX. Later runs of the tests find it in pytest's cache."""
+    """The kernel for AMX, optimised as in wheels unless the test says "-O0". Later runs find it in pytest's cache."""
     if "avx512_bf16" not in {variant.name for variant in library.runnable_variants()}:
         pytest.skip("this processor has no AVX512-BF16")
     compiler = find_compiler()
     if compiler is None:
         pytest.skip("no C++ compiler")
-    folder, flags = request.config.cache.mkdir("kernel"), AMX.flags
-    file = folder / f"tiles_{sources_key(*flags, *compiler)}.so"
+    folder, level = request.config.cache.mkdir("kernel"), getattr(request, "param", "-O3")
+    flags = (*AMX.flags, level)
+    file = folder / f"tiles{level}_{sources_key(*flags, *compiler)}.so"
     if not file.is_file():
-        for old in folder.glob("tiles_*.so"):
+        for old in folder.glob(f"tiles{level}_*.so"):
             old.unlink(missing_ok=True)
         compile_to(file, compiler, *flags)
     return file
@@ -55,6 +56,8 @@ def check(run_with_amx: RunWithAmx, kernel: Path, format: str, first: int, count
     assert run.products > 100 * count or not run.emulated
 
 
+# To optimise takes most of the compiler's minute; the slow test runs what is optimised.
+@pytest.mark.parametrize("kernel_with_tiles", ["-O0"], indirect=True)
 @pytest.mark.parametrize("format", ["bf16", "int8"])
 def test_random_layers(format: str, kernel_with_tiles: Path, run_with_amx: RunWithAmx) -> None:
     check(run_with_amx, kernel_with_tiles, format, 0, 60)
