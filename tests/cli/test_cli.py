@@ -334,13 +334,23 @@ def stopped_by(how: str, step: int) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def killed_run(start: Callable[..., Any], tiny_config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/tiny, killed at step 5 of 6, in the second epoch; it kept a checkpoint after every batch."""
+def killed_once(start: Callable[..., Any], tiny_config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `killed`."""
     folder = tmp_path_factory.mktemp("killed")
     (folder / "tiny.yaml").write_text(tiny_config)
     ended = start(*FIT, "--checkpoint_minutes", 0, *stopped_by("SIGKILL", 5), cwd=folder)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    return folder / "runs/tiny"
+    (folder / "runs").rename(folder / "as it was left")
+    return folder
+
+
+@pytest.fixture
+def killed(killed_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in: runs/tiny was killed at step 5 of 6, in its second epoch, with a checkpoint of that step."""
+    monkeypatch.chdir(killed_once)  # the checkpoint has its path
+    shutil.rmtree("runs", ignore_errors=True)
+    shutil.copytree("as it was left", "runs")
+    return killed_once
 
 
 @pytest.mark.parametrize(
@@ -373,10 +383,8 @@ def assert_same_runs(one: str, other: str) -> None:
     assert scores[0] == scores[1] and len(scores[0]) == 1
 
 
-def test_a_run_that_was_killed_within_an_epoch_goes_on_within_it(
-    octvideo: Cli, killed_run: Path, workplace: Path
-) -> None:
-    shutil.copytree(killed_run, "runs/tiny")
+@pytest.mark.usefixtures("killed")
+def test_a_run_that_was_killed_within_an_epoch_goes_on_within_it(octvideo: Cli) -> None:
     assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5
     octvideo(*FIT, "--resume", "--data.num_workers", 2)
     octvideo(*FIT, "--name", "whole")
@@ -384,18 +392,17 @@ def test_a_run_that_was_killed_within_an_epoch_goes_on_within_it(
 
 
 def test_a_run_that_stopped_within_an_epoch_goes_on_with_smaller_batches_or_says_why_not(
-    octvideo: Cli, killed_run: Path, workplace: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
+    octvideo: Cli, killed: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copytree(killed_run, "runs/tiny")
-    killed = last("tiny").read_bytes()
+    left = last("tiny").read_bytes()
     # 6 of the second epoch's 9 videos are seen.
     out, _ = octvideo(*FIT, "--resume", "--data.batch_size", 1)
     assert re.search(r"^epoch 2/2  \(resumed: the last 3 of 9 batches alone\)  train/loss [\d.]+ ", out, re.MULTILINE)
     assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 3 and "anew" not in caplog.text
 
-    last("tiny").write_bytes(killed)
-    (workplace / "quarantine.txt").write_text(f"{next(tiny_data.glob('train/*/*.mp4'))}\n")
-    octvideo(*FIT, "--resume", "--data.batch_size", 4, "--data.quarantine", workplace / "quarantine.txt")
+    last("tiny").write_bytes(left)
+    (killed / "quarantine.txt").write_text(f"{next(tiny_data.glob('train/*/*.mp4'))}\n")
+    octvideo(*FIT, "--resume", "--data.batch_size", 4, "--data.quarantine", killed / "quarantine.txt")
     reason = "its checkpoint was trained on another list of videos, or with another quarantine list"
     assert f"epoch 2 starts anew: {reason}" in caplog.messages
     assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 2

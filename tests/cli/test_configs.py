@@ -1,4 +1,4 @@
-"""Every config in configs/, through the real command line on tiny data: trained for two steps, tested, and listed."""
+"""Every config in configs/, through the real command line on tiny data: trained for a step, tested, and listed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY = {
     "trainer.devices": 1,
     "trainer.precision": "null",
     "trainer.max_epochs": 1,
-    "trainer.limit_train_batches": 2,
+    "trainer.limit_train_batches": 1,
     "trainer.limit_val_batches": 1,
     "trainer.enable_progress_bar": "false",
 }
