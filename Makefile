@@ -13,7 +13,7 @@ FFMPEG := $(CURDIR)/.venv/ffmpeg
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs clean
+.PHONY: help demo test mypy pytest docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile | sed -n '/^make/p'
@@ -27,11 +27,16 @@ demo: .venv/.installed
 	$(BIN)/octvideo report $(RUN)
 	@echo "Everything of this run is in $(RUN)/; training curves and confusion matrix: $(RUN)/report.png"
 
-# passive: some tests run more threads than there are cores, which would spin while they wait for each other.
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) -j 2 mypy pytest
+
+mypy:
 	$(BIN)/mypy
+
+# passive: some tests run more threads than there are cores, which would spin while they wait for each other.
+pytest:
 	LD_LIBRARY_PATH="$(FFMPEG)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
 		$(BIN)/python -m pytest -n 2 --dist worksteal
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from octvideo.files import cache_folder
 from octvideo.octave.kernel.variants import MACHINE, NATIVE, VARIANTS, Variant, compile_to, find_compiler, sources_key
@@ -144,10 +143,12 @@ def _compiled(compiler: list[str]) -> Path:
 def _compile_once(file: Path, compiler: list[str]) -> None:
     """Of processes that start at once, the first compiles and the others wait for it: it takes all cores as it is."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        # Not every file system has locks: without one, each process compiles.
-        with contextlib.suppress(OSError, NotImplementedError):
-            stack.enter_context(FileLock(f"{file}.lock"))
+    with file.with_suffix(".lock").open("w") as lock:
+        # Neither Windows nor every file system has such locks: without one, each process compiles.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.is_file():
             compile_to(file, compiler, NATIVE)
 
