@@ -7,9 +7,11 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -327,66 +329,81 @@ def test_a_checkpoint_of_other_classes_is_refused(octvideo: Cli, workplace: Path
 # ── interrupted runs ────────────────────────────────────────────────────────────────────────────────────────
 
 
+def stopped_by(how: str, step: int) -> tuple[object, ...]:
+    """Options of a run that ends so before its next batch."""
+    return ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", step, "--trainer.callbacks.how", how)
+
+
+@pytest.fixture(scope="module")
+def killed_once(start: Callable[..., Any], tiny_config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `killed`."""
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "tiny.yaml").write_text(tiny_config)
+    ended = start(*FIT, "--checkpoint_minutes", 0, *stopped_by("SIGKILL", 5), cwd=folder)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    (folder / "runs").rename(folder / "as it was left")
+    return folder
+
+
+@pytest.fixture
+def killed(killed_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in: runs/tiny was killed at step 5 of 6, in its second epoch, with a checkpoint of that step."""
+    monkeypatch.chdir(killed_once)  # the checkpoint has its path
+    shutil.rmtree("runs", ignore_errors=True)
+    shutil.copytree("as it was left", "runs")
+    return killed_once
+
+
 @pytest.mark.parametrize(
-    ("how", "step", "options", "code"),
-    [
-        # 3 batches an epoch: step 4 is in the second epoch, and last.ckpt is of the end of the first.
-        ("SIGINT", 4, (), 130),
-        pytest.param("SIGKILL", 4, (), -signal.SIGKILL, marks=pytest.mark.slow),
-        # A checkpoint after every batch: goes on within the epoch.
-        ("SIGKILL", 5, ("--checkpoint_minutes", 0), -signal.SIGKILL),
-    ],
+    ("how", "code"), [("SIGINT", 130), pytest.param("SIGKILL", -signal.SIGKILL, marks=pytest.mark.slow)]
 )
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
-    how: str,
-    step: int,
-    options: tuple[object, ...],
-    code: int,
-    octvideo: Cli,
-    start: Callable[..., object],
-    workplace: Path,
+    how: str, code: int, octvideo: Cli, start: Callable[..., Any], workplace: Path
 ) -> None:
-    stop = ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", step)
-    ended = start(*FIT, "--name", "stopped", *options, *stop, "--trainer.callbacks.how", how)
+    # 3 batches an epoch: step 4 is in the second epoch, and last.ckpt is of the end of the first.
+    ended = start(*FIT, "--name", "stopped", *stopped_by(how, 4))
     assert ended.returncode == code, ended.stderr
-    assert torch.load(last("stopped"), weights_only=True)["global_step"] == (step if options else 3)
+    assert torch.load(last("stopped"), weights_only=True)["global_step"] == 3
     if how == "SIGINT":
         assert "Stopped in epoch 2/2. runs/stopped/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
         assert "--name stopped" in ended.stderr and "--resume" in ended.stderr
         assert "Traceback" not in ended.stderr
-    octvideo(*FIT, "--name", "stopped", "--resume", "--data.num_workers", 2 if how == "SIGKILL" else 0)
+    octvideo(*FIT, "--name", "stopped", "--resume")
     octvideo(*FIT, "--name", "whole")
-    assert different(last("stopped"), last("whole")) == []
-    if not options:  # the averages of a half epoch are of its half
-        rows = [Path("runs", name, "metrics.csv").read_text() for name in ("stopped", "whole")]
-        assert rows[0] == rows[1]
-    best = [torch.load(last(name), weights_only=True)["callbacks"] for name in ("stopped", "whole")]
+    assert_same_runs("stopped", "whole")
+    # The averages of a half epoch are of its half.
+    rows = [Path("runs", name, "metrics.csv").read_text() for name in ("stopped", "whole")]
+    assert rows[0] == rows[1]
+
+
+def assert_same_runs(one: str, other: str) -> None:
+    """The same weights in the end, and the same best score."""
+    assert different(last(one), last(other)) == []
+    best = [torch.load(last(name), weights_only=True)["callbacks"] for name in (one, other)]
     scores = [[s["best_model_score"] for key, s in state.items() if "val/top1" in key] for state in best]
     assert scores[0] == scores[1] and len(scores[0]) == 1
 
 
+@pytest.mark.usefixtures("killed")
+def test_a_run_that_was_killed_within_an_epoch_goes_on_within_it(octvideo: Cli) -> None:
+    assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5
+    octvideo(*FIT, "--resume", "--data.num_workers", 2)
+    octvideo(*FIT, "--name", "whole")
+    assert_same_runs("tiny", "whole")
+
+
 def test_a_run_that_stopped_within_an_epoch_goes_on_with_smaller_batches_or_says_why_not(
-    octvideo: Cli, start: Callable[..., object], workplace: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
+    octvideo: Cli, killed: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stop = (
-        "--trainer.callbacks",
-        "stop_run.StopRun",
-        "--trainer.callbacks.step",
-        5,
-        "--trainer.callbacks.how",
-        "SIGKILL",
-    )
-    ended = start(*FIT, "--checkpoint_minutes", 0, *stop)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    killed = last("tiny").read_bytes()
+    left = last("tiny").read_bytes()
     # 6 of the second epoch's 9 videos are seen.
     out, _ = octvideo(*FIT, "--resume", "--data.batch_size", 1)
     assert re.search(r"^epoch 2/2  \(resumed: the last 3 of 9 batches alone\)  train/loss [\d.]+ ", out, re.MULTILINE)
     assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 3 and "anew" not in caplog.text
 
-    last("tiny").write_bytes(killed)
-    (workplace / "quarantine.txt").write_text(f"{next(tiny_data.glob('train/*/*.mp4'))}\n")
-    octvideo(*FIT, "--resume", "--data.batch_size", 4, "--data.quarantine", workplace / "quarantine.txt")
+    last("tiny").write_bytes(left)
+    (killed / "quarantine.txt").write_text(f"{next(tiny_data.glob('train/*/*.mp4'))}\n")
+    octvideo(*FIT, "--resume", "--data.batch_size", 4, "--data.quarantine", killed / "quarantine.txt")
     reason = "its checkpoint was trained on another list of videos, or with another quarantine list"
     assert f"epoch 2 starts anew: {reason}" in caplog.messages
     assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5 + 2
@@ -396,8 +413,7 @@ def test_a_run_that_stopped_within_an_epoch_goes_on_with_smaller_batches_or_says
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_stopped_by_sigterm_says_so(workers: int, start: Callable[..., object], workplace: Path) -> None:
     """With loading processes, which the end of a job sends it to as well."""
-    stop = ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", 4)
-    ended = start(*FIT, *stop, "--trainer.callbacks.how", "SIGTERM", "--data.num_workers", workers)
+    ended = start(*FIT, *stopped_by("SIGTERM", 4), "--data.num_workers", workers)
     assert ended.returncode == 143, ended.stderr
     assert last("tiny").exists() and "Traceback" not in ended.stderr and "error:" not in ended.stderr
     assert "Stopped in epoch 2/2. runs/tiny/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
@@ -476,10 +492,10 @@ def test_one_command_starts_a_run_and_goes_on_with_it(octvideo: Cli, workplace: 
 @pytest.mark.parametrize(
     ("words", "files"),
     [
-        (["TensorBoardLogger"], ["lightning_logs/version_0/events.out"]),
+        pytest.param(["TensorBoardLogger"], ["lightning_logs/version_0/events.out"], marks=pytest.mark.slow),
         (["CSVLogger"], ["lightning_logs/version_0/metrics.csv"]),
         (["[{class_path: CSVLogger, init_args: {save_dir: logs}}, TensorBoardLogger]"], ["../../logs/lightning_logs"]),
-        (["MLFlowLogger"], ["mlruns/*/*/metrics/val/top1"]),
+        pytest.param(["MLFlowLogger"], ["mlruns/*/*/metrics/val/top1"], marks=pytest.mark.slow),  # not everywhere
     ],
     ids=["TensorBoard", "CSV", "two", "MLflow"],
 )

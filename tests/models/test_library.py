@@ -63,8 +63,15 @@ def test_torchvisions_network_is_the_same() -> None:
         torch.testing.assert_close(ours(x), published(x))
 
 
-@pytest.mark.parametrize("alpha", [0.25, 0.5])
-@pytest.mark.parametrize("name", ["pytorchvideo:x3d_xs", "torchvision:r2plus1d_18"])
+@pytest.mark.parametrize(
+    ("name", "alpha"),
+    [
+        ("pytorchvideo:x3d_xs", 0.25),
+        ("torchvision:r2plus1d_18", 0.5),
+        pytest.param("pytorchvideo:x3d_xs", 0.5, marks=pytest.mark.slow),
+        pytest.param("torchvision:r2plus1d_18", 0.25, marks=pytest.mark.slow),
+    ],
+)
 def test_constant_clip_gives_the_ordinary_logits(name: str, alpha: float) -> None:
     networks = [video_network(name, 7, a).eval().double() for a in (0.0, alpha)]
     for network in networks:
