@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
 
 from octvideo.batches import Batch, Views
 from octvideo.errors import NotFinite, UserError
-from octvideo.evaluation.metrics import VideoMetrics
+from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
@@ -39,6 +38,8 @@ from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
 Optimizer = Literal["sgd", "adamw"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+STEP_LOSS = "train/loss_step"  # of one batch
 
 log = logging.getLogger("octvideo.training")
 
@@ -138,12 +139,13 @@ class VideoClassifier(L.LightningModule):
         self._held = freeze_parameters(network, freeze)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
-        self.train_metrics, self.train_loss = VideoMetrics(self.num_classes), MeanMetric()
-        self.train_unreadable, self.train_nonfinite = SumMetric(), SumMetric()
+        self.train_metrics = VideoMetrics(self.num_classes)
+        self.train_sums = Sums("loss", "clips", "unreadable", "nonfinite")
         self.unreadable = UnreadableVideos("training")
         self.steps = NonFiniteSteps(max_nonfinite_steps)
         self._largest_batch = 0
         self._epoch_started = 0.0
+        self._steps_since_look = 0
         self._first_batch: int | None = None  # of the running epoch, trained by this process
 
     # ── network ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -207,12 +209,29 @@ class VideoClassifier(L.LightningModule):
                 self.print(f"  {advice}")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = decay_groups(self.network, self.weight_decay)
+        groups, fused = decay_groups(self.network, self.weight_decay), self._skips_by_itself
+        optimizer: torch.optim.Optimizer
         if self.optimizer_name == "adamw":
             # torch's 1e-8 is 0 in float16, and an update of a weight without gradient 0/0.
             eps = max(1e-8, torch.finfo(next(self.network.parameters()).dtype).tiny)
-            return torch.optim.AdamW(groups, lr=self.lr, eps=eps)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+            optimizer = torch.optim.AdamW(groups, lr=self.lr, eps=eps, fused=fused)
+        else:
+            nesterov = self.momentum > 0
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov, fused=fused)
+            if fused and nesterov:
+                # torch makes them uninitialised at the first step, and leaves them so where it skips that.
+                for parameter in itertools.chain.from_iterable(group["params"] for group in groups):
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        # Lightning unscales gradients before it clips them, and refuses to clip where an optimizer could unscale too.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer
+
+    @property
+    def _skips_by_itself(self) -> bool | None:
+        """Whether the optimizer is one of torch's fused ones, which leave a step out by a tensor on their device.
+        The host would have to wait for the GPU to know it. None, not False: torch then chooses its form.
+        """
+        return True if self.trainer.strategy.root_device.type == "cuda" else None
 
     def _set_learning_rate(self, batch_idx: int) -> float:
         trainer, window = self.trainer, self.trainer.accumulate_grad_batches
@@ -244,7 +263,7 @@ class VideoClassifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._epoch_started, self._first_batch, self._told_nonfinite = time.monotonic(), None, False
-        for metric in (self.train_metrics, self.train_loss, self.train_unreadable, self.train_nonfinite):
+        for metric in (self.train_metrics, self.train_sums):
             metric.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -253,7 +272,8 @@ class VideoClassifier(L.LightningModule):
         if batch_idx == 0:  # else a checkpoint has said how many there were
             self.unreadable.start_pass()
         lr = self._set_learning_rate(batch_idx)
-        self.log("lr", lr, on_step=True)
+        # Filled on the device: a number would be copied there, which waits for all that the device has to do.
+        self.log("lr", torch.full((), lr, device=self.device), on_step=True)
         # Not Lightning's global state, which a resumed run does not get back.
         torch.manual_seed(seed_of(self.seed, self.trainer.current_epoch, batch_idx, "step", self.global_rank))
 
@@ -261,7 +281,7 @@ class VideoClassifier(L.LightningModule):
         video, labels = batch["video"], batch["label"]
         failed = self.unreadable
         failed.add(batch["failures"])
-        self.train_unreadable.update(len(batch["failures"]))
+        self.train_sums.update(unreadable=len(batch["failures"]))
         self._largest_batch = max(self._largest_batch, len(labels) + len(batch["failures"]))
         # Stops as soon as the epoch can't keep the bound any more, not after hours at its end.
         failed.check_bound(int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction)
@@ -279,11 +299,13 @@ class VideoClassifier(L.LightningModule):
         self.steps.before_forward(self.network)
         logits = self(clips)
         loss = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
-        finite = self.steps.is_finite(loss)
-        self.train_nonfinite.update(int(not finite))
-        self.train_loss.update(loss.detach() if finite else 0.0, weight=len(labels) if finite else 0)
+        finite = self.steps.note_loss(loss)
+        clips_counted = len(labels) * finite
+        self.train_sums.update(
+            loss=loss.detach().where(finite, 0) * clips_counted, clips=clips_counted, nonfinite=~finite
+        )
         self.train_metrics.update(logits.detach().softmax(1), labels)
-        self.log("train/loss_step", loss.detach(), on_step=True, prog_bar=True, batch_size=len(labels))
+        self.log(STEP_LOSS, loss.detach(), on_step=True, batch_size=len(labels))
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -296,17 +318,27 @@ class VideoClassifier(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        problem = self.steps.take_gradients(self.network, looks_at_gradients=scaler is None)
-        if problem is None:
-            return
-        if "gradients" in problem:
-            self.train_nonfinite.update(1)
-        if self.steps.in_a_row >= self.steps.most:
-            raise self._diverged(f"{self.steps.in_a_row} steps in a row were not finite, {problem}")
-        if not self._told_nonfinite:  # once in an epoch
+        bad, by_gradients = self.steps.end_step(self.network, looks_at_gradients=scaler is None)
+        self.train_sums.update(nonfinite=by_gradients)
+        if self._skips_by_itself:
+            optimizer.found_inf = bad  # type: ignore[attr-defined]
+            self._steps_since_look += 1
+            if self._steps_since_look >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+                self._look_at_steps()
+        elif self._look_at_steps():
+            self.network.zero_grad(set_to_none=True)
+
+    def _look_at_steps(self) -> bool:
+        """Whether steps since the last look were not finite; says so, and ends the run where they are many in a row."""
+        self._steps_since_look = 0
+        left_out = self.steps.look()
+        if left_out.in_a_row >= self.steps.most:
+            raise self._diverged(f"{left_out.in_a_row} steps in a row were not finite, {left_out.problem}")
+        if left_out.steps and not self._told_nonfinite:  # once in an epoch
             most = f"up to {self.steps.most} in a row (model.max_nonfinite_steps)"
-            log.warning("%s: %s; such steps are left out, %s", self._place, problem, most)
+            log.warning("%s: %s; such steps are left out, %s", self._place, left_out.problem, most)
             self._told_nonfinite = True
+        return left_out.steps > 0
 
     @property
     def _place(self) -> str:
@@ -334,9 +366,12 @@ class VideoClassifier(L.LightningModule):
         if self._first_batch is None:
             self.print(f"{epoch_of(self.trainer)} was over before the resume")
             return
-        values = {"train/top1": float(self.train_metrics.compute()["top1"])}
-        for name in ("loss", "unreadable", "nonfinite"):
-            values[f"train/{name}"] = float(getattr(self, f"train_{name}").compute())
+        if self._skips_by_itself:
+            self._look_at_steps()
+        sums = self.train_sums.compute()
+        values = {"train/top1": self.train_metrics.compute()["top1"]}
+        values["train/loss"] = mean_of(sums["loss"], sums["clips"])
+        values |= {f"train/{name}": sums[name] for name in ("unreadable", "nonfinite")}
         self._log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))
@@ -429,6 +464,8 @@ class VideoClassifier(L.LightningModule):
         check_finite(checkpoint["state_dict"], self.trainer.ckpt_path)
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_fit_goes_on(checkpoint, self.optimizer_name, len(optimized))
+            for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
+                group["fused"] = self._skips_by_itself  # that of this run's device, not of the one that wrote it
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
         self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)
 
