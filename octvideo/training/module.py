@@ -25,7 +25,7 @@ from octvideo.batches import Batch, Views
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
-from octvideo.evaluation.view_scores import video_scores, view_chunks
+from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import arrange
 from octvideo.seeds import seed_of
@@ -67,7 +67,8 @@ class VideoClassifier(L.LightningModule):
         gamma: factor of each.
         label_smoothing: of the training loss.
         mixup_alpha: of the Beta distribution that pairs of clips are mixed by; 0 is off.
-        views_per_chunk: the most views that go through the network at once in evaluation.
+        views_per_chunk: the most views that go through the network at once in evaluation; None is a number, at most 8,
+            by which the views of a video divide, so that all chunks have one size, and are compiled once.
         freeze: "backbone" trains the head alone; "norms" keeps norm weights and statistics.
         init_weights: what to start from: a checkpoint's path or https URL, torchvision:NAME or timm:NAME;
             another number of classes gets a new head, an image network's kernels are inflated over time.
@@ -102,7 +103,7 @@ class VideoClassifier(L.LightningModule):
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
         mixup_alpha: float = 0.0,
-        views_per_chunk: int = 8,
+        views_per_chunk: int | None = None,
         freeze: Freeze = "none",
         init_weights: str | None = None,
         on_unreadable: OnUnreadable = "raise",
@@ -113,7 +114,7 @@ class VideoClassifier(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if views_per_chunk < 1:
+        if views_per_chunk is not None and views_per_chunk < 1:
             raise UserError(f"views_per_chunk: got {views_per_chunk}, expected 1 or more")
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:  # nor NaN
@@ -133,6 +134,8 @@ class VideoClassifier(L.LightningModule):
         self.channels_last = channels_last
         if channels_last:
             arrange(network)
+        # CUDA graphs: what they return lies in memory of their own.
+        self._by_graphs = compile in ("reduce-overhead", "max-autotune")
         if compile:
             # In place, so that no key of a checkpoint gets a prefix.
             network.compile(mode=None if compile is True else compile)
@@ -173,6 +176,8 @@ class VideoClassifier(L.LightningModule):
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with compiler_errors_in_words(), short_maps_in_float32(x):
             logits = self.network(x)
+        if self._by_graphs:
+            logits = logits.clone()  # the next call overwrites them
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def view_scores(self, video: Tensor | Sequence[Views]) -> Tensor:
@@ -183,7 +188,9 @@ class VideoClassifier(L.LightningModule):
         """
         if not len(video):
             return torch.empty(0, self.num_classes, device=self.pixel_mean.device)
-        logits = torch.cat([self(chunk) for chunk in view_chunks(video, self.views_per_chunk)])  # (N·V,K)
+        num_views = video.shape[1] if isinstance(video, Tensor) else video[0].num_views
+        size = self.views_per_chunk or even_chunk(num_views)
+        logits = torch.cat([self(chunk) for chunk in view_chunks(video, size)])  # (N·V,K)
         return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────
@@ -310,6 +317,11 @@ class VideoClassifier(L.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning's; a compiled network's backward pass is compiled here."""
+        if self._by_graphs and self.trainer.accumulate_grad_batches > 1:
+            # Autograd keeps the first gradient that it is given, and adds later ones to it; but a graph overwrites it.
+            for parameter in self.network.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         with compiler_errors_in_words():
             super().backward(loss, *args, **kwargs)
 
