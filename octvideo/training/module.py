@@ -12,12 +12,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
-from octvideo.octave import arrange
+from octvideo.octave import SynchronisedNorms, arrange
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
@@ -149,6 +151,7 @@ class VideoClassifier(L.LightningModule):
         self._largest_batch = 0
         self._epoch_started = 0.0
         self._steps_since_look = 0
+        self._synchronises = False
         self._first_batch: int | None = None  # of the running epoch, trained by this process
 
     # ── network ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -174,7 +177,8 @@ class VideoClassifier(L.LightningModule):
         x = x.to(next(self.network.parameters()).dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        with compiler_errors_in_words(), short_maps_in_float32(x):
+        norms = SynchronisedNorms() if self._synchronises and self.training else nullcontext()
+        with compiler_errors_in_words(), short_maps_in_float32(x), norms:
             logits = self.network(x)
         if self._by_graphs:
             logits = logits.clone()  # the next call overwrites them
@@ -196,9 +200,13 @@ class VideoClassifier(L.LightningModule):
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────
 
     def setup(self, stage: str) -> None:
-        """Checks the class count against the data's, and loads `init_weights` unless a checkpoint will be
-        loaded.
+        """Checks the class count against the data's, loads `init_weights` unless a checkpoint will be loaded, and takes
+        `--trainer.sync_batchnorm` over from Lightning, whose way of it knows no octave layers.
         """
+        strategy = self.trainer.strategy
+        if getattr(strategy, "_layer_sync", None) is not None:
+            strategy._layer_sync = None
+            self._synchronises = self.trainer.world_size > 1
         names = self._names_of_data
         expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
         if expected != self.num_classes:
@@ -293,7 +301,7 @@ class VideoClassifier(L.LightningModule):
         # Stops as soon as the epoch can't keep the bound any more, not after hours at its end.
         failed.check_bound(int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction)
         if not len(labels):
-            return self._empty_loss()
+            return self._empty_loss(video)
         targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
         assert isinstance(video, Tensor)  # clips
         clips = video
@@ -366,13 +374,16 @@ class VideoClassifier(L.LightningModule):
             f"(--model.warmup_epochs) or clip gradients (--trainer.gradient_clip_val 1), and {go_on}"
         )
 
-    def _empty_loss(self) -> Tensor | None:
-        """No video of the batch could be read. Other processes wait for our gradients: give them zeros, not
-        nothing.
+    def _empty_loss(self, video: Tensor | Sequence[Views]) -> Tensor | None:
+        """No video of the batch could be read. Other processes wait for our gradients: give them zeros, not nothing.
+        Where they wait for our part in norms' statistics too, or for our shards of weights, the network runs on no clips.
         """
         if self.trainer.world_size == 1:
             return None
-        return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
+        if not (self._synchronises or isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)):
+            return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
+        assert isinstance(video, Tensor)  # (0, 3, T, H, W)
+        return self(video).sum()
 
     def on_train_epoch_end(self) -> None:
         if self._first_batch is None:
