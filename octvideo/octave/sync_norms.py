@@ -1,7 +1,7 @@
-"""Batch norm with the statistics of all processes' batches: in ordinary layers and in octave ones, on any device.
+"""Batch norm with the statistics of all processes' batches: in ordinary and octave layers, on any device.
 
-nn.SyncBatchNorm takes no Octave, no CPU tensor, and in mixed precision no empty batch: it then sends elements of another
-size than the other processes expect.
+nn.SyncBatchNorm takes no Octave, no CPU tensor, and in mixed precision no empty batch: the elements that it then sends
+have another size than the other processes expect.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ class VideoClassifier(L.LightningModule):
         """
         strategy = self.trainer.strategy
         if getattr(strategy, "_layer_sync", None) is not None:
-            strategy._layer_sync = None
+            strategy._layer_sync = None  # type: ignore[attr-defined]
             self._synchronises = self.trainer.world_size > 1
         names = self._names_of_data
         expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
@@ -376,7 +376,7 @@ class VideoClassifier(L.LightningModule):
 
     def _empty_loss(self, video: Tensor | Sequence[Views]) -> Tensor | None:
         """No video of the batch could be read. Other processes wait for our gradients: give them zeros, not nothing.
-        Where they wait for our part in norms' statistics too, or for our shards of weights, the network runs on no clips.
+        Where they wait for our part in norms' statistics or for our shards of weights, the network runs on no clips.
         """
         if self.trainer.world_size == 1:
             return None

@@ -166,11 +166,11 @@ def test_the_learning_rate_of_processes_ends_with_their_last_step(start: Start, 
     "said",
     [
         "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242",
-        "NCCL error in: ProcessGroupNCCL.cpp:3763, remote process exited or there was a network error, NCCL version "
-        "2.28.8\nncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+        "NCCL error in: ProcessGroupNCCL.cpp:3763, remote process exited or there was a network error\n"
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
         "NCCL error in: ProcessGroupNCCL.cpp:1275, internal error\nncclInternalError: Internal check failed.\n"
         "Last error:\nNet : Connection closed by remote peer node<43236>",
-        "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 1800003 ms",
+        "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran",
         "NCCL communicator was aborted on rank 1.",
     ],
 )

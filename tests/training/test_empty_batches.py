@@ -1,4 +1,4 @@
-"""A process whose batch has no readable video, beside one that has: nobody waits for ever, and gradients are the mean."""
+"""Networks on no clips, as a process runs them whose batch has no readable video."""
 
 from __future__ import annotations
 
