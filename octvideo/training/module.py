@@ -32,10 +32,10 @@ from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, l
 from octvideo.octave import SynchronisedNorms, arrange
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
-from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
+from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
-from octvideo.training.steps import NonFiniteSteps, compiler_errors_in_words, short_maps_in_float32
+from octvideo.training.steps import NonFiniteSteps, compiler_errors_in_words, deterministic_pools, short_maps_in_float32
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
 Optimizer = Literal["sgd", "adamw"]
@@ -141,7 +141,7 @@ class VideoClassifier(L.LightningModule):
         if compile:
             # In place, so that no key of a checkpoint gets a prefix.
             network.compile(mode=None if compile is True else compile)
-        self._held = freeze_parameters(network, freeze)
+        self._held, self._decayed = freeze_parameters(network, freeze), decayed_names(network)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
         self.train_metrics = VideoMetrics(self.num_classes)
@@ -178,7 +178,7 @@ class VideoClassifier(L.LightningModule):
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         norms = SynchronisedNorms() if self._synchronises and self.training else nullcontext()
-        with compiler_errors_in_words(), short_maps_in_float32(x), norms:
+        with compiler_errors_in_words(), short_maps_in_float32(x), deterministic_pools(), norms:
             logits = self.network(x)
         if self._by_graphs:
             logits = logits.clone()  # the next call overwrites them
@@ -224,7 +224,7 @@ class VideoClassifier(L.LightningModule):
                 self.print(f"  {advice}")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups, fused = decay_groups(self.network, self.weight_decay), self._skips_by_itself
+        groups, fused = decay_groups(self.network, self.weight_decay, self._decayed), self._skips_by_itself
         optimizer: torch.optim.Optimizer
         if self.optimizer_name == "adamw":
             # torch's 1e-8 is 0 in float16, and an update of a weight without gradient 0/0.
@@ -480,7 +480,8 @@ class VideoClassifier(L.LightningModule):
         return list(getattr(self._datamodule, "class_names", ()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        optimized = [p for group in decay_groups(self.network, self.weight_decay) for p in group["params"]]
+        groups = decay_groups(self.network, self.weight_decay, self._decayed)
+        optimized = [p for group in groups for p in group["params"]]
         if names := self._names_of_data:
             fit_classes(checkpoint, names, self.network, optimized)
         check_fits(checkpoint, self.state_dict(), self.network)

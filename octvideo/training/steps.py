@@ -1,5 +1,5 @@
-"""What a training step must withstand: losses and gradients that are NaN or infinite, errors of torch.compile, and
-convolutions that torch trains wrongly.
+"""What a training step must withstand: losses and gradients that are NaN or infinite, errors of torch.compile,
+convolutions that torch trains wrongly, and pools that have no deterministic gradient.
 """
 
 from __future__ import annotations
@@ -174,3 +174,54 @@ class _InFloat32(TorchFunctionMode):
 
 def _fits(input: Tensor, weight: Tensor, *_: Any, **others: Any) -> bool:
     return all(size >= kernel for size, kernel in zip(input.shape[-3:], weight.shape[-3:], strict=True))
+
+
+def deterministic_pools() -> AbstractContextManager[Any]:
+    """Where deterministic algorithms are asked for (`--trainer.deterministic true`), runs pools of clips in forms that
+    have one on CUDA: torch's gradient of avg_pool3d has none, and that of max_pool3d only since 2.14.
+    """
+    return _Deterministic() if torch.are_deterministic_algorithms_enabled() else nullcontext()
+
+
+class _Deterministic(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        form = {F.avg_pool3d: _avg_pool3d, F.max_pool3d: _max_pool3d}.get(function, function)
+        return form(*args, **(kwargs or {}))
+
+
+def _avg_pool3d(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *more: Any, **others: Any
+) -> Tensor:
+    kernel, stride, padding = (_triple(size) for size in (kernel_size, stride or kernel_size, padding))
+    if any(padding) or any(more) or any(others.get(name) for name in ("ceil_mode", "divisor_override")):
+        return F.avg_pool3d(input, kernel_size, stride, padding, *more, **others)
+    for axis, (size, step) in enumerate(zip(kernel, stride, strict=True), start=input.dim() - 3):
+        if (size, step) != (1, 1):
+            input = input.unfold(axis, size, step).mean(-1)
+    return input
+
+
+def _max_pool3d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """In space by max_pool2d on frames, whose gradient is deterministic; in time by the frames' maximum."""
+    kernel, steps = _triple(kernel_size), _triple(stride or kernel_size)
+    pads, spaced = _triple(padding), _triple(dilation)
+    is_cut = input.dim() != 5 or (ceil_mode and (input.shape[2] - kernel[0]) % steps[0] > 0)
+    if is_cut or return_indices or pads[0] or spaced[0] > 1:
+        pool: Any = F.max_pool3d
+        return pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    frames = input.transpose(1, 2).flatten(0, 1)  # (N·T,C,H,W)
+    pooled = F.max_pool2d(frames, kernel[1:], steps[1:], pads[1:], spaced[1:], ceil_mode)
+    y = pooled.unflatten(0, (input.shape[0], input.shape[2])).transpose(1, 2)  # (N,C,T,H',W')
+    return y if kernel[0] == steps[0] == 1 else y.unfold(2, kernel[0], steps[0]).amax(-1)
+
+
+def _triple(size: Any) -> tuple[int, ...]:
+    return (size,) * 3 if isinstance(size, int) else tuple(size) * (3 // len(size))
