@@ -35,7 +35,13 @@ from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, ch
 from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
-from octvideo.training.steps import NonFiniteSteps, compiler_errors_in_words, deterministic_pools, short_maps_in_float32
+from octvideo.training.steps import (
+    NonFiniteSteps,
+    compiler_errors_in_words,
+    deterministic_pools,
+    precision_advice,
+    short_maps_in_float32,
+)
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
 Optimizer = Literal["sgd", "adamw"]
@@ -268,6 +274,8 @@ class VideoClassifier(L.LightningModule):
         built = built_from(self.network) or {"class_path": type(self.network).__name__}
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
+        if advice := precision_advice(str(self.trainer.precision), self.trainer.strategy.root_device):
+            self.print(advice)
 
     def on_train_start(self) -> None:
         # Lightning leaves these out where it resumes within an epoch.

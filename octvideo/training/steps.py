@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from octvideo.errors import UserError
+from octvideo.octave.kernel.library import bf16_pays
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,17 @@ class _InFloat32(TorchFunctionMode):
 
 def _fits(input: Tensor, weight: Tensor, *_: Any, **others: Any) -> bool:
     return all(size >= kernel for size, kernel in zip(input.shape[-3:], weight.shape[-3:], strict=True))
+
+
+def precision_advice(precision: str, device: torch.device) -> str | None:
+    """A line where a device multiplies no faster in bf16 than in another format, and is to train in it."""
+    if not precision.startswith("bf16"):
+        return None
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return f"This GPU has no units for bf16: --trainer.precision 16-mixed is faster than {precision}"
+    if device.type == "cpu" and not bf16_pays():
+        return f"This CPU multiplies no faster in bf16: --trainer.precision 32-true is no slower than {precision}"
+    return None
 
 
 def deterministic_pools() -> AbstractContextManager[Any]:
