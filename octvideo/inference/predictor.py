@@ -20,7 +20,9 @@ from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import best_classes, video_scores
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
 from octvideo.inference.choice import AUTO, choice_device, choose_engine
-from octvideo.inference.engines import Engine, FileEngine, ModelSpec, build_engine, pick_device
+from octvideo.inference.device import pick_device
+from octvideo.inference.engine import Engine, ModelSpec
+from octvideo.inference.engines import FileEngine, build_engine
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.video import VideoReadError, ViewSettings, read_views
 
@@ -109,7 +111,7 @@ class Predictor:
         self.engine_reason = ""  # of an engine that was given
         if isinstance(network, nn.Module):
             self.device = choice_device(engine, precision, device)
-            self.views_per_chunk = views_per_chunk or choose_views_per_call(views, self.device)
+            self.views_per_chunk = views_per_chunk or choose_views_per_call(views, self.device, torch.get_num_threads())
             how: dict[str, Any] = {"precision": precision, "num_threads": num_threads, "device": self.device}
             on_cpu = Normaliser(mean, std, torch.device("cpu"))
             calibration = typical_clips(calibrate, views, on_cpu) if calibrate else None
@@ -166,7 +168,12 @@ class Predictor:
         """
         settings = read_export(path)
         made_for = settings["device"]
-        chosen = pick_device(made_for if device == "auto" else device)
+        try:
+            chosen = pick_device(made_for if device == "auto" else device)
+        except UserError as error:
+            if device != "auto":
+                raise
+            raise UserError(f"{path} was exported for device '{made_for}': {error}") from error
         if chosen.type != made_for:
             raise UserError(
                 f"{path} was exported for device '{made_for}', got '{chosen}': export it for the other, too"
@@ -258,13 +265,14 @@ class Predictor:
                     start = time.perf_counter()
                     continue
                 began = time.perf_counter()
-                # On a GPU calls return before they are done: the copy waits, and the next chunk is being prepared.
-                logits.append(self.engine(item.clips).float().cpu())
+                logits.append(self.engine(item.clips))
+                if item.is_last:  # on a GPU calls return before they are done, and this one waits for all
+                    of_views = torch.cat(logits).float().cpu()  # (V,K)
                 timing.engine += time.perf_counter() - began
                 timing.decode += item.decode
                 timing.prepare += item.prepare
                 if item.is_last:
-                    scores = video_scores(torch.cat(logits), self.views.num_views)[0]  # (V,K) → (K,)
+                    scores = video_scores(of_views, self.views.num_views)[0]  # (K,)
                     timing.total = time.perf_counter() - start
                     path = paths[item.video]
                     yield (scores, timing) if scores.isfinite().all() else NoScores(path, self.engine.precision)
@@ -276,16 +284,20 @@ def clip_shape(views: ViewSettings, num_views: int) -> tuple[int, int, int, int,
     return num_views, 3, views.clip_frames, views.crop_px, views.crop_px
 
 
-def choose_views_per_call(views: ViewSettings, device: torch.device) -> int:
+def choose_views_per_call(views: ViewSettings, device: torch.device, threads: int = 1) -> int:
     """How many views go through a network at once: a divisor of all, so that no batch has to be filled up.
 
     8 on a GPU. On a CPU as many as have the pixels of one view of 8 x 256 x 256: larger batches only wait longer for
-    their last view, and of single small views the calls take longer than the arithmetic.
+    their last view, and of single small views the calls take longer than the arithmetic. Where views can be shared out
+    evenly, each thread gets so many: threads that have views of their own do not wait for each other.
     """
     most = 8
-    if device.type == "cpu":
+    if device.type != "cpu":
+        threads = 1
+    else:
         most = max(1, min(8, 8 * 256 * 256 // (views.clip_frames * views.crop_px**2)))
-    return max(n for n in range(1, most + 1) if views.num_views % n == 0)
+    divisors = [n for n in range(1, most * threads + 1) if views.num_views % n == 0]
+    return max(n for n in divisors if n <= most or n % threads == 0)
 
 
 def typical_clips(

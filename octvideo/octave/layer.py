@@ -19,12 +19,12 @@ from octvideo.octave.features import Octave
 from octvideo.octave.kernel.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
 from octvideo.octave.kernel.training import TrainedConv, training_format
 from octvideo.octave.ordinary import ORDINARY, ConvForm
-from octvideo.octave.partition import Partition, as_partition
+from octvideo.octave.partition import HoldsIndices, Partition, as_partition
 from octvideo.octave.paths import ConvPath, Exchange, Paths, Target, Term
 from octvideo.octave.resample import add_upsampled, upsample
 
 
-class OctaveLayer(nn.modules.conv._ConvNd):
+class OctaveLayer(HoldsIndices, nn.modules.conv._ConvNd):
     """Four paths over one ordinary weight; mixed in before a torch class, whose constructor and weights stay.
 
     A subclass says what each path pools, strides and upsamples, and how one path convolves.
@@ -70,6 +70,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         order = self.partition_in.order if self.groups == 1 else None
         self.to_high = Target.of(paths.hh, paths.lh, order, self.partition_out.high)
         self.to_low = Target.of(paths.hl, paths.ll, order, self.partition_out.low)
+        self.hold_indices(*self.to_high.indices, *self.to_low.indices)
         in_order = all(isinstance(part, slice) for part in (order, self.to_high.channels, self.to_low.channels))
         self._trained = self._one_pass(paths) if in_order else None
 
@@ -163,11 +164,11 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         self, term: Term, target: Target, high: Tensor, low: Tensor | None, weight: Tensor, *, has_bias: bool
     ) -> Tensor:
         """One term over all channels of its target, at the convolution's own resolution."""
-        path, bias = term.path, target.bias(self.bias) if has_bias else None
-        x = term.gather(high, low, len(self.factor))
+        path, bias = term.path, target.bias(self.bias, self) if has_bias else None
+        x = term.gather(high, low, len(self.factor), self)
         if path.covers_target:
-            return self._convolve(x, path, path.weight(weight), bias)
-        return target.spread(self._convolve(x, path, path.weight(weight), None), path, bias)
+            return self._convolve(x, path, path.weight(weight, self), bias)
+        return target.spread(self._convolve(x, path, path.weight(weight, self), None), path, bias, self)
 
     def _convolve(self, x: Tensor, path: ConvPath, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError

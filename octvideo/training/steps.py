@@ -190,7 +190,7 @@ def precision_advice(precision: str, device: torch.device) -> str | None:
 
 def deterministic_pools() -> AbstractContextManager[Any]:
     """Where deterministic algorithms are asked for (`--trainer.deterministic true`), runs pools of clips in forms that
-    have one on CUDA: torch's gradient of avg_pool3d has none, and that of max_pool3d only since 2.14.
+    have one on CUDA. In torch the gradient of avg_pool3d has none, and that of max_pool3d has none in 2.6.
     """
     return _Deterministic() if torch.are_deterministic_algorithms_enabled() else nullcontext()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from octvideo.files import cache_folder
 from octvideo.octave.kernel.variants import MACHINE, NATIVE, VARIANTS, Variant, compile_to, find_compiler, sources_key
@@ -54,7 +55,7 @@ def load_library() -> ctypes.CDLL | None:
         ("product_rate", ctypes.c_double, [size]),
         ("packed_words", size, [pointer, size]),
         ("pack", None, [pointer, size, pointer, pointer]),
-        ("run_sequence", None, [pointer, size, pointer, size]),
+        ("run_sequence", None, [pointer, size, pointer, size, size, size]),
         ("convert_to", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
         ("convert_from", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
         ("pack_and_run_layer", None, [pointer, pointer, pointer, size]),
@@ -127,16 +128,24 @@ def _compiled(compiler: list[str]) -> Path:
     # The processor too: a home folder may be shared by machines of several kinds.
     processor = cpu_lines() or [platform.processor(), platform.node()]
     key = sources_key(NATIVE, version, MACHINE, *processor)
-    for folder in (cache_folder(), None):
-        try:
-            # The second is of this process alone: nobody else could have put a library there.
-            file = (folder or Path(tempfile.mkdtemp(prefix="octvideo-"))) / f"octave_{key}.so"
-            if not file.is_file():
-                compile_to(file, compiler, NATIVE)
-            return file
-        except OSError as error:
-            log.debug("%s can't hold the compiled convolutions (%s)", folder, error)
-    raise OSError("no folder to compile in")
+    name = f"octave_{key}.so"
+    try:
+        return _compiled_as(cache_folder() / name, compiler)
+    except (OSError, NotImplementedError) as error:  # the latter of file systems without locks
+        log.warning("the kernel is compiled anew in every process (%s): set OCTVIDEO_CACHE to a folder for it", error)
+    # Of this process alone: nobody else could have put a library there.
+    return _compiled_as(Path(tempfile.mkdtemp(prefix="octvideo-")) / name, compiler)
+
+
+def _compiled_as(file: Path, compiler: list[str]) -> Path:
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Processes that start together, ranks or test workers, would compile it together: one does, others wait.
+    with FileLock(file.with_suffix(".lock")):
+        if not file.is_file():
+            compile_to(file, compiler, NATIVE)
+    return file
 
 
 def cpu_lines() -> list[str]:
