@@ -60,6 +60,18 @@ _TRAINER_DEFAULTS = {
 }
 
 
+# What Gloo and NCCL say where a process of the run is gone. (NCCL's other errors are of this process.)
+_OTHERS_ENDED = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection closed by remote peer",
+    "remote process exited",
+    "ncclRemoteError",
+    "NCCL communicator was aborted",
+    "Watchdog caught collective operation timeout",
+)
+
+
 def run(words: Sequence[str]) -> int:
     """Runs a command.
 
@@ -82,7 +94,7 @@ def run(words: Sequence[str]) -> int:
     except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
         if is_sigterm(error):
             return _SIGTERM
-        if "Connection closed by peer" in str(error):
+        if any(words in str(error) for words in _OTHERS_ENDED):
             print("error: another process of this run has ended, its own message is above", file=sys.stderr)
             return 1
         cause: BaseException = error

@@ -34,6 +34,7 @@ from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
 from octvideo.octave.paths import Downsample, Exchange
 from octvideo.octave.resample import pool_down, upsample
+from octvideo.octave.sync_norms import SynchronisedNorms
 from octvideo.octave.transposed import OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "OctaveNetwork",
     "OctaveReport",
     "Partition",
+    "SynchronisedNorms",
     "arrange",
     "count_cost",
     "fuse_convolutions",

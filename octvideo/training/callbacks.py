@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from octvideo.evaluation.report import metrics_table
 from octvideo.evaluation.scores import VideoScores
 from octvideo.files import json_text, whole_text
-from octvideo.training.module import VideoClassifier, epoch_of
+from octvideo.training.module import STEP_LOSS, VideoClassifier, epoch_of
 from octvideo.training.run_folder import RunFolder
 from octvideo.training.unreadable import UnreadableVideos
 
@@ -124,7 +124,20 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, which counts epochs from 0, with epochs from 1 as everything else here has them."""
+    """Lightning's, which counts epochs from 0, with epochs from 1 as everything else here has them; and with the loss,
+    read every `log_every_n_steps`. What is logged for the bar is read at every step, for which a GPU is waited for.
+    """
+
+    _loss: float | None = None
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+        """What stands behind the bar."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        is_logged = progress.current.ready % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
+        if (self._loss is None or is_logged or progress.is_last_batch) and STEP_LOSS in trainer.callback_metrics:
+            self._loss = float(trainer.callback_metrics[STEP_LOSS])
+        loss = {} if self._loss is None else {STEP_LOSS: self._loss}
+        return {**super().get_metrics(trainer, pl_module), **loss}
 
     def _get_train_description(self, current_epoch: int) -> str:
         # As wide as the word below it, or the bars jump.

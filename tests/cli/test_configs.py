@@ -127,6 +127,13 @@ def test_kinetics_is_decoded_by_decord_and_nothing_else_is() -> None:
     assert named == {name: "decord" if name in of_kinetics else "auto" for name in named}
 
 
+def test_kinetics_is_trained_as_a_gpu_needs_it() -> None:
+    for file in FILES:
+        if "kinetics400" in {part.stem for part in with_bases(file)}:
+            content = merged(file)
+            assert content["model"]["channels_last"] and content["trainer"]["precision"] == "bf16-mixed"
+
+
 @pytest.mark.parametrize("name", ["slowfast", "slowfast_oct"])
 def test_slowfasts_recipe_is_pyslowfasts(name: str) -> None:
     """Its configs/Kinetics/SLOWFAST_4x16_R50.yaml."""
