@@ -254,6 +254,24 @@ def test_several_threads_of_a_program_at_once() -> None:
     assert not wrong
 
 
+def test_a_plan_that_another_thread_makes_meanwhile() -> None:
+    """It is taken, or made anew: layers called one by one would give other scores in bfloat16 and int8."""
+
+    class MeanwhilePlanned(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            found = super().get(key, default)
+            self[key] = plan
+            return found
+
+    _, ready, sequence = prepared(2, 0.25)
+    x = last(torch.randn(1, 3, 48, 48))
+    expected = ready(x)
+    (plan,) = plans(sequence)
+    sequence._plans = MeanwhilePlanned()
+    sequence._one_by_one = None  # type: ignore[assignment]
+    assert all(torch.equal(a, b) for a, b in zip(ready(x), expected, strict=True))
+
+
 @pytest.mark.parametrize("alpha", [0, 0.25])
 def test_the_operation_is_what_it_says_to_compilers(alpha: float) -> None:
     _, _, sequence = prepared(3, alpha)
