@@ -421,7 +421,7 @@ class _Memory:
                 for engine, costs in content["seconds"].items()
                 for precision, cost in costs.items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}
 
     def write(self, costs: Costs) -> str:

@@ -15,6 +15,7 @@ from octvideo.inference.engine import ModelSpec, calibration_clips, in_batches
 from octvideo.octave import fuse_convolutions
 from octvideo.octave.fused.prepare import use_bfloat16
 from octvideo.octave.fused.quantize import quantize
+from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.formats import FORMATS
 from octvideo.octave.kernel.fused_conv import has_format
 from octvideo.octave.kernel.layout import channels_last
@@ -80,17 +81,23 @@ def _quantize_kernel(network: nn.Module, spec: ModelSpec) -> str:
     """Lets a prepared network compute in int8 by octvideo's kernel; returns how its classes compare with those of f32.
 
     Raises:
-        UserError: the kernel has no int8 here, no sequence of the network is the kernel's, or there are no clips.
+        UserError: the kernel has no int8 here, no layer of the network is the kernel's, there are no clips, or a map is
+            not finite on them.
     """
     if not has_format(FORMATS["int8"]) or spec.device.type != "cpu":
         raise UserError(
             "engine eager computes int8 on CPUs with AVX512-VNNI or AMX by octvideo's kernel, which is not to be had "
             "here: --engine openvino, or --precision f32"
         )
+    if not any(isinstance(module, FusedSequence) for module in network.modules()):
+        raise UserError("octvideo's kernel has no layer of this network: no int8 by engine eager. --precision f32")
     clips = calibration_clips(spec)
     with torch.inference_mode():
         expected = torch.cat([network(clip) for clip in clips]).argmax(1)
-        quantize(network, clips)
+        try:
+            quantize(network, clips)
+        except ValueError as error:
+            raise UserError(f"int8: {one_line(error)}") from error
         same = int((torch.cat([network(clip) for clip in clips]).argmax(1) == expected).sum())
     return f"calibrated on {len(clips)} clips; the same class as in f32 on {same} of them"
 

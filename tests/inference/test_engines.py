@@ -116,6 +116,24 @@ def test_int8_without_its_products_names_another_engine(
         build_engine("eager", tiny, example_shape=SHAPE, precision="int8", calibration=clips)
 
 
+@pytest.mark.skipif(not has_format(FORMATS["int8"]), reason="no int8 on this processor")
+def test_int8_of_a_network_without_layers_of_the_kernel(clips: Tensor) -> None:
+    """It would be float32 that is called int8."""
+    for layers in ([nn.Identity()], [nn.Conv3d(3, 6, 3, groups=3), nn.ReLU()]):
+        with pytest.raises(UserError, match="has no layer of this network: no int8 by engine eager"):
+            build_engine(
+                "eager", nn.Sequential(*layers, Pooled()), example_shape=SHAPE, precision="int8", calibration=clips
+            )
+
+
+@pytest.mark.skipif(not has_format(FORMATS["int8"]), reason="no int8 on this processor")
+def test_int8_of_maps_that_overflow(clips: Tensor) -> None:
+    network = nn.Sequential(nn.Conv3d(3, 8, 1), nn.ReLU(), Pooled())
+    nn.init.constant_(network[0].weight, 3e38)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="int8: calibration: a map has NaN or infinite elements"):
+        build_engine("eager", network, example_shape=SHAPE, precision="int8", calibration=clips)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision"), [(e.name, p) for e in ENGINES.values() for p in e.precisions])
 def test_an_engine_gives_eagers_logits_of_i3d(name: str, precision: str) -> None:
