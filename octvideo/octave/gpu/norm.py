@@ -6,9 +6,29 @@ batch norm, residual, ReLU, pool, concatenate. A GPU is bound by memory there: e
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import math
+import os
+
+import torch
 from torch import Tensor
 
 from octvideo.octave.gpu.plain import plain_norm
+
+DTYPES = torch.float32, torch.bfloat16, torch.float16
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed: not beside torch for CPUs, macOS or Windows."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether `octave_norm` is Triton kernels on a device, else it is plain torch."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels in Python, for debugging
+    return (device.type == "cuda" or (device.type == "cpu" and interpreted)) and has_triton()
 
 
 def octave_norm(
@@ -51,7 +71,29 @@ def octave_norm(
         joined: (N, C_high + C_low, [T,] h, w): pooled y_high, then y_low, which the next layer's convolution to low
             reads; None unless `pools`. y_low stands in it once more: a slice would be no dense map, which cuDNN would
             copy, and its gradient would be a map of zeros to add.
+
+    Raises:
+        ValueError: in training, if a channel has one value only.
     """
-    vectors = weight, bias, running_mean, running_var
-    options = {"training": training, "momentum": momentum, "eps": eps, "relu": relu, "pools": pools}
-    return plain_norm(high, half, low, residual_high, residual_low, *vectors, **options)
+    maps = [x for x in (high, low) if x is not None]
+    if not runs_on(high.device) or any(x.dtype not in DTYPES or x.shape[0] == 0 for x in maps):
+        vectors = weight, bias, running_mean, running_var
+        options = {"training": training, "momentum": momentum, "eps": eps, "relu": relu, "pools": pools}
+        return plain_norm(high, half, low, residual_high, residual_low, *vectors, **options)
+    from octvideo.octave.gpu.norm_ops import octave_moments, octave_normalize  # here: Triton is not there everywhere
+
+    by_batch = training or running_mean is None
+    if by_batch:
+        for x in maps:
+            if x.shape[1] and x.shape[0] * math.prod(x.shape[2:]) == 1:
+                raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+        running = (running_mean, running_var) if training else (None, None)
+        detached = [None if x is None else x.detach() for x in (high, half, low)]
+        mean, var = octave_moments(*detached, *running, momentum)
+    else:
+        mean, var = running_mean, running_var
+    residuals = residual_high, residual_low
+    y_high, y_low, joined = octave_normalize(
+        high, half, low, *residuals, weight, bias, mean, var, by_batch, eps, relu, pools
+    )
+    return y_high, None if low is None else y_low, joined if pools else None
