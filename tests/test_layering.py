@@ -26,7 +26,7 @@ PARTS: dict[str, set[str]] = {
     "progress": set(),
     "seeds": set(),
     "octave.kernel": set(),
-    "octave.gpu": set(),
+    "octave.gpu": {"octave.kernel"},
     "octave": {"octave.kernel", "octave.gpu"},
     "octave.conversion": {"octave", "octave.kernel"},
     "octave.fused": {"octave", "octave.kernel", "octave.conversion"},
