@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octvideo.octave.gpu.norm import runs_on
 from octvideo.octave.kernel.layout import LAYOUTS
 
 
@@ -62,11 +63,24 @@ class BlockConvs:
 
     def parts(self, weight: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Each block of the weight, dense and channels last."""
+        if self._by_triton([weight]):
+            from octvideo.octave.gpu.weight_ops import split_weight  # here: Triton is not there everywhere
+
+            return split_weight(weight, self._corners(weight), dtype)  # type: ignore[no-any-return]
         layout = LAYOUTS[weight.dim()]
-        return [block.of(weight).to(dtype, memory_format=layout) for block in self.blocks]
+        parts = []
+        for part in (block.of(weight) for block in self.blocks):
+            if part.dtype != dtype or not part.is_contiguous(memory_format=layout):  # in one copy
+                part = torch.empty(part.shape, dtype=dtype, device=part.device, memory_format=layout).copy_(part)
+            parts.append(part)
+        return parts
 
     def whole(self, parts: Sequence[Tensor | None], weight: Tensor) -> Tensor:
         """The inverse of `parts`, of the weight's dtype: zeros where no block lies, or its part is None."""
+        if all(part is not None for part in parts) and self._by_triton([weight, *parts]):  # type: ignore[list-item]
+            from octvideo.octave.gpu.weight_ops import join_weights
+
+            return join_weights(list(parts), self._corners(weight), weight)  # type: ignore[no-any-return]
         covered = sum(block.of(weight).numel() for block in self.blocks)
         full = covered == weight.numel() and None not in parts
         whole = (torch.empty_like if full else torch.zeros_like)(weight)
@@ -74,6 +88,18 @@ class BlockConvs:
             if part is not None:
                 block.of(whole).copy_(part)
         return whole
+
+    def _corners(self, weight: Tensor) -> list[int]:
+        """First row, last one + 1, first column, last one + 1 of each block."""
+        rows, columns = weight.shape[:2]
+        return [n for block in self.blocks for n in (*block.rows.indices(rows)[:2], *block.columns.indices(columns)[:2])]
+
+    def _by_triton(self, weights: Sequence[Tensor]) -> bool:
+        if not (runs_on(weights[0].device) and len(self.blocks) <= 3):
+            return False
+        from octvideo.octave.gpu.weight_ops import has_one_tap_stride
+
+        return all(x.dtype != torch.float64 and has_one_tap_stride(x) for x in weights)
 
 
 class _Step(torch.autograd.Function):
