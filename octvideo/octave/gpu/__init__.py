@@ -1,5 +1,10 @@
 """What a CUDA device does in fewer passes over the maps: batch norm, residual, ReLU and pooling of an octave layer.
 
-norm.py             `octave_norm`: the operation, by Triton where it runs, else by `plain`
-plain.py            the same in plain torch: what Triton's kernels are held against
+In the order to read it:
+
+norm.py                `octave_norm`, the operation: by Triton where it runs, else by `plain_norm`
+plain.py               the same in plain torch
+norm_ops.py            torch operators with gradients, and how large a program is; imports Triton
+norm_kernels.py        the kernels, forward; norm_grad_kernels.py: back
+traffic.py             bytes and kernels that it takes, from shapes
 """

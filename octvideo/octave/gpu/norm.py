@@ -6,7 +6,7 @@ batch norm, residual, ReLU, pool, concatenate. A GPU is bound by memory there: e
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import importlib.util
 import math
 import os
@@ -17,18 +17,15 @@ from torch import Tensor
 from octvideo.octave.gpu.plain import plain_norm
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Whether Triton is installed: not beside torch for CPUs, macOS or Windows."""
-    return importlib.util.find_spec("triton") is not None
+# Not beside torch for CPUs, macOS or Windows.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Triton's own switch, read before its kernels are made: they run in Python then, on CPU tensors too.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def runs_on(device: torch.device) -> bool:
     """Whether `octave_norm` is Triton kernels on a device, else it is plain torch."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels in Python, for debugging
-    return (device.type == "cuda" or (device.type == "cpu" and interpreted)) and has_triton()
+    return HAS_TRITON and (device.type == "cuda" or (INTERPRETED and device.type == "cpu"))
 
 
 def octave_norm(
@@ -76,24 +73,28 @@ def octave_norm(
         ValueError: in training, if a channel has one value only.
     """
     maps = [x for x in (high, low) if x is not None]
+    residuals = residual_high, residual_low
     if not runs_on(high.device) or any(x.dtype not in DTYPES or x.shape[0] == 0 for x in maps):
-        vectors = weight, bias, running_mean, running_var
-        options = {"training": training, "momentum": momentum, "eps": eps, "relu": relu, "pools": pools}
-        return plain_norm(high, half, low, residual_high, residual_low, *vectors, **options)
+        running = running_mean, running_var
+        return plain_norm(high, half, low, *residuals, weight, bias, *running, training, momentum, eps, relu, pools)
     from octvideo.octave.gpu.norm_ops import octave_moments, octave_normalize  # here: Triton is not there everywhere
 
     by_batch = training or running_mean is None
-    if by_batch:
-        for x in maps:
-            if x.shape[1] and x.shape[0] * math.prod(x.shape[2:]) == 1:
-                raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-        running = (running_mean, running_var) if training else (None, None)
-        detached = [None if x is None else x.detach() for x in (high, half, low)]
-        mean, var = octave_moments(*detached, *running, momentum)
-    else:
+    with on_device(high):
         mean, var = running_mean, running_var
-    residuals = residual_high, residual_low
-    y_high, y_low, joined = octave_normalize(
-        high, half, low, *residuals, weight, bias, mean, var, by_batch, eps, relu, pools
-    )
+        if by_batch:
+            for x in maps:
+                if x.shape[1] and x.shape[0] * math.prod(x.shape[2:]) == 1:
+                    raise ValueError(f"Expected more than 1 value per channel when training, got {tuple(x.shape)}")
+            detached = [None if x is None else x.detach() for x in (high, half, low)]
+            mean, var = octave_moments(*detached, *((mean, var) if training else (None, None)), momentum)
+        vectors = weight, bias, mean, var
+        y_high, y_low, joined = octave_normalize(high, half, low, *residuals, *vectors, by_batch, eps, relu, pools)
     return y_high, None if low is None else y_low, joined if pools else None
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, whatever its tensors'; compiled graphs switch by themselves."""
+    if x.is_cuda and not torch.compiler.is_compiling() and torch.cuda.device_count() > 1:
+        return torch.cuda.device(x.device)
+    return contextlib.nullcontext()

@@ -73,12 +73,12 @@ def _moments(
     h, w = (H + 1) // 2, (W + 1) // 2
     first = block * span
     last = tl.minimum(first + span, frames * h * w)
-    frame, i, j = split_cell(first + tl.zeros([1], tl.int32), H, W)
-    at = address(frame, 2 * i, 2 * j, c, T, H, W, x_width, VEC, LAST)
-    shift = tl.load(x + at, mask=c_inside[None, :], other=0.0).to(tl.float32)
+    frame_0, i_0, j_0 = split_cell(first + tl.zeros([1], tl.int32), H, W)
+    at_0 = address(frame_0, 2 * i_0, 2 * j_0, c, T, H, W, x_width, VEC, LAST)
+    shift = tl.load(x + at_0, mask=c_inside[None, :], other=0.0).to(tl.float32)
     if HAS_HALF:
-        at = address(frame, i, j, c, T, h, w, half_width, VEC, LAST)
-        shift += tl.load(half + at, mask=c_inside[None, :], other=0.0).to(tl.float32)
+        at_0 = address(frame_0, i_0, j_0, c, T, h, w, half_width, VEC, LAST)
+        shift += tl.load(half + at_0, mask=c_inside[None, :], other=0.0).to(tl.float32)
     total = tl.zeros([ROWS, COLS], tl.float32)
     squares = tl.zeros([ROWS, COLS], tl.float32)
     count = tl.zeros([ROWS], tl.int32)

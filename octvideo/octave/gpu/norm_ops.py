@@ -76,31 +76,29 @@ def is_channels_last(*maps: Tensor | None) -> bool:
 
 def width_of(x: Tensor, last: bool) -> int | None:
     """Channels of the buffer that holds `x` (norm_kernels.py); None where no dense buffer of this layout does."""
-    channels, pixels = x.shape[1], math.prod(x.shape[2:])
-    if x.numel() == 0:
-        return channels
+    pixel_axes = [*range(x.dim() - 1, 1, -1)]
     if last:
-        axes, inner = [*range(x.dim() - 1, 1, -1), 0], 1
-        if channels > 1 and x.stride(1) != 1:
-            return None
+        axes, lies_dense = [*pixel_axes, 0], x.shape[1] == 1 or x.stride(1) == 1
     else:
-        axes, inner = [0], channels
+        axes, lies_dense = [0], True
         expected = 1
-        for axis in [*range(x.dim() - 1, 1, -1), 1]:
-            if x.shape[axis] > 1 and x.stride(axis) != expected:
-                return None
+        for axis in [*pixel_axes, 1]:
+            lies_dense &= x.shape[axis] == 1 or x.stride(axis) == expected
             expected *= x.shape[axis]
+    if x.numel() == 0:
+        return x.shape[1]
+    if not lies_dense:
+        return None
     # The first axis of more than one element tells the width, the others must agree.
-    width = None
-    inner = 1 if last else pixels
+    width, inner = None, 1 if last else math.prod(x.shape[2:])
     for axis in axes:
         if x.shape[axis] > 1:
             if width is None:
                 width = x.stride(axis) // inner
-            if width < channels or x.stride(axis) != width * inner:
+            if width < x.shape[1] or x.stride(axis) != width * inner:
                 return None
         inner *= x.shape[axis]
-    return channels if width is None else width
+    return x.shape[1] if width is None else width
 
 
 def memory_format(x: Tensor, last: bool) -> torch.memory_format:
@@ -137,8 +135,6 @@ class Maps:
         width = width_of(x, self.last)
         if width is None:
             x, width = x.contiguous(memory_format=memory_format(x, self.last)), x.shape[1]
-            if width_of(x, self.last) != width:  # torch calls a map of one channel contiguous in strides of either
-                x = x.clone(memory_format=memory_format(x, self.last))
         if self.last:
             self.vec = math.gcd(self.vec, width)
         return x, width
@@ -151,7 +147,7 @@ class Maps:
 
     def tiles(self, tile: int) -> dict[str, int]:
         """Cells and channels of a program. Thin maps get more cells; contiguous ones are read plane by plane."""
-        sizes = {}
+        sizes: dict[str, int] = {}
         for name, channels in (("HIGH", self.channels_high), ("LOW", self.channels_low)):
             cols = min(COLS, 1 << max(channels - 1, 0).bit_length()) if self.last else 1
             sizes |= {f"ROWS_{name}": tile // cols, f"COLS_{name}": cols}
@@ -315,9 +311,10 @@ def octave_normalize_backward(
     sum_programs, spans = maps.spans(sum_tiles)
     _, blocks_high, _, blocks_low, _ = spans
     channels_high, channels_low = maps.channels_high, maps.channels_low
-    none = high.new_empty(0)
     g_high = maps.new(channels_high, maps.high_shape[2:], high.dtype) if has_residual_high else high.new_empty(0)
-    g_low = maps.new(channels_low, maps.half_size, low.dtype) if has_residual_low and low is not None else none
+    g_low = high.new_empty(0)
+    if has_residual_low and low is not None:
+        g_low = maps.new(channels_low, maps.half_size, low.dtype)
     d_weight = high.new_empty(0) if weight is None else torch.empty_like(weight)
     d_bias = high.new_empty(0) if bias is None else torch.empty_like(bias)
     vectors = [high if v is None else v for v in (weight, bias, mean, var)]
@@ -364,7 +361,7 @@ def octave_normalize_backward(
         RELU_HIGH=relu and not has_residual_high, RELU_LOW=relu and not has_residual_low, **has, **tiles,
         num_warps=WARPS,
     )  # fmt: skip
-    return d_high, d_half, d_low, g_high, g_low if has_residual_low else high.new_empty(0), d_weight, d_bias
+    return d_high, d_half, d_low, g_high, g_low, d_weight, d_bias
 
 
 # -- autograd ----------------------------------------------------------------------------------------------

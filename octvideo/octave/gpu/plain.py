@@ -19,7 +19,6 @@ def plain_norm(
     bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    *,
     training: bool,
     momentum: float,
     eps: float,
@@ -35,7 +34,8 @@ def plain_norm(
     def norm(x: Tensor, vectors: Any, residual: Tensor | None) -> Tensor:
         if x.shape[1] == 0:
             return x
-        y = F.batch_norm(x, *vectors, training or running_mean is None, momentum, eps)
+        mean, var, scale, shift = vectors
+        y = F.batch_norm(x, mean, var, scale, shift, training or mean is None, momentum, eps)
         if residual is not None:
             y = y + residual.to(y.dtype)
         return F.relu(y) if relu else y
