@@ -40,7 +40,9 @@ def plain_norm(
             y = y + residual.to(y.dtype)
         return F.relu(y) if relu else y
 
-    y_high = norm(high if half is None else high + upsampled(half, high), of_high, residual_high)
+    if half is not None and sizes[0]:  # torch interpolates no empty map
+        high = high + upsampled(half, high)
+    y_high = norm(high, of_high, residual_high)
     y_low = None if low is None else norm(low, of_low, residual_low)
     if not pools:
         return y_high, y_low, None
@@ -56,6 +58,7 @@ def upsampled(half: Tensor, full: Tensor) -> Tensor:
 
 def pooled(x: Tensor) -> Tensor:
     """(N, C, [T,] H, W) -> (N, C, [T,] ceil(H/2), ceil(W/2)): the mean of the pixels there are of each 2x2."""
+    kernel = [min(2, n) for n in x.shape[-2:]]  # torch wants no less than a whole one
     if x.dim() == 4:
-        return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
-    return F.avg_pool3d(x, (1, 2, 2), ceil_mode=True, count_include_pad=False)
+        return F.avg_pool2d(x, kernel, 2, ceil_mode=True, count_include_pad=False)
+    return F.avg_pool3d(x, (1, *kernel), (1, 2, 2), ceil_mode=True, count_include_pad=False)
