@@ -8,7 +8,7 @@ ordinary layers. Parameters, buffers and keys stay what and where they are: a no
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,8 +117,6 @@ class _FusedNorm:
         """
         norm: Any = self
         high, half, low = _parts(input)
-        if norm.training and norm.track_running_stats:
-            norm.num_batches_tracked.add_(1)
         keeps = norm.track_running_stats or not norm.training
         running = (norm.running_mean, norm.running_var) if keeps else (None, None)
         residuals = residual if isinstance(residual, Octave) else (residual, None)
@@ -170,6 +168,25 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
 _PLAIN = {fused: plain for plain, fused in _FUSED.items()}
 
 
+class BatchCount(nn.Module):
+    """Counts the batch for all fused norms of a network in one kernel, as each would do by itself; gives what it takes.
+
+    Args:
+        norms: which stay where they are in the network, and are not in this module.
+    """
+
+    def __init__(self, norms: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.norms = tuple(norms)
+
+    def forward(self, x: Any) -> Any:
+        norms: Any = self.norms
+        counts = [norm.num_batches_tracked for norm in norms if norm.training and norm.track_running_stats]
+        if counts:
+            torch._foreach_add_(counts, 1)
+        return x
+
+
 class OctJoin(nn.Module):
     """`joined` of a value, for several convolutions that read it."""
 
@@ -210,6 +227,7 @@ class _Fusion(TracedModules):
                     self.kept[str(node.target)] = reason
         for node in list(self.graph.nodes):
             self._join_once(node)
+        self._count_batches()
         self.graph.lint()
         self.model.recompile()
         order = [path for path in self.modules if path in self.fused]
@@ -308,6 +326,18 @@ class _Fusion(TracedModules):
         plain = node.args == (value,) and not node.kwargs
         return plain and isinstance(conv, OctaveLayer) and conv.reads_joined and not _has_hooks(conv)
 
+    def _count_batches(self) -> None:
+        norms = [module for module in self.modules.values() if isinstance(module, _FusedNorm)]
+        counted = any(isinstance(self.module(node), BatchCount) for node in self.graph.nodes)
+        if not norms or counted:
+            return
+        first = next(node for node in self.graph.nodes if node.op == "placeholder")
+        after = [node for node in self.graph.nodes if node.op != "placeholder"][0]
+        with self.graph.inserting_before(after):
+            path = add_operation(self.model, "count_batches", BatchCount(norms))  # type: ignore[arg-type]
+            call = self.graph.call_module(path, (first,))
+        first.replace_all_uses_with(call, lambda user: user is not call)
+
     def _place(self, node: fx.Node) -> int:
         return self.order[node]
 
@@ -323,9 +353,11 @@ class _Unfusion(TracedModules):
                 node.args = node.args[:1]
             if isinstance(module, _FusedNorm):
                 self._unfuse(node, module)
-        for node in reversed(list(self.graph.nodes)):
-            if isinstance(self.module(node), OctJoin) and not node.users:
+        for node in list(self.graph.nodes):
+            if isinstance(self.module(node), OctJoin):
                 self.graph.erase_node(node)
+            elif isinstance(self.module(node), BatchCount):
+                self.drop(node, node.args[0])  # type: ignore[arg-type]
         self.graph.lint()
         self.model.recompile()
 

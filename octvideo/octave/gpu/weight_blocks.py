@@ -66,7 +66,7 @@ class BlockConvs:
         if self._by_triton([weight]):
             from octvideo.octave.gpu.weight_ops import split_weight  # here: Triton is not there everywhere
 
-            return split_weight(weight, self._corners(weight), dtype)  # type: ignore[no-any-return]
+            return split_weight(weight, self._corners(weight), dtype)
         layout = LAYOUTS[weight.dim()]
         parts = []
         for part in (block.of(weight) for block in self.blocks):
@@ -80,7 +80,7 @@ class BlockConvs:
         if all(part is not None for part in parts) and self._by_triton([weight, *parts]):  # type: ignore[list-item]
             from octvideo.octave.gpu.weight_ops import join_weights
 
-            return join_weights(list(parts), self._corners(weight), weight)  # type: ignore[no-any-return]
+            return join_weights(list(parts), self._corners(weight), weight)  # type: ignore[arg-type]
         covered = sum(block.of(weight).numel() for block in self.blocks)
         full = covered == weight.numel() and None not in parts
         whole = (torch.empty_like if full else torch.zeros_like)(weight)

@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octvideo.octave.gpu.norm_ops import operator, wrap_triton
-
 MOST_BLOCKS = 3
 _SIZE = 1024
 # Of a block: its first and last rows and columns, and the strides of its part (row, column, tap).
@@ -81,31 +79,54 @@ def _launch(whole: Tensor, parts: list[Tensor], corners: list[int], *, splits: b
     pointers = [*parts, *[whole] * missing]  # of a slot without a block nothing is read or written
     slots += [0] * (len(_BLOCK) * missing)
     columns, taps, size = whole.shape[1], math.prod(whole.shape[2:]), whole.numel()
-    wrap_triton(blocks_kernel)[(-(-size // _SIZE),)](
+    blocks_kernel[(-(-size // _SIZE),)](
         whole, *pointers, *slots, columns, taps, *_strides(whole), size, SPLITS=splits, SIZE=_SIZE
     )
 
 
-@operator("split_weight")
-def split_weight(weight: Tensor, corners: list[int], dtype: torch.dtype) -> list[Tensor]:
-    """The blocks of a weight (C_out, C_in, [T,] H, W), dense and channels last.
+torch.library.define("octvideo::split_weight", "(Tensor weight, int[] corners, ScalarType dtype) -> Tensor[]")
+torch.library.define("octvideo::join_weights", "(Tensor[] parts, int[] corners, Tensor weight) -> Tensor")
 
-    Args:
-        corners: of each block, up to three: first row, last one + 1, first column, last one + 1.
-    """
+
+@torch.library.register_fake("octvideo::split_weight")
+def _empty_parts(weight: Tensor, corners: list[int], dtype: torch.dtype) -> list[Tensor]:
     layout = torch.channels_last if weight.dim() == 4 else torch.channels_last_3d
     parts = []
     for n in range(0, len(corners), 4):
         r0, r1, c0, c1 = corners[n : n + 4]
         shape = (r1 - r0, c1 - c0, *weight.shape[2:])
         parts.append(torch.empty(shape, dtype=dtype, device=weight.device, memory_format=layout))
+    return parts
+
+
+@torch.library.impl("octvideo::split_weight", ("CPU", "CUDA"))
+def _split_weight(weight: Tensor, corners: list[int], dtype: torch.dtype) -> list[Tensor]:
+    parts = _empty_parts(weight, corners, dtype)
     _launch(weight, parts, corners, splits=True)
     return parts
 
 
-@operator("join_weights")
-def join_weights(parts: list[Tensor], corners: list[int], weight: Tensor) -> Tensor:
-    """The inverse of `split_weight`, in the layout and precision of `weight`: zeros where no block lies."""
+@torch.library.register_fake("octvideo::join_weights")
+def _empty_whole(parts: list[Tensor], corners: list[int], weight: Tensor) -> Tensor:
+    return torch.empty_like(weight)
+
+
+@torch.library.impl("octvideo::join_weights", ("CPU", "CUDA"))
+def _join_weights(parts: list[Tensor], corners: list[int], weight: Tensor) -> Tensor:
     whole = torch.empty_like(weight)
     _launch(whole, parts, corners, splits=False)
     return whole
+
+
+def split_weight(weight: Tensor, corners: list[int], dtype: torch.dtype) -> list[Tensor]:
+    """The blocks of a weight (C_out, C_in, [T,] H, W), dense and channels last.
+
+    Args:
+        corners: of each block, up to three: first row, last one + 1, first column, last one + 1.
+    """
+    return torch.ops.octvideo.split_weight(weight, corners, dtype)  # type: ignore[no-any-return]
+
+
+def join_weights(parts: list[Tensor], corners: list[int], weight: Tensor) -> Tensor:
+    """The inverse of `split_weight`, in the layout and precision of `weight`: zeros where no block lies."""
+    return torch.ops.octvideo.join_weights(parts, corners, weight)  # type: ignore[no-any-return]
