@@ -29,7 +29,7 @@ PARTS: dict[str, set[str]] = {
     "octave.gpu": {"octave.kernel"},
     "octave": {"octave.kernel", "octave.gpu"},
     "octave.conversion": {"octave", "octave.kernel"},
-    "octave.fused": {"octave", "octave.kernel", "octave.conversion"},
+    "octave.fused": {"octave", "octave.kernel", "octave.gpu", "octave.conversion"},
     "models": {"octave", "octave.kernel", "download", "progress"},
     "video": set(),
     "data": {"video", "download", "json_lines", "progress", "seeds"},

@@ -10,8 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.factor import as_factor, low_size
-from octvideo.octave.kernel.layout import clips_stay_unfolded, fold_frames, forms_device, is_channels_last, unfold_frames
+from octvideo.octave.factor import Factor, as_factor, low_size
+from octvideo.octave.kernel.layout import (
+    clips_stay_unfolded,
+    fold_frames,
+    forms_device,
+    is_channels_last,
+    unfold_frames,
+)
 
 
 def _in_space(x: Tensor, images: Callable[[Tensor], Tensor], clips: Callable[[Tensor], Tensor]) -> Tensor:
@@ -143,7 +149,9 @@ def _add_to_blocks(y: Tensor, low: Tensor, factor: Factor) -> Tensor:
     By broadcasting: one kernel where sizes are even, and one for each odd edge.
     """
     axes = range(2, y.dim())
-    for edges in itertools.product(*[(False, True) if n % f else (False,) for n, f in zip(y.shape[2:], factor, strict=True)]):
+    for edges in itertools.product(
+        *[(False, True) if n % f else (False,) for n, f in zip(y.shape[2:], factor, strict=True)]
+    ):
         part, own = y, low
         for axis, f, at_edge in zip(axes, factor, edges, strict=True):
             whole = y.shape[axis] // f

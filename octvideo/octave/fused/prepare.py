@@ -21,6 +21,7 @@ from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
 from octvideo.octave.fused.patterns import TracedModules
 from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.fused.training import fuse_training, unfuse
 from octvideo.octave.kernel.formats import FORMATS
 from octvideo.octave.kernel.fused_conv import MaxPool, has_format
 from octvideo.octave.layer import OctaveLayer
@@ -30,7 +31,7 @@ from octvideo.octave.ordinary import is_conv
 _MAKERS = (PreparedLayer, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 
 
-def prepare_inference(network: nn.Module) -> nn.Module:
+def prepare_inference(network: nn.Module, *, device: torch.device | str | None = None) -> nn.Module:
     """A copy of `network` for inference: the same scores to rounding, in less time.
 
     Batch norms are folded into the convolutions before them, ordinary and octave alike. These convolutions then take
@@ -38,8 +39,12 @@ def prepare_inference(network: nn.Module) -> nn.Module:
     the forms of octvideo/octave/fused/arrange.py. The copy has no gradients and other keys; give it channels-last
     clips, one at a time where the processor's cache is small.
 
+    For CUDA a network of `octavize` keeps its norms where that makes fewer passes: each does in one pass what lies
+    between two convolutions (octvideo/octave/fused/training.py).
+
     Args:
         network: any; not changed. One that torch.fx cannot trace keeps its batch norms and is only arranged.
+        device: that it will compute on, uncompiled; None: where its parameters are.
 
     Returns:
         A module with the network's inputs and outputs, in eval mode.
@@ -47,7 +52,22 @@ def prepare_inference(network: nn.Module) -> nn.Module:
     model = copy.deepcopy(network, computed_tensors(network)).eval().requires_grad_(False)
     for module in model.modules():
         _fix_weights(module)
+    unfuse(model)
+    if _device_of(model, device).type == "cuda":
+        for module in model.modules():
+            make_weight_once(module)
+        report = fuse_training(model)
+        if len(report.fused) > len(report.kept):
+            return arrange(model)
+        unfuse(model)
     return arrange(_prepare(model))
+
+
+def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    first = next(model.parameters(), None)
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cpu") if first is None else first.device
 
 
 def fuse_convolutions(prepared: nn.Module) -> None:

@@ -17,9 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from octvideo.octave.conversion.modules import OctMap
-from octvideo.octave.conversion.octavize import OctaveNetwork
 from octvideo.octave.conversion.trace import add_operation
-from octvideo.octave.factor import Factor
 from octvideo.octave.features import Octave, Parts
 from octvideo.octave.fused.patterns import TracedModules
 from octvideo.octave.gpu.norm import octave_norm
@@ -85,12 +83,10 @@ def unfuse(network: nn.Module) -> None:
             _Unfusion(part).run()
 
 
-def _networks(network: nn.Module) -> Iterator[tuple[str, OctaveNetwork]]:
-    if isinstance(network, OctaveNetwork):
-        yield "", network
-        return
+def _networks(network: nn.Module) -> Iterator[tuple[str, fx.GraphModule]]:
+    """Those that `octavize` made, and their paths; none lies within another."""
     for path, module in network.named_modules():
-        if isinstance(module, OctaveNetwork):
+        if isinstance(module, fx.GraphModule) and "octave" in module.meta:
             yield path, module
 
 

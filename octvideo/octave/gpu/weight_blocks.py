@@ -92,7 +92,9 @@ class BlockConvs:
     def _corners(self, weight: Tensor) -> list[int]:
         """First row, last one + 1, first column, last one + 1 of each block."""
         rows, columns = weight.shape[:2]
-        return [n for block in self.blocks for n in (*block.rows.indices(rows)[:2], *block.columns.indices(columns)[:2])]
+        return [
+            n for block in self.blocks for n in (*block.rows.indices(rows)[:2], *block.columns.indices(columns)[:2])
+        ]
 
     def _by_triton(self, weights: Sequence[Tensor]) -> bool:
         if not (runs_on(weights[0].device) and len(self.blocks) <= 3):
@@ -113,7 +115,9 @@ class _Step(torch.autograd.Function):
         ctx.save_for_backward(weight, *maps, *parts)
         with torch.autocast(weight.device.type, enabled=False):
             return tuple(
-                torch.convolution(x, part, None, block.stride, convs.padding, convs.dilation, False, [0] * (x.dim() - 2), 1)
+                torch.convolution(
+                    x, part, None, block.stride, convs.padding, convs.dilation, False, [0] * (x.dim() - 2), 1
+                )
                 for x, part, block in zip(maps, parts, convs.blocks, strict=True)
             )
 

@@ -155,42 +155,42 @@ def test_unfuse_gives_the_network_back(case: str) -> None:
     assert_same_step(network, other, x) if case == "resnet .25" else None
 
 
-def test_a_fused_network_is_prepared_for_inference() -> None:
+def test_a_network_is_prepared_for_inference() -> None:
     network, x = made("i3d 0.5")
-    network, x = network.float().eval(), x.float()
-    other = copy.deepcopy(network)
-    fuse_training(other)
+    step(network, x)
+    network.eval()
+    fused = copy.deepcopy(network)
+    fuse_training(fused)
     with torch.inference_mode():
-        torch.testing.assert_close(prepare_inference(other)(x), prepare_inference(network)(x), rtol=1e-4, atol=1e-4)
-    assert "fused" in other.meta
-
-
-@pytest.mark.parametrize("case", ["i3d 0.5", "resnet .25"])
-def test_a_fused_network_compiles_as_one_graph(case: str) -> None:
-    network, x = made(case)
-    other = copy.deepcopy(network)
-    fuse_training(other)
-    torch._dynamo.reset()
-    try:
-        with forms_of("cuda"):
-            assert_same_step(network, torch.compile(other, fullgraph=True, backend="aot_eager"), x)
-    finally:
-        torch._dynamo.reset()
+        expected = network(x)
+        torch.testing.assert_close(prepare_inference(fused, device="cpu")(x), expected, rtol=1e-9, atol=1e-9)
+        for own in (network, fused):
+            prepared = prepare_inference(own, device="cuda")
+            with forms_of("cuda"):
+                torch.testing.assert_close(prepared(x), expected, rtol=1e-9, atol=1e-9)
+            assert len(prepared.meta["fused"].fused) == 28
+    assert "fused" in fused.meta and "fused" not in network.meta
+    swish = octavize(nn.Sequential(nn.Conv3d(3, 8, 1), nn.BatchNorm3d(8), nn.SiLU(), nn.Conv3d(8, 4, 1)), 0.0)
+    kept = prepare_inference(swish, device="cuda")  # folded: nothing would be joined
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in kept.modules())
 
 
 def test_autocast_computes_in_its_precision() -> None:
-    network, x = made("i3d .25 even")
-    network, x = network.float(), x.float()
-    other = copy.deepcopy(network)
+    network, _ = made("i3d .25 even")
+    network = network.float()
+    x = last(torch.randn(2, 3, 8, 32, 32))  # oneDNN's gradients in bf16 go wrong where maps have fewer frames
+    other, exact = copy.deepcopy(network), copy.deepcopy(network)
     fuse_training(other)
-    y = step(network, x)
+    step(exact, x)
     with forms_of("cuda"), torch.autocast("cpu", torch.bfloat16):
-        z = step(other, x)
-    assert z.dtype == torch.bfloat16
-    torch.testing.assert_close(z.float(), y, rtol=0.1, atol=0.3)
-    for p, q in zip(network.parameters(), other.parameters(), strict=True):
-        assert q.grad.dtype == torch.float32
-        assert (q.grad - p.grad).norm() < 0.2 * p.grad.norm() + 1e-3
+        assert step(network, x).dtype == step(other, x).dtype == torch.bfloat16
+    assert all(q.grad.dtype == torch.float32 for q in other.parameters())
+
+    def error(own: nn.Module) -> float:
+        pairs = zip(own.parameters(), exact.parameters(), strict=True)
+        return sum(float((p.grad - q.grad).norm() / q.grad.norm()) for p, q in pairs)
+
+    assert error(other) < 1.3 * error(network)
 
 
 class Block(nn.Module):
@@ -207,6 +207,20 @@ class Block(nn.Module):
         return self.conv3(self.act(self.norm2(self.conv2(x)) + x))
 
 
+def test_a_fused_network_compiles_as_one_graph() -> None:
+    torch.manual_seed(0)
+    network = octavize(nn.Sequential(nn.Conv2d(3, 8, 1), Block(nn.ReLU())), 0.5).double()
+    other = copy.deepcopy(network)
+    fuse_training(other)
+    torch._dynamo.reset()
+    try:
+        with forms_of("cuda"):
+            other.compile(fullgraph=True, backend="aot_eager")
+            assert_same_step(network, other, last(torch.randn(2, 3, 9, 8, dtype=torch.float64)))
+    finally:
+        torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_other_activations_follow_by_themselves(alpha: float) -> None:
     torch.manual_seed(0)
@@ -214,7 +228,7 @@ def test_other_activations_follow_by_themselves(alpha: float) -> None:
     other = copy.deepcopy(network)
     report = fuse_training(other)
     assert report.fused == (
-        {"1.norm1": "upsampled part", "1.norm2": "upsampled part, residual"} if alpha else {"1.norm2": "residual"}
+        {"1.norm1": "both maps", "1.norm2": "upsampled part, residual"} if alpha else {"1.norm2": "residual"}
     )
     assert_same_step(network, other, last(torch.randn(2, 3, 9, 8, dtype=torch.float64)))
 
@@ -246,8 +260,9 @@ def test_what_does_not_fit_stays(change: Any, reasons: dict[str, str]) -> None:
 def test_a_hook_sees_an_octave_as_before() -> None:
     network = octavize(nn.Sequential(nn.Conv2d(3, 8, 1), Block(nn.ReLU())), 0.5)
     seen: list[Any] = []
-    activation = next(module for module in network.modules() if isinstance(module, nn.ReLU))
-    activation.register_forward_hook(lambda _, args, y: seen.append((*args, y)))
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda _, args, y: seen.append((*args, y)))
     assert "ReLU" not in str(fuse_training(network).fused)
     network(torch.randn(2, 3, 8, 8))
     assert len(seen) == 4 and all(isinstance(x, Tensor) for call in seen for x in call)
@@ -330,14 +345,20 @@ def kernels_of_a_step(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> in
     return sum(count.counts.values())
 
 
-@pytest.mark.timeout(200)
 def test_kernels_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    ordinary = kernels_of_a_step(i3d_r50(alpha=0.0), monkeypatch)
-    assert ordinary == pytest.approx(590, abs=10)
-    octave, fused_ordinary = i3d_r50(alpha=0.25), i3d_r50(alpha=0.0)
+    octave, ordinary = i3d_small(4, alpha=0.25), i3d_small(4, alpha=0.0)
+    fuse_training(octave)
+    assert kernels_of_a_step(octave, monkeypatch) < 1.6 * kernels_of_a_step(ordinary, monkeypatch)
+
+
+@pytest.mark.slow
+def test_kernels_of_the_full_networks_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    octave, ordinary, fused_ordinary = i3d_r50(alpha=0.25), i3d_r50(alpha=0.0), i3d_r50(alpha=0.0)
     fuse_training(octave)
     fuse_training(fused_ordinary)
-    kernels = kernels_of_a_step(octave, monkeypatch)
-    assert kernels < 1.6 * ordinary
-    assert kernels < 1.5 * kernels_of_a_step(fused_ordinary, monkeypatch)
+    kernels, of_ordinary, of_fused = (kernels_of_a_step(n, monkeypatch) for n in (octave, ordinary, fused_ordinary))
+    assert of_ordinary == pytest.approx(590, abs=10)
+    assert kernels < 1.6 * of_ordinary
+    assert kernels < 1.5 * of_fused
