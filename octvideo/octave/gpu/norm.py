@@ -14,7 +14,7 @@ import os
 import torch
 from torch import Tensor
 
-from octvideo.octave.gpu.plain import plain_norm
+from octvideo.octave.gpu.plain import plain_activate, plain_norm
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 # Not beside torch for CPUs, macOS or Windows.
@@ -90,6 +90,41 @@ def octave_norm(
             mean, var = octave_moments(*detached, *((mean, var) if training else (None, None)), momentum)
         vectors = weight, bias, mean, var
         y_high, y_low, joined = octave_normalize(high, half, low, *residuals, *vectors, by_batch, eps, relu, pools)
+    return y_high, None if low is None else y_low, joined if pools else None
+
+
+def octave_activate(
+    high: Tensor,
+    half: Tensor | None,
+    low: Tensor | None,
+    residual_high: Tensor | None = None,
+    residual_low: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = True,
+    pools: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """relu(x + bias + residual) of both frequencies: `octave_norm` of a network whose norms are folded into weights.
+
+    One kernel on a CUDA device.
+
+    Args:
+        bias: (C_high + C_low,), high channels first.
+        high, half, low, residual_high, residual_low, relu, pools: as in `octave_norm`.
+
+    Returns:
+        As `octave_norm`.
+    """
+    maps = [x for x in (high, low) if x is not None]
+    residuals = residual_high, residual_low
+    if not runs_on(high.device) or any(x.dtype not in DTYPES or x.shape[0] == 0 for x in maps):
+        return plain_activate(high, half, low, *residuals, bias, relu, pools)
+    from octvideo.octave.gpu.norm_ops import octave_normalize
+
+    with on_device(high):
+        y_high, y_low, joined = octave_normalize(
+            high, half, low, *residuals, None, bias, None, None, False, 0.0, relu, pools
+        )
     return y_high, None if low is None else y_low, joined if pools else None
 
 

@@ -31,23 +31,48 @@ def plain_norm(
     vectors = [[None, None] if v is None else v.split(sizes) for v in (running_mean, running_var, weight, bias)]
     of_high, of_low = zip(*vectors, strict=True)
 
-    def norm(x: Tensor, vectors: Any, residual: Tensor | None) -> Tensor:
-        if x.shape[1] == 0:
-            return x
+    def norm(x: Tensor, vectors: Any) -> Tensor:
         mean, var, scale, shift = vectors
-        y = F.batch_norm(x, mean, var, scale, shift, training or mean is None, momentum, eps)
-        if residual is not None:
-            y = y + residual.to(y.dtype)
-        return F.relu(y) if relu else y
+        return F.batch_norm(x, mean, var, scale, shift, training or mean is None, momentum, eps) if x.shape[1] else x
 
-    if half is not None and sizes[0]:  # torch interpolates no empty map
-        high = high + upsampled(half, high)
-    y_high = norm(high, of_high, residual_high)
-    y_low = None if low is None else norm(low, of_low, residual_low)
+    y_high = norm(with_half(high, half), of_high)
+    y_low = None if low is None else norm(low, of_low)
+    return plain_activate(y_high, None, y_low, residual_high, residual_low, None, relu, pools)
+
+
+def plain_activate(
+    high: Tensor,
+    half: Tensor | None,
+    low: Tensor | None,
+    residual_high: Tensor | None,
+    residual_low: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    pools: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See `octvideo.octave.gpu.norm.octave_activate`."""
+    channels = high.shape[1]
+
+    def activate(x: Tensor, residual: Tensor | None, where: slice) -> Tensor:
+        if bias is not None:
+            x = x + bias[where].to(x.dtype).reshape(-1, *[1] * (x.dim() - 2))
+        if residual is not None:
+            x = x + residual.to(x.dtype)
+        return F.relu(x) if relu else x
+
+    y_high = activate(with_half(high, half), residual_high, slice(0, channels))
+    y_low = None if low is None else activate(low, residual_low, slice(channels, None))
     if not pools:
         return y_high, y_low, None
-    parts = [*([pooled(y_high)] if sizes[0] else []), *([] if y_low is None else [y_low])]
+    parts = [*([pooled(y_high)] if channels else []), *([] if y_low is None else [y_low])]
     return y_high, y_low, torch.cat(parts, 1)
+
+
+def with_half(high: Tensor, half: Tensor | None) -> Tensor:
+    """x_high."""
+    return (
+        high if half is None or high.shape[1] == 0 else high + upsampled(half, high)
+    )  # torch interpolates no empty map
 
 
 def upsampled(half: Tensor, full: Tensor) -> Tensor:
