@@ -117,7 +117,7 @@ class OctConvTransposeNd(OctaveLayer):
             assert self.paths.hh is not None
             return self._convolve(high, self.paths.hh, self.weight, self.bias, output_padding=tuple(extra))
         size = tuple(n * s for n, s in zip(spatial, self.stride, strict=True))
-        return self._run(high, low, size)
+        return self._run(high, low, size)  # type: ignore[return-value]  # it gives no parts
 
     def _convolve(
         self,

@@ -53,8 +53,8 @@ def fuse_training(network: nn.Module) -> FusionReport:
     Outputs, gradients and running statistics are the same to rounding, in training and in evaluation. Parameters and
     buffers stay the same objects under the same keys; the network copies, pickles and compiles as before. Fuse it
     before its first compiled call, and after SyncBatchNorm took the norms' places. It pays on CUDA; elsewhere it is
-    plain torch, and on CPUs slower than the network as it was. Layers that do not fit (other activations, hooks, groups,
-    a time octave) stay as they are.
+    plain torch, and on CPUs slower than the network as it was. What does not fit (other activations, hooks, groups, a
+    time octave) stays as it is.
 
     Args:
         network: made by `octavize`, at any alpha, or a module that holds such networks.
@@ -125,14 +125,15 @@ class _FusedNorm:
             y_high, y_low, joined = octave_norm(high, half, low, *residuals, *vectors, **options)
         else:  # the residual broadcasts, or has another precision
             y_high, y_low, _ = octave_norm(high, half, low, None, None, *vectors, **options, relu=False)
-            y_high, y_low = (
-                y if y is None or r is None else y + r for y, r in zip((y_high, y_low), residuals, strict=True)
-            )
-            if self.relu:
-                y_high, y_low = F.relu(y_high), y_low if y_low is None else F.relu(y_low)
+            y_high = self._finish(y_high, residuals[0])
+            y_low = y_low if y_low is None else self._finish(y_low, residuals[1])
             joined = _join(y_high, y_low) if self.pools else None
         y = y_high if y_low is None else Octave(y_high, y_low)
         return (y, joined) if self.pools else y
+
+    def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        y = y if residual is None else y + residual
+        return F.relu(y) if self.relu else y
 
     def extra_repr(self) -> str:
         words = [name for name in ("relu", "pools") if getattr(self, name)]
@@ -275,8 +276,8 @@ class _Fusion(TracedModules):
             call = self.graph.call_module(str(node.target), (source,) if residual is None else (source, residual))
         call.meta = dict(last.meta)
         last.replace_all_uses_with(call)
-        for done in dict.fromkeys((last, addition if residual is not None else last, node)):
-            self.graph.erase_node(done)
+        for done in dict.fromkeys((last, node if residual is None else addition, node)):
+            self.graph.erase_node(done)  # type: ignore[arg-type]
         words = {"upsampled part": parts, "residual": residual is not None, "ReLU": relu}
         self.fused[str(node.target)] = ", ".join([word for word, there in words.items() if there] or ["both maps"])
         return None
@@ -292,8 +293,9 @@ class _Fusion(TracedModules):
     def _takes_parts(self, source: Any) -> bool:
         """Whether the norm that reads `source` can add up a convolution's two terms."""
         conv = self.module(source)
-        alone = isinstance(conv, OctaveLayer) and len(source.users) == 1 and self.calls[source.target] == 1
-        return alone and conv.can_give_parts and not _has_hooks(conv)  # type: ignore[union-attr]
+        if not isinstance(conv, OctaveLayer) or _has_hooks(conv):
+            return False
+        return len(source.users) == 1 and self.calls[source.target] == 1 and conv.can_give_parts
 
     def _join_once(self, value: fx.Node) -> None:
         """Let convolutions read x_high pooled, and x_low, from one buffer: a norm's, or one that is made once."""
@@ -328,7 +330,7 @@ class _Fusion(TracedModules):
         if not norms or counted:
             return
         first = next(node for node in self.graph.nodes if node.op == "placeholder")
-        after = [node for node in self.graph.nodes if node.op != "placeholder"][0]
+        after = next(node for node in self.graph.nodes if node.op != "placeholder")
         with self.graph.inserting_before(after):
             path = add_operation(self.model, "count_batches", BatchCount(norms))  # type: ignore[arg-type]
             call = self.graph.call_module(path, (first,))
@@ -360,6 +362,8 @@ class _Unfusion(TracedModules):
     def _unfuse(self, node: fx.Node, norm: Any) -> None:
         is_pair = isinstance(norm, OctBatchNorm2d | OctBatchNorm3d)
         made, readers = node, list(node.users)
+        source: Any
+        residual: Any
         source, *residual = node.args
         node.args = (source,)
         with self.graph.inserting_after(node):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.gpu.norm import runs_on
+from octvideo.octave.gpu.devices import runs_on
 from octvideo.octave.kernel.layout import LAYOUTS
 
 
@@ -64,7 +64,7 @@ class BlockConvs:
     def parts(self, weight: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Each block of the weight, dense and channels last."""
         if self._by_triton([weight]):
-            from octvideo.octave.gpu.weight_ops import split_weight  # here: Triton is not there everywhere
+            from octvideo.octave.gpu.weight_kernels import split_weight  # here: Triton is not there everywhere
 
             return split_weight(weight, self._corners(weight), dtype)
         layout = LAYOUTS[weight.dim()]
@@ -78,7 +78,7 @@ class BlockConvs:
     def whole(self, parts: Sequence[Tensor | None], weight: Tensor) -> Tensor:
         """The inverse of `parts`, of the weight's dtype: zeros where no block lies, or its part is None."""
         if all(part is not None for part in parts) and self._by_triton([weight, *parts]):  # type: ignore[list-item]
-            from octvideo.octave.gpu.weight_ops import join_weights
+            from octvideo.octave.gpu.weight_kernels import join_weights
 
             return join_weights(list(parts), self._corners(weight), weight)  # type: ignore[arg-type]
         covered = sum(block.of(weight).numel() for block in self.blocks)
@@ -99,7 +99,7 @@ class BlockConvs:
     def _by_triton(self, weights: Sequence[Tensor]) -> bool:
         if not (runs_on(weights[0].device) and len(self.blocks) <= 3):
             return False
-        from octvideo.octave.gpu.weight_ops import has_one_tap_stride
+        from octvideo.octave.gpu.weight_kernels import has_one_tap_stride
 
         return all(x.dtype != torch.float64 and has_one_tap_stride(x) for x in weights)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octvideo.octave.gpu.norm import INTERPRETED
+from octvideo.octave.gpu.devices import INTERPRETED
 from octvideo.octave.gpu.weight_blocks import Block, BlockConvs
 from octvideo.octave.kernel.layout import LAYOUTS
 

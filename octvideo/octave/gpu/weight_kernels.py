@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octvideo.octave.gpu.devices import on_device
+
 MOST_BLOCKS = 3
 _SIZE = 1024
 # Of a block: its first and last rows and columns, and the strides of its part (row, column, tap).
@@ -79,9 +81,10 @@ def _launch(whole: Tensor, parts: list[Tensor], corners: list[int], *, splits: b
     pointers = [*parts, *[whole] * missing]  # of a slot without a block nothing is read or written
     slots += [0] * (len(_BLOCK) * missing)
     columns, taps, size = whole.shape[1], math.prod(whole.shape[2:]), whole.numel()
-    blocks_kernel[(-(-size // _SIZE),)](
-        whole, *pointers, *slots, columns, taps, *_strides(whole), size, SPLITS=splits, SIZE=_SIZE
-    )
+    with on_device(whole):
+        blocks_kernel[(-(-size // _SIZE),)](
+            whole, *pointers, *slots, columns, taps, *_strides(whole), size, SPLITS=splits, SIZE=_SIZE
+        )
 
 
 torch.library.define("octvideo::split_weight", "(Tensor weight, int[] corners, ScalarType dtype) -> Tensor[]")
