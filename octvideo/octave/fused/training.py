@@ -33,17 +33,25 @@ class FusionReport:
     Args:
         fused: path of each norm to what it does in passing.
         kept: path of each norm that works by itself, or of a network, to the reason.
+        thin: how many octave convolutions have a part whose channels are no multiple of 8.
     """
 
     fused: Mapping[str, str] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
+    thin: int = 0
 
     def __str__(self) -> str:
-        lines = [f"{len(self.fused)} of {len(self.fused) + len(self.kept)} batch norms are fused with their neighbours"]
+        count = len(self.fused) + len(self.kept)
+        lines = [f"{len(self.fused)} of {count} batch norms are fused with their neighbours"]
         for reason in dict.fromkeys(self.kept.values()):
             paths = [path or "the network" for path, own in self.kept.items() if own == reason]
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
             lines.append(f"  {', '.join(paths[:3])}{more}: {reason}")
+        if self.thin:
+            lines.append(
+                f"  {self.thin} octave convolutions have a part whose channels are no multiple of 8, which tensor cores "
+                "need: a new network should have channel_multiple=8 (in a config: octave: {channel_multiple: 8})"
+            )
         return "\n".join(lines)
 
 
@@ -73,7 +81,7 @@ def fuse_training(network: nn.Module) -> FusionReport:
         kept |= {prefix + name: reason for name, reason in report.kept.items()}
     if not found:
         kept[""] = "octavize did not make it (alpha 0 leaves a network ordinary)"
-    return FusionReport(fused, kept)
+    return FusionReport(fused, kept, sum(part.meta["fused"].thin for _, part in found))
 
 
 def unfuse(network: nn.Module) -> None:
@@ -228,7 +236,8 @@ class _Fusion(TracedModules):
         self.graph.lint()
         self.model.recompile()
         order = [path for path in self.modules if path in self.fused]
-        return FusionReport({path: self.fused[path] for path in order}, dict(reversed(self.kept.items())))
+        thin = sum(map(_is_thin, self._octave_layers()))
+        return FusionReport({path: self.fused[path] for path in order}, dict(reversed(self.kept.items())), thin)
 
     def _why_not(self, node: fx.Node, norm: Any) -> str | None:
         if type(norm) not in _FUSED:
@@ -389,6 +398,12 @@ class _Unfusion(TracedModules):
             return self.graph.call_function(function, args)
         name = f"unfused_{function.__name__}_{args[0].name}"
         return self.graph.call_module(add_operation(self.model, name, OctMap(function)), args)
+
+
+def _is_thin(layer: OctaveLayer) -> bool:
+    """Whether tensor cores would have to fill up a part of its channels."""
+    parts = (part for own in (layer.partition_in, layer.partition_out) for part in (own.high, own.low))
+    return layer.is_octave and layer.groups == 1 and any(len(part) % 8 for part in parts)
 
 
 def _has_hooks(module: Any) -> bool:
