@@ -16,7 +16,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from octvideo.octave.gpu import devices  # noqa: E402
+from octvideo.octave.gpu import devices, norm  # noqa: E402
 
 if devices.INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
