@@ -52,7 +52,7 @@ LIBRARIES: dict[str, set[str]] = {
     "progress": {"rich"},
     "seeds": set(),
     "octave": {"torch"},
-    "octave.kernel": {"torch"},
+    "octave.kernel": {"torch", "filelock"},
     "octave.gpu": {"torch", "triton"},
     "octave.conversion": {"torch"},
     "octave.fused": {"torch"},

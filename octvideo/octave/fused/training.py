@@ -49,8 +49,8 @@ class FusionReport:
             lines.append(f"  {', '.join(paths[:3])}{more}: {reason}")
         if self.thin:
             lines.append(
-                f"  {self.thin} octave convolutions have a part whose channels are no multiple of 8, which tensor cores "
-                "need: a new network should have channel_multiple=8 (in a config: octave: {channel_multiple: 8})"
+                f"  {self.thin} octave convolutions have a part whose channels are no multiple of 8, which tensor "
+                "cores need: a new network should have channel_multiple=8 (in a config: octave: {channel_multiple: 8})"
             )
         return "\n".join(lines)
 
