@@ -112,7 +112,7 @@ def test_every_place_of_an_octave_resnet_is_fused() -> None:
     assert str(report) == (
         "28 of 29 batch norms are fused with their neighbours\n"
         "  blocks.5.res_blocks.0.branch1_norm: nothing that it could take on surrounds it\n"
-        "  28 octave convolutions have a part whose channels are no multiple of 8, which tensor cores need: a new "
+        "  12 octave convolutions have a part whose channels are no multiple of 8, which tensor cores need: a new "
         "network should have channel_multiple=8 (in a config: octave: {channel_multiple: 8})"
     )
     assert fuse_training(i3d_small(4, alpha=0.25, octave={"channel_multiple": 8})).thin == 0
