@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from octvideo.evaluation.report import metrics_table
 from octvideo.evaluation.scores import VideoScores
@@ -83,8 +84,13 @@ class CheckpointWithinEpochs(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
+def is_sigterm(error: BaseException) -> bool:
+    """Whether SIGTERM raised it: sent to this process, or to its loading processes, as the end of a job is to all."""
+    return isinstance(error, SIGTERMException) or "killed by signal: Terminated" in str(error)
+
+
 class ResumeHint(Callback):
-    """Says, after Ctrl-C, which checkpoint is kept and which command resumes it.
+    """Says, after Ctrl-C and SIGTERM, which checkpoint is kept and which command resumes it.
 
     Args:
         folder: the run.
@@ -96,7 +102,7 @@ class ResumeHint(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         fitting = trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING
-        if not fitting or not isinstance(exception, KeyboardInterrupt):
+        if not fitting or not (isinstance(exception, KeyboardInterrupt) or is_sigterm(exception)):
             return
         if self._last.exists():
             hint = f"{self._last} is kept. Go on with:\n  {self._command}"

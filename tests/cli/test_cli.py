@@ -19,6 +19,7 @@ import yaml
 from octvideo.cli.config_files import prepare_argv
 from octvideo.data.quarantine import read_quarantine
 from octvideo.evaluation.scores import VideoScores
+from octvideo.training.callbacks import ProgressBar
 
 Cli = Callable[..., tuple[str, str]]
 FIT = ("fit", "-c", "tiny", "--trainer.enable_progress_bar", "false")
@@ -392,11 +393,36 @@ def test_a_run_that_stopped_within_an_epoch_goes_on_with_smaller_batches_or_says
 
 
 @pytest.mark.slow
-def test_a_run_stopped_by_sigterm_says_so(start: Callable[..., object], workplace: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_stopped_by_sigterm_says_so(workers: int, start: Callable[..., object], workplace: Path) -> None:
+    """With loading processes, which the end of a job sends it to as well."""
     stop = ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", 4)
-    ended = start(*FIT, *stop, "--trainer.callbacks.how", "SIGTERM")
+    ended = start(*FIT, *stop, "--trainer.callbacks.how", "SIGTERM", "--data.num_workers", workers)
     assert ended.returncode == 143, ended.stderr
-    assert last("tiny").exists() and "Traceback" not in ended.stderr
+    assert last("tiny").exists() and "Traceback" not in ended.stderr and "error:" not in ended.stderr
+    assert "Stopped in epoch 2/2. runs/tiny/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
+
+
+def test_a_loading_process_that_sigterm_ended_is_no_error(
+    octvideo: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*args: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    monkeypatch.setattr(ProgressBar, "on_train_start", end)
+    _, err = octvideo("fit", "-c", "tiny", code=143)
+    assert "Stopped in epoch 1/2. No checkpoint yet, the first epoch was not over: start again." in err
+    assert "error" not in err
+
+
+def test_a_config_without_the_runs_data_names_the_runs_own(octvideo: Cli, workplace: Path) -> None:
+    octvideo(*FIT, "--trainer.max_epochs", 1, "--name", "mine")
+    Path("bare.yaml").write_text("model:\n  network: octvideo.models.i3d_small\n")
+    _, err = octvideo("test", "-c", "bare", "--name", "mine", code=2)
+    assert "data.root not given" in err and "the run's own config has them: octvideo test --name mine" in err
+    _, err = octvideo("test", "-c", "bare", "--name", "other", "--data.num_clips", 1, code=2)
+    assert "own config" not in err
+    octvideo("test", "--name", "mine")  # as it says
 
 
 def test_a_finished_run_is_not_trained_again(octvideo: Cli, workplace: Path) -> None:
@@ -567,6 +593,8 @@ def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, b
         ("train -c tiny", "no command 'train': there are fit, validate, test, predict, configs, infer"),
         ("fit -c tiny --model.lrr 3", "no option --model.lrr (did you mean --model.lr?)"),
         ("fit -c tiny --model.learning_rate 3", "no option --model.learning_rate (did you mean --model.lr?)"),
+        ("fit -c tiny --num_workers 2", "no option --num_workers (did you mean --data.num_workers?)"),
+        ("fit -c tiny --max_epoch 2", "no option --max_epoch (did you mean --trainer.max_epochs?)"),
         ("fit -c tiny stray", "'stray' belongs to no option"),
         ("fit -c tiny --model.lr high", "model.lr: expected float, got high"),
         ("fit -c tiny --trainer.max_epochs x", "trainer.max_epochs: expected int or null, got x"),
@@ -613,7 +641,7 @@ def test_mistakes_are_one_line(words: str, message: str, octvideo: Cli, workplac
     lines = [line for line in err.splitlines() if not re.match(r"Seed set|GPU available|TPU available", line)]
     assert len(lines) == 1 and lines[0].startswith("error: "), err
     assert message in lines[0]
-    assert not last("tiny").exists()
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(

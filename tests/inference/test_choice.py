@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from octvideo.errors import UserError
 from octvideo.inference import Predictor, choice
 from octvideo.inference.choice import Cost, Way, by_rule, cheapest, choice_device, choose_engine, measured, ways
-from octvideo.inference.engines import ENGINES, EngineEntry, ModelSpec
+from octvideo.inference.engine import EngineEntry, ModelSpec
+from octvideo.inference.engines import ENGINES
 from octvideo.video import ViewSettings
 
 CPU = torch.device("cpu")

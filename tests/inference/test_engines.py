@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.inference.engines import ENGINES, EagerEngine, build_engine, in_batches
+from octvideo.inference.engine import in_batches
+from octvideo.inference.engines import ENGINES, build_engine
+from octvideo.inference.torch_engines import EagerEngine
 from octvideo.models import i3d_small
 from octvideo.octave import octavize
 from octvideo.octave.fused.sequence import FusedSequence
@@ -84,7 +86,7 @@ def test_the_kernel_computes_in_the_precision(
 ) -> None:
     if not has_format(FORMATS[precision]):
         pytest.skip(f"this processor has no products in {precision}")
-    monkeypatch.setattr("octvideo.inference.engines.bf16_pays", lambda: True)
+    monkeypatch.setattr("octvideo.inference.torch_engines.bf16_pays", lambda: True)
     compare(tiny, clips, "eager", precision)
     engine = build_engine("eager", tiny, example_shape=SHAPE, precision=precision, calibration=clips)
     assert isinstance(engine, EagerEngine) and engine.precision == precision
@@ -99,7 +101,7 @@ def test_bf16_that_does_not_pay_is_f32(
 ) -> None:
     if load_library() is None:
         pytest.skip("no kernel")
-    monkeypatch.setattr("octvideo.inference.engines.bf16_pays", lambda: False)
+    monkeypatch.setattr("octvideo.inference.torch_engines.bf16_pays", lambda: False)
     engine = build_engine("eager", tiny, example_shape=SHAPE, precision="bf16")
     assert engine.precision == "f32" and "multiplies no faster in bf16 than in f32" in caplog.text
     with torch.no_grad():
@@ -109,7 +111,7 @@ def test_bf16_that_does_not_pay_is_f32(
 def test_int8_without_its_products_names_another_engine(
     tiny: nn.Module, clips: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octvideo.inference.engines.has_format", lambda format: False)
+    monkeypatch.setattr("octvideo.inference.torch_engines.has_format", lambda format: False)
     with pytest.raises(UserError, match="engine eager computes int8 on CPUs with AVX512-VNNI or AMX"):
         build_engine("eager", tiny, example_shape=SHAPE, precision="int8", calibration=clips)
 

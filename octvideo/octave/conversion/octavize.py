@@ -19,6 +19,7 @@ from octvideo.octave.conversion.value_classes import Alpha, InvertedResiduals, S
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.ordinary import CONVS
+from octvideo.octave.partition import HoldsIndices
 from octvideo.octave.paths import Downsample, Exchange
 
 
@@ -130,6 +131,10 @@ def octavize(
     rewriter.run()
     called = {model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
     network = OctaveNetwork(_state_of(model, called), graph, type(model).__name__)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    for module in network.modules():
+        if isinstance(module, HoldsIndices) and next(module.parameters(), None) is None:
+            module.to(device)  # an operation that is new here
     network.meta["octave"] = OctaveReport(rewriter.layers, rewriter.costs, solution.merged)
     return network
 

@@ -301,6 +301,19 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     load_library.cache_clear()
 
 
+def test_a_cache_that_cannot_be_written_is_told(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (fresh / "file").write_text("")
+    monkeypatch.setenv("OCTVIDEO_CACHE", str(fresh / "file" / "cache"))
+    monkeypatch.setattr(library, "find_compiler", lambda: ["true"])
+    monkeypatch.setattr(library, "compile_to", lambda file, *_: file.parent.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(library.tempfile, "mkdtemp", lambda prefix: str(fresh / prefix))
+    kernel = library.kernel_file()
+    assert kernel is not None and kernel.parent == fresh / "octvideo-"
+    assert "the kernel is compiled anew in every process" in caplog.text and "set OCTVIDEO_CACHE" in caplog.text
+
+
 @pytest.mark.parametrize("why", ["switched off", "no compiler", "one that fails"])
 def test_without_a_library_onednn_does_it(
     why: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
