@@ -18,8 +18,9 @@ cost.py         multiply-adds, parameters and activations
 and its rooms:
 
 conversion/     an ordinary network becomes an octave one: `octavize`
-fused/          networks that only compute scores: `prepare_inference`
+fused/          layers that do in passing what surrounds them: `prepare_inference`, and `fuse_training` for GPUs
 kernel/         what the processor does: C++ and its Python face
+gpu/            what a CUDA device does: Triton, and plain torch where that is not there
 """
 
 from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
