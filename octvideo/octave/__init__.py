@@ -18,8 +18,9 @@ cost.py         multiply-adds, parameters and activations
 and its rooms:
 
 conversion/     an ordinary network becomes an octave one: `octavize`
-fused/          networks that only compute scores: `prepare_inference`
+fused/          layers that do in passing what surrounds them: `prepare_inference`, and `fuse_training` for GPUs
 kernel/         what the processor does: C++ and its Python face
+gpu/            what a CUDA device does: Triton, and plain torch where that is not there
 """
 
 from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
@@ -30,6 +31,7 @@ from octvideo.octave.factor import low_size
 from octvideo.octave.features import Octave, merge, split
 from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.prepare import fuse_convolutions, prepare_inference
+from octvideo.octave.fused.training import FusionReport, fuse_training, unfuse
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
 from octvideo.octave.paths import Downsample, Exchange
@@ -41,6 +43,7 @@ __all__ = [
     "Cost",
     "Downsample",
     "Exchange",
+    "FusionReport",
     "OctBatchNorm1d",
     "OctBatchNorm2d",
     "OctBatchNorm3d",
@@ -58,6 +61,7 @@ __all__ = [
     "arrange",
     "count_cost",
     "fuse_convolutions",
+    "fuse_training",
     "layer_flop_ratio",
     "layer_memory_ratio",
     "low_size",
@@ -67,5 +71,6 @@ __all__ = [
     "prepare_inference",
     "split",
     "split_channels",
+    "unfuse",
     "upsample",
 ]

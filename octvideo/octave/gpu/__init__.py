@@ -6,5 +6,8 @@ norm.py                `octave_norm`, the operation: by Triton where it runs, el
 plain.py               the same in plain torch
 norm_ops.py            torch operators with gradients, and how large a program is; imports Triton
 norm_kernels.py        the kernels, forward; norm_grad_kernels.py: back
+weight_blocks.py       the convolutions of a layer as one step of autograd
+weight_kernels.py      cuts a weight's blocks out, and puts them back; imports Triton
+devices.py             where Triton runs
 traffic.py             bytes and kernels that it takes, from shapes
 """

@@ -6,26 +6,15 @@ batch norm, residual, ReLU, pool, concatenate. A GPU is bound by memory there: e
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import math
-import os
 
 import torch
 from torch import Tensor
 
+from octvideo.octave.gpu.devices import on_device, runs_on
 from octvideo.octave.gpu.plain import plain_activate, plain_norm
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
-# Not beside torch for CPUs, macOS or Windows.
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Triton's own switch, read before its kernels are made: they run in Python then, on CPU tensors too.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether `octave_norm` is Triton kernels on a device, else it is plain torch."""
-    return HAS_TRITON and (device.type == "cuda" or (INTERPRETED and device.type == "cpu"))
 
 
 def octave_norm(
@@ -126,10 +115,3 @@ def octave_activate(
             high, half, low, *residuals, None, bias, None, None, False, 0.0, relu, pools
         )
     return y_high, None if low is None else y_low, joined if pools else None
-
-
-def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, whatever its tensors'; compiled graphs switch by themselves."""
-    if x.is_cuda and not torch.compiler.is_compiling() and torch.cuda.device_count() > 1:
-        return torch.cuda.device(x.device)
-    return contextlib.nullcontext()

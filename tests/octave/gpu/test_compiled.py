@@ -16,9 +16,9 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from octvideo.octave.gpu import norm  # noqa: E402
+from octvideo.octave.gpu import devices, norm  # noqa: E402
 
-if norm.INTERPRETED:
+if devices.INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 
 TARGET = GPUTarget("cuda", 90, 32)

@@ -1,4 +1,4 @@
-"""Triton's kernels on the CPU: test_norm.py in a process of its own, whose Triton interprets."""
+"""Triton's kernels on the CPU: the tests of norms and of weights in a process of their own, whose Triton interprets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ pytest.importorskip("triton")
 def run_interpreted(*args: str) -> None:
     folder = Path(__file__).parent
     options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *options, str(folder / "test_norm.py")]
+    files = [str(folder / name) for name in ("test_norm.py", "test_weight_blocks.py")]
+    command = [sys.executable, "-m", "pytest", *options, *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([*command, *args], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

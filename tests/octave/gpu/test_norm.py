@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.gpu.norm import INTERPRETED, octave_activate, octave_norm
+from octvideo.octave.gpu.devices import INTERPRETED
+from octvideo.octave.gpu.norm import octave_activate, octave_norm
 from octvideo.octave.gpu.plain import plain_activate, plain_norm
 from octvideo.octave.gpu.traffic import traffic
 from octvideo.octave.resample import pool_down, upsample
