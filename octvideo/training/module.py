@@ -207,8 +207,8 @@ class VideoClassifier(L.LightningModule):
         return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     def _fuse_on_cuda(self) -> None:
-        """Once the network is on its device, and SyncBatchNorm has taken its place."""
-        if self.fuse and not self._is_fused and self.device.type == "cuda":
+        """Once the network is on its device. Fused norms know their own process's batch only."""
+        if self.fuse and not self._is_fused and not self._synchronises and self.device.type == "cuda":
             self.print(fuse_training(self.network))
             self._is_fused = True
 
