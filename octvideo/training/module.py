@@ -88,7 +88,8 @@ class VideoClassifier(L.LightningModule):
         channels_last: keep network and clips in channels_last_3d, and arrange the network's convolutions for it
             (octvideo/octave/fused/arrange.py): the faster layout on CPUs.
         fuse: on a CUDA device, let batch norms do in one pass what lies between two convolutions
-            (octvideo/octave/fused/training.py); keys and weights stay as they are.
+            (octvideo/octave/fused/training.py); keys and weights stay as they are. Off until it has been measured on a
+            GPU: tools/gpu_report.py does.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
         seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch, process): a resumed run
             repeats them.
@@ -120,7 +121,7 @@ class VideoClassifier(L.LightningModule):
         max_unreadable_fraction: float = 0.01,
         max_nonfinite_steps: int = 10,
         channels_last: bool = False,
-        fuse: bool = True,
+        fuse: bool = False,
         compile: bool | CompileMode = False,
         seed: int = 0,
     ) -> None:
