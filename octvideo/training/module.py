@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
 from octvideo.batches import Batch, Views
+from octvideo.compiling import compile_module
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
@@ -134,7 +135,7 @@ class VideoClassifier(L.LightningModule):
             arrange(network)
         if compile:
             # In place, so that no key of a checkpoint gets a prefix.
-            network.compile(mode=None if compile is True else compile)
+            compile_module(network, mode=None if compile is True else compile)
         self._held = freeze_parameters(network, freeze)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
