@@ -68,7 +68,7 @@ def test_a_short_call_is_repeated_and_its_mean_taken(monkeypatch: pytest.MonkeyP
 
     clock = SimpleNamespace(process_time=lambda: now / 2, perf_counter=lambda: now)
     monkeypatch.setattr(measure, "time", clock)
-    turn = measure._turn(once, CPU)
+    turn = measure.turn_of(once, CPU)
     assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1
     assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1 + 13  # 50 ms of them
     assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1 + 2 * 13

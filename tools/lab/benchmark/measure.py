@@ -122,7 +122,7 @@ def run_pass(
     progress.begin(f"measuring on {_threads_text(found.threads)}", (rounds + 1) * len(calls))
     progress.update(said="in turns")
     for label, call in calls.items():
-        turns[label] = _turn(call.once, device, progress.advance)
+        turns[label] = turn_of(call.once, device, progress.advance)
     precisions = dict.fromkeys(("f32", *(arms[label].precision for label in calls)))
     by_kernel = device.type == "cpu" and load_library() is not None
     for precision in precisions:
@@ -130,7 +130,7 @@ def run_pass(
             found.peak_how[precision] = "products in registers"
         elif precision != "int8":  # torch has no product in it that is as fast as engines'
             products[precision] = peak_product(precision, device)
-            turns[f"peak {precision}"] = _turn(products[precision].once, device)
+            turns[f"peak {precision}"] = turn_of(products[precision].once, device)
             found.peak_how[precision] = products[precision].text
     try:
         for measured in rounds_of(turns, rounds=rounds):
@@ -149,7 +149,7 @@ def run_pass(
     return True
 
 
-def _turn(
+def turn_of(
     once: Callable[[], object], device: torch.device, done: Callable[[], None] = lambda: None
 ) -> Callable[[], Times]:
     """A turn of some calls: their mean times by all clocks. The first, in the warm-up, says how many calls it takes."""

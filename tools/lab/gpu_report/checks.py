@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,12 @@ from octvideo.video import ViewSettings
 
 _ROOT = Path(__file__).resolve().parents[3]
 
-# ‖a − b‖ / ‖b‖ that rounding explains. Gradients of a batch of two go through many norms, each of which amplifies it.
-_TOLERANCE = {("f32", "logits"): 1e-3, ("f32", "gradients"): 2e-2, ("bf16", "logits"): 0.1, ("bf16", "gradients"): 0.5}
+# Each residual branch ends with one, in pytorchvideo and torchvision. Near zero, they let errors grow less on the way.
+_LAST_NORMS = ("norm_c", "bn3")
+
+# ‖a − b‖ / ‖b‖ that rounding explains. Gradients jump where the input of a ReLU or of a max pool changes its sign or
+# order, and few values of small maps have a large share in them.
+_TOLERANCE = {("f32", "logits"): 1e-4, ("f32", "gradients"): 1e-2, ("bf16", "logits"): 0.05, ("bf16", "gradients"): 0.3}
 
 
 def machine(work: Work) -> None:
@@ -49,12 +54,8 @@ def machine(work: Work) -> None:
         facts["multiprocessors"], facts["capability"] = str(found.multi_processor_count), f"{found.major}.{found.minor}"
         facts["TF32 in convolutions"] = str(torch.backends.cudnn.allow_tf32)
     work.say("versions", header=("", ""), rows=list(facts.items()), data=facts)
-    count = 2**22 if work.settings.tiny else 2**30
-    maps = torch.ones(2, count, device=device)
-    seconds = _best_seconds(lambda: maps[1].copy_(maps[0]), device)
-    rate = 2 * 4 * count / seconds
+    rate = _copy_rate(2**22 if work.settings.tiny else 2**30, device)
     work.say("copy", f"copies: {rate / 1e12:.3g} TB/s, read and written", data={"bytes_per_second": rate})
-    del maps
     for precision in ("bf16", "f32"):
         if work.settings.tiny and precision == "bf16":
             continue  # CPUs without units for it take long
@@ -64,9 +65,13 @@ def machine(work: Work) -> None:
         work.say(f"product {precision}", text, data={"flops_per_second": rate})
 
 
-def _version(package: str) -> str:
-    from importlib import metadata
+def _copy_rate(elements: int, device: torch.device) -> float:
+    """Bytes a second that a copy reads and writes."""
+    source, target = torch.rand(2, elements, device=device)
+    return 2 * source.element_size() * elements / _best_seconds(lambda: target.copy_(source), device)
 
+
+def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -87,11 +92,10 @@ def _best_seconds(call: Callable[[], object], device: torch.device, times: int =
 # ── networks ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def checked_arms(tiny: bool) -> list[Arm]:
+def checked_arms(*, tiny: bool) -> list[Arm]:
     """One of each builder of octvideo.models, and forms that these do not have."""
     if tiny:
-        texts = ["i3d_small:alpha=.25", "slowfast_small:alpha=.5,frames=16", "i3d_small:alpha=.25,factor=2x2x2"]
-        return parse_arms(texts, classes=5, crop=32, frames=4, batch=2)
+        return parse_arms(["i3d_small:alpha=.25/0,width=8"], classes=5, crop=64, frames=8, batch=2)
     others = [name for name in models.__all__ if name not in ("frame_network", "video_network")]
     small_first = sorted(others, key=lambda name: not name.endswith("_small"))
     texts = [f"{name}:alpha=.25,frames={32 if name.startswith('slowfast') else 8}" for name in small_first]
@@ -107,7 +111,7 @@ def networks(work: Work) -> None:
     header = ("network", *(f"{p} {what}" for p in ("f32", "bf16") for what in ("training", "gradients", "engine")), "")
     wrong = []
     with _exact_float32():
-        for arm in checked_arms(work.settings.tiny):
+        for arm in checked_arms(tiny=work.settings.tiny):
             text = arm_text(arm)
             if work.left < 5:
                 rows.append([text, *[""] * 6, "no time left"])
@@ -151,9 +155,13 @@ def compare_network(arm: Arm, device: torch.device) -> dict[tuple[str, str], flo
     network = build_network(arm)
     clips = smooth_clips(arm.clip_shape, seed=3)
     set_weights(network, [clips])
-    for module in network.modules():
+    for name, module in network.named_modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if name.endswith(_LAST_NORMS):
+            nn.init.constant_(module.weight, 0.1)  # type: ignore[arg-type]
+        if ".nonlocal_blocks." in name and name.endswith(".norm"):  # of what attention leaves, which is near constant
+            nn.init.constant_(module.weight, 0.01)  # type: ignore[arg-type]
     pixels = (127 + 60 * clips).clamp(0, 255).to(torch.uint8)
     expected = _trained(network, pixels, torch.device("cpu"), bf16=False, channels_last=False)
     with torch.no_grad():

@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
-import queue
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from lab.gpu_report.child import Child, EndedError
 from lab.gpu_report.report import Record, Report
 from lab.gpu_report.work import Settings
 from octvideo.cli.arguments import Parser, above_zero
@@ -54,16 +49,17 @@ class Step:
 
 STEPS = {
     "machine": Step("the machine: versions, copies, products", 10, 45),  # with the start of the process
-    "networks": Step("networks on the device against the CPU", 10, 70),
-    "tests": Step("tests of kernels", 10, 60),
-    "predictor": Step("one video: device names, engines", 8, 40),
-    "training": Step("training, eager, channels last", 20, 90),
-    "inference": Step("inference, eager", 15, 50),
-    "layouts": Step("contiguous against channels last", 15, 50),
-    "compile": Step("compiling the arms of training, nothing timed", 45, 200),
-    "compiled": Step("training, compiled", 20, 90),
+    "networks": Step("networks on the device against the CPU", 10, 50),
+    "tests": Step("tests of kernels", 10, 50),
+    "predictor": Step("one video: device names, engines", 8, 25),
+    "training": Step("training, eager, channels last", 20, 80),
+    "inference": Step("inference, eager", 15, 40),
+    "layouts": Step("contiguous against channels last", 15, 40),
+    "compile": Step("compiling the arms of training, nothing timed", 45, 170),
+    "compiled": Step("training, compiled", 15, 60),
     "rest": Step("cuDNN's search, forms for CUDA, compiled inference", 15, 120),
 }
+WORKER = "lab.gpu_report.worker"  # the module of the process that does them
 _AFTER = 15.0  # seconds that ending a step may take, and the page
 _TINY = 20  # so much faster are tiny networks
 
@@ -151,13 +147,12 @@ class Worker:
 
     Args:
         settings: of all steps.
-        log: file for what it says beside its records.
+        log: file for what it says beside its results.
     """
 
     def __init__(self, settings: Settings, log: Path) -> None:
         self._settings, self._log = settings, log
-        self._process: subprocess.Popen[str] | None = None
-        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._child: Child | None = None
         log.write_text("", encoding="utf-8")
 
     def do(self, step: str, seconds: float, hear: Callable[[Record], None]) -> str | None:
@@ -171,66 +166,26 @@ class Worker:
         Returns:
             What went wrong, in a line, or None.
         """
-        process = self._begun()
-        assert process.stdin is not None
         ends = time.monotonic() + seconds
-        process.stdin.write(json.dumps({"step": step, "seconds": seconds}) + "\n")
-        process.stdin.flush()
-        while True:
-            try:
-                line = self._lines.get(timeout=max(0, ends - time.monotonic()))
-            except queue.Empty:
-                self.close()
-                return f"ended after {seconds:.0f} s, all that it may take"
-            if line is None:
-                code = process.wait()
-                self.close()
-                return f"its process ended with code {code}: {self._last_line()}"
-            record = json.loads(line)
-            if "end" not in record:
-                hear(record)
-                continue
-            if record["leaves"]:
-                self.close()
-            return record["end"]
+        if self._child is None:
+            cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(self._settings.cache) / "inductor")}
+            self._child = Child(WORKER, [self._settings.to_json()], self._log, cache)
+        self._child.tell({"step": step, "seconds": seconds})
+        try:
+            while "end" not in (message := self._child.hear(ends - time.monotonic())):
+                hear(message)
+        except TimeoutError:
+            self.close()
+            return f"ended after {seconds:.0f} s, all that it may take"
+        except EndedError as error:
+            self.close()
+            return str(error)
+        if message["leaves"]:
+            self.close()
+        return message["end"]
 
     def close(self) -> None:
-        """Ends the process, and those that it began."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    stream.close()  # type: ignore[union-attr]
-        self._process = None
-
-    def _begun(self) -> subprocess.Popen[str]:
-        if self._process is not None:
-            return self._process
-        words = [sys.executable, "-m", "lab.gpu_report.worker", self._settings.to_json()]
-        environment: dict[str, Any] = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder),
-            "TORCHINDUCTOR_CACHE_DIR": str(Path(self._settings.cache) / "inductor"),
-            "PYTHONUNBUFFERED": "1",
-        }
-        with self._log.open("a", encoding="utf-8") as log:
-            self._process = subprocess.Popen(
-                words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                start_new_session=True,  # Ctrl-C is for the report; and its own processes end with it
-            )  # fmt: skip
-        self._lines = queue.Queue()
-        threading.Thread(target=_pass_on, args=(self._process.stdout, self._lines), daemon=True).start()
-        return self._process
-
-    def _last_line(self) -> str:
-        lines = [line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
-
-
-def _pass_on(stream: Any, lines: queue.Queue[str | None]) -> None:
-    with contextlib.suppress(ValueError):  # closed
-        for line in stream:
-            lines.put(line)
-    lines.put(None)
+        """Ends the process."""
+        if self._child is not None:
+            self._child.close()
+        self._child = None

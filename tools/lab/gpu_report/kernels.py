@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 _KINDS = {
     "optimizer": r"multi_tensor|foreach|fused_sgd|adam",
     "pooling": r"pool",
-    "layout and copies": r"nchw_?to_?nhwc|nhwc_?to_?nchw|tensor_?transform|transpose|copy|mem(cpy|set)|cat_?array|aten::cat",
+    "layout and copies": r"nchw_?to|nhwc_?to|tensor_?transform|transpose|copy|mem(cpy|set)|cat_?array|aten::cat",
     "norm": r"batch_?norm|bn_fw|bn_bw|octave_norm|moments|normali[sz]e|welford|var_mean",
     "convolution, product": r"conv|gemm|xmma|nvjet|cutlass|wgrad|dgrad|fprop|gemv|implicit|aten::(add)?mm",
     "sum": r"reduce|triton_red|triton_per|aten::(sum|mean)",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,17 +21,19 @@ import octvideo.octave as octave
 from lab.benchmark.arms import Arm, arm_text, parse_arms
 from lab.benchmark.calls import Call
 from lab.benchmark.measure import build_calls, run_pass
-from lab.benchmark.networks import WeightStore, count
-from lab.benchmark.results import ArmResult, Pass, Run, spread, summarise
-from lab.gpu_report.kernels import by_kind, profiled
+from lab.benchmark.networks import WeightStore, build_network, count
+from lab.benchmark.results import ArmResult, Memory, Pass, Run, Spread, ratios, spread, summarise
+from lab.gpu_report.child import Child, EndedError
+from lab.gpu_report.kernels import Kernel, by_kind, profiled
 from lab.gpu_report.work import Work
+from lab.timing import rounds_of
 from octvideo.errors import UserError
 from octvideo.octave.kernel import layout
 from octvideo.progress import Progress
 
-_ALPHAS = "alpha=0/.25/.5/.1", "alpha=.1,channel_multiple=8"
-_ROUNDS, _ROUNDS_AS_BUILT = 10, 3
+_ROUNDS, _ROUNDS_AS_BUILT, _ROUNDS_TINY = 10, 3, 2
 _KERNELS_SHOWN = 15
+APART = "lab.gpu_report.apart"  # the module of processes that compile
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class _Changed(WeightStore):
         self._change = change
 
     def network(self, arm: Arm) -> nn.Module:
-        network = super().network(arm)
+        network = copy.deepcopy(_built(_of_clip(arm))).eval()
         if self._change is not None:
             self._change(network)
         return network
@@ -73,32 +74,34 @@ class _Changed(WeightStore):
 
 def training_arms(work: Work, **changes: Any) -> list[Arm]:
     """The five of step 1, at the batch that fits in memory."""
-    own: dict[str, Any] = {"mode": "training", "precision": "bf16", "optimizer": "sgd", "layout": "channels_last"}
-    name, alphas = ("i3d_r50", _ALPHAS) if not work.settings.tiny else ("i3d_small:width=8", ("alpha=0/.25",))
-    separator = "," if ":" in name else ":"
-    return parse_arms([f"{name}{separator}{text}" for text in alphas], **own | _size(work, batch=32) | changes)
+    own: dict[str, Any] = {"mode": "training", "optimizer": "sgd", "layout": "channels_last", "batch": 32, "crop": 224}
+    return _arms(work, own | changes)
 
 
 def inference_arms(work: Work, **changes: Any) -> list[Arm]:
-    """Prepared networks on 30 views of 256 pixels, and first the ordinary one as it is."""
-    own: dict[str, Any] = {"precision": "bf16", "layout": "channels_last"}
-    name, alphas = ("i3d_r50", _ALPHAS) if not work.settings.tiny else ("i3d_small:width=8", ("alpha=0/.25",))
-    separator = "," if ":" in name else ":"
-    return parse_arms(
-        [f"{name}{separator}{text}" for text in alphas], **own | _size(work, batch=30, crop=256) | changes
-    )
+    """Prepared networks on 30 views of 256 pixels."""
+    return _arms(work, {"layout": "channels_last", "batch": 30, "crop": 256, **changes})
 
 
-def _size(work: Work, *, batch: int, crop: int = 224) -> dict[str, int]:
+def _arms(work: Work, options: dict[str, Any]) -> list[Arm]:
     if work.settings.tiny:
-        return {"batch": 2, "crop": 32, "frames": 4, "classes": 5}
-    return {"batch": batch, "crop": crop}
+        tiny = {"batch": 2, "crop": 32, "frames": 4, "classes": 5}
+        return parse_arms(["i3d_small:width=8,alpha=0/.25"], **options | tiny)
+    fits = _batch_file(work, options.get("mode", "inference"))
+    batch = int(fits.read_text()) if fits.exists() else options["batch"]
+    texts = "i3d_r50:alpha=0/.25/.5/.1", "i3d_r50:alpha=.1,channel_multiple=8"
+    return parse_arms(texts, **options | {"precision": "bf16", "batch": batch})
+
+
+def _batch_file(work: Work, mode: str) -> Path:
+    """Holds the batch that later steps begin with, where memory was short."""
+    return Path(work.settings.cache) / f"batch_{mode}.txt"
 
 
 # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(work: Work, key: str, variants: Sequence[Variant], *, rounds: int = _ROUNDS) -> dict[str, Call]:
+def measure(work: Work, key: str, variants: Sequence[Variant]) -> dict[str, Call]:
     """Builds variants one by one, and measures all there are in turns after each; the table is said each time.
 
     Where memory is short, all begin anew with half the batch.
@@ -106,7 +109,6 @@ def measure(work: Work, key: str, variants: Sequence[Variant], *, rounds: int = 
     Args:
         work: gets the table by `key`.
         variants: the first that is ordinary is what the others are compared with.
-        rounds: once all are built.
 
     Returns:
         The calls, by label.
@@ -117,7 +119,7 @@ def measure(work: Work, key: str, variants: Sequence[Variant], *, rounds: int = 
     batch = variants[0].arm.batch
     while True:
         try:
-            return _measure_at(work, key, [replace(v, arm=replace(v.arm, batch=batch)) for v in variants], rounds)
+            return _measure_at(work, key, [replace(v, arm=replace(v.arm, batch=batch)) for v in variants])
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise
@@ -125,15 +127,17 @@ def measure(work: Work, key: str, variants: Sequence[Variant], *, rounds: int = 
         gc.collect()
         if work.device.type == "cuda":
             torch.cuda.empty_cache()
+        _batch_file(work, variants[0].arm.mode).write_text(str(batch))
         work.say(f"{key} memory", f"out of memory with {2 * batch} clips: what follows has {batch}")
 
 
-def _measure_at(work: Work, key: str, variants: Sequence[Variant], rounds: int) -> dict[str, Call]:
+def _measure_at(work: Work, key: str, variants: Sequence[Variant]) -> dict[str, Call]:
+    rounds = _ROUNDS_TINY if work.settings.tiny else _ROUNDS
     calls: dict[str, Call] = {}
     left_out: dict[str, str] = {}
     arms = {variant.label: variant.arm for variant in variants}
     within = {variant.label: variant.within for variant in variants}
-    results = []
+    results: list[ArmResult] = []
     options: dict[str, Any] = {"device": work.device, "progress": Progress()}
 
     def take_turns(number: int) -> None:
@@ -161,7 +165,7 @@ def _measure_at(work: Work, key: str, variants: Sequence[Variant], rounds: int) 
         if built:
             calls |= built
             memory = calls[variant.label].memory
-            results.append(ArmResult(variant.label, variant.arm, **_counts(variant.arm), memory=memory))
+            results.append(_result(variant.arm, variant.label, None if memory is None else memory.peak))
             take_turns(min(_ROUNDS_AS_BUILT, rounds))
     if not calls:
         raise UserError(f"nothing runs: {'; '.join(left_out.values())}")
@@ -180,9 +184,14 @@ def _within(call: Call, within: Callable[[], AbstractContextManager[Any]]) -> Ca
     return call if within is nullcontext else replace(call, once=once)
 
 
+def _result(arm: Arm, label: str, memory: int | None) -> ArmResult:
+    counts: dict[str, Any] = _counts(arm)
+    return ArmResult(label, arm, **counts, memory=None if memory is None else Memory(memory, 0, "peak"))
+
+
 def _counts(arm: Arm) -> dict[str, int]:
-    """Of one clip, since that does not depend on the layout and the engine, times the batch."""
-    found = _counts_of_clip(replace(arm, batch=1, layout="auto", engine="eager"))
+    """Of a forward pass: that of one clip, times the batch."""
+    found = _counts_of_clip(_of_clip(arm))
     return {**found, **{name: found[name] * arm.batch for name in ("multiply_adds", "traffic")}}
 
 
@@ -191,8 +200,19 @@ def _counts_of_clip(arm: Arm) -> dict[str, int]:
     return vars(count(arm))
 
 
+@functools.cache
+def _built(arm: Arm) -> nn.Module:
+    return build_network(arm)  # a second takes
+
+
+def _of_clip(arm: Arm) -> Arm:
+    """What its network and its counts depend on."""
+    engine = "plain" if arm.engine == "plain" else "eager"
+    return replace(arm, batch=1, layout="auto", engine=engine, mode="inference", optimizer="none", precision="f32")
+
+
 def _say_times(work: Work, key: str, results: list[ArmResult], found: Pass, left_out: Mapping[str, str]) -> None:
-    header = ["arm", "ms (quartiles)", "clips/s", "to ordinary (quartiles)", "FLOP ratio", "ms between events"]
+    header = ["arm", "ms (quartiles)", "clips/s", "ratio (quartiles)", "forward FLOP ratio", "ms between events"]
     header += ["peak GB", "predicted ratio", "predicted ms"]
     reference = next((result.label for result in results if result.arm.is_ordinary), results[0].label)
     run = Run({}, "", results, [found], reference)
@@ -200,7 +220,7 @@ def _say_times(work: Work, key: str, results: list[ArmResult], found: Pass, left
     rows, data = [], []
     for row in summarise(run, found):
         own, clocks = row.result, found.seconds[row.result.label]
-        ratio = row.to_twin or (None if own.label == reference else _ratio(found, own.label, reference))
+        ratio = None if own.label == reference else _ratio(found, own.label, reference)
         memory = None if own.memory is None else own.memory.peak
         told = predictions.get(_prediction_key(own.arm))
         ordinary = predictions.get(_prediction_key(replace(own.arm, alpha=0.0, octave=())))
@@ -217,15 +237,11 @@ def _say_times(work: Work, key: str, results: list[ArmResult], found: Pass, left
         ])  # fmt: skip
         data.append({"arm": arm_text(own.arm), "label": own.label, "seconds": clocks, "memory": memory})
     rows += [[label, reason, *[""] * (len(header) - 2)] for label, reason in left_out.items()]
-    text = (
-        f"`{arm_text(results[0].arm)}`; {found.rounds} rounds in turns of {len(results)} arms; ratios of the same round"
-    )
-    work.say(key, f"{text} to {reference}", header=header, rows=rows, data=data)
+    how = f"{found.rounds} rounds in turns of {len(results)} arms, ratios of the same round to {reference}"
+    work.say(key, f"`{arm_text(results[0].arm)}`: {how}", header=header, rows=rows, data=data)
 
 
-def _ratio(found: Pass, label: str, reference: str) -> Any:
-    from lab.benchmark.results import ratios
-
+def _ratio(found: Pass, label: str, reference: str) -> Spread:
     return spread(ratios(found.seconds[label][found.clock], found.seconds[reference][found.clock]))
 
 
@@ -245,8 +261,9 @@ def _predictions(work: Work) -> dict[tuple[Any, ...], float]:
         return {}
     found = {}
     for row in json.loads(Path(work.settings.roofline).read_text(encoding="utf-8"))["rows"]:
-        key = (row["network"], row["alpha"], row["channel_multiple"], row["work"], row["way"])
-        found[(*key, tuple(row["clip_shape"]), row["precision"])] = row["milliseconds"]
+        names = "network", "alpha", "channel_multiple", "work", "way", "clip_shape", "precision"
+        key = tuple(tuple(row[name]) if name == "clip_shape" else row[name] for name in names)
+        found[key] = row["milliseconds"]
     return found
 
 
@@ -261,11 +278,10 @@ def training(work: Work) -> None:
         if work.left < 5:
             work.say("profiles", "no time left for more profiles")
             break
-        _say_profile(work, label, call)
+        _say_profile(work, label, profiled(call.once, work.device))
 
 
-def _say_profile(work: Work, label: str, call: Call) -> None:
-    kernels = profiled(call.once, work.device)
+def _say_profile(work: Work, label: str, kernels: list[Kernel]) -> None:
     total = sum(kernel.seconds for kernel in kernels)
     kinds = by_kind(kernels)
     number = sum(kernel.count for kernel in kernels)
@@ -300,68 +316,78 @@ def layouts(work: Work) -> None:
         measure(work, key, [Variant(arm, arm.layout) for arm in both])
 
 
+# Arms that step 4 has compiled, by label: they wait in their processes for step 5.
+_ready: dict[str, tuple[Arm, Child]] = {}
+
+
 def compile_arms(work: Work) -> None:
-    """Step 4: a process for each arm, all at once, which fill one cache."""
-    arms = training_arms(work, engine="compile")
-    folder = Path(work.settings.cache)
+    """Step 4: a process for each arm, all at once, with one cache."""
+    arms = training_arms(work, engine="compile")[: 1 if work.settings.tiny else None]
+    gc.collect()
+    if work.device.type == "cuda":
+        torch.cuda.empty_cache()  # for the others
     threads = str(max(1, (os.cpu_count() or 1) // len(arms)))
-    environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": threads, "OMP_NUM_THREADS": threads}
-    words = [sys.executable, "-m", "lab.gpu_report.worker", "compile"]
+    environment = {"TORCHINDUCTOR_COMPILE_THREADS": threads}
     started = time.monotonic()
-    running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
-    rows = {Variant(arm).label: "begun" for arm in arms}
+    building: dict[str, tuple[Arm, Child]] = {}
     for number, arm in enumerate(arms):
-        log = folder / f"compile_{number}.txt"
-        with log.open("w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                [*words, json.dumps(arm.to_dict()), work.settings.to_json()], env=environment, stdin=subprocess.DEVNULL,
-                stdout=file, stderr=file,
-            )  # fmt: skip
-        running[Variant(arm).label] = process, log
+        words = [json.dumps(arm.to_dict()), work.settings.to_json()]
+        log = Path(work.settings.cache) / f"compile_{number}.txt"
+        building[Variant(arm).label] = arm, Child(APART, words, log, environment)
+    said = dict.fromkeys(building, "begun")
     failed = []
-    while running:
-        for label, (process, log) in list(running.items()):
-            if (code := process.poll()) is None:
-                continue
-            del running[label]
-            rows[label] = f"{time.monotonic() - started:.0f} s" if code == 0 else f"failed: {_last_line(log)}"
-            failed += [label] if code else []
-            _mark_compiled(folder, label, code == 0)
-            work.say("arms", header=("arm", "compiled after"), rows=list(rows.items()))
-        if running and work.left < 3:
-            for label, (process, _) in running.items():
-                process.kill()
-                process.wait()
-                rows[label] = "stopped for want of time"
-            work.say("arms", header=("arm", "compiled after"), rows=list(rows.items()))
-            break
-        time.sleep(0.05)
+    while building:
+        for label, (arm, child) in list(building.items()):
+            try:
+                child.hear(0.05)
+                _ready[label] = arm, child
+                said[label] = f"{time.monotonic() - started:.0f} s"
+            except TimeoutError:
+                if work.left > 3:
+                    continue
+                said[label] = "stopped for want of time"
+                child.close()
+            except EndedError as error:
+                said[label] = f"failed: {error}"
+                child.close()
+                failed.append(label)
+            del building[label]
+            work.say("arms", header=("arm", "compiled after"), rows=list(said.items()))
     if failed:
         raise UserError(f"not compiled: {', '.join(failed)}")
 
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
-
-
-def _mark_compiled(folder: Path, label: str, good: bool) -> None:
-    if good:
-        with (folder / "compiled.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{label}\n")
-
-
 def compiled(work: Work) -> None:
-    """Step 5: the arms that are in the cache, in turns."""
-    marks = Path(work.settings.cache) / "compiled.txt"
-    there = marks.read_text(encoding="utf-8").splitlines() if marks.exists() else []
-    variants = [Variant(arm) for arm in training_arms(work, engine="compile") if Variant(arm).label in there]
-    if not variants:
+    """Step 5: the arms that are compiled, in turns; then their processes end."""
+    if not _ready:
         raise UserError("no arm has been compiled")
-    calls = measure(work, "times", variants)
-    for label in [label for label in calls if label in ("α 0", "α 0.25")]:
-        if work.left > 5:
-            _say_profile(work, label, calls[label])
+    memory: dict[str, Any] = {}
+
+    def turn(label: str) -> dict[Any, float]:
+        child = _ready[label][1]
+        child.tell({"do": "turn"})
+        answer = child.hear(work.left)
+        memory[label] = answer["memory"]
+        return answer["seconds"]
+
+    try:
+        found = Pass(work.device.type, torch.get_num_threads(), "wall")
+        rounds = _ROUNDS_TINY if work.settings.tiny else _ROUNDS
+        for measured in rounds_of({label: functools.partial(turn, label) for label in _ready}, rounds=rounds):
+            for label, clocks in measured.items():
+                for clock, seconds in clocks.items():
+                    found.seconds.setdefault(label, {}).setdefault(clock, []).append(seconds)
+            _say_times(
+                work, "times", [_result(arm, label, memory[label]) for label, (arm, _) in _ready.items()], found, {}
+            )
+        for label, (_, child) in _ready.items():
+            if work.left > 5:
+                child.tell({"do": "profile"})
+                _say_profile(work, label, [Kernel(**kernel) for kernel in child.hear(work.left)["kernels"]])
+    finally:
+        for _, child in _ready.values():
+            child.close()
+        _ready.clear()
 
 
 def rest(work: Work) -> None:
@@ -373,7 +399,7 @@ def rest(work: Work) -> None:
     if work.left > 15 and work.device.type == "cuda":
         searched = [Variant(arm, "cudnn.benchmark", within=_cudnn_searches) for arm in arms]
         measure(work, "cudnn.benchmark", [*map(Variant, arms), *searched])
-    if work.left > 60 or work.settings.tiny:
+    if work.left > 60 and not work.settings.tiny:
         ordinary, octave_arm = (a for a in inference_arms(work, engine="compile") if a.alpha in (0, 0.25))
         measure(work, "inference, compiled", [Variant(ordinary), Variant(octave_arm)])
 

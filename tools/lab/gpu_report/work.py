@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,11 @@ class Settings:
     def torch_device(self) -> torch.device:
         """The device."""
         return torch.device(self.device)
+
+    def prepare(self) -> None:
+        """Lets torch.compile in this process use the backend."""
+        if self.backend != "inductor":
+            torch.compile = functools.partial(torch.compile, backend=self.backend)  # type: ignore[assignment]
 
     def to_json(self) -> str:
         """For `from_json`."""
