@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from octvideo.batches import Batch, Views
+from octvideo.compiling import compile_module
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
@@ -150,7 +151,7 @@ class VideoClassifier(L.LightningModule):
         self._by_graphs = compile in ("reduce-overhead", "max-autotune")
         if compile:
             # In place, so that no key of a checkpoint gets a prefix.
-            network.compile(mode=None if compile is True else compile)
+            compile_module(network, mode=None if compile is True else compile)
         self._held, self._decayed = freeze_parameters(network, freeze), decayed_names(network)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
