@@ -263,7 +263,8 @@ class VideoClassifier(L.LightningModule):
         """Whether the optimizer is one of torch's fused ones, which leave a step out by a tensor on their device.
         The host would have to wait for the GPU to know it. None, not False: torch then chooses its form.
         """
-        return True if self.device.type == "cuda" else None
+        device = self.device if self._trainer is None else self.trainer.strategy.root_device
+        return True if device.type == "cuda" else None
 
     def _set_learning_rate(self, batch_idx: int) -> float:
         trainer, window = self.trainer, self.trainer.accumulate_grad_batches

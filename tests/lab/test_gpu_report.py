@@ -47,7 +47,7 @@ def test_networks_agree_with_themselves_and_one_that_is_wrong_is_told(
     do: Callable[..., Records], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = do(checks.networks)["networks"]["rows"]
-    assert [row[-1] for row in rows] == ["agrees", "agrees"] and len(rows[0]) == 8
+    assert [row[-1] for row in rows] == ["agrees", "agrees"] and len(rows[0]) == 12
     assert all(0 <= float(error) < 0.3 for row in rows for error in row[1:-1])
     monkeypatch.setattr(checks, "compare_network", lambda arm, device: {("f32", "training"): float(arm.alpha > 0)})
     found: Records = {}
@@ -89,11 +89,12 @@ def test_the_machine_and_a_video(do: Callable[..., Records]) -> None:
 
 def test_times_ratios_predictions_and_profiles_of_training(do: Callable[..., Records], tmp_path: Path) -> None:
     row = {"network": "i3d_small", "channel_multiple": 1, "work": "training", "way": "eager", "precision": "f32"}
-    row["clip_shape"] = [2, 3, 4, 32, 32]
-    predicted = [{**row, "alpha": 0.0, "milliseconds": 4.0}, {**row, "alpha": 0.25, "milliseconds": 3.0}]
+    row |= {"clip_shape": [2, 3, 4, 32, 32], "forms": "plain", "alpha": 0.25, "milliseconds": 3.0}
+    predicted = [row, {**row, "alpha": 0.0, "milliseconds": 4.0}, {**row, "forms": "cuda", "milliseconds": 2.0}]
     (tmp_path / "roofline.json").write_text(json.dumps({"rows": predicted}))
     found = do(speed.training, roofline=str(tmp_path / "roofline.json"))
-    ordinary, octave = found["times"]["rows"]
+    ordinary, octave, *fused = found["times"]["rows"]
+    assert [row[0] for row in fused] == ["α 0.25 fused", "α 0 fused"] and fused[0][7:] == ["0.500", "2.00"]
     assert ordinary[0] == "α 0" and ordinary[3] == "" and octave[0] == "α 0.25"
     times = [arm["seconds"]["wall"] for arm in found["times"]["data"]]
     ratios = sorted(own / other for own, other in zip(times[1], times[0], strict=True))
@@ -108,8 +109,12 @@ def test_times_ratios_predictions_and_profiles_of_training(do: Callable[..., Rec
 def test_inference_and_forms(do: Callable[..., Records]) -> None:
     rows = do(speed.inference)["times"]["rows"]
     assert [row[0] for row in rows] == ["α 0", "α 0.25", "α 0 not prepared"]
-    rows = do(speed.rest)["forms"]["rows"]
-    assert [row[0] for row in rows][:2] == ["α 0", "α 0.25 forms as usual"] and all(float(row[2]) > 0 for row in rows)
+    found = do(speed.rest)
+    rows = found["forms of training"]["rows"]
+    assert [row[0] for row in rows] == ["α 0", "α 0.25", "α 0.25 without forms for CUDA"]
+    rows = found["forms of inference"]["rows"]
+    assert [row[0] for row in rows] == ["α 0", "α 0.25", *(f"α {a} prepared as for a CPU" for a in ("0", "0.25"))]
+    assert all(float(row[2]) > 0 for row in rows)
 
 
 def test_where_memory_is_short_all_arms_begin_anew_with_half_the_batch(
@@ -295,7 +300,7 @@ def test_arms_compile_apart_and_take_turns(
     (tmp_path / "apart_for_tests.py").write_text(textwrap.dedent(APART))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(speed, "APART", "apart_for_tests")
-    arms = [Arm("i3d_small", alpha, width=8, frames=4, crop=32, batch=2, mode="training") for alpha in (0, 0.25)]
+    arms = [Arm("i3d_small", alpha, width=8, frames=4, crop=32, batch=2, mode="training") for alpha in (0, 0.125)]
     failing = Arm("i3d_small", 0.5, width=8, mode="training")
     monkeypatch.setattr(speed, "training_arms", lambda work, **_: [*arms, failing])
     with pytest.raises(speed.UserError, match=r"not compiled: α 0\.5"):
@@ -303,7 +308,7 @@ def test_arms_compile_apart_and_take_turns(
     found = do(speed.compiled)
     assert [row[:5] for row in found["times"]["rows"]] == [
         ["α 0", "500.00 (500.00–500.00)", "4", "", ""],
-        ["α 0.25", "250.00 (250.00–250.00)", "8", "0.500 (0.500–0.500)", found["times"]["rows"][1][4]],
+        ["α 0.125", "250.00 (250.00–250.00)", "8", "0.500 (0.500–0.500)", found["times"]["rows"][1][4]],
     ]
     assert found["times"]["rows"][0][5:7] == ["200.00", "3.00"]
     assert found["profile α 0"]["text"].startswith("**α 0**: 3 kernels, 100.00 ms; by kind, ms (kernels): element by")

@@ -19,6 +19,7 @@ from octvideo.models.builders import OctaveOptions
 Mode = Literal["inference", "training"]
 Layout = Literal["auto", "contiguous", "channels_last"]
 Optimizer = Literal["none", "sgd"]
+Fuse = Literal["none", "norms"]
 
 _FORM = "NETWORK or NETWORK:KEY=VALUE,KEY=VALUE, such as i3d_r50:alpha=.25,engine=openvino"
 
@@ -43,6 +44,7 @@ class Arm:
         crop: pixels of a frame's side.
         mode: "training" is forward and backward.
         optimizer: a step of it after the backward pass, in training.
+        fuse: "norms" is octvideo's `fuse_training`, in training.
     """
 
     network: str
@@ -59,6 +61,7 @@ class Arm:
     crop: int = 224
     mode: Mode = "inference"
     optimizer: Optimizer = "none"
+    fuse: Fuse = "none"
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int, int]:
@@ -68,7 +71,7 @@ class Arm:
     @property
     def is_ordinary(self) -> bool:
         """Whether it is the ordinary network, which others are compared with."""
-        return self.alpha == 0 and self.downsample in (None, "stride")
+        return self.alpha == 0 and self.downsample in (None, "stride") and self.fuse == "none"
 
     @property
     def function(self) -> tuple[Any, ...]:
@@ -81,7 +84,7 @@ class Arm:
         """Whether `ordinary` is this network without octave, run by the same engine; layouts may differ, since each
         may have its own best one.
         """
-        free = {"alpha": 0.0, "downsample": None, "octave": (), "layout": "auto"}
+        free = {"alpha": 0.0, "downsample": None, "octave": (), "layout": "auto", "fuse": "none"}
         return ordinary.is_ordinary and replace(self, **free) == replace(ordinary, **free)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def _keys() -> dict[str, tuple[Callable[[str], Any], str]]:
     }
 
 
-_CHOICES = {"precision": Precision, "layout": Layout, "mode": Mode, "optimizer": Optimizer}
+_CHOICES = {"precision": Precision, "layout": Layout, "mode": Mode, "optimizer": Optimizer, "fuse": Fuse}
 _OCTAVE_KEYS = tuple(key for key in OctaveOptions.__annotations__ if key != "leaf_modules")
 
 
@@ -218,6 +221,8 @@ def _check(text: str, arm: Arm) -> None:
         raise UserError(f"arm {text!r}: precision: got 'int8', expected f32 or bf16 in training")
     if arm.mode == "inference" and arm.optimizer != "none":
         raise UserError(f"arm {text!r}: optimizer: got {arm.optimizer!r}, expected none in inference")
+    if arm.mode == "inference" and arm.fuse != "none":
+        raise UserError(f"arm {text!r}: fuse: got {arm.fuse!r}, expected none in inference, which chooses by itself")
 
 
 def arm_text(arm: Arm) -> str:

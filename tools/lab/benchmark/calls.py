@@ -15,7 +15,7 @@ from lab.benchmark.results import Memory
 from octvideo.compiling import compile_module
 from octvideo.errors import UserError
 from octvideo.inference.engines import ENGINES, build_engine
-from octvideo.octave import prepare_inference
+from octvideo.octave import fuse_training, prepare_inference
 from octvideo.octave.fused.prepare import use_bfloat16
 from octvideo.octave.kernel.library import load_library
 
@@ -65,6 +65,8 @@ def _training_call(arm: Arm, network: nn.Module, device: torch.device) -> Call:
     from octvideo.training.module import VideoClassifier
 
     layout = arm.layout == "channels_last"  # which arranges the network too
+    if arm.fuse == "norms":  # as VideoClassifier does it, which has no trainer here
+        fuse_training(network)
     module = VideoClassifier(network, channels_last=layout, compile=_compiles(arm), optimizer="sgd")
     module = module.to(device).train()
     optimizer = module.configure_optimizers() if arm.optimizer == "sgd" else None
@@ -124,7 +126,7 @@ def _contiguous(arm: Arm, network: nn.Module, device: torch.device) -> Callable[
     """What octvideo's engines of torch do, on contiguous maps and weights: they have channels last alone."""
     if device.type == "cpu" and load_library() is not None:
         raise UserError("layout: got 'contiguous', expected channels_last or auto: octvideo's kernel has no other")
-    prepared = prepare_inference(network)
+    prepared = prepare_inference(network, device="cpu" if _compiles(arm) else device)
     if arm.precision == "bf16":
         use_bfloat16(prepared, by_kernel=False)
     prepared = prepared.to(device)

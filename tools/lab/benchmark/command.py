@@ -38,7 +38,8 @@ _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:
 An arm is NETWORK:KEY=VALUE,...; A/B are as many arms. Networks: builders of octvideo.models, pytorchvideo:NAME,
 torchvision:NAME, timm:NAME (images: --frames 1). Keys: alpha, downsample, engine (ENGINES),
 precision (f32, bf16, int8), layout (auto, contiguous, channels_last), batch, frames, crop, classes, mode
-(inference, training), optimizer (none, sgd), width, and octave options (octave_downsample, exchange, factor).
+(inference, training), optimizer (none, sgd), fuse (none, norms: in training), width, and octave options
+(octave_downsample, exchange, factor).
 pytorchvideo:NAME by itself is that library's own network as its users run it (engine=plain)."""
 # Of the command line -> of an arm, where the arm does not say.
 _ARM_OPTIONS = {

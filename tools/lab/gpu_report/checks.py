@@ -29,6 +29,7 @@ from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.inference import Predictor
 from octvideo.inference.engines import build_engine
+from octvideo.octave import fuse_training
 from octvideo.training.module import VideoClassifier
 from octvideo.video import ViewSettings
 
@@ -36,6 +37,8 @@ _ROOT = Path(__file__).resolve().parents[3]
 
 # Each residual branch ends with one, in pytorchvideo and torchvision. Near zero, they let errors grow less on the way.
 _LAST_NORMS = ("norm_c", "bn3")
+
+_COMPARED = ("training", "gradients", "fused training", "fused gradients", "engine")
 
 # ‖a − b‖ / ‖b‖ that rounding explains. Gradients jump where the input of a ReLU or of a max pool changes its sign or
 # order, and few values of small maps have a large share in them.
@@ -108,25 +111,25 @@ def networks(work: Work) -> None:
     """A training step and an engine of each network on the device, against float32 on the CPU."""
     rows: list[list[str]] = []
     data = {}
-    header = ("network", *(f"{p} {what}" for p in ("f32", "bf16") for what in ("training", "gradients", "engine")), "")
+    header = ("network", *(f"{p} {what}" for p in ("f32", "bf16") for what in _COMPARED), "")
     wrong = []
     with _exact_float32():
         for arm in checked_arms(tiny=work.settings.tiny):
             text = arm_text(arm)
             if work.left < 5:
-                rows.append([text, *[""] * 6, "no time left"])
+                rows.append([text, *[""] * 2 * len(_COMPARED), "no time left"])
                 continue
             try:
                 errors = compare_network(arm, work.device)
             except (RuntimeError, UserError, ImportError, TypeError, ValueError) as error:
-                rows.append([text, *[""] * 6, f"{type(error).__name__}: {one_line(error)}"])
+                rows.append([text, *[""] * 2 * len(_COMPARED), f"{type(error).__name__}: {one_line(error)}"])
                 wrong.append(text)
                 if "CUDA error" in str(error):  # nothing more can be checked by this process
                     break
                 continue
             finally:
                 work.say("networks", header=header, rows=rows)
-            large = [name for name, error in errors.items() if not error <= _TOLERANCE[name[0], _tolerance_of(name[1])]]
+            large = [name for name, error in errors.items() if not error <= _TOLERANCE[name[0], _kind(name[1])]]
             rows.append([text, *(f"{error:.1e}" for error in errors.values()), "DIFFERS" if large else "agrees"])
             wrong += [text] if large else []
             data[text] = {" ".join(name): error for name, error in errors.items()}
@@ -137,8 +140,8 @@ def networks(work: Work) -> None:
         raise RuntimeError(f"{len(wrong)} of {len(rows)} networks differ or fail: {', '.join(wrong)}")
 
 
-def _tolerance_of(what: str) -> str:
-    return "gradients" if what == "gradients" else "logits"
+def _kind(what: str) -> str:
+    return "gradients" if "gradients" in what else "logits"
 
 
 def compare_network(arm: Arm, device: torch.device) -> dict[tuple[str, str], float]:
@@ -149,7 +152,8 @@ def compare_network(arm: Arm, device: torch.device) -> dict[tuple[str, str], flo
         device: to compare with the CPU in float32.
 
     Returns:
-        By precision and what: logits in training mode, all gradients, logits of the engine "eager".
+        By precision and what (`_COMPARED`): logits in training mode and all gradients, as built and with fused norms;
+        logits of the engine "eager".
     """
     torch.manual_seed(0)
     network = build_network(arm)
@@ -163,24 +167,33 @@ def compare_network(arm: Arm, device: torch.device) -> dict[tuple[str, str], flo
         if ".nonlocal_blocks." in name and name.endswith(".norm"):  # of what attention leaves, which is near constant
             nn.init.constant_(module.weight, 0.01)  # type: ignore[arg-type]
     pixels = (127 + 60 * clips).clamp(0, 255).to(torch.uint8)
-    expected = _trained(network, pixels, torch.device("cpu"), bf16=False, channels_last=False)
+    expected = _trained(network, pixels, torch.device("cpu"))
     with torch.no_grad():
         scores = copy.deepcopy(network).eval()(clips)
     errors = {}
     for precision in ("f32", "bf16"):
-        found = _trained(network, pixels, device, bf16=precision == "bf16", channels_last=True)
-        for what, value, wanted in zip(("training", "gradients"), found, expected, strict=True):
-            errors[precision, what] = _relative(value, wanted)
+        for whats, fuse in ((_COMPARED[:2], False), (_COMPARED[2:4], True)):
+            found = _trained(network, pixels, device, bf16=precision == "bf16", channels_last=True, fuse=fuse)
+            for what, value, wanted in zip(whats, found, expected, strict=True):
+                errors[precision, what] = _relative(value, wanted)
         engine = build_engine("eager", network, example_shape=tuple(clips.shape), precision=precision, device=device)
         errors[precision, "engine"] = _relative(engine(clips).cpu(), scores)
     return errors
 
 
 def _trained(
-    network: nn.Module, pixels: Tensor, device: torch.device, *, bf16: bool, channels_last: bool
+    network: nn.Module,
+    pixels: Tensor,
+    device: torch.device,
+    *,
+    bf16: bool = False,
+    channels_last: bool = False,
+    fuse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and all gradients in a row, on the CPU, of a copy of a network, as training has them."""
     module = VideoClassifier(copy.deepcopy(network), channels_last=channels_last).to(device).train()
+    if fuse:
+        fuse_training(module.network)
     pixels = pixels.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         logits = module(pixels)

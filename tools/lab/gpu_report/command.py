@@ -52,7 +52,7 @@ STEPS = {
     "networks": Step("networks on the device against the CPU", 10, 50),
     "tests": Step("tests of kernels", 10, 50),
     "predictor": Step("one video: device names, engines", 8, 25),
-    "training": Step("training, eager, channels last", 20, 80),
+    "training": Step("training, eager, channels last", 20, 100),
     "inference": Step("inference, eager", 15, 40),
     "layouts": Step("contiguous against channels last", 15, 40),
     "compile": Step("compiling the arms of training, nothing timed", 45, 170),

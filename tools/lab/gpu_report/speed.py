@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import octvideo.octave as octave
 from lab.benchmark.arms import Arm, arm_text, parse_arms
 from lab.benchmark.calls import Call
 from lab.benchmark.measure import build_calls, run_pass
@@ -28,10 +27,12 @@ from lab.gpu_report.kernels import Kernel, by_kind, profiled
 from lab.gpu_report.work import Work
 from lab.timing import rounds_of
 from octvideo.errors import UserError
-from octvideo.octave.kernel import layout
+from octvideo.octave import prepare_inference
+from octvideo.octave.fused.prepare import use_bfloat16
+from octvideo.octave.kernel.layout import forms_of
 from octvideo.progress import Progress
 
-_ROUNDS, _ROUNDS_AS_BUILT, _ROUNDS_TINY = 10, 3, 2
+_ROUNDS, _ROUNDS_AS_BUILT, _ROUNDS_TINY = 10, 2, 2
 _KERNELS_SHOWN = 15
 APART = "lab.gpu_report.apart"  # the module of processes that compile
 
@@ -44,32 +45,31 @@ class Variant:
         arm: which network runs how.
         note: what else is special, for its label.
         within: entered around each call, and while it is built.
-        change: made to its network before anything else.
+        change: gives the network that runs in its network's place.
     """
 
     arm: Arm
     note: str = ""
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
-    change: Callable[[nn.Module], object] | None = None
+    change: Callable[[nn.Module], nn.Module] | None = None
 
     @property
     def label(self) -> str:
         """α and what is special."""
         multiple = dict(self.arm.octave).get("channel_multiple")
-        parts = [f"α {self.arm.alpha:g}", f"multiple {multiple}" if multiple else "", self.note]
+        fused = "fused" if self.arm.fuse == "norms" else ""
+        parts = [f"α {self.arm.alpha:g}", f"multiple {multiple}" if multiple else "", fused, self.note]
         return " ".join(filter(None, parts))
 
 
 class _Changed(WeightStore):
-    def __init__(self, change: Callable[[nn.Module], object] | None) -> None:
+    def __init__(self, change: Callable[[nn.Module], nn.Module] | None) -> None:
         super().__init__(as_built=True)  # neither time nor bytes depend on what is learnt
         self._change = change
 
     def network(self, arm: Arm) -> nn.Module:
         network = copy.deepcopy(_built(_of_clip(arm))).eval()
-        if self._change is not None:
-            self._change(network)
-        return network
+        return network if self._change is None else self._change(network)
 
 
 def training_arms(work: Work, **changes: Any) -> list[Arm]:
@@ -208,7 +208,8 @@ def _built(arm: Arm) -> nn.Module:
 def _of_clip(arm: Arm) -> Arm:
     """What its network and its counts depend on."""
     engine = "plain" if arm.engine == "plain" else "eager"
-    return replace(arm, batch=1, layout="auto", engine=engine, mode="inference", optimizer="none", precision="f32")
+    own: dict[str, Any] = {"mode": "inference", "optimizer": "none", "precision": "f32", "fuse": "none"}
+    return replace(arm, batch=1, layout="auto", engine=engine, **own)
 
 
 def _say_times(work: Work, key: str, results: list[ArmResult], found: Pass, left_out: Mapping[str, str]) -> None:
@@ -223,7 +224,7 @@ def _say_times(work: Work, key: str, results: list[ArmResult], found: Pass, left
         ratio = None if own.label == reference else _ratio(found, own.label, reference)
         memory = None if own.memory is None else own.memory.peak
         told = predictions.get(_prediction_key(own.arm))
-        ordinary = predictions.get(_prediction_key(replace(own.arm, alpha=0.0, octave=())))
+        ordinary = predictions.get(_prediction_key(replace(own.arm, alpha=0.0, octave=(), fuse="none")))
         rows.append([
             own.label,
             f"{1e3 * row.seconds.median:.2f} ({1e3 * row.seconds.low:.2f}–{1e3 * row.seconds.high:.2f})",
@@ -251,8 +252,9 @@ def _ratio(found: Pass, label: str, reference: str) -> Spread:
 def _prediction_key(arm: Arm) -> tuple[Any, ...]:
     work = "training" if arm.mode == "training" else "inference" if arm.engine == "plain" else "prepared"
     way = "fused" if arm.engine == "compile" else "eager"
+    forms = "plain" if arm.mode == "training" and arm.fuse == "none" else "cuda"
     multiple = dict(arm.octave).get("channel_multiple", 1)
-    return arm.network, arm.alpha, multiple, work, way, arm.clip_shape, arm.precision
+    return arm.network, arm.alpha, multiple, work, way, forms, arm.clip_shape, arm.precision
 
 
 def _predictions(work: Work) -> dict[tuple[Any, ...], float]:
@@ -261,7 +263,7 @@ def _predictions(work: Work) -> dict[tuple[Any, ...], float]:
         return {}
     found = {}
     for row in json.loads(Path(work.settings.roofline).read_text(encoding="utf-8"))["rows"]:
-        names = "network", "alpha", "channel_multiple", "work", "way", "clip_shape", "precision"
+        names = "network", "alpha", "channel_multiple", "work", "way", "forms", "clip_shape", "precision"
         key = tuple(tuple(row[name]) if name == "clip_shape" else row[name] for name in names)
         found[key] = row["milliseconds"]
     return found
@@ -271,10 +273,12 @@ def _predictions(work: Work) -> dict[tuple[Any, ...], float]:
 
 
 def training(work: Work) -> None:
-    """Step 1: five arms, and the profile of each."""
+    """Step 1: five arms, the same with fused norms, and profiles."""
     arms = training_arms(work)
-    calls = measure(work, "times", [Variant(arm) for arm in arms])
-    for label, call in sorted(calls.items(), key=lambda item: "0.25" not in item[0] and item[0] != "α 0"):
+    fused = [replace(arm, fuse="norms") for arm in sorted(arms, key=lambda arm: arm.alpha != 0.25)]
+    calls = measure(work, "times", [Variant(arm) for arm in [*arms, *fused]])
+    shown = ("α 0", "α 0.25", "α 0.25 fused", "α 0 fused")
+    for label, call in sorted(calls.items(), key=lambda item: shown.index(item[0]) if item[0] in shown else len(shown)):
         if work.left < 5:
             work.say("profiles", "no time left for more profiles")
             break
@@ -323,6 +327,7 @@ _ready: dict[str, tuple[Arm, Child]] = {}
 def compile_arms(work: Work) -> None:
     """Step 4: a process for each arm, all at once, with one cache."""
     arms = training_arms(work, engine="compile")[: 1 if work.settings.tiny else None]
+    arms += [replace(arm, fuse="norms") for arm in arms if arm.alpha == 0.25]
     gc.collect()
     if work.device.type == "cuda":
         torch.cuda.empty_cache()  # for the others
@@ -394,8 +399,14 @@ def rest(work: Work) -> None:
     """Step 6: what else may pay, the cheapest first."""
     arms = [arm for arm in training_arms(work) if arm.alpha in (0, 0.25)]
     [quarter] = [arm for arm in arms if arm.alpha == 0.25]
-    forms = [Variant(arms[0]), Variant(quarter, "forms as usual"), *_without_forms(quarter)]
-    measure(work, "forms", forms)
+    without = Variant(quarter, "without forms for CUDA", within=lambda: forms_of("none"))
+    measure(work, "forms of training", [Variant(arms[0]), Variant(quarter), without])
+    if work.left > 10:
+        infers = [arm for arm in inference_arms(work) if arm.alpha in (0, 0.25)]
+        for_cpus = [
+            Variant(replace(arm, engine="plain"), "prepared as for a CPU", change=_for_cpus(arm)) for arm in infers
+        ]
+        measure(work, "forms of inference", [*map(Variant, infers), *for_cpus])
     if work.left > 15 and work.device.type == "cuda":
         searched = [Variant(arm, "cudnn.benchmark", within=_cudnn_searches) for arm in arms]
         measure(work, "cudnn.benchmark", [*map(Variant, arms), *searched])
@@ -414,17 +425,16 @@ def _cudnn_searches() -> Iterator[None]:
         torch.backends.cudnn.benchmark = False
 
 
-def _without_forms(arm: Arm) -> list[Variant]:
-    """The forms for CUDA on and off, as far as octvideo has them."""
-    found = []
-    fuse: Any = getattr(octave, "fuse_training", None)
-    forms_of: Any = getattr(layout, "forms_of", None)
-    if fuse is not None:
-        found.append(Variant(arm, "norms fused", change=fuse))
-    if forms_of is not None:
-        unfuse: Any = getattr(octave, "unfuse", None)
-        found.append(Variant(arm, "without forms for CUDA", within=lambda: forms_of("none"), change=unfuse))
-    return found
+def _for_cpus(arm: Arm) -> Callable[[nn.Module], nn.Module]:
+    """Prepares an arm's network without what `prepare_inference` has for CUDA."""
+
+    def prepare(network: nn.Module) -> nn.Module:
+        prepared = prepare_inference(network, device="cpu")
+        if arm.precision == "bf16":
+            use_bfloat16(prepared, by_kernel=False)
+        return prepared
+
+    return prepare
 
 
 MEASUREMENTS: dict[str, Callable[[Work], None]] = {
