@@ -108,8 +108,12 @@ def _up(size: int, multiple: int) -> int:
 # them. The launch is that of a stream that the host keeps full: kernels of one stream start one after another.
 _LAUNCH = 2e-6
 DEVICES: dict[str, Device] = {
-    "h200": Device(4.3e12, 780e12, 390e12, _LAUNCH, source="NVIDIA H200 SXM data sheet: 4.8 TB/s, 989 T bf16, 494 T TF32"),
-    "h100": Device(3.0e12, 780e12, 390e12, _LAUNCH, source="NVIDIA H100 SXM data sheet: 3.35 TB/s, 989 T bf16, 494 T TF32"),
+    "h200": Device(
+        4.3e12, 780e12, 390e12, _LAUNCH, source="NVIDIA H200 SXM data sheet: 4.8 TB/s, 989 T bf16, 494 T TF32",
+    ),
+    "h100": Device(
+        3.0e12, 780e12, 390e12, _LAUNCH, source="NVIDIA H100 SXM data sheet: 3.35 TB/s, 989 T bf16, 494 T TF32",
+    ),
     "a100": Device(
         1.8e12, 250e12, 125e12, _LAUNCH, processors=108, capability=(8, 0),
         source="NVIDIA A100 80 GB SXM data sheet: 2.04 TB/s, 312 T bf16, 156 T TF32",

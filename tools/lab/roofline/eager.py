@@ -88,12 +88,11 @@ def eager_kernels(
         clips = laid_out(torch.empty(clip_shape, device="cuda"), channels_last)
 
         def work(recorder: Recorder) -> None:
-            with torch.no_grad() if mode == "inference" else nullcontext():
-                with autocast_on(precision):
-                    logits = network(clips)
-                    if mode == "inference":
-                        return
-                    loss = F.cross_entropy(logits, labels)
+            with torch.no_grad() if mode == "inference" else nullcontext(), autocast_on(precision):
+                logits = network(clips)
+                if mode == "inference":
+                    return
+                loss = F.cross_entropy(logits, labels)
             recorder.phase = "backward"
             backward(loss)
             if optimizer:

@@ -40,7 +40,8 @@ def put_on_gpu(network: nn.Module, *, channels_last: bool) -> nn.Module:
     """
     made: dict[int, Tensor] = {}  # shared ones stay shared
     for module in network.modules():
-        for table in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for table in tables:
             for name, tensor in table.items():
                 if tensor is None:
                     continue
@@ -156,9 +157,7 @@ def _run(starts: Sequence[tuple[Any, int, Tensor]], ends: Sequence[End]) -> dict
     found: dict[End, Tensor] = {}
     wanted = set(ends)
 
-    def arrive(node: Any, number: int, grad: Tensor | None) -> None:
-        if grad is None:
-            return
+    def arrive(node: Any, number: int, grad: Tensor) -> None:
         meta = node._input_metadata[number]
         if tuple(grad.shape) != tuple(meta.shape):
             grad = grad.sum_to_size(tuple(meta.shape))
@@ -180,7 +179,8 @@ def _run(starts: Sequence[tuple[Any, int, Tensor]], ends: Sequence[End]) -> dict
         for (following, number), grad in zip(node.next_functions, results, strict=True):
             if following is None:
                 continue
-            arrive(following, number, grad)
+            if grad is not None:
+                arrive(following, number, grad)
             waits_for[following] -= 1
             if not waits_for[following]:
                 heapq.heappush(ready, (-following._sequence_nr(), next(count), following))
@@ -199,21 +199,23 @@ def _reached_from(starts: Sequence[Any]) -> list[Any]:
 
 def _call(node: Any, sums: dict[int, Tensor]) -> list[Tensor | None]:
     """What a node gives to each of its next functions."""
-    grads: list[Tensor | None] = [sums.get(number) for number in range(len(node._input_metadata))]
-    if not isinstance(node, torch.autograd.function.FunctionCtx):
+    metas = node._input_metadata
+    grads: list[Tensor | None] = [sums.get(number) for number in range(len(metas))]
+    is_in_python = isinstance(node, torch.autograd.function.FunctionCtx)
+    if not is_in_python:
         results = node(*grads)
         return list(results) if isinstance(results, tuple) else [results]
     # A function written in Python. The engine fills in zeros for it, unless it says that it wants none.
     if getattr(node, "_fills_in", True):
-        metas = node._input_metadata
         grads = [
             torch.zeros(tuple(meta.shape), dtype=meta.dtype, device=meta.device) if grad is None else grad
             for grad, meta in zip(grads, metas, strict=True)
         ]
-    results = node.apply(*grads)  # type: ignore[attr-defined]
-    results = results if isinstance(results, tuple) else (results,)
-    wanted = iter([grad for grad, needs in zip(results, node.needs_input_grad, strict=False) if needs])  # type: ignore
-    return [None if following is None else next(wanted) for following, _ in node.next_functions]  # type: ignore
+    given = node.apply(*grads)
+    given = given if isinstance(given, tuple) else (given,)
+    # One for each argument, where next functions are those of tensors alone.
+    wanted = iter([grad for grad, needs in zip(given, node.needs_input_grad, strict=False) if needs])
+    return [None if following is None else next(wanted) for following, _ in node.next_functions]
 
 
 @contextmanager

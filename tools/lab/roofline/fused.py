@@ -29,7 +29,15 @@ from lab.roofline.operations import kind_of, launches
 from octvideo.errors import UserError
 
 # A fused kernel is counted as the first of these that one of its operations is.
-_FIRST: tuple[Kind, ...] = ("convolution", "matrix product", "normalisation", "pooling", "upsampling, addition", "other", "copy")
+_FIRST: tuple[Kind, ...] = (
+    "convolution",
+    "matrix product",
+    "normalisation",
+    "pooling",
+    "upsampling, addition",
+    "other",
+    "copy",
+)
 
 
 def fused_kernels(
@@ -71,7 +79,7 @@ def fused_kernels(
     return kernels
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """The schedule is there."""
 
 
@@ -88,14 +96,14 @@ def _stopped_inductor(device: Device, kernels: list[Kernel]) -> Iterator[Any]:
         graph.init_wrapper_code()
         graph._update_scheduler()
         kernels.extend(_scheduled(graph))
-        raise _Stop
+        raise _StopError
 
     def inner(gm: Any, inputs: Any, **options: Any) -> Any:
-        with contextlib.suppress(_Stop):
+        with contextlib.suppress(_StopError):
             try:
                 compile_fx_inner(gm, inputs, **options)
             except Exception as error:  # inductor wraps what is raised within
-                if not any(isinstance(cause, _Stop) for cause in _causes(error)):
+                if not any(isinstance(cause, _StopError) for cause in _causes(error)):
                     raise
         return make_boxed_func(torch._dynamo.disable(gm.forward))
 
@@ -217,7 +225,7 @@ def _generated(node: Any, phase: Phase) -> Kernel:
     origins = [n for part in node.get_nodes() for n in part.node.origins] if hasattr(node, "get_nodes") else []
     names = list(dict.fromkeys(_aten_name(n) for n in origins))
     kinds = {kind_of(name) for name in names}
-    kind = next((kind for kind in _FIRST if kind in kinds), "other")
+    kind: Kind = next((kind for kind in _FIRST if kind in kinds), "other")
     shapes = [tuple(x.shape) for n in origins if isinstance(x := n.meta.get("val"), Tensor)]
     largest = max(shapes, key=lambda shape: torch.Size(shape).numel(), default=())
     return Kernel(" + ".join(names), kind, _bytes(node), phase, shape=largest)

@@ -27,7 +27,7 @@ Launches = list[tuple[str, Kind, int, Product | None]]  # name, kind, bytes
 # What runs on the host alone, or not at all: memory that is given and taken, and other views of it.
 _FREE = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh",
-    "_unsafe_view", "view_as_real", "is_same_size", "sym_size", "sym_stride", "sym_numel", "_has_compatible_shallow_copy_type",
+    "_unsafe_view", "view_as_real", "is_same_size", "sym_size", "sym_stride", "sym_numel",
     "set_", "resize_", "_assert_tensor_metadata", "_assert_scalar", "record_stream",
 }  # fmt: skip
 # Words in a name -> what it is counted as; the first that is found counts.
@@ -48,7 +48,9 @@ def kind_of(name: str) -> Kind:
     return next((kind for kind, words in _KINDS if any(word in name for word in words)), "other")
 
 
-def launches(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, phase: Phase) -> list[Kernel]:
+def launches(
+    func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, phase: Phase
+) -> list[Kernel]:
     """The kernels of one operation, called with tensors that may be fake.
 
     Args:
@@ -59,7 +61,12 @@ def launches(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], r
     """
     namespace, _, name = func._schema.name.partition("::")
     tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
-    if func.is_view or namespace == "prim" or name in _FREE or not any(x.device.type == "cuda" and x.numel() for x in tensors):
+    if (
+        func.is_view
+        or namespace == "prim"
+        or name in _FREE
+        or not any(x.device.type == "cuda" and x.numel() for x in tensors)
+    ):
         return []
     shape = tuple(max(tensors, key=Tensor.numel).shape)
     bound = _bound(func, args, kwargs)
@@ -158,7 +165,9 @@ def _convolution(a: Mapping[str, Any], y: Tensor) -> Launches:
     x, weight, groups = a["input"], a["weight"], a["groups"]
     layout = conv_layout(x, weight)
     found = _layout_copy(x, layout) + _layout_copy(weight, layout)
-    found.append(("convolution", "convolution", _whole(x) + _whole(weight) + _whole(y), _forward(x, weight, y, groups, a)))
+    found.append(
+        ("convolution", "convolution", _whole(x) + _whole(weight) + _whole(y), _forward(x, weight, y, groups, a))
+    )
     if a["bias"] is not None:  # cuDNN's results are changed by a kernel of torch's
         found.append(("convolution's bias", "upsampling, addition", 2 * _whole(y), None))
     return found
@@ -204,8 +213,10 @@ def _batch_norm(a: Mapping[str, Any], result: Any) -> Launches:
     y = result[0] if isinstance(result, tuple | list) else result
     channels = 4 * x.shape[1]  # float32
     if not a.get("training", a.get("train", "batch_norm_with_update" in a)):
-        apply = ("batch norm", "normalisation", touched(x) + _whole(y) + 4 * channels, None)
-        return [("inverse deviation", "normalisation", 2 * channels, None), apply]
+        return [
+            ("inverse deviation", "normalisation", 2 * channels, None),
+            ("batch norm", "normalisation", touched(x) + _whole(y) + 4 * channels, None),
+        ]
     running = a.get("running_mean") is not None
     return [
         ("statistics", "normalisation", touched(x) + 2 * channels, None),
@@ -317,7 +328,10 @@ def _clone(a: Mapping[str, Any], y: Tensor) -> Launches:
 def _index_add(a: Mapping[str, Any], y: Tensor) -> Launches:
     source = a["source"]
     more = 2 * _whole(y)  # the copy that it changes
-    return [("copy", "copy", more, None), ("index_add", "upsampling, addition", touched(source) + 2 * _whole(source), None)]
+    return [
+        ("copy", "copy", more, None),
+        ("index_add", "upsampling, addition", touched(source) + 2 * _whole(source), None),
+    ]
 
 
 _RULES: dict[str, Callable[[Mapping[str, Any], Any], Launches]] = {
