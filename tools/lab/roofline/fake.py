@@ -175,12 +175,13 @@ def _run(starts: Sequence[tuple[Any, int, Tensor]], ends: Sequence[End]) -> dict
         node = heapq.heappop(ready)[2]
         sums = arrived.pop(node, {})
         found |= {(node, number): grad for number, grad in sums.items() if (node, number) in wanted}
-        results = _call(node, sums) if sums and node in leads_on else [None] * len(node.next_functions)
-        for (following, number), grad in zip(node.next_functions, results, strict=True):
+        goes_on = bool(sums) and node in leads_on
+        results: list[Tensor | None] = _call(node, sums) if goes_on else [None] * len(node.next_functions)
+        for (following, number), result in zip(node.next_functions, results, strict=True):
             if following is None:
                 continue
-            if grad is not None:
-                arrive(following, number, grad)
+            if result is not None:
+                arrive(following, number, result)
             waits_for[following] -= 1
             if not waits_for[following]:
                 heapq.heappush(ready, (-following._sequence_nr(), next(count), following))

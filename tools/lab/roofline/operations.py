@@ -1,14 +1,11 @@
 """What kernels an operation of torch launches on CUDA, and what each reads and writes.
 
 An operation that is in no table below is one kernel, which reads every tensor it takes once, and writes every one that
-it gives or changes. Operators of octvideo's own say themselves what they move (`traffic` in octvideo/octave/gpu).
+it gives or changes.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -37,7 +34,23 @@ _KINDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     ("normalisation", ("norm", "var_mean", "moments", "rsqrt")),
     ("pooling", ("pool",)),
     ("upsampling, addition", ("upsample", "add", "sub", "unsafe_index", "interpolate")),
-    ("copy", ("copy", "clone", "cat", "slice", "select", "zero", "fill", "full", "pad", "convert_element_type", "_to")),
+    (
+        "copy",
+        (
+            "_weight",
+            "copy",
+            "clone",
+            "cat",
+            "slice",
+            "select",
+            "zero",
+            "fill",
+            "full",
+            "pad",
+            "convert_element_type",
+            "_to",
+        ),
+    ),
 )
 _FOREACH_TENSORS = 64  # a launch of a list operation takes about as many tensors, by the space for its arguments
 _CAT_AXES = 4  # torch joins tensors of more axes one by one
@@ -71,17 +84,15 @@ def launches(
     shape = tuple(max(tensors, key=Tensor.numel).shape)
     bound = _bound(func, args, kwargs)
     found: Launches
-    if (traffic := _registered().get(func._schema.name)) is not None:
-        found = [(launch, _own_kind(launch), moved, None) for launch, moved in traffic(*args, **kwargs)]
-    elif namespace == "aten" and (rule := _RULES.get(name)) is not None:
+    rules = {"aten": _RULES, "octvideo": _OWN}.get(namespace, {})
+    if (rule := rules.get(name)) is not None:
         found = rule(bound, result)
     else:
-        kind = kind_of(name) if namespace in ("aten", "prims") else _own_kind(name)
-        found = [(name, kind, _moved(func, bound, result), None)]
+        found = [(name, kind_of(name), _moved(func, bound, result), None)]
         if name.startswith("_foreach"):
             lists = [x for x in bound.values() if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor)]
             parts = -(-len(lists[0]) // _FOREACH_TENSORS) if lists else 1
-            found = [(name, kind, found[0][2] // parts, None)] * parts
+            found = [(name, kind_of(name), found[0][2] // parts, None)] * parts
     return [Kernel(launch, kind, moved, phase, product, shape) for launch, kind, moved, product in found]
 
 
@@ -111,23 +122,48 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return [x for x in tree_leaves(list(values)) if isinstance(x, Tensor)]
 
 
-# ── octvideo's own operators ──────────────────────────────────────────────────────────────────────────────────────────
-
-Traffic = Callable[..., list[tuple[str, int]]]  # of an operator's arguments: each launch's name and bytes
+# ── octvideo's own operators (octvideo/octave/gpu), each of its kernels ───────────────────────────────────────────────
 
 
-@functools.cache
-def _registered() -> Mapping[str, Traffic]:
-    """Of each operator that registers one, by its name with the namespace."""
-    module = "octvideo.octave.gpu.traffic"
-    if importlib.util.find_spec("octvideo.octave.gpu") is None or importlib.util.find_spec(module) is None:
-        return {}
-    return importlib.import_module(module).TRAFFIC  # type: ignore[no-any-return]
+def _moments(a: Mapping[str, Any], result: Any) -> Launches:
+    maps = sum(touched(a[name]) for name in ("high", "half", "low"))
+    vectors = sum(map(touched, result))
+    return [("moments", "normalisation", maps + vectors, None), ("moments, summed", "normalisation", 3 * vectors, None)]
 
 
-def _own_kind(name: str) -> Kind:
-    found = kind_of(name)
-    return found if found != "other" else "normalisation"
+def _normalize(a: Mapping[str, Any], result: Any) -> Launches:
+    read = sum(touched(x) for x in a.values() if isinstance(x, Tensor))
+    return [("normalize", "normalisation", read + sum(map(touched, result)), None)]
+
+
+def _normalize_backward(a: Mapping[str, Any], result: Any) -> Launches:
+    """Sums, which also write the residuals' gradients, the addition of the sums, and the maps' gradients."""
+    d_high, d_half, d_low, d_residual_high, d_residual_low, *vectors = result
+    x = sum(touched(a[name]) for name in ("high", "half", "low"))
+    joined = touched(a["d_joined"])
+    in_sums, in_gradient = x + joined, x
+    residuals = (a["has_residual_high"], a["has_residual_low"])
+    for has_residual, name, grad in zip(residuals, ("high", "low"), (d_residual_high, d_residual_low), strict=True):
+        in_sums += touched(a[f"dy_{name}"])
+        if has_residual:  # the ReLU's mask is y's, and g is written for the second pass
+            in_sums += touched(grad) + (touched(a[f"y_{name}"]) if a["relu"] else 0)
+            in_gradient += touched(grad)
+        else:
+            in_gradient += touched(a[f"dy_{name}"])
+    in_gradient += 0 if all(residuals) else joined
+    sums = sum(map(touched, vectors))
+    return [
+        ("normalize's sums", "normalisation", in_sums + sums, None),
+        ("normalize's sums, summed", "normalisation", 3 * sums, None),
+        ("normalize, backward", "normalisation", in_gradient + sum(map(touched, (d_high, d_half, d_low))), None),
+    ]
+
+
+_OWN: dict[str, Callable[[Mapping[str, Any], Any], Launches]] = {
+    "octave_moments": _moments,
+    "octave_normalize": _normalize,
+    "octave_normalize_backward": _normalize_backward,
+}
 
 
 # ── torch's, where they are more than one kernel, or read less or more than all ───────────────────────────────────────
