@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lab.roofline.device import Kernel, Phase, Precision
 from lab.roofline.fake import autocast_on, backward, fake_mode, functions_say_what_they_want, laid_out, put_on_gpu
-from lab.roofline.operations import conv_layout, launches
+from lab.roofline.operations import launches
 
 Mode = Literal["inference", "training"]
 
@@ -35,25 +35,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if isinstance(func, torch._ops.OpOverload):
-            result = _as_on_gpu(func, args, result)
             self.kernels += launches(func, args, kwargs, result, self.phase)
         return result
-
-
-def _as_on_gpu(func: Any, args: Any, result: Any) -> Any:
-    """Results of convolutions in cuDNN's layout: fake ones have another where torch is built without it."""
-    if func is torch.ops.aten.convolution.default:
-        return _in_layout(result, conv_layout(args[0], args[1]))
-    if func is torch.ops.aten.convolution_backward.default:
-        layout = conv_layout(args[1], args[2])
-        return (*[None if grad is None else _in_layout(grad, layout) for grad in result[:2]], result[2])
-    return result
-
-
-def _in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
-    if x.is_contiguous(memory_format=layout):
-        return x
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def record(work: Callable[[Recorder], Any]) -> list[Kernel]:

@@ -1,8 +1,9 @@
 """Networks and tensors that are "on a GPU" without one: shapes, strides, dtypes and devices, and no memory.
 
-torch's FakeTensors are that, but for two things. Autocast switches itself off where there is no GPU; `autocast_on` sets
-what it would set. And autograd's engine, which is C++, asks the GPU for its streams; `gradients` goes through the same
-graph from Python: each node is called as the engine calls it, in the same order, and sums are torch's operations too.
+torch's FakeTensors are that, but for three things where there is no GPU. Results of convolutions lack cuDNN's layout;
+`fake_mode` gives it to them. Autocast switches itself off; `autocast_on` sets what it would set. And autograd's engine,
+which is C++, asks the GPU for its streams; `gradients` goes through the same graph from Python: each node is called as
+the engine calls it, in the same order, and sums are torch's operations too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import get_gradient_edge
 
@@ -26,9 +28,19 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def fake_mode() -> FakeTensorMode:
-    """Within it, all new tensors are fake, on any device."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+@contextmanager
+def fake_mode() -> Iterator[None]:
+    """Within it, all new tensors are fake, on any device, and convolutions are cuDNN's."""
+    layout = mock.patch.object(torch._C, "_conv_determine_backend_memory_format", lambda x, w, _: conv_layout(x, w))
+    with layout, FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def conv_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """In which cuDNN computes: channels last if the maps or the weight are."""
+    last = _LAYOUTS.get(weight.dim())
+    found = suggest_memory_format(x), suggest_memory_format(weight)
+    return last if last is not None and last in found else torch.contiguous_format
 
 
 def put_on_gpu(network: nn.Module, *, channels_last: bool) -> nn.Module:

@@ -124,6 +124,7 @@ def _stopped_inductor(device: Device, kernels: list[Kernel]) -> Iterator[Any]:
         mock.patch("torch.cuda.get_device_capability", lambda *_: device.capability),
         mock.patch("torch.cuda.current_device", lambda: 0),
         mock.patch("torch.cuda.device_count", lambda: 1),
+        mock.patch("torch.cuda.is_available", lambda: False),  # else random states would be asked for
         mock.patch.object(CudaInterface.Worker, "get_device_properties", staticmethod(lambda *_: answers)),
         gradients_from_python(),
         torch._inductor.config.patch(shape_padding=False, force_disable_caches=True),

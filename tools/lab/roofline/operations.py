@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch._prims_common import suggest_memory_format
 from torch.utils._pytree import tree_leaves
 
 from lab.roofline.device import Kernel, Kind, Phase, Product
+from lab.roofline.fake import conv_layout
 
 aten = torch.ops.aten
 Launches = list[tuple[str, Kind, int, Product | None]]  # name, kind, bytes
@@ -174,13 +174,6 @@ def _layout_copy(x: Tensor | None, layout: torch.memory_format) -> Launches:
     if x is None or x.is_contiguous(memory_format=layout):
         return []
     return [("layout", "copy", touched(x) + x.numel() * x.element_size(), None)]
-
-
-def conv_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """In which cuDNN computes: channels last if the maps or the weight are."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.dim())
-    found = (suggest_memory_format(x), suggest_memory_format(weight))
-    return last if last is not None and last in found else torch.contiguous_format
 
 
 def _whole(x: Tensor | None) -> int:
