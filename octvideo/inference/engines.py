@@ -491,7 +491,8 @@ def build_engine(
             return FileEngine(name, file, spec, num_threads=num_threads)
     if num_threads:
         torch.set_num_threads(num_threads)
-    return entry.start(prepare_inference(network), spec)
+    # A compiler joins by itself what lies between convolutions.
+    return entry.start(prepare_inference(network, device="cpu" if entry.compiles else spec.device), spec)
 
 
 def write_model(name: str, network: nn.Module, file: Path, spec: ModelSpec) -> None:
@@ -503,7 +504,7 @@ def write_model(name: str, network: nn.Module, file: Path, spec: ModelSpec) -> N
     entry = check_choice(name, spec.precision, spec.device)
     assert entry.write is not None
     try:
-        entry.write(prepare_inference(network).to(spec.device), file, spec)
+        entry.write(prepare_inference(network, device="cpu").to(spec.device), file, spec)
     except UserError:
         raise
     except Exception as error:  # export and the compilers have no common type

@@ -109,7 +109,7 @@ class Predictor:
         self.engine_reason = ""  # of an engine that was given
         if isinstance(network, nn.Module):
             self.device = choice_device(engine, precision, device)
-            self.views_per_chunk = views_per_chunk or choose_views_per_call(views, self.device)
+            self.views_per_chunk = views_per_chunk or choose_views_per_call(views, self.device, torch.get_num_threads())
             how: dict[str, Any] = {"precision": precision, "num_threads": num_threads, "device": self.device}
             on_cpu = Normaliser(mean, std, torch.device("cpu"))
             calibration = typical_clips(calibrate, views, on_cpu) if calibrate else None
@@ -276,16 +276,20 @@ def clip_shape(views: ViewSettings, num_views: int) -> tuple[int, int, int, int,
     return num_views, 3, views.clip_frames, views.crop_px, views.crop_px
 
 
-def choose_views_per_call(views: ViewSettings, device: torch.device) -> int:
+def choose_views_per_call(views: ViewSettings, device: torch.device, threads: int = 1) -> int:
     """How many views go through a network at once: a divisor of all, so that no batch has to be filled up.
 
     8 on a GPU. On a CPU as many as have the pixels of one view of 8 x 256 x 256: larger batches only wait longer for
-    their last view, and of single small views the calls take longer than the arithmetic.
+    their last view, and of single small views the calls take longer than the arithmetic. Where views can be shared out
+    evenly, each thread gets so many: threads that have views of their own do not wait for each other.
     """
     most = 8
-    if device.type == "cpu":
+    if device.type != "cpu":
+        threads = 1
+    else:
         most = max(1, min(8, 8 * 256 * 256 // (views.clip_frames * views.crop_px**2)))
-    return max(n for n in range(1, most + 1) if views.num_views % n == 0)
+    divisors = [n for n in range(1, most * threads + 1) if views.num_views % n == 0]
+    return max(n for n in divisors if n <= most or n % threads == 0)
 
 
 def typical_clips(

@@ -30,6 +30,7 @@ from octvideo.octave.factor import low_size
 from octvideo.octave.features import Octave, merge, split
 from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.prepare import fuse_convolutions, prepare_inference
+from octvideo.octave.fused.training import FusionReport, fuse_training, unfuse
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
 from octvideo.octave.paths import Downsample, Exchange
@@ -40,6 +41,7 @@ __all__ = [
     "Cost",
     "Downsample",
     "Exchange",
+    "FusionReport",
     "OctBatchNorm1d",
     "OctBatchNorm2d",
     "OctBatchNorm3d",
@@ -56,6 +58,7 @@ __all__ = [
     "arrange",
     "count_cost",
     "fuse_convolutions",
+    "fuse_training",
     "layer_flop_ratio",
     "layer_memory_ratio",
     "low_size",
@@ -65,5 +68,6 @@ __all__ = [
     "prepare_inference",
     "split",
     "split_channels",
+    "unfuse",
     "upsample",
 ]

@@ -20,7 +20,7 @@ from typing import Any, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octvideo.octave.features import Octave
+from octvideo.octave.features import Octave, Parts
 from octvideo.octave.layer import OctaveLayer, convolve
 from octvideo.octave.ordinary import pad_same
 from octvideo.octave.partition import Partition
@@ -119,26 +119,30 @@ class OctConvNd(OctaveLayer):
             ll=paths.ll and replace(paths.ll, stride=stride, pool=self.pool_first),
         )
 
-    def forward(self, input: Tensor | Octave) -> Tensor | Octave:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, input: Tensor | Octave, joined: Tensor | None = None
+    ) -> Tensor | Octave | Parts:
         """Convolve.
 
         Args:
             input: (N, C_in, [T,] H, W), or an Octave of it where `partition_in` has low channels.
+            joined: (N, C_in, [T,] h, w), x_high pooled and then x_low, where that is at hand and `reads_joined`.
 
         Returns:
             A Tensor (N, C_out, [T',] H', W') where `partition_out` has no low channel, else an Octave; sizes
-            are the ordinary convolution's.
+            are the ordinary convolution's. `Parts` if it `gives_parts`.
 
         Raises:
             TypeError: if a Tensor comes where low channels are expected, or the other way round.
             ValueError: if the sizes of the two maps do not fit together.
         """
         high, low = self._unpack(input)
+        joined = joined if self.reads_joined else None
         spatial = high.shape[-len(self.stride) :]
         size = tuple((n + s - 1) // s for n, s in zip(spatial, self.stride, strict=True))
-        if self.pool_first is not None:
+        if self.pool_first is not None and joined is None:
             high = pool_down(high, self.pool_first)
-        return self._run(high, low, size)
+        return self._run(high, low, size, joined)
 
     def _convolve(self, x: Tensor, path: ConvPath, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding

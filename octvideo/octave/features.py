@@ -51,6 +51,17 @@ class Octave(NamedTuple):
         )
 
 
+class Parts(NamedTuple):
+    """What a convolution gives to a norm that adds it up by itself: y_high = high + upsampled(half), and y_low.
+
+    Shapes: high (N, C_high, [T,] H, W), half (N, C_high, [T,] h, w), low (N, C_low, [T,] h, w), None where C_low is 0.
+    """
+
+    high: Tensor
+    half: Tensor
+    low: Tensor | None
+
+
 def split(x: Tensor, alpha: float | Partition, factor: Sequence[int] | None = None) -> Tensor | Octave:
     """Move the low channels of `x` to half resolution by average pooling.
 

@@ -1,7 +1,8 @@
 """What the octave convolutions, ordinary and transposed, have in common: a tensor's way through four paths.
 
-`OctaveLayer._run` goes it: in training on CPUs as one pass over the maps where that is possible
-(octvideo/octave/kernel/training.py), else path by path. `convolve`, at the end, is the convolution of one path.
+`OctaveLayer._run` goes it and chooses the form: in training on CPUs one pass over the maps where that is possible
+(octvideo/octave/kernel/training.py); on CUDA all its convolutions as one step of autograd
+(octvideo/octave/gpu/weight_blocks.py); else path by path. `convolve`, at the end, is the convolution of one path.
 """
 
 from __future__ import annotations
@@ -15,13 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave.factor import AXES, Factor, as_factor, low_size, octave_problem
-from octvideo.octave.features import Octave
-from octvideo.octave.kernel.layout import fold_frames, fold_space, is_channels_last, unfold_frames, unfold_space
+from octvideo.octave.features import Octave, Parts
+from octvideo.octave.gpu.weight_blocks import Block, BlockConvs
+from octvideo.octave.kernel.layout import (
+    fold_frames,
+    fold_space,
+    forms_device,
+    is_channels_last,
+    unfold_frames,
+    unfold_space,
+)
 from octvideo.octave.kernel.training import TrainedConv, training_format
 from octvideo.octave.ordinary import ORDINARY, ConvForm
 from octvideo.octave.partition import Partition, as_partition
 from octvideo.octave.paths import ConvPath, Exchange, Paths, Target, Term
-from octvideo.octave.resample import add_upsampled, upsample
+from octvideo.octave.resample import add_upsampled, pool_down, upsample
 
 
 class OctaveLayer(nn.modules.conv._ConvNd):
@@ -35,6 +44,10 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         pool_first: what x_high is pooled by before any path reads it, in a strided layer; None: not.
         paths: the four paths, less those that `exchange` switches off.
         to_high, to_low: the same, as the terms that add up to y_high and to y_low.
+        reads_joined: whether it can read `joined`, what a fused norm gives beside its map: pooled x_high and x_low side
+            by side. A layer at stride 1 makes y_low of it; a strided one, which pools first, both results.
+        can_give_parts: whether it could leave the addition of y_high's two terms to a fused norm.
+        gives_parts: whether it does so: the result is `Parts`. Set it by octvideo/octave/fused/training.py.
     """
 
     partition_in: Partition
@@ -43,6 +56,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
     exchange: Exchange
     form: ConvForm = ORDINARY
     pool_first: Factor | None = None
+    gives_parts = False
 
     # -- construction ----------------------------------------------------------------------------------------
 
@@ -70,8 +84,42 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         order = self.partition_in.order if self.groups == 1 else None
         self.to_high = Target.of(paths.hh, paths.lh, order, self.partition_out.high)
         self.to_low = Target.of(paths.hl, paths.ll, order, self.partition_out.low)
+        self.gives_parts = False
+        terms = self.to_high.terms + self.to_low.terms
         in_order = all(isinstance(part, slice) for part in (order, self.to_high.channels, self.to_low.channels))
         self._trained = self._one_pass(paths) if in_order else None
+        self._blocks = self._block_convs(terms) if in_order and self.is_octave else None
+        halves_space = self.factor in ((2, 2), (1, 2, 2)) and not self.transposed
+        reads = [self._takes_joined(term) for term in terms]
+        strided = self.pool_first is not None
+        self.reads_joined = halves_space and (
+            self.pool_first == self.factor and all(reads) if strided else any(reads) and self.is_octave
+        )
+        self.can_give_parts = (
+            (halves_space and len(self.to_high.terms) == 2 and len(self.to_low.terms) == int(self.gives_pair))
+            and self.to_high.terms[0].path.up is None
+            and self.to_high.terms[1].path.up == self.factor
+            and all(term.path.covers_target for term in terms)
+        )
+
+    def _takes_joined(self, term: Term) -> bool:
+        """Whether a term reads both maps at the size of the low one, x_high pooled for it."""
+        from_high, from_low = term.sources
+        both = from_high is not None and (from_low is not None) == self.takes_pair
+        ungrouped = self.groups == 1 or not self.is_octave
+        return both and ungrouped and (from_high.pool == self.factor or self.pool_first is not None)  # type: ignore
+
+    def _block_convs(self, terms: Sequence[Term]) -> BlockConvs | None:
+        """All terms as convolutions with blocks of the weight, if they have no bias and zeros around the maps."""
+        usual = self.padding_mode == "zeros" and not isinstance(self.padding, str) and self.bias is None
+        if not usual or self.groups > 1 or self.transposed or len(self.kernel_size) == 1:
+            return None
+        blocks = []
+        for path in (term.path for term in terms):
+            if not (isinstance(path.rows, slice) and isinstance(path.columns, slice)):
+                return None
+            blocks.append(Block(path.rows, path.columns, path.stride))
+        return BlockConvs(tuple(blocks), tuple(self.padding), tuple(self.dilation))  # type: ignore[arg-type]
 
     def _one_pass(self, paths: Paths) -> TrainedConv | None:
         """What trains the layer in one pass, if the kernel has its form."""
@@ -119,39 +167,65 @@ class OctaveLayer(nn.modules.conv._ConvNd):
                 )
         return high, low
 
-    def _run(self, high: Tensor, low: Tensor | None, size: Sequence[int]) -> Tensor | Octave:
+    def _run(
+        self, high: Tensor, low: Tensor | None, size: Sequence[int], joined: Tensor | None = None
+    ) -> Tensor | Octave | Parts:
         """The layer's result.
 
         Args:
             high, low: as `_unpack` gives them, x_high pooled by `pool_first`.
             size: of y_high; on axes that are not halved it does not matter.
+            joined: see `reads_joined`.
         """
         weight = self.form.weight(self)  # once: spectral norm goes a step further at each reading
+        if self.gives_parts:
+            y_high, half, *y_low = self._results(high, low, joined, weight)
+            return Parts(y_high, half, y_low[0] if y_low else None)
         if self._trained is not None and self._trained.fits(high, low, weight):
             maps = self._trained(high, low, weight, functools.partial(self._run_paths, size=size))
         else:
-            maps = self._run_paths(high, low, weight, size)
+            maps = self._run_paths(high, low, weight, size, joined)
         return Octave(*maps) if self.gives_pair else maps[0]
 
-    def _run_paths(self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
+    def _run_paths(
+        self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int], joined: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """y_high, and y_low if there is one."""
-        y_high = self._sum_of_terms(self.to_high, high, low, weight, size)
+        results = self._results(high, low, joined, weight)
+        num_high = len(self.to_high.terms)
+        y_high = self._sum_of_terms(self.to_high, results[:num_high], size)
         if not self.gives_pair:
             assert y_high is not None
             return (y_high,)
-        y_low = self._sum_of_terms(self.to_low, high, low, weight, size)
+        y_low = self._sum_of_terms(self.to_low, results[num_high:], size)
         assert y_low is not None
         if y_high is None:  # alpha_out = 1: no high channel, but the full size is kept
             y_high = y_low.new_empty(y_low.shape[0], 0, *self._sized(y_low, size))
         return y_high, y_low
 
-    def _sum_of_terms(
-        self, target: Target, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]
-    ) -> Tensor | None:
-        """What reaches one frequency, at its resolution; the first term brings the bias. None: nothing does."""
+    def _results(self, high: Tensor, low: Tensor | None, joined: Tensor | None, weight: Tensor) -> list[Tensor]:
+        """Each term's convolution, those of y_high first, at its own resolution; the first of each brings the bias."""
+        if self._blocks is not None and forms_device(high) == "cuda":
+            terms = self.to_high.terms + self.to_low.terms
+            return list(self._blocks(weight, [self._gather(term, high, low, joined) for term in terms]))
+        return [
+            self._convolve_term(term, target, self._gather(term, high, low, joined), weight, has_bias=n == 0)
+            for target in (self.to_high, self.to_low)
+            for n, term in enumerate(target.terms)
+        ]
+
+    def _gather(self, term: Term, high: Tensor, low: Tensor | None, joined: Tensor | None) -> Tensor:
+        """What a term's convolution reads."""
+        if joined is None or not self._takes_joined(term):
+            return term.gather(high, low, len(self.factor))
+        source = term.sources[0]
+        once_more = self.pool_first is not None and source is not None and source.pool is not None
+        return pool_down(joined, self.factor) if once_more else joined
+
+    def _sum_of_terms(self, target: Target, results: Sequence[Tensor], size: Sequence[int]) -> Tensor | None:
+        """What reaches one frequency, at its resolution. None: nothing does."""
         total: Tensor | None = None
-        for term in target.terms:
-            y = self._convolve_term(term, target, high, low, weight, has_bias=total is None)
+        for term, y in zip(target.terms, results, strict=True):
             up = term.path.up
             if total is None:
                 total = y if up is None else upsample(y, self._sized(y, size), up)
@@ -159,12 +233,9 @@ class OctaveLayer(nn.modules.conv._ConvNd):
                 total = total + y if up is None else add_upsampled(total, y, up)
         return total
 
-    def _convolve_term(
-        self, term: Term, target: Target, high: Tensor, low: Tensor | None, weight: Tensor, *, has_bias: bool
-    ) -> Tensor:
+    def _convolve_term(self, term: Term, target: Target, x: Tensor, weight: Tensor, *, has_bias: bool) -> Tensor:
         """One term over all channels of its target, at the convolution's own resolution."""
         path, bias = term.path, target.bias(self.bias) if has_bias else None
-        x = term.gather(high, low, len(self.factor))
         if path.covers_target:
             return self._convolve(x, path, path.weight(weight), bias)
         return target.spread(self._convolve(x, path, path.weight(weight), None), path, bias)

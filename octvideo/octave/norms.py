@@ -11,7 +11,12 @@ from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index,
 
 
 class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of each frequency by itself; weight, bias, statistics are the ordinary layer's vectors."""
+    """Batch norm of each frequency by itself; weight, bias, statistics are the ordinary layer's vectors.
+
+    Attributes:
+        partition: which channels are low.
+        is_in_order: whether they are the last ones.
+    """
 
     partition: Partition
 
@@ -26,7 +31,7 @@ class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._high = as_channel_index(self.partition.high)
         self._low = as_channel_index(self.partition.low)
         self._sizes = len(self.partition.high), len(self.partition.low)
-        self._in_order = self.partition.order == slice(0, self.num_features)
+        self.is_in_order = self.partition.order == slice(0, self.num_features)
 
     def forward(self, input: Tensor | Octave) -> Tensor | Octave:  # type: ignore[override]
         """Normalise; same sizes out as in.
@@ -54,7 +59,7 @@ class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Of the high and of the low channels; by one split where that is possible: one step of autograd, not two."""
         if vector is None:
             return None, None
-        if self._in_order:
+        if self.is_in_order:
             high, low = vector.split(self._sizes)
             return high, low
         return take_channels(vector, self._high, 0), take_channels(vector, self._low, 0)

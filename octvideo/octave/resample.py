@@ -10,8 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octvideo.octave.factor import as_factor, low_size
-from octvideo.octave.kernel.layout import clips_stay_unfolded, fold_frames, is_channels_last, unfold_frames
+from octvideo.octave.factor import Factor, as_factor, low_size
+from octvideo.octave.kernel.layout import (
+    clips_stay_unfolded,
+    fold_frames,
+    forms_device,
+    is_channels_last,
+    unfold_frames,
+)
 
 
 def _in_space(x: Tensor, images: Callable[[Tensor], Tensor], clips: Callable[[Tensor], Tensor]) -> Tensor:
@@ -111,7 +117,8 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
 def add_upsampled(y: Tensor, low: Tensor, factor: Sequence[int] | None = None) -> Tensor:
     """`y` plus `low`, upsampled.
 
-    Of channels-last maps without a gradient it is one pass over y, where an upsampled copy makes three.
+    On CUDA, and of channels-last maps without a gradient on CPUs, it is one pass over y, where an upsampled copy makes
+    three.
 
     Args:
         y: (N, C, [T,] H, W); it may be changed, so nobody else may need it.
@@ -119,11 +126,69 @@ def add_upsampled(y: Tensor, low: Tensor, factor: Sequence[int] | None = None) -
         factor: which axes are halved.
     """
     factor = as_factor(factor, y.dim() - 2)
+    # A compiler fuses the steps by itself, and torch.func would have to be told how to transform a change in place.
+    records = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
     wants_gradient = torch.is_grad_enabled() and (y.requires_grad or low.requires_grad)
-    if wants_gradient or torch.compiler.is_compiling() or not is_channels_last(y):
+    if not records and forms_device(y) == "cuda" and y.dtype == low.dtype:
+        if not wants_gradient:
+            return _add_to_blocks(y, low, factor)
+        if not y.is_leaf:
+            return _AddUpsampled.apply(y, low, factor)  # type: ignore[no-any-return,no-untyped-call]
+    if wants_gradient or records or not is_channels_last(y):
         return y + upsample(low, y.shape[2:], factor)
     for first in itertools.product(*map(range, factor)):  # of the pixels that share a low one
         steps = [slice(n, None, f) for n, f in zip(first, factor, strict=True)]
         share = y[tuple([slice(None)] * 2 + steps)]
         share += crop(low, share.shape[2:])
     return y
+
+
+def _add_to_blocks(y: Tensor, low: Tensor, factor: Factor) -> Tensor:
+    """Adds each pixel of `low` to the pixels of `y` that share it, in place.
+
+    By broadcasting: one kernel where sizes are even, and one for each odd edge.
+    """
+    axes = range(2, y.dim())
+    for edges in itertools.product(
+        *[(False, True) if n % f else (False,) for n, f in zip(y.shape[2:], factor, strict=True)]
+    ):
+        part, own = y, low
+        for axis, f, at_edge in zip(axes, factor, edges, strict=True):
+            whole = y.shape[axis] // f
+            part = part.narrow(axis, f * whole, 1) if at_edge else part.narrow(axis, 0, f * whole)
+            own = own.narrow(axis, whole, 1) if at_edge else own.narrow(axis, 0, whole)
+        for axis, f, at_edge in reversed(list(zip(axes, factor, edges, strict=True))):
+            if f == 2 and not at_edge:
+                part, own = part.unflatten(axis, (-1, 2)), own.unsqueeze(axis + 1)
+        if part.numel():
+            part += own
+    return y
+
+
+def _sum_blocks(x: Tensor, size: Sequence[int], factor: Factor) -> Tensor:
+    """What comes back to `low` of `size` from `add_upsampled`: the sum of the pixels that share each one of it."""
+    if len(factor) == 3 and factor[0] == 2:
+        pairs = x.shape[2] // 2
+        even = x[:, :, 0 : 2 * pairs : 2] + x[:, :, 1 : 2 * pairs : 2]
+        x = even if x.shape[2] % 2 == 0 else torch.cat([even, x[:, :, 2 * pairs :]], dim=2)
+    if len(factor) == 1:
+        x = F.avg_pool2d(x.unsqueeze(2), (1, 2), ceil_mode=True, divisor_override=1).squeeze(2)
+    elif (space := factor[-2:]) != (1, 1):
+        sums: dict[str, Any] = {"ceil_mode": True, "divisor_override": 1}
+        x = _in_space(x, lambda y: F.avg_pool2d(y, space, **sums), lambda y: F.avg_pool3d(y, (1, *space), **sums))
+    extra = [n - own for n, own in zip(size, x.shape[2:], strict=True)]  # what was cropped of `low` gets nothing
+    return F.pad(x, [n for own in reversed(extra) for n in (0, own)]) if any(extra) else x
+
+
+class _AddUpsampled(torch.autograd.Function):
+    """`add_upsampled` in place."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, low: Tensor, factor: Factor) -> Tensor:
+        ctx.mark_dirty(y)
+        ctx.size, ctx.factor = low.shape[2:], factor
+        return _add_to_blocks(y, low, factor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return grad, _sum_blocks(grad, ctx.size, ctx.factor) if ctx.needs_input_grad[1] else None, None

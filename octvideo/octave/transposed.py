@@ -117,7 +117,7 @@ class OctConvTransposeNd(OctaveLayer):
             assert self.paths.hh is not None
             return self._convolve(high, self.paths.hh, self.weight, self.bias, output_padding=tuple(extra))
         size = tuple(n * s for n, s in zip(spatial, self.stride, strict=True))
-        return self._run(high, low, size)
+        return self._run(high, low, size)  # type: ignore[return-value]  # it gives no parts
 
     def _convolve(
         self,
@@ -132,8 +132,10 @@ class OctConvTransposeNd(OctaveLayer):
         extra: Any = self.output_padding if output_padding is None else output_padding
         return conv(x, weight, bias, self.stride, self.padding, extra, path.groups, self.dilation)  # type: ignore[arg-type]
 
-    def _run_paths(self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
-        y_high, *y_low = super()._run_paths(high, low, weight, size)
+    def _run_paths(
+        self, high: Tensor, low: Tensor | None, weight: Tensor, size: Sequence[int], joined: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        y_high, *y_low = super()._run_paths(high, low, weight, size, joined)
         # stride * ceil(n / 2) can be more than ceil(stride * n / 2).
         return y_high, *[crop(y, low_size(y_high.shape[2:], self.factor)) for y in y_low]
 

@@ -28,7 +28,7 @@ from octvideo.evaluation.metrics import VideoMetrics
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
-from octvideo.octave import arrange
+from octvideo.octave import arrange, fuse_training
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
@@ -77,6 +77,8 @@ class VideoClassifier(L.LightningModule):
             then they are left out.
         channels_last: keep network and clips in channels_last_3d, and arrange the network's convolutions for it
             (octvideo/octave/fused/arrange.py): the faster layout on CPUs.
+        fuse: on a CUDA device, let batch norms do in one pass what lies between two convolutions
+            (octvideo/octave/fused/training.py); keys and weights stay as they are.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
         seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch, process): a resumed run
             repeats them.
@@ -108,6 +110,7 @@ class VideoClassifier(L.LightningModule):
         max_unreadable_fraction: float = 0.01,
         max_nonfinite_steps: int = 10,
         channels_last: bool = False,
+        fuse: bool = True,
         compile: bool | CompileMode = False,
         seed: int = 0,
     ) -> None:
@@ -129,7 +132,7 @@ class VideoClassifier(L.LightningModule):
         self.views_per_chunk = views_per_chunk
         self.init_weights = init_weights
         self.max_unreadable_fraction = max_unreadable_fraction
-        self.channels_last = channels_last
+        self.channels_last, self.fuse, self._is_fused = channels_last, fuse, False
         if channels_last:
             arrange(network)
         if compile:
@@ -184,6 +187,12 @@ class VideoClassifier(L.LightningModule):
         logits = torch.cat([self(chunk) for chunk in view_chunks(video, self.views_per_chunk)])  # (N·V,K)
         return video_scores(logits, len(logits) // len(video))  # (N,K)
 
+    def _fuse_on_cuda(self) -> None:
+        """Once the network is on its device, and SyncBatchNorm has taken its place."""
+        if self.fuse and not self._is_fused and self.device.type == "cuda":
+            self.print(fuse_training(self.network))
+            self._is_fused = True
+
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────
 
     def setup(self, stage: str) -> None:
@@ -229,6 +238,7 @@ class VideoClassifier(L.LightningModule):
         return lr
 
     def on_fit_start(self) -> None:
+        self._fuse_on_cuda()
         total = sum(p.numel() for p in self.network.parameters())
         learning = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         built = built_from(self.network) or {"class_path": type(self.network).__name__}
@@ -373,6 +383,15 @@ class VideoClassifier(L.LightningModule):
             return self._diverged(problem)
         wider = f"take a --trainer.precision of more range than {self.trainer.precision}"
         return NotFinite(f"{problem}, though the weights are: {wider}, or leave the video out (data.quarantine)")
+
+    def on_validation_start(self) -> None:
+        self._fuse_on_cuda()
+
+    def on_test_start(self) -> None:
+        self._fuse_on_cuda()
+
+    def on_predict_start(self) -> None:
+        self._fuse_on_cuda()
 
     def on_validation_epoch_start(self) -> None:
         self.evaluation.start("validation")

@@ -19,7 +19,7 @@ import torch
 from octvideo.cli import end_with, main
 from octvideo.cli.infer import ResultFile, engine_of_results
 from octvideo.errors import UserError
-from octvideo.inference import Predictor, choice, engines
+from octvideo.inference import Predictor, choice, engines, predictor
 from octvideo.inference.checkpoint import network_of_checkpoint
 from octvideo.inference.predictor import Prediction
 from octvideo.models import i3d_small
@@ -453,3 +453,23 @@ def test_scores_that_are_not_finite_are_an_error_of_their_video(
     else:
         _, line = (tmp_path / "results").read_text().splitlines()
         assert strict_json(line) == {"path": str(tiny_video), "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("views", "crop", "threads", "expected"),
+    [
+        (30, 256, 1, 1),
+        (30, 256, 2, 2),
+        (30, 256, 3, 3),
+        (30, 256, 4, 1),
+        (12, 112, 1, 4),
+        (12, 112, 2, 6),
+        (7, 256, 2, 1),
+    ],
+)
+def test_each_thread_gets_as_many_views(views: int, crop: int, threads: int, expected: int) -> None:
+    settings = ViewSettings(clip_frames=8, num_clips=views, num_crops=1, short_side_px=crop, crop_px=crop)
+    assert predictor.choose_views_per_call(settings, torch.device("cpu"), threads) == expected
+    assert predictor.choose_views_per_call(settings, torch.device("cuda"), threads) == max(
+        n for n in range(1, 9) if views % n == 0
+    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from octvideo.batches import Failure
 from octvideo.data.loading import MovableBatch
 from octvideo.errors import UserError
+from octvideo.models import i3d_small
 from octvideo.training import VideoClassifier
 
 K = 3
@@ -91,6 +92,21 @@ def test_a_compiled_network_has_its_own_keys_and_scores(monkeypatch: pytest.Monk
     assert ran and list(module.state_dict()) == list(plain.state_dict())
     copied = copy.deepcopy(module)
     torch.testing.assert_close(copied(clips), plain(clips))
+
+
+@pytest.mark.parametrize(("device", "fuse"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_on_cuda_the_network_is_fused_once(device: str, fuse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = i3d_small(num_classes=3, alpha=0.25, width=8)
+    module = VideoClassifier(network, fuse=fuse)
+    parameters, printed = [*network.parameters()], []
+    monkeypatch.setattr(VideoClassifier, "device", torch.device(device))
+    monkeypatch.setattr(module, "print", printed.append)
+    module.on_fit_start()
+    module.on_validation_start()
+    is_fused = device == "cuda" and fuse
+    assert ("fused" in network.meta) == is_fused
+    assert [str(line).startswith("28 of 29 batch norms are fused") for line in printed].count(True) == is_fused
+    assert module.network is network and all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
 
 
 def test_what_torch_cannot_compile_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections import Counter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
@@ -17,23 +15,23 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from octvideo.octave.conversion.conv_form import conv_form, make_weight_once
-from octvideo.octave.conversion.modules import Method, OctMap, OctPool
+from octvideo.octave.conversion.modules import OctMap, OctPool
 from octvideo.octave.conversion.trace import computed_tensors, trace_network
 from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
+from octvideo.octave.fused.patterns import TracedModules
 from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.fused.training import fuse_training, unfuse
 from octvideo.octave.kernel.formats import FORMATS
 from octvideo.octave.kernel.fused_conv import MaxPool, has_format
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.ordinary import is_conv
 
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
-_RELUS, _RELU_METHODS = (F.relu, torch.relu), ("relu", "relu_")
 _MAKERS = (PreparedLayer, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 
 
-def prepare_inference(network: nn.Module) -> nn.Module:
+def prepare_inference(network: nn.Module, *, device: torch.device | str | None = None) -> nn.Module:
     """A copy of `network` for inference: the same scores to rounding, in less time.
 
     Batch norms are folded into the convolutions before them, ordinary and octave alike. These convolutions then take
@@ -41,8 +39,12 @@ def prepare_inference(network: nn.Module) -> nn.Module:
     the forms of octvideo/octave/fused/arrange.py. The copy has no gradients and other keys; give it channels-last
     clips, one at a time where the processor's cache is small.
 
+    For CUDA a network of `octavize` keeps its norms where that makes fewer passes: each does in one pass what lies
+    between two convolutions (octvideo/octave/fused/training.py).
+
     Args:
         network: any; not changed. One that torch.fx cannot trace keeps its batch norms and is only arranged.
+        device: that it will compute on, uncompiled; None: where its parameters are.
 
     Returns:
         A module with the network's inputs and outputs, in eval mode.
@@ -50,7 +52,22 @@ def prepare_inference(network: nn.Module) -> nn.Module:
     model = copy.deepcopy(network, computed_tensors(network)).eval().requires_grad_(False)
     for module in model.modules():
         _fix_weights(module)
+    unfuse(model)
+    if _device_of(model, device).type == "cuda":
+        for module in model.modules():
+            make_weight_once(module)
+        report = fuse_training(model)
+        if len(report.fused) > len(report.kept):
+            return arrange(model)
+        unfuse(model)
     return arrange(_prepare(model))
+
+
+def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    first = next(model.parameters(), None)
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cpu") if first is None else first.device
 
 
 def fuse_convolutions(prepared: nn.Module) -> None:
@@ -111,13 +128,8 @@ def _prepare(model: nn.Module) -> nn.Module:
     return model
 
 
-class _Preparation:
+class _Preparation(TracedModules):
     """A traced network, in place, while its convolutions take on what surrounds them."""
-
-    def __init__(self, model: fx.GraphModule) -> None:
-        self.model, self.graph = model, model.graph
-        self.modules: dict[str, nn.Module] = dict(model.named_modules())
-        self.calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
 
     def run(self) -> None:
         for module in self.modules.values():
@@ -128,7 +140,7 @@ class _Preparation:
             self._prepare_convolution(node)
         order = {node: n for n, node in enumerate(self.graph.nodes)}
         for node in list(self.graph.nodes):
-            prepared = self._module(node)
+            prepared = self.module(node)
             if isinstance(prepared, PreparedLayer):
                 self._take_on_addition(node, order)
                 self._take_on_relu(node, prepared)
@@ -139,26 +151,13 @@ class _Preparation:
         self.graph.lint()
         self.model.recompile()
 
-    def _module(self, node: fx.Node) -> nn.Module | None:
-        """What a node calls, if that is a module."""
-        return self.modules.get(str(node.target)) if node.op == "call_module" else None
-
-    def _put(self, node: fx.Node, module: nn.Module) -> None:
-        self.model.set_submodule(str(node.target), module)
-        self.modules[str(node.target)] = module
-
-    def _drop(self, node: fx.Node, source: fx.Node) -> None:
-        """`source` gives what `node` gave."""
-        node.replace_all_uses_with(source)
-        self.graph.erase_node(node)
-
     def _fold_norm(self, node: fx.Node) -> None:
         """Let a convolution that a batch norm alone reads do the norm's work."""
-        norm = self._module(node)
+        norm = self.module(node)
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             return
         source: Any = node.args[0]
-        conv = self._module(source)
+        conv = self.module(source)
         form = conv_form(conv)
         foldable = form is not None and form.make_weight is None and len(source.users) == 1
         if not foldable or self.calls[source.target] > 1 or self.calls[node.target] > 1:
@@ -169,24 +168,24 @@ class _Preparation:
         )
         activation = _activation(norm)
         if activation is None:
-            self._drop(node, source)
+            self.drop(node, source)
         else:
-            self._put(node, activation)
+            self.put(node, activation)
 
     def _prepare_convolution(self, node: fx.Node) -> None:
-        conv = self._module(node)
+        conv = self.module(node)
         prepared: PreparedLayer | None = None
         if self.calls[node.target] == 1 and isinstance(conv, OctaveLayer):
             prepared = PreparedOctConv.of(conv)
         elif self.calls[node.target] == 1 and is_conv(conv):
             prepared = PreparedConv.of(conv)  # type: ignore[arg-type]
         if prepared is not None:
-            self._put(node, prepared)
+            self.put(node, prepared)
 
     def _take_on_addition(self, conv: fx.Node, order: dict[fx.Node, int]) -> None:
         """Let a convolution add its result to the shortcut, where nobody reads the shortcut afterwards."""
         addition = next(iter(conv.users))
-        if len(conv.users) != 1 or not self._is_addition(addition):
+        if len(conv.users) != 1 or not self.is_addition(addition):
             return
         shortcut = addition.args[1] if addition.args[0] is conv else addition.args[0]
         assert isinstance(shortcut, fx.Node)
@@ -194,51 +193,33 @@ class _Preparation:
         is_read = last is not addition or shortcut in conv.all_input_nodes  # afterwards, or while it is overwritten
         if order[shortcut] < order[conv] and not is_read and self._is_fresh(shortcut):
             conv.args = (*conv.args, shortcut)
-            self._drop(addition, conv)
+            self.drop(addition, conv)
 
     def _take_on_relu(self, conv: fx.Node, prepared: PreparedLayer) -> None:
         user = next(iter(conv.users))
-        if len(conv.users) == 1 and self._is_relu(user):
+        if len(conv.users) == 1 and self.is_relu(user):
             prepared.relu = True
-            self._drop(user, conv)
+            self.drop(user, conv)
 
     def _take_on_pool(self, conv: fx.Node, prepared: PreparedConv) -> None:
         """Let a stem pool its map while it makes it."""
         user = next(iter(conv.users))
-        pool: Any = self._module(user)
+        pool: Any = self.module(user)
         alone = len(conv.users) == 1 and len(conv.args) == 1
         if alone and type(pool) in (nn.MaxPool2d, nn.MaxPool3d):  # timm's subclasses pad otherwise
             prepared.max_pool = _max_pool(pool, prepared)
             if prepared.max_pool is not None:
-                self._drop(user, conv)
-
-    def _is_addition(self, node: fx.Node) -> bool:
-        """Whether `node` adds two computed values, and does nothing else."""
-        plain = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
-        return plain and node.args[0] is not node.args[1] and self._operation(node) in _ADDITIONS
+                self.drop(user, conv)
 
     def _is_fresh(self, node: fx.Node) -> bool:
         """Whether `node` makes tensors of its own, which no other node's result shares."""
-        return node.target in (operator.add, torch.add) or isinstance(self._module(node), _MAKERS)
-
-    def _is_relu(self, node: fx.Node) -> bool:
-        """Written as a module, a function or a method; of a map or an octave pair."""
-        operation = self._operation(node)
-        name = operation.__name__ if isinstance(operation, Method) else operation  # of a method, or another thing
-        return name in _RELU_METHODS or operation in _RELUS or isinstance(operation, nn.ReLU)
-
-    def _operation(self, node: fx.Node) -> Any:
-        """What `node` does to a map, or to each one of an octave pair: a module, a function or a method's name."""
-        module = self._module(node)
-        if module is None:
-            return node.target
-        return module.function if isinstance(module, OctMap) else module
+        return node.target in (operator.add, torch.add) or isinstance(self.module(node), _MAKERS)
 
     def _join_convolutions(self) -> None:
         """Make one module of prepared convolutions that follow each other and that the kernel has."""
         sequence: list[fx.Node] = []
         for node in list(self.graph.nodes):
-            module = self._module(node)
+            module = self.module(node)
             if isinstance(module, PreparedLayer) and module.kernel_has:
                 sequence.append(node)
             elif node.op not in ("placeholder", "get_attr"):
@@ -253,7 +234,7 @@ class _Preparation:
         indices = {node: n for n, node in enumerate([*inputs, *sequence])}
         results = [node for node in sequence if any(user not in sequence for user in node.users)]
         module = FusedSequence(
-            [self._module(node) for node in sequence],  # type: ignore[misc]
+            [self.module(node) for node in sequence],  # type: ignore[misc]
             [[indices[source] for source in node.args] for node in sequence],  # type: ignore[index]
             len(inputs),
             [indices[node] for node in results],

@@ -18,7 +18,7 @@ from octvideo.octave.features import Octave
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quanta, Quantum
 from octvideo.octave.kernel.fused_conv import FusedConv
 from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
-from octvideo.octave.kernel.sequence import SequencePlan, Wiring, from_format, to_format
+from octvideo.octave.kernel.sequence import SequencePlan, Wiring, from_format, num_parts, to_format
 
 _MOST_PLANS = 4
 
@@ -139,13 +139,17 @@ class FusedSequence(nn.Module):
         if not all([_is_readable(part, self.format) for own in parts for part in own]):
             return None
         shapes = [[tuple(part.shape) for part in own] for own in parts]
-        sizes = keeps_inputs, *map(tuple, shapes)
+        batches = {shape[0] for own in shapes for shape in own}
+        count = num_parts(batches.pop(), torch.get_num_threads()) if len(batches) == 1 else 1
+        sizes = count, keeps_inputs, *map(tuple, shapes)
         plan = self._plans.get(sizes)
         if sizes not in self._plans or (plan is not None and plan.layers != self._layers()):
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[sizes] = plan = (
-                SequencePlan.of(self.wiring, self._layers(), shapes, keeps_inputs=keeps_inputs) if self.fuse() else None
+                SequencePlan.of(self.wiring, self._layers(), shapes, keeps_inputs=keeps_inputs, parts=count)
+                if self.fuse()
+                else None
             )
         return plan
 

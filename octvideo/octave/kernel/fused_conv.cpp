@@ -78,13 +78,18 @@ bool has_format(int64_t format) {
   return format == kFloat32;
 }
 
-void run_sequence(const Step* steps, int64_t count, char* const* slots, int64_t threads) {
-  const auto map = [&](const Place& place) { return place.slot < 0 ? nullptr : slots[place.slot] + place.offset; };
-  for (const Step* step = steps; step < steps + count; ++step) {
-    const Maps maps{map(step->high), map(step->low), map(step->residual_high), map(step->residual_low),
-                    map(step->out_high), map(step->out_low), nullptr};
-    run_layer(*step->layer, maps, threads);
-  }
+// A batch is computed in `parts` of equally many clips, each with slots of its own, that follow those of the part before it.
+// Several parts run at once, each on one thread, so that no thread waits for another from layer to layer.
+void run_sequence(const Step* steps, int64_t count, char* const* slots, int64_t num_slots, int64_t parts, int64_t threads) {
+  parallel_for(parts > 1 ? threads : 1, parts, [&](int64_t part) {
+    char* const* const own = slots + part * num_slots;
+    const auto map = [&](const Place& place) { return place.slot < 0 ? nullptr : own[place.slot] + place.offset; };
+    for (const Step* step = steps; step < steps + count; ++step) {
+      const Maps maps{map(step->high), map(step->low), map(step->residual_high), map(step->residual_low),
+                      map(step->out_high), map(step->out_low), nullptr};
+      run_layer(*step->layer, maps, parts > 1 ? 1 : threads);
+    }
+  }, 1);
 }
 
 // Elements of a format, bfloat16 or int8, of `count` real values. An int8 element is the value / scale + zero.

@@ -23,9 +23,31 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=LAYOUTS[x.dim()])
 
 
+_device: str | None = None  # not a ContextVar, which torch.compile does not read
+
+
+def forms_device(x: Tensor) -> str:
+    """The type of device whose forms an operation on `x` takes: the tensor's, or what `forms_of` says."""
+    return x.device.type if _device is None else _device
+
+
+@contextmanager
+def forms_of(device: str) -> Iterator[None]:
+    """Within it, operations take the forms of that type of device on any: for tests, and graphs of it traced elsewhere.
+
+    Autograd runs on no tensor of a device that is not there, not even on a fake one.
+    """
+    global _device
+    before, _device = _device, device
+    try:
+        yield
+    finally:
+        _device = before
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether `x` is channels last on the CPU, not recorded for another engine: `convolve` has faster forms then."""
-    if x.device.type != "cpu":
+    if forms_device(x) != "cpu":
         return False
     axes = x.dim()
     if torch.compiler.is_compiling():

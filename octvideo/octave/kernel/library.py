@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from octvideo.files import cache_folder
 from octvideo.octave.kernel.variants import MACHINE, NATIVE, VARIANTS, Variant, compile_to, find_compiler, sources_key
@@ -54,7 +55,7 @@ def load_library() -> ctypes.CDLL | None:
         ("product_rate", ctypes.c_double, [size]),
         ("packed_words", size, [pointer, size]),
         ("pack", None, [pointer, size, pointer, pointer]),
-        ("run_sequence", None, [pointer, size, pointer, size]),
+        ("run_sequence", None, [pointer, size, pointer, size, size, size]),
         ("convert_to", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
         ("convert_from", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
         ("pack_and_run_layer", None, [pointer, pointer, pointer, size]),
@@ -131,10 +132,15 @@ def _compiled(compiler: list[str]) -> Path:
         try:
             # The second is of this process alone: nobody else could have put a library there.
             file = (folder or Path(tempfile.mkdtemp(prefix="octvideo-"))) / f"octave_{key}.so"
-            if not file.is_file():
-                compile_to(file, compiler, NATIVE)
+            if file.is_file():
+                return file
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Processes that start together, ranks or test workers, would compile it together: one does, others wait.
+            with FileLock(file.with_suffix(".lock")):
+                if not file.is_file():
+                    compile_to(file, compiler, NATIVE)
             return file
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:  # the latter of file systems without locks
             log.debug("%s can't hold the compiled convolutions (%s)", folder, error)
     raise OSError("no folder to compile in")
 

@@ -89,11 +89,12 @@ class SequencePlan:
     Args:
         wiring: which values the layers read.
         layers: in order.
-        results: of each value that is returned, the one in whose memory it lies, and its maps' shapes.
-        steps: of each layer. Slot 0 is the workspace; the maps of the inputs, and then of the results that are new,
-            follow.
-        size: bytes of the workspace.
+        results: of each value that is returned, the one in whose memory it lies, and its maps' shapes in one part.
+        steps: of each layer, for one part. Slot 0 is the workspace; the maps of the inputs, and then of the results
+            that are new, follow.
+        size: bytes of a part's workspace.
         format: of all maps.
+        parts: of the batch, see `num_parts`.
     """
 
     wiring: Wiring
@@ -102,6 +103,7 @@ class SequencePlan:
     steps: list[Step]
     size: int
     format: Format
+    parts: int = 1
 
     def __post_init__(self) -> None:
         self._steps = (Step * len(self.steps))(*self.steps)
@@ -114,17 +116,19 @@ class SequencePlan:
         inputs: Sequence[Sequence[Shape]],
         *,
         keeps_inputs: bool = False,
+        parts: int = 1,
     ) -> SequencePlan | None:
         """A value lies in an input, in a new tensor if it is returned, or in memory that others had or will have.
 
         Args:
             inputs: shapes of their maps.
             keeps_inputs: no result overwrites one.
+            parts: that the batch is computed in.
 
         Returns:
             None where a residual is not of its result's shape.
         """
-        shapes = wiring.shapes(layers, inputs)
+        shapes = wiring.shapes(layers, [[(n // parts, *rest) for n, *rest in maps] for maps in inputs])
         for value, (_, *residual) in enumerate(wiring.reads, wiring.num_inputs):
             if residual and shapes[residual[0]] != shapes[value]:
                 return None
@@ -158,7 +162,7 @@ class SequencePlan:
             sized = conv.layer.for_map(high, low[0][1] if low else 0)
             steps.append(Step(ctypes.pointer(sized), *maps_of([x]), *maps_of(residual), *maps_of([value])))
         results = [(owners[value], shapes[value]) for value in wiring.results]
-        return cls(wiring, layers, results, steps, memory.size, format)
+        return cls(wiring, layers, results, steps, memory.size, format, parts)
 
     def run(self, inputs: Sequence[Sequence[Tensor]], workspaces: list[Tensor]) -> list[Sequence[Tensor]]:
         """The maps of each result.
@@ -171,21 +175,40 @@ class SequencePlan:
             workspace = workspaces.pop()
         except IndexError:
             workspace = torch.empty(0)
-        if workspace.nbytes < self.size:
-            workspace = empty_in_large_pages(-(-self.size // workspace.itemsize))
+        if workspace.nbytes < self.parts * self.size:
+            workspace = empty_in_large_pages(-(-self.parts * self.size // workspace.itemsize))
         made: dict[int, Sequence[Tensor]] = dict(enumerate(inputs))  # in whose place results lie too
-        slots = [workspace, *[x for maps in inputs for x in maps]]
+        maps = [x for maps in inputs for x in maps]
         for owner, shapes in sorted(self.results, key=lambda result: result[0]):  # in the order of their slots
             if owner not in made:
-                dtype = self.format.dtype
-                made[owner] = [torch.empty(shape, dtype=dtype, memory_format=LAYOUTS[len(shape)]) for shape in shapes]
-                slots += made[owner]
+                made[owner] = [self._empty(n * self.parts, *rest) for n, *rest in shapes]
+                maps += made[owner]
+        # Of each part, where its workspace and its clips of each map begin.
+        places = [(workspace.data_ptr(), self.size), *[(x.data_ptr(), x.nbytes // self.parts) for x in maps]]
+        slots = [start + part * size for part in range(self.parts) for start, size in places]
         library = load_library()
         assert library is not None
-        addresses = (ctypes.c_int64 * len(slots))(*[x.data_ptr() for x in slots])
-        library.run_sequence(self._steps, len(self.steps), addresses, torch.get_num_threads())
+        addresses = (ctypes.c_int64 * len(slots))(*slots)
+        threads = torch.get_num_threads()
+        library.run_sequence(self._steps, len(self.steps), addresses, len(places), self.parts, threads)
         workspaces.append(workspace)
         return [made[owner] for owner, _ in self.results]
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.format.dtype, memory_format=LAYOUTS[len(shape)])
+
+
+def num_parts(clips: int, threads: int) -> int:
+    """In how many parts of equally many clips a batch is computed, each by one thread; 1: threads share each layer.
+
+    Threads that share a layer wait for each other at its end, and read what other cores have written. Two parts or
+    more for each thread let a fast core take more of them; parts that would leave threads without work for longer than
+    a tenth of the time cost more than they save.
+    """
+    even = [n for n in range(threads, clips + 1) if clips % n == 0 and 9 * -(-n // threads) * threads <= 10 * n]
+    if threads == 1 or not even:
+        return 1
+    return next((n for n in even if n >= 2 * threads), even[0])
 
 
 class _Memory:

@@ -84,6 +84,10 @@ def find_compiler() -> list[str] | None:
     return command if shutil.which(command[0]) else None
 
 
+# Of one file: some ten seconds on an idle machine, minutes where many processes share few cores.
+_COMPILER_TIMEOUT_S = 3600
+
+
 def compile_to(file: Path, compiler: list[str], *flags: str) -> None:
     """Compiles all sources into one library.
 
@@ -101,7 +105,7 @@ def compile_to(file: Path, compiler: list[str], *flags: str) -> None:
 
         def run(*arguments: str | Path) -> None:
             command = [*compiler, *FLAGS, *flags, *map(str, arguments)]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=_COMPILER_TIMEOUT_S)
 
         with ThreadPoolExecutor(4) as pool:  # more compilers at once would take much memory
             list(pool.map(lambda unit, made: run("-c", unit, "-o", made), units, objects))

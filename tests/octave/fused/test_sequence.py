@@ -20,7 +20,10 @@ from octvideo.octave.features import Octave
 from octvideo.octave.fused import sequence as fused_sequence
 from octvideo.octave.fused.conv import PreparedConv
 from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.kernel.formats import FORMATS, Format
+from octvideo.octave.kernel.fused_conv import has_format
 from octvideo.octave.kernel.library import load_library
+from octvideo.octave.kernel.sequence import num_parts
 
 library = load_library()
 pytestmark = pytest.mark.skipif(library is None or library.num_registers() < 32, reason="not all is fused here")
@@ -105,6 +108,34 @@ def test_sequences(axes: int, time: int, alpha: float, threads: int) -> None:
     finally:
         torch.set_num_threads(before)
         network.float()
+
+
+@pytest.mark.parametrize(
+    "format", [f for f in FORMATS.values() if f.name != "int8" and has_format(f)], ids=lambda f: f.name
+)
+@pytest.mark.parametrize(
+    ("clips", "threads", "parts"), [(4, 2, 4), (9, 3, 9), (10, 3, 1), (6, 2, 6), (3, 2, 1), (2, 2, 2), (8, 1, 1)]
+)
+def test_a_batch_in_parts(clips: int, threads: int, parts: int, format: Format) -> None:
+    """Each clip's results are those that it has alone, bit for bit."""
+    assert num_parts(clips, threads) == parts
+    _, _, sequence = prepared(3, 0.25)
+    sequence.set_format(format, gives_format=True)
+    x = last(torch.randn(clips, 3, 2, 29, 39))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [sequence(last(x[n : n + 1])) for n in range(clips)]
+        torch.set_num_threads(threads)
+        together = sequence(x)
+        assert plans(sequence)[-1].parts == parts
+    finally:
+        torch.set_num_threads(before)
+    for index, values in enumerate(zip(*alone, strict=True)):
+        for own, others in zip(
+            fused_sequence._parts(together[index]), zip(*map(fused_sequence._parts, values), strict=True), strict=True
+        ):
+            assert own.dtype == format.dtype and torch.equal(own, torch.cat(others))
 
 
 def test_results_are_not_overwritten_by_the_next_call() -> None:

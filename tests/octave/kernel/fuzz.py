@@ -123,7 +123,8 @@ def run_plan(plan: SequencePlan, inputs: Sequence[Sequence[Tensor]], guarded: Gu
             slots += made[owner]
     addresses = (ctypes.c_int64 * len(slots))(*[x.data_ptr() for x in slots])
     poison()
-    kernel.run_sequence((Step * len(plan.steps))(*plan.steps), len(plan.steps), addresses, torch.get_num_threads())
+    steps, threads = (Step * len(plan.steps))(*plan.steps), torch.get_num_threads()
+    kernel.run_sequence(steps, len(plan.steps), addresses, len(addresses), 1, threads)
     return [made[owner] for owner, _ in plan.results]
 
 

@@ -8,7 +8,10 @@ import logging
 import pickle
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -326,10 +329,25 @@ def test_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "NATIVE", "-O0")  # sooner than -O3
     monkeypatch.setenv("CXX", "env g++")  # a command of several words
     assert load_library() is not None
-    (file,) = (fresh / "cache").iterdir()
+    (file,) = (fresh / "cache").glob("*.so")
     made = file.stat().st_mtime_ns
     load_library.cache_clear()
     assert load_library() is not None and file.stat().st_mtime_ns == made
+
+
+def test_processes_that_start_together_compile_it_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_to(file: Path, *_: Any) -> None:
+        compiled.append(file)
+        time.sleep(0.2)  # the others come meanwhile
+        file.write_bytes(b"")
+
+    monkeypatch.setattr(library, "compile_to", compile_to)
+    monkeypatch.setattr(library, "find_compiler", lambda: [sys.executable])
+    with ThreadPoolExecutor(4) as pool:  # a lock is a file handle's: threads exclude each other like processes
+        found = set(pool.map(lambda _: library.kernel_file(), range(4)))
+    assert len(compiled) == 1 and found == set(compiled)
 
 
 @pytest.mark.slow

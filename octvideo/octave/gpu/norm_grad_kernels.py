@@ -1,0 +1,283 @@
+"""The Triton kernels of `octave_norm`'s gradient, in the terms of norm_kernels.py.
+
+With g the gradient before the residual's addition, masked by the ReLU, d = x - mean, and N pixels a channel::
+
+    d_bias = sum(g)        d_weight = sum(g d) / sqrt(var + eps)
+    d_x = weight / sqrt(var + eps) (g - sum(g) / N - d sum(g d) / (N (var + eps)))
+
+in evaluation without the two sums. `sums_kernel` reads all that g takes and, where there is a residual, writes g: it is
+the residual's gradient, and the second pass then reads g in place of what it was made of. `gradient_kernel` writes d_x,
+and its sums over cells, the gradient of the half-size map. Without a residual the ReLU's mask is computed from x, which
+both passes read anyway; with one, from y.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from octvideo.octave.gpu.norm_kernels import SIZES, SPANS, address, channel_vector, low_part, split_cell
+
+WIDTHS = ["dy_high_width", "dy_low_width", "d_joined_width", "high_width", "half_width", "low_width"]
+
+
+@triton.jit
+def _pooled_gradient(
+    d_joined, d_joined_width, frame, i, j, c, mask, T, H, W,
+    VEC: tl.constexpr, LAST: tl.constexpr, POOLS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """What each pixel of a cell gets from the cell's mean."""
+    if POOLS:
+        there = tl.minimum(H - 2 * i, 2) * tl.minimum(W - 2 * j, 2)
+        at = address(frame, i, j, c, T, (H + 1) // 2, (W + 1) // 2, d_joined_width, VEC, LAST)
+        return tl.load(d_joined + at, mask=mask, other=0.0).to(tl.float32) / there.to(tl.float32)[:, None]
+    else:
+        return tl.zeros([ROWS, COLS], tl.float32)
+
+
+@triton.jit
+def _masked_gradient(
+    dy, dy_width, d_joined, d_joined_width, from_pool, y, centred, scale, shift, frame, y_at, x_at, c, mask,
+    channels, T, H, W, VEC: tl.constexpr, LAST: tl.constexpr, HAS_DY: tl.constexpr, COPIES: tl.constexpr,
+    RELU: tl.constexpr, FROM_Y: tl.constexpr,
+):  # fmt: skip
+    """g of one pixel of each cell, in float32."""
+    g = from_pool
+    if HAS_DY:
+        at = address(frame, y_at, x_at, c, T, H, W, dy_width, VEC, LAST)
+        g += tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
+    if COPIES:
+        at = address(frame, y_at, x_at, c, T, H, W, d_joined_width, VEC, LAST)
+        g += tl.load(d_joined + at, mask=mask, other=0.0).to(tl.float32)
+    if RELU:
+        if FROM_Y:
+            result = tl.load(y + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), mask=mask, other=0.0)
+        else:  # as it was computed forward, and rounded: y is the buffer's type alone here
+            result = (centred * scale + shift).to(y.dtype.element_ty)
+        g = tl.where(result.to(tl.float32) <= 0.0, 0.0, g)
+    return g
+
+
+@triton.jit
+def _sums(
+    pid, dy, dy_width, d_joined, d_joined_width, x, x_width, half, half_width, y, weight, bias, mean, var, g_out, sums,
+    first_channel, channels, frames, T, H, W, eps, blocks, span,
+    VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_DY: tl.constexpr, POOLS: tl.constexpr,
+    COPIES: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr,
+    RELU: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Of `span` cells: sums[0, block, c] of g, sums[1, block, c] of g d; and g itself where there is a residual."""
+    channel_blocks = tl.cdiv(channels * VEC, COLS)
+    block = pid // channel_blocks
+    c = (pid % channel_blocks) * COLS + tl.arange(0, COLS)
+    c_inside = c < channels * VEC
+    h, w = (H + 1) // 2, (W + 1) // 2
+    first = block * span
+    last = tl.minimum(first + span, frames * h * w)
+    of_vector = first_channel * VEC + c
+    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)[None, :]
+    scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)[None, :]
+    if HAS_STATISTICS:
+        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)[None, :]
+    shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)[None, :]
+    total = tl.zeros([ROWS, COLS], tl.float32)
+    products = tl.zeros([ROWS, COLS], tl.float32)
+    for start in range(first, last, ROWS):
+        cell = start + tl.arange(0, ROWS)
+        frame, i, j = split_cell(cell, H, W)
+        inside = cell < last
+        cell_mask = inside[:, None] & c_inside[None, :]
+        base = -center
+        if HAS_HALF:
+            at = address(frame, i, j, c, T, h, w, half_width, VEC, LAST)
+            base += tl.load(half + at, mask=cell_mask, other=0.0).to(tl.float32)
+        from_pool = _pooled_gradient(
+            d_joined, d_joined_width, frame, i, j, c, cell_mask, T, H, W, VEC, LAST, POOLS, ROWS, COLS
+        )
+        for k in tl.static_range(4):
+            y_at, x_at = 2 * i + k // 2, 2 * j + k % 2
+            mask = (inside & (y_at < H) & (x_at < W))[:, None] & c_inside[None, :]
+            at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
+            centred = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) + base
+            g = _masked_gradient(
+                dy, dy_width, d_joined, d_joined_width, from_pool, y, centred, scale, shift, frame, y_at, x_at, c,
+                mask, channels, T, H, W, VEC, LAST, HAS_DY, COPIES, RELU, HAS_RESIDUAL,
+            )  # fmt: skip
+            if HAS_RESIDUAL:
+                rounded = g.to(g_out.dtype.element_ty)
+                tl.store(g_out + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), rounded, mask=mask)
+                g = rounded.to(tl.float32)  # the second pass reads it so: its mean must be this one's
+            g = tl.where(mask, g, 0.0)
+            total += g
+            products += g * tl.where(mask, centred, 0.0)
+    out = sums + block * (channels * VEC) + c
+    tl.store(out, tl.sum(total, 0), mask=c_inside)
+    tl.store(out + blocks * (channels * VEC), tl.sum(products, 0), mask=c_inside)
+
+
+@triton.jit(do_not_specialize=[*SIZES, *WIDTHS, *SPANS, "eps"])
+def sums_kernel(
+    dy_high, dy_low, d_joined, high, half, low, y_high, y_low, weight, bias, mean, var, g_high, g_low, sums,
+    dy_high_width, dy_low_width, d_joined_width, high_width, half_width, low_width,
+    channels_high, channels_low, frames, T, H, W, programs_high, blocks_high, span_high, blocks_low, span_low, eps,
+    VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_LOW: tl.constexpr,
+    HAS_DY_HIGH: tl.constexpr, HAS_DY_LOW: tl.constexpr, POOLS: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr, RELU: tl.constexpr,
+    HAS_RESIDUAL_HIGH: tl.constexpr, HAS_RESIDUAL_LOW: tl.constexpr,
+    ROWS_HIGH: tl.constexpr, COLS_HIGH: tl.constexpr, ROWS_LOW: tl.constexpr, COLS_LOW: tl.constexpr,
+):  # fmt: skip
+    """Sums over blocks of cells, see `_sums`: those of the high map, then those of the low one."""
+    pid = tl.program_id(0)
+    if pid < programs_high:
+        _sums(
+            pid, dy_high, dy_high_width, d_joined, d_joined_width, high, high_width, half, half_width, y_high,
+            weight, bias, mean, var, g_high, sums, 0, channels_high, frames, T, H, W, eps, blocks_high, span_high,
+            VEC, LAST, HAS_HALF, HAS_DY_HIGH, POOLS, False, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, RELU,
+            HAS_RESIDUAL_HIGH, ROWS_HIGH, COLS_HIGH,
+        )  # fmt: skip
+    if HAS_LOW:
+        if pid >= programs_high:
+            _sums(
+                pid - programs_high, dy_low, dy_low_width, low_part(d_joined, channels_high * VEC, T, H, W, LAST),
+                d_joined_width, low, low_width, low, low_width, y_low, weight, bias, mean, var, g_low,
+                sums + 2 * blocks_high * channels_high * VEC, channels_high, channels_low,
+                frames, T, (H + 1) // 2, (W + 1) // 2, eps, blocks_low, span_low,
+                VEC, LAST, False, HAS_DY_LOW, False, POOLS, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, RELU,
+                HAS_RESIDUAL_LOW, ROWS_LOW, COLS_LOW,
+            )  # fmt: skip
+
+
+@triton.jit
+def _finish_sums(
+    first_channel, all_channels, c, channels, sums, blocks, pixels, var, d_weight, d_bias, means, eps,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    c_inside = c < channels
+    total = tl.zeros([COLS], tl.float32)
+    products = tl.zeros([COLS], tl.float32)
+    for start in range(0, blocks, ROWS):
+        row = start + tl.arange(0, ROWS)
+        mask = (row < blocks)[:, None] & c_inside[None, :]
+        at = row[:, None] * channels + c[None, :]
+        total += tl.sum(tl.load(sums + at, mask=mask, other=0.0), 0)
+        products += tl.sum(tl.load(sums + blocks * channels + at, mask=mask, other=0.0), 0)
+    out = first_channel + c
+    if HAS_STATISTICS:
+        products *= tl.rsqrt(tl.load(var + out, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    if HAS_WEIGHT:
+        tl.store(d_weight + out, products, mask=c_inside)
+    if HAS_BIAS:
+        tl.store(d_bias + out, total, mask=c_inside)
+    tl.store(means + out, total / pixels, mask=c_inside)
+    if HAS_STATISTICS:
+        products *= tl.rsqrt(tl.load(var + out, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    tl.store(means + all_channels + out, products / pixels, mask=c_inside)
+
+
+@triton.jit(do_not_specialize=[*SIZES, "blocks_high", "blocks_low", "eps"])
+def finish_sums_kernel(
+    sums, var, d_weight, d_bias, means, channels_high, channels_low, frames, H, W, blocks_high, blocks_low, eps,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """d_weight, d_bias, and means[0, c], means[1, c]: the factors of 1 and of d in d_x."""
+    pid = tl.program_id(0)
+    programs_high = tl.cdiv(channels_high, COLS)
+    c = tl.arange(0, COLS)
+    if pid < programs_high:
+        _finish_sums(
+            0, channels_high + channels_low, pid * COLS + c, channels_high, sums, blocks_high,
+            tl.cast(frames, tl.float32) * H * W, var, d_weight, d_bias, means, eps,
+            HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, ROWS, COLS,
+        )  # fmt: skip
+    else:
+        _finish_sums(
+            channels_high, channels_high + channels_low, (pid - programs_high) * COLS + c, channels_low,
+            sums + 2 * blocks_high * channels_high, blocks_low,
+            tl.cast(frames, tl.float32) * ((H + 1) // 2) * ((W + 1) // 2), var, d_weight, d_bias, means, eps,
+            HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, ROWS, COLS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _gradient(
+    pid, dy, dy_width, d_joined, d_joined_width, x, x_width, half, half_width, y, weight, bias, mean, var, means, dx,
+    d_half, first_channel, all_channels, channels, frames, T, H, W, eps,
+    VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_DY: tl.constexpr, POOLS: tl.constexpr,
+    COPIES: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr,
+    TRAINING: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """One tile of d_x, and of its sums over cells."""
+    channel_blocks = tl.cdiv(channels * VEC, COLS)
+    c = (pid % channel_blocks) * COLS + tl.arange(0, COLS)
+    c_inside = c < channels * VEC
+    h, w = (H + 1) // 2, (W + 1) // 2
+    cell = (pid // channel_blocks) * ROWS + tl.arange(0, ROWS)
+    inside = cell < frames * h * w
+    frame, i, j = split_cell(cell, H, W)
+    of_vector = first_channel * VEC + c
+    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)[None, :]
+    scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)[None, :]
+    if HAS_STATISTICS:
+        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)[None, :]
+    shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)[None, :]
+    mean_g = channel_vector(means, of_vector, c_inside, 0.0, TRAINING)[None, :]
+    slope = channel_vector(means + all_channels * VEC, of_vector, c_inside, 0.0, TRAINING)[None, :]
+    cell_mask = inside[:, None] & c_inside[None, :]
+    base = -center
+    if HAS_HALF:
+        at = address(frame, i, j, c, T, h, w, half_width, VEC, LAST)
+        base += tl.load(half + at, mask=cell_mask, other=0.0).to(tl.float32)
+    from_pool = _pooled_gradient(
+        d_joined, d_joined_width, frame, i, j, c, cell_mask, T, H, W, VEC, LAST, POOLS, ROWS, COLS
+    )
+    over_cell = tl.zeros([ROWS, COLS], tl.float32)
+    for k in tl.static_range(4):
+        y_at, x_at = 2 * i + k // 2, 2 * j + k % 2
+        mask = (inside & (y_at < H) & (x_at < W))[:, None] & c_inside[None, :]
+        at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
+        centred = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) + base
+        g = _masked_gradient(
+            dy, dy_width, d_joined, d_joined_width, from_pool, y, centred, scale, shift, frame, y_at, x_at, c,
+            mask, channels, T, H, W, VEC, LAST, HAS_DY, COPIES, RELU, False,
+        )  # fmt: skip
+        g = (g - mean_g - centred * slope) * scale if TRAINING else g * scale
+        at = address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST)
+        tl.store(dx + at, g.to(dx.dtype.element_ty), mask=mask)
+        if HAS_HALF:
+            over_cell += tl.where(mask, g, 0.0)
+    if HAS_HALF:
+        at = address(frame, i, j, c, T, h, w, channels, VEC, LAST)
+        tl.store(d_half + at, over_cell.to(d_half.dtype.element_ty), mask=cell_mask)
+
+
+@triton.jit(do_not_specialize=[*SIZES, *WIDTHS, "programs_high", "eps"])
+def gradient_kernel(
+    dy_high, dy_low, d_joined, high, half, low, y_high, y_low, weight, bias, mean, var, means, d_high, d_half, d_low,
+    dy_high_width, dy_low_width, d_joined_width, high_width, half_width, low_width,
+    channels_high, channels_low, frames, T, H, W, programs_high, eps,
+    VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_LOW: tl.constexpr,
+    HAS_DY_HIGH: tl.constexpr, HAS_DY_LOW: tl.constexpr, POOLS_HIGH: tl.constexpr, POOLS_LOW: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr, TRAINING: tl.constexpr,
+    RELU_HIGH: tl.constexpr, RELU_LOW: tl.constexpr,
+    ROWS_HIGH: tl.constexpr, COLS_HIGH: tl.constexpr, ROWS_LOW: tl.constexpr, COLS_LOW: tl.constexpr,
+):  # fmt: skip
+    """d_high, d_half and d_low. Of a map with a residual, dy is g: nothing else is to be added or masked."""
+    pid = tl.program_id(0)
+    if pid < programs_high:
+        _gradient(
+            pid, dy_high, dy_high_width, d_joined, d_joined_width, high, high_width, half, half_width, y_high, weight,
+            bias, mean, var, means, d_high, d_half, 0, channels_high + channels_low, channels_high, frames, T, H, W,
+            eps, VEC, LAST, HAS_HALF, HAS_DY_HIGH, POOLS_HIGH, False, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, TRAINING,
+            RELU_HIGH, ROWS_HIGH, COLS_HIGH,
+        )  # fmt: skip
+    if HAS_LOW:
+        if pid >= programs_high:
+            _gradient(
+                pid - programs_high, dy_low, dy_low_width, low_part(d_joined, channels_high * VEC, T, H, W, LAST),
+                d_joined_width, low, low_width, low, low_width, y_low, weight, bias, mean, var, means, d_low, d_low,
+                channels_high, channels_high + channels_low, channels_low, frames, T, (H + 1) // 2, (W + 1) // 2, eps,
+                VEC, LAST, False, HAS_DY_LOW, False, POOLS_LOW, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, TRAINING,
+                RELU_LOW, ROWS_LOW, COLS_LOW,
+            )  # fmt: skip

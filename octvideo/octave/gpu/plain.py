@@ -1,0 +1,89 @@
+"""`octave_norm` in plain torch, for devices without Triton, and for tests to hold the kernels against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def plain_norm(
+    high: Tensor,
+    half: Tensor | None,
+    low: Tensor | None,
+    residual_high: Tensor | None,
+    residual_low: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+    pools: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See `octvideo.octave.gpu.norm.octave_norm`."""
+    sizes = [high.shape[1], 0 if low is None else low.shape[1]]
+    # Runs of channels are views, so that torch updates the running statistics in place.
+    vectors = [[None, None] if v is None else v.split(sizes) for v in (running_mean, running_var, weight, bias)]
+    of_high, of_low = zip(*vectors, strict=True)
+
+    def norm(x: Tensor, vectors: Any) -> Tensor:
+        mean, var, scale, shift = vectors
+        return F.batch_norm(x, mean, var, scale, shift, training or mean is None, momentum, eps) if x.shape[1] else x
+
+    y_high = norm(with_half(high, half), of_high)
+    y_low = None if low is None else norm(low, of_low)
+    return plain_activate(y_high, None, y_low, residual_high, residual_low, None, relu, pools)
+
+
+def plain_activate(
+    high: Tensor,
+    half: Tensor | None,
+    low: Tensor | None,
+    residual_high: Tensor | None,
+    residual_low: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    pools: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See `octvideo.octave.gpu.norm.octave_activate`."""
+    channels = high.shape[1]
+
+    def activate(x: Tensor, residual: Tensor | None, where: slice) -> Tensor:
+        if bias is not None:
+            x = x + bias[where].to(x.dtype).reshape(-1, *[1] * (x.dim() - 2))
+        if residual is not None:
+            x = x + residual.to(x.dtype)
+        return F.relu(x) if relu else x
+
+    y_high = activate(with_half(high, half), residual_high, slice(0, channels))
+    y_low = None if low is None else activate(low, residual_low, slice(channels, None))
+    if not pools:
+        return y_high, y_low, None
+    parts = [*([pooled(y_high)] if channels else []), *([] if y_low is None else [y_low])]
+    return y_high, y_low, torch.cat(parts, 1)
+
+
+def with_half(high: Tensor, half: Tensor | None) -> Tensor:
+    """x_high."""
+    return (
+        high if half is None or high.shape[1] == 0 else high + upsampled(half, high)
+    )  # torch interpolates no empty map
+
+
+def upsampled(half: Tensor, full: Tensor) -> Tensor:
+    """Each pixel of (N, C, [T,] h, w) on the (up to four) of `full` (N, C, [T,] H, W) that share it."""
+    scale = [1.0] * (half.dim() - 4) + [2.0, 2.0]
+    return F.interpolate(half, scale_factor=scale, mode="nearest")[..., : full.shape[-2], : full.shape[-1]]
+
+
+def pooled(x: Tensor) -> Tensor:
+    """(N, C, [T,] H, W) -> (N, C, [T,] ceil(H/2), ceil(W/2)): the mean of the pixels there are of each 2x2."""
+    kernel = [min(2, n) for n in x.shape[-2:]]  # torch wants no less than a whole one
+    if x.dim() == 4:
+        return F.avg_pool2d(x, kernel, 2, ceil_mode=True, count_include_pad=False)
+    return F.avg_pool3d(x, (1, *kernel), (1, 2, 2), ceil_mode=True, count_include_pad=False)
