@@ -20,6 +20,8 @@ from lab.roofline.eager import Recorder, eager_kernels, record
 from lab.roofline.fake import autocast_on, backward, fake_mode, gradients, laid_out
 from lab.roofline.fused import fused_kernels
 from octvideo.octave import count_cost, upsample
+from octvideo.octave.gpu.norm import octave_norm
+from octvideo.octave.gpu.traffic import traffic
 
 LAST = torch.channels_last_3d
 # A map of 2 clips of 16 channels, 4 frames of 6x6, in bf16: 2 * 16 * 4 * 36 * 2 bytes.
@@ -335,6 +337,35 @@ def test_a_kernel_takes_the_larger_of_moving_and_multiplying() -> None:
 # ── inductor ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="inductor needs Triton for GPUs")
+
+
+@needs_triton
+@pytest.mark.parametrize("residual", [False, True])
+def test_octave_norm_moves_what_it_says(residual: bool) -> None:
+    """Of 2 clips of 4 frames, 24 high channels at 10x10 and 8 low ones at 5x5."""
+    high_shape, low_shape, half_shape = (2, 24, 4, 10, 10), (2, 8, 4, 5, 5), (2, 24, 4, 5, 5)
+    with fake_mode():
+        high, low, half, *more = (
+            a_map(*shape).requires_grad_()
+            for shape in (high_shape, low_shape, half_shape, *((high_shape, low_shape) if residual else ()))
+        )
+        weight, bias, mean, var = (torch.empty(32, device="cuda") for _ in range(4))
+        vectors = weight.requires_grad_(), bias.requires_grad_(), mean, var
+
+        def work(recorder: Recorder) -> None:
+            residuals = more or [None, None]
+            maps = octave_norm(high, half, low, *residuals, *vectors, training=True, pools=True)
+            recorder.phase = "backward"
+            dense = [torch.empty_like(y) for y in maps if y is not None]
+            gradients([y for y in maps if y is not None], [high, half, low, *more, *vectors[:2]], dense)
+
+        kernels = [kernel for kernel in record(work) if kernel.kind == "normalisation"]
+    expected = traffic(high_shape, 8, half=True, residual=residual, pools=True)
+    for phase, said in zip(("forward", "backward"), expected, strict=True):
+        own = [kernel for kernel in kernels if kernel.phase == phase]
+        assert len(own) == said.kernels
+        # Beside the maps it moves a few vectors of 32 channels.
+        assert 0 <= sum(kernel.bytes for kernel in own) - (said.read + said.written) <= 20 * 32 * 4
 
 
 class Block(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -18,10 +19,12 @@ from lab.roofline.device import DEVICES, Device, Precision
 from lab.roofline.eager import Mode, eager_kernels
 from lab.roofline.fused import fused_kernels
 from lab.roofline.report import (
+    FORMS,
     HEADER,
     LARGEST_HEADER,
     WAYS,
     WORKS,
+    Forms,
     Row,
     Share,
     Way,
@@ -38,21 +41,22 @@ from octvideo.cli.ending import command
 from octvideo.cli.tables import print_table
 from octvideo.errors import UserError
 from octvideo.files import one_line
-from octvideo.octave import arrange, prepare_inference
+from octvideo.octave import arrange, fuse_training, prepare_inference
 from octvideo.octave.fused.prepare import use_bfloat16
 from octvideo.progress import Progress
 
 _DESCRIPTION = """A model of time on a GPU: kernels, bytes and milliseconds of networks, without a GPU.
 
   tools/roofline.py                                     (I3D-50 at four alphas, training, eager)
-  tools/roofline.py i3d_r50 --alphas 0 .1 .1:8 .25 --ways eager fused --markdown
-  tools/roofline.py slowfast_r50 --works training inference --device a100 --json slowfast.json --png slowfast.png
+  tools/roofline.py i3d_r50 --alphas 0 .1 .1:8 .25 --ways eager fused --forms cuda plain --markdown
+  tools/roofline.py slowfast_8x8_r50 --works training inference --device a100 --json slowfast.json --png slowfast.png
   tools/roofline.py --from slowfast.json --device l4 --largest 20
 
 Networks: builders of octvideo.models. An alpha of A:M rounds low channels to multiples of M. Works: a step of training
 (forward, cross entropy, backward), inference, inference of the network that prepare_inference makes. Ways: eager, as
-torch dispatches it; fused, as torch.compile's inductor schedules it (minutes for each network). A kernel takes the
-larger of bytes / bandwidth and FLOPs / rate, and the launch. Nothing is measured."""
+torch dispatches it; fused, as torch.compile's inductor schedules it (minutes for each network). Forms: cuda, those that
+training and Predictor take on a GPU (fuse_training, prepare_inference); plain, without them. A kernel takes the larger
+of bytes / bandwidth and FLOPs / rate, and the launch. Nothing is measured."""
 _ALPHAS = ["0", ".1", ".25", ".5"]
 
 
@@ -105,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--layout", choices=("channels_last", "contiguous"), default="channels_last", help="(channels_last)"
     )
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["cuda"], help="cuda, plain (cuda)")
     parser.add_argument("--optimizer", action="store_true", help="add SGD's step to eager training")
     names = ", ".join(DEVICES)
     parser.add_argument(
@@ -161,24 +166,24 @@ def _counted(args: argparse.Namespace, device: Device) -> list[Row]:
     for name in networks:
         if name not in models.__all__ or name in ("frame_network", "video_network"):
             raise UserError(f"network: got {name!r}, expected a builder of octvideo.models")
-    wanted = [
-        (n, work, way, share) for n in networks for work in args.works for way in args.ways for share in args.alphas
-    ]
+    wanted = list(itertools.product(networks, args.works, args.ways, args.forms, args.alphas))
     rows = []
     with Progress() as progress:
         progress.begin("counting", len(wanted))
-        for name, work, way, share in wanted:
-            progress.update(said=f"{name} {share} {work} {way}")
-            rows.append(_counted_row(name, work, way, share, args, device))
+        for name, work, way, forms, share in wanted:
+            progress.update(said=f"{name} {share} {work} {way} {forms}")
+            rows.append(_counted_row(name, work, way, forms, share, args, device))
             progress.advance()
     return rows
 
 
-def _counted_row(name: str, work: Work, way: Way, share: Share, args: argparse.Namespace, device: Device) -> Row:
+def _counted_row(
+    name: str, work: Work, way: Way, forms: Forms, share: Share, args: argparse.Namespace, device: Device
+) -> Row:
     frames = args.frames or (32 if name.startswith("slowfast") else 8)
     clip_shape = (args.batch if work == "training" else args.views, 3, frames, args.crop, args.crop)
     last = args.layout == "channels_last"
-    network = built(name, share, work, args.classes, precision=args.precision, channels_last=last)
+    network = built(name, share, work, args.classes, precision=args.precision, channels_last=last, forms=forms, way=way)
     mode: Mode = "training" if work == "training" else "inference"
     options: dict[str, Any] = {"mode": mode, "precision": args.precision, "channels_last": last}
     try:
@@ -189,11 +194,21 @@ def _counted_row(name: str, work: Work, way: Way, share: Share, args: argparse.N
     except (RuntimeError, ValueError) as error:
         clip = "x".join(map(str, clip_shape))
         raise UserError(f"{name} at alpha {share} can't be counted with clips of {clip}: {one_line(error)}") from error
-    return Row(name, share, work, way, clip_shape, args.precision, Counter(kernels))
+    return Row(name, share, work, way, forms, clip_shape, args.precision, Counter(kernels))
 
 
-def built(name: str, share: Share, work: Work, classes: int, *, precision: Precision, channels_last: bool) -> nn.Module:
-    """A network as training or inference has it.
+def built(
+    name: str,
+    share: Share,
+    work: Work,
+    classes: int,
+    *,
+    precision: Precision,
+    channels_last: bool,
+    forms: Forms = "cuda",
+    way: Way = "eager",
+) -> nn.Module:
+    """A network as training or inference has it on CUDA.
 
     Args:
         name: of a builder of octvideo.models.
@@ -201,6 +216,8 @@ def built(name: str, share: Share, work: Work, classes: int, *, precision: Preci
         work: what it is built for.
         classes: K.
         precision, channels_last: training arranges convolutions of channels-last maps, inference holds weights in bf16.
+        forms: for CUDA batch norms do in passing what surrounds them.
+        way: a network that is prepared to be compiled is prepared otherwise.
 
     Raises:
         UserError: the builder refuses.
@@ -210,9 +227,12 @@ def built(name: str, share: Share, work: Work, classes: int, *, precision: Preci
     with torch.device("cpu" if work == "prepared" else "meta"):
         network = getattr(models, name)(classes, share.alpha, octave=octave)
     if work == "training":
-        return arrange(network) if channels_last else network  # type: ignore[no-any-return]
+        if channels_last:
+            arrange(network)
+        if forms == "cuda":
+            fuse_training(network)
     if work == "prepared":
-        network = prepare_inference(network.eval())
+        network = prepare_inference(network.eval(), device="cuda" if forms == "cuda" and way == "eager" else "cpu")
         if precision == "bf16":
             use_bfloat16(network, by_kernel=False)
     return network  # type: ignore[no-any-return]

@@ -28,10 +28,9 @@ from lab.roofline.fake import autocast_on, fake_mode, gradients_from_python, lai
 from lab.roofline.operations import kind_of, launches
 from octvideo.errors import UserError
 
-# A fused kernel is counted as the first of these that one of its operations is.
+# A fused kernel is counted as the first of these that one of its operations is: a library convolves, and a kernel that
+# stems from a convolution changes its input's or its result's dtype or layout.
 _FIRST: tuple[Kind, ...] = (
-    "convolution",
-    "matrix product",
     "normalisation",
     "pooling",
     "upsampling, addition",
@@ -226,7 +225,7 @@ def _generated(node: Any, phase: Phase) -> Kernel:
     origins = [n for part in node.get_nodes() for n in part.node.origins] if hasattr(node, "get_nodes") else []
     names = list(dict.fromkeys(_aten_name(n) for n in origins))
     kinds = {kind_of(name) for name in names}
-    kind: Kind = next((kind for kind in _FIRST if kind in kinds), "other")
+    kind: Kind = next((kind for kind in _FIRST if kind in kinds), "copy")
     shapes = [tuple(x.shape) for n in origins if isinstance(x := n.meta.get("val"), Tensor)]
     largest = max(shapes, key=lambda shape: torch.Size(shape).numel(), default=())
     return Kernel(" + ".join(names), kind, _bytes(node), phase, shape=largest)

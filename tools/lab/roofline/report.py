@@ -21,8 +21,12 @@ Work = Literal["training", "inference", "prepared"]
 WORKS: tuple[Work, ...] = get_args(Work)
 Way = Literal["eager", "fused"]
 WAYS: tuple[Way, ...] = get_args(Way)
+Forms = Literal["cuda", "plain"]
+FORMS: tuple[Forms, ...] = get_args(Forms)
 
-HEADER = ("network", "α", "work", "way", "kernels", "GB", "TFLOP", "forward ms", "backward ms", "ms", "of ordinary")
+HEADER = (
+    "network", "α", "work", "way", "forms", "kernels", "GB", "TFLOP", "forward ms", "ms", "of ordinary", "of plain",
+)  # fmt: skip
 _COLOURS: dict[Kind, str] = dict(
     zip(KINDS, ("#2a78b5", "#5fa8d3", "#d9622b", "#b3922f", "#2b8a5c", "#8357a8", "#b9bdc3"), strict=True)
 )
@@ -53,6 +57,7 @@ class Row:
         share: of low channels.
         work: a step of training, a forward pass, or one of the prepared network.
         way: operation by operation, or compiled.
+        forms: those for CUDA, or the layers one by one.
         clip_shape: (N, 3, T, H, W).
         precision: of the maps.
         kernels: how many of each there are.
@@ -62,14 +67,14 @@ class Row:
     share: Share
     work: Work
     way: Way
+    forms: Forms
     clip_shape: tuple[int, ...]
     precision: str
     kernels: Counter[Kernel] = field(hash=False)
 
-    @property
-    def twins(self) -> tuple[Any, ...]:
-        """What it shares with the ordinary network that it is compared with."""
-        return self.network, self.work, self.way, self.clip_shape, self.precision
+    def twins(self, *, forms: Forms | None = None) -> tuple[Any, ...]:
+        """What it shares with the ordinary network that it is compared with, in its own forms or in others."""
+        return self.network, self.work, self.way, forms or self.forms, self.clip_shape, self.precision
 
     def seconds(self, device: Device, kernels: Iterable[Kernel] | None = None) -> float:
         """Of all kernels, or of some."""
@@ -103,33 +108,27 @@ class Row:
         return sum(k.product.flops * count for k, count in self.kernels.items() if k.product is not None)
 
 
-def twin_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The ordinary network that a row is compared with: the same work, run in the same way."""
-    return next((other for other in rows if other.share.alpha == 0 and other.twins == row.twins), None)
+def ratio(row: Row, rows: Sequence[Row], device: Device, *, forms: Forms | None = None) -> float | None:
+    """A row's time over the ordinary network's of the same work and way.
+
+    Args:
+        rows: that have it, or the result is None.
+        forms: of the ordinary network; None: the row's.
+    """
+    wanted = row.twins(forms=forms)
+    twin = next((other for other in rows if other.share.alpha == 0 and other.twins() == wanted), None)
+    return None if twin is None else row.seconds(device) / twin.seconds(device)
 
 
 def summary(rows: Sequence[Row], device: Device) -> list[tuple[str, ...]]:
     """A line for each row, in the order of HEADER."""
     lines = []
     for row in rows:
-        twin, seconds = twin_of(row, rows), row.seconds(device)
-        phases = row.by_phase(device)
-        ratio = "" if twin is None else f"{seconds / twin.seconds(device):.2f}"
-        numbers = f"{row.bytes / 1e9:.1f}", f"{row.flops / 1e12:.2f}"
-        times = [f"{1e3 * phases[phase]:.2f}" if phase in phases else "" for phase in ("forward", "backward")]
-        lines.append(
-            (
-                row.network,
-                str(row.share),
-                row.work,
-                row.way,
-                str(row.count),
-                *numbers,
-                *times,
-                f"{1e3 * seconds:.2f}",
-                ratio,
-            )
-        )
+        of_own, of_plain = (ratio(row, rows, device, forms=forms) for forms in (None, FORMS[1]))
+        numbers = str(row.count), f"{row.bytes / 1e9:.1f}", f"{row.flops / 1e12:.2f}"
+        times = [f"{1e3 * seconds:.2f}" for seconds in (row.by_phase(device)["forward"], row.seconds(device))]
+        ratios = ["" if found is None else f"{found:.2f}" for found in (of_own, of_plain)]
+        lines.append((row.network, str(row.share), row.work, row.way, row.forms, *numbers, *times, *ratios))
     return lines
 
 
@@ -137,7 +136,7 @@ def kinds(rows: Sequence[Row], device: Device) -> list[tuple[str, tuple[str, ...
     """For each network, work and way a table of milliseconds, and kernels in brackets: title, header, a line a kind."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.twins, []).append(row)
+        groups.setdefault(row.twins(), []).append(row)
     tables = []
     for own in groups.values():
         spent = [row.by_kind(device) for row in own]
@@ -147,7 +146,7 @@ def kinds(rows: Sequence[Row], device: Device) -> list[tuple[str, tuple[str, ...
             cells = [f"{1e3 * ms[kind]:.2f} ({count})" for ms, count in zip(spent, counts, strict=True)]
             lines.append((kind, *cells))
         header = ("ms (kernels)", *(f"α {row.share}" for row in own))
-        tables.append((f"{own[0].network}, {own[0].work}, {own[0].way}", header, lines))
+        tables.append((f"{own[0].network}, {own[0].work}, {own[0].way}, {own[0].forms} forms", header, lines))
     return tables
 
 
@@ -195,15 +194,15 @@ def save(path: Path, rows: Sequence[Row], device: Device, words: str) -> None:
                 "channel_multiple": row.share.multiple,
                 "work": row.work,
                 "way": row.way,
+                "forms": row.forms,
                 "clip_shape": row.clip_shape,
                 "precision": row.precision,
                 "kernels": row.count,
                 "bytes": row.bytes,
                 "flops": row.flops,
                 "milliseconds": 1e3 * row.seconds(device),
-                "of_ordinary": None
-                if (twin := twin_of(row, rows)) is None
-                else row.seconds(device) / twin.seconds(device),
+                "of_ordinary": ratio(row, rows, device),
+                "of_plain": ratio(row, rows, device, forms="plain"),
                 "by_kind": {kind: 1e3 * seconds for kind, seconds in row.by_kind(device).items()},
                 "by_phase": {phase: 1e3 * seconds for phase, seconds in row.by_phase(device).items()},
                 "launches": [{**asdict(kernel), "count": count} for kernel, count in row.kernels.items()],
@@ -236,7 +235,8 @@ def _row(saved: dict[str, Any]) -> Row:
         kernels[Kernel(**launch, product=product and Product(**product), shape=shape)] += count
     share = Share(saved["alpha"], saved["channel_multiple"])
     clip_shape = tuple(saved["clip_shape"])
-    return Row(saved["network"], share, saved["work"], saved["way"], clip_shape, saved["precision"], kernels)
+    how = saved["work"], saved["way"], saved["forms"]
+    return Row(saved["network"], share, *how, clip_shape, saved["precision"], kernels)
 
 
 def draw(path: Path, rows: Sequence[Row], device: Device, title: str) -> None:
@@ -259,11 +259,10 @@ def draw(path: Path, rows: Sequence[Row], device: Device, title: str) -> None:
             for kind, seconds in row.by_kind(device).items():
                 axes.bar(place, 1e3 * seconds, 0.72, bottom, color=_COLOURS[kind])
                 bottom += 1e3 * seconds
-            twin = twin_of(row, rows)
-            if twin is not None and twin is not row:
-                ratio = row.seconds(device) / twin.seconds(device)
-                axes.annotate(f"{ratio:.2f}", (place, bottom), ha="center", va="bottom", fontsize=8, color=_INK)
-        axes.set_xticks(range(len(own)), [f"{row.share}\n{row.way}" for row in own], fontsize=8)
+            found = ratio(row, rows, device, forms="plain") or ratio(row, rows, device)
+            if found is not None:
+                axes.annotate(f"{found:.2f}", (place, bottom), ha="center", va="bottom", fontsize=8, color=_INK)
+        axes.set_xticks(range(len(own)), [f"{row.share}\n{row.way}\n{row.forms}" for row in own], fontsize=8)
         axes.set_title(f"{network}, {work}", fontsize=10.5, color=_INK, loc="left")
         axes.set_ylabel("ms" if axes.get_subplotspec().is_first_col() else "", color=_INK)
         axes.margins(y=0.1)
