@@ -37,6 +37,8 @@ _FIRST: tuple[Kind, ...] = (
     "other",
     "copy",
 )
+# Triton kernels of octvideo's own, beside those of batch norms.
+_KINDS_OF_OURS: dict[str, Kind] = {"blocks_kernel": "copy"}
 
 
 def fused_kernels(
@@ -66,9 +68,9 @@ def fused_kernels(
         with _stopped_inductor(device, kernels) as backend, fake_mode():
             network = put_on_gpu(network, channels_last=channels_last).train(mode == "training")
             clips = laid_out(torch.empty(clip_shape, device="cuda"), channels_last)
-            compiled = torch.compile(network, backend=backend)
+            compiled = torch.compile(network, backend=backend, fullgraph=True)
             grad = contextlib.nullcontext() if mode == "training" else torch.no_grad()
-            with grad, autocast_on(precision):
+            with grad, autocast_on(precision), _stopping():
                 compiled(clips)
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(
@@ -83,13 +85,25 @@ class _StopError(Exception):
 
 
 @contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Ends where a _StopError is raised within: dynamo and inductor wrap it in errors of their own."""
+    try:
+        yield
+    except Exception as error:
+        if not any(isinstance(cause, _StopError) for cause in _causes(error)):
+            raise
+
+
+@contextlib.contextmanager
 def _stopped_inductor(device: Device, kernels: list[Kernel]) -> Iterator[Any]:
     """A backend of torch.compile that adds the kernels it would have written."""
+    import triton
     from torch._dynamo.device_interface import CudaInterface
     from torch._functorch.aot_autograd import make_boxed_func
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
     from torch._inductor.graph import GraphLowering
+    from triton.backends.compiler import GPUTarget
 
     def stop(graph: Any) -> None:
         graph.init_wrapper_code()
@@ -98,16 +112,13 @@ def _stopped_inductor(device: Device, kernels: list[Kernel]) -> Iterator[Any]:
         raise _StopError
 
     def inner(gm: Any, inputs: Any, **options: Any) -> Any:
-        with contextlib.suppress(_StopError):
-            try:
-                compile_fx_inner(gm, inputs, **options)
-            except Exception as error:  # inductor wraps what is raised within
-                if not any(isinstance(cause, _StopError) for cause in _causes(error)):
-                    raise
-        return make_boxed_func(torch._dynamo.disable(gm.forward))
+        with _stopping():
+            compile_fx_inner(gm, inputs, **options)
+        return make_boxed_func(lambda *_: ())
 
     def backend(gm: Any, inputs: Any) -> Any:
-        return compile_fx(gm, inputs, inner_compile=inner)
+        compile_fx(gm, inputs, inner_compile=inner)  # the graphs of forward and backward
+        raise _StopError
 
     fold = UniformValueConstantFolder.run
 
@@ -116,6 +127,9 @@ def _stopped_inductor(device: Device, kernels: list[Kernel]) -> Iterator[Any]:
             return fold(self, *args, **kwargs)
 
     answers = _properties(device)
+    # Of Triton's driver, which kernels of our own are parsed for: inductor looks what they read and write.
+    target = GPUTarget("cuda", 10 * device.capability[0] + device.capability[1], 32)
+    driver = SimpleNamespace(get_current_target=lambda: target, get_current_device=lambda: 0)
     patches: list[Any] = [
         mock.patch.object(GraphLowering, "compile_to_module", stop),
         mock.patch.object(UniformValueConstantFolder, "run", fold_on_host),
@@ -124,6 +138,7 @@ def _stopped_inductor(device: Device, kernels: list[Kernel]) -> Iterator[Any]:
         mock.patch("torch.cuda.current_device", lambda: 0),
         mock.patch("torch.cuda.device_count", lambda: 1),
         mock.patch("torch.cuda.is_available", lambda: False),  # else random states would be asked for
+        mock.patch.object(type(triton.runtime.driver), "active", property(lambda _: driver), create=True),
         mock.patch.object(CudaInterface.Worker, "get_device_properties", staticmethod(lambda *_: answers)),
         gradients_from_python(),
         torch._inductor.config.patch(shape_padding=False, force_disable_caches=True),
@@ -192,15 +207,20 @@ def _scheduled(graph: Any) -> Iterator[Kernel]:
     for node in graph.scheduler.nodes:
         if isinstance(node, ExternKernelSchedulerNode):
             yield from _of_library(node, phase)
-        elif not isinstance(node, NopKernelSchedulerNode):
+        elif not isinstance(node, NopKernelSchedulerNode) and not _only_allocates(node):
             yield _generated(node, phase)
 
 
 def _of_library(node: Any, phase: Phase) -> Iterator[Kernel]:
-    from torch._inductor.ir import MultiOutput
+    from torch._inductor.ir import MultiOutput, UserDefinedTritonKernel
 
     operation = node.node
     if isinstance(operation, MultiOutput):  # one of several results
+        return
+    if isinstance(operation, UserDefinedTritonKernel):
+        kernel = operation.get_kernel_and_metadata()[0]
+        name = kernel.fn.__name__
+        yield Kernel(name, _KINDS_OF_OURS.get(name, "normalisation"), _bytes(node), phase)
         return
     traced = _traced(operation)
     if traced is None:
@@ -219,6 +239,12 @@ def _traced(operation: Any) -> Any:
     wanted = getattr(operation, "op_overload", None)
     operators = [n for n in nodes if isinstance(n.target, torch._ops.OpOverload)]
     return next((n for n in operators if wanted is None or n.target.overloadpacket is wanted.overloadpacket), None)
+
+
+def _only_allocates(node: Any) -> bool:
+    """Whether it is memory for a kernel's result, which inductor schedules as a map of no elements."""
+    origins = [n for part in node.get_nodes() for n in part.node.origins] if hasattr(node, "get_nodes") else []
+    return bool(origins) and all(_aten_name(n).startswith(("empty", "new_empty")) for n in origins)
 
 
 def _generated(node: Any, phase: Phase) -> Kernel:
