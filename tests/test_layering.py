@@ -34,7 +34,7 @@ PARTS: dict[str, set[str]] = {
     "video": set(),
     "data": {"video", "download", "json_lines", "progress", "seeds"},
     "evaluation": set(),
-    "training": {"models", "evaluation", "octave", "seeds"},
+    "training": {"models", "evaluation", "octave", "octave.kernel", "seeds"},
     "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused"},
     "cli": {"video", "data", "models", "evaluation", "training", "inference", "progress", "json_lines"},
     "__main__": {"cli"},

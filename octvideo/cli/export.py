@@ -40,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--calibrate", nargs="+", metavar="VIDEO|FOLDER|@FILE", help=calibrate)
     parser.add_argument("--views_per_call", type=positive, metavar="N", help="the batch size (by the size of views)")
     parser.shared("threads", help="CPU threads of the check (all)")
-    parser.shared("device", help="auto, cpu, cuda, ...: aot compiles for it (auto)")
+    parser.shared("device", help="auto, cpu, cuda, cuda:1, ...: aot compiles for it (auto)")
     parser.shared("overwrite", help="replace the model in FOLDER")
     parser.shared("runs_dir")
 

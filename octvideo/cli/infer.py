@@ -22,6 +22,7 @@ from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_lines, walk_videos
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.choice import AUTO
+from octvideo.inference.device import precision_in_words
 from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.json_lines import JsonLines, Words, first_line
@@ -74,10 +75,11 @@ def run(args: argparse.Namespace) -> int:
         made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
         output = ResultFile(args.output, made_by)
         videos = output.left(videos)
+    precision = precision_in_words(predictor.engine.precision, predictor.device)
     reason = f" ({predictor.engine_reason})" if predictor.engine_reason else ""
     for line in (
         f"weights: {predictor.source}",
-        f"engine: {predictor.engine.name}, {predictor.engine.precision}{reason}",
+        f"engine: {predictor.engine.name}, {precision}{reason}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     failures: list[VideoReadError] = []

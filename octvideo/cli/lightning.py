@@ -7,6 +7,7 @@ is one line, not a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import pkgutil
@@ -38,7 +39,7 @@ from octvideo.errors import UserError
 from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpoint, read_checkpoint, run_folder
 from octvideo.models.weights import read_weights
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
-from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable
+from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable, is_sigterm
 from octvideo.training.lightning_parts import (
     RunBoardLogger,
     RunCSVLogger,
@@ -48,6 +49,7 @@ from octvideo.training.lightning_parts import (
     save_in,
 )
 
+_SIGTERM = 143  # what a shell says of a program that ended by it
 _TRAINER_DEFAULTS = {
     # Our samplers split the videos themselves; Lightning's would count some of them twice.
     "use_distributed_sampler": False,
@@ -56,6 +58,18 @@ _TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "enable_model_summary": False,  # the module says it in one line
 }
+
+
+# What Gloo and NCCL say where a process of the run is gone. (NCCL's other errors are of this process.)
+_OTHERS_ENDED = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection closed by remote peer",
+    "remote process exited",
+    "ncclRemoteError",
+    "NCCL communicator was aborted",
+    "Watchdog caught collective operation timeout",
+)
 
 
 def run(words: Sequence[str]) -> int:
@@ -78,7 +92,9 @@ def run(words: Sequence[str]) -> int:
         OctvideoCLI(args, default_run)
         leave_process_group()
     except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
-        if "Connection closed by peer" in str(error):
+        if is_sigterm(error):
+            return _SIGTERM
+        if any(words in str(error) for words in _OTHERS_ENDED):
             print("error: another process of this run has ended, its own message is above", file=sys.stderr)
             return 1
         cause: BaseException = error
@@ -92,7 +108,7 @@ def run(words: Sequence[str]) -> int:
             raise cause from None
         raise
     except SIGTERMException:
-        return 143
+        return _SIGTERM
     except SystemExit as end:
         # Lightning turns Ctrl-C into exit code 1; the shell's own is 130.
         return 130 if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
@@ -126,6 +142,16 @@ class OctvideoCLI(LightningCLI):
 
     def __init__(self, args: list[str], default_run: str | Path | None) -> None:
         self._args, self._default_run = args, default_run
+        self._made: list[Path] = []  # folders, the innermost first
+        try:
+            self._run()
+        except BaseException:
+            for folder in self._made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # unless something is in it
+            raise
+
+    def _run(self) -> None:
         super().__init__(
             VideoClassifier,
             VideoDataModule,
@@ -137,12 +163,12 @@ class OctvideoCLI(LightningCLI):
             load_from_checkpoint_support=False,
             parser_kwargs={
                 "exit_on_error": False,
-                args[0]: {
-                    "usage": f"octvideo {args[0]} -c CONFIG [--KEY VALUE ...]",
-                    "description": f"{args[0]}: {COMMANDS[args[0]].help}.",
+                self._args[0]: {
+                    "usage": f"octvideo {self._args[0]} -c CONFIG [--KEY VALUE ...]",
+                    "description": f"{self._args[0]}: {COMMANDS[self._args[0]].help}.",
                 },
             },
-            args=args,
+            args=self._args,
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -176,8 +202,20 @@ class OctvideoCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             keys = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
-            raise UserError(explain(str(error), subcommand=args[0], keys=keys)) from error
+            said = explain(str(error), subcommand=args[0], keys=keys)
+            raise UserError(said + self._own_config_hint(str(error))) from error
         self.config = _expanded(self.config)
+
+    def _own_config_hint(self, problem: str) -> str:
+        """Where a config was given that lacks what the run's own has: that one is taken where none is given."""
+        values = dict(itertools.pairwise(self._args))
+        name, runs = values.get("--name"), values.get("--runs_dir", "runs")
+        if self._args[0] == "fit" or name is None or "--config" not in values or "are required" not in problem:
+            return ""
+        if not (run_folder(name, runs) / "config.yaml").is_file():
+            return ""
+        own = f"octvideo {self._args[0]} --name {name}" + (f" --runs_dir {runs}" if runs != "runs" else "")
+        return f"; the run's own config has them: {own}"
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads hyperparameters from the checkpoint here; ours hold none, the config is the one source."""
@@ -278,7 +316,9 @@ class OctvideoCLI(LightningCLI):
                 own = [RunCSVLogger(self.folder), RunBoardLogger(self.folder, first_step=self._first_step())]
                 loggers = [*own, *loggers]
             if loggers and _is_first_process():
-                self.folder.path.mkdir(parents=True, exist_ok=True)  # some loggers write elsewhere where it isn't there
+                path = self.folder.path
+                self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+                path.mkdir(parents=True, exist_ok=True)  # some loggers write elsewhere where it isn't there
             kwargs["logger"] = loggers or False
         plugins = _as_list(config.trainer.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

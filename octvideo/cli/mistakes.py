@@ -104,6 +104,8 @@ def meant(word: str, known: Iterable[str]) -> str:
             if other_name == "".join(part[:1] for part in name.split("_")) != name[:1]:
                 return 1.0  # learning_rate: lr
             return difflib.SequenceMatcher(None, name, other_name).ratio()
+        if not place and difflib.SequenceMatcher(None, name.lstrip("-"), other_name).ratio() > 0.85:
+            return 0.9  # --num_workers: --data.num_workers
         return difflib.SequenceMatcher(None, word, other).ratio() - 0.2
 
     best = max(known, key=likeness, default="")

@@ -102,6 +102,8 @@ class VideoMetrics(Metric):
     Kept as whole-number counts for each class, summed over processes. torchmetrics' own accuracy would count
     a class without videos as 0 in the mean over classes as soon as it is predicted once.
 
+    The counts stay on the device of the scores until `compute`: an `update` never waits for a GPU.
+
     Args:
         num_classes: K.
         kwargs: of torchmetrics.Metric.
@@ -118,6 +120,7 @@ class VideoMetrics(Metric):
     hits1: Tensor
     hits5: Tensor
     videos: Tensor
+    largest: Tensor
 
     def __init__(self, num_classes: int, **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -126,38 +129,87 @@ class VideoMetrics(Metric):
         self.num_classes = num_classes
         for name in ("hits1", "hits5", "videos"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("largest", torch.tensor(-1), dist_reduce_fx="max")  # label
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Counts a batch.
 
         Args:
             scores: (N, K); N may be 0.
-            labels: int64, (N,).
+            labels: int64, (N,); -1 where unknown, which counts nowhere.
 
         Raises:
-            ValueError: shapes or labels do not fit.
+            ValueError: shapes do not fit.
         """
         if scores.shape != (len(labels), self.num_classes) or labels.ndim != 1:
             raise ValueError(
                 f"got scores {tuple(scores.shape)} and labels {tuple(labels.shape)}, "
                 f"expected (N, {self.num_classes}) and (N,)"
             )
-        outside = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(outside):
-            raise ValueError(f"labels: got {int(outside[0])}, expected 0 to {self.num_classes - 1}")
+        if not len(labels):
+            return
+        # Neither boolean indices nor bincount: their results' sizes must be known on the host, which would wait.
+        is_class = labels[:, None] == torch.arange(self.num_classes, device=labels.device)  # (N,K)
+        inside = labels.clamp(0, self.num_classes - 1)
         for state, k in ((self.hits1, 1), (self.hits5, 5)):
-            state += torch.bincount(labels[in_top_k(scores, labels, k)], minlength=self.num_classes)
-        self.videos += torch.bincount(labels, minlength=self.num_classes)
+            state += (is_class & in_top_k(scores, inside, k)[:, None]).sum(0)
+        self.videos += is_class.sum(0)
+        torch.maximum(self.largest, labels.max(), out=self.largest)
 
     def compute(self) -> dict[str, float]:
-        """`METRICS` in [0, 1], mean_class over the classes with videos; NaN where nothing was counted."""
-        total, seen = self.videos.sum(), self.videos > 0
-        per_class = self.hits1[seen].double() / self.videos[seen]
+        """`METRICS` in [0, 1], mean_class over the classes with videos; NaN where nothing was counted.
+
+        Raises:
+            ValueError: a label was no class.
+        """
+        if (largest := int(self.largest)) >= self.num_classes:
+            raise ValueError(f"labels: got {largest}, expected at most {self.num_classes - 1}")
+        # On the CPU: MPS has no float64.
+        hits1, hits5, videos = (counts.cpu().double() for counts in (self.hits1, self.hits5, self.videos))
+        total = videos.sum()
         return {
-            "top1": float(self.hits1.sum().double() / total),
-            "top5": float(self.hits5.sum().double() / total),
-            "mean_class": float(per_class.mean()),
+            "top1": float(hits1.sum() / total),
+            "top5": float(hits5.sum() / total),
+            "mean_class": float((hits1 / videos).nanmean()),
         }
+
+
+class Sums(Metric):
+    """Named sums over batches and processes, on their device until `compute`.
+
+    torchmetrics' own sums and means look for NaN at each update, and a GPU would be waited for.
+
+    Args:
+        names: of the sums.
+
+    Example:
+        >>> sums = Sums("loss", "clips")
+        >>> sums.update(loss=torch.tensor(3.0), clips=2)
+        >>> sums.compute()
+        {'loss': 3.0, 'clips': 2.0}
+    """
+
+    full_state_update = False
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, **amounts: Tensor | float) -> None:
+        """Adds to some of the sums: single elements on their device, or numbers."""
+        for name, amount in amounts.items():
+            getattr(self, name).add_(amount)
+
+    def compute(self) -> dict[str, float]:
+        """Every sum."""
+        return {name: float(getattr(self, name)) for name in self.names}
+
+
+def mean_of(total: float, weight: float) -> float:
+    """A sum over its weight; NaN of nothing."""
+    return total / weight if weight else math.nan
 
 
 # ── arms: shares of videos and paired differences over several runs ───────────────────────────────────────────────────

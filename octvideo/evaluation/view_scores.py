@@ -42,6 +42,27 @@ def view_chunks(videos: Tensor | Sequence[Views], size: int) -> Iterator[Tensor]
         yield _joined(parts)
 
 
+def even_chunk(num_views: int, most: int = 8) -> int:
+    """A size of chunks that leaves no smaller chunk at a video's end: a network is compiled anew for each size.
+
+    Args:
+        num_views: of a video, V.
+        most: views in a chunk.
+
+    Returns:
+        The largest divisor of V up to `most`, or of few views as many videos as fit. Where all divisors are less than
+        half of `most`, it is `most`: small chunks would cost more than another size.
+
+    Example:
+        >>> [even_chunk(views) for views in (30, 10, 3, 1, 11)]
+        [6, 5, 6, 8, 8]
+    """
+    if num_views <= most:
+        return most // num_views * num_views
+    size = next(size for size in range(most, 0, -1) if num_views % size == 0)
+    return size if 2 * size >= most else most
+
+
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -27,18 +27,9 @@ from torch import Tensor, nn
 from octvideo._version import __version__
 from octvideo.errors import UserError
 from octvideo.files import cache_folder, json_text, one_line, whole_text
-from octvideo.inference.engines import (
-    ENGINES,
-    Engine,
-    FileEngine,
-    ModelSpec,
-    Precision,
-    build_engine,
-    check_choice,
-    engine_device,
-    pick_device,
-    write_model,
-)
+from octvideo.inference.device import pick_device
+from octvideo.inference.engine import Engine, ModelSpec, Precision
+from octvideo.inference.engines import ENGINES, FileEngine, build_engine, check_choice, engine_device, write_model
 from octvideo.octave.kernel.formats import FORMATS
 from octvideo.octave.kernel.fused_conv import has_format
 from octvideo.octave.kernel.library import bf16_pays, cpu_lines, load_library, product_rates
@@ -430,7 +421,7 @@ class _Memory:
                 for engine, costs in content["seconds"].items()
                 for precision, cost in costs.items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}
 
     def write(self, costs: Costs) -> str:

@@ -20,7 +20,9 @@ from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import best_classes, video_scores
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
 from octvideo.inference.choice import AUTO, choice_device, choose_engine
-from octvideo.inference.engines import Engine, FileEngine, ModelSpec, build_engine, pick_device
+from octvideo.inference.device import pick_device
+from octvideo.inference.engine import Engine, ModelSpec
+from octvideo.inference.engines import FileEngine, build_engine
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.video import VideoReadError, ViewSettings, read_views
 
@@ -166,7 +168,12 @@ class Predictor:
         """
         settings = read_export(path)
         made_for = settings["device"]
-        chosen = pick_device(made_for if device == "auto" else device)
+        try:
+            chosen = pick_device(made_for if device == "auto" else device)
+        except UserError as error:
+            if device != "auto":
+                raise
+            raise UserError(f"{path} was exported for device '{made_for}': {error}") from error
         if chosen.type != made_for:
             raise UserError(
                 f"{path} was exported for device '{made_for}', got '{chosen}': export it for the other, too"
@@ -258,13 +265,14 @@ class Predictor:
                     start = time.perf_counter()
                     continue
                 began = time.perf_counter()
-                # On a GPU calls return before they are done: the copy waits, and the next chunk is being prepared.
-                logits.append(self.engine(item.clips).float().cpu())
+                logits.append(self.engine(item.clips))
+                if item.is_last:  # on a GPU calls return before they are done, and this one waits for all
+                    of_views = torch.cat(logits).float().cpu()  # (V,K)
                 timing.engine += time.perf_counter() - began
                 timing.decode += item.decode
                 timing.prepare += item.prepare
                 if item.is_last:
-                    scores = video_scores(torch.cat(logits), self.views.num_views)[0]  # (V,K) → (K,)
+                    scores = video_scores(of_views, self.views.num_views)[0]  # (K,)
                     timing.total = time.perf_counter() - start
                     path = paths[item.video]
                     yield (scores, timing) if scores.isfinite().all() else NoScores(path, self.engine.precision)

@@ -128,7 +128,9 @@ def prepared_chunks(
     def prepare(index: int, path: str | Path) -> None:
         start = time.perf_counter()
         try:
-            views = decode_views(path, settings).to(device)
+            views = decode_views(path, settings)
+            # From pinned memory a copy to a GPU waits for nothing, else for all that the GPU still has to compute.
+            views = (views.pin_memory() if device.type == "cuda" else views).to(device)
         except VideoReadError as error:
             put(error)
             return

@@ -18,8 +18,9 @@ cost.py         multiply-adds, parameters and activations
 and its rooms:
 
 conversion/     an ordinary network becomes an octave one: `octavize`
-fused/          networks that only compute scores: `prepare_inference`
+fused/          layers that do in passing what surrounds them: `prepare_inference`, and `fuse_training` for GPUs
 kernel/         what the processor does: C++ and its Python face
+gpu/            what a CUDA device does: Triton, and plain torch where that is not there
 """
 
 from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
@@ -35,6 +36,7 @@ from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
 from octvideo.octave.paths import Downsample, Exchange
 from octvideo.octave.resample import pool_down, upsample
+from octvideo.octave.sync_norms import SynchronisedNorms
 from octvideo.octave.transposed import OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "OctaveNetwork",
     "OctaveReport",
     "Partition",
+    "SynchronisedNorms",
     "arrange",
     "count_cost",
     "fuse_convolutions",

@@ -47,7 +47,7 @@ class Octave(NamedTuple):
         raise AttributeError(
             f"an Octave(high, low) reached code that expects a Tensor (it asked for .{name}). Merge it first "
             "with octvideo.octave.merge, or convert the module with octvideo.octave.octavize. "
-            "(nn.SyncBatchNorm takes no Octave either: train octave networks with sync_batchnorm=False.)"
+            "(nn.SyncBatchNorm takes no Octave either: octvideo.octave.SynchronisedNorms does.)"
         )
 
 

@@ -28,12 +28,12 @@ from octvideo.octave.kernel.layout import (
 )
 from octvideo.octave.kernel.training import TrainedConv, training_format
 from octvideo.octave.ordinary import ORDINARY, ConvForm
-from octvideo.octave.partition import Partition, as_partition
+from octvideo.octave.partition import HoldsIndices, Partition, as_partition
 from octvideo.octave.paths import ConvPath, Exchange, Paths, Target, Term
 from octvideo.octave.resample import add_upsampled, pool_down, upsample
 
 
-class OctaveLayer(nn.modules.conv._ConvNd):
+class OctaveLayer(HoldsIndices, nn.modules.conv._ConvNd):
     """Four paths over one ordinary weight; mixed in before a torch class, whose constructor and weights stay.
 
     A subclass says what each path pools, strides and upsamples, and how one path convolves.
@@ -84,6 +84,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
         order = self.partition_in.order if self.groups == 1 else None
         self.to_high = Target.of(paths.hh, paths.lh, order, self.partition_out.high)
         self.to_low = Target.of(paths.hl, paths.ll, order, self.partition_out.low)
+        self.hold_indices(*self.to_high.indices, *self.to_low.indices)
         self.gives_parts = False
         terms = self.to_high.terms + self.to_low.terms
         in_order = all(isinstance(part, slice) for part in (order, self.to_high.channels, self.to_low.channels))
@@ -217,7 +218,7 @@ class OctaveLayer(nn.modules.conv._ConvNd):
     def _gather(self, term: Term, high: Tensor, low: Tensor | None, joined: Tensor | None) -> Tensor:
         """What a term's convolution reads."""
         if joined is None or not self._takes_joined(term):
-            return term.gather(high, low, len(self.factor))
+            return term.gather(high, low, len(self.factor), self)
         source = term.sources[0]
         once_more = self.pool_first is not None and source is not None and source.pool is not None
         return pool_down(joined, self.factor) if once_more else joined
@@ -235,10 +236,10 @@ class OctaveLayer(nn.modules.conv._ConvNd):
 
     def _convolve_term(self, term: Term, target: Target, x: Tensor, weight: Tensor, *, has_bias: bool) -> Tensor:
         """One term over all channels of its target, at the convolution's own resolution."""
-        path, bias = term.path, target.bias(self.bias) if has_bias else None
+        path, bias = term.path, target.bias(self.bias, self) if has_bias else None
         if path.covers_target:
-            return self._convolve(x, path, path.weight(weight), bias)
-        return target.spread(self._convolve(x, path, path.weight(weight), None), path, bias)
+            return self._convolve(x, path, path.weight(weight, self), bias)
+        return target.spread(self._convolve(x, path, path.weight(weight, self), None), path, bias, self)
 
     def _convolve(self, x: Tensor, path: ConvPath, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError

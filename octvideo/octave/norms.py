@@ -7,10 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
-from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, as_partition, take_channels
+from octvideo.octave.partition import (
+    ChannelIndex,
+    HoldsIndices,
+    Partition,
+    as_channel_index,
+    as_partition,
+    take_channels,
+)
 
 
-class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
+class _OctBatchNorm(HoldsIndices, nn.modules.batchnorm._BatchNorm):
     """Batch norm of each frequency by itself; weight, bias, statistics are the ordinary layer's vectors.
 
     Attributes:
@@ -31,6 +38,7 @@ class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._high = as_channel_index(self.partition.high)
         self._low = as_channel_index(self.partition.low)
         self._sizes = len(self.partition.high), len(self.partition.low)
+        self.hold_indices(self._high, self._low)
         self.is_in_order = self.partition.order == slice(0, self.num_features)
 
     def forward(self, input: Tensor | Octave) -> Tensor | Octave:  # type: ignore[override]
@@ -62,7 +70,7 @@ class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.is_in_order:
             high, low = vector.split(self._sizes)
             return high, low
-        return take_channels(vector, self._high, 0), take_channels(vector, self._low, 0)
+        return take_channels(vector, self._high, 0, self), take_channels(vector, self._low, 0, self)
 
     def _norm(self, x: Tensor, parts: tuple[Tensor | None, ...], channels: ChannelIndex, momentum: float) -> Tensor:
         if x.shape[1] == 0:
@@ -75,7 +83,7 @@ class _OctBatchNorm(nn.modules.batchnorm._BatchNorm):
         y = F.batch_norm(x, mean, var, weight, bias, use_batch, momentum, self.eps)
         # Of a run of channels the statistics are a view, updated in place; others are written back.
         if update and mean is not None and var is not None and not isinstance(channels, slice):
-            index = torch.tensor(channels, device=mean.device)
+            index = self.index_tensor(channels, mean.device)
             with torch.no_grad():
                 self.running_mean.index_copy_(0, index, mean)  # type: ignore[union-attr]
                 self.running_var.index_copy_(0, index, var)  # type: ignore[union-attr]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # A set of channels as a slice where it is one run (a view costs nothing), else as indices.
 ChannelIndex = slice | tuple[int, ...]
+Indices = tuple[int, ...] | tuple[tuple[int, ...], ...]  # what an index tensor (n,) or (rows, n) is made of
 
 
 def split_channels(num_channels: int, alpha: float) -> tuple[int, int]:
@@ -157,15 +158,74 @@ def as_partition(alpha: float | Partition, num_channels: int, *, groups: int = 1
     return Partition.of(num_channels, float(alpha), groups=groups)
 
 
-def take_channels(x: Tensor, channels: ChannelIndex, dim: int = 1) -> Tensor:
-    """The given channels of `x`: a view where they are one run, else a gathered copy."""
+def take_channels(x: Tensor, channels: ChannelIndex, dim: int = 1, holder: HoldsIndices | None = None) -> Tensor:
+    """The given channels of `x`: a view where they are one run, else a gathered copy.
+
+    Args:
+        holder: the module that takes them in every forward.
+    """
     if isinstance(channels, slice):
         if channels == slice(0, x.shape[dim]):
             return x
         return x.narrow(dim, channels.start, channels.stop - channels.start)
-    return x.index_select(dim, torch.tensor(channels, device=x.device))
+    return x.index_select(dim, index_tensor(channels, x.device, holder))
 
 
-def reorder(x: Tensor, channels: tuple[int, ...] | None) -> Tensor:
+def reorder(x: Tensor, channels: tuple[int, ...] | None, holder: HoldsIndices | None = None) -> Tensor:
     """The channels of `x` (N, C, ...) in another order, see `Partition.reordering`; None leaves them."""
-    return x if channels is None else x.index_select(1, torch.tensor(channels, device=x.device))
+    return x if channels is None else take_channels(x, channels, 1, holder)
+
+
+def index_tensor(channels: Indices, device: torch.device, holder: HoldsIndices | None = None) -> Tensor:
+    """The channels as an int64 tensor on the device, which nobody may change.
+
+    Args:
+        holder: the module that holds it, where it is needed in every forward.
+    """
+    return torch.tensor(channels, device=device) if holder is None else holder.index_tensor(channels, device)
+
+
+class HoldsIndices(nn.Module):
+    """A module that takes channels in every forward: it holds the index tensors, and they move with it.
+
+    To make one on a GPU is a copy from the host, for which both wait. They are plain attributes, not buffers: they are
+    no state, and DistributedDataParallel would broadcast buffers, averages and checks of a step would copy them.
+    """
+
+    def hold_indices(self, *channels: Indices | slice | None) -> None:
+        """Chooses the channels whose tensors are held, in place of those before; slices and None need no tensor."""
+        for name in self._index_names().values():
+            delattr(self, name)
+        needed = dict.fromkeys(one for one in channels if isinstance(one, tuple))
+        self._held_as: dict[Indices, str] = {one: f"_index_{n}" for n, one in enumerate(needed)}
+        device = next((p.device for p in self.parameters(recurse=False)), torch.device("cpu"))
+        for one, name in self._held_as.items():
+            setattr(self, name, _made(one, device))
+
+    def index_tensor(self, channels: Indices, device: torch.device) -> Tensor:
+        """The tensor that is held for `channels`, on the device of what is indexed."""
+        name = self._held_as[channels]
+        held: Tensor = getattr(self, name)
+        if held.device == device:
+            return held
+        # The module was not moved by `to`: FSDP and `load_state_dict(assign=True)` move parameters alone.
+        held = _made(channels, device)
+        if type(held) is Tensor and not torch.compiler.is_compiling():  # not one of a trace, which ends
+            setattr(self, name, held)
+        return held
+
+    def _index_names(self) -> dict[Indices, str]:
+        return self.__dict__.get("_held_as", {})
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HoldsIndices:
+        super()._apply(fn, recurse)
+        for channels, name in self._index_names().items():
+            held: Tensor = getattr(self, name)
+            device = fn(held).device  # and no more of it: `to_empty` gives a tensor without values
+            setattr(self, name, _made(channels, device) if held.is_meta else held.to(device))
+        return self
+
+
+def _made(channels: Indices, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # autograd could not save a tensor of inference mode
+        return torch.tensor(channels, device=device)

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from octvideo.octave.factor import Factor
-from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, take_channels
+from octvideo.octave.partition import (
+    ChannelIndex,
+    HoldsIndices,
+    Indices,
+    Partition,
+    as_channel_index,
+    index_tensor,
+    take_channels,
+)
 from octvideo.octave.resample import pool_down
 
 # How maps shrink: by a strided convolution, or by average pooling before it.
@@ -45,14 +53,20 @@ class ConvPath:
             return sum(map(len, columns))  # type: ignore[arg-type]
         return len(_positions(self.rows)) * len(_positions(columns))  # type: ignore[arg-type]
 
-    def weight(self, weight: Tensor) -> Tensor:
-        """Its part of the ordinary weight."""
+    def weight(self, weight: Tensor, holder: HoldsIndices | None = None) -> Tensor:
+        """Its part of the ordinary weight; `holder` as in `take_channels`."""
         if isinstance(self.columns, tuple) and self.columns and isinstance(self.columns[0], tuple):
-            rows = torch.arange(weight.shape[0], device=weight.device)[
-                self.rows if isinstance(self.rows, slice) else torch.tensor(self.rows, device=weight.device)
-            ]
-            return weight[rows[:, None], torch.tensor(self.columns, device=weight.device)]
-        return take_channels(take_channels(weight, self.rows, dim=0), self.columns, dim=1)  # type: ignore[arg-type]
+            rows, columns = (index_tensor(c, weight.device, holder) for c in (_positions(self.rows), self.columns))
+            return weight[rows[:, None], columns]
+        return take_channels(take_channels(weight, self.rows, 0, holder), self.columns, 1, holder)  # type: ignore
+
+    @property
+    def indices(self) -> tuple[Indices | slice, ...]:
+        """The channels of the weight and of the target that a forward takes."""
+        rows = self.rows
+        if isinstance(self.columns, tuple) and self.columns and isinstance(self.columns[0], tuple):
+            rows = _positions(rows)
+        return rows, self.columns, *(() if self.covers_target else (_positions(self.outputs),))
 
     def join(self, other: ConvPath, order: ChannelIndex) -> ConvPath | None:
         """This path and one of other sources as one, over both sources' channels side by side; None if it can't be.
@@ -162,19 +176,20 @@ class Term:
     path: ConvPath
     sources: tuple[ConvPath | None, ConvPath | None]  # how x_high and x_low come in; None: not at all
 
-    def gather(self, high: Tensor, low: Tensor | None, axes: int) -> Tensor:
+    def gather(self, high: Tensor, low: Tensor | None, axes: int, holder: HoldsIndices | None = None) -> Tensor:
         """What the convolution reads: its sources' channels, pooled where they have to be, side by side.
 
         Args:
             high: (N, C_high, ...), or (C_high, ...) in an ordinary layer.
             low: (N, C_low, ...) or None.
             axes: how many the maps have after the channels; a clip's frames (N·T, C, H, W) have two.
+            holder: as in `take_channels`.
         """
         parts = []
         for x, path in zip((high, low), self.sources, strict=True):
             if path is not None:
                 assert x is not None
-                part = take_channels(x, path.inputs, -1 - axes)
+                part = take_channels(x, path.inputs, -1 - axes, holder)
                 parts.append(part if path.pool is None else pool_down(part, path.pool[-axes:]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
@@ -217,22 +232,33 @@ class Target:
             terms.append(Term(from_low, (None, from_low)))
         return cls(tuple(terms), as_channel_index(channels), len(channels))
 
-    def bias(self, bias: Tensor | None) -> Tensor | None:
-        """Its part of the ordinary bias."""
-        return None if bias is None else take_channels(bias, self.channels, 0)
+    @property
+    def indices(self) -> tuple[Indices | slice, ...]:
+        """All channels that a forward takes."""
+        return self.channels, *self.inputs, *[one for term in self.terms for one in term.path.indices]
 
-    def spread(self, y: Tensor, path: ConvPath, bias: Tensor | None) -> Tensor:
+    @property
+    def inputs(self) -> list[ChannelIndex]:
+        """Those of the source maps alone."""
+        return [path.inputs for term in self.terms for path in term.sources if path is not None]
+
+    def bias(self, bias: Tensor | None, holder: HoldsIndices | None = None) -> Tensor | None:
+        """Its part of the ordinary bias; `holder` as in `take_channels`."""
+        return None if bias is None else take_channels(bias, self.channels, 0, holder)
+
+    def spread(self, y: Tensor, path: ConvPath, bias: Tensor | None, holder: HoldsIndices | None = None) -> Tensor:
         """All channels of the target: a path's result in their places, the bias, and zeros elsewhere.
 
         Args:
             y: (N, channels that the path reaches, ...).
             path: of a grouped layer that moves whole groups from one frequency to the other.
             bias: (num_channels,) or None.
+            holder: as in `take_channels`.
         """
         full = y.new_zeros(y.shape[0], self.num_channels, *y.shape[2:])
         if bias is not None:
             full = full + bias.to(y.dtype).reshape(-1, *([1] * (y.dim() - 2)))
-        return full.index_add(1, torch.tensor(_positions(path.outputs), device=y.device), y)
+        return full.index_add(1, index_tensor(_positions(path.outputs), y.device, holder), y)
 
 
 def _is_needed(path: ConvPath | None, same_source: ConvPath | None, same_target: ConvPath | None) -> bool:

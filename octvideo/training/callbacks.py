@@ -14,11 +14,12 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from octvideo.evaluation.report import metrics_table
 from octvideo.evaluation.scores import VideoScores
 from octvideo.files import json_text, whole_text
-from octvideo.training.module import VideoClassifier, epoch_of
+from octvideo.training.module import STEP_LOSS, VideoClassifier, epoch_of
 from octvideo.training.run_folder import RunFolder
 from octvideo.training.unreadable import UnreadableVideos
 
@@ -83,8 +84,13 @@ class CheckpointWithinEpochs(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
+def is_sigterm(error: BaseException) -> bool:
+    """Whether SIGTERM raised it: sent to this process, or to its loading processes, as the end of a job is to all."""
+    return isinstance(error, SIGTERMException) or "killed by signal: Terminated" in str(error)
+
+
 class ResumeHint(Callback):
-    """Says, after Ctrl-C, which checkpoint is kept and which command resumes it.
+    """Says, after Ctrl-C and SIGTERM, which checkpoint is kept and which command resumes it.
 
     Args:
         folder: the run.
@@ -96,7 +102,7 @@ class ResumeHint(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         fitting = trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING
-        if not fitting or not isinstance(exception, KeyboardInterrupt):
+        if not fitting or not (isinstance(exception, KeyboardInterrupt) or is_sigterm(exception)):
             return
         if self._last.exists():
             hint = f"{self._last} is kept. Go on with:\n  {self._command}"
@@ -118,7 +124,20 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, which counts epochs from 0, with epochs from 1 as everything else here has them."""
+    """Lightning's, which counts epochs from 0, with epochs from 1 as everything else here has them; and with the loss,
+    read every `log_every_n_steps`. What is logged for the bar is read at every step, for which a GPU is waited for.
+    """
+
+    _loss: float | None = None
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+        """What stands behind the bar."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        is_logged = progress.current.ready % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
+        if (self._loss is None or is_logged or progress.is_last_batch) and STEP_LOSS in trainer.callback_metrics:
+            self._loss = float(trainer.callback_metrics[STEP_LOSS])
+        loss = {} if self._loss is None else {STEP_LOSS: self._loss}
+        return {**super().get_metrics(trainer, pl_module), **loss}
 
     def _get_train_description(self, current_epoch: int) -> str:
         # As wide as the word below it, or the bars jump.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Literal
 
 from torch import nn
@@ -11,6 +12,7 @@ from octvideo.errors import UserError
 
 Freeze = Literal["none", "backbone", "norms"]
 
+_FSDP = "_fsdp_wrapped_module."  # in the names of what it wraps
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -53,11 +55,25 @@ def freeze_parameters(network: nn.Module, freeze: Freeze) -> list[nn.Module]:
     return [m for m in network.modules() if not list(m.children()) and m is not head and not isinstance(m, nn.Dropout)]
 
 
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: weights with decay; norms and biases (everything of one dimension) without."""
-    learning = [p for p in network.parameters() if p.requires_grad]
+def decayed_names(network: nn.Module) -> frozenset[str]:
+    """Parameters that weight decay is for: weights, not norms and biases (everything of one dimension).
+
+    To be asked before a strategy takes the network apart: shards of weights may have one dimension.
+    """
+    return frozenset(name for name, parameter in network.named_parameters() if parameter.ndim > 1)
+
+
+def decay_groups(network: nn.Module, weight_decay: float, decayed: Container[str]) -> list[dict[str, Any]]:
+    """Optimizer groups, with decay and without.
+
+    Args:
+        network: also wrapped by FSDP.
+        weight_decay: of the first group.
+        decayed: see `decayed_names`.
+    """
+    learning = [(name.replace(_FSDP, ""), p) for name, p in network.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for name, p in learning if name in decayed], "weight_decay": weight_decay},
+        {"params": [p for name, p in learning if name not in decayed], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

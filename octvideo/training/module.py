@@ -12,33 +12,42 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
 
 from octvideo.batches import Batch, Views
 from octvideo.errors import NotFinite, UserError
-from octvideo.evaluation.metrics import VideoMetrics
+from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
-from octvideo.evaluation.view_scores import video_scores, view_chunks
+from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
-from octvideo.octave import arrange, fuse_training
+from octvideo.octave import SynchronisedNorms, arrange, fuse_training
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
-from octvideo.training.freezing import Freeze, decay_groups, find_head, freeze_parameters
+from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
-from octvideo.training.steps import NonFiniteSteps, compiler_errors_in_words, short_maps_in_float32
+from octvideo.training.steps import (
+    NonFiniteSteps,
+    compiler_errors_in_words,
+    deterministic_pools,
+    precision_advice,
+    short_maps_in_float32,
+)
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
 Optimizer = Literal["sgd", "adamw"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+STEP_LOSS = "train/loss_step"  # of one batch
 
 log = logging.getLogger("octvideo.training")
 
@@ -66,7 +75,8 @@ class VideoClassifier(L.LightningModule):
         gamma: factor of each.
         label_smoothing: of the training loss.
         mixup_alpha: of the Beta distribution that pairs of clips are mixed by; 0 is off.
-        views_per_chunk: the most views that go through the network at once in evaluation.
+        views_per_chunk: the most views that go through the network at once in evaluation; None is a number, at most 8,
+            by which the views of a video divide, so that all chunks have one size, and are compiled once.
         freeze: "backbone" trains the head alone; "norms" keeps norm weights and statistics.
         init_weights: what to start from: a checkpoint's path or https URL, torchvision:NAME or timm:NAME;
             another number of classes gets a new head, an image network's kernels are inflated over time.
@@ -103,7 +113,7 @@ class VideoClassifier(L.LightningModule):
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
         mixup_alpha: float = 0.0,
-        views_per_chunk: int = 8,
+        views_per_chunk: int | None = None,
         freeze: Freeze = "none",
         init_weights: str | None = None,
         on_unreadable: OnUnreadable = "raise",
@@ -115,7 +125,7 @@ class VideoClassifier(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if views_per_chunk < 1:
+        if views_per_chunk is not None and views_per_chunk < 1:
             raise UserError(f"views_per_chunk: got {views_per_chunk}, expected 1 or more")
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:  # nor NaN
@@ -135,18 +145,22 @@ class VideoClassifier(L.LightningModule):
         self.channels_last, self.fuse, self._is_fused = channels_last, fuse, False
         if channels_last:
             arrange(network)
+        # CUDA graphs: what they return lies in memory of their own.
+        self._by_graphs = compile in ("reduce-overhead", "max-autotune")
         if compile:
             # In place, so that no key of a checkpoint gets a prefix.
             network.compile(mode=None if compile is True else compile)
-        self._held = freeze_parameters(network, freeze)
+        self._held, self._decayed = freeze_parameters(network, freeze), decayed_names(network)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
-        self.train_metrics, self.train_loss = VideoMetrics(self.num_classes), MeanMetric()
-        self.train_unreadable, self.train_nonfinite = SumMetric(), SumMetric()
+        self.train_metrics = VideoMetrics(self.num_classes)
+        self.train_sums = Sums("loss", "clips", "unreadable", "nonfinite")
         self.unreadable = UnreadableVideos("training")
         self.steps = NonFiniteSteps(max_nonfinite_steps)
         self._largest_batch = 0
         self._epoch_started = 0.0
+        self._steps_since_look = 0
+        self._synchronises = False
         self._first_batch: int | None = None  # of the running epoch, trained by this process
 
     # ── network ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -172,8 +186,11 @@ class VideoClassifier(L.LightningModule):
         x = x.to(next(self.network.parameters()).dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        with compiler_errors_in_words(), short_maps_in_float32(x):
+        norms = SynchronisedNorms() if self._synchronises and self.training else nullcontext()
+        with compiler_errors_in_words(), short_maps_in_float32(x), deterministic_pools(), norms:
             logits = self.network(x)
+        if self._by_graphs:
+            logits = logits.clone()  # the next call overwrites them
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def view_scores(self, video: Tensor | Sequence[Views]) -> Tensor:
@@ -184,7 +201,9 @@ class VideoClassifier(L.LightningModule):
         """
         if not len(video):
             return torch.empty(0, self.num_classes, device=self.pixel_mean.device)
-        logits = torch.cat([self(chunk) for chunk in view_chunks(video, self.views_per_chunk)])  # (N·V,K)
+        num_views = video.shape[1] if isinstance(video, Tensor) else video[0].num_views
+        size = self.views_per_chunk or even_chunk(num_views)
+        logits = torch.cat([self(chunk) for chunk in view_chunks(video, size)])  # (N·V,K)
         return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     def _fuse_on_cuda(self) -> None:
@@ -196,9 +215,13 @@ class VideoClassifier(L.LightningModule):
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────
 
     def setup(self, stage: str) -> None:
-        """Checks the class count against the data's, and loads `init_weights` unless a checkpoint will be
-        loaded.
+        """Checks the class count against the data's, loads `init_weights` unless a checkpoint will be loaded, and takes
+        `--trainer.sync_batchnorm` over from Lightning, whose way of it knows no octave layers.
         """
+        strategy = self.trainer.strategy
+        if getattr(strategy, "_layer_sync", None) is not None:
+            strategy._layer_sync = None  # type: ignore[attr-defined]
+            self._synchronises = self.trainer.world_size > 1
         names = self._names_of_data
         expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
         if expected != self.num_classes:
@@ -216,12 +239,29 @@ class VideoClassifier(L.LightningModule):
                 self.print(f"  {advice}")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = decay_groups(self.network, self.weight_decay)
+        groups, fused = decay_groups(self.network, self.weight_decay, self._decayed), self._skips_by_itself
+        optimizer: torch.optim.Optimizer
         if self.optimizer_name == "adamw":
             # torch's 1e-8 is 0 in float16, and an update of a weight without gradient 0/0.
             eps = max(1e-8, torch.finfo(next(self.network.parameters()).dtype).tiny)
-            return torch.optim.AdamW(groups, lr=self.lr, eps=eps)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+            optimizer = torch.optim.AdamW(groups, lr=self.lr, eps=eps, fused=fused)
+        else:
+            nesterov = self.momentum > 0
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov, fused=fused)
+            if fused and nesterov:
+                # torch makes them uninitialised at the first step, and leaves them so where it skips that.
+                for parameter in itertools.chain.from_iterable(group["params"] for group in groups):
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        # Lightning unscales gradients before it clips them, and refuses to clip where an optimizer could unscale too.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer
+
+    @property
+    def _skips_by_itself(self) -> bool | None:
+        """Whether the optimizer is one of torch's fused ones, which leave a step out by a tensor on their device.
+        The host would have to wait for the GPU to know it. None, not False: torch then chooses its form.
+        """
+        return True if self.trainer.strategy.root_device.type == "cuda" else None
 
     def _set_learning_rate(self, batch_idx: int) -> float:
         trainer, window = self.trainer, self.trainer.accumulate_grad_batches
@@ -244,6 +284,8 @@ class VideoClassifier(L.LightningModule):
         built = built_from(self.network) or {"class_path": type(self.network).__name__}
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
+        if advice := precision_advice(str(self.trainer.precision), self.trainer.strategy.root_device):
+            self.print(advice)
 
     def on_train_start(self) -> None:
         # Lightning leaves these out where it resumes within an epoch.
@@ -254,7 +296,7 @@ class VideoClassifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._epoch_started, self._first_batch, self._told_nonfinite = time.monotonic(), None, False
-        for metric in (self.train_metrics, self.train_loss, self.train_unreadable, self.train_nonfinite):
+        for metric in (self.train_metrics, self.train_sums):
             metric.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -263,7 +305,8 @@ class VideoClassifier(L.LightningModule):
         if batch_idx == 0:  # else a checkpoint has said how many there were
             self.unreadable.start_pass()
         lr = self._set_learning_rate(batch_idx)
-        self.log("lr", lr, on_step=True)
+        # Filled on the device: a number would be copied there, which waits for all that the device has to do.
+        self.log("lr", torch.full((), lr, device=self.device), on_step=True)
         # Not Lightning's global state, which a resumed run does not get back.
         torch.manual_seed(seed_of(self.seed, self.trainer.current_epoch, batch_idx, "step", self.global_rank))
 
@@ -271,12 +314,12 @@ class VideoClassifier(L.LightningModule):
         video, labels = batch["video"], batch["label"]
         failed = self.unreadable
         failed.add(batch["failures"])
-        self.train_unreadable.update(len(batch["failures"]))
+        self.train_sums.update(unreadable=len(batch["failures"]))
         self._largest_batch = max(self._largest_batch, len(labels) + len(batch["failures"]))
         # Stops as soon as the epoch can't keep the bound any more, not after hours at its end.
         failed.check_bound(int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction)
         if not len(labels):
-            return self._empty_loss()
+            return self._empty_loss(video)
         targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
         assert isinstance(video, Tensor)  # clips
         clips = video
@@ -289,15 +332,22 @@ class VideoClassifier(L.LightningModule):
         self.steps.before_forward(self.network)
         logits = self(clips)
         loss = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
-        finite = self.steps.is_finite(loss)
-        self.train_nonfinite.update(int(not finite))
-        self.train_loss.update(loss.detach() if finite else 0.0, weight=len(labels) if finite else 0)
+        finite = self.steps.note_loss(loss)
+        clips_counted = len(labels) * finite
+        self.train_sums.update(
+            loss=loss.detach().where(finite, 0) * clips_counted, clips=clips_counted, nonfinite=~finite
+        )
         self.train_metrics.update(logits.detach().softmax(1), labels)
-        self.log("train/loss_step", loss.detach(), on_step=True, prog_bar=True, batch_size=len(labels))
+        self.log(STEP_LOSS, loss.detach(), on_step=True, batch_size=len(labels))
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning's; a compiled network's backward pass is compiled here."""
+        if self._by_graphs and self.trainer.accumulate_grad_batches > 1:
+            # Autograd keeps the first gradient that it is given, and adds later ones to it; but a graph overwrites it.
+            for parameter in self.network.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         with compiler_errors_in_words():
             super().backward(loss, *args, **kwargs)
 
@@ -306,17 +356,27 @@ class VideoClassifier(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        problem = self.steps.take_gradients(self.network, looks_at_gradients=scaler is None)
-        if problem is None:
-            return
-        if "gradients" in problem:
-            self.train_nonfinite.update(1)
-        if self.steps.in_a_row >= self.steps.most:
-            raise self._diverged(f"{self.steps.in_a_row} steps in a row were not finite, {problem}")
-        if not self._told_nonfinite:  # once in an epoch
+        bad, by_gradients = self.steps.end_step(self.network, looks_at_gradients=scaler is None)
+        self.train_sums.update(nonfinite=by_gradients)
+        if self._skips_by_itself:
+            optimizer.found_inf = bad  # type: ignore[attr-defined]
+            self._steps_since_look += 1
+            if self._steps_since_look >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+                self._look_at_steps()
+        elif self._look_at_steps():
+            self.network.zero_grad(set_to_none=True)
+
+    def _look_at_steps(self) -> bool:
+        """Whether steps since the last look were not finite; says so, and ends the run where they are many in a row."""
+        self._steps_since_look = 0
+        left_out = self.steps.look()
+        if left_out.in_a_row >= self.steps.most:
+            raise self._diverged(f"{left_out.in_a_row} steps in a row were not finite, {left_out.problem}")
+        if left_out.steps and not self._told_nonfinite:  # once in an epoch
             most = f"up to {self.steps.most} in a row (model.max_nonfinite_steps)"
-            log.warning("%s: %s; such steps are left out, %s", self._place, problem, most)
+            log.warning("%s: %s; such steps are left out, %s", self._place, left_out.problem, most)
             self._told_nonfinite = True
+        return left_out.steps > 0
 
     @property
     def _place(self) -> str:
@@ -332,21 +392,27 @@ class VideoClassifier(L.LightningModule):
             f"(--model.warmup_epochs) or clip gradients (--trainer.gradient_clip_val 1), and {go_on}"
         )
 
-    def _empty_loss(self) -> Tensor | None:
-        """No video of the batch could be read. Other processes wait for our gradients: give them zeros, not
-        nothing.
+    def _empty_loss(self, video: Tensor | Sequence[Views]) -> Tensor | None:
+        """No video of the batch could be read. Other processes wait for our gradients: give them zeros, not nothing.
+        Where they wait for our part in norms' statistics or for our shards of weights, the network runs on no clips.
         """
         if self.trainer.world_size == 1:
             return None
-        return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
+        if not (self._synchronises or isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)):
+            return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
+        assert isinstance(video, Tensor)  # (0, 3, T, H, W)
+        return self(video).sum()
 
     def on_train_epoch_end(self) -> None:
         if self._first_batch is None:
             self.print(f"{epoch_of(self.trainer)} was over before the resume")
             return
-        values = {"train/top1": float(self.train_metrics.compute()["top1"])}
-        for name in ("loss", "unreadable", "nonfinite"):
-            values[f"train/{name}"] = float(getattr(self, f"train_{name}").compute())
+        if self._skips_by_itself:
+            self._look_at_steps()
+        sums = self.train_sums.compute()
+        values = {"train/top1": self.train_metrics.compute()["top1"]}
+        values["train/loss"] = mean_of(sums["loss"], sums["clips"])
+        values |= {f"train/{name}": sums[name] for name in ("unreadable", "nonfinite")}
         self._log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))
@@ -441,13 +507,16 @@ class VideoClassifier(L.LightningModule):
         return list(getattr(self._datamodule, "class_names", ()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        optimized = [p for group in decay_groups(self.network, self.weight_decay) for p in group["params"]]
+        groups = decay_groups(self.network, self.weight_decay, self._decayed)
+        optimized = [p for group in groups for p in group["params"]]
         if names := self._names_of_data:
             fit_classes(checkpoint, names, self.network, optimized)
         check_fits(checkpoint, self.state_dict(), self.network)
         check_finite(checkpoint["state_dict"], self.trainer.ckpt_path)
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_fit_goes_on(checkpoint, self.optimizer_name, len(optimized))
+            for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
+                group["fused"] = self._skips_by_itself  # that of this run's device, not of the one that wrote it
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
         self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)
 

@@ -6,12 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
 
 from octvideo.batches import Failure
-from octvideo.evaluation.metrics import VideoMetrics
+from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos, gathered
 
@@ -28,7 +26,7 @@ class Evaluation(nn.Module):
         super().__init__()
         self.num_classes, self.on_unreadable = num_classes, on_unreadable
         self.metrics = VideoMetrics(num_classes)
-        self.loss, self.unreadable = MeanMetric(), SumMetric()
+        self.sums = Sums("loss", "known", "unreadable")
         self.videos = UnreadableVideos("evaluation")  # that could not be read, in all passes of one role
         self._scored: list[tuple[Tensor, list[str], Tensor, Tensor]] = []  # of this process, on the CPU
 
@@ -38,7 +36,7 @@ class Evaluation(nn.Module):
         if role != self.videos.role:
             self.videos = UnreadableVideos(role)
         self.videos.start_pass()
-        for metric in (self.metrics, self.loss, self.unreadable):
+        for metric in (self.metrics, self.sums):
             metric.reset()
 
     def skip(self, failures: Iterable[Failure]) -> None:
@@ -51,15 +49,15 @@ class Evaluation(nn.Module):
         if self.on_unreadable == "raise":
             self.videos.raise_first(failures)
         self.videos.add(failures)
-        self.unreadable.update(len(failures))
+        self.sums.update(unreadable=len(failures))
 
     def count(self, scores: Tensor, labels: Tensor) -> None:
         """Adds videos to the metrics: scores (N, K) and labels (N,), -1 where there is none; N may be 0."""
+        self.metrics.update(scores, labels)
         known = labels >= 0
-        self.metrics.update(scores[known], labels[known])
-        if known.any():
-            nll = F.nll_loss(scores[known].clamp_min(1e-12).log(), labels[known])
-            self.loss.update(nll, weight=int(known.sum()))
+        own = scores.gather(1, labels.clamp_min(0)[:, None])[:, 0]  # (N,)
+        nll = -own.clamp_min(1e-12).log()
+        self.sums.update(loss=nll.where(known, 0).sum(), known=known.sum())
 
     def keep(self, index: Tensor, paths: Iterable[str], labels: Tensor, scores: Tensor) -> None:
         """Keeps a batch for `scores`: indices in the data set (N,), paths, labels (N,), scores (N, K)."""
@@ -68,8 +66,9 @@ class Evaluation(nn.Module):
     def values(self, prefix: str) -> dict[str, float]:
         """Metrics of the pass over all processes, by name: those of `VideoMetrics`, loss, unreadable."""
         values = {f"{prefix}/{name}": float(value) for name, value in self.metrics.compute().items()}
-        values[f"{prefix}/loss"] = float(self.loss.compute())
-        values[f"{prefix}/unreadable"] = float(self.unreadable.compute())
+        sums = self.sums.compute()
+        values[f"{prefix}/loss"] = mean_of(sums["loss"], sums["known"])
+        values[f"{prefix}/unreadable"] = sums["unreadable"]
         return values
 
     def scores(self, class_names: list[str]) -> VideoScores:

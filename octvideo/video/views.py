@@ -119,7 +119,10 @@ class VideoViews:
             views = torch.from_numpy(np.empty(shape, np.uint8))
         else:
             views = self.frames.new_empty(shape)
-        places = torch.from_numpy(self.places).to(self.frames.device)
+        places = torch.from_numpy(self.places)
+        if self.frames.is_cuda:  # without waiting for what the GPU still has to compute
+            places = places.pin_memory()
+        places = places.to(self.frames.device, non_blocking=True)
         for n, number in enumerate(numbers):
             clip, crop = divmod(number, len(self.boxes))
             # Pixels stay together as decoded: a crop is copied row by row. Writing planes instead takes twice as long.

@@ -81,10 +81,16 @@ trainer:
 """
 
 
+@pytest.fixture(scope="session")
+def tiny_config(tiny_data: Path) -> str:
+    """The content of tiny.yaml."""
+    return TINY_CONFIG.format(root=tiny_data)
+
+
 @pytest.fixture
-def workplace(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tiny_config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, with tiny.yaml."""
-    (tmp_path / "tiny.yaml").write_text(TINY_CONFIG.format(root=tiny_data))
+    (tmp_path / "tiny.yaml").write_text(tiny_config)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -106,17 +112,18 @@ def octvideo(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start() -> Start:
-    """Runs the command line in a process of its own, in the current folder."""
+    """Runs the command line in a process of its own, in the current folder or another one."""
 
-    def run(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(*words: object, timeout: float = 240, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         here = Path(__file__).parent  # StopRun is there; and this checkout is meant, whatever is installed
         path = os.pathsep.join([str(here), str(here.parents[1])])
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "octvideo", *map(str, words)]
         return subprocess.run(
             command,
+            cwd=cwd,
             env=env,
             text=True,
             capture_output=True,

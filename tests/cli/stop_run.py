@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class StopRun(Callback):
-    """Sends a signal to its own process.
+    """Sends a signal to its own process, and SIGTERM to those that load videos too.
 
     Args:
         step: after so many optimizer steps, when the next batch begins.
@@ -23,7 +24,10 @@ class StopRun(Callback):
 
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == self._step:
-            os.kill(os.getpid(), self._signal)
+            # The end of a job is told to all its processes.
+            others = multiprocessing.active_children() if self._signal == signal.SIGTERM else []
+            for pid in (*[process.pid for process in others], os.getpid()):
+                os.kill(pid, self._signal)
 
 
 class Bug(Callback):

@@ -147,12 +147,14 @@ def test_a_real_crash_hang_and_growth_are_verdicts(good: Path, tmp_path: Path) -
     for name in ("crash", "hang", "grow", "fine"):
         shutil.copy(good, folder / f"{name}.mp4")
     with Journal(tmp_path / "out", root=str(folder), decoder="auto") as written:
-        settings = {"num_processes": 2, "timeout_s": 4.0, "memory_bytes": 2**28, "work": by_name}
-        summary = check_all(select([folder]), written, decoder="auto", **settings)  # type: ignore[arg-type]
-    assert summary.verdicts == {"ok": 1, "unreadable": 3}
+        settings: Any = {"num_processes": 2, "memory_bytes": 2**28, "work": by_name}
+        hangs, others = select([folder / "hang.mp4"]), select([folder / f"{n}.mp4" for n in ("crash", "grow", "fine")])
+        check_all(hangs, written, decoder="auto", timeout_s=1.0, **settings)
+        # The others end in time on a machine that is busy, too.
+        check_all(others, written, decoder="auto", timeout_s=120.0, **settings)
     assert {name: entry["reason"] for name, entry in journal(tmp_path).items()} == {
         "crash.mp4": "crashed (signal 11, SIGSEGV)",
-        "hang.mp4": "timeout: no sign of life for 4 s",
+        "hang.mp4": "timeout: no sign of life for 1 s",
         "grow.mp4": "out of memory: it takes more than 0.25 GiB",
         "fine.mp4": "",
     }

@@ -160,3 +160,42 @@ def test_the_learning_rate_of_processes_ends_with_their_last_step(start: Start, 
         rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
     expected = [0.15 * (1 + math.cos(math.pi * step / 3)) for step in range(3)]
     assert sorted(set(rates), reverse=True) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242",
+        "NCCL error in: ProcessGroupNCCL.cpp:3763, remote process exited or there was a network error\n"
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+        "NCCL error in: ProcessGroupNCCL.cpp:1275, internal error\nncclInternalError: Internal check failed.\n"
+        "Last error:\nNet : Connection closed by remote peer node<43236>",
+        "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran",
+        "NCCL communicator was aborted on rank 1.",
+    ],
+)
+def test_a_process_whose_neighbour_has_ended_says_so(
+    said: str, octvideo: Callable[..., tuple[str, str]], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*args: object) -> None:
+        raise torch.distributed.DistBackendError(said)
+
+    monkeypatch.setattr("octvideo.training.VideoClassifier.on_fit_start", ended)
+    _, err = octvideo(*FIT, code=1)
+    assert err.splitlines()[-1] == "error: another process of this run has ended, its own message is above"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="its Gloo may never end in destroy_process_group")
+@pytest.mark.parametrize("alpha", [0, 0.25])
+def test_synchronised_norms_train_past_a_broken_video(
+    alpha: float, start: Start, workplace: Path, tiny_data: Path
+) -> None:
+    """Batches of one: the process that has the broken video takes part in the norms' statistics without a clip."""
+    (workplace / "broken.mp4").write_bytes(b"no video")
+    (workplace / "train.txt").write_text(absolute_list(tiny_data, 7, f"{workplace / 'broken.mp4'} 0"))
+    words = ("--data.train", workplace / "train.txt", "--data.batch_size", 1, "--model.max_unreadable_fraction", 0.3)
+    network = ("--model.network.init_args.alpha", alpha, "--trainer.sync_batchnorm", "true")
+    ended = start(*FIT, *words, *network, *TWO, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert "1 videos could not be read in training" in ended.stdout

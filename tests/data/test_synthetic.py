@@ -122,7 +122,7 @@ def test_a_video_is_encoded_alike_each_time(tmp_path: Path) -> None:
         return index % len(videos), path.read_bytes()
 
     with ThreadPoolExecutor(4) as pool:
-        assert len(set(pool.map(encoded, range(150 * len(videos))))) == len(videos)
+        assert len(set(pool.map(encoded, range(75 * len(videos))))) == len(videos)
 
 
 def test_the_written_set(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octvideo.evaluation.view_scores import view_chunks
+from octvideo.evaluation.view_scores import even_chunk, view_chunks
 from octvideo.models import i3d_small
 from octvideo.training import VideoClassifier
 from octvideo.video import VideoViews, ViewSettings, decode_views
@@ -43,6 +43,12 @@ def test_chunks_are_those_of_views_cut_first(videos: list[VideoViews], size: int
         assert torch.equal(mine, theirs)
         # The layout chooses the convolution's algorithm, and so the last bits of the scores.
         assert mine.stride() == theirs.stride()
+
+
+def test_chunks_by_default_leave_no_smaller_one_behind() -> None:
+    views = [1, 2, 3, 5, 8, 9, 10, 11, 12, 15, 30, 32]
+    assert [even_chunk(number) for number in views] == [8, 8, 6, 5, 8, 8, 5, 8, 6, 5, 6, 8]
+    assert {len(chunk) for chunk in view_chunks(torch.zeros(7, 30, 1), even_chunk(30))} == {6}
 
 
 def test_no_video_is_no_chunk(videos: list[VideoViews]) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from octvideo.errors import UserError
 from octvideo.inference import Predictor, choice
 from octvideo.inference.choice import Cost, Way, by_rule, cheapest, choice_device, choose_engine, measured, ways
-from octvideo.inference.engines import ENGINES, EngineEntry, ModelSpec
+from octvideo.inference.engine import EngineEntry, ModelSpec
+from octvideo.inference.engines import ENGINES
 from octvideo.video import ViewSettings
 
 CPU = torch.device("cpu")
@@ -182,6 +183,7 @@ def test_other_weights_are_the_same_network(machine: Machine, tmp_path: Path) ->
         {"seconds": 3}, {"seconds": {"near": {"f32": {"start": 1, "clip": "fast"}}}},
         {"seconds": {"near": {"f32": {"start": -1, "clip": 0}}}}, {"seconds": {"near": {"f32": {"clip": 1}}}},
         {"seconds": {"near": [1]}}, {"made_for": {}},
+        b"[" * 100_000, {"seconds": {"near": {"f32": {"start": 10**400, "clip": 1}}}},
     ],
 )  # fmt: skip
 def test_a_file_that_is_none_is_measured_again(content: Any, machine: Machine, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.inference.engines import ENGINES, EagerEngine, build_engine, in_batches
+from octvideo.inference.engine import in_batches
+from octvideo.inference.engines import ENGINES, build_engine
+from octvideo.inference.torch_engines import EagerEngine
 from octvideo.models import i3d_small
 from octvideo.octave import octavize
 from octvideo.octave.fused.sequence import FusedSequence
@@ -84,7 +86,7 @@ def test_the_kernel_computes_in_the_precision(
 ) -> None:
     if not has_format(FORMATS[precision]):
         pytest.skip(f"this processor has no products in {precision}")
-    monkeypatch.setattr("octvideo.inference.engines.bf16_pays", lambda: True)
+    monkeypatch.setattr("octvideo.inference.torch_engines.bf16_pays", lambda: True)
     compare(tiny, clips, "eager", precision)
     engine = build_engine("eager", tiny, example_shape=SHAPE, precision=precision, calibration=clips)
     assert isinstance(engine, EagerEngine) and engine.precision == precision
@@ -99,7 +101,7 @@ def test_bf16_that_does_not_pay_is_f32(
 ) -> None:
     if load_library() is None:
         pytest.skip("no kernel")
-    monkeypatch.setattr("octvideo.inference.engines.bf16_pays", lambda: False)
+    monkeypatch.setattr("octvideo.inference.torch_engines.bf16_pays", lambda: False)
     engine = build_engine("eager", tiny, example_shape=SHAPE, precision="bf16")
     assert engine.precision == "f32" and "multiplies no faster in bf16 than in f32" in caplog.text
     with torch.no_grad():
@@ -109,9 +111,27 @@ def test_bf16_that_does_not_pay_is_f32(
 def test_int8_without_its_products_names_another_engine(
     tiny: nn.Module, clips: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octvideo.inference.engines.has_format", lambda format: False)
+    monkeypatch.setattr("octvideo.inference.torch_engines.has_format", lambda format: False)
     with pytest.raises(UserError, match="engine eager computes int8 on CPUs with AVX512-VNNI or AMX"):
         build_engine("eager", tiny, example_shape=SHAPE, precision="int8", calibration=clips)
+
+
+@pytest.mark.skipif(not has_format(FORMATS["int8"]), reason="no int8 on this processor")
+def test_int8_of_a_network_without_layers_of_the_kernel(clips: Tensor) -> None:
+    """It would be float32 that is called int8."""
+    for layers in ([nn.Identity()], [nn.Conv3d(3, 6, 3, groups=3), nn.ReLU()]):
+        with pytest.raises(UserError, match="has no layer of this network: no int8 by engine eager"):
+            build_engine(
+                "eager", nn.Sequential(*layers, Pooled()), example_shape=SHAPE, precision="int8", calibration=clips
+            )
+
+
+@pytest.mark.skipif(not has_format(FORMATS["int8"]), reason="no int8 on this processor")
+def test_int8_of_maps_that_overflow(clips: Tensor) -> None:
+    network = nn.Sequential(nn.Conv3d(3, 8, 1), nn.ReLU(), Pooled())
+    nn.init.constant_(network[0].weight, 3e38)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="int8: calibration: a map has NaN or infinite elements"):
+        build_engine("eager", network, example_shape=SHAPE, precision="int8", calibration=clips)
 
 
 @pytest.mark.slow

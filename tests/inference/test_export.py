@@ -17,7 +17,8 @@ from octvideo import inference
 from octvideo.cli import export, main
 from octvideo.errors import UserError
 from octvideo.inference import Predictor
-from octvideo.inference.engines import ENGINES, EngineEntry, ModelSpec, Run, file_engines
+from octvideo.inference.engine import EngineEntry, ModelSpec, Run
+from octvideo.inference.engines import ENGINES, file_engines
 from octvideo.inference.export import write_export
 from octvideo.video import ViewSettings, read_views
 

@@ -19,7 +19,7 @@ import torch
 from octvideo.cli import end_with, main
 from octvideo.cli.infer import ResultFile, engine_of_results
 from octvideo.errors import UserError
-from octvideo.inference import Predictor, choice, engines, predictor
+from octvideo.inference import Predictor, choice, predictor, torch_engines
 from octvideo.inference.checkpoint import network_of_checkpoint
 from octvideo.inference.predictor import Prediction
 from octvideo.models import i3d_small
@@ -203,7 +203,7 @@ def test_the_engine_is_chosen_and_told(
 ) -> None:
     monkeypatch.setattr(choice, "bf16_pays", lambda: True)
     monkeypatch.setattr(choice, "product_rates", lambda: (1.0, 2.0, 4.0))
-    monkeypatch.setattr(engines, "bf16_pays", lambda: True)
+    monkeypatch.setattr(torch_engines, "bf16_pays", lambda: True)
     words = ["infer", str(tiny_video), "--ckpt", str(checkpoint), "--device", "cpu"]
     assert main(words) == 0
     told = "engine: eager, bf16 (by rule: this CPU multiplies faster in bf16; measured where more is to be done)"
@@ -217,7 +217,7 @@ def test_a_run_is_resumed_by_the_engine_that_it_began_with(
 ) -> None:
     file = tmp_path / "results.jsonl"
     words = ["infer", str(folder), "--ckpt", str(checkpoint), "--output", str(file), "--device", "cpu"]
-    monkeypatch.setattr(engines, "bf16_pays", lambda: True)
+    monkeypatch.setattr(torch_engines, "bf16_pays", lambda: True)
     with monkeypatch.context() as patch:
         stop_after(1, patch)
         assert main([*words, "--precision", "bf16", "--engine", "eager"]) == 130

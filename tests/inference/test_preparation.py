@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,27 @@ class Fake:
 
 def predictor(engine: Fake) -> Predictor:
     return Predictor(engine, ["r", "g", "b"], views=VIEWS)
+
+
+class OnDevice(Tensor):
+    """Counts the copies to the CPU, for each of which a GPU would be waited for."""
+
+    copies = 0
+
+    def cpu(self, *args: Any, **kwargs: Any) -> Any:
+        type(self).copies += 1
+        return self.as_subclass(Tensor)
+
+
+def test_a_video_waits_once_for_the_engine(tiny_video: Path) -> None:
+    class Gpu(Fake):
+        def __call__(self, clips: Tensor) -> Tensor:
+            return super().__call__(clips).as_subclass(OnDevice)
+
+    engine, OnDevice.copies = Gpu(), 0
+    results = list(predictor(engine).predict_many([tiny_video, tiny_video]))
+    assert (engine.calls, OnDevice.copies) == (6, 2)
+    assert results == list(predictor(Fake()).predict_many([tiny_video, tiny_video]))
 
 
 def threads() -> list[threading.Thread]:

@@ -19,7 +19,9 @@ from lab.benchmark.measure import agreements, build_calls, run_pass
 from lab.benchmark.networks import WeightStore, build_network, count, smooth_clips
 from lab.benchmark.results import Pass
 from octvideo.errors import UserError
-from octvideo.inference.engines import ENGINES, EagerEngine, EngineEntry, ModelSpec
+from octvideo.inference.engine import EngineEntry, ModelSpec
+from octvideo.inference.engines import ENGINES
+from octvideo.inference.torch_engines import EagerEngine
 from octvideo.octave import count_cost
 from octvideo.octave.kernel.library import load_library
 from octvideo.progress import Progress

@@ -15,7 +15,7 @@ from torch import nn
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import build_network
 from octvideo.models import video_network
-from octvideo.octave import OctConv3d, count_cost
+from octvideo.octave import OctConv3d, count_cost, octavize
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25])
@@ -63,8 +63,15 @@ def test_torchvisions_network_is_the_same() -> None:
         torch.testing.assert_close(ours(x), published(x))
 
 
-@pytest.mark.parametrize("alpha", [0.25, 0.5])
-@pytest.mark.parametrize("name", ["pytorchvideo:x3d_xs", "torchvision:r2plus1d_18"])
+@pytest.mark.parametrize(
+    ("name", "alpha"),
+    [
+        ("pytorchvideo:x3d_xs", 0.25),
+        ("torchvision:r2plus1d_18", 0.5),
+        pytest.param("pytorchvideo:x3d_xs", 0.5, marks=pytest.mark.slow),
+        pytest.param("torchvision:r2plus1d_18", 0.25, marks=pytest.mark.slow),
+    ],
+)
 def test_constant_clip_gives_the_ordinary_logits(name: str, alpha: float) -> None:
     networks = [video_network(name, 7, a).eval().double() for a in (0.0, alpha)]
     for network in networks:
@@ -118,3 +125,31 @@ def test_trains_pickles_and_is_built_again() -> None:
 def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         video_network(**options)
+
+
+@pytest.mark.parametrize("alpha", [0.0, pytest.param(0.25, marks=pytest.mark.slow)])
+def test_x3d_is_compiled_as_one_graph(alpha: float) -> None:
+    """pytorchvideo's Swish would end one at each of its activations."""
+    network = video_network("pytorchvideo:x3d_xs", 5, alpha, dropout=0.0)
+    names = {type(module).__name__ for module in network.modules()}
+    assert "SiLU" in names and "Swish" not in names
+    clips = torch.randn(2, 3, 4, 32, 32)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    torch.compile(network, backend=backend, fullgraph=True)(clips)
+    assert len(graphs) == 1
+
+
+def test_torchs_swish_changes_no_key_and_the_last_bit_of_scores() -> None:
+    torch.manual_seed(0)
+    ordinary = hub.x3d_xs(pretrained=False, model_num_class=5, head_activation=None).eval()
+    converted = octavize(ordinary, 0.0, leaf_modules=["ResNetBasicHead"]).eval()
+    assert list(converted.state_dict()) == list(ordinary.state_dict())
+    clips = torch.randn(1, 3, 4, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(converted(clips), ordinary(clips), rtol=1e-5, atol=1e-6)

@@ -31,7 +31,7 @@ def randomise_norms(network: nn.Module) -> None:
             module.padding_mode = "replicate"
 
 
-@pytest.mark.parametrize("name", ["c2d_r50", "i3d_r50", "slow_r50"])
+@pytest.mark.parametrize("name", [pytest.param("c2d_r50", marks=pytest.mark.slow), "i3d_r50", "slow_r50"])
 def test_ordinary_network_is_pytorchvideos(name: str) -> None:
     """Same keys, same logits bit for bit, at the training crop and where the head's kernel slides."""
     published = getattr(hub, name)(pretrained=False).eval()
@@ -40,22 +40,6 @@ def test_ordinary_network_is_pytorchvideos(name: str) -> None:
     x = torch.randn(1, 3, 8, 224, 256)
     with torch.no_grad():
         assert torch.equal(ours(x), published(x))
-
-
-@pytest.mark.parametrize(
-    ("name", "alpha", "giga", "tolerance"),
-    [
-        # ordinary: counted on pytorchvideo's networks; octave: Table 8 of arXiv 1904.05049
-        ("i3d_r50", 0.0, 28.41, 0.005),
-        ("c2d_r50", 0.0, 19.49, 0.005),
-        ("i3d_r50", 0.1, 25.6, 0.015),
-        ("c2d_r50", 0.1, 17.4, 0.015),
-    ],
-)
-def test_multiply_adds(name: str, alpha: float, giga: float, tolerance: float) -> None:
-    cost = count_cost(getattr(models, name)(alpha=alpha), CLIP)
-    assert cost.multiply_adds / 1e9 == pytest.approx(giga, rel=tolerance)
-    assert cost.parameters / 1e6 == pytest.approx({"i3d_r50": 28.04, "c2d_r50": 24.33}[name], abs=0.005)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5, 1.0])
@@ -165,11 +149,6 @@ def test_control_arm_pools_without_octave() -> None:
     assert count_cost(control, CLIP).multiply_adds == count_cost(models.i3d_small(), CLIP).multiply_adds
 
 
-def test_published_checkpoint_fits_every_alpha() -> None:
-    weights = hub.i3d_r50(pretrained=False).state_dict()
-    models.i3d_r50(alpha=0.25).load_state_dict(weights, strict=True)
-
-
 def test_pickles_deep_copies_and_remembers_its_builder() -> None:
     network = models.i3d_small(num_classes=3, alpha=0.25).eval()
     x = torch.randn(1, 3, 4, 33, 33)
@@ -199,6 +178,9 @@ def test_width_of_the_small_networks(name: str) -> None:
     assert network(torch.randn(2, 3, 4, 33, 33)).shape == (2, 3)
     init_args = network.meta["built_from"]["init_args"]
     assert init_args["width"] == 10 and build(**init_args).state_dict().keys() == network.state_dict().keys()
+
+
+def test_other_networks_have_no_width() -> None:
     assert "width" not in models.c2d_r50(num_classes=2).meta["built_from"]["init_args"]
 
 

@@ -138,6 +138,60 @@ def test_views_in_chunks_give_the_mean_of_their_scores(chunk: int) -> None:
     assert max(module.network.seen) <= chunk and sum(module.network.seen) == 6
 
 
+def test_thirty_views_are_chunks_of_one_size() -> None:
+    module = VideoClassifier(Tiny()).eval()
+    module.view_scores(batch(3, views=30)["video"])
+    assert module.network.seen == [6] * 15
+
+
+class Overwriting(TinyUnseen):
+    """Logits and gradients lie in memory that the next call overwrites, as CUDA graphs have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: dict[str, Tensor] = {}
+        self.head.weight.register_hook(lambda gradient: self.kept("gradient", gradient))
+
+    def kept(self, name: str, value: Tensor) -> Tensor:
+        return self.memory.setdefault(name, torch.empty_like(value)).copy_(value).detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if torch.is_grad_enabled() else self.kept("logits", logits)
+
+    def compile(self, mode: str | None) -> None:
+        """Such a mode is asked for."""
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_logits_of_several_chunks_outlive_cuda_graphs(mode: Any) -> None:
+    network = Overwriting()
+    videos = batch(2, views=6)["video"]
+    with torch.no_grad():
+        expected = VideoClassifier(network, views_per_chunk=12).eval().view_scores(videos)
+        network.memory.clear()
+        scores = VideoClassifier(network, compile=mode, views_per_chunk=4).eval().view_scores(videos)
+    torch.testing.assert_close(scores, expected)
+
+
+class Cloning(Overwriting):
+    """The same, in memory of its own each time."""
+
+    def kept(self, name: str, value: Tensor) -> Tensor:
+        return value.clone()
+
+
+def test_gradients_of_several_batches_outlive_cuda_graphs(tmp_path) -> None:
+    weights = []
+    for network in (Overwriting, Cloning):
+        torch.manual_seed(0)
+        module = VideoClassifier(network(), lr=0.1, compile="reduce-overhead")
+        data = loader([batch(4, start=n) for n in range(3)])
+        trainer(tmp_path, accumulate_grad_batches=3).fit(module, data)
+        weights.append(module.network.head.weight)
+    torch.testing.assert_close(*weights)
+
+
 def test_no_video_gives_no_scores() -> None:
     scores = VideoClassifier(Tiny()).eval().view_scores(batch(0, views=3)["video"])
     assert scores.shape == (0, K)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from octvideo.data.loading import MovableBatch
 from octvideo.errors import NotFinite, UserError
 from octvideo.training import VideoClassifier
-from octvideo.training.steps import NonFiniteSteps
+from octvideo.training.steps import LeftOut, NonFiniteSteps
 
 K = 3
 
@@ -170,15 +170,68 @@ def test_no_checkpoint_that_is_not_finite_replaces_one(tmp_path: Path, what: str
 def test_infinite_gradients_of_a_scaler_are_its_own_affair() -> None:
     network = nn.Linear(2, 1)
     steps = NonFiniteSteps(2)
-    for looks, problem in ((False, None), (True, "gradients were not finite"), (False, None)):
+    for looks in (False, True, False):
         for parameter in network.parameters():
             parameter.grad = torch.full_like(parameter, math.inf)
-        assert steps.is_finite(torch.tensor(1.0))
-        assert steps.take_gradients(network, looks_at_gradients=looks) == problem
-        assert steps.in_a_row == (problem is not None)
-        assert (network.weight.grad is None) == (problem is not None)
-    assert not steps.is_finite(torch.tensor(math.nan))
-    assert steps.take_gradients(network, looks_at_gradients=False) == "the loss was nan"
+        assert steps.note_loss(torch.tensor(1.0))
+        assert steps.end_step(network, looks_at_gradients=looks) == (looks, looks)
+    left_out = steps.look()
+    assert (left_out.steps, left_out.in_a_row, left_out.problem) == (1, 1, "gradients were not finite")
+    assert not steps.note_loss(torch.tensor(math.nan))
+    assert steps.end_step(network, looks_at_gradients=False) == (1, 0)
+    assert steps.look().problem == "the loss was nan"
+
+
+def test_steps_in_a_row_are_counted_across_looks() -> None:
+    network, steps = nn.Linear(2, 1), NonFiniteSteps(9)
+    seen = []
+    for loss, looks in ((math.nan, False), (math.inf, True), (math.nan, False), (0.0, False), (math.inf, True)):
+        steps.note_loss(torch.tensor(loss))
+        steps.end_step(network, looks_at_gradients=False)
+        if looks:
+            seen.append(steps.look())
+    assert [(one.steps, one.in_a_row, one.loss) for one in seen] == [(2, 2, math.inf), (2, 3, math.inf)]
+    assert steps.look() == LeftOut(0, 0, 0.0)
+
+
+@pytest.fixture
+def skipping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimizers that leave a step out by themselves, as on CUDA."""
+    monkeypatch.setattr(VideoClassifier, "_skips_by_itself", True)
+
+
+@pytest.mark.usefixtures("skipping")
+@pytest.mark.parametrize("marks", [[0, 250, 0], [250, 0], [0, 251, 0]])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_optimizer_leaves_them_out_by_itself(tmp_path: Path, marks: list[int], optimizer: Any) -> None:
+    """Without anybody's knowledge: nothing is looked at before the end of the epoch."""
+
+    def trained(marks: list[int], skip: list[int]) -> L.Trainer:
+        torch.manual_seed(0)
+        module = VideoClassifier(Fragile(), lr=0.1, schedule="constant", optimizer=optimizer)
+        fixed: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+        trainer = L.Trainer(accelerator="cpu", max_epochs=1, gradient_clip_val=1.0, log_every_n_steps=99, **fixed)
+        data = [batch(n, mark) for n, mark in enumerate(marks) if n not in skip]
+        trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None))  # type: ignore[arg-type]
+        return trainer
+
+    with_it = trained(marks, [])
+    expected = state(trained(marks, [n for n, mark in enumerate(marks) if mark]))
+    for name, tensor in state(with_it).items():
+        if Fragile.BACK not in marks or ("running" not in name and "tracked" not in name):
+            assert torch.equal(tensor, expected[name]), name
+    assert with_it.callback_metrics["train/nonfinite"] == 1
+
+
+@pytest.mark.usefixtures("skipping")
+def test_what_an_optimizer_left_out_is_said_when_it_is_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = VideoClassifier(Fragile(), lr=0.1, max_nonfinite_steps=3)
+    with pytest.raises(NotFinite, match=r"4 steps in a row were not finite, the loss was nan \(epoch 1, step 7\)"):
+        fit(tmp_path, [Fragile.FORWARD, 0, 0, 0, *[Fragile.FORWARD] * 9], module=module, log_every_n_steps=4)
+    said = [record.getMessage() for record in caplog.records if record.name == "octvideo.training"]
+    assert len(said) == 1 and said[0].startswith("epoch 1, step 3: the loss was nan; such steps are left out")
 
 
 def test_the_bound_is_a_positive_number() -> None:

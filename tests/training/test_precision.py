@@ -19,6 +19,7 @@ from octvideo.data.dataset import Item
 from octvideo.data.loading import Collate, MovableBatch
 from octvideo.models import i3d_small
 from octvideo.training import VideoClassifier
+from octvideo.training.steps import precision_advice
 from octvideo.video import VideoViews
 from octvideo.video.transforms import Box
 
@@ -142,3 +143,23 @@ def test_a_batch_passes_whatever_of_lightning_walks_it() -> None:
         assert (moved["failures"], moved["path"]) == (batch["failures"], batch["path"])
     (first, _) = moved["video"]
     assert isinstance(first, VideoViews) and first.frames.device.type == "meta" and first.num_views == 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "pays", "advice"),
+    [
+        ("bf16-mixed", "cpu", False, "--trainer.precision 32-true is no slower than bf16-mixed"),
+        ("bf16-mixed", "cpu", True, None),
+        ("32-true", "cpu", False, None),
+        ("16-mixed", "cuda", False, None),
+        ("bf16-mixed", "cuda", False, "--trainer.precision 16-mixed is faster than bf16-mixed"),
+        ("bf16-true", "cuda", True, None),
+    ],
+)
+def test_a_device_that_gains_nothing_by_bf16_is_told(
+    precision: str, device: str, pays: bool, advice: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octvideo.training.steps.bf16_pays", lambda: pays)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: pays)
+    said = precision_advice(precision, torch.device(device))
+    assert said is None if advice is None else (said or "").endswith(advice)

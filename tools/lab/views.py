@@ -26,7 +26,8 @@ from octvideo.cli.ending import command
 from octvideo.errors import UserError
 from octvideo.files import json_text, markdown, one_line
 from octvideo.inference import Predictor
-from octvideo.inference.engines import Engine, build_engine
+from octvideo.inference.engine import Engine
+from octvideo.inference.engines import build_engine
 from octvideo.progress import Progress
 from octvideo.video import ViewSettings
 

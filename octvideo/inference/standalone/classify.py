@@ -69,7 +69,9 @@ def video_scores(path: str, settings: dict[str, Any], run: Run) -> np.ndarray:
         clips = np.zeros((size, *chunk[0].shape), np.float32)  # the model's batch size, filled up with zeros
         for n, view in enumerate(chunk):
             clips[n] = (view.astype(np.float32) - mean) / std
-        logits = np.asarray(run(clips), np.float64)[: len(chunk)]
+        result: Any = run(clips)
+        result = result.cpu() if hasattr(result, "cpu") else result  # it may lie on a GPU
+        logits = np.asarray(result, np.float64)[: len(chunk)]
         if not np.isfinite(logits).all():
             raise ValueError("its scores are not finite")
         scores = np.exp(logits - logits.max(1, keepdims=True))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from octvideo.octave.factor import Factor, as_factor, low_size
 from octvideo.octave.features import Octave, join, merge, split
-from octvideo.octave.partition import ChannelIndex, Partition, as_channel_index, reorder, take_channels
+from octvideo.octave.partition import ChannelIndex, HoldsIndices, Partition, as_channel_index, reorder, take_channels
 
 Operation = Callable[..., Any]  # a module or a function
 
@@ -106,7 +106,7 @@ class OctDropPath(nn.Module):
         return Octave(x.high * scale, x.low * scale)
 
 
-class OctGate(nn.Module):
+class OctGate(HoldsIndices):
     """Scales (or shifts) an Octave by an ordinary tensor: the gates of squeeze-excitation, split again.
 
     Args:
@@ -119,6 +119,7 @@ class OctGate(nn.Module):
         super().__init__()
         self.operation, self.partition, self.factor = operation, partition, factor
         self.high, self.low = partition.indices
+        self.hold_indices(self.high, self.low)
 
     def forward(self, x: Octave, gate: Tensor) -> Octave:
         """x of partition's C channels; gate (N, C or 1, [T,] 1, 1), one number, or any tensor that broadcasts."""
@@ -135,14 +136,14 @@ class OctGate(nn.Module):
             return Octave(self.operation(x.high, pair.high), self.operation(x.low, pair.low))  # type: ignore
         if gate.shape[1] == 1:
             return Octave(self.operation(x.high, gate), self.operation(x.low, gate))
-        high, low = take_channels(gate, self.high), take_channels(gate, self.low)
+        high, low = take_channels(gate, self.high, 1, self), take_channels(gate, self.low, 1, self)
         return Octave(self.operation(x.high, high), self.operation(x.low, low))
 
     def extra_repr(self) -> str:
         return f"{getattr(self.operation, '__name__', self.operation)}, {self.partition!r}"
 
 
-class OctSqueeze(nn.Module):
+class OctSqueeze(HoldsIndices):
     """A global pool of an Octave, as an ordinary tensor: each frequency pooled by itself, channels in their places.
 
     Args:
@@ -165,15 +166,16 @@ class OctSqueeze(nn.Module):
         self.pool, self.args, self.kwargs = pool, args, kwargs
         self.partition, self.factor, self.dims = partition, factor, dims
         self.order = partition.reordering()
+        self.hold_indices(self.order)
 
     def forward(self, x: Octave) -> Tensor:
         """(N, C, 1, ...), or (N, C) where a mean keeps no dimensions."""
         if not self._covers(x.high):
-            return self.pool(reorder(join(x, self.factor), self.order), *self.args, **self.kwargs)
+            return self.pool(reorder(join(x, self.factor), self.order, self), *self.args, **self.kwargs)
         pooled = self.pool(x.low, *self.args, **self.kwargs)
         if x.high.shape[1] > 0:
             pooled = torch.cat([self.pool(x.high, *self.args, **self.kwargs), pooled], dim=1)
-        return reorder(pooled, self.order)
+        return reorder(pooled, self.order, self)
 
     def _covers(self, x: Tensor) -> bool:
         """Whether the mean is over every halved axis, so that resolution does not matter."""
@@ -210,7 +212,7 @@ class OctCat(nn.Module):
         return Octave(torch.cat(highs, 1), torch.cat(lows, 1))
 
 
-class OctTake(nn.Module):
+class OctTake(HoldsIndices):
     """Some of an Octave's channels, or all in another order: an Octave, or a Tensor if none of them is low.
 
     Args:
@@ -222,10 +224,11 @@ class OctTake(nn.Module):
         super().__init__()
         self.part = Partition(tuple(partition.is_low[c] for c in channels))
         self.high, self.low = (_index_in(own, channels) for own in (partition.high, partition.low))
+        self.hold_indices(self.high, self.low)
 
     def forward(self, x: Octave) -> Tensor | Octave:
-        high = take_channels(x.high, self.high)
-        return high if self.part.is_ordinary else Octave(high, take_channels(x.low, self.low))
+        high = take_channels(x.high, self.high, 1, self)
+        return high if self.part.is_ordinary else Octave(high, take_channels(x.low, self.low, 1, self))
 
     def extra_repr(self) -> str:
         return repr(self.part)
@@ -238,15 +241,16 @@ def _index_in(own: Sequence[int], wanted: Sequence[int]) -> ChannelIndex:
     return as_channel_index(found) if found == sorted(found) else tuple(found)
 
 
-class OctMerge(nn.Module):
+class OctMerge(HoldsIndices):
     """An ordinary tensor from an Octave, for operations that cannot work on a pair."""
 
     def __init__(self, partition: Partition, factor: Factor | None = None) -> None:
         super().__init__()
         self.partition, self.factor, self.order = partition, factor, partition.reordering()
+        self.hold_indices(self.order)
 
     def forward(self, x: Octave) -> Tensor:
-        return reorder(join(x, self.factor), self.order)
+        return reorder(join(x, self.factor), self.order, self)
 
     def extra_repr(self) -> str:
         return repr(self.partition)

@@ -19,6 +19,7 @@ from octvideo.octave.conversion.value_classes import Alpha, InvertedResiduals, S
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.ordinary import CONVS
+from octvideo.octave.partition import HoldsIndices
 from octvideo.octave.paths import Downsample, Exchange
 
 
@@ -73,7 +74,8 @@ def octavize(
 
     Its state_dict, parameters and buffers have the ordinary network's keys, shapes and order, so that either loads
     the other's weights and its optimiser's state, at any alpha. At alpha = 0 (and downsample="stride") its outputs
-    are equal bit for bit. It shares nothing with `model`, pickles, deep-copies and switches between train and eval.
+    are equal bit for bit; with pytorchvideo's Swish (X3D) to rounding, since nn.SiLU takes its place. It shares
+    nothing with `model`, pickles, deep-copies and switches between train and eval.
     Other methods of `model` than `forward` (`forward_features`, `reset_classifier` of timm) are lost: call them
     before converting. Optional arguments of `forward` after the first keep their defaults.
     Weights trained at another alpha need fine-tuning.
@@ -121,6 +123,7 @@ def octavize(
     _check_network(model)
     model = copy.deepcopy(model, computed_tensors(model))
     _use_plain_integers(model)
+    _use_torchs_swish(model)
     graph = trace_network(model, _classes(leaf_modules, model))
     traced = Network(graph, dict(model.named_modules()), _factor(factor, model))
     shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
@@ -130,6 +133,10 @@ def octavize(
     rewriter.run()
     called = {model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
     network = OctaveNetwork(_state_of(model, called), graph, type(model).__name__)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    for module in network.modules():
+        if isinstance(module, HoldsIndices) and next(module.parameters(), None) is None:
+            module.to(device)  # an operation that is new here
     network.meta["octave"] = OctaveReport(rewriter.layers, rewriter.costs, solution.merged)
     return network
 
@@ -143,6 +150,16 @@ def _use_plain_integers(model: nn.Module) -> None:
                 setattr(module, name, type(value)(v.__index__() if hasattr(v, "__index__") else v for v in value))
             elif hasattr(value, "__index__"):
                 setattr(module, name, value.__index__())
+
+
+def _use_torchs_swish(model: nn.Module) -> None:
+    """Replace pytorchvideo's Swish, whose autograd function ends a graph of torch.compile, by torch's own. Their
+    results differ by the last bit.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if (type(child).__module__, type(child).__name__) == ("pytorchvideo.layers.swish", "Swish"):
+                setattr(module, name, nn.SiLU().train(child.training))
 
 
 def _check(settings: Settings, inverted_residuals: str) -> None:

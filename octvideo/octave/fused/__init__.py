@@ -1,4 +1,4 @@
-"""Networks that only compute scores: norms folded, layers joined, run in sequences.
+"""Networks whose layers do in passing what surrounds them: in inference, and for GPUs in training too.
 
 Read from the top:
 
@@ -6,5 +6,7 @@ prepare.py    `prepare_inference`: a copy of a network, in which norms, addition
 sequence.py   convolutions that follow each other, as one call of the kernel
 conv.py       a convolution, ordinary or octave: kernel, else oneDNN, else torch
 onednn.py     oneDNN's fused convolution
+training.py   `fuse_training`: norms that take on what surrounds them, for CUDA
+patterns.py   what the nodes around a layer do
 arrange.py    `arrange`: ordinary convolutions in the form that is fast for their layout, for training too
 """

@@ -29,6 +29,7 @@ from octvideo.octave.kernel.fused_conv import Form, FusedConv, MaxPool
 from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, unfold_frames
 from octvideo.octave.kernel.library import load_library
 from octvideo.octave.layer import OctaveLayer, convolve
+from octvideo.octave.partition import HoldsIndices
 from octvideo.octave.paths import Target
 from octvideo.octave.resample import add_upsampled, pool_down, upsample
 
@@ -249,7 +250,7 @@ class PreparedConv(PreparedLayer):
         return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, relu={self.relu}{pool}"
 
 
-class PreparedOctConv(PreparedLayer):
+class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
     """An octave one, as `PreparedConv`s, one for each term of the layer.
 
     y_low is one convolution of the pooled high and the low channels side by side; y_high is one of the high channels,
@@ -261,6 +262,7 @@ class PreparedOctConv(PreparedLayer):
         super().__init__()
         self.pool_first, self.gives_pair = conv.pool_first, conv.gives_pair
         self.to_high, self.to_low = conv.to_high, conv.to_low
+        self.hold_indices(*conv.to_high.inputs, *conv.to_low.inputs)
         axes = len(conv.kernel_size)
         self.high, self.low = (nn.ModuleList(_prepared(conv, target)) for target in (conv.to_high, conv.to_low))
         self.num_high = len(conv.partition_in.high)
@@ -355,7 +357,7 @@ class PreparedOctConv(PreparedLayer):
         axes = high.dim() - 2
         if self.pool_first is not None:
             high = pool_down(high, self.pool_first[-axes:])
-        main, *from_low = [term.gather(high, low, axes) for term in self.to_high.terms]
+        main, *from_low = [term.gather(high, low, axes, self) for term in self.to_high.terms]
         if not from_low:
             y_high = run(self.main, main, residual)
         else:
@@ -372,7 +374,8 @@ class PreparedOctConv(PreparedLayer):
                 y_high = run(self.main, main, add_upsampled(residual, part, up))
         if not self.gives_pair:
             return (y_high,)
-        return y_high, run(self.low[0], self.to_low.terms[0].gather(high, low, axes), residual_low)  # type: ignore
+        low = self.to_low.terms[0].gather(high, low, axes, self)
+        return y_high, run(self.low[0], low, residual_low)  # type: ignore[arg-type]
 
 
 def rectified(y: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
 from octvideo.octave.kernel.sequence import SequencePlan, Wiring, from_format, num_parts, to_format
 
 _MOST_PLANS = 4
+_NO_PLAN: Any = object()  # None: there can't be one
 
 
 class FusedSequence(nn.Module):
@@ -142,8 +143,8 @@ class FusedSequence(nn.Module):
         batches = {shape[0] for own in shapes for shape in own}
         count = num_parts(batches.pop(), torch.get_num_threads()) if len(batches) == 1 else 1
         sizes = count, keeps_inputs, *map(tuple, shapes)
-        plan = self._plans.get(sizes)
-        if sizes not in self._plans or (plan is not None and plan.layers != self._layers()):
+        plan = self._plans.get(sizes, _NO_PLAN)  # asked once: other threads add plans, and forget them
+        if plan is _NO_PLAN or (plan is not None and plan.layers != self._layers()):
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[sizes] = plan = (

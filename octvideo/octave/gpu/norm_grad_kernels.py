@@ -16,44 +16,43 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from octvideo.octave.gpu.norm_kernels import SIZES, SPANS, address, channel_vector, low_part, split_cell
+from octvideo.octave.gpu.norm_kernels import (
+    SIZES,
+    SPANS,
+    address,
+    channel_vector,
+    low_part,
+    pixels_of,
+    pixels_there,
+    split_cell,
+)
 
 WIDTHS = ["dy_high_width", "dy_low_width", "d_joined_width", "high_width", "half_width", "low_width"]
 
 
 @triton.jit
-def _pooled_gradient(
-    d_joined, d_joined_width, frame, i, j, c, mask, T, H, W,
-    VEC: tl.constexpr, LAST: tl.constexpr, POOLS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """What each pixel of a cell gets from the cell's mean."""
-    if POOLS:
-        there = tl.minimum(H - 2 * i, 2) * tl.minimum(W - 2 * j, 2)
-        at = address(frame, i, j, c, T, (H + 1) // 2, (W + 1) // 2, d_joined_width, VEC, LAST)
-        return tl.load(d_joined + at, mask=mask, other=0.0).to(tl.float32) / there.to(tl.float32)[:, None]
-    else:
-        return tl.zeros([ROWS, COLS], tl.float32)
-
-
-@triton.jit
 def _masked_gradient(
-    dy, dy_width, d_joined, d_joined_width, from_pool, y, centred, scale, shift, frame, y_at, x_at, c, mask,
-    channels, T, H, W, VEC: tl.constexpr, LAST: tl.constexpr, HAS_DY: tl.constexpr, COPIES: tl.constexpr,
-    RELU: tl.constexpr, FROM_Y: tl.constexpr,
+    dy, dy_width, d_joined, d_joined_width, y, centred, scale, shift, frame, y_at, x_at, c, mask,
+    channels, T, H, W, VEC: tl.constexpr, LAST: tl.constexpr, HAS_DY: tl.constexpr, POOLS: tl.constexpr,
+    COPIES: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr,
 ):  # fmt: skip
-    """g of one pixel of each cell, in float32."""
-    g = from_pool
+    """g of a tile, in float32."""
+    g = tl.zeros(centred.shape, tl.float32)
     if HAS_DY:
         at = address(frame, y_at, x_at, c, T, H, W, dy_width, VEC, LAST)
         g += tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
     if COPIES:
         at = address(frame, y_at, x_at, c, T, H, W, d_joined_width, VEC, LAST)
         g += tl.load(d_joined + at, mask=mask, other=0.0).to(tl.float32)
+    if POOLS:
+        at = address(frame, y_at // 2, x_at // 2, c, T, (H + 1) // 2, (W + 1) // 2, d_joined_width, VEC, LAST)
+        from_pool = tl.load(d_joined + at, mask=mask, other=0.0).to(tl.float32)
+        g += from_pool / pixels_there(y_at, x_at, H, W)[:, :, None]
     if RELU:
         if FROM_Y:
             result = tl.load(y + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), mask=mask, other=0.0)
         else:  # as it was computed forward, and rounded: y is the buffer's type alone here
-            result = (centred * scale + shift).to(y.dtype.element_ty)
+            result = (centred * scale[None, None, :] + shift[None, None, :]).to(y.dtype.element_ty)
         g = tl.where(result.to(tl.float32) <= 0.0, 0.0, g)
     return g
 
@@ -75,44 +74,38 @@ def _sums(
     first = block * span
     last = tl.minimum(first + span, frames * h * w)
     of_vector = first_channel * VEC + c
-    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)[None, :]
-    scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)[None, :]
+    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)
+    scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)
     if HAS_STATISTICS:
-        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)[None, :]
-    shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)[None, :]
-    total = tl.zeros([ROWS, COLS], tl.float32)
-    products = tl.zeros([ROWS, COLS], tl.float32)
+        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)
+    total = tl.zeros([ROWS, 4, COLS], tl.float32)
+    products = tl.zeros([ROWS, 4, COLS], tl.float32)
     for start in range(first, last, ROWS):
-        cell = start + tl.arange(0, ROWS)
-        frame, i, j = split_cell(cell, H, W)
+        cell = start + tl.arange(0, ROWS)[:, None]
         inside = cell < last
-        cell_mask = inside[:, None] & c_inside[None, :]
-        base = -center
+        frame, i, j = split_cell(cell, H, W)
+        y_at, x_at = pixels_of(i, j)
+        mask = (inside & (y_at < H) & (x_at < W))[:, :, None] & c_inside[None, None, :]
+        at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
+        centred = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - center[None, None, :]
         if HAS_HALF:
-            at = address(frame, i, j, c, T, h, w, half_width, VEC, LAST)
-            base += tl.load(half + at, mask=cell_mask, other=0.0).to(tl.float32)
-        from_pool = _pooled_gradient(
-            d_joined, d_joined_width, frame, i, j, c, cell_mask, T, H, W, VEC, LAST, POOLS, ROWS, COLS
-        )
-        for k in tl.static_range(4):
-            y_at, x_at = 2 * i + k // 2, 2 * j + k % 2
-            mask = (inside & (y_at < H) & (x_at < W))[:, None] & c_inside[None, :]
-            at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
-            centred = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) + base
-            g = _masked_gradient(
-                dy, dy_width, d_joined, d_joined_width, from_pool, y, centred, scale, shift, frame, y_at, x_at, c,
-                mask, channels, T, H, W, VEC, LAST, HAS_DY, COPIES, RELU, HAS_RESIDUAL,
-            )  # fmt: skip
-            if HAS_RESIDUAL:
-                rounded = g.to(g_out.dtype.element_ty)
-                tl.store(g_out + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), rounded, mask=mask)
-                g = rounded.to(tl.float32)  # the second pass reads it so: its mean must be this one's
-            g = tl.where(mask, g, 0.0)
-            total += g
-            products += g * tl.where(mask, centred, 0.0)
+            at = address(frame, y_at // 2, x_at // 2, c, T, h, w, half_width, VEC, LAST)
+            centred += tl.load(half + at, mask=mask, other=0.0).to(tl.float32)
+        g = _masked_gradient(
+            dy, dy_width, d_joined, d_joined_width, y, centred, scale, shift, frame, y_at, x_at, c, mask,
+            channels, T, H, W, VEC, LAST, HAS_DY, POOLS, COPIES, RELU, HAS_RESIDUAL,
+        )  # fmt: skip
+        if HAS_RESIDUAL:
+            rounded = g.to(g_out.dtype.element_ty)
+            tl.store(g_out + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), rounded, mask=mask)
+            g = rounded.to(tl.float32)  # the second pass reads it so: its mean must be this one's
+        g = tl.where(mask, g, 0.0)
+        total += g
+        products += g * tl.where(mask, centred, 0.0)
     out = sums + block * (channels * VEC) + c
-    tl.store(out, tl.sum(total, 0), mask=c_inside)
-    tl.store(out + blocks * (channels * VEC), tl.sum(products, 0), mask=c_inside)
+    tl.store(out, tl.sum(tl.sum(total, 1), 0), mask=c_inside)
+    tl.store(out + blocks * (channels * VEC), tl.sum(tl.sum(products, 1), 0), mask=c_inside)
 
 
 @triton.jit(do_not_specialize=[*SIZES, *WIDTHS, *SPANS, "eps"])
@@ -213,43 +206,37 @@ def _gradient(
     c = (pid % channel_blocks) * COLS + tl.arange(0, COLS)
     c_inside = c < channels * VEC
     h, w = (H + 1) // 2, (W + 1) // 2
-    cell = (pid // channel_blocks) * ROWS + tl.arange(0, ROWS)
+    cell = (pid // channel_blocks) * ROWS + tl.arange(0, ROWS)[:, None]
     inside = cell < frames * h * w
     frame, i, j = split_cell(cell, H, W)
+    y_at, x_at = pixels_of(i, j)
+    mask = (inside & (y_at < H) & (x_at < W))[:, :, None] & c_inside[None, None, :]
     of_vector = first_channel * VEC + c
-    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)[None, :]
-    scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)[None, :]
+    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)
+    scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)
     if HAS_STATISTICS:
-        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)[None, :]
-    shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)[None, :]
-    mean_g = channel_vector(means, of_vector, c_inside, 0.0, TRAINING)[None, :]
-    slope = channel_vector(means + all_channels * VEC, of_vector, c_inside, 0.0, TRAINING)[None, :]
-    cell_mask = inside[:, None] & c_inside[None, :]
-    base = -center
+        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)
+    mean_g = channel_vector(means, of_vector, c_inside, 0.0, TRAINING)
+    slope = channel_vector(means + all_channels * VEC, of_vector, c_inside, 0.0, TRAINING)
+    at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
+    centred = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - center[None, None, :]
     if HAS_HALF:
-        at = address(frame, i, j, c, T, h, w, half_width, VEC, LAST)
-        base += tl.load(half + at, mask=cell_mask, other=0.0).to(tl.float32)
-    from_pool = _pooled_gradient(
-        d_joined, d_joined_width, frame, i, j, c, cell_mask, T, H, W, VEC, LAST, POOLS, ROWS, COLS
-    )
-    over_cell = tl.zeros([ROWS, COLS], tl.float32)
-    for k in tl.static_range(4):
-        y_at, x_at = 2 * i + k // 2, 2 * j + k % 2
-        mask = (inside & (y_at < H) & (x_at < W))[:, None] & c_inside[None, :]
-        at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
-        centred = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) + base
-        g = _masked_gradient(
-            dy, dy_width, d_joined, d_joined_width, from_pool, y, centred, scale, shift, frame, y_at, x_at, c,
-            mask, channels, T, H, W, VEC, LAST, HAS_DY, COPIES, RELU, False,
-        )  # fmt: skip
-        g = (g - mean_g - centred * slope) * scale if TRAINING else g * scale
-        at = address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST)
-        tl.store(dx + at, g.to(dx.dtype.element_ty), mask=mask)
-        if HAS_HALF:
-            over_cell += tl.where(mask, g, 0.0)
+        at = address(frame, y_at // 2, x_at // 2, c, T, h, w, half_width, VEC, LAST)
+        centred += tl.load(half + at, mask=mask, other=0.0).to(tl.float32)
+    g = _masked_gradient(
+        dy, dy_width, d_joined, d_joined_width, y, centred, scale, shift, frame, y_at, x_at, c, mask,
+        channels, T, H, W, VEC, LAST, HAS_DY, POOLS, COPIES, RELU, False,
+    )  # fmt: skip
+    if TRAINING:
+        g = g - mean_g[None, None, :] - centred * slope[None, None, :]
+    g = g * scale[None, None, :]
+    tl.store(dx + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), g.to(dx.dtype.element_ty), mask=mask)
     if HAS_HALF:
-        at = address(frame, i, j, c, T, h, w, channels, VEC, LAST)
-        tl.store(d_half + at, over_cell.to(d_half.dtype.element_ty), mask=cell_mask)
+        total = tl.sum(tl.where(mask, g, 0.0), 1)[:, None, :]
+        at_cell = address(frame, i, j, c, T, h, w, channels, VEC, LAST)
+        mask = inside[:, :, None] & c_inside[None, None, :]
+        tl.store(d_half + at_cell, total.to(d_half.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=[*SIZES, *WIDTHS, "programs_high", "eps"])

@@ -4,9 +4,12 @@ A map is a matrix of pixels by channels. `width` says how the buffer lies that h
 pixel p of channel c stands at p * width + c in channels-last maps (LAST), and at (n * width + c) * pixels + p in
 contiguous ones; a run of channels out of a wider buffer is a map too.
 
-A program works on ROWS cells of COLS channels. A cell is a square of 2x2 pixels, fewer at odd edges: one pixel of the
-half-size map, so that adding an upsampled map, pooling, and the gradients of both stay inside a program. One launch
-serves both frequencies: the first programs work on the high map, the others on the low one.
+A program works on tiles (ROWS cells, 4 pixels, COLS channels). A cell is a square of 2x2 pixels, fewer at odd edges:
+one pixel of the half-size map, so that adding an upsampled map, pooling, and the gradients of both stay inside a
+program. The pixels of a cell are an axis of the tile, not a loop: a loop's loads would wait for the stores before them.
+What a cell's pixels share is loaded for each of them: they stand in one warp, which fetches it once, while a smaller
+tile would have to go through shared memory to meet the large one.
+One launch serves both frequencies: the first programs work on the high map, the others on the low one.
 
 Kernels with sums have two stages: each program writes the sums over its cells, then a small kernel adds them up, in one
 order. There are no atomics, so a step repeated gives the same bits.
@@ -36,15 +39,31 @@ def split_cell(cell, H, W):
 
 
 @triton.jit
+def pixels_of(i, j):
+    """Rows and columns (cells, 4) of the pixels of cells (cells, 1)."""
+    k = tl.arange(0, 4)[None, :]
+    return 2 * i + k // 2, 2 * j + k % 2
+
+
+@triton.jit
+def pixels_there(y, x, H, W):
+    """How many pixels the cell of a pixel has, as float32: fewer than 4 at odd edges."""
+    return (tl.minimum(H - y // 2 * 2, 2) * tl.minimum(W - x // 2 * 2, 2)).to(tl.float32)
+
+
+@triton.jit
 def address(frame, y, x, c, T, H, W, width, VEC: tl.constexpr, LAST: tl.constexpr):
-    """Offsets (pixels, channels) into a map; 64-bit, since maps of large batches have more than 2^31 elements."""
+    """Offsets (cells, pixels, channels) into a map, of pixels (cells, pixels).
+
+    64-bit, since maps of large batches have more than 2^31 elements.
+    """
     if LAST:
         pixel = (frame.to(tl.int64) * H + y) * W + x
-        return (pixel * (width * VEC))[:, None] + c[None, :]
+        return (pixel * (width * VEC))[:, :, None] + c[None, None, :]
     else:
         plane = tl.cast(T, tl.int64) * H * W
         start = (frame // T) * (width * VEC) * plane
-        return (start + ((frame % T) * H + y) * W + x)[:, None] + c[None, :] * plane
+        return (start + ((frame % T) * H + y) * W + x)[:, :, None] + c[None, None, :] * plane
 
 
 @triton.jit
@@ -73,39 +92,37 @@ def _moments(
     h, w = (H + 1) // 2, (W + 1) // 2
     first = block * span
     last = tl.minimum(first + span, frames * h * w)
-    frame_0, i_0, j_0 = split_cell(first + tl.zeros([1], tl.int32), H, W)
+    frame_0, i_0, j_0 = split_cell(first + tl.zeros([1, 1], tl.int32), H, W)
     at_0 = address(frame_0, 2 * i_0, 2 * j_0, c, T, H, W, x_width, VEC, LAST)
-    shift = tl.load(x + at_0, mask=c_inside[None, :], other=0.0).to(tl.float32)
+    shift = tl.load(x + at_0, mask=c_inside[None, None, :], other=0.0).to(tl.float32)
     if HAS_HALF:
         at_0 = address(frame_0, i_0, j_0, c, T, h, w, half_width, VEC, LAST)
-        shift += tl.load(half + at_0, mask=c_inside[None, :], other=0.0).to(tl.float32)
-    total = tl.zeros([ROWS, COLS], tl.float32)
-    squares = tl.zeros([ROWS, COLS], tl.float32)
-    count = tl.zeros([ROWS], tl.int32)
+        shift += tl.load(half + at_0, mask=c_inside[None, None, :], other=0.0).to(tl.float32)
+    total = tl.zeros([ROWS, 4, COLS], tl.float32)
+    squares = tl.zeros([ROWS, 4, COLS], tl.float32)
+    count = tl.zeros([ROWS, 4], tl.int32)
     for start in range(first, last, ROWS):
-        cell = start + tl.arange(0, ROWS)
-        frame, i, j = split_cell(cell, H, W)
+        cell = start + tl.arange(0, ROWS)[:, None]
         inside = cell < last
-        base = -shift
+        frame, i, j = split_cell(cell, H, W)
+        y_at, x_at = pixels_of(i, j)
+        there = inside & (y_at < H) & (x_at < W)
+        mask = there[:, :, None] & c_inside[None, None, :]
+        at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - shift
         if HAS_HALF:
-            at = address(frame, i, j, c, T, h, w, half_width, VEC, LAST)
-            base += tl.load(half + at, mask=inside[:, None] & c_inside[None, :], other=0.0).to(tl.float32)
-        for k in tl.static_range(4):
-            y_at, x_at = 2 * i + k // 2, 2 * j + k % 2
-            there = inside & (y_at < H) & (x_at < W)
-            mask = there[:, None] & c_inside[None, :]
-            at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
-            value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) + base
-            value = tl.where(mask, value, 0.0)
-            total += value
-            squares += value * value
-            count += there.to(tl.int32)
-    n = tl.sum(count, 0).to(tl.float32)
-    offset = tl.sum(total, 0) / n
-    centred = tl.sum(squares, 0) - offset * offset * n
+            at = address(frame, y_at // 2, x_at // 2, c, T, h, w, half_width, VEC, LAST)
+            value += tl.load(half + at, mask=mask, other=0.0).to(tl.float32)
+        value = tl.where(mask, value, 0.0)
+        total += value
+        squares += value * value
+        count += there.to(tl.int32)
+    n = tl.sum(tl.sum(count, 1), 0).to(tl.float32)
+    offset = tl.sum(tl.sum(total, 1), 0) / n
+    centred = tl.sum(tl.sum(squares, 1), 0) - offset * offset * n
     centred = tl.where(centred < 0.0, 0.0, centred)  # by rounding; a NaN stays
     out = sums + block * (channels * VEC) + c
-    tl.store(out, tl.sum(shift, 0) + offset, mask=c_inside)
+    tl.store(out, tl.sum(tl.sum(shift, 1), 0) + offset, mask=c_inside)
     tl.store(out + blocks * (channels * VEC), centred, mask=c_inside)
     tl.store(counts + block, n, mask=pid % channel_blocks == 0)
 
@@ -206,43 +223,38 @@ def _normalize(
     c = (pid % channel_blocks) * COLS + tl.arange(0, COLS)
     c_inside = c < channels * VEC
     h, w = (H + 1) // 2, (W + 1) // 2
-    cell = (pid // channel_blocks) * ROWS + tl.arange(0, ROWS)
+    cell = (pid // channel_blocks) * ROWS + tl.arange(0, ROWS)[:, None]
     inside = cell < frames * h * w
     frame, i, j = split_cell(cell, H, W)
+    y_at, x_at = pixels_of(i, j)
+    mask = (inside & (y_at < H) & (x_at < W))[:, :, None] & c_inside[None, None, :]
     of_vector = first_channel * VEC + c
-    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)[None, :]
-    scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)[None, :]
+    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)
+    scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)
     if HAS_STATISTICS:
-        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)[None, :]
-    shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)[None, :]
-    cell_mask = inside[:, None] & c_inside[None, :]
+        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)
+    at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - center[None, None, :]
     if HAS_HALF:
-        at = address(frame, i, j, c, T, h, w, half_width, VEC, LAST)
-        center = tl.load(half + at, mask=cell_mask, other=0.0).to(tl.float32) - center
-    else:
-        center = -center
-    pooled = tl.zeros([ROWS, COLS], tl.float32)
-    for k in tl.static_range(4):
-        y_at, x_at = 2 * i + k // 2, 2 * j + k % 2
-        mask = (inside & (y_at < H) & (x_at < W))[:, None] & c_inside[None, :]
-        at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
-        value = (tl.load(x + at, mask=mask, other=0.0).to(tl.float32) + center) * scale + shift
-        if HAS_RESIDUAL:
-            at = address(frame, y_at, x_at, c, T, H, W, residual_width, VEC, LAST)
-            value += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-        if RELU:
-            value = tl.where(value <= 0.0, 0.0, value)  # unlike a maximum it keeps a NaN
-        rounded = value.to(y.dtype.element_ty)
-        tl.store(y + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), rounded, mask=mask)
-        if COPIES:
-            at = address(frame, y_at, x_at, c, T, H, W, joined_width, VEC, LAST)
-            tl.store(joined + at, rounded, mask=mask)
-        if POOLS:
-            pooled += tl.where(mask, rounded.to(tl.float32), 0.0)
+        at = address(frame, y_at // 2, x_at // 2, c, T, h, w, half_width, VEC, LAST)
+        value += tl.load(half + at, mask=mask, other=0.0).to(tl.float32)
+    value = value * scale[None, None, :] + shift[None, None, :]
+    if HAS_RESIDUAL:
+        at = address(frame, y_at, x_at, c, T, H, W, residual_width, VEC, LAST)
+        value += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    if RELU:
+        value = tl.where(value <= 0.0, 0.0, value)  # unlike a maximum it keeps a NaN
+    rounded = value.to(y.dtype.element_ty)
+    tl.store(y + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), rounded, mask=mask)
+    if COPIES:
+        at = address(frame, y_at, x_at, c, T, H, W, joined_width, VEC, LAST)
+        tl.store(joined + at, rounded, mask=mask)
     if POOLS:
-        there = tl.minimum(H - 2 * i, 2) * tl.minimum(W - 2 * j, 2)
-        at = address(frame, i, j, c, T, h, w, joined_width, VEC, LAST)
-        tl.store(joined + at, (pooled / there.to(tl.float32)[:, None]).to(joined.dtype.element_ty), mask=cell_mask)
+        total = tl.sum(tl.where(mask, rounded.to(tl.float32), 0.0), 1)[:, None, :]
+        at_cell = address(frame, i, j, c, T, h, w, joined_width, VEC, LAST)
+        mean_of_cell = (total / pixels_there(2 * i, 2 * j, H, W)[:, :, None]).to(joined.dtype.element_ty)
+        tl.store(joined + at_cell, mean_of_cell, mask=inside[:, :, None] & c_inside[None, None, :])
 
 
 @triton.jit

@@ -21,14 +21,15 @@ from octvideo.octave.gpu.norm_kernels import finish_moments_kernel, moments_kern
 # Under TRITON_INTERPRET=1 triton.jit returns functions that run on CPU tensors. torch cannot look into these.
 INTERPRETED = type(moments_kernel).__name__ == "InterpretedFunction"
 
-# Columns are channels: 64 of 16 bits are the 128 bytes of a memory line. A tile gives each of its threads one load of
-# 8 elements for each map and each of a cell's 4 pixels: enough bytes in flight to fill the memory's latency, few enough
-# registers that many warps stay resident.
+# Columns are channels: 64 of 16 bits are the 128 bytes of a memory line. A tile gives each of its threads two loads of
+# 8 elements for each map: enough bytes in flight to fill the memory's latency, few enough registers that several
+# programs share a multiprocessor.
 COLS = 64
-TILE, WARPS = 1024, 4
-# Programs with sums run through many tiles, since each leaves a row of sums to be added up. 4 for each of the 132
-# multiprocessors of an H200, all resident at once; a constant, so that sums have one order on all devices.
-SUM_TILE, SUM_WARPS = 2048, 8
+TILE, WARPS = 2048, 4
+# Programs with sums run through many tiles, since each leaves a row of sums to be added up: 4 for each of the 132
+# multiprocessors of an H200, all resident at once, as a kernel of 4 warps and up to 128 registers a thread allows. A
+# constant, so that sums have one order on all devices.
+SUM_TILE, SUM_WARPS = 2048, 4
 SUM_PROGRAMS = 528
 # The kernels that add the rows up: 16 float32 columns are two sectors of 32 bytes, and thin tiles make more programs.
 FINISH = {"ROWS": 64, "COLS": 16, "num_warps": 4}
@@ -150,7 +151,7 @@ class Maps:
         sizes: dict[str, int] = {}
         for name, channels in (("HIGH", self.channels_high), ("LOW", self.channels_low)):
             cols = min(COLS, 1 << max(channels - 1, 0).bit_length()) if self.last else 1
-            sizes |= {f"ROWS_{name}": tile // cols, f"COLS_{name}": cols}
+            sizes |= {f"ROWS_{name}": tile // (4 * cols), f"COLS_{name}": cols}
         return sizes
 
     def cells(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ void run_bfloat16(const Layer& layer, const Maps& maps, int64_t threads);
 void run_int8(const Layer& layer, const Maps& maps, int64_t threads);
 
 void run_layer(const Layer& layer, const Maps& maps, int64_t threads) {
+  if (layer.clips * layer.frames * layer.height * layer.width == 0) return;  // results have no elements either
 #if defined(OCTVIDEO_HAS_BFLOAT16)
   if (layer.format == kBFloat16) return run_bfloat16(layer, maps, threads);
 #endif

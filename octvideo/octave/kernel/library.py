@@ -128,21 +128,24 @@ def _compiled(compiler: list[str]) -> Path:
     # The processor too: a home folder may be shared by machines of several kinds.
     processor = cpu_lines() or [platform.processor(), platform.node()]
     key = sources_key(NATIVE, version, MACHINE, *processor)
-    for folder in (cache_folder(), None):
-        try:
-            # The second is of this process alone: nobody else could have put a library there.
-            file = (folder or Path(tempfile.mkdtemp(prefix="octvideo-"))) / f"octave_{key}.so"
-            if file.is_file():
-                return file
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # Processes that start together, ranks or test workers, would compile it together: one does, others wait.
-            with FileLock(file.with_suffix(".lock")):
-                if not file.is_file():
-                    compile_to(file, compiler, NATIVE)
-            return file
-        except (OSError, NotImplementedError) as error:  # the latter of file systems without locks
-            log.debug("%s can't hold the compiled convolutions (%s)", folder, error)
-    raise OSError("no folder to compile in")
+    name = f"octave_{key}.so"
+    try:
+        return _compiled_as(cache_folder() / name, compiler)
+    except (OSError, NotImplementedError) as error:  # the latter of file systems without locks
+        log.warning("the kernel is compiled anew in every process (%s): set OCTVIDEO_CACHE to a folder for it", error)
+    # Of this process alone: nobody else could have put a library there.
+    return _compiled_as(Path(tempfile.mkdtemp(prefix="octvideo-")) / name, compiler)
+
+
+def _compiled_as(file: Path, compiler: list[str]) -> Path:
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Processes that start together, ranks or test workers, would compile it together: one does, others wait.
+    with FileLock(file.with_suffix(".lock")):
+        if not file.is_file():
+            compile_to(file, compiler, NATIVE)
+    return file
 
 
 def cpu_lines() -> list[str]:

@@ -63,7 +63,7 @@ def step(network: nn.Module, x: Tensor) -> Tensor:
     torch.manual_seed(1)  # dropout
     network.zero_grad()
     y = network(x)
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).reshape(y.shape)).sum().backward()
     return y.detach()
 
 
@@ -198,6 +198,25 @@ def test_autocast_computes_in_its_precision() -> None:
         return sum(float((p.grad - q.grad).norm() / q.grad.norm()) for p, q in pairs)
 
     assert error(other) < 1.3 * error(network)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["i3d 0.5", "i3d .25 even", "resnet .25"])
+def test_on_cuda_it_takes_the_step_of_a_cpu(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    network, x = made(case)
+    network, x = network.float(), x.float()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # devices draw differently
+    other = copy.deepcopy(network).cuda()
+    fuse_training(other)
+    y, z = step(network, x), step(other, x.cuda())
+    torch.testing.assert_close(z.cpu(), y, rtol=1e-3, atol=1e-3)
+    for p, q in zip(network.parameters(), other.parameters(), strict=True):
+        assert (q.grad.cpu() - p.grad).norm() < 0.01 * p.grad.norm() + 1e-4
+    buffers = {key: value.cpu() for key, value in other.named_buffers()}
+    torch.testing.assert_close(buffers, dict(network.named_buffers()), rtol=1e-3, atol=1e-3)
 
 
 class Block(nn.Module):

@@ -254,6 +254,37 @@ def test_several_threads_of_a_program_at_once() -> None:
     assert not wrong
 
 
+def test_a_plan_that_another_thread_makes_meanwhile() -> None:
+    """It is taken, or made anew: layers called one by one would give other scores in bfloat16 and int8."""
+
+    class MeanwhilePlanned(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            found = super().get(key, default)
+            self[key] = plan
+            return found
+
+    _, ready, sequence = prepared(2, 0.25)
+    x = last(torch.randn(1, 3, 48, 48))
+    expected = ready(x)
+    (plan,) = plans(sequence)
+    sequence._plans = MeanwhilePlanned()
+    sequence._one_by_one = None  # type: ignore[assignment]
+    assert all(torch.equal(a, b) for a, b in zip(ready(x), expected, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 20, 20), (2, 8, 0, 20), (2, 8, 20, 0)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_maps_without_elements(shape: tuple[int, ...], threads: int) -> None:
+    """Their results have none either; of layers with many weights, which are computed block by block, and of others."""
+    layers = nn.Conv2d(8, 400, 1), nn.ReLU(), nn.Conv2d(400, 400, 1), nn.Conv2d(400, 8, 3, 1, 1), nn.MaxPool2d(3, 1, 1)
+    ready, before = prepare_inference(nn.Sequential(*layers)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert ready(last(torch.randn(shape))).shape == shape
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("alpha", [0, 0.25])
 def test_the_operation_is_what_it_says_to_compilers(alpha: float) -> None:
     _, _, sequence = prepared(3, alpha)

@@ -228,7 +228,7 @@ def test_plain_operation_equals_torch(case: Case) -> None:
 
 
 # The interpreter takes its time: by default it runs the forms that have most in them.
-FIRST = {1, 2, 3, 5, 6, 7, 12}
+FIRST = {1, 2, 3, 7, 12}
 
 
 @KERNELS
@@ -369,6 +369,7 @@ def test_operators_keep_torchs_rules(case: Case, device: str) -> None:
     torch.library.opcheck(octave_normalize, args, test_utils=tests)
 
 
+@pytest.mark.slow
 @KERNELS
 def test_compiled_in_one_graph_it_gives_the_same(device: str) -> None:
     case = FORMS[1]
@@ -427,7 +428,7 @@ def test_traffic_of_one_case_counted_by_hand() -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="counts what the interpreter loads and stores")
 @pytest.mark.parametrize(
     ("residual", "training", "pools"),
-    [(True, True, True), (False, True, True), (True, False, True), (False, False, False)],
+    [(True, True, True), (False, True, True), (True, False, False)],
 )
 def test_traffic_is_what_kernels_load_and_store(
     residual: bool, training: bool, pools: bool, monkeypatch: pytest.MonkeyPatch
@@ -441,7 +442,8 @@ def test_traffic_is_what_kernels_load_and_store(
 
         def counting(self: Any, *args: Any) -> Any:
             is_map = args[0].dtype.scalar.element_ty.primitive_bitwidth == 16  # vectors and sums are float32
-            counted[kind] += 2 * int(args[mask_at].data.sum()) * is_map
+            addresses = args[0].data[args[mask_at].data]
+            counted[kind] += 2 * len(set(addresses.tolist())) * is_map  # what a tile loads twice is fetched once
             return original(self, *args)
 
         monkeypatch.setattr(InterpreterBuilder, name, counting)

@@ -34,13 +34,17 @@ def has_format(format: Format) -> bool:
 
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no g++ here")
-every_format = pytest.mark.parametrize(
-    "format",
-    [
-        pytest.param(f, id=f.name, marks=pytest.mark.skipif(not has_format(f), reason=f"no {f.name} on this processor"))
-        for f in FORMATS.values()
-    ],
-)
+
+
+def formats(*names: str) -> pytest.MarkDecorator:
+    """Runs a test in each of these formats, as the argument `format`."""
+    given = [(FORMATS[name], f"no {name} on this processor") for name in names]  # type: ignore[index]
+    lacks = pytest.mark.skipif
+    params = [pytest.param(f, id=f.name, marks=lacks(not has_format(f), reason=reason)) for f, reason in given]
+    return pytest.mark.parametrize("format", params)
+
+
+every_format = formats(*FORMATS)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import mmap
 import random as python_random
@@ -309,10 +310,10 @@ class RandomSequence:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints each seed before it is tried, and at the end what was found, as JSON."""
+    """Prints each format and seed before it is tried, and at the end what was found, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", type=Path, help="a compiled kernel; without it, the usual one")
-    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--format", choices=FORMATS, nargs="+", required=True)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=100, help="how many seeds")
     parser.add_argument("--sequence-every", type=int, default=10, help="every so many seeds are sequences")
@@ -322,22 +323,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load_library.cache_clear()  # cases.py has asked for the usual one
     kinds: Counter[str] = Counter()
     failures, worst, began = [], (0.0, 0), time.process_time()
-    for seed in range(given.first, given.first + given.count):
-        print(f"seed {seed}", flush=True)
+    for format, seed in itertools.product(given.format, range(given.first, given.first + given.count)):
+        print(f"{format}, seed {seed}", flush=True)
         made: Any = None
         try:
             with torch.inference_mode():
                 is_sequence = seed % given.sequence_every == given.sequence_every - 1
-                made = (RandomSequence if is_sequence else RandomLayer)(seed, given.format)
+                made = (RandomSequence if is_sequence else RandomLayer)(seed, format)
                 worst = max(worst, (made.check(), seed))
             kinds["sequence" if is_sequence else made.kind] += 1
         except BaseException as error:  # pytest's failures are no Exceptions
             if isinstance(error, KeyboardInterrupt):
                 raise
             what = traceback.format_exc().strip().splitlines()[-1]
-            failures.append(
-                f"--format {given.format} --first {seed} --count 1: {what[:300]}; {getattr(made, 'text', '')}"
-            )
+            failures.append(f"--format {format} --first {seed} --count 1: {what[:300]}; {getattr(made, 'text', '')}")
     took = time.process_time() - began
     found = {"failures": failures, "kinds": kinds, "worst": worst, "seconds": round(took, 1)}
     print(json.dumps(found))

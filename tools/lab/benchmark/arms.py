@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from octvideo.errors import UserError
-from octvideo.inference.engines import ENGINES, Precision
+from octvideo.inference.engine import Precision
+from octvideo.inference.engines import ENGINES
 from octvideo.models.builders import OctaveOptions
 
 Mode = Literal["inference", "training"]

@@ -24,7 +24,7 @@ from lab.timing import torch_threads
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command
 from octvideo.errors import UserError
-from octvideo.inference.engines import pick_device
+from octvideo.inference.device import pick_device
 from octvideo.progress import Progress
 
 _DESCRIPTION = """How fast networks are beside each other, in turns, in one run:

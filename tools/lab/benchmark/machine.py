@@ -139,5 +139,5 @@ def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
 
 def synchronize(device: torch.device) -> None:
     """Waits until the device has nothing to do; a CPU never has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

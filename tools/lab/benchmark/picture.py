@@ -22,7 +22,7 @@ from lab.benchmark.arms import PRESETS, Arm, engines, paper_points
 from lab.benchmark.results import Pass, Run, Spread, summarise
 from octvideo.errors import UserError
 from octvideo.evaluation.pictures import plain
-from octvideo.inference.engines import Precision
+from octvideo.inference.engine import Precision
 
 _INK, _QUIET, _IDEAL = "#23272e", "#8a8f98", "#b9bdc3"
 _COLOURS = ("#7f868f", "#2a78b5", "#d9622b", "#b3922f", "#8357a8", "#2b8a5c")  # of `engines`, from the first again
