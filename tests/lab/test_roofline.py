@@ -472,3 +472,19 @@ def test_channels_last_is_of_maps_alone() -> None:
         assert laid_out(torch.empty(2, 3), True).shape == (2, 3)
         assert laid_out(torch.empty(SHAPE), True).stride(1) == 1
         assert laid_out(torch.empty(SHAPE), False).is_contiguous()
+
+
+@pytest.mark.slow
+def test_octave_networks_are_predicted_faster_than_ordinary_ones(tmp_path: Path) -> None:
+    """I3D-50 in its forms for CUDA against the ordinary one as torch runs it: the claims of docs/gpu.md."""
+    file = tmp_path / "counts.json"
+    words = ["i3d_r50", "--alphas", "0", ".1:8", ".25", "--works", "training", "prepared", "--forms", "plain", "cuda"]
+    assert main([*words, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    found = {(row["work"], row["forms"], row["alpha"]): row for row in rows}
+    plain, octave = found["training", "plain", 0], found["training", "cuda", 0.25]
+    assert octave["of_plain"] <= 0.92 and octave["kernels"] <= 1.6 * plain["kernels"]
+    assert octave["of_ordinary"] < 1.0
+    assert found["training", "cuda", 0.1]["of_plain"] <= 1.0
+    assert found["prepared", "cuda", 0.25]["of_plain"] <= 0.90
+    assert found["training", "plain", 0.25]["of_plain"] > 1.0

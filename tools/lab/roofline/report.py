@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -269,5 +270,6 @@ def draw(path: Path, rows: Sequence[Row], device: Device, title: str) -> None:
         plain(axes)
     handles = [Figure().subplots().bar(0, 0, color=_COLOURS[kind], label=kind) for kind in KINDS]
     canvas.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=_INK)
-    canvas.suptitle(title, fontsize=12, fontweight="bold", color=_INK, x=0.02, ha="left")
+    told = textwrap.fill(f"{title}. Above the bars: of the ordinary network in plain forms", 48 * len(panels))
+    canvas.suptitle(told, fontsize=11, color=_INK, x=0.02, ha="left")
     canvas.savefig(path, dpi=130)
