@@ -8,7 +8,8 @@ How a video becomes a score, and where each step lives::
 Around it: training/ (Lightning), inference/ (a video in, class names out), cli/ (the command `octvideo`). The
 laboratory (benchmarks, arms, the paper's tables, fuzzing) is no part of the package: see tools/lab/ in the repository.
 Below all of it, in one way each: files.py (folders, whole files, text), json_lines.py, class_names.py, download.py,
-seeds.py, progress.py (how far work is), batches.py (what data/ gives and training/ takes), errors.py.
+seeds.py, progress.py (how far work is), batches.py (what data/ gives and training/ takes), errors.py, compiling.py
+(torch.compile, for any number of networks).
 Shape letters everywhere: N batch, V views, C channels, T frames, H height, W width, K classes.
 """
 

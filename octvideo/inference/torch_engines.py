@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octvideo.compiling import compile_module
 from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.inference.engine import ModelSpec, calibration_clips, in_batches
@@ -117,14 +118,17 @@ class CompiledEngine:
         self.precision, self.device, self.views_per_call = spec.precision, spec.device, spec.shape[0]
         whole = InPrecision(network, spec)
         fuse_convolutions(whole)
-        self._run: Any = torch.compile(whole, fullgraph=True, options=inductor_options(spec.device))
+        compile_module(whole, fullgraph=True, options=inductor_options(spec.device))
+        self._run = whole
         # Compiled now, so that the first video does not pay for it, and a machine without a compiler says so at once.
         try:
             self(torch.zeros(spec.shape))
         except Exception as error:  # dynamo and inductor have many
+            by_compiler = spec.device.type == "cpu" and isinstance(error, torch._dynamo.exc.BackendCompilerFailed)
+            needed = "it needs a C++ compiler (g++ or clang) on a CPU. " if by_compiler else ""
             raise UserError(
                 f"torch.compile can't compile this network here ({type(error).__name__}: {one_line(error)}); "
-                "it needs a C++ compiler (g++ or clang) on a CPU. --engine eager needs none"
+                f"{needed}--engine eager compiles nothing"
             ) from error
 
     def __call__(self, clips: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from octvideo.batches import Batch, Views
+from octvideo.compiling import compile_module
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
@@ -88,7 +89,8 @@ class VideoClassifier(L.LightningModule):
         channels_last: keep network and clips in channels_last_3d, and arrange the network's convolutions for it
             (octvideo/octave/fused/arrange.py): the faster layout on CPUs.
         fuse: on a CUDA device, let batch norms do in one pass what lies between two convolutions
-            (octvideo/octave/fused/training.py); keys and weights stay as they are.
+            (octvideo/octave/fused/training.py); keys and weights stay as they are. Off until it has been measured on a
+            GPU: tools/gpu_report.py does.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
         seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch, process): a resumed run
             repeats them.
@@ -120,7 +122,7 @@ class VideoClassifier(L.LightningModule):
         max_unreadable_fraction: float = 0.01,
         max_nonfinite_steps: int = 10,
         channels_last: bool = False,
-        fuse: bool = True,
+        fuse: bool = False,
         compile: bool | CompileMode = False,
         seed: int = 0,
     ) -> None:
@@ -149,7 +151,7 @@ class VideoClassifier(L.LightningModule):
         self._by_graphs = compile in ("reduce-overhead", "max-autotune")
         if compile:
             # In place, so that no key of a checkpoint gets a prefix.
-            network.compile(mode=None if compile is True else compile)
+            compile_module(network, mode=None if compile is True else compile)
         self._held, self._decayed = freeze_parameters(network, freeze), decayed_names(network)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
@@ -207,8 +209,8 @@ class VideoClassifier(L.LightningModule):
         return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     def _fuse_on_cuda(self) -> None:
-        """Once the network is on its device, and SyncBatchNorm has taken its place."""
-        if self.fuse and not self._is_fused and self.device.type == "cuda":
+        """Once the network is on its device. Fused norms know their own process's batch only."""
+        if self.fuse and not self._is_fused and not self._synchronises and self.device.type == "cuda":
             self.print(fuse_training(self.network))
             self._is_fused = True
 
@@ -261,7 +263,7 @@ class VideoClassifier(L.LightningModule):
         """Whether the optimizer is one of torch's fused ones, which leave a step out by a tensor on their device.
         The host would have to wait for the GPU to know it. None, not False: torch then chooses its form.
         """
-        return True if self.trainer.strategy.root_device.type == "cuda" else None
+        return True if self.device.type == "cuda" else None
 
     def _set_learning_rate(self, batch_idx: int) -> float:
         trainer, window = self.trainer, self.trainer.accumulate_grad_batches

@@ -7,12 +7,15 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import octvideo.progress
+from lab.benchmark import measure
 from lab.benchmark.arms import Arm
+from lab.benchmark.calls import Call, make_call
 from lab.benchmark.processes import add_process
 from lab.benchmark.results import Pass, Run
 from octvideo.errors import UserError
@@ -122,3 +125,27 @@ def test_mistakes_are_one_line(args: list[str], message: str, run: Tool) -> None
     code, out, err = run(*args)
     assert code == 2 and not out
     assert err.startswith(f"error: {message}") and len(err.splitlines()) == 1, err
+
+
+def test_arms_are_measured_as_they_are_built_and_what_there_is_outlives_ctrl_c(
+    run: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, saved = tmp_path / "a.json", []
+
+    def build(arm: Arm, *args: Any, **kwargs: Any) -> Call:
+        if arm.alpha == 0.5:
+            raise KeyboardInterrupt
+        call = make_call(arm, *args, **kwargs)
+        saved.append([len(list(each.seconds)) for each in Run.load(found).passes] if found.exists() else None)
+        return call
+
+    monkeypatch.setattr(measure, "make_call", build)
+    arms = "i3d_small:width=8,alpha=0/.125/.25/.5"
+    code, out, err = run(arms, *TINY, "--threads", "1", "--as-built", "--json", str(found))
+    assert code == 130, err
+    assert saved == [None, [1], [2]]  # arms in the file when the next is built
+    left = Run.load(found)
+    assert left.interrupted and {label: len(c["cpu"]) for label, c in left.passes[0].seconds.items()} == {
+        f"i3d_small α {alpha}": 2 for alpha in ("0", "0.125", "0.25")
+    }
+    assert "stopped before its end" in out and re.search(r"^ *i3d_small α 0.25 .*–", out, re.MULTILINE)

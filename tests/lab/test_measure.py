@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lab.benchmark import measure
+from lab.benchmark import calls, measure
 from lab.benchmark.arms import Arm, parse_arms
 from lab.benchmark.calls import Call, make_call
 from lab.benchmark.command import main
@@ -19,12 +23,15 @@ from lab.benchmark.measure import agreements, build_calls, run_pass
 from lab.benchmark.networks import WeightStore, build_network, count, smooth_clips
 from lab.benchmark.results import Pass
 from octvideo.errors import UserError
+from octvideo.inference import torch_engines
 from octvideo.inference.engine import EngineEntry, ModelSpec
 from octvideo.inference.engines import ENGINES
 from octvideo.inference.torch_engines import EagerEngine
 from octvideo.octave import count_cost
+from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
 from octvideo.progress import Progress
+from octvideo.training import module as training
 
 CPU = torch.device("cpu")
 TINY = Arm("i3d_small", width=8, classes=5, frames=4, crop=32)
@@ -63,7 +70,7 @@ def test_a_short_call_is_repeated_and_its_mean_taken(monkeypatch: pytest.MonkeyP
 
     clock = SimpleNamespace(process_time=lambda: now / 2, perf_counter=lambda: now)
     monkeypatch.setattr(measure, "time", clock)
-    turn = measure._turn(once, CPU)
+    turn = measure.turn_of(once, CPU)
     assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1
     assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1 + 13  # 50 ms of them
     assert turn() == pytest.approx({"cpu": 0.002, "wall": 0.004}) and number == 1 + 2 * 13
@@ -141,6 +148,75 @@ def test_what_cannot_be_built_is_left_out_with_the_reason(monkeypatch: pytest.Mo
         {},
         dict.fromkeys(arms, "out of memory"),
     )
+
+
+class Layouts(TorchDispatchMode):
+    """Notes the layouts of what convolutions read: maps, and weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: set[str] = set()
+        self.weights: set[str] = set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation.namespace == "aten" and "conv" in str(operation):  # conv3d, convolution, convolution_backward
+            maps, weight = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.dim() > 3][-2:]
+            self._note(self.maps, maps)
+            self._note(self.weights, weight)
+        elif "conv" in str(operation):  # oneDNN's, whose weights have layouts of their own
+            self._note(self.maps, args[0])
+        return operation(*args, **(kwargs or {}))
+
+    def _note(self, seen: set[str], tensor: torch.Tensor) -> None:
+        last = tensor.is_contiguous(memory_format=LAYOUTS[tensor.dim()])
+        if tensor.is_contiguous() != last:  # of one channel or pixel it is both
+            seen.add("channels_last" if last else "contiguous")
+
+
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch's own convolutions, as on a GPU."""
+    monkeypatch.setenv("OCTVIDEO_FUSED", "0")
+    load_library.cache_clear()
+    yield
+    load_library.cache_clear()
+
+
+@pytest.mark.parametrize("mode", ["training", "inference"])
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_maps_have_the_layout_that_an_arm_names(
+    engine: str, mode: str, no_kernel: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes_layout: set[bool] = set()  # whether inductor may, when a network is compiled
+
+    def compile_(module: nn.Module, *, options: Any = None, **_: Any) -> None:
+        def run(*args: Any) -> Any:
+            changes_layout.add((options or {}).get("layout_optimization", config.layout_optimization))
+            return module._call_impl(*args)  # type: ignore[no-untyped-call]
+
+        module._compiled_call_impl = run
+
+    for module in (calls, training, torch_engines):
+        monkeypatch.setattr(module, "compile_module", compile_)
+    arm = replace(TINY, alpha=0.25, engine=engine, mode=mode, batch=2)
+    for layout in ("contiguous", "channels_last"):
+        changes_layout.clear()
+        call = make_call(replace(arm, layout=layout), WeightStore(as_built=True), threads=1, device=CPU)
+        compiled_by = set(changes_layout)  # training's first step
+        with Layouts() as seen:
+            call.once()
+        assert seen.maps == {layout}
+        if layout == "contiguous":  # one such operand makes cuDNN convert the others
+            assert seen.weights == {layout}
+        if engine == "compile":
+            assert next(iter(compiled_by or changes_layout)) == (layout == "channels_last")
+
+
+def test_the_kernel_has_no_contiguous_maps() -> None:
+    if load_library() is None:
+        pytest.skip("no kernel here")
+    with pytest.raises(UserError, match="layout: got 'contiguous', expected channels_last or auto"):
+        make_call(replace(TINY, layout="contiguous"), WeightStore(as_built=True), threads=1, device=CPU)
 
 
 def test_statistics_are_of_the_clips_so_that_no_layer_is_dead() -> None:

@@ -168,7 +168,7 @@ def test_tables_have_a_line_for_each_arm_and_say_what_was_left_out() -> None:
     assert header.count("|") == marks.count("|") == lines[0].count("|") and len(lines) == 4
     told = remarks(run)
     assert told[0] == "Some CPU, 4 threads, avx2, torch 2.9"
-    assert told[1] == "left out: α 0 onnx: not installed" and told[2].startswith("stopped by Ctrl-C")
+    assert told[1] == "left out: α 0 onnx: not installed" and told[2].startswith("stopped before its end")
 
 
 def test_the_picture_has_a_panel_for_each_kind_of_pass(tmp_path: Path) -> None:

@@ -94,16 +94,23 @@ def test_a_compiled_network_has_its_own_keys_and_scores(monkeypatch: pytest.Monk
     torch.testing.assert_close(copied(clips), plain(clips))
 
 
-@pytest.mark.parametrize(("device", "fuse"), [("cuda", True), ("cuda", False), ("cpu", True)])
-def test_on_cuda_the_network_is_fused_once(device: str, fuse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "fuse", "synchronises"),
+    [("cuda", True, False), ("cuda", True, True), ("cuda", False, False), ("cpu", True, False)],
+)
+def test_on_cuda_the_network_is_fused_once(
+    device: str, fuse: bool, synchronises: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = i3d_small(num_classes=3, alpha=0.25, width=8)
     module = VideoClassifier(network, fuse=fuse)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False)
+    module._synchronises = synchronises
     parameters, printed = [*network.parameters()], []
     monkeypatch.setattr(VideoClassifier, "device", torch.device(device))
     monkeypatch.setattr(module, "print", printed.append)
     module.on_fit_start()
     module.on_validation_start()
-    is_fused = device == "cuda" and fuse
+    is_fused = device == "cuda" and fuse and not synchronises
     assert ("fused" in network.meta) == is_fused
     assert [str(line).startswith("28 of 29 batch norms are fused") for line in printed].count(True) == is_fused
     assert module.network is network and all(a is b for a, b in zip(network.parameters(), parameters, strict=True))

@@ -44,14 +44,20 @@ class OctaveNetwork(fx.GraphModule):
         return self.meta["octave"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, super().__reduce__()
+        rebuild, (state, *others) = super().__reduce__()  # type: ignore[misc]
+        return _restore, (rebuild, (_without_compiled(state), *others))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OctaveNetwork:
         memo.update(computed_tensors(self))
         network = memo[id(self)] = OctaveNetwork({}, copy.deepcopy(self.graph, memo), type(self).__name__)
-        state = {name: value for name, value in vars(self).items() if name != "_graph"}
+        state = {name: value for name, value in _without_compiled(vars(self)).items() if name != "_graph"}
         network.__dict__.update(copy.deepcopy(state, memo))
         return network
+
+
+def _without_compiled(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of a network, as nn.Module passes them on: what was compiled of it computes with its own weights."""
+    return {name: value for name, value in state.items() if name != "_compiled_call_impl"}
 
 
 def _restore(rebuild: Any, args: tuple[Any, ...]) -> OctaveNetwork:

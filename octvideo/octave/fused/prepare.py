@@ -22,6 +22,7 @@ from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctC
 from octvideo.octave.fused.patterns import TracedModules
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.fused.training import fuse_training, unfuse
+from octvideo.octave.gpu.devices import runs_on
 from octvideo.octave.kernel.formats import FORMATS
 from octvideo.octave.kernel.fused_conv import MaxPool, has_format
 from octvideo.octave.layer import OctaveLayer
@@ -53,7 +54,7 @@ def prepare_inference(network: nn.Module, *, device: torch.device | str | None =
     for module in model.modules():
         _fix_weights(module)
     unfuse(model)
-    if _device_of(model, device).type == "cuda":
+    if (target := _device_of(model, device)).type == "cuda" and runs_on(target):
         for module in model.modules():
             make_weight_once(module)
         report = fuse_training(model)

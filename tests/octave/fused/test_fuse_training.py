@@ -201,7 +201,7 @@ def test_autocast_computes_in_its_precision() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", ["i3d 0.5", "i3d .25 even", "resnet .25"])
+@pytest.mark.parametrize("case", ["i3d 0.1", "i3d 0.5", "resnet .25"])  # of enough pixels for float32
 def test_on_cuda_it_takes_the_step_of_a_cpu(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     network, x = made(case)
@@ -214,7 +214,7 @@ def test_on_cuda_it_takes_the_step_of_a_cpu(case: str, monkeypatch: pytest.Monke
     y, z = step(network, x), step(other, x.cuda())
     torch.testing.assert_close(z.cpu(), y, rtol=1e-3, atol=1e-3)
     for p, q in zip(network.parameters(), other.parameters(), strict=True):
-        assert (q.grad.cpu() - p.grad).norm() < 0.01 * p.grad.norm() + 1e-4
+        assert (q.grad.cpu() - p.grad).norm() < 0.05 * p.grad.norm() + 1e-3
     buffers = {key: value.cpu() for key, value in other.named_buffers()}
     torch.testing.assert_close(buffers, dict(network.named_buffers()), rtol=1e-3, atol=1e-3)
 

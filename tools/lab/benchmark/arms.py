@@ -333,12 +333,13 @@ PRESETS = {
         ("i3d_r50:engine=eager/compile,layout=contiguous/channels_last,alpha=0/.25/.5",),
         {
             "mode": "training", "precision": "bf16", "batch": 32, "optimizer": "sgd", "device": "cuda", "rounds": 10,
+            "as_built": True,
         },
     ),
     "gpu-inference": Preset(
         "30 views of I3D-50 in bf16, with and without compiling, both layouts",
         ("i3d_r50:engine=eager/compile,layout=contiguous/channels_last,alpha=0/.25/.5",),
-        {"precision": "bf16", "batch": 30, "crop": 256, "device": "cuda", "rounds": 20},
+        {"precision": "bf16", "batch": 30, "crop": 256, "device": "cuda", "rounds": 20, "as_built": True},
     ),
 }  # fmt: skip
 

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 
 from lab.benchmark.arms import Arm
 from lab.benchmark.networks import SEED, WeightStore, smooth_clips
+from lab.benchmark.results import Memory
+from octvideo.compiling import compile_module
 from octvideo.errors import UserError
 from octvideo.inference.engines import ENGINES, build_engine
+from octvideo.octave import prepare_inference
+from octvideo.octave.fused.prepare import use_bfloat16
+from octvideo.octave.kernel.library import load_library
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,12 @@ class Call:
     Args:
         once: does the work of one call.
         logits: clips (N, 3, T, H, W) of the arm's shape to logits (N, K) on the CPU in f32; None in training.
+        memory: where it was measured.
     """
 
     once: Callable[[], Any]
     logits: Callable[[Tensor], Tensor] | None = None
+    memory: Memory | None = None
 
 
 def make_call(arm: Arm, weights: WeightStore, *, threads: int | None, device: torch.device) -> Call:
@@ -58,8 +65,7 @@ def _training_call(arm: Arm, network: nn.Module, device: torch.device) -> Call:
     from octvideo.training.module import VideoClassifier
 
     layout = arm.layout == "channels_last"  # which arranges the network too
-    compiles = arm.engine != "plain" and ENGINES[arm.engine].compiles
-    module = VideoClassifier(network, channels_last=layout, compile=compiles, optimizer="sgd")
+    module = VideoClassifier(network, channels_last=layout, compile=_compiles(arm), optimizer="sgd")
     module = module.to(device).train()
     optimizer = module.configure_optimizers() if arm.optimizer == "sgd" else None
     clips = (127 + 60 * smooth_clips(arm.clip_shape, seed=SEED + 3)).clamp(0, 255).to(torch.uint8).to(device)
@@ -70,7 +76,16 @@ def _training_call(arm: Arm, network: nn.Module, device: torch.device) -> Call:
             optimizer.step()
         return loss
 
+    if arm.layout == "contiguous" and _compiles(arm):
+        from torch._inductor import config  # torch.compile's own option is not VideoClassifier's
+
+        with config.patch(layout_optimization=False):
+            step()
     return Call(step)
+
+
+def _compiles(arm: Arm) -> bool:
+    return arm.engine != "plain" and ENGINES[arm.engine].compiles
 
 
 def _engine(arm: Arm, network: nn.Module, threads: int | None, device: torch.device) -> Callable[[Tensor], Any]:
@@ -78,6 +93,8 @@ def _engine(arm: Arm, network: nn.Module, threads: int | None, device: torch.dev
         network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if arm.engine == "plain":
         return _plain(arm, network.to(device), device)
+    if arm.layout == "contiguous" and ENGINES[arm.engine].start is not None:
+        return _contiguous(arm, network, device)
     calibration = None
     if arm.precision == "int8":
         calibration = torch.cat([smooth_clips((1, *arm.clip_shape[1:]), seed=SEED + 10 + n) for n in range(16)])
@@ -101,6 +118,21 @@ def _plain(arm: Arm, network: nn.Module, device: torch.device) -> Callable[[Tens
             return network(clips)
 
     return run
+
+
+def _contiguous(arm: Arm, network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What octvideo's engines of torch do, on contiguous maps and weights: they have channels last alone."""
+    if device.type == "cpu" and load_library() is not None:
+        raise UserError("layout: got 'contiguous', expected channels_last or auto: octvideo's kernel has no other")
+    prepared = prepare_inference(network)
+    if arm.precision == "bf16":
+        use_bfloat16(prepared, by_kernel=False)
+    prepared = prepared.to(device)
+    for tensor in (*prepared.parameters(), *prepared.buffers()):
+        tensor.data = tensor.data.contiguous()
+    if _compiles(arm):  # inductor would change the layout by itself
+        compile_module(prepared, fullgraph=True, options={"layout_optimization": False})
+    return _plain(arm, prepared, device)
 
 
 def _laid_out(clips: Tensor, arm: Arm, device: torch.device) -> Tensor:

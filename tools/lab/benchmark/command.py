@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from lab.benchmark.arms import PRESETS, Arm, engines, labels, parse_arms
+from lab.benchmark.calls import Call
 from lab.benchmark.machine import describe
 from lab.benchmark.measure import agreements, build_calls, run_pass, write_profile
 from lab.benchmark.networks import WeightStore, count
@@ -45,6 +46,8 @@ _ARM_OPTIONS = {
     "frames": 8, "crop": 224, "classes": 400,
 }  # fmt: skip
 
+_ROUNDS_AS_BUILT = 3  # until all arms are there
+
 
 @command(stopped="stopped before anything was measured")
 def main(argv: Sequence[str]) -> int:
@@ -73,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 (auto)")
     parser.add_argument("--reference", metavar="ARM", help="that others are compared with (the first)")
     parser.add_argument("--no_memory", action="store_true", help="do not measure memory (on a CPU, a process per arm)")
+    parser.add_argument(
+        "--as_built",
+        action="store_true",
+        default=None,
+        help="measure after each arm that is built, and write --json each time: for arms that take minutes to compile",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw time against multiply-adds")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write which operations take the time")
@@ -99,19 +108,18 @@ def _measured(args: argparse.Namespace, words: Sequence[str]) -> Run:
             raise UserError(f"reference: got {args.reference!r}, expected one of the arms")
         reference = names[arms.index(wanted)]
     counted = [ArmResult(name, arm, **vars(count(arm))) for name, arm in zip(names, arms, strict=True)]
-    run = Run(describe(device), f"tools/benchmark.py {shlex.join(words)}", counted, [], reference, preset=args.preset)
+    words = ["tools/benchmark.py", *words]
+    run = Run(describe(device), shlex.join(words), counted, [], reference, preset=args.preset, interrupted=True)
     with Progress() as progress:
         try:
             for number in threads:
-                _add_pass(run, number, options["rounds"], device, progress, None if run.passes else args.profile)
-                if run.interrupted:
-                    break
-            if not run.interrupted:
-                _add_processes(run, options["processes"] - 1, options["rounds"], device, progress)
-            if not args.no_memory and not run.interrupted:
-                _add_memory(run, device, progress)
+                _add_pass(run, number, options, device, progress, args)
+            _add_processes(run, options["processes"] - 1, options["rounds"], device, progress)
+            if not args.no_memory and device.type == "cpu":
+                _add_memory(run, progress)
+            run.interrupted = False
         except KeyboardInterrupt:
-            run.interrupted = True
+            pass
     if not any(found.rounds for found in run.passes):
         raise KeyboardInterrupt
     return run
@@ -123,6 +131,7 @@ def _asked(args: argparse.Namespace) -> tuple[list[Arm], dict[str, Any]]:
         raise UserError(f"preset: got {args.preset!r}, expected one of {', '.join(PRESETS)}")
     preset = PRESETS[args.preset] if args.preset else None
     options: dict[str, Any] = {**_ARM_OPTIONS, "rounds": 10, "processes": 1, "device": "auto", "threads": ["1", "all"]}
+    options["as_built"] = False
     options |= preset.options if preset else {}
     options |= {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     for name in ("rounds", "processes"):
@@ -150,24 +159,43 @@ def _threads(texts: Sequence[str]) -> list[int]:
 
 
 def _add_pass(
-    run: Run, threads: int, rounds: int, device: torch.device, progress: Progress, profile: Path | None
+    run: Run, threads: int, options: dict[str, Any], device: torch.device, progress: Progress, args: argparse.Namespace
 ) -> None:
     on_gpu = device.type == "cuda"
     clock: Clock = "wall" if on_gpu or threads > 1 else "cpu"
-    found = Pass(device.type, threads, clock)
     arms = {result.label: result.arm for result in run.arms}
-    with torch_threads(torch.get_num_threads() if on_gpu else threads):
-        calls, left_out = build_calls(arms, WeightStore(), threads=threads, device=device, progress=progress)
-        _leave_out(run, left_out)
-        run.passes.append(found)
+    place = len(run.passes)
+
+    def measure(calls: dict[str, Call], rounds: int) -> None:
+        """All anew, so that every arm has as many rounds; what there was before stays where no round is complete."""
+        found = Pass(device.type, threads, clock)
         complete = run_pass(arms, calls, found, rounds=rounds, device=device, progress=progress)
-        run.interrupted = not complete
-        if len(run.passes) == 1 and complete:
+        if found.rounds or place == len(run.passes):
+            run.passes[place:] = [found]
+        if on_gpu and not args.no_memory:
+            for result in run.arms:
+                result.memory = calls[result.label].memory if result.label in calls else None
+        if args.json is not None and options["as_built"]:
+            run.save(args.json)
+        if not complete:
+            raise KeyboardInterrupt
+
+    def built(calls: dict[str, Call]) -> None:
+        if options["as_built"]:
+            measure(calls, min(_ROUNDS_AS_BUILT, options["rounds"]))
+
+    with torch_threads(torch.get_num_threads() if on_gpu else threads):
+        calls, left_out = build_calls(
+            arms, WeightStore(), threads=threads, device=device, progress=progress, built=built
+        )
+        _leave_out(run, left_out)
+        measure(calls, options["rounds"])
+        if place == 0:
             found_agreements = agreements(arms, calls)
             for result in run.arms:
                 result.agreement = found_agreements.get(result.label)
-        if profile is not None and complete:
-            write_profile(profile, calls, device)
+            if args.profile is not None:
+                write_profile(args.profile, calls, device)
 
 
 def _add_processes(run: Run, more: int, rounds: int, device: torch.device, progress: Progress) -> None:
@@ -196,12 +224,12 @@ def _leave_out(run: Run, left_out: dict[str, str]) -> None:
         run.reference = run.arms[0].label
 
 
-def _add_memory(run: Run, device: torch.device, progress: Progress) -> None:
+def _add_memory(run: Run, progress: Progress) -> None:
     progress.begin("measuring memory", len(run.arms))
     for result in run.arms:
         progress.update(said=result.label)
         try:
-            result.memory = peak_memory(result.arm, device)
+            result.memory = peak_memory(result.arm)
         except UserError as error:  # the times are worth keeping
             print(f"not measured: {error}", file=sys.stderr)
         progress.advance()

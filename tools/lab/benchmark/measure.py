@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from lab.benchmark.arms import Arm
 from lab.benchmark.calls import Call, make_call
 from lab.benchmark.machine import peak_product, synchronize
 from lab.benchmark.networks import SEED, WeightStore, smooth_clips
-from lab.benchmark.results import Agreement, Clock, Pass
+from lab.benchmark.results import Agreement, Clock, Memory, Pass
 from lab.timing import rounds_of
 from octvideo.errors import UserError
 from octvideo.files import one_line
@@ -35,23 +37,68 @@ _PROFILED_OPERATIONS = 25
 
 
 def build_calls(
-    arms: dict[str, Arm], weights: WeightStore, *, threads: int, device: torch.device, progress: Progress
+    arms: dict[str, Arm],
+    weights: WeightStore,
+    *,
+    threads: int,
+    device: torch.device,
+    progress: Progress,
+    built: Callable[[dict[str, Call]], None] = lambda calls: None,
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """Every arm by its label, built and called once; and those that can't be, with the reason."""
+    """Builds every arm and calls it once.
+
+    Args:
+        arms: by label.
+        weights: of their networks.
+        threads: that engines may use.
+        device: to run on.
+        progress: hears of each arm.
+        built: called after each arm that runs, with all that have been built.
+
+    Returns:
+        The calls by label, with their memory on CUDA; and the arms that can't be built, with the reason.
+    """
     calls: dict[str, Call] = {}
     left_out: dict[str, str] = {}
-    progress.begin(f"building for {_threads_text(threads)}", len(arms))
-    for label, arm in arms.items():
-        progress.update(said=label)
+    for number, (label, arm) in enumerate(arms.items()):
+        progress.begin(f"building for {_threads_text(threads)}", len(arms))
+        progress.update(number, said=label)
+        before = _allocated(device)
         try:
             call = make_call(arm, weights, threads=threads, device=device)
             call.once()
+            calls[label] = replace(call, memory=_peak_memory(call, device, before))
         except (UserError, RuntimeError) as error:  # torch's, for want of memory or of a compiler
             left_out[label] = one_line(error)
         else:
-            calls[label] = call
-        progress.advance()
+            built(calls)
     return calls, left_out
+
+
+def _allocated(device: torch.device) -> int:
+    """Bytes that tensors take on a GPU."""
+    if device.type != "cuda":
+        return 0
+    gc.collect()  # of arms that failed, or whose engine refers to itself
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device)
+
+
+def _peak_memory(call: Call, device: torch.device, before_all: int) -> Memory | None:
+    """Of one more call on CUDA. Peaks on a CPU need a process of their own (processes.py).
+
+    Args:
+        before_all: bytes that tensors took before the arm was built.
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call.once()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return Memory(peak - before_all, peak - before, "torch.cuda.max_memory_allocated during a call")
 
 
 def run_pass(
@@ -75,7 +122,7 @@ def run_pass(
     progress.begin(f"measuring on {_threads_text(found.threads)}", (rounds + 1) * len(calls))
     progress.update(said="in turns")
     for label, call in calls.items():
-        turns[label] = _turn(call.once, device, progress.advance)
+        turns[label] = turn_of(call.once, device, progress.advance)
     precisions = dict.fromkeys(("f32", *(arms[label].precision for label in calls)))
     by_kernel = device.type == "cpu" and load_library() is not None
     for precision in precisions:
@@ -83,7 +130,7 @@ def run_pass(
             found.peak_how[precision] = "products in registers"
         elif precision != "int8":  # torch has no product in it that is as fast as engines'
             products[precision] = peak_product(precision, device)
-            turns[f"peak {precision}"] = _turn(products[precision].once, device)
+            turns[f"peak {precision}"] = turn_of(products[precision].once, device)
             found.peak_how[precision] = products[precision].text
     try:
         for measured in rounds_of(turns, rounds=rounds):
@@ -102,7 +149,7 @@ def run_pass(
     return True
 
 
-def _turn(
+def turn_of(
     once: Callable[[], object], device: torch.device, done: Callable[[], None] = lambda: None
 ) -> Callable[[], Times]:
     """A turn of some calls: their mean times by all clocks. The first, in the warm-up, says how many calls it takes."""

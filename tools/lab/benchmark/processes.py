@@ -32,18 +32,15 @@ from octvideo.inference.engines import ENGINES
 from octvideo.progress import Progress
 
 _HOW_CPU = "growth of the resident set of a fresh process, from before the network is built to the peak of a call"
-_HOW_CUDA = "torch.cuda.max_memory_allocated during a call"
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_memory(arm: Arm, device: torch.device) -> Memory | None:
-    """An arm's memory, on one thread of a CPU; None where the system does not tell (CPU memory beside Linux).
+def peak_memory(arm: Arm) -> Memory | None:
+    """An arm's memory, on one thread of a CPU; None where the system does not tell (beside Linux).
 
     Raises:
         UserError: the process fails, with the last line that it said.
     """
-    if device.type == "cuda":
-        return _on_cuda(arm, device)
     if not _RESET.exists():
         return None
     # Blocks from 64 KB on go back to the system when freed: otherwise what was needed once stays resident.
@@ -66,22 +63,6 @@ def _in_fresh_process(kind: str, task: dict[str, Any], what: str, env: Mapping[s
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
         raise UserError(f"{what}: {said[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _on_cuda(arm: Arm, device: torch.device) -> Memory:
-    gc.collect()
-    torch.cuda.empty_cache()
-    before_all = torch.cuda.memory_allocated(device)
-    call = make_call(arm, WeightStore(as_built=True), threads=None, device=device)
-    for _ in range(2):
-        call.once()
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call.once()
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)
-    return Memory(peak - before_all, peak - before, _HOW_CUDA)
 
 
 def _memory_here(arm: Arm) -> tuple[int, int]:

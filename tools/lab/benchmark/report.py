@@ -144,6 +144,6 @@ def remarks(run: Run) -> list[str]:
     lines = [machine_line(run.machine)]
     lines += [f"left out: {label}: {reason}" for label, reason in run.left_out.items()]
     if run.interrupted:
-        lines.append("stopped by Ctrl-C: the rounds above are complete ones")
+        lines.append("stopped before its end: the rounds above are complete ones")
     lines.append(f"command: {run.command}")
     return lines

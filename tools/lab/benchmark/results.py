@@ -16,7 +16,7 @@ import numpy as np
 
 from lab.benchmark.arms import Arm
 from octvideo.errors import UserError
-from octvideo.files import json_text
+from octvideo.files import json_text, whole_text
 
 FORMAT = 1
 # "cpu": the process's CPU time; "wall": a clock's, with the GPU waited for; "gpu": between two events on the GPU.
@@ -127,7 +127,7 @@ class Run:
         reference: label of the arm that all are compared with.
         left_out: arms that could not be built or run, with the reason.
         preset: name of the preset, if one was used.
-        interrupted: by Ctrl-C; the rounds that it has are complete.
+        interrupted: before its end, as by Ctrl-C; the rounds that it has are complete.
     """
 
     machine: dict[str, str]
@@ -145,7 +145,8 @@ class Run:
         for result, entry in zip(self.arms, content["arms"], strict=True):
             entry["arm"] = result.arm.to_dict()
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json_text(content, indent=1) + "\n", encoding="utf-8")
+        with whole_text(Path(path)) as file:  # it may be written again and again, as arms are measured
+            file.write(json_text(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
