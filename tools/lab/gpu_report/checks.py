@@ -24,7 +24,6 @@ from lab.benchmark.arms import Arm, arm_text, parse_arms
 from lab.benchmark.machine import describe, peak_product, synchronize
 from lab.benchmark.networks import build_network, set_weights, smooth_clips
 from lab.gpu_report.work import Work
-from octvideo.data.synthetic import CLASS_NAMES, DemoSettings, frames_of, write_video
 from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.inference import Predictor
@@ -253,6 +252,9 @@ def tests(work: Work) -> None:
 
 def predictor(work: Work) -> None:
     """Scores of one video by device names and precisions, against the CPU's."""
+    # Here, since it needs PyAV, which other steps do not.
+    from octvideo.data.synthetic import CLASS_NAMES, DemoSettings, frames_of, write_video
+
     with tempfile.TemporaryDirectory(prefix="octvideo-video-") as folder:
         video = Path(folder) / "video.mp4"
         write_video(frames_of(DemoSettings(), "test", "move_left", 0), video)

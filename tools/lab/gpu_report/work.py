@@ -23,7 +23,7 @@ class Settings:
         tiny: small networks, to try the report itself.
         backend: of torch.compile.
         tests: paths that pytest is given.
-        roofline: what tools/roofline.py --json wrote, or "".
+        roofline: files that tools/roofline.py --json wrote.
     """
 
     device: str
@@ -32,7 +32,7 @@ class Settings:
     tiny: bool = False
     backend: str = "inductor"
     tests: tuple[str, ...] = ("tests",)
-    roofline: str = ""
+    roofline: tuple[str, ...] = ()
 
     @property
     def torch_device(self) -> torch.device:
@@ -52,7 +52,7 @@ class Settings:
     def from_json(cls, text: str) -> Settings:
         """What `to_json` was called on."""
         content = json.loads(text)
-        return cls(**{**content, "tests": tuple(content["tests"])})
+        return cls(**{**content, "tests": tuple(content["tests"]), "roofline": tuple(content["roofline"])})
 
 
 class Work:
