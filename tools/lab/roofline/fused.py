@@ -218,7 +218,7 @@ def _of_library(node: Any, phase: Phase) -> Iterator[Kernel]:
     if isinstance(operation, MultiOutput):  # one of several results
         return
     if isinstance(operation, UserDefinedTritonKernel):
-        kernel = operation.get_kernel_and_metadata()[0]
+        kernel: Any = operation.get_kernel_and_metadata()[0]
         name = kernel.fn.__name__
         yield Kernel(name, _KINDS_OF_OURS.get(name, "normalisation"), _bytes(node), phase)
         return
