@@ -54,9 +54,9 @@ _DESCRIPTION = """A model of time on a GPU: kernels, bytes and milliseconds of n
 
 Networks: builders of octvideo.models. An alpha of A:M rounds low channels to multiples of M. Works: a step of training
 (forward, cross entropy, backward), inference, inference of the network that prepare_inference makes. Ways: eager, as
-torch dispatches it; fused, as torch.compile's inductor schedules it (minutes for each network). Forms: cuda, those that
-training and Predictor take on a GPU (fuse_training, prepare_inference); plain, without them. A kernel takes the larger
-of bytes / bandwidth and FLOPs / rate, and the launch. Nothing is measured."""
+torch dispatches it; fused, as torch.compile's inductor schedules it (minutes for each network). Forms: cuda, those of
+fuse_training and of prepare_inference for CUDA; plain, without them. A kernel takes the larger of bytes / bandwidth and
+FLOPs / rate, and the launch. Nothing is measured."""
 _ALPHAS = ["0", ".1", ".25", ".5"]
 
 
