@@ -367,6 +367,7 @@ def test_the_page_is_whole_after_every_record(tmp_path: Path) -> None:
         ("void at::native::(anonymous namespace)::avg_pool3d_cuda_update_output<c10::BFloat16>", "pooling"),
         ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::ListMetadata>", "optimizer"),
         ("triton_poi_fused__native_batch_norm_legit_functional_relu_3", "norm"),
+        ("_finish_sums", "norm"),
         ("triton_per_fused_sum_1", "sum"),
         ("Memcpy DtoD (Device -> Device)", "layout and copies"),
         ("aten::mkldnn_convolution", "convolution, product"),

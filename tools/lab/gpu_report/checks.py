@@ -33,6 +33,7 @@ from octvideo.training.module import VideoClassifier
 from octvideo.video import ViewSettings
 
 _ROOT = Path(__file__).resolve().parents[3]
+_GPU_TEST = re.compile(r"^(@|.*marks=.*)pytest\.mark\.gpu", re.MULTILINE)
 
 # Each residual branch ends with one, in pytorchvideo and torchvision. Near zero, they let errors grow less on the way.
 _LAST_NORMS = ("norm_c", "bn3")
@@ -222,16 +223,16 @@ def _exact_float32() -> Iterator[None]:
 
 def tests(work: Work) -> None:
     """The tests that need a GPU, in a process that may take as long as there is time."""
-    if work.device.type != "cuda" and work.settings.tests == ("tests",):
+    if work.device.type != "cuda" and not work.settings.tests:
         work.say("tests", "not run: there is no CUDA device")
         return
     words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-rfE", "-p", "no:cacheprovider", "--tb=short"]
-    log = Path(work.settings.folder).resolve() / "tests.txt"
+    words += work.settings.tests or files_with_gpu_tests()
+    log, environment = Path(work.settings.folder).resolve() / "tests.txt", {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("w", encoding="utf-8") as file:
         running = subprocess.Popen(
-            [*words, *work.settings.tests], cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
+            words, cwd=_ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+        )
         try:
             code = running.wait(timeout=max(1.0, work.left - 2))
         except subprocess.TimeoutExpired:
@@ -245,6 +246,12 @@ def tests(work: Work) -> None:
     work.say("tests", "\n".join([f"{said} (tests.txt)", *(f"- `{line}`" for line in failed)]), data={"code": code})
     if code not in (0, 5):  # 5: none has the marker
         raise RuntimeError(said)
+
+
+def files_with_gpu_tests() -> list[str]:
+    """Collecting all others takes half a minute."""
+    files = sorted((_ROOT / "tests").rglob("test_*.py"))
+    return [str(file) for file in files if _GPU_TEST.search(file.read_text(encoding="utf-8"))]
 
 
 # ── a video ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=above_zero, default=8, metavar="M", help="in all (8)")
     parser.add_argument("--device", default="cuda", metavar="D", help="cuda, cuda:1, cpu (cuda)")
     parser.add_argument("--steps", nargs="+", choices=STEPS, metavar="STEP", help=f"of {', '.join(STEPS)} (all)")
-    parser.add_argument("--tests", nargs="+", default=["tests"], metavar="PATH", help="for pytest -m gpu (tests)")
+    parser.add_argument(
+        "--tests", nargs="+", default=[], metavar="PATH", help="for pytest -m gpu (all that have such tests)"
+    )
     parser.add_argument(
         "--roofline", nargs="+", default=[], metavar="FILE", help="of tools/roofline.py --json, to compare with"
     )

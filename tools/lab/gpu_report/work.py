@@ -22,7 +22,7 @@ class Settings:
         cache: a folder that lives as long as the report's run: of torch's compiler, and for what steps tell each other.
         tiny: small networks, to try the report itself.
         backend: of torch.compile.
-        tests: paths that pytest is given.
+        tests: paths that pytest is given; none: those with tests for a GPU.
         roofline: files that tools/roofline.py --json wrote.
     """
 
@@ -31,7 +31,7 @@ class Settings:
     cache: str
     tiny: bool = False
     backend: str = "inductor"
-    tests: tuple[str, ...] = ("tests",)
+    tests: tuple[str, ...] = ()
     roofline: tuple[str, ...] = ()
 
     @property
