@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from lab.gpu_report.command import STEPS, main
 from lab.gpu_report.kernels import Kernel
 from lab.gpu_report.report import Report, read_records
 from lab.gpu_report.work import Settings, Work
+from lab.roofline import device as roofline
+from lab.roofline import report as predictions
 from octvideo.models import __all__ as builders
 
 Records = dict[str, dict[str, Any]]  # by key
@@ -88,11 +90,13 @@ def test_the_machine_and_a_video(do: Callable[..., Records]) -> None:
 
 
 def test_times_ratios_predictions_and_profiles_of_training(do: Callable[..., Records], tmp_path: Path) -> None:
-    row = {"network": "i3d_small", "channel_multiple": 1, "work": "training", "way": "eager", "precision": "f32"}
-    row |= {"clip_shape": [2, 3, 4, 32, 32], "forms": "plain", "alpha": 0.25, "milliseconds": 3.0}
-    predicted = [row, {**row, "alpha": 0.0, "milliseconds": 4.0}, {**row, "forms": "cuda", "milliseconds": 2.0}]
-    (tmp_path / "roofline.json").write_text(json.dumps({"rows": predicted}))
-    found = do(speed.training, roofline=str(tmp_path / "roofline.json"))
+    device = roofline.Device(bandwidth=1e9, half_rate=1, float_rate=1, launch=0)
+    for alpha, forms, milliseconds in ((0.0, "plain", 4), (0.25, "plain", 3), (0.25, "cuda", 2)):
+        kernels = Counter({roofline.Kernel("copy", "copy", milliseconds * 10**6, "forward"): 1})
+        ways: Any = ("training", "eager", forms)
+        row = predictions.Row("i3d_small", predictions.Share(alpha), *ways, (2, 3, 4, 32, 32), "f32", kernels)
+        predictions.save(tmp_path / f"{alpha} {forms}.json", [row], device, "")
+    found = do(speed.training, roofline=tuple(map(str, tmp_path.glob("*.json"))))
     ordinary, octave, *fused = found["times"]["rows"]
     assert [row[0] for row in fused] == ["α 0.25 fused", "α 0 fused"] and fused[0][7:] == ["0.500", "2.00"]
     assert ordinary[0] == "α 0" and ordinary[3] == "" and octave[0] == "α 0.25"
@@ -363,6 +367,7 @@ def test_the_page_is_whole_after_every_record(tmp_path: Path) -> None:
         ("void at::native::(anonymous namespace)::avg_pool3d_cuda_update_output<c10::BFloat16>", "pooling"),
         ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::ListMetadata>", "optimizer"),
         ("triton_poi_fused__native_batch_norm_legit_functional_relu_3", "norm"),
+        ("_finish_sums", "norm"),
         ("triton_per_fused_sum_1", "sum"),
         ("Memcpy DtoD (Device -> Device)", "layout and copies"),
         ("aten::mkldnn_convolution", "convolution, product"),

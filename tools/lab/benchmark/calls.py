@@ -65,9 +65,9 @@ def _training_call(arm: Arm, network: nn.Module, device: torch.device) -> Call:
     from octvideo.training.module import VideoClassifier
 
     layout = arm.layout == "channels_last"  # which arranges the network too
-    if arm.fuse == "norms":  # as VideoClassifier does it, which has no trainer here
-        fuse_training(network)
     module = VideoClassifier(network, channels_last=layout, compile=_compiles(arm), optimizer="sgd")
+    if arm.fuse == "norms":  # as it does by itself where it has a trainer
+        fuse_training(module.network)
     module = module.to(device).train()
     optimizer = module.configure_optimizers() if arm.optimizer == "sgd" else None
     clips = (127 + 60 * smooth_clips(arm.clip_shape, seed=SEED + 3)).clamp(0, 255).to(torch.uint8).to(device)

@@ -24,7 +24,6 @@ from lab.benchmark.arms import Arm, arm_text, parse_arms
 from lab.benchmark.machine import describe, peak_product, synchronize
 from lab.benchmark.networks import build_network, set_weights, smooth_clips
 from lab.gpu_report.work import Work
-from octvideo.data.synthetic import CLASS_NAMES, DemoSettings, frames_of, write_video
 from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.inference import Predictor
@@ -34,6 +33,7 @@ from octvideo.training.module import VideoClassifier
 from octvideo.video import ViewSettings
 
 _ROOT = Path(__file__).resolve().parents[3]
+_GPU_TEST = re.compile(r"^(@|.*marks=.*)pytest\.mark\.gpu", re.MULTILINE)
 
 # Each residual branch ends with one, in pytorchvideo and torchvision. Near zero, they let errors grow less on the way.
 _LAST_NORMS = ("norm_c", "bn3")
@@ -223,16 +223,16 @@ def _exact_float32() -> Iterator[None]:
 
 def tests(work: Work) -> None:
     """The tests that need a GPU, in a process that may take as long as there is time."""
-    if work.device.type != "cuda" and work.settings.tests == ("tests",):
+    if work.device.type != "cuda" and not work.settings.tests:
         work.say("tests", "not run: there is no CUDA device")
         return
     words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-rfE", "-p", "no:cacheprovider", "--tb=short"]
-    log = Path(work.settings.folder).resolve() / "tests.txt"
+    words += work.settings.tests or files_with_gpu_tests()
+    log, environment = Path(work.settings.folder).resolve() / "tests.txt", {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("w", encoding="utf-8") as file:
         running = subprocess.Popen(
-            [*words, *work.settings.tests], cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
+            words, cwd=_ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+        )
         try:
             code = running.wait(timeout=max(1.0, work.left - 2))
         except subprocess.TimeoutExpired:
@@ -248,11 +248,20 @@ def tests(work: Work) -> None:
         raise RuntimeError(said)
 
 
+def files_with_gpu_tests() -> list[str]:
+    """Collecting all others takes half a minute."""
+    files = sorted((_ROOT / "tests").rglob("test_*.py"))
+    return [str(file) for file in files if _GPU_TEST.search(file.read_text(encoding="utf-8"))]
+
+
 # ── a video ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def predictor(work: Work) -> None:
     """Scores of one video by device names and precisions, against the CPU's."""
+    # Here, since it needs PyAV, which other steps do not.
+    from octvideo.data.synthetic import CLASS_NAMES, DemoSettings, frames_of, write_video
+
     with tempfile.TemporaryDirectory(prefix="octvideo-video-") as folder:
         video = Path(folder) / "video.mp4"
         write_video(frames_of(DemoSettings(), "test", "move_left", 0), video)

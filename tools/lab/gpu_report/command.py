@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         cache = args.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octvideo-report-")))
         settings = Settings(
-            args.device, str(args.out), str(cache.resolve()), tiny, backend, tuple(args.tests), str(args.roofline or "")
+            args.device, str(args.out), str(cache.resolve()), tiny, backend, tuple(args.tests), tuple(args.roofline)
         )
         worker = stack.enter_context(contextlib.closing(Worker(settings, args.out / "log.txt")))
         stopped = stack.enter_context(_signals())
@@ -104,8 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=above_zero, default=8, metavar="M", help="in all (8)")
     parser.add_argument("--device", default="cuda", metavar="D", help="cuda, cuda:1, cpu (cuda)")
     parser.add_argument("--steps", nargs="+", choices=STEPS, metavar="STEP", help=f"of {', '.join(STEPS)} (all)")
-    parser.add_argument("--tests", nargs="+", default=["tests"], metavar="PATH", help="for pytest -m gpu (tests)")
-    parser.add_argument("--roofline", type=Path, metavar="FILE", help="of tools/roofline.py --json, to compare with")
+    parser.add_argument(
+        "--tests", nargs="+", default=[], metavar="PATH", help="for pytest -m gpu (all that have such tests)"
+    )
+    parser.add_argument(
+        "--roofline", nargs="+", default=[], metavar="FILE", help="of tools/roofline.py --json, to compare with"
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="of torch's compiler (a temporary one)")
     parser.add_argument("--backend", metavar="NAME", help="of torch.compile (inductor; tiny: eager)")
     parser.add_argument("--tiny", action="store_true", default=None, help="small networks (for --device cpu)")

@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 _KINDS = {
     "optimizer": r"multi_tensor|foreach|fused_sgd|adam",
     "pooling": r"pool",
-    "layout and copies": r"nchw_?to|nhwc_?to|tensor_?transform|transpose|copy|mem(cpy|set)|cat_?array|aten::cat",
-    "norm": r"batch_?norm|bn_fw|bn_bw|octave_norm|moments|normali[sz]e|welford|var_mean",
+    "layout and copies": r"nchw_?to|nhwc_?to|blocks_kernel|tensor_?transform|transpose|copy|mem(cpy|set)|cat_?array|aten::cat",
+    "norm": r"batch_?norm|bn_fw|bn_bw|moments|normali[sz]e|^_(finish_)?sums$|^_gradient$|welford|var_mean",
     "convolution, product": r"conv|gemm|xmma|nvjet|cutlass|wgrad|dgrad|fprop|gemv|implicit|aten::(add)?mm",
     "sum": r"reduce|triton_red|triton_per|aten::(sum|mean)",
     "element by element": r"elementwise|vectorized|triton_poi|upsample|aten::(add|mul|relu|threshold|div|sub)",
@@ -58,7 +58,9 @@ def profiled(call: Callable[[], object], device: torch.device) -> list[Kernel]:
             torch.cuda.synchronize(device)
     kernels = []
     for event in found.key_averages():
-        if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+        # Of names that programs give to stretches of time there are events on the GPU too.
+        is_kernel = event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", 0)
+        if on_gpu and not is_kernel:
             continue
         seconds = _self_seconds(event, on_gpu)
         if seconds > 0:

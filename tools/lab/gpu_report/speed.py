@@ -259,10 +259,9 @@ def _prediction_key(arm: Arm) -> tuple[Any, ...]:
 
 def _predictions(work: Work) -> dict[tuple[Any, ...], float]:
     """Milliseconds of what tools/roofline.py --json predicts."""
-    if not work.settings.roofline:
-        return {}
     found = {}
-    for row in json.loads(Path(work.settings.roofline).read_text(encoding="utf-8"))["rows"]:
+    files = [json.loads(Path(file).read_text(encoding="utf-8")) for file in work.settings.roofline]
+    for row in (row for file in files for row in file["rows"]):
         names = "network", "alpha", "channel_multiple", "work", "way", "forms", "clip_shape", "precision"
         key = tuple(tuple(row[name]) if name == "clip_shape" else row[name] for name in names)
         found[key] = row["milliseconds"]
@@ -358,6 +357,9 @@ def compile_arms(work: Work) -> None:
                 failed.append(label)
             del building[label]
             work.say("arms", header=("arm", "compiled after"), rows=list(said.items()))
+    for label in said:
+        if label in _ready:
+            _ready[label] = _ready.pop(label)  # in the order of the arms, not of their ends
     if failed:
         raise UserError(f"not compiled: {', '.join(failed)}")
 

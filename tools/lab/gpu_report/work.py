@@ -22,8 +22,8 @@ class Settings:
         cache: a folder that lives as long as the report's run: of torch's compiler, and for what steps tell each other.
         tiny: small networks, to try the report itself.
         backend: of torch.compile.
-        tests: paths that pytest is given.
-        roofline: what tools/roofline.py --json wrote, or "".
+        tests: paths that pytest is given; none: those with tests for a GPU.
+        roofline: files that tools/roofline.py --json wrote.
     """
 
     device: str
@@ -31,8 +31,8 @@ class Settings:
     cache: str
     tiny: bool = False
     backend: str = "inductor"
-    tests: tuple[str, ...] = ("tests",)
-    roofline: str = ""
+    tests: tuple[str, ...] = ()
+    roofline: tuple[str, ...] = ()
 
     @property
     def torch_device(self) -> torch.device:
@@ -52,7 +52,7 @@ class Settings:
     def from_json(cls, text: str) -> Settings:
         """What `to_json` was called on."""
         content = json.loads(text)
-        return cls(**{**content, "tests": tuple(content["tests"])})
+        return cls(**{**content, "tests": tuple(content["tests"]), "roofline": tuple(content["roofline"])})
 
 
 class Work:
