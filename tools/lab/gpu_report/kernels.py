@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 _KINDS = {
     "optimizer": r"multi_tensor|foreach|fused_sgd|adam",
     "pooling": r"pool",
-    "layout and copies": r"nchw_?to|nhwc_?to|blocks_kernel|tensor_?transform|transpose|copy|mem(cpy|set)|cat_?array|aten::cat",
+    "layout and copies": r"nchw_?to|nhwc_?to|blocks_kernel|transform|transpose|copy|mem(cpy|set)|cat_?array|aten::cat",
     "norm": r"batch_?norm|bn_fw|bn_bw|moments|normali[sz]e|^_(finish_)?sums$|^_gradient$|welford|var_mean",
     "convolution, product": r"conv|gemm|xmma|nvjet|cutlass|wgrad|dgrad|fprop|gemv|implicit|aten::(add)?mm",
     "sum": r"reduce|triton_red|triton_per|aten::(sum|mean)",
