@@ -132,6 +132,8 @@ def _stopped_inductor(device: Device, kernels: list[Kernel]) -> Iterator[Any]:
     driver = SimpleNamespace(get_current_target=lambda: target, get_current_device=lambda: 0)
     patches: list[Any] = [
         mock.patch.object(GraphLowering, "compile_to_module", stop),
+        # torch remembers its answer, which others may have asked for before: without a GPU it is no.
+        mock.patch("torch._inductor.scheduler.has_triton", lambda *_: True),
         mock.patch.object(UniformValueConstantFolder, "run", fold_on_host),
         mock.patch("torch.cuda.get_device_properties", lambda *_: answers),
         mock.patch("torch.cuda.get_device_capability", lambda *_: device.capability),
