@@ -200,6 +200,14 @@ def slugs(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tables_have_rows(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    empty = re.findall(r"^(\|.*\|)\n\|[-:| ]+\|\n(?!\|)", text, re.MULTILINE)
+    assert not empty, f"{name_of(page)}: no row under {empty}"
+    assert not re.search(r"^(TABLE|FUSED|TODO|FIXME)\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if target.startswith(("http://", "https://")):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.evaluation.view_scores import best_classes, video_scores
+from octvideo.evaluation.view_scores import best_classes, even_chunk, video_scores
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
 from octvideo.inference.choice import AUTO, choice_device, choose_engine
 from octvideo.inference.device import pick_device
@@ -285,17 +285,17 @@ def clip_shape(views: ViewSettings, num_views: int) -> tuple[int, int, int, int,
 
 
 def choose_views_per_call(views: ViewSettings, device: torch.device, threads: int = 1) -> int:
-    """How many views go through a network at once: a divisor of all, so that no batch has to be filled up.
+    """How many views go through a network at once.
 
-    8 on a GPU. On a CPU as many as have the pixels of one view of 8 x 256 x 256: larger batches only wait longer for
-    their last view, and of single small views the calls take longer than the arithmetic. Where views can be shared out
-    evenly, each thread gets so many: threads that have views of their own do not wait for each other.
+    On a GPU `even_chunk`. On a CPU a divisor of all, up to as many as have the pixels of one view of 8 x 256 x 256:
+    larger batches only wait longer for their last view, and of single small views the calls take longer than the
+    arithmetic.
+    Where views can be shared out evenly, each thread gets so many: threads that have views of their own do not wait for
+    each other.
     """
-    most = 8
     if device.type != "cpu":
-        threads = 1
-    else:
-        most = max(1, min(8, 8 * 256 * 256 // (views.clip_frames * views.crop_px**2)))
+        return min(even_chunk(views.num_views), views.num_views)
+    most = max(1, min(8, 8 * 256 * 256 // (views.clip_frames * views.crop_px**2)))
     divisors = [n for n in range(1, most * threads + 1) if views.num_views % n == 0]
     return max(n for n in divisors if n <= most or n % threads == 0)
 

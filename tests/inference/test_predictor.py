@@ -470,6 +470,10 @@ def test_scores_that_are_not_finite_are_an_error_of_their_video(
 def test_each_thread_gets_as_many_views(views: int, crop: int, threads: int, expected: int) -> None:
     settings = ViewSettings(clip_frames=8, num_clips=views, num_crops=1, short_side_px=crop, crop_px=crop)
     assert predictor.choose_views_per_call(settings, torch.device("cpu"), threads) == expected
-    assert predictor.choose_views_per_call(settings, torch.device("cuda"), threads) == max(
-        n for n in range(1, 9) if views % n == 0
-    )
+
+
+@pytest.mark.parametrize(("views", "expected"), [(30, 6), (12, 6), (7, 7), (1, 1), (11, 8)])
+def test_views_of_a_call_on_a_gpu(views: int, expected: int) -> None:
+    settings = ViewSettings(clip_frames=8, num_clips=views, num_crops=1, short_side_px=64, crop_px=64)
+    for threads in (1, 16):
+        assert predictor.choose_views_per_call(settings, torch.device("cuda"), threads) == expected

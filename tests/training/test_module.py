@@ -166,10 +166,14 @@ class Overwriting(TinyUnseen):
         logits = super().forward(x)
         return logits if torch.is_grad_enabled() else self.kept("logits", logits)
 
-    def compile(self, mode: str | None) -> None:
-        """Such a mode is asked for."""
+
+@pytest.fixture
+def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compile mode is asked for, and the network stays as it is."""
+    monkeypatch.setattr("octvideo.training.module.compile_module", lambda network, mode: None)
 
 
+@pytest.mark.usefixtures("not_compiled")
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
 def test_logits_of_several_chunks_outlive_cuda_graphs(mode: Any) -> None:
     network = Overwriting()
@@ -188,6 +192,7 @@ class Cloning(Overwriting):
         return value.clone()
 
 
+@pytest.mark.usefixtures("not_compiled")
 def test_gradients_of_several_batches_outlive_cuda_graphs(tmp_path) -> None:
     weights = []
     for network in (Overwriting, Cloning):

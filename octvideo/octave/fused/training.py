@@ -80,7 +80,7 @@ def fuse_training(network: nn.Module) -> FusionReport:
         fused |= {prefix + name: words for name, words in report.fused.items()}
         kept |= {prefix + name: reason for name, reason in report.kept.items()}
     if not found:
-        kept[""] = "octavize did not make it (alpha 0 leaves a network ordinary)"
+        kept[""] = "octavize did not make it"
     return FusionReport(fused, kept, sum(part.meta["fused"].thin for _, part in found))
 
 

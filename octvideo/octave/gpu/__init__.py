@@ -8,6 +8,5 @@ norm_ops.py            torch operators with gradients, and how large a program i
 norm_kernels.py        the kernels, forward; norm_grad_kernels.py: back
 weight_blocks.py       the convolutions of a layer as one step of autograd
 weight_kernels.py      cuts a weight's blocks out, and puts them back; imports Triton
-devices.py             where Triton runs
-traffic.py             bytes and kernels that it takes, from shapes
+devices.py             where Triton runs; probe_kernels.py: tries it
 """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octvideo.octave.gpu.devices import on_device, runs_on
-from octvideo.octave.gpu.plain import plain_activate, plain_norm
+from octvideo.octave.gpu.plain import plain_norm
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 
@@ -70,48 +70,15 @@ def octave_norm(
 
     by_batch = training or running_mean is None
     with on_device(high):
-        mean, var = running_mean, running_var
         if by_batch:
             for x in maps:
                 if x.shape[1] and x.shape[0] * math.prod(x.shape[2:]) == 1:
                     raise ValueError(f"Expected more than 1 value per channel when training, got {tuple(x.shape)}")
             detached = [None if x is None else x.detach() for x in (high, half, low)]
-            mean, var = octave_moments(*detached, *((mean, var) if training else (None, None)), momentum)
+            running = (running_mean, running_var) if training else (None, None)
+            mean, var = octave_moments(*detached, *running, momentum)
+        else:
+            mean, var = running_mean, running_var
         vectors = weight, bias, mean, var
         y_high, y_low, joined = octave_normalize(high, half, low, *residuals, *vectors, by_batch, eps, relu, pools)
-    return y_high, None if low is None else y_low, joined if pools else None
-
-
-def octave_activate(
-    high: Tensor,
-    half: Tensor | None,
-    low: Tensor | None,
-    residual_high: Tensor | None = None,
-    residual_low: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    relu: bool = True,
-    pools: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """relu(x + bias + residual) of both frequencies: `octave_norm` of a network whose norms are folded into weights.
-
-    One kernel on a CUDA device.
-
-    Args:
-        bias: (C_high + C_low,), high channels first.
-        high, half, low, residual_high, residual_low, relu, pools: as in `octave_norm`.
-
-    Returns:
-        As `octave_norm`.
-    """
-    maps = [x for x in (high, low) if x is not None]
-    residuals = residual_high, residual_low
-    if not runs_on(high.device) or any(x.dtype not in DTYPES or x.shape[0] == 0 for x in maps):
-        return plain_activate(high, half, low, *residuals, bias, relu, pools)
-    from octvideo.octave.gpu.norm_ops import octave_normalize
-
-    with on_device(high):
-        y_high, y_low, joined = octave_normalize(
-            high, half, low, *residuals, None, bias, None, None, False, 0.0, relu, pools
-        )
     return y_high, None if low is None else y_low, joined if pools else None

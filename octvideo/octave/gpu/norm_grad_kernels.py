@@ -62,8 +62,8 @@ def _sums(
     pid, dy, dy_width, d_joined, d_joined_width, x, x_width, half, half_width, y, weight, bias, mean, var, g_out, sums,
     first_channel, channels, frames, T, H, W, eps, blocks, span,
     VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_DY: tl.constexpr, POOLS: tl.constexpr,
-    COPIES: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr,
-    RELU: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    COPIES: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Of `span` cells: sums[0, block, c] of g, sums[1, block, c] of g d; and g itself where there is a residual."""
     channel_blocks = tl.cdiv(channels * VEC, COLS)
@@ -74,10 +74,9 @@ def _sums(
     first = block * span
     last = tl.minimum(first + span, frames * h * w)
     of_vector = first_channel * VEC + c
-    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)
+    center = tl.load(mean + of_vector, mask=c_inside, other=0.0).to(tl.float32)
     scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)
-    if HAS_STATISTICS:
-        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)
     shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)
     total = tl.zeros([ROWS, 4, COLS], tl.float32)
     products = tl.zeros([ROWS, 4, COLS], tl.float32)
@@ -115,7 +114,7 @@ def sums_kernel(
     channels_high, channels_low, frames, T, H, W, programs_high, blocks_high, span_high, blocks_low, span_low, eps,
     VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_LOW: tl.constexpr,
     HAS_DY_HIGH: tl.constexpr, HAS_DY_LOW: tl.constexpr, POOLS: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr, RELU: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
     HAS_RESIDUAL_HIGH: tl.constexpr, HAS_RESIDUAL_LOW: tl.constexpr,
     ROWS_HIGH: tl.constexpr, COLS_HIGH: tl.constexpr, ROWS_LOW: tl.constexpr, COLS_LOW: tl.constexpr,
 ):  # fmt: skip
@@ -125,7 +124,7 @@ def sums_kernel(
         _sums(
             pid, dy_high, dy_high_width, d_joined, d_joined_width, high, high_width, half, half_width, y_high,
             weight, bias, mean, var, g_high, sums, 0, channels_high, frames, T, H, W, eps, blocks_high, span_high,
-            VEC, LAST, HAS_HALF, HAS_DY_HIGH, POOLS, False, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, RELU,
+            VEC, LAST, HAS_HALF, HAS_DY_HIGH, POOLS, False, HAS_WEIGHT, HAS_BIAS, RELU,
             HAS_RESIDUAL_HIGH, ROWS_HIGH, COLS_HIGH,
         )  # fmt: skip
     if HAS_LOW:
@@ -135,7 +134,7 @@ def sums_kernel(
                 d_joined_width, low, low_width, low, low_width, y_low, weight, bias, mean, var, g_low,
                 sums + 2 * blocks_high * channels_high * VEC, channels_high, channels_low,
                 frames, T, (H + 1) // 2, (W + 1) // 2, eps, blocks_low, span_low,
-                VEC, LAST, False, HAS_DY_LOW, False, POOLS, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, RELU,
+                VEC, LAST, False, HAS_DY_LOW, False, POOLS, HAS_WEIGHT, HAS_BIAS, RELU,
                 HAS_RESIDUAL_LOW, ROWS_LOW, COLS_LOW,
             )  # fmt: skip
 
@@ -143,8 +142,7 @@ def sums_kernel(
 @triton.jit
 def _finish_sums(
     first_channel, all_channels, c, channels, sums, blocks, pixels, var, d_weight, d_bias, means, eps,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     c_inside = c < channels
     total = tl.zeros([COLS], tl.float32)
@@ -156,23 +154,20 @@ def _finish_sums(
         total += tl.sum(tl.load(sums + at, mask=mask, other=0.0), 0)
         products += tl.sum(tl.load(sums + blocks * channels + at, mask=mask, other=0.0), 0)
     out = first_channel + c
-    if HAS_STATISTICS:
-        products *= tl.rsqrt(tl.load(var + out, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    inverse_std = tl.rsqrt(tl.load(var + out, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    products *= inverse_std
     if HAS_WEIGHT:
         tl.store(d_weight + out, products, mask=c_inside)
     if HAS_BIAS:
         tl.store(d_bias + out, total, mask=c_inside)
     tl.store(means + out, total / pixels, mask=c_inside)
-    if HAS_STATISTICS:
-        products *= tl.rsqrt(tl.load(var + out, mask=c_inside, other=1.0).to(tl.float32) + eps)
-    tl.store(means + all_channels + out, products / pixels, mask=c_inside)
+    tl.store(means + all_channels + out, products * inverse_std / pixels, mask=c_inside)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "blocks_high", "blocks_low", "eps"])
 def finish_sums_kernel(
     sums, var, d_weight, d_bias, means, channels_high, channels_low, frames, H, W, blocks_high, blocks_low, eps,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """d_weight, d_bias, and means[0, c], means[1, c]: the factors of 1 and of d in d_x."""
     pid = tl.program_id(0)
@@ -182,14 +177,14 @@ def finish_sums_kernel(
         _finish_sums(
             0, channels_high + channels_low, pid * COLS + c, channels_high, sums, blocks_high,
             tl.cast(frames, tl.float32) * H * W, var, d_weight, d_bias, means, eps,
-            HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, ROWS, COLS,
+            HAS_WEIGHT, HAS_BIAS, ROWS, COLS,
         )  # fmt: skip
     else:
         _finish_sums(
             channels_high, channels_high + channels_low, (pid - programs_high) * COLS + c, channels_low,
             sums + 2 * blocks_high * channels_high, blocks_low,
             tl.cast(frames, tl.float32) * ((H + 1) // 2) * ((W + 1) // 2), var, d_weight, d_bias, means, eps,
-            HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, ROWS, COLS,
+            HAS_WEIGHT, HAS_BIAS, ROWS, COLS,
         )  # fmt: skip
 
 
@@ -198,8 +193,8 @@ def _gradient(
     pid, dy, dy_width, d_joined, d_joined_width, x, x_width, half, half_width, y, weight, bias, mean, var, means, dx,
     d_half, first_channel, all_channels, channels, frames, T, H, W, eps,
     VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_DY: tl.constexpr, POOLS: tl.constexpr,
-    COPIES: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr,
-    TRAINING: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    COPIES: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, TRAINING: tl.constexpr,
+    RELU: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """One tile of d_x, and of its sums over cells."""
     channel_blocks = tl.cdiv(channels * VEC, COLS)
@@ -212,10 +207,9 @@ def _gradient(
     y_at, x_at = pixels_of(i, j)
     mask = (inside & (y_at < H) & (x_at < W))[:, :, None] & c_inside[None, None, :]
     of_vector = first_channel * VEC + c
-    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)
+    center = tl.load(mean + of_vector, mask=c_inside, other=0.0).to(tl.float32)
     scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)
-    if HAS_STATISTICS:
-        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)
     shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)
     mean_g = channel_vector(means, of_vector, c_inside, 0.0, TRAINING)
     slope = channel_vector(means + all_channels * VEC, of_vector, c_inside, 0.0, TRAINING)
@@ -246,7 +240,7 @@ def gradient_kernel(
     channels_high, channels_low, frames, T, H, W, programs_high, eps,
     VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_LOW: tl.constexpr,
     HAS_DY_HIGH: tl.constexpr, HAS_DY_LOW: tl.constexpr, POOLS_HIGH: tl.constexpr, POOLS_LOW: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr, TRAINING: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, TRAINING: tl.constexpr,
     RELU_HIGH: tl.constexpr, RELU_LOW: tl.constexpr,
     ROWS_HIGH: tl.constexpr, COLS_HIGH: tl.constexpr, ROWS_LOW: tl.constexpr, COLS_LOW: tl.constexpr,
 ):  # fmt: skip
@@ -256,7 +250,7 @@ def gradient_kernel(
         _gradient(
             pid, dy_high, dy_high_width, d_joined, d_joined_width, high, high_width, half, half_width, y_high, weight,
             bias, mean, var, means, d_high, d_half, 0, channels_high + channels_low, channels_high, frames, T, H, W,
-            eps, VEC, LAST, HAS_HALF, HAS_DY_HIGH, POOLS_HIGH, False, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, TRAINING,
+            eps, VEC, LAST, HAS_HALF, HAS_DY_HIGH, POOLS_HIGH, False, HAS_WEIGHT, HAS_BIAS, TRAINING,
             RELU_HIGH, ROWS_HIGH, COLS_HIGH,
         )  # fmt: skip
     if HAS_LOW:
@@ -265,6 +259,6 @@ def gradient_kernel(
                 pid - programs_high, dy_low, dy_low_width, low_part(d_joined, channels_high * VEC, T, H, W, LAST),
                 d_joined_width, low, low_width, low, low_width, y_low, weight, bias, mean, var, means, d_low, d_low,
                 channels_high, channels_high + channels_low, channels_low, frames, T, (H + 1) // 2, (W + 1) // 2, eps,
-                VEC, LAST, False, HAS_DY_LOW, False, POOLS_LOW, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, TRAINING,
+                VEC, LAST, False, HAS_DY_LOW, False, POOLS_LOW, HAS_WEIGHT, HAS_BIAS, TRAINING,
                 RELU_LOW, ROWS_LOW, COLS_LOW,
             )  # fmt: skip

@@ -215,7 +215,7 @@ def _normalize(
     pid, x, x_width, half, half_width, residual, residual_width, weight, bias, mean, var, y, joined, joined_width,
     first_channel, channels, frames, T, H, W, eps,
     VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATISTICS: tl.constexpr, RELU: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
     POOLS: tl.constexpr, COPIES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """One tile. POOLS: the pooled result goes to `joined` too; COPIES: the result itself does."""
@@ -229,10 +229,9 @@ def _normalize(
     y_at, x_at = pixels_of(i, j)
     mask = (inside & (y_at < H) & (x_at < W))[:, :, None] & c_inside[None, None, :]
     of_vector = first_channel * VEC + c
-    center = channel_vector(mean, of_vector, c_inside, 0.0, HAS_STATISTICS)
+    center = tl.load(mean + of_vector, mask=c_inside, other=0.0).to(tl.float32)
     scale = channel_vector(weight, of_vector, c_inside, 1.0, HAS_WEIGHT)
-    if HAS_STATISTICS:
-        scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)
+    scale *= tl.rsqrt(tl.load(var + of_vector, mask=c_inside, other=1.0).to(tl.float32) + eps)
     shift = channel_vector(bias, of_vector, c_inside, 0.0, HAS_BIAS)
     at = address(frame, y_at, x_at, c, T, H, W, x_width, VEC, LAST)
     value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - center[None, None, :]
@@ -273,7 +272,7 @@ def normalize_kernel(
     channels_high, channels_low, frames, T, H, W, programs_high, eps,
     VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_LOW: tl.constexpr,
     HAS_RESIDUAL_HIGH: tl.constexpr, HAS_RESIDUAL_LOW: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_STATISTICS: tl.constexpr, RELU: tl.constexpr, POOLS: tl.constexpr,
+    RELU: tl.constexpr, POOLS: tl.constexpr,
     ROWS_HIGH: tl.constexpr, COLS_HIGH: tl.constexpr, ROWS_LOW: tl.constexpr, COLS_LOW: tl.constexpr,
 ):  # fmt: skip
     """relu((x - mean) / sqrt(var + eps) * weight + bias + residual) of both maps, and `joined`."""
@@ -282,7 +281,7 @@ def normalize_kernel(
         _normalize(
             pid, high, high_width, half, half_width, residual_high, residual_high_width, weight, bias, mean, var,
             y_high, joined, joined_width, 0, channels_high, frames, T, H, W, eps, VEC, LAST, HAS_HALF,
-            HAS_RESIDUAL_HIGH, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, RELU, POOLS, False, ROWS_HIGH, COLS_HIGH,
+            HAS_RESIDUAL_HIGH, HAS_WEIGHT, HAS_BIAS, RELU, POOLS, False, ROWS_HIGH, COLS_HIGH,
         )  # fmt: skip
     if HAS_LOW:
         if pid >= programs_high:
@@ -290,5 +289,5 @@ def normalize_kernel(
                 pid - programs_high, low, low_width, low, low_width, residual_low, residual_low_width, weight, bias,
                 mean, var, y_low, low_part(joined, channels_high * VEC, T, H, W, LAST), joined_width,
                 channels_high, channels_low, frames, T, (H + 1) // 2, (W + 1) // 2, eps, VEC, LAST, False,
-                HAS_RESIDUAL_LOW, HAS_WEIGHT, HAS_BIAS, HAS_STATISTICS, RELU, False, POOLS, ROWS_LOW, COLS_LOW,
+                HAS_RESIDUAL_LOW, HAS_WEIGHT, HAS_BIAS, RELU, False, POOLS, ROWS_LOW, COLS_LOW,
             )  # fmt: skip

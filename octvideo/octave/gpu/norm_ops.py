@@ -1,7 +1,6 @@
 """`octave_norm`'s torch operators: memory for the results, and Triton kernels that fill it.
 
-In training three kernels run forward (moments, their sum, the maps) and three back; in evaluation one, as `traffic`
-(traffic.py) counts.
+In training three kernels run forward (moments, their sum, the maps) and three back; in evaluation one.
 
 octave_moments              mean and variance of the batch; updates the running statistics
 octave_normalize            the maps
@@ -244,8 +243,8 @@ def octave_normalize(
     residual_low: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
     training: bool,
     eps: float,
     relu: bool,
@@ -254,7 +253,7 @@ def octave_normalize(
     """y_high, y_low and joined; those that there are not have no elements.
 
     Args:
-        mean, var: (C_high + C_low,) float32; None: x is not normalised, only scaled, with `weight`.
+        mean, var: (C_high + C_low,).
         training: whether they are the batch's: the gradient then goes through them.
     """
     maps = Maps(high, half, low)
@@ -265,14 +264,14 @@ def octave_normalize(
     y_low = high.new_empty(0) if low is None else maps.new(maps.channels_low, maps.half_size, low.dtype)
     joined = maps.new(channels, maps.half_size, high.dtype) if pools else high.new_empty(0)
     programs_high, programs = maps.grid(tiles)
-    vectors = [high if v is None else v for v in (weight, bias, mean, var)]
+    vectors = [*[high if v is None else v for v in (weight, bias)], mean, var]
     wrap_triton(normalize_kernel)[(programs,)](
         *[x for x, _ in taken], *vectors, y_high, y_low, joined, *[width // unit for _, width in taken],
         channels // unit, *maps.sizes(), programs_high, eps,
         VEC=unit, LAST=maps.last, HAS_HALF=half is not None, HAS_LOW=low is not None,
         HAS_RESIDUAL_HIGH=residual_high is not None, HAS_RESIDUAL_LOW=residual_low is not None,
-        HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_STATISTICS=mean is not None, RELU=relu,
-        POOLS=pools, **tiles, num_warps=WARPS,
+        HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, RELU=relu, POOLS=pools,
+        **tiles, num_warps=WARPS,
     )  # fmt: skip
     return y_high, y_low, joined
 
@@ -289,8 +288,8 @@ def octave_normalize_backward(
     y_low: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
     training: bool,
     eps: float,
     relu: bool,
@@ -318,13 +317,12 @@ def octave_normalize_backward(
         g_low = maps.new(channels_low, maps.half_size, low.dtype)
     d_weight = high.new_empty(0) if weight is None else torch.empty_like(weight)
     d_bias = high.new_empty(0) if bias is None else torch.empty_like(bias)
-    vectors = [high if v is None else v for v in (weight, bias, mean, var)]
+    vectors = [*[high if v is None else v for v in (weight, bias)], mean, var]
     has = {
         "HAS_HALF": half is not None,
         "HAS_LOW": low is not None,
         "HAS_WEIGHT": weight is not None,
         "HAS_BIAS": bias is not None,
-        "HAS_STATISTICS": mean is not None,
     }
     means = torch.empty(2 * (channels_high + channels_low), dtype=torch.float32, device=high.device)
     if training or weight is not None or bias is not None or has_residual_high or has_residual_low:
@@ -338,9 +336,9 @@ def octave_normalize_backward(
             HAS_RESIDUAL_HIGH=has_residual_high, HAS_RESIDUAL_LOW=has_residual_low, **has, **sum_tiles,
             num_warps=SUM_WARPS,
         )  # fmt: skip
-        vector_flags = {name: has[name] for name in ("HAS_WEIGHT", "HAS_BIAS", "HAS_STATISTICS")}
+        vector_flags = {name: has[name] for name in ("HAS_WEIGHT", "HAS_BIAS")}
         wrap_triton(finish_sums_kernel)[maps.finish_grid()](
-            sums, vectors[3], d_weight, d_bias, means, channels_high, channels_low, maps.frames, maps.H, maps.W,
+            sums, var, d_weight, d_bias, means, channels_high, channels_low, maps.frames, maps.H, maps.W,
             blocks_high, blocks_low, eps, **vector_flags, **FINISH,
         )  # fmt: skip
     # Of a map with a residual the first pass has written g: it takes the place of dy, and needs nothing added.

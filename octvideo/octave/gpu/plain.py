@@ -35,50 +35,29 @@ def plain_norm(
         mean, var, scale, shift = vectors
         return F.batch_norm(x, mean, var, scale, shift, training or mean is None, momentum, eps) if x.shape[1] else x
 
-    y_high = norm(with_half(high, half), of_high)
-    y_low = None if low is None else norm(low, of_low)
-    return plain_activate(y_high, None, y_low, residual_high, residual_low, None, relu, pools)
+    def finish(y: Tensor, residual: Tensor | None) -> Tensor:
+        y = y if residual is None else y + residual.to(y.dtype)
+        return F.relu(y) if relu else y
 
-
-def plain_activate(
-    high: Tensor,
-    half: Tensor | None,
-    low: Tensor | None,
-    residual_high: Tensor | None,
-    residual_low: Tensor | None,
-    bias: Tensor | None,
-    relu: bool,
-    pools: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """See `octvideo.octave.gpu.norm.octave_activate`."""
-    channels = high.shape[1]
-
-    def activate(x: Tensor, residual: Tensor | None, where: slice) -> Tensor:
-        if bias is not None:
-            x = x + bias[where].to(x.dtype).reshape(-1, *[1] * (x.dim() - 2))
-        if residual is not None:
-            x = x + residual.to(x.dtype)
-        return F.relu(x) if relu else x
-
-    y_high = activate(with_half(high, half), residual_high, slice(0, channels))
-    y_low = None if low is None else activate(low, residual_low, slice(channels, None))
+    y_high = finish(norm(with_half(high, half), of_high), residual_high)
+    y_low = None if low is None else finish(norm(low, of_low), residual_low)
     if not pools:
         return y_high, y_low, None
-    parts = [*([pooled(y_high)] if channels else []), *([] if y_low is None else [y_low])]
+    parts = [*([pooled(y_high)] if sizes[0] else []), *([] if y_low is None else [y_low])]
     return y_high, y_low, torch.cat(parts, 1)
 
 
 def with_half(high: Tensor, half: Tensor | None) -> Tensor:
     """x_high."""
-    return (
-        high if half is None or high.shape[1] == 0 else high + upsampled(half, high)
-    )  # torch interpolates no empty map
+    has_half = half is not None and high.shape[1] > 0  # torch interpolates no empty map
+    return high + upsampled(half, high) if has_half else high  # type: ignore[arg-type]
 
 
 def upsampled(half: Tensor, full: Tensor) -> Tensor:
     """Each pixel of (N, C, [T,] h, w) on the (up to four) of `full` (N, C, [T,] H, W) that share it."""
     scale = [1.0] * (half.dim() - 4) + [2.0, 2.0]
-    return F.interpolate(half, scale_factor=scale, mode="nearest")[..., : full.shape[-2], : full.shape[-1]]
+    made = F.interpolate(half, scale_factor=scale, mode="nearest").to(half.dtype)  # float32 under CUDA's autocast
+    return made[..., : full.shape[-2], : full.shape[-1]]
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octvideo.octave.gpu.devices import INTERPRETED
-from octvideo.octave.gpu.norm import octave_activate, octave_norm
-from octvideo.octave.gpu.plain import plain_activate, plain_norm
-from octvideo.octave.gpu.traffic import traffic
+from octvideo.octave.gpu.norm import octave_norm
+from octvideo.octave.gpu.plain import plain_norm
 from octvideo.octave.resample import pool_down, upsample
+from tests.octave.gpu.traffic import traffic
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 KERNELS = pytest.mark.parametrize("device", ["cpu", GPU] if INTERPRETED else [GPU])
@@ -244,40 +244,6 @@ def test_kernels_equal_torch(case: Case, device: str) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_kernels_equal_torch_in_random_forms(seed: int, device: str) -> None:
     check(octave_norm, random_case(seed), device)
-
-
-def check_activation(operation: Callable[..., Any], case: Case, device: str) -> None:
-    """Against the norm in evaluation, whose statistics leave values as they are."""
-    total = sum(case.channels)
-
-    def without_norm(*args: Any, **values: Any) -> Any:
-        kept = {name: values[name] for name in (*MAPS, "bias", "relu", "pools")}
-        if operation is plain_activate:
-            return operation(*kept.values())
-        return operation(**kept)
-
-    def by_norm(**values: Any) -> Any:
-        mean, var = torch.zeros(total), torch.ones(total) - 1e-3
-        changed = {"weight": None, "running_mean": mean.to(device), "running_var": var.to(device), "training": False}
-        values |= changed
-        given = [values[n] for n in (*MAPS, "weight", "bias", "running_mean", "running_var")]
-        return plain_norm(*given, *[values[n] for n in ("training", "momentum", "eps", "relu", "pools")])
-
-    got, want = run(without_norm, case, device), run(by_norm, case, device)
-    for name, x in want.items():
-        if not name.startswith(("running", "d_weight")):
-            atol = bound(case, x) * (1 if name != "d_bias" else math.sqrt(math.prod(case.size)))
-            torch.testing.assert_close(got[name], x, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_plain_activation_is_the_norm_without_statistics() -> None:
-    check_activation(plain_activate, FORMS[1], "cpu")
-
-
-@KERNELS
-@pytest.mark.parametrize("n", [1, 7])
-def test_activation_is_the_norm_without_statistics(n: int, device: str) -> None:
-    check_activation(octave_activate, FORMS[n], device)
 
 
 @KERNELS
