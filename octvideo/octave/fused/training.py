@@ -353,11 +353,14 @@ class _Unfusion(TracedModules):
     """A fused network, in place, while its norms give back what they took on."""
 
     def run(self) -> None:
-        for node in list(self.graph.nodes):
+        nodes = list(self.graph.nodes)
+        for node in nodes:  # first, so that nothing reads `joined` when its norm no longer gives it
             module = self.module(node)
             if isinstance(module, OctaveLayer):
                 module.gives_parts = False
                 node.args = node.args[:1]
+        for node in nodes:
+            module = self.module(node)
             if isinstance(module, _FusedNorm):
                 self._unfuse(node, module)
         for node in list(self.graph.nodes):
