@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import operator
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -157,6 +158,8 @@ def test_unfuse_gives_the_network_back(case: str) -> None:
     unfuse(other)
     assert "fused" not in other.meta
     assert not any("Fused" in type(module).__name__ for module in other.modules())
+    taken = [node for node in other.graph.nodes if node.target is operator.getitem]
+    assert len(taken) == len([node for node in network.graph.nodes if node.target is operator.getitem])
     torch.testing.assert_close(step(other, x), step(network, x), rtol=0, atol=0)
     assert fuse_training(other).fused  # once more
     assert_same_step(network, other, x) if case == "resnet .25" else None
