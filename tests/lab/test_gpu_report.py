@@ -260,6 +260,14 @@ def test_a_device_that_is_not_here_is_told_before_any_step(
     assert not (tmp_path / "out").exists()
 
 
+def test_predictions_that_are_none_are_told_before_any_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.json").write_text('{"rows": [{}]}')
+    for name in ("missing.json", "other.json"):
+        assert main(["--device", "cpu", "--out", str(tmp_path / "out"), "--roofline", str(tmp_path / name)]) == 2
+        assert f"{name}, expected a file that tools/roofline.py --json wrote" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_second_run_keeps_what_the_first_one_measured(report: Callable[..., Any], tmp_path: Path) -> None:
     runs = {"0.2": "report.1.md", "0.1": "report.2.md", "0.15": "report.md"}
     for minutes in runs:

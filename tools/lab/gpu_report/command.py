@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lab.gpu_report.child import Child, EndedError
 from lab.gpu_report.report import Record, Report
+from lab.gpu_report.speed import read_predictions
 from lab.gpu_report.work import Settings
 from octvideo.cli.arguments import Parser, above_zero
 from octvideo.cli.ending import command
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_args(argv)
     _check_device(args.device)
+    read_predictions(args.roofline)  # now: a file that is none would cost the step that compares with it
     ends = time.monotonic() + 60 * args.minutes
     tiny = args.device == "cpu" if args.tiny is None else args.tiny
     backend = args.backend or ("eager" if tiny else "inductor")
