@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
+from octvideo.octave.conversion.calibrate import Calibration, Calibrator
 from octvideo.octave.conversion.report import OctaveReport
 from octvideo.octave.conversion.rewrite import Rewriter, Settings
 from octvideo.octave.conversion.roles import Network
@@ -75,6 +76,7 @@ def octavize(
     inverted_residuals: InvertedResiduals = "hidden",
     channel_multiple: int = 1,
     leaf_modules: Sequence[type[nn.Module] | str] = (),
+    calibration: Calibration | Sequence[Any] | Tensor | None = None,
 ) -> OctaveNetwork:
     """A new network that computes `model` with part of its channels at half resolution.
 
@@ -84,7 +86,7 @@ def octavize(
     nothing with `model`, pickles, deep-copies and switches between train and eval.
     Other methods of `model` than `forward` (`forward_features`, `reset_classifier` of timm) are lost: call them
     before converting. Optional arguments of `forward` after the first keep their defaults.
-    Weights trained at another alpha need fine-tuning.
+    Weights trained at another alpha need fine-tuning, or clips to calibrate on.
 
     Args:
         model: a network that torch.fx can trace; not changed. One that takes a list of pathways
@@ -107,9 +109,14 @@ def octavize(
             alpha, see `octave_report`; grouped and very thin layers are not rounded.
         leaf_modules: module classes, or names of some ("timm.layers.SelectiveKernel", or its last part), to keep
             whole: they take and give ordinary tensors. For code that cannot be traced.
+        calibration: clips of the kind that a trained `model` will see, some 200 and without labels; or a
+            `Calibration`, with options. Those channels are then low that lose least by it, and the layers are fitted
+            to what they computed before. For it channels change places: weights are the ordinary network's in
+            another order, which computes the same.
 
     Returns:
-        A torch.fx GraphModule; `octave_report` says what became octave and what could not, with reasons.
+        A torch.fx GraphModule; `octave_report` says what became octave and what could not, with reasons, and what
+        was done with clips.
 
     Raises:
         ValueError: if `model` is no ordinary network, an alpha is outside [0, 1], a prefix or class name matches
@@ -133,6 +140,13 @@ def octavize(
     graph = trace_network(model, _classes(leaf_modules, model))
     traced = Network(graph, dict(model.named_modules()), _factor(factor, model))
     shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
+    calibrator = None
+    if calibration is not None:
+        options = calibration if isinstance(calibration, Calibration) else Calibration(calibration)
+        calibrator = Calibrator(options, model, traced, shares, channel_multiple)
+        alpha = calibrator.choose()
+        shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
+        calibrator.keep_ordinary()
     solution = PartitionSolver(traced, shares, channel_multiple).solve()
     convs: dict[type[nn.Module], Any] = dict(zip(CONVS, (OctConv1d, OctConv2d, OctConv3d), strict=True))
     rewriter = Rewriter(model, traced, solution, settings, convs)
@@ -143,7 +157,10 @@ def octavize(
     for module in network.modules():
         if isinstance(module, HoldsIndices) and next(module.parameters(), None) is None:
             module.to(device)  # an operation that is new here
-    network.meta["octave"] = OctaveReport(rewriter.layers, rewriter.costs, solution.merged)
+    if calibrator is not None:
+        calibrator.fit(network)
+    report = None if calibrator is None else calibrator.report
+    network.meta["octave"] = OctaveReport(rewriter.layers, rewriter.costs, solution.merged, alpha, report)
     return network
 
 

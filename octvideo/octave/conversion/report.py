@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from octvideo.octave.conversion.spectrum import ChannelLoss
+
+
+@dataclass
+class CalibrationReport:
+    """What `octavize` did with clips.
+
+    Args:
+        losses: of each class of values that has low channels, by the first convolution that writes it: what was
+            measured, by the ordinary network's channels.
+        shares: its low share.
+        orders: for each place, the ordinary network's index of the channel that is there now; of the classes whose
+            channels changed places.
+        fitted: paths of the layers that were fitted, in order.
+        num_fitted_on: clips.
+    """
+
+    losses: Mapping[str, ChannelLoss] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+    orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fitted: tuple[str, ...] = ()
+    num_fitted_on: int = 0
 
 
 @dataclass(frozen=True)
@@ -14,11 +37,16 @@ class OctaveReport:
         layers: path of each octave convolution to the low shares that it reads and writes.
         costs: path to its multiply-adds over the ordinary convolution's, on even sizes.
         merged: path or operation to the reason.
+        alpha: with it, `octavize` makes the same network of an untrained one: what it was given, or, of a calibrated
+            one, the share of each convolution.
+        calibration: what was done with clips, if some were given.
     """
 
     layers: Mapping[str, tuple[float, float]]
     costs: Mapping[str, float]
     merged: Mapping[str, str]
+    alpha: float | Mapping[str, float] = 0.0
+    calibration: CalibrationReport | None = None
 
     def __str__(self) -> str:
         width = max([len(path) for path in self.layers], default=0)

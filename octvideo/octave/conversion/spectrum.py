@@ -1,0 +1,165 @@
+"""What channels of a trained network lose at half resolution, measured on clips without labels.
+
+A channel x stored low comes back as up(pool x). Of the difference d two things are summed, over all values that the
+solver ties together:
+
+detail   |d|²: what half resolution cannot hold
+output   |g|² |d|², with g the gradient of the network's output along random directions. It bounds (Cauchy-Schwarz) the
+         square of what d does to the output, to first order. Chosen by it, networks kept more than by |d|², by its
+         share of |x|², or by the square of the sum of g d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from octvideo.octave.conversion.roles import Network, changes_in_place
+from octvideo.octave.conversion.value_classes import ValueClass
+from octvideo.octave.conversion.walk import tensors_of
+from octvideo.octave.factor import as_factor
+from octvideo.octave.resample import pool_down, upsample
+
+
+@dataclass
+class ChannelLoss:
+    """Of one class of values, summed over its values and over clips: vectors (C,), float64, by the ordinary network's
+    channels.
+
+    Args:
+        detail: |x - up(pool x)|², the mean over positions.
+        energy: |x - mean x|², likewise: what `detail` is a part of.
+        output: what the loss does to the output, in squares of the output's spread.
+    """
+
+    detail: Tensor
+    energy: Tensor
+    output: Tensor
+
+    @property
+    def detail_share(self) -> float:
+        """The part of the energy that half resolution cannot hold."""
+        return float(self.detail.sum() / self.energy.sum().clamp_min(1e-30))
+
+
+@dataclass
+class Spectrum:
+    """What was measured of a network.
+
+    Args:
+        losses: of each class of values, by the path of the first convolution that writes it.
+        multiply_adds: of each convolution, on one clip.
+        num_clips: so many have been measured.
+    """
+
+    losses: dict[str, ChannelLoss] = field(default_factory=dict)
+    multiply_adds: dict[str, int] = field(default_factory=dict)
+    num_clips: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """In types that torch.load reads with weights_only."""
+        return {**vars(self), "losses": {name: vars(loss) for name, loss in self.losses.items()}}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Spectrum:
+        """What `state` was made of."""
+        return cls(**{**state, "losses": {name: ChannelLoss(**loss) for name, loss in state["losses"].items()}})
+
+
+def measure_spectrum(
+    model: nn.Module,
+    network: Network,
+    groups: Mapping[str, ValueClass],
+    clips: Sequence[Any],
+    *,
+    begun: Spectrum | None = None,
+    seed: int = 0,
+    watch: Callable[[Sequence[int]], Iterable[int]] = iter,
+    keep: Callable[[Spectrum], None] = lambda _: None,
+) -> Spectrum:
+    """Measures classes of values of an ordinary network.
+
+    Args:
+        model: the network, in eval.
+        network: its trace.
+        groups: the classes, by name.
+        clips: what the network takes, each with a batch axis.
+        begun: an interrupted measurement of the same, to go on with.
+        seed: of the directions.
+        watch: sees the indices of clips go by.
+        keep: is given the spectrum after each clip.
+
+    Returns:
+        The sums over all clips.
+    """
+    spectrum = begun or Spectrum()
+    recorder = _Recorder(model, network, groups)
+    for index in watch(range(spectrum.num_clips, len(clips))):
+        recorder.measure(clips[index], torch.Generator().manual_seed(seed * 1_000_003 + index), spectrum)
+        spectrum.num_clips += 1
+        keep(spectrum)
+    return spectrum
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a network and keeps the values of classes, and their gradients."""
+
+    def __init__(self, model: nn.Module, network: Network, groups: Mapping[str, ValueClass]) -> None:
+        super().__init__(model, graph=network.graph)  # a GraphModule would own the graph
+        self._network = network
+        self._group_of = {node: name for name, group in groups.items() for node in group.nodes}
+        self._values: dict[fx.Node, Tensor] = {}
+        self._multiply_adds: dict[str, int] = {}
+
+    def measure(self, clip: Any, generator: torch.Generator, spectrum: Spectrum) -> None:
+        """Adds one clip to the sums."""
+        self._values.clear()
+        with torch.enable_grad():
+            output = torch.cat([x.flatten(1) for x in tensors_of(self.run(_with_gradient(clip)))], 1)  # (N,K)
+            signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+            values = list(self._values.values())
+            gradients = torch.autograd.grad((output * signs).sum(), values, allow_unused=True)
+        spread = output.detach().var(1, correction=0).mean().clamp_min(1e-30).double()
+        spectrum.multiply_adds = self._multiply_adds
+        for node, value, gradient in zip(self._values, values, gradients, strict=True):
+            x = value.detach()
+            factor = as_factor(self._network.factor, x.dim() - 2)
+            lost = (upsample(pool_down(x, factor), x.shape[2:], factor) - x).flatten(2)  # (N,C,positions)
+            detail = lost.square().mean(2)  # (N,C)
+            energy = x.flatten(2).var(2, correction=0)
+            bound = torch.zeros_like(detail)
+            if gradient is not None:
+                bound = gradient.flatten(2).square().sum(2) * detail * lost.shape[2] / spread.to(x)
+            sums = [each.sum(0).double() for each in (detail, energy, bound)]
+            name = self._group_of[node]
+            if name not in spectrum.losses:
+                spectrum.losses[name] = ChannelLoss(*map(torch.zeros_like, sums))
+            loss = spectrum.losses[name]
+            for total, more in zip((loss.detail, loss.energy, loss.output), sums, strict=True):
+                total += more
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        module = self._network.module(n)
+        if isinstance(module, nn.modules.conv._ConvNd):
+            positions = result[0].numel() // (module.in_channels if module.transposed else module.out_channels)
+            self._multiply_adds[str(n.target)] = positions * module.weight.numel()
+        if n in self._group_of and isinstance(result, Tensor) and result.dim() > 2:
+            self._values[n] = result
+        return result
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if changes_in_place(n, self._network):  # the value before is kept, too
+            args = (args[0].clone(), *args[1:])
+        return args, kwargs
+
+
+def _with_gradient(clip: Any) -> Any:
+    if isinstance(clip, Tensor):
+        return clip.detach().requires_grad_()
+    return [_with_gradient(part) for part in clip]

@@ -1,0 +1,67 @@
+"""A network computed node by node over many clips, so that each layer is met once, with all of its inputs at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from octvideo.octave.features import Octave
+
+
+class Walk:
+    """Goes through a graph once; every clip's live values are held where it stands.
+
+    Args:
+        network: in eval.
+        clips: what it takes; each is one call.
+    """
+
+    def __init__(self, network: fx.GraphModule, clips: Sequence[Any]) -> None:
+        self.network = network
+        self.nodes = list(network.graph.nodes)
+        self._interpreter = fx.Interpreter(network)
+        self._clips = clips
+        self._values: list[dict[fx.Node, Any]] = [{} for _ in clips]
+        self._at = 0
+        self._places = {node: place for place, node in enumerate(self.nodes)}
+        self._last_reader = {source: node for node in self.nodes for source in node.all_input_nodes}
+
+    @torch.no_grad()
+    def go_to(self, node: fx.Node, *, after: bool = False) -> None:
+        """Computes all that lies before `node`, and the node itself where asked."""
+        stop = self._places[node] + after
+        for current in self.nodes[self._at : stop]:
+            for values, clip in zip(self._values, self._clips, strict=True):
+                self._compute(current, values, clip)
+        self._at = max(self._at, stop)
+
+    def values(self, node: fx.Node) -> list[Any]:
+        """What `node` gave for each clip; it must be live: computed, and read by a node still to come."""
+        return [values[node] for values in self._values]
+
+    def live_bytes(self) -> int:
+        """Memory of all values held."""
+        return sum(x.nbytes for values in self._values for value in values.values() for x in tensors_of(value))
+
+    def _compute(self, node: fx.Node, values: dict[fx.Node, Any], clip: Any) -> None:
+        if node.op == "placeholder":
+            values[node] = clip
+        elif node.op != "output":
+            self._interpreter.env = values
+            args, kwargs = self._interpreter.fetch_args_kwargs_from_env(node)
+            values[node] = getattr(self._interpreter, node.op)(node.target, args, kwargs)
+        for source in node.all_input_nodes:
+            if self._last_reader[source] is node:
+                del values[source]
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors that a value of a graph holds."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Octave):
+        return [value.high, value.low]
+    return [x for part in value for x in tensors_of(part)] if isinstance(value, list | tuple) else []
