@@ -71,7 +71,9 @@ class _Sums:
         """What is to be added to the weights, (..., O, D), and to a bias, (..., O); norms see to the mean else."""
         xx = self.xx - self.x.mT @ self.x / self.count
         xr = self.xr - self.x.mT @ self.r / self.count
-        penalty = _PENALTY * xx.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
+        # The second term is for channels that are all but constant, of which rounding leaves no positive variance.
+        squares, variance = (m.diagonal(dim1=-2, dim2=-1).mean(-1) for m in (self.xx, xx))
+        penalty = _PENALTY * variance.clamp_min(0) + 1e-8 * squares + 1e-12
         xx.diagonal(dim1=-2, dim2=-1).add_(penalty[..., None])
         added = torch.cholesky_solve(xr, torch.linalg.cholesky(xx)).mT
         return added, (self.r - self.x @ added.mT).squeeze(-2) / self.count
