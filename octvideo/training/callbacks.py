@@ -119,7 +119,10 @@ class CheckpointWithinEpochs(RunCheckpoint):
 
 def is_sigterm(error: BaseException) -> bool:
     """Whether SIGTERM raised it: sent to this process, or to its loading processes, as the end of a job is to all."""
-    return isinstance(error, SIGTERMException) or "killed by signal: Terminated" in str(error)
+    if isinstance(error, SIGTERMException) or "killed by signal: Terminated" in str(error):
+        return True
+    # Where a batch is waited for, torch's loader says only that the process is gone, and has the signal as its cause.
+    return error.__cause__ is not None and is_sigterm(error.__cause__)
 
 
 class ResumeHint(Callback):
