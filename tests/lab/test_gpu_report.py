@@ -257,6 +257,25 @@ def test_what_does_not_fit_is_skipped(report: Callable[..., Any]) -> None:
     assert page.count("| skipped |  | 0 s are left, it needs ") == len(STEPS)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "cpu", "--roofline", "none.json"], "error: --roofline: no file none.json"),
+        (["--device", "cuda:1"], "error: no CUDA device here: --device cpu tries the report itself"),
+    ],
+)
+def test_what_every_step_would_fail_for_is_said_at_the_start(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert main(["--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_stopped_report_holds_what_there_is(
     name: str,

@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lab.gpu_report.child import Child, EndedError
 from lab.gpu_report.report import Record, Report
 from lab.gpu_report.work import Settings
 from octvideo.cli.arguments import Parser, above_zero
 from octvideo.cli.ending import command
+from octvideo.errors import UserError
 
 _DESCRIPTION = """Whether octvideo is right on a GPU, and whether octave pays there, in eight minutes:
 
@@ -70,8 +73,15 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0, or 1 where a step failed; 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        UserError: a file of --roofline is not there, or no CUDA device: each would fail every step, after minutes.
     """
     args = _parser().parse_args(argv)
+    if missing := [file for file in args.roofline if not Path(file).is_file()]:
+        raise UserError(f"--roofline: no file {missing[0]}")
+    if args.device.startswith("cuda") and not torch.cuda.device_count():  # asks without touching one
+        raise UserError("no CUDA device here: --device cpu tries the report itself, on tiny networks")
     ends = time.monotonic() + 60 * args.minutes
     tiny = args.device == "cpu" if args.tiny is None else args.tiny
     backend = args.backend or ("eager" if tiny else "inductor")
