@@ -73,6 +73,9 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0, or 1 where a step failed; 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        UserError: a file of --roofline, or the device, is not there: each would fail many steps, after minutes.
     """
     args = _parser().parse_args(argv)
     _check_device(args.device)
