@@ -143,8 +143,13 @@ class Maps:
     def new(self, channels: int, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A dense map of this layout, not filled."""
         shape = (self.high_shape[0], channels, *size)
-        x = torch.empty(shape, dtype=dtype, device=self.device)
-        return torch.empty(shape, dtype=dtype, device=self.device, memory_format=memory_format(x, self.last))
+        axes = [*range(self.dim - 1, 1, -1)]
+        strides, step = [1] * self.dim, 1
+        for axis in [1, *axes, 0] if self.last else [*axes, 1, 0]:
+            strides[axis] = step
+            step *= max(1, shape[axis])
+        # By strides: inductor allocates torch.empty(memory_format=...) contiguous, and then adds copies.
+        return torch.empty_strided(shape, strides, dtype=dtype, device=self.device)
 
     def tiles(self, tile: int) -> dict[str, int]:
         """Cells and channels of a program. Thin maps get more cells; contiguous ones are read plane by plane."""
