@@ -338,7 +338,8 @@ class _Fusion(TracedModules):
         norm: Any = self.module(node)
         if not isinstance(norm, _FusedNorm) or norm.again:
             return
-        first, *joined = sorted(node.users, key=lambda item: item.args[1]) if norm.pools else [node]
+        items: list[Any] = list(node.users)
+        first, *joined = sorted(items, key=lambda item: item.args[1]) if norm.pools else [node]
         readers = list(first.users)
         if len(readers) < 2 or any(self.writes_in_place(reader) for reader in readers):
             return

@@ -109,9 +109,7 @@ def _sums(
             g, again, again_width, again_joined, again_joined_width,
             frame, y_at, x_at, c, mask, T, H, W, VEC, LAST, HAS_AGAIN, AGAIN_POOLS, AGAIN_COPIES,
         )  # fmt: skip
-        g = _masked(
-            g, y, centred, scale, shift, frame, y_at, x_at, c, mask, channels, T, H, W, VEC, LAST, RELU, FROM_Y
-        )
+        g = _masked(g, y, centred, scale, shift, frame, y_at, x_at, c, mask, channels, T, H, W, VEC, LAST, RELU, FROM_Y)
         if WRITES_G:
             rounded = g.to(g_out.dtype.element_ty)
             tl.store(g_out + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), rounded, mask=mask)

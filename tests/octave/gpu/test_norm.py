@@ -229,7 +229,9 @@ FORMS = [
     Case((2, 2, 5, 3), (6, 2), again=True),
     Case((2, 2, 3, 5), (6, 2), again=True, residual=(True, True), unused=("joined_again",), dtype=torch.bfloat16),
     Case((2, 2, 3, 5), (6, 2), again=True, residual=(True, True), unused=("y_high", "y_low", "joined")),
-    Case((2, 2, 3, 5), (6, 2), again=True, residual=(True, True), unused=("y_high_again", "y_low_again", "joined_again")),
+    Case(
+        (2, 2, 3, 5), (6, 2), again=True, residual=(True, True), unused=("y_high_again", "y_low_again", "joined_again")
+    ),
     Case((2, 2, 3, 3), (0, 5), again=True, residual=(True, True)),
     Case((2, 3, 3), (3, 1), again=True, layout="contiguous", residual=(False, True)),
     Case((2, 2, 4, 4), (6, 2), again=True, training=False, affine=False, layout="slices", unused=("y_high",)),
@@ -342,7 +344,9 @@ def test_operators_keep_torchs_rules(case: Case, device: str) -> None:
 
     values = make(case, device)
     maps, rest = [values[name] for name in MAPS], [values["weight"], values["bias"]]
-    maps, rest = ([x if x is None else x.detach() for x in values] for values in (maps, rest))  # Normalize has gradients
+    maps, rest = (
+        [x if x is None else x.detach() for x in values] for values in (maps, rest)
+    )  # Normalize has gradients
     detached = maps[:3]
     statistics = values["running_mean"], values["running_var"]
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
@@ -437,7 +441,13 @@ def test_traffic_is_what_kernels_load_and_store(
     count("written", "create_masked_store", 2)
     shape, low = (2, 6, 3, 5, 4), 2
     case = Case(
-        (2, 3, 5, 4), (6, low), residual=(residual,) * 2, training=training, pools=pools, again=again, dtype=torch.bfloat16
+        (2, 3, 5, 4),
+        (6, low),
+        residual=(residual,) * 2,
+        training=training,
+        pools=pools,
+        again=again,
+        dtype=torch.bfloat16,
     )
     values = make(case, "cpu")
     results = octave_norm(**values, **options(case))
