@@ -72,7 +72,7 @@ def octave_norm(
         running = running_mean, running_var
         made = plain_norm(high, half, low, *residuals, weight, bias, *running, training, momentum, eps, relu, pools)
         return made * 2 if again else made
-    from octvideo.octave.gpu.norm_ops import normalize, octave_moments  # here: Triton is not there everywhere
+    from octvideo.octave.gpu.norm_ops import Normalize, octave_moments  # here: Triton is not there everywhere
 
     by_batch = training or running_mean is None
     with on_device(high):
@@ -86,6 +86,7 @@ def octave_norm(
         else:
             mean, var = running_mean, running_var
         vectors = weight, bias, mean, var
-        results = normalize(high, half, low, *residuals, *vectors, by_batch, eps, relu, pools, again)
+        options = by_batch, eps, relu, pools, again
+        results = Normalize.apply(high, half, low, *residuals, *vectors, *options)  # type: ignore[no-untyped-call]
     there = True, low is not None, pools
     return tuple(y if has else None for y, has in zip(results, there * (2 if again else 1), strict=True))

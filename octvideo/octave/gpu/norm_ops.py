@@ -413,11 +413,3 @@ class Normalize(torch.autograd.Function):
         maps = [d if has else None for d, has in zip(made[:3], wanted, strict=True)]
         vectors = [None if v is None else d for v, d in zip((weight, bias), made[5:], strict=True)]
         return (*maps, *residuals, *vectors, *[None] * 7)
-
-
-# In a compiled graph the step stays whole until autograd has run through it: dynamo's own way of tracing a Function
-# would send maps of zeros back for results that nothing used.
-@torch.compiler.allow_in_graph
-def normalize(*args: Any) -> tuple[Tensor, ...]:
-    """`Normalize`, see there."""
-    return Normalize.apply(*args)  # type: ignore[no-any-return,no-untyped-call]
