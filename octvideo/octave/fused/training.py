@@ -338,17 +338,19 @@ class _Fusion(TracedModules):
         norm: Any = self.module(node)
         if not isinstance(norm, _FusedNorm) or norm.again:
             return
-        items: list[Any] = list(node.users)
-        first, *joined = sorted(items, key=lambda item: item.args[1]) if norm.pools else [node]
-        readers = list(first.users)
+        items = {user.args[1]: user for user in node.users} if norm.pools else {0: node}
+        readers = list(items[0].users)
         if len(readers) < 2 or any(self.writes_in_place(reader) for reader in readers):
             return
         norm.again = True
-        given = [first if norm.pools else self._first_item(node), *joined]
-        second = min(readers, key=lambda reader: sum(item in reader.args for item in given))  # rather without `joined`
-        for n, item in enumerate(given):
-            if item in second.args:
-                second.replace_input_with(item, self._item(node, len(given) + n))
+        given = [items[0], items[1]] if norm.pools else [self._first_item(node)]
+
+        def reads(reader: fx.Node) -> list[int]:
+            return [n for n, item in enumerate(given) if item in reader.all_input_nodes]
+
+        second = min(readers, key=lambda reader: len(reads(reader)))  # rather one that reads no `joined`
+        for n in reads(second):
+            second.replace_input_with(given[n], self._item(node, len(given) + n))
 
     def _first_item(self, value: fx.Node) -> fx.Node:
         """What all readers read from now on, where a norm gives several values."""
