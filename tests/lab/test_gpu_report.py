@@ -251,6 +251,32 @@ def test_steps_that_fail_crash_and_hang_are_lines_and_the_next_follow(
     assert page.count("\n## ") == len(STEPS) and f"in {pids['rest']}" in page
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:99", "auto", "meta"])
+def test_a_device_that_is_not_here_is_told_before_any_step(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--device", name, "--out", str(tmp_path / "out")]) == 2
+    assert f"--device: got '{name}', which can't be used here; expected cpu" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_predictions_that_are_none_are_told_before_any_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.json").write_text('{"rows": [{}]}')
+    for name in ("missing.json", "other.json"):
+        assert main(["--device", "cpu", "--out", str(tmp_path / "out"), "--roofline", str(tmp_path / name)]) == 2
+        assert f"{name}, expected a file that tools/roofline.py --json wrote" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_keeps_what_the_first_one_measured(report: Callable[..., Any], tmp_path: Path) -> None:
+    runs = {"0.2": "report.1.md", "0.1": "report.2.md", "0.15": "report.md"}
+    for minutes in runs:
+        report("--minutes", minutes)
+    for minutes, page in runs.items():
+        assert f"--minutes {minutes}`" in (tmp_path / "out" / page).read_text()
+    assert len(read_records(tmp_path / "out" / "results.2.jsonl")) == len(STEPS)
+
+
 def test_what_does_not_fit_is_skipped(report: Callable[..., Any]) -> None:
     code, page, records = report("--minutes", "0.2")
     assert code == 0 and {record["state"] for record in records} == {"skipped"}

@@ -452,7 +452,9 @@ def test_the_command_counts_and_shows_what_it_saved(tmp_path: Path, capsys: pyte
     [
         (["i3d"], "network: got 'i3d', expected a builder of octvideo.models"),
         (["i3d_small", "--alphas", "1.5"], "got 1.5, expected a share of 0 to 1"),
-        (["i3d_small", "--launch", "-1"], "launch: got -1.0, expected 0 or more"),
+        (["i3d_small", "--launch", "-1"], "--launch: got -1, expected 0 or more"),
+        (["i3d_small", "--launch", "nan"], "--launch: got nan, expected 0 or more"),
+        (["i3d_small", "--json", "/nowhere/step.json"], "--json: /nowhere is no folder"),
         (["c2d_small", "--alphas", "0", "--crop", "1", "--frames", "1"], "can't be counted with clips of 32x3x1x1x1"),
     ],
 )

@@ -223,6 +223,8 @@ def test_a_compiled_network_makes_no_index_tensor_in_its_graph() -> None:
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_exported_network_holds_them(strict: bool) -> None:
+    if strict and torch.__version__.startswith("2.6"):
+        pytest.skip("strict export in torch 2.6 takes no class attributes, so no bare octave layers")
     network = shuffled().eval()
     program = torch.export.export(network, (X,), strict=strict)
     assert torch.equal(program.module()(X), network(X))

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from octvideo.models import i3d_nl_small
 from octvideo.models.layers import ClipHead
+from octvideo.octave import fuse_training
+from octvideo.octave.kernel.layout import forms_of
 from octvideo.training import VideoClassifier
 from octvideo.training.steps import deterministic_pools
 
@@ -40,12 +42,14 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def step(device: str = "cpu") -> tuple[list[Tensor], set[str]]:
+def step(device: str = "cpu", *, fuse: bool = False) -> tuple[list[Tensor], set[str]]:
     """Gradients, and the operations that ran. The head's window is smaller than the map, as with large crops."""
     torch.manual_seed(0)
     network = i3d_nl_small(num_classes=3, width=8, alpha=0.25, dropout=0.0)
     (head,) = (module for module in network.modules() if isinstance(module, ClipHead))
     head.pool_kernel = (2, 1, 2)
+    if fuse:
+        fuse_training(network)
     module = VideoClassifier(network).to(device)
     clips = torch.randint(0, 256, (1, 3, 8, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with Seen() as seen:
@@ -58,6 +62,11 @@ def test_no_operation_without_a_deterministic_gradient(deterministic: None) -> N
     torch.use_deterministic_algorithms(False)
     _, names = step()
     assert not names_then & set(_FORBIDDEN)
+    torch.use_deterministic_algorithms(True)
+    with forms_of("cuda"):
+        _, names_of_fused = step(fuse=True)
+    torch.use_deterministic_algorithms(False)
+    assert not names_of_fused & set(_FORBIDDEN)
     assert {"avg_pool3d_backward", "max_pool3d_with_indices_backward"} <= names
 
 

@@ -128,7 +128,11 @@ class _FusedNorm:
         residuals = residual if isinstance(residual, Octave) else (residual, None)
         maps = [(x, r) for x, r in zip((high, low), residuals, strict=True) if x is not None and r is not None]
         alike = all(x.shape == r.shape and x.dtype == r.dtype for x, r in maps)
-        options = {"training": norm.training, "momentum": norm.momentum, "eps": norm.eps}
+        momentum = norm.momentum
+        if momentum is None:  # set since: torch's update_bn averages so. BatchCount has counted this batch
+            counts = norm.training and norm.num_batches_tracked is not None
+            momentum = 1.0 / float(norm.num_batches_tracked) if counts else 0.0
+        options = {"training": norm.training, "momentum": momentum, "eps": norm.eps}
         vectors = norm.weight, norm.bias, *running
         if alike:
             options |= {"relu": self.relu, "pools": self.pools, "again": self.again}
@@ -387,12 +391,13 @@ class _Unfusion(TracedModules):
     """A fused network, in place, while its norms give back what they took on."""
 
     def run(self) -> None:
-        for node in list(self.graph.nodes):
+        nodes = list(self.graph.nodes)
+        for node in nodes:  # first, so that nothing reads `joined` when its norm no longer gives it
             module = self.module(node)
             if isinstance(module, OctaveLayer):
                 module.gives_parts = False
                 node.args = node.args[:1]
-        for node in list(self.graph.nodes):
+        for node in nodes:
             module = self.module(node)
             if isinstance(module, _FusedNorm):
                 self._unfuse(node, module)

@@ -62,7 +62,8 @@ def upsampled(half: Tensor, full: Tensor) -> Tensor:
 
 def pooled(x: Tensor) -> Tensor:
     """(N, C, [T,] H, W) -> (N, C, [T,] ceil(H/2), ceil(W/2)): the mean of the pixels there are of each 2x2."""
+    if x.dim() == 5:  # frame by frame: avg_pool3d has no deterministic gradient on CUDA
+        frames = pooled(x.transpose(1, 2).flatten(0, 1))
+        return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
     kernel = [min(2, n) for n in x.shape[-2:]]  # torch wants no less than a whole one
-    if x.dim() == 4:
-        return F.avg_pool2d(x, kernel, 2, ceil_mode=True, count_include_pad=False)
-    return F.avg_pool3d(x, (1, *kernel), (1, 2, 2), ceil_mode=True, count_include_pad=False)
+    return F.avg_pool2d(x, kernel, 2, ceil_mode=True, count_include_pad=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import operator
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -157,6 +158,8 @@ def test_unfuse_gives_the_network_back(case: str) -> None:
     unfuse(other)
     assert "fused" not in other.meta
     assert not any("Fused" in type(module).__name__ for module in other.modules())
+    taken = [node for node in other.graph.nodes if node.target is operator.getitem]
+    assert len(taken) == len([node for node in network.graph.nodes if node.target is operator.getitem])
     torch.testing.assert_close(step(other, x), step(network, x), rtol=0, atol=0)
     assert fuse_training(other).fused  # once more
     assert_same_step(network, other, x) if case == "resnet .25" else None
@@ -381,3 +384,15 @@ def test_kernels_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert of_ordinary == pytest.approx(590, abs=10)
     assert kernels < 1.6 * of_ordinary
     assert kernels < 1.5 * of_fused
+
+
+def test_statistics_averaged_over_all_batches_after_fusing() -> None:
+    """torch's `update_bn` and Lightning's StochasticWeightAveraging take the momentum away while they average."""
+    network, x = made("resnet .25")
+    other = copy.deepcopy(network)
+    fuse_training(other)
+    batches = [x, 2 * x + 1]
+    torch.optim.swa_utils.update_bn(batches, network)
+    with forms_of("cuda"):
+        torch.optim.swa_utils.update_bn(batches, other)
+    torch.testing.assert_close(dict(other.named_buffers()), dict(network.named_buffers()), rtol=1e-9, atol=1e-9)

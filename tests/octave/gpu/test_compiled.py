@@ -46,6 +46,9 @@ class H200:
     def get_current_device(self) -> int:
         return 0
 
+    def get_benchmarker(self) -> None:  # Triton 3.2 asks for it
+        return None
+
 
 @pytest.fixture(autouse=True)
 def on_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -138,24 +141,25 @@ def test_three_kernels_run_forward_and_three_back_and_one_in_evaluation(launches
 def test_torch_compile_sees_three_kernels_each_way_in_one_graph() -> None:
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
-    from torch._subclasses import FakeTensorMode
 
     graphs: list[list[str]] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        """Runs nothing: results have the sizes that the graph says."""
         graphs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
-        return make_boxed_func(graph.forward)
+        (output,) = (node for node in graph.graph.nodes if node.op == "output")
+        results = [None if node is None else node.meta["val"] for node in output.args[0]]
+        return make_boxed_func(
+            lambda *_: [x if x is None else torch.zeros(tuple(x.shape), dtype=x.dtype) for x in results]
+        )
 
     step = torch.compile(
         lambda values: norm.octave_norm(**values, **cases.options(cases.FORMS[1])),
         backend=aot_autograd(fw_compiler=keep, bw_compiler=keep),
         fullgraph=True,
     )
-    values = cases.make(cases.FORMS[1], "cpu")
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = {name: mode.from_tensor(x) for name, x in values.items()}
-        y_high, y_low, joined = step(fake)
-        (y_high.sum() + y_low.sum() + joined.sum()).backward()
+    y_high, y_low, joined = step(cases.make(cases.FORMS[1], "cpu"))
+    (y_high.sum() + y_low.sum() + joined.sum()).backward()
     assert len(graphs) == 2
     for targets in graphs:
         assert targets.count("triton_kernel_wrapper_functional") == 3

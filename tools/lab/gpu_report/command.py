@@ -18,9 +18,12 @@ from pathlib import Path
 
 from lab.gpu_report.child import Child, EndedError
 from lab.gpu_report.report import Record, Report
+from lab.gpu_report.speed import read_predictions
 from lab.gpu_report.work import Settings
 from octvideo.cli.arguments import Parser, above_zero
 from octvideo.cli.ending import command
+from octvideo.errors import UserError
+from octvideo.inference.device import AUTO_DEVICE, devices_here
 
 _DESCRIPTION = """Whether octvideo is right on a GPU, and whether octave pays there, in eight minutes:
 
@@ -72,6 +75,8 @@ def main(argv: Sequence[str]) -> int:
         0, or 1 where a step failed; 130 after Ctrl-C, 143 after SIGTERM.
     """
     args = _parser().parse_args(argv)
+    _check_device(args.device)
+    read_predictions(args.roofline)  # now: a file that is none would cost the step that compares with it
     ends = time.monotonic() + 60 * args.minutes
     tiny = args.device == "cpu" if args.tiny is None else args.tiny
     backend = args.backend or ("eager" if tiny else "inductor")
@@ -114,6 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", metavar="NAME", help="of torch.compile (inductor; tiny: eager)")
     parser.add_argument("--tiny", action="store_true", default=None, help="small networks (for --device cpu)")
     return parser
+
+
+def _check_device(name: str) -> None:
+    """That there is one of this name, without touching it: each step would begin a process to find out.
+
+    Raises:
+        UserError: there is none.
+    """
+    here = [found for found in devices_here() if found != AUTO_DEVICE]
+    if name not in here and not (name == "cuda" and "cuda:0" in here):
+        raise UserError(f"--device: got {name!r}, which can't be used here; expected {', '.join(here)}")
 
 
 def _do(name: str, step: Step, worker: Worker, report: Report, *, left: float, scale: float) -> None:

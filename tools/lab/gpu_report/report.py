@@ -21,7 +21,7 @@ class Report:
     "data", numbers that stand in results.jsonl alone.
 
     Args:
-        folder: to write to; what an earlier run wrote is replaced.
+        folder: to write to; what an earlier run wrote there gets a number, as report.1.md.
         steps: title of each, in their order.
         head: what the page says first.
     """
@@ -32,8 +32,20 @@ class Report:
         self._states: dict[str, Record] = {}
         self._results: dict[str, dict[str, Record]] = {step: {} for step in steps}
         folder.mkdir(parents=True, exist_ok=True)
+        self._keep_earlier()
         self.lines.write_text("", encoding="utf-8")
         self._write_page()
+
+    def _keep_earlier(self) -> None:
+        """A GPU that measured it may be lent no more."""
+        if not self.lines.exists() or not self.lines.stat().st_size:
+            return
+        number = 1
+        while (kept := self.lines.with_name(f"results.{number}.jsonl")).exists():
+            number += 1
+        self.lines.replace(kept)
+        if self.page.exists():
+            self.page.replace(self.page.with_name(f"report.{number}.md"))
 
     def add(self, record: Record) -> None:
         """Takes a record."""

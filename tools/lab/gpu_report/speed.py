@@ -217,7 +217,7 @@ def _say_times(work: Work, key: str, results: list[ArmResult], found: Pass, left
     header += ["peak GB", "predicted ratio", "predicted ms"]
     reference = next((result.label for result in results if result.arm.is_ordinary), results[0].label)
     run = Run({}, "", results, [found], reference)
-    predictions = _predictions(work)
+    predictions = read_predictions(work.settings.roofline)
     rows, data = [], []
     for row in summarise(run, found):
         own, clocks = row.result, found.seconds[row.result.label]
@@ -257,14 +257,21 @@ def _prediction_key(arm: Arm) -> tuple[Any, ...]:
     return arm.network, arm.alpha, multiple, work, way, forms, arm.clip_shape, arm.precision
 
 
-def _predictions(work: Work) -> dict[tuple[Any, ...], float]:
-    """Milliseconds of what tools/roofline.py --json predicts."""
+def read_predictions(files: Sequence[str]) -> dict[tuple[Any, ...], float]:
+    """Milliseconds of what tools/roofline.py --json predicts, by network and all that is asked of it.
+
+    Raises:
+        UserError: of a file that it did not write.
+    """
     found = {}
-    files = [json.loads(Path(file).read_text(encoding="utf-8")) for file in work.settings.roofline]
-    for row in (row for file in files for row in file["rows"]):
-        names = "network", "alpha", "channel_multiple", "work", "way", "forms", "clip_shape", "precision"
-        key = tuple(tuple(row[name]) if name == "clip_shape" else row[name] for name in names)
-        found[key] = row["milliseconds"]
+    names = "network", "alpha", "channel_multiple", "work", "way", "forms", "clip_shape", "precision"
+    for file in files:
+        try:
+            for row in json.loads(Path(file).read_text(encoding="utf-8"))["rows"]:
+                key = tuple(tuple(row[name]) if name == "clip_shape" else row[name] for name in names)
+                found[key] = row["milliseconds"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--roofline: got {file}, expected a file that tools/roofline.py --json wrote") from error
     return found
 
 

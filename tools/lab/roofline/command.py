@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -72,6 +73,9 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_args(argv)
     device = _device(args)
+    for option, file in (("--json", args.json), ("--png", args.png)):
+        if file is not None and not file.parent.is_dir():
+            raise UserError(f"{option}: {file.parent} is no folder")  # now, not after minutes of counting
     rows = [row for path in args.merge for row in load(path)] if args.merge else _counted(args, device)
     words = f"tools/roofline.py {shlex.join(argv)}".strip()
     if args.json is not None:
@@ -123,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--float_rate", type=above_zero, metavar="TFLOP/S", help="of products in float32 or TF32")
     parser.add_argument(
-        "--launch", type=float, metavar="US", help="microseconds that each kernel takes beside its work"
+        "--launch", type=_zero_or_more, metavar="US", help="microseconds that each kernel takes beside its work"
     )
     parser.add_argument("--tile", type=positive, metavar="C", help="channels that a product's tile is wide")
     parser.add_argument("--largest", type=positive, metavar="N", help="list the N largest kernels of each row")
@@ -147,12 +151,20 @@ def _share(text: str) -> Share:
     return found
 
 
+def _zero_or_more(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
+    return value
+
+
 def _device(args: argparse.Namespace) -> Device:
     device = DEVICES[args.device]
     units = {"bandwidth": 1e12, "half_rate": 1e12, "float_rate": 1e12, "launch": 1e-6, "tile": 1}
     given = {name: getattr(args, name) * unit for name, unit in units.items() if getattr(args, name) is not None}
-    if given.get("launch", 0) < 0:
-        raise UserError(f"launch: got {args.launch}, expected 0 or more")
     return replace(device, **given)
 
 
