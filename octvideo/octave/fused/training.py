@@ -60,9 +60,12 @@ def fuse_training(network: nn.Module) -> FusionReport:
 
     Outputs, gradients and running statistics are the same to rounding, in training and in evaluation. Parameters and
     buffers stay the same objects under the same keys; the network copies, pickles and compiles as before. Fuse it
-    before its first compiled call, and after SyncBatchNorm took the norms' places. It pays on CUDA; elsewhere it is
-    plain torch, and on CPUs slower than the network as it was. What does not fit (other activations, hooks, groups, a
-    time octave) stays as it is.
+    before its first compiled call, and after SyncBatchNorm took the norms' places: a fused norm refuses that with a
+    TypeError. It pays on CUDA; elsewhere it is plain torch, and on CPUs slower than the network as it was. What does
+    not fit (other activations, hooks, groups, a time octave) stays as it is.
+
+    On CUDA a fused network has no gradients of gradients, which gradient penalties and Hessians need: they raise a
+    NotImplementedError. `unfuse` it before.
 
     Args:
         network: made by `octavize`, at any alpha, or a module that holds such networks.
@@ -149,6 +152,19 @@ class _FusedNorm:
             results.append(y_high if y_low is None else Octave(y_high, y_low))
             results += [joined] if self.pools else []
         return tuple(results) if len(results) > 1 else results[0]
+
+    @property
+    def qconfig(self) -> Any:
+        """What torch's tools ask for that put another module in a norm's place, which would leave out all that this one
+        does beside: SyncBatchNorm.convert_sync_batchnorm and quantization.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "no other norm can take a fused norm's place: call SyncBatchNorm.convert_sync_batchnorm before "
+            "fuse_training, or octvideo.octave.unfuse(network) first"
+        )
 
     def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
         y = y if residual is None else y + residual

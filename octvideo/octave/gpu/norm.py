@@ -38,6 +38,8 @@ def octave_norm(
 ) -> tuple[Any, ...]:
     """y = relu(batch_norm(x) + residual) of both frequencies, with x_high = high + upsampled(half).
 
+    By Triton it has no gradients of gradients: backward through its gradient raises NotImplementedError.
+
     Halved are H and W (factor (1, 2, 2) or (2, 2)); h = ceil(H/2), w = ceil(W/2). T stands in clips only.
 
     Args:

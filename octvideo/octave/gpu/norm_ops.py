@@ -405,7 +405,9 @@ class Normalize(torch.autograd.Function):
         given = [None if grad is None or grad.numel() == 0 else grad for grad in grads]
         given += [None] * (6 - len(given))
         _, half, low, _, _, weight, bias, _, _ = saved = ctx.saved_tensors
-        made = octave_normalize_backward(*given, *saved, *ctx.options)
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # by create_graph=True
+        gradients: Any = _Gradients.apply if twice else octave_normalize_backward
+        made = gradients(*given, *saved, *ctx.options)
         residuals = [
             None if dtype is None else g.to(dtype) for g, dtype in zip(made[3:5], ctx.residual_dtypes, strict=True)
         ]
@@ -413,3 +415,17 @@ class Normalize(torch.autograd.Function):
         maps = [d if has else None for d, has in zip(made[:3], wanted, strict=True)]
         vectors = [None if v is None else d for v, d in zip((weight, bias), made[5:], strict=True)]
         return (*maps, *residuals, *vectors, *[None] * 7)
+
+
+class _Gradients(torch.autograd.Function):
+    """`octave_normalize_backward`, whose own gradient is an error in words."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        return octave_normalize_backward(*args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise NotImplementedError(
+            "octave_norm by Triton has no gradients of gradients: call octvideo.octave.unfuse(network) first"
+        )

@@ -312,6 +312,20 @@ def test_networks_and_norms_of_other_kinds_are_named() -> None:
     assert type(holder[0].get_submodule("1")) is nn.BatchNorm2d
 
 
+def test_no_other_norm_takes_the_place_of_a_fused_one() -> None:
+    """SyncBatchNorm would leave out the ReLU that a fused norm applies."""
+    network, x = made("resnet .25")
+    expected = step(copy.deepcopy(network), x)
+    fuse_training(network)
+    with pytest.raises(TypeError, match=r"call SyncBatchNorm\.convert_sync_batchnorm before fuse_training, or .*unfuse"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    torch.testing.assert_close(step(network, x), expected)  # nothing has changed
+    plain = octavize(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU()), 0.0)
+    fuse_training(plain)
+    unfuse(plain)
+    assert type(nn.SyncBatchNorm.convert_sync_batchnorm(plain).get_submodule("1")) is nn.SyncBatchNorm
+
+
 def test_a_residual_that_broadcasts_is_added() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:

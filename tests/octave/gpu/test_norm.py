@@ -314,6 +314,18 @@ def test_one_value_a_channel_is_refused_in_training(operation: Callable[..., Any
         operation(**values, **options(FORMS[0]))
 
 
+@KERNELS
+def test_gradients_of_gradients_are_refused_in_words(device: str) -> None:
+    case = Case((2, 3, 2), (3, 1), residual=(True, True))
+    values = make(case, device)
+    once = torch.autograd.grad(octave_norm(**values, **options(case))[0].sum(), values["high"])
+    y_high, *_ = octave_norm(**values, **options(case))
+    (twice,) = torch.autograd.grad(y_high.sum(), values["high"], create_graph=True)
+    assert torch.equal(twice, *once)
+    with pytest.raises(NotImplementedError, match=r"no gradients of gradients: call octvideo\.octave\.unfuse"):
+        twice.square().sum().backward()
+
+
 @pytest.mark.slow
 @KERNELS
 def test_results_keep_their_layout(device: str) -> None:
