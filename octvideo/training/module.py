@@ -30,7 +30,7 @@ from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
-from octvideo.octave import SynchronisedNorms, arrange, fuse_training
+from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
@@ -209,7 +209,12 @@ class VideoClassifier(L.LightningModule):
         return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     def _fuse_on_cuda(self) -> None:
-        """Once the network is on its device. Fused norms know their own process's batch only."""
+        """Once the network is on its device. Fused norms know their own process's batch only: where norms are
+        synchronised, a network that an earlier run has fused is as before.
+        """
+        if self._synchronises and self._is_fused:
+            unfuse(self.network)
+            self._is_fused = False
         if self.fuse and not self._is_fused and not self._synchronises and self.device.type == "cuda":
             self.print(fuse_training(self.network))
             self._is_fused = True

@@ -114,6 +114,9 @@ def test_on_cuda_the_network_is_fused_once(
     assert ("fused" in network.meta) == is_fused
     assert [str(line).startswith("28 of 29 batch norms are fused") for line in printed].count(True) == is_fused
     assert module.network is network and all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
+    module._synchronises = True  # the module's next fit has --trainer.sync_batchnorm
+    module.on_fit_start()
+    assert "fused" not in network.meta and not any("Fused" in type(part).__name__ for part in network.modules())
 
 
 def test_what_torch_cannot_compile_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
