@@ -34,6 +34,7 @@ from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
+from octvideo.training.lightning_parts import KeepNorms
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
 from octvideo.training.steps import (
@@ -226,9 +227,10 @@ class VideoClassifier(L.LightningModule):
         `--trainer.sync_batchnorm` over from Lightning, whose way of it knows no octave layers.
         """
         strategy = self.trainer.strategy
-        if getattr(strategy, "_layer_sync", None) is not None:
-            strategy._layer_sync = None  # type: ignore[attr-defined]
-            self._synchronises = self.trainer.world_size > 1
+        wanted = getattr(strategy, "_layer_sync", None) is not None
+        if wanted:
+            strategy._layer_sync = KeepNorms()  # type: ignore[attr-defined]
+        self._synchronises = wanted and self.trainer.world_size > 1
         names = self._names_of_data
         expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
         if expected != self.num_classes:
