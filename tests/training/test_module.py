@@ -134,7 +134,8 @@ def test_sync_batchnorm_is_done_by_the_module(tmp_path, monkeypatch: pytest.Monk
     module = VideoClassifier(Tiny())
     clips = batch(2)["video"]
     two = trainer(tmp_path, strategy="ddp", devices=2, sync_batchnorm=True)
-    for used, times in ((two, 1), (trainer(tmp_path), 0), (two, 1)):
+    one = trainer(tmp_path, strategy="ddp", devices=1, sync_batchnorm=True)
+    for used, times in ((two, 1), (one, 0), (two, 1), (trainer(tmp_path), 0)):
         module.trainer = used
         module.setup("fit")
         module.train()(clips)
