@@ -50,7 +50,10 @@ class NoWaiting(TorchDispatchMode):
         if name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1]):
             raise WaitError(f"{func} by a mask")
         out = func(*args, **(kwargs or {}))
-        if name in ("_to_copy", "copy_") and len({tensor.device for tensor in [*tensors, out]}) > 1:
+        # An index on the host, say, is copied to the device; not so a single element, which is a kernel's argument.
+        is_copy = name in ("_to_copy", "copy_")
+        several = [*tensors, out] if is_copy else [tensor for tensor in tensors if tensor.dim()]
+        if len({tensor.device for tensor in several}) > 1:
             raise WaitError(f"{func} between devices")
         return out
 
