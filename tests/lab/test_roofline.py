@@ -21,7 +21,10 @@ from lab.roofline.fake import autocast_on, backward, fake_mode, gradients, laid_
 from lab.roofline.fused import fused_kernels
 from octvideo.octave import count_cost, upsample
 from octvideo.octave.gpu.norm import octave_norm
+from tests.fake_cuda import needs_fake_cuda
 from tests.octave.gpu.traffic import traffic
+
+pytestmark = needs_fake_cuda
 
 LAST = torch.channels_last_3d
 # A map of 2 clips of 16 channels, 4 frames of 6x6, in bf16: 2 * 16 * 4 * 36 * 2 bytes.

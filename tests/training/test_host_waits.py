@@ -20,6 +20,7 @@ from octvideo.data.loading import MovableBatch
 from octvideo.octave import octavize
 from octvideo.training import VideoClassifier
 from octvideo.training.callbacks import ProgressBar
+from tests.fake_cuda import needs_fake_cuda
 
 K, STEPS = 5, 4
 # What must know a value on the host: an element, or how many elements a result has.
@@ -141,6 +142,7 @@ def as_fake_cuda(module: VideoClassifier) -> VideoClassifier:
     return module
 
 
+@needs_fake_cuda
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_training_step_reads_nothing(tmp_path: Path, optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchmetrics.metric.deepcopy", torch.Tensor.clone)  # fake tensors have no storage to copy
