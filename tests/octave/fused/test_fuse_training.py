@@ -180,6 +180,9 @@ def test_a_network_is_prepared_for_inference() -> None:
                 torch.testing.assert_close(prepared(x), expected, rtol=1e-9, atol=1e-9)
             assert len(prepared.meta["fused"].fused) == 28
     assert "fused" in fused.meta and "fused" not in network.meta
+    for name in ("gpu", "cuda:x"):
+        with pytest.raises(ValueError, match=f"device: got '{name}', expected one of torch's, as cpu, cuda, cuda:1"):
+            prepare_inference(network, device=name)
     swish = octavize(nn.Sequential(nn.Conv3d(3, 8, 1), nn.BatchNorm3d(8), nn.SiLU(), nn.Conv3d(8, 4, 1)), 0.0)
     kept = prepare_inference(swish, device="cuda")  # folded: nothing would be joined
     assert not any(isinstance(module, nn.BatchNorm3d) for module in kept.modules())
@@ -317,7 +320,9 @@ def test_no_other_norm_takes_the_place_of_a_fused_one() -> None:
     network, x = made("resnet .25")
     expected = step(copy.deepcopy(network), x)
     fuse_training(network)
-    with pytest.raises(TypeError, match=r"call SyncBatchNorm\.convert_sync_batchnorm before fuse_training, or .*unfuse"):
+    with pytest.raises(
+        TypeError, match=r"call SyncBatchNorm\.convert_sync_batchnorm before fuse_training, or .*unfuse"
+    ):
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
     torch.testing.assert_close(step(network, x), expected)  # nothing has changed
     plain = octavize(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU()), 0.0)
