@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 def why_no_fake_cuda() -> str | None:
-    """Why torch makes no fake CUDA tensors here, or None: that of 2.6, built for CUDA, asks for a driver in doing so."""
+    """Why torch makes no fake CUDA tensors here, or None: torch 2.6, built for CUDA, asks for a driver to do so."""
     try:
         with FakeTensorMode():
             torch.empty(1, 2, 3, 4, 4).to("cuda").contiguous(memory_format=torch.channels_last_3d)

@@ -147,9 +147,9 @@ def _do(name: str, step: Step, worker: Worker, report: Report, *, left: float, s
     print(f"{step.title} ...", file=sys.stderr)
     report.add({"step": name, "state": "running"})
     started = time.monotonic()
-    state, said = worker.do(name, min(step.most, left), report.add)
-    outcome: Record = {"step": name, "state": state, "seconds": round(time.monotonic() - started, 1)}
-    report.add(outcome if said is None else {**outcome, "said": said})
+    end, reason = worker.do(name, min(step.most, left), report.add)
+    outcome: Record = {"step": name, "state": end, "seconds": round(time.monotonic() - started, 1)}
+    report.add(outcome if reason is None else {**outcome, "said": reason})
 
 
 @contextlib.contextmanager
