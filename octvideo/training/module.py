@@ -30,10 +30,11 @@ from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
-from octvideo.octave import SynchronisedNorms, arrange, fuse_training
+from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
+from octvideo.training.lightning_parts import KeepNorms
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
 from octvideo.training.steps import (
@@ -209,7 +210,12 @@ class VideoClassifier(L.LightningModule):
         return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     def _fuse_on_cuda(self) -> None:
-        """Once the network is on its device. Fused norms know their own process's batch only."""
+        """Once the network is on its device. Fused norms know their own process's batch only: where norms are
+        synchronised, a network that an earlier run has fused is as before.
+        """
+        if self._synchronises and self._is_fused:
+            unfuse(self.network)
+            self._is_fused = False
         if self.fuse and not self._is_fused and not self._synchronises and self.device.type == "cuda":
             self.print(fuse_training(self.network))
             self._is_fused = True
@@ -221,9 +227,10 @@ class VideoClassifier(L.LightningModule):
         `--trainer.sync_batchnorm` over from Lightning, whose way of it knows no octave layers.
         """
         strategy = self.trainer.strategy
-        if getattr(strategy, "_layer_sync", None) is not None:
-            strategy._layer_sync = None  # type: ignore[attr-defined]
-            self._synchronises = self.trainer.world_size > 1
+        wanted = getattr(strategy, "_layer_sync", None) is not None
+        if wanted:
+            strategy._layer_sync = KeepNorms()  # type: ignore[attr-defined]
+        self._synchronises = wanted and self.trainer.world_size > 1
         names = self._names_of_data
         expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
         if expected != self.num_classes:
