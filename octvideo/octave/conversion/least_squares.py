@@ -165,7 +165,7 @@ def fit_weights(
         for term, part, more in zip(problem.terms, parts, added.split([w[0].numel() for w in parts], 1), strict=True):
             _add(weight, term, more.reshape(part.shape).to(weight))
         if bias is not None:
-            bias[_index(problem.rows)] += offset.to(bias)
+            bias[_index(problem.rows)] = offset.to(bias)
     return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
 
