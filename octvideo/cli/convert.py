@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import yaml
@@ -33,9 +33,11 @@ from octvideo.evaluation.spectrum_picture import draw_spectrum
 from octvideo.files import json_text, markdown, whole_file, whole_text
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.conversion import (
+    CHOICES,
     Clips,
     Trained,
     alpha_for,
+    channels_of,
     convert,
     logits_of,
     paired_times,
@@ -45,15 +47,13 @@ from octvideo.inference.conversion import (
     trained_by_name,
     trained_checkpoint,
 )
-from octvideo.octave import CalibrationReport
-from octvideo.octave.conversion.choose import Rule, Spread
-from octvideo.octave.conversion.refit import Refit
 from octvideo.progress import track
 from octvideo.training.checkpoint_block import make_block
 
 STOPPED = "what is done is kept: the same command goes on"
 _STATE = "unfinished.pt"
 _KEEP_EVERY_S = 20.0
+_TIMES_S = 6.0  # for each comparison of times
 _HELD_OUT = 5  # of so many clips one is left for the comparison of scores
 
 
@@ -69,9 +69,9 @@ def add_arguments(parser: Parser) -> None:
     goal.add_argument("--cost", type=share, metavar="C", help="the least alpha with this share of the multiply-adds")
     goal.add_argument("--time", type=share, metavar="T", help="the least alpha with this share of the time, here")
     parser.add_argument("--clips", type=positive, default=200, metavar="N", help="measured and fitted on (200)")
-    parser.add_argument("--choose", choices=get_args(Rule), default="output", help="which channels are low (output)")
-    parser.add_argument("--spread", choices=get_args(Spread), default="even", help="alpha of each layer (even)")
-    parser.add_argument("--refit", choices=get_args(Refit), default="weights", help="what is fitted (weights)")
+    parser.add_argument("--choose", choices=CHOICES["choose"], default="output", help="which channels are low (output)")
+    parser.add_argument("--spread", choices=CHOICES["spread"], default="even", help="alpha of each layer (even)")
+    parser.add_argument("--refit", choices=CHOICES["refit"], default="weights", help="what is fitted (weights)")
     parser.add_argument("--octave", type=_options, default={}, metavar="JSON", help="options of octave layers")
     parser.add_argument("--weights", metavar="FILE|URL", help="of LIBRARY:NAME, in place of the library's")
     parser.add_argument("--num_classes", type=positive, metavar="K", help="of these weights")
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         octave = list(made.values())[-1]
         with console.status("comparing scores and times"):
             rows = _rows(ordinary, made, held_out)
-            seconds = paired_times([ordinary.network, octave.network], clips[0])
+            seconds = paired_times([ordinary.network, octave.network], clips[0], seconds=_TIMES_S)
         _write(args, ordinary, octave, alpha, rows, seconds, num_clips=len(measured), num_held_out=len(held_out))
     print((args.output / "report.md").read_text(encoding="utf-8"))
     return 0
@@ -166,7 +166,7 @@ def _alpha(
         octave = convert(ordinary, clips, alpha, args.octave, **kept.options(options | {"refit": "none"}))
         if args.cost is not None:
             return share_of_multiply_adds(octave, ordinary)
-        own, octaves = paired_times([ordinary.network, octave.network], clips[0], seconds=6)
+        own, octaves = paired_times([ordinary.network, octave.network], clips[0], seconds=_TIMES_S)
         return octaves / own
 
     name, wanted = ("cost", args.cost) if args.cost is not None else ("time", args.time)
@@ -259,7 +259,7 @@ def _write(
     with whole_file(checkpoint) as part:
         torch.save({"state_dict": state, "octvideo": block, "pytorch-lightning_version": "2.0.0"}, part)
     picture = folder / "spectrum.png"
-    details, low = _channels(calibration)
+    details, low = channels_of(octave)
     draw_spectrum(picture, details, low, title=f"{ordinary.source.split(' with ')[0]}: detail of channels by layer")
     cost = share_of_multiply_adds(octave, ordinary)
     table = markdown(("network", "same best class", "squared error of logits"), rows)
@@ -304,14 +304,3 @@ def _config(octave: Trained, checkpoint: Path) -> dict[str, Any]:
         },
         "data": {"clip_frames": octave.views.clip_frames, "frame_stride": octave.views.frame_stride},
     }
-
-
-def _channels(calibration: CalibrationReport) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
-    """Of each group of layers: channels' shares of detail, and which ones are low, by the ordinary network's index."""
-    details, low = {}, {}
-    for name, loss in calibration.losses.items():
-        details[name] = (loss.detail / loss.energy.clamp_min(1e-30)).clamp(0, 1).tolist()
-        order = calibration.orders.get(name, tuple(range(len(loss.detail))))
-        count = round(calibration.shares[name] * len(order))
-        low[name] = sorted(order[len(order) - count :])
-    return details, low

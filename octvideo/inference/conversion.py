@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from pytorchvideo.models.head import ResNetBasicHead
@@ -35,6 +35,8 @@ _VIEWS = {
 }  # fmt: skip
 # Builders of ours that have a hub network's keys and scores.
 _OURS = {"c2d_r50": "c2d_r50", "i3d_r50": "i3d_r50", "slow_r50": "slow_r50", "slowfast_r50": "slowfast_8x8_r50"}
+# What `Calibration` knows of each: choose, spread, refit.
+CHOICES = {name: get_args(hint) for name, hint in get_type_hints(Calibration).items() if get_origin(hint) is Literal}
 _KINETICS = PixelScale((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
 
@@ -263,6 +265,21 @@ def _inner(network: nn.Module) -> Any:
 def report_of(trained: Trained) -> OctaveReport:
     """What became octave, and what was done with clips."""
     return _inner(trained.network).octave_report
+
+
+def channels_of(trained: Trained) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
+    """Of each group of layers, by the first of them: the share of each channel's variance that half resolution cannot
+    hold; and which channels are low, by the ordinary network's indices.
+    """
+    details, low = {}, {}
+    calibration = report_of(trained).calibration
+    assert calibration is not None
+    for name, loss in calibration.losses.items():
+        details[name] = (loss.detail / loss.energy.clamp_min(1e-30)).clamp(0, 1).tolist()
+        order = calibration.orders.get(name, tuple(range(len(loss.detail))))
+        count = round(calibration.shares[name] * len(order))
+        low[name] = sorted(order[len(order) - count :])
+    return details, low
 
 
 # -- what it is worth ----------------------------------------------------------------------------------------

@@ -24,9 +24,9 @@ gpu/            what a CUDA device does: Triton, and plain torch where that is n
 """
 
 from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
-from octvideo.octave.conversion.calibrate import Calibration
+from octvideo.octave.conversion.calibration import Calibration, CalibrationReport
 from octvideo.octave.conversion.octavize import OctaveNetwork, octavize
-from octvideo.octave.conversion.report import CalibrationReport, OctaveReport
+from octvideo.octave.conversion.report import OctaveReport
 from octvideo.octave.conversion.value_classes import InvertedResiduals
 from octvideo.octave.cost import Cost, count_cost, layer_flop_ratio, layer_memory_ratio
 from octvideo.octave.factor import low_size

@@ -14,7 +14,7 @@ report.py          what became octave and what could not
 
 and, for trained networks, with clips:
 
-calibrate.py       the steps, as `octavize` takes them
+calibration.py     what is asked for, and what is said of it
 spectrum.py        what each channel loses at half resolution, and what that does to the output
 choose.py          which channels are low, and how many of each layer
 reorder.py         they become the last ones: the same function, its channels renamed

@@ -18,32 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from octvideo.octave.conversion.calibration import ChannelLoss
 from octvideo.octave.conversion.roles import Network, changes_in_place
-from octvideo.octave.conversion.value_classes import ValueClass
 from octvideo.octave.conversion.walk import tensors_of
 from octvideo.octave.factor import as_factor
 from octvideo.octave.resample import pool_down, upsample
-
-
-@dataclass
-class ChannelLoss:
-    """Of one class of values, summed over its values and over clips: vectors (C,), float64, by the ordinary network's
-    channels.
-
-    Args:
-        detail: |x - up(pool x)|², the mean over positions.
-        energy: |x - mean x|², likewise: what `detail` is a part of.
-        output: what the loss does to the output, in squares of the output's spread.
-    """
-
-    detail: Tensor
-    energy: Tensor
-    output: Tensor
-
-    @property
-    def detail_share(self) -> float:
-        """The part of the energy that half resolution cannot hold."""
-        return float(self.detail.sum() / self.energy.sum().clamp_min(1e-30))
 
 
 @dataclass
@@ -73,7 +52,7 @@ class Spectrum:
 def measure_spectrum(
     model: nn.Module,
     network: Network,
-    groups: Mapping[str, ValueClass],
+    groups: Mapping[str, Sequence[fx.Node]],
     clips: Sequence[Any],
     *,
     begun: Spectrum | None = None,
@@ -86,7 +65,7 @@ def measure_spectrum(
     Args:
         model: the network, in eval.
         network: its trace.
-        groups: the classes, by name.
+        groups: the values of each class, by name.
         clips: what the network takes, each with a batch axis.
         begun: an interrupted measurement of the same, to go on with.
         seed: of the directions.
@@ -108,10 +87,10 @@ def measure_spectrum(
 class _Recorder(fx.Interpreter):
     """Runs a network and keeps the values of classes, and their gradients."""
 
-    def __init__(self, model: nn.Module, network: Network, groups: Mapping[str, ValueClass]) -> None:
+    def __init__(self, model: nn.Module, network: Network, groups: Mapping[str, Sequence[fx.Node]]) -> None:
         super().__init__(model, graph=network.graph)  # a GraphModule would own the graph
         self._network = network
-        self._group_of = {node: name for name, group in groups.items() for node in group.nodes}
+        self._group_of = {node: name for name, nodes in groups.items() for node in nodes}
         self._values: dict[fx.Node, Tensor] = {}
         self._multiply_adds: dict[str, int] = {}
 

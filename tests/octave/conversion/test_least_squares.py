@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 import octvideo.octave.conversion.least_squares as least_squares
 from octvideo.octave import Octave, OctConv2d, OctConv3d, Partition, upsample
-from octvideo.octave.conversion.least_squares import can_fit, fit_weights
+from octvideo.octave.conversion.least_squares import fit_weights
+from octvideo.octave.conversion.refit import can_fit, problems_of
 
 SCATTERED = Partition((True, False, False, True, False, True))
 
@@ -63,7 +65,7 @@ def test_weights_that_gave_the_results_are_found(name: str, monkeypatch: pytest.
     inputs = [drawn(shape) for _ in range(6)]
     with torch.no_grad():
         wanted = [wanted_of(true, x) for x in inputs]
-    fitted = fit_weights(layer, inputs, wanted)  # type: ignore[arg-type]
+    fitted = fit_weights(layer, functools.partial(problems_of, layer), inputs, wanted)  # type: ignore[arg-type]
     assert can_fit(layer) and fitted.keys() == dict(layer.named_parameters()).keys()
     for key, value in fitted.items():
         torch.testing.assert_close(value, true.get_parameter(key), rtol=1e-3, atol=1e-3)
@@ -74,10 +76,11 @@ def test_a_penalty_keeps_weights_where_they_are(monkeypatch: pytest.MonkeyPatch)
     true, layer = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
     inputs = [torch.randn(2, 4, 9, 8) for _ in range(4)]
     wanted = [true(x).detach() for x in inputs]
-    distances = []
+    distances, problems = [], functools.partial(problems_of, layer)
     for penalty in (0.1, 10.0, 1e6):
         monkeypatch.setattr(least_squares, "_PENALTY", penalty)
-        distances.append(float((fit_weights(layer, inputs, wanted)["weight"] - layer.weight.detach()).norm()))
+        weight = fit_weights(layer, problems, inputs, wanted)["weight"]
+        distances.append(float((weight - layer.weight.detach()).norm()))
     assert distances[0] > distances[1] > distances[2] < 1e-3
 
 
@@ -85,7 +88,7 @@ def test_channels_that_are_constant_are_no_obstacle() -> None:
     layer = nn.Conv2d(4, 4, 3, groups=4)
     x = torch.randn(2, 4, 8, 8)
     x[:, 0], x[:, 1] = 0, 1e4
-    fitted = fit_weights(layer, [x], [layer(x).detach() * 2])
+    fitted = fit_weights(layer, functools.partial(problems_of, layer), [x], [layer(x).detach() * 2])
     assert all(value.isfinite().all() for value in fitted.values())
 
 
