@@ -44,15 +44,18 @@ class _Sums:
     xr: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.double))
     x: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.double))
     r: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.double))
+    near: Tensor = field(default_factory=lambda: torch.zeros(()))  # subtracted from X
 
     def add(self, x: Tensor, r: Tensor) -> None:
         """Of some positions: x (..., P, D), r (..., P, O)."""
-        x, r = x.double(), r.double()
+        if self.count == 0:  # near the mean, products in float32 do: the penalty is far larger than their rounding
+            self.near = x.mean(-2, keepdim=True)
+        x = x - self.near
         self.count += x.shape[-2]
-        self.xx = self.xx + x.mT @ x
-        self.xr = self.xr + x.mT @ r
-        self.x = self.x + x.sum(-2, keepdim=True)
-        self.r = self.r + r.sum(-2, keepdim=True)
+        self.xx = self.xx + (x.mT @ x).double()
+        self.xr = self.xr + (x.mT @ r).double()
+        self.x = self.x + x.sum(-2, keepdim=True).double()
+        self.r = self.r + r.sum(-2, keepdim=True).double()
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """What is to be added to the weights, (..., O, D), and to a bias, (..., O); norms see to the mean else."""
@@ -60,10 +63,11 @@ class _Sums:
         xr = self.xr - self.x.mT @ self.r / self.count
         # The second term is for channels that are all but constant, of which rounding leaves no positive variance.
         squares, variance = (m.diagonal(dim1=-2, dim2=-1).mean(-1) for m in (self.xx, xx))
-        penalty = _PENALTY * variance.clamp_min(0) + 1e-8 * squares + 1e-12
+        penalty = _PENALTY * variance.clamp_min(0) + 1e-6 * squares + 1e-12
         xx.diagonal(dim1=-2, dim2=-1).add_(penalty[..., None])
         added = torch.cholesky_solve(xr, torch.linalg.cholesky(xx)).mT
-        return added, (self.r - self.x @ added.mT).squeeze(-2) / self.count
+        mean = self.x / self.count + self.near
+        return added, (self.r / self.count - mean @ added.mT).squeeze(-2)
 
 
 @dataclass(frozen=True)
