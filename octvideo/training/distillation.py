@@ -270,8 +270,8 @@ class Distillation(nn.Module):
         except RuntimeError:  # a network of the user's that can't be counted
             return line
         return (
-            f"{line}, {theirs / 1e9:.3g} G multiply-adds a clip beside the student's {own / 1e9:.3g} G, which its "
-            "backward pass does about twice more"
+            f"{line}, {theirs / 1e9:.3g} G multiply-adds a clip; the student has {own / 1e9:.3g} G, about three times "
+            "that with its backward pass"
         )
 
     def targets(self, clips: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -351,7 +351,7 @@ class ShareOfStep:
         taught = sum(_seconds(start, end) for start, end in marks[:-1])
         share = taught / max(_seconds(marks[0][0], marks[-1][0]), 1e-9)
         self._marks = []
-        return f"the teacher takes {100 * share:.0f} % of a step ({steps} steps measured)"
+        return f"the teacher takes {100 * share:.0f} % of a step (steps measured: {steps})"
 
 
 def _mark(device: torch.device) -> Any:
