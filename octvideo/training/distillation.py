@@ -155,6 +155,11 @@ class Teacher:
         self.network._apply(fn)
         self.mean, self.std = fn(self.mean).float(), fn(self.std).float()
 
+    def move_to(self, device: torch.device) -> None:
+        """Where it is not there already."""
+        if self.mean.device != device:
+            self.move(lambda tensor: tensor.to(device))
+
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor | None]:
         """Clips (N, 3, T, H, W) of 0 to 255 to logits (N, K) and features (N, C), float32."""

@@ -329,8 +329,7 @@ class VideoClassifier(L.LightningModule):
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
         if self.distillation is not None:
-            device = self.trainer.strategy.root_device  # some strategies move what they train alone
-            self.distillation.teacher.move(lambda tensor: tensor.to(device))
+            self.distillation.teacher.move_to(self.trainer.strategy.root_device)  # FSDP moves what it trains alone
             self.print(self._teacher_line)
         if self.precise_bn:
             count = len(BatchNormEstimate(self.network, self._held))

@@ -10,10 +10,24 @@ import pytest
 import torch
 import yaml
 
+from octvideo.models import i3d_small
+from octvideo.training.checkpoint_block import make_block
+
 Cli = Callable[..., tuple[str, str]]
 FIT = ("fit", "-c", "tiny", "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", 1)
-WIDE = ("--name", "wide", "--model.network.init_args.width", 16, "--model.network.init_args.alpha", 0)
 TAUGHT = ("--name", "small", "--model.teacher", "wide", "--model.distill_features", 1)
+
+
+@pytest.fixture(autouse=True)
+def wide(workplace: Path) -> Path:
+    """The checkpoint of a run called wide, of an ordinary network with more channels."""
+    network = i3d_small(3, 0.0, width=16)
+    block = make_block(network, ["down", "left", "right"], views=None, mean=[0.45] * 3, std=[0.225] * 3)
+    place = workplace / "runs/wide/checkpoints/last.ckpt"
+    place.parent.mkdir(parents=True)
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state, "octvideo": block}, place)
+    return place
 
 
 @pytest.fixture
@@ -25,8 +39,7 @@ def bare_list(workplace: Path, tiny_data: Path) -> Path:
     return list_
 
 
-def test_a_run_teaches_another_without_labels(octvideo: Cli, workplace: Path, bare_list: Path) -> None:
-    octvideo(*FIT, *WIDE)
+def test_a_run_teaches_another_without_labels(octvideo: Cli, workplace: Path, bare_list: Path, wide: Path) -> None:
     given = ("--model.distill_logits", 1, "--data.train", bare_list, "--model.precise_bn", 2)
     # Its classes are the teacher's: the data has no names of its own.
     bare = ("--data.root", workplace, "--data.val", "null")
@@ -40,7 +53,7 @@ def test_a_run_teaches_another_without_labels(octvideo: Cli, workplace: Path, ba
     # What is tested, resumed and used needs no teacher but in training.
     _, err = octvideo(*FIT, *TAUGHT, *given, *bare, "--resume", "--model.teacher", "small", code=2)
     assert "of this run itself: give the run that is to teach, or its file" in err
-    Path("runs/wide/checkpoints/last.ckpt").unlink()
+    wide.unlink()
     out, _ = octvideo("test", "-c", "tiny", "--name", "small", "--data.test", "test.txt")
     assert "5 videos, 3 classes" in out
     _, err = octvideo(*FIT, *TAUGHT, *given, *bare, "--overwrite", code=2)
@@ -52,10 +65,9 @@ def test_a_run_teaches_another_without_labels(octvideo: Cli, workplace: Path, ba
 
 @pytest.mark.slow
 def test_two_processes_are_taught_alike(
-    start: Callable[..., subprocess.CompletedProcess[str]], octvideo: Cli, workplace: Path, tiny_data: Path
+    start: Callable[..., subprocess.CompletedProcess[str]], workplace: Path, tiny_data: Path
 ) -> None:
     """Nothing is learnt (lr 0): the first norm's statistics are those of the clips, however they are shared out."""
-    octvideo(*FIT, *WIDE)
     (workplace / "broken.mp4").write_bytes(b"no video")
     lines = [f"{tiny_data / line}" for line in (tiny_data / "train.txt").read_text().splitlines()]
     (workplace / "train.txt").write_text("\n".join([*lines[:7], f"{workplace / 'broken.mp4'} 0"]) + "\n")
