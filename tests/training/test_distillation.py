@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from octvideo.data.loading import MovableBatch
 from octvideo.errors import UserError
-from octvideo.models import frame_network, i3d_small, slowfast_small
+from octvideo.models import frame_network, i3d_small, slowfast_small, video_network
 from octvideo.models.weights import weights_in
 from octvideo.training import VideoClassifier
-from octvideo.training.distillation import HeadInput, ShareOfStep
+from octvideo.training.distillation import HeadInput, ShareOfStep, Teacher
 
 K = 3
 
@@ -189,26 +189,38 @@ def test_compiled_networks_give_their_features(
     torch.testing.assert_close(*losses)
 
 
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "i3d": lambda: i3d_small(K, 0.25, width=8),
+    "slowfast": lambda: slowfast_small(K, width=8, frame_ratio=2),
+    "resnet18": lambda: frame_network("torchvision:resnet18", K, 0.25),  # DropoutLinear
+    "mobilenet_v2": lambda: frame_network("torchvision:mobilenet_v2", K),
+    "r3d_18": lambda: video_network("torchvision:r3d_18", K),
+    "x3d": lambda: video_network("pytorchvideo:x3d_xs", K),
+}
+
+
 @pytest.mark.parametrize(
-    ("build", "size"),
-    [
-        (lambda: i3d_small(K, 0.25, width=8), 32),
-        (lambda: slowfast_small(K, width=8, frame_ratio=2), 32),
-        (lambda: frame_network("torchvision:resnet18", K), 32),  # DropoutLinear
-        pytest.param(lambda: frame_network("torchvision:mobilenet_v2", K), 32, marks=pytest.mark.slow),
-    ],
+    "name", [pytest.param(n, marks=[] if n in ("i3d", "slowfast") else pytest.mark.slow) for n in NETWORKS]
 )
-def test_features_are_what_the_classifier_reads_before_dropout(build: Callable[[], nn.Module], size: int) -> None:
-    network = build().eval()
+def test_features_are_what_the_classifier_reads_before_dropout(name: str, save_teacher: SaveTeacher) -> None:
+    """In the form that learns, and in that which teaches."""
+    network = NETWORKS[name]().eval()
+    teacher = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.train()
     read, (*_, head) = HeadInput(network), (m for m in network.modules() if isinstance(m, nn.Linear))
-    clips = torch.randn(2, 3, 4, size, size)
-    network(clips)
-    features = read.take(2)
+    clips = torch.randint(0, 256, (2, 3, 4, 64, 64), dtype=torch.uint8)
+    mean, std = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]]).view(2, 1, 3, 1, 1, 1)
+    with torch.no_grad():
+        network((clips / 255 - mean) / std)
+        features = read.take(2)
+        logits = network.eval()((clips / 255 - mean) / std)
     assert features.shape == (2, head.in_features)
-    torch.testing.assert_close(F.linear(features, head.weight, head.bias), network.eval()(clips))
+    torch.testing.assert_close(F.linear(features, head.weight, head.bias), logits)
+    save_teacher(teacher)
+    module = Teacher("t.ckpt", channels_last=False, compile=False, keeps_features=True)
+    torch.testing.assert_close(module(clips), (logits, features), rtol=1e-3, atol=1e-4)
 
 
 def test_another_teacher_of_other_classes_teaches_by_features_alone(tmp_path: Any, save_teacher: SaveTeacher) -> None:
