@@ -225,11 +225,13 @@ class VideoDataModule(L.LightningDataModule):
         """
         if role in self.records:
             return self.records[role]
-        source, labelled = str(self._find(role)), role == "val" or (role == "train" and self.train_labels)
-        classes = ClassIndex(self.class_names) if labelled or role != "train" else UnreadLabels()
+        source, is_read = str(self._find(role)), role != "train" or self.train_labels
+        labelled = role == "val" or (role == "train" and is_read)
         if holds_shards(source):
-            records = self._read_shards(source, labelled=labelled)
+            records = self._read_shards(source, labelled=labelled) if is_read else read_shards(source, labelled=False)
+            check_archives(records)
         else:
+            classes = ClassIndex(self.class_names) if is_read else UnreadLabels()
             records = read_records(Path(source), root=self.root, classes=classes, labelled=labelled)
             check_files(records, source, self.how_to_get)
         if self._quarantine is not None:
@@ -257,7 +259,6 @@ class VideoDataModule(L.LightningDataModule):
 
     def _read_shards(self, source: str, *, labelled: bool) -> VideoList:
         videos = read_shards(source, labelled=labelled)
-        check_archives(videos)
         text = read_text(source, "classes.txt", wanted=False)
         if text is not None and (theirs := class_names_of(text, f"{source}/classes.txt")) != self.class_names:
             raise UserError(

@@ -239,7 +239,7 @@ def test_a_taught_run_resumes_bit_for_bit(root: Path, monkeypatch: pytest.Monkey
 
     fit(root, plugins=saved, callbacks=[Means()], **settings)
     first, whole = saved.kept[0], list(means)
-    for checkpoint in saved.kept:
+    for checkpoint in saved.kept[::2]:
         fit(root, resume=checkpoint, callbacks=[Means()], **settings)
         assert differences(root / "run" / "checkpoints" / "last.ckpt", saved.kept[-1]) == [], checkpoint
         assert torch.equal(means[-1], whole[-1])
