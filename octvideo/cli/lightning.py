@@ -207,19 +207,20 @@ class OctvideoCLI(LightningCLI):
         except ArgumentError as error:
             keys = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
             said = explain(str(error), subcommand=args[0], keys=keys)
-            raise UserError(said + self._own_config_hint(str(error))) from error
+            own = self._own_config_command() if "are required" in str(error) else ""
+            raise UserError(said + (own and f"; the run's own config has them: {own}")) from error
         self.config = _expanded(self.config)
 
-    def _own_config_hint(self, problem: str) -> str:
-        """Where a config was given that lacks what the run's own has: that one is taken where none is given."""
+    def _own_config_command(self) -> str:
+        """The command that takes the run's own config, where another one was given; else nothing."""
         values = dict(itertools.pairwise(self._args))
         name, runs = values.get("--name"), values.get("--runs_dir", "runs")
-        if self._args[0] == "fit" or name is None or "--config" not in values or "are required" not in problem:
+        if self._args[0] == "fit" or name is None or "--config" not in values or isinstance(self._default_run, Path):
             return ""
         if not (run_folder(name, runs) / "config.yaml").is_file():
             return ""
-        own = f"octvideo {self._args[0]} --name {name}" + (f" --runs_dir {runs}" if runs != "runs" else "")
-        return f"; the run's own config has them: {own}"
+        words = [self._args[0], "--name", name, *(["--runs_dir", runs] if runs != "runs" else [])]
+        return f"octvideo {shlex.join(words)}"
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads hyperparameters from the checkpoint here; ours hold none, the config is the one source."""
@@ -241,7 +242,11 @@ class OctvideoCLI(LightningCLI):
             config.model.init_weights = None  # what the run once started from is not read again
         self._find_teacher(config)
         trained = None if self.checkpoint is None else _classes_in(self.checkpoint)
-        self._class_names = _link_num_classes(config, trained, predicts=self.subcommand == "predict")
+        try:
+            self._class_names = _link_num_classes(config, trained, predicts=self.subcommand == "predict")
+        except UserError as error:
+            own = self._own_config_command()
+            raise UserError(f"{error}" + (own and f"; the run's own config has its data: {own}")) from error
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
         self._to_save, self.config = self.config, self.config.clone()  # nor do loggers' places in this run belong to it

@@ -30,11 +30,12 @@ from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
-from octvideo.octave import SynchronisedNorms, arrange, fuse_training
+from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.distillation import Distillation, LossWeights
 from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
+from octvideo.training.lightning_parts import KeepNorms
 from octvideo.training.precise_bn import BatchNormEstimate, training_clips
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
@@ -83,15 +84,12 @@ class VideoClassifier(L.LightningModule):
         freeze: "backbone" trains the head alone; "norms" keeps norm weights and statistics.
         init_weights: what to start from: a checkpoint's path or https URL, torchvision:NAME or timm:NAME;
             another number of classes gets a new head, an image network's kernels are inflated over time.
-        teacher: a checkpoint of octvideo (on the command line a run too, as --ckpt takes it) whose network the training
-            also learns from: it sees the same clips, mixed ones too. None: the next four have no effect.
-        distill_logits: weight of the teacher's scores in the loss (octvideo/training/distillation.py). Its classes
-            must be the data's, in any order; others can teach by features alone.
+        teacher: a trained network to learn from beside the labels: a run or a checkpoint (in Python its path).
+        distill_logits: weight of the teacher's scores in the loss: octvideo/training/distillation.py.
         distill_temperature: that both networks' logits are divided by there.
-        distill_features: weight of the distance between what the two classifiers read, both normalised.
-        label_weight: of the labels' own loss; None is 1 - distill_logits. 0 reads no labels: videos need none.
-        precise_bn: before each validation, statistics of batch norm are estimated anew over so many training batches,
-            with the weights as they are; 0 is off.
+        distill_features: weight of the distance between what the two classifiers read.
+        label_weight: of the labels' loss; None is 1 - distill_logits. With 0 videos need no labels.
+        precise_bn: so many training batches estimate norms' statistics anew before validation; 0 is off.
         on_unreadable: in evaluation, "raise" stops at a video that can't be read, "count" leaves it out and
             says so.
         max_unreadable_fraction: share of an epoch's videos that training may skip.
@@ -235,7 +233,12 @@ class VideoClassifier(L.LightningModule):
         return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     def _fuse_on_cuda(self) -> None:
-        """Once the network is on its device. Fused norms know their own process's batch only."""
+        """Once the network is on its device. Fused norms know their own process's batch only: where norms are
+        synchronised, a network that an earlier run has fused is as before.
+        """
+        if self._synchronises and self._is_fused:
+            unfuse(self.network)
+            self._is_fused = False
         if self.fuse and not self._is_fused and not self._synchronises and self.device.type == "cuda":
             self.print(fuse_training(self.network))
             self._is_fused = True
@@ -247,9 +250,10 @@ class VideoClassifier(L.LightningModule):
         `--trainer.sync_batchnorm` over from Lightning, whose way of it knows no octave layers.
         """
         strategy = self.trainer.strategy
-        if getattr(strategy, "_layer_sync", None) is not None:
-            strategy._layer_sync = None  # type: ignore[attr-defined]
-            self._synchronises = self.trainer.world_size > 1
+        wanted = getattr(strategy, "_layer_sync", None) is not None
+        if wanted:
+            strategy._layer_sync = KeepNorms()  # type: ignore[attr-defined]
+        self._synchronises = wanted and self.trainer.world_size > 1
         names = self._names_of_data
         expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
         if expected != self.num_classes:

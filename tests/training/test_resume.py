@@ -184,6 +184,23 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + ["best"] * (best[0] != best[1]) + [k for k in ("global_step", "epoch") if first[k] != second[k]]
 
 
+def best_of(root: Path, name: str = "last") -> dict[str, Any]:
+    """What a checkpoint of root/run knows of the best one."""
+    content = torch.load(root / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    (state,) = (state for key, state in content["callbacks"].items() if "val/top1" in key)
+    return state
+
+
+@pytest.fixture
+def worse(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """root/run/checkpoints after an epoch of top-1 .9; epochs from now on have less than that."""
+    scores = iter([0.9, 0.5, 0.6])
+    monkeypatch.setattr(VideoClassifier, "on_validation_epoch_end", lambda self: self.log("val/top1", next(scores)))
+    fit(root, max_epochs=1)
+    assert best_of(root)["best_model_score"].item() == pytest.approx(0.9)
+    return root / "run" / "checkpoints"
+
+
 # ── the same settings ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -378,6 +395,41 @@ def test_the_progress_bar_of_a_resumed_epoch_is_there_from_the_start(root: Path)
     assert shown[0] == ("Epoch 2/2", 2, 5) and len(shown) == 3
 
 
+# ── the best checkpoint ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(
+    root: Path, worse: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = (worse / "best.ckpt").read_bytes()
+    moved = root / "elsewhere"
+    (moved / "run").parent.mkdir()
+    (root / "run").rename(moved / "run")
+    for name in ("train.txt", "val.txt", "names.txt", *(file.name for file in root.glob("*.mp4"))):
+        shutil.copy(root / name, moved)
+    fit(moved, resume=moved / "run/checkpoints/last.ckpt", max_epochs=3)
+    assert (moved / "run/checkpoints/best.ckpt").read_bytes() == left and not worse.exists()
+    kept = best_of(moved)
+    assert kept["best_model_score"].item() == pytest.approx(0.9)
+    best = str((moved / "run/checkpoints/best.ckpt").resolve())
+    assert [kept["best_model_path"], *kept["best_k_models"]] == [best, best]
+    assert not any("dirpath has changed" in str(warning.message) for warning in recwarn)
+    assert "best" not in caplog.text
+
+
+def test_a_run_from_anothers_checkpoint_chooses_its_own_best_and_says_so(
+    root: Path, worse: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, left = root / "first", (worse / "best.ckpt").read_bytes()
+    (root / "run").rename(first)
+    fit(root, resume=first / "checkpoints/last.ckpt", max_epochs=3)
+    assert best_of(root)["best_model_score"].item() == pytest.approx(0.6)
+    assert torch.load(worse / "best.ckpt", weights_only=True)["epoch"] == 2
+    assert (first / "checkpoints/best.ckpt").read_bytes() == left
+    best = worse.resolve() / "best.ckpt"
+    assert f"the best val/top1 starts anew: it was 0.9 ({best}), and there is no {best}" in caplog.messages
+
+
 # ── other settings ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -459,7 +511,7 @@ def test_a_data_set_that_has_moved_is_the_same_list(
     shutil.copytree(root, root / "moved" / "here", ignore=lambda *_: ["run", "moved"])
     fit(root / "moved" / "here", second, resume=checkpoint)
     assert sorted(first.epoch(1) + second.epoch(1)) == sorted(order_of(1)[:10])
-    assert "anew" not in caplog.text
+    assert "epoch 2 starts anew" not in caplog.text
 
 
 def test_an_epoch_that_was_over_is_over_with_any_batch_size(root: Path) -> None:
