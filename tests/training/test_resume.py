@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Sequence
@@ -43,6 +44,17 @@ class Network(nn.Module):
         return self.head(self.dropout(self.norm(x).mean((2, 3, 4))))
 
 
+class Teacher(nn.Module):
+    """Another network, with more features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x.mean((2, 3, 4))).relu())
+
+
 class Drawn(Dataset[Any]):
     """Clips, or whole videos, of noise in place of what is read from files; those called bad can't be read."""
 
@@ -52,13 +64,16 @@ class Drawn(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def noise(self, epoch: int, index: int) -> Tensor:
+        draw = torch.Generator().manual_seed(seed_of(self.seed, epoch, index, "noise"))
+        return torch.randint(0, 256, (3, 2, 4, 4), dtype=torch.uint8, generator=draw)
+
     def __getitem__(self, key: Any) -> Item | Failure:
         epoch, index = key if self.training else (0, key)
         record = self.records[index]
         if Path(record.path).name.startswith("bad"):
             return Failure(record.path, "broken", index)
-        draw = torch.Generator().manual_seed(seed_of(self.seed, epoch, index, "noise"))
-        noise = torch.randint(0, 256, (3, 2, 4, 4), dtype=torch.uint8, generator=draw)
+        noise = self.noise(epoch, index)
         views = VideoViews(noise.permute(1, 2, 3, 0), np.array([[0, 1]]), (Box(0, 0, 4, 4),))
         return Item(noise if self.training else views, record.label, index, record.path)
 
@@ -221,6 +236,36 @@ def test_a_run_resumed_from_whatever_it_saved_ends_with_the_same_weights(
         assert "nan" not in out
         if not ends and checkpoint != end:
             assert rest > 0 and out.count("epoch 2/2  ") + out.count("epoch 2/2 was") == 1
+
+
+def test_a_taught_run_resumes_bit_for_bit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a projection that learns, mixed clips, gathered gradients, and statistics of norms estimated anew."""
+    torch.manual_seed(1)
+    teacher, block = Teacher(), {"class_names": ["b", "a"], "mean": [0.4] * 3, "std": [0.2] * 3}
+    block["network"] = {"class_path": "Teacher"}
+    monkeypatch.setattr(
+        "octvideo.training.distillation.trained_network", lambda path: (copy.deepcopy(teacher).eval(), block)
+    )
+    model = {"teacher": "t.ckpt", "distill_features": 1.0, "mixup_alpha": 0.4, "precise_bn": 2, "label_weight": 0.3}
+    settings: dict[str, Any] = {"model": model, "accumulate_grad_batches": 2}
+    saved, means = KeepAll(), []
+
+    class Means(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+            means.append(module.network.norm.running_mean.clone())
+
+    fit(root, plugins=saved, callbacks=[Means()], **settings)
+    first, whole = saved.kept[0], list(means)
+    for checkpoint in saved.kept[::2]:
+        fit(root, resume=checkpoint, callbacks=[Means()], **settings)
+        assert differences(root / "run" / "checkpoints" / "last.ckpt", saved.kept[-1]) == [], checkpoint
+        assert torch.equal(means[-1], whole[-1])
+    assert "distillation.projection.weight" in torch.load(first, weights_only=True)["state_dict"]
+    # The epoch's first two batches, normalised, have these means.
+    order = order_of(1)[:4]
+    clips = torch.stack([Drawn([], seed=0).noise(1, index) for index in order]).float()
+    expected = ((clips - 255 * 0.45) / (255 * 0.225)).mean((0, 2, 3, 4))
+    torch.testing.assert_close(whole[-1], expected)
 
 
 def test_workers_draw_from_the_epoch_that_is_resumed(root: Path) -> None:
