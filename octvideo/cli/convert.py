@@ -26,7 +26,7 @@ import yaml
 from rich.console import Console
 from torch import Tensor
 
-from octvideo.cli.arguments import Parser, positive, share
+from octvideo.cli.arguments import Parser, above_zero, positive, share
 from octvideo.cli.infer import find_videos
 from octvideo.errors import UserError
 from octvideo.evaluation.spectrum_picture import draw_spectrum
@@ -46,6 +46,7 @@ from octvideo.inference.conversion import (
     share_of_multiply_adds,
     trained_by_name,
     trained_checkpoint,
+    with_weights,
 )
 from octvideo.progress import track
 from octvideo.training.checkpoint_block import make_block
@@ -68,7 +69,7 @@ def add_arguments(parser: Parser) -> None:
     goal.add_argument("--alpha", type=_alpha_of, default=0.25, metavar="A", help=of_layers)
     goal.add_argument("--cost", type=share, metavar="C", help="the least alpha with this share of the multiply-adds")
     goal.add_argument("--time", type=share, metavar="T", help="the least alpha with this share of the time, here")
-    parser.add_argument("--clips", type=positive, default=200, metavar="N", help="measured and fitted on (200)")
+    parser.add_argument("--num_clips", type=positive, default=200, metavar="N", help="measured and fitted on (200)")
     parser.add_argument("--choose", choices=CHOICES["choose"], default="output", help="which channels are low (output)")
     parser.add_argument("--spread", choices=CHOICES["spread"], default="even", help="alpha of each layer (even)")
     parser.add_argument("--refit", choices=CHOICES["refit"], default="weights", help="what is fitted (weights)")
@@ -76,6 +77,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--weights", metavar="FILE|URL", help="of LIBRARY:NAME, in place of the library's")
     parser.add_argument("--num_classes", type=positive, metavar="K", help="of these weights")
     parser.add_argument("--memory_gb", type=positive, default=3, metavar="GB", help="for maps while fitting (3)")
+    parser.add_argument(
+        "--epochs", type=positive, metavar="N", help="then train on: the ordinary network teaches (none)"
+    )
+    parser.add_argument("--lr", type=above_zero, default=2e-4, help="of this training, by AdamW (.0002)")
     parser.add_argument("--compare", action="store_true", help="say what each step brings; takes some times as long")
     parser.shared("seed", "runs_dir", "overwrite")
 
@@ -102,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     ordinary = _trained(args)
     videos = list(find_videos(args.data))
     say(f"weights: {ordinary.source}")
-    clips, unreadable = read_clips(videos, ordinary, args.clips, watch=functools.partial(track, text="reading"))
+    clips, unreadable = read_clips(videos, ordinary, args.num_clips, watch=functools.partial(track, text="reading"))
     for path, reason in unreadable:
         say(f"left out, can't be read: {path}: {reason}")
     measured, held_out = _shared_out(clips)
@@ -125,6 +130,9 @@ def run(args: argparse.Namespace) -> int:
         for name, changed in steps.items():
             made[name] = convert(ordinary, measured, alpha, args.octave, **kept.options(options | changed))
         octave = list(made.values())[-1]
+        if args.epochs is not None:
+            octave = _distilled(args, ordinary, octave, videos)
+            made[f"octave, taught for {args.epochs} epochs"] = octave
         with console.status("comparing scores and times"):
             rows = _rows(ordinary, made, held_out)
             seconds = paired_times([ordinary.network, octave.network], clips[0], seconds=_TIMES_S)
@@ -219,6 +227,43 @@ class _Kept:
         self._written = time.monotonic()
 
 
+# -- training on ---------------------------------------------------------------------------------------------
+
+
+def _distilled(args: argparse.Namespace, ordinary: Trained, octave: Trained, videos: Sequence[str]) -> Trained:
+    """The octave network after some epochs in which the ordinary one teaches, without labels.
+
+    Norms keep their statistics: on clips unlike the training set, new estimates destroy any network.
+    """
+    from octvideo.cli import lightning  # takes seconds, which a conversion by itself does not need
+
+    folder: Path = args.output / "taught"
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(ordinary, folder / "teacher.ckpt")
+    _save(octave, folder / "start.ckpt")
+    with whole_text(folder / "videos.txt") as file:
+        file.writelines(f"{Path(video).absolute()}\n" for video in videos)
+    views = octave.views
+    config = _config(octave, folder / "start.ckpt")
+    config["model"] |= {
+        "teacher": str(folder / "teacher.ckpt"), "distill_logits": 1.0, "distill_features": 1.0, "freeze": "norms",
+        "optimizer": "adamw", "lr": args.lr, "warmup_epochs": 0.5, "channels_last": True, "seed": args.seed,
+    }  # fmt: skip
+    short_sides = [views.short_side_px, round(1.15 * views.short_side_px)]
+    config["data"] |= {
+        "root": str(folder.absolute()), "train": "videos.txt", "val": None, "batch_size": 8,
+        "augment": {"crop_px": views.crop_px, "short_side_px": short_sides, "flip": 0.5},
+    }  # fmt: skip
+    with whole_text(folder / "config.yaml") as file:
+        yaml.safe_dump(config, file, sort_keys=False)
+    name = str((folder / "run").absolute())
+    begun = [*(folder / "run" / "checkpoints").glob("*.ckpt")]
+    words = ["--name", name, "--trainer.max_epochs", str(args.epochs), *(["--resume"] if begun else [])]
+    if lightning.run(["fit", "-c", str(folder / "config.yaml"), *words]):
+        raise UserError(f"training on ended early: {name} has its log")
+    return with_weights(octave, find_checkpoint(name))
+
+
 # -- what is written -----------------------------------------------------------------------------------------
 
 
@@ -254,10 +299,7 @@ def _write(
         shutil.rmtree(folder / "checkpoints")
     (folder / "checkpoints").mkdir(parents=True)
     checkpoint = folder / "checkpoints" / "converted.ckpt"
-    block = make_block(octave.network, octave.class_names, views=octave.views, mean=octave.mean, std=octave.std)
-    state = {f"network.{key}": value for key, value in octave.network.state_dict().items()}
-    with whole_file(checkpoint) as part:
-        torch.save({"state_dict": state, "octvideo": block, "pytorch-lightning_version": "2.0.0"}, part)
+    _save(octave, checkpoint)
     picture = folder / "spectrum.png"
     details, low = channels_of(octave)
     draw_spectrum(picture, details, low, title=f"{ordinary.source.split(' with ')[0]}: detail of channels by layer")
@@ -290,6 +332,14 @@ def _write(
         file.write(json_text({"alpha": alpha, "cost": cost, "layers": layers}, indent=1))
     with whole_text(folder / "config.yaml") as file:
         yaml.safe_dump(_config(octave, checkpoint), file, sort_keys=False)
+
+
+def _save(trained: Trained, file: Path) -> None:
+    """As a checkpoint of a run."""
+    block = make_block(trained.network, trained.class_names, views=trained.views, mean=trained.mean, std=trained.std)
+    state = {f"network.{key}": value for key, value in trained.network.state_dict().items()}
+    with whole_file(file) as part:
+        torch.save({"state_dict": state, "octvideo": block, "pytorch-lightning_version": "2.0.0"}, part)
 
 
 def _config(octave: Trained, checkpoint: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ whose channels have new places. `octvideo.octave.Calibration` says how it is mad
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -250,6 +251,13 @@ def convert(
     inner = _inner(network)
     inner.load_state_dict(made.state_dict())
     inner.meta["octave"] = made.octave_report
+    return replace(trained, network=network.eval())
+
+
+def with_weights(trained: Trained, path: str | Path) -> Trained:
+    """The same network with the weights of a checkpoint."""
+    network = copy.deepcopy(trained.network)
+    load_weights(network, read_weights(path), head="strict")
     return replace(trained, network=network.eval())
 
 
