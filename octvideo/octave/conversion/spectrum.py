@@ -11,6 +11,7 @@ output   |g|² |d|², with g the gradient of the network's output along random d
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +22,8 @@ from torch import Tensor, fx, nn
 from octvideo.octave.conversion.calibration import ChannelLoss
 from octvideo.octave.conversion.roles import Network, changes_in_place
 from octvideo.octave.conversion.walk import tensors_of
-from octvideo.octave.factor import as_factor
-from octvideo.octave.resample import pool_down, upsample
+from octvideo.octave.factor import Factor, as_factor
+from octvideo.octave.resample import pool_down
 
 
 @dataclass
@@ -106,13 +107,10 @@ class _Recorder(fx.Interpreter):
         spectrum.multiply_adds = self._multiply_adds
         for node, value, gradient in zip(self._values, values, gradients, strict=True):
             x = value.detach()
-            factor = as_factor(self._network.factor, x.dim() - 2)
-            lost = (upsample(pool_down(x, factor), x.shape[2:], factor) - x).flatten(2)  # (N,C,positions)
-            detail = lost.square().mean(2)  # (N,C)
-            energy = x.flatten(2).var(2, correction=0)
+            detail, energy = _detail_and_energy(x, as_factor(self._network.factor, x.dim() - 2))  # (N,C)
             bound = torch.zeros_like(detail)
             if gradient is not None:
-                bound = gradient.flatten(2).square().sum(2) * detail * lost.shape[2] / spread.to(x)
+                bound = _squares(gradient) * detail * x[0, 0].numel() / spread.to(x)
             sums = [each.sum(0).double() for each in (detail, energy, bound)]
             name = self._group_of[node]
             if name not in spectrum.losses:
@@ -142,3 +140,27 @@ def _with_gradient(clip: Any) -> Any:
     if isinstance(clip, Tensor):
         return clip.detach().requires_grad_()
     return [_with_gradient(part) for part in clip]
+
+
+def _detail_and_energy(x: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
+    """|x - up(pool x)|² and |x - mean x|², means over positions, (N, C) each.
+
+    In a cell of n pixels with the mean m, the sum of (x - m)² is that of x² less n m²: nothing is upsampled.
+    """
+    pixels = x[0, 0].numel()
+    pooled = pool_down(x, factor)
+    sizes = []  # of the cells along each axis: all have f pixels, the last one perhaps fewer
+    for n, f in zip(x.shape[2:], factor, strict=True):
+        sizes.append(x.new_full((-(-n // f),), f))
+        sizes[-1][-1] -= len(sizes[-1]) * f - n
+    cells = functools.reduce(lambda cells, size: cells[..., None] * size, sizes, x.new_ones(1)).flatten()  # n of each
+    m = pooled.flatten(2)  # (N,C,cells)
+    squares = _squares(x)
+    inside = (m.square() * cells).sum(2)
+    mean = (m * cells).sum(2) / pixels
+    return ((squares - inside) / pixels).clamp_min(0), (squares / pixels - mean.square()).clamp_min(0)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Sums over positions, (N, C), in one pass."""
+    return torch.linalg.vector_norm(x.flatten(2), dim=2).square()
