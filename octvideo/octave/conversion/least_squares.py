@@ -60,12 +60,14 @@ class _Sums:
 
     def add(self, x: Tensor, r: Tensor) -> None:
         """Of some positions: x (..., P, D), r (..., P, O)."""
-        x, r = x.double(), r.double()
+        # Products of one clip in float32 do: the penalty is far larger than their rounding.
+        precise = torch.promote_types(x.dtype, torch.float)
+        x, r = x.to(precise), r.to(precise)
         self.count += x.shape[-2]
-        self.xx = self.xx + x.mT @ x
-        self.xr = self.xr + x.mT @ r
-        self.x = self.x + x.sum(-2, keepdim=True)
-        self.r = self.r + r.sum(-2, keepdim=True)
+        self.xx = self.xx + (x.mT @ x).double()
+        self.xr = self.xr + (x.mT @ r).double()
+        self.x = self.x + x.sum(-2, keepdim=True).double()
+        self.r = self.r + r.sum(-2, keepdim=True).double()
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """What is to be added to the weights, (..., O, D), and to a bias, (..., O); norms see to the mean else."""

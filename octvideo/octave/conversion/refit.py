@@ -151,7 +151,10 @@ def _moments(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for x in maps:
         size = x.numel() // max(1, x.shape[1])
-        var, mean = (m.double() for m in torch.var_mean(x, [0, *range(2, x.dim())], correction=0))
+        axes = [0, *range(2, x.dim())]
+        mean = x.mean(axes, keepdim=True)
+        var = (x - mean).square_().mean(axes).double()  # torch.var_mean takes several times as long
+        mean = mean.flatten().double()
         count, total, squares = count + size, total + size * mean, squares + size * (var + mean.square())
     mean = total / count
     return mean, (squares / count - mean.square()).clamp_min(0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from octvideo.errors import UserError
 from octvideo.octave import prepare_inference
 
-_FRAMES_AT_ONCE = 64
+_FRAMES_AT_ONCE = 16  # more leave the caches
 
 
 @dataclass(frozen=True)
