@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", nargs="+", default=[], type=Path, metavar="DIR", help="folders with clips.csv")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="of the arms (all)")
     parser.shared("output", required=True, metavar="DIR", help="of results; gets report.md and kept.png at the end")
-    parser.add_argument("--num_clips", type=positive, default=120, metavar="N", help="to calibrate on (120)")
+    parser.add_argument("--num_clips", type=positive, default=240, metavar="N", help="to calibrate on (240)")
     parser.add_argument("--num_frames", type=positive, default=8, metavar="T", help="of each clip (8)")
     parser.add_argument("--px", type=positive, default=160, help="side of the frames (160)")
     parser.shared("seed")

@@ -34,13 +34,13 @@ class Settings:
     Args:
         num_frames: of each clip.
         px: side of the frames.
-        num_clips: to calibrate on, two frames each.
+        num_clips: to calibrate on, a frame each.
         seed: of all draws, together with the fold.
     """
 
     num_frames: int = 8
     px: int = 160
-    num_clips: int = 120
+    num_clips: int = 240
     seed: int = 0
 
 
@@ -111,7 +111,7 @@ class Probe:
             self._network(self.like.pixels(torch.zeros(8, 3, self.settings.px, self.settings.px, dtype=torch.uint8)))
         each = (time.process_time() - started) / 8
         test = len(self.clips.paths) / len(self.folds) * self.settings.num_frames
-        return each * (_TEST * test + (_FITTED[arm.refit] + 1) * 2 * self.settings.num_clips)
+        return each * (_TEST * test + (_FITTED[arm.refit] + 1) * self.settings.num_clips)
 
     def measure(self, arm: Arm, fold: int) -> None:
         """Converts the network, and adds a line of what is kept."""
