@@ -238,6 +238,21 @@ class ClassIndex:
         return bool(differing)
 
 
+class UnreadLabels(ClassIndex):
+    """In the place of a data set's classes, where labels are not read: none is a class, and none is a mistake."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def need(self, name: str, where: str) -> int:
+        """-1."""
+        return -1
+
+    def id_of(self, label: str, where: str, *, is_name: bool) -> int:
+        """-1."""
+        return -1
+
+
 def is_number(label: str) -> bool:
     """Whether a label may be an id: a number, or -1 for none."""
     return bool(_NUMBER.fullmatch(label))

@@ -13,7 +13,7 @@ import yaml
 
 from octvideo.errors import UserError
 from octvideo.files import read_text
-from octvideo.inference.checkpoint import expanded, find_checkpoint, find_runs, read_checkpoint, run_folder
+from octvideo.inference.checkpoint import expanded, find_checkpoint, find_runs, run_folder
 
 CONFIG_FLAGS = ("-c", "--config", "--cfg")
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -155,5 +155,7 @@ def _named_run(args: list[str]) -> Path | None:
     checkpoint = find_checkpoint("last" if ckpt == "best" else ckpt, runs)
     run = checkpoint.parent.parent
     if not (run / "config.yaml").is_file():
+        from octvideo.models.checkpoint import read_checkpoint  # here: it imports libraries of networks
+
         read_checkpoint(checkpoint)  # what is wrong with it comes before what no config gives
     return run

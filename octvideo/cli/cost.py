@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from octvideo.cli.arguments import Parser
+from octvideo.cli.arguments import Parser, positive
 from octvideo.cli.tables import print_table
 from octvideo.models.costs import HEADER, cost_rows, parse_clip
 
@@ -19,7 +19,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--networks", nargs="+", metavar="NAME", default=NETWORKS, help=f"({' '.join(NETWORKS)})")
     parser.add_argument("--alphas", nargs="+", type=float, metavar="A", default=ALPHAS, help="(0 0.1 0.25 0.5)")
     parser.add_argument("--clip", default="1x3x8x224x224", metavar="NxCxTxHxW", help="(1x3x8x224x224)")
-    parser.add_argument("--num_classes", type=int, default=400, metavar="K", help="(400)")
+    parser.add_argument("--num_classes", type=positive, default=400, metavar="K", help="(400)")
     parser.shared("markdown")
 
 

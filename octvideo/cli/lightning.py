@@ -36,10 +36,12 @@ from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.quarantine import write_quarantine
 from octvideo.data.workers import keep_to_cpus
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpoint, read_checkpoint, run_folder
+from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpoint, run_folder
+from octvideo.models.checkpoint import read_checkpoint
 from octvideo.models.weights import read_weights
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable, is_sigterm
+from octvideo.training.distillation import weight_of_labels
 from octvideo.training.lightning_parts import (
     RunBoardLogger,
     RunCSVLogger,
@@ -181,6 +183,8 @@ class OctvideoCLI(LightningCLI):
         add_arguments(parser)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        weights = ("model.teacher", "model.distill_logits", "model.label_weight")
+        parser.link_arguments(weights, "data.train_labels", compute_fn=_reads_labels)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one that is asked for: to describe the other three takes .15 to .3 s."""
@@ -203,19 +207,20 @@ class OctvideoCLI(LightningCLI):
         except ArgumentError as error:
             keys = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
             said = explain(str(error), subcommand=args[0], keys=keys)
-            raise UserError(said + self._own_config_hint(str(error))) from error
+            own = self._own_config_command() if "are required" in str(error) else ""
+            raise UserError(said + (own and f"; the run's own config has them: {own}")) from error
         self.config = _expanded(self.config)
 
-    def _own_config_hint(self, problem: str) -> str:
-        """Where a config was given that lacks what the run's own has: that one is taken where none is given."""
+    def _own_config_command(self) -> str:
+        """The command that takes the run's own config, where another one was given; else nothing."""
         values = dict(itertools.pairwise(self._args))
         name, runs = values.get("--name"), values.get("--runs_dir", "runs")
-        if self._args[0] == "fit" or name is None or "--config" not in values or "are required" not in problem:
+        if self._args[0] == "fit" or name is None or "--config" not in values or isinstance(self._default_run, Path):
             return ""
         if not (run_folder(name, runs) / "config.yaml").is_file():
             return ""
-        own = f"octvideo {self._args[0]} --name {name}" + (f" --runs_dir {runs}" if runs != "runs" else "")
-        return f"; the run's own config has them: {own}"
+        words = [self._args[0], "--name", name, *(["--runs_dir", runs] if runs != "runs" else [])]
+        return f"octvideo {shlex.join(words)}"
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads hyperparameters from the checkpoint here; ours hold none, the config is the one source."""
@@ -235,8 +240,13 @@ class OctvideoCLI(LightningCLI):
             self.folder.check_free(overwrite=self._overwrite)
         if self.subcommand != "fit" and self.checkpoint is not None:
             config.model.init_weights = None  # what the run once started from is not read again
-        trained = None if self.checkpoint is None else read_checkpoint(self.checkpoint)["octvideo"].get("class_names")
-        self._class_names = _link_num_classes(config, trained, predicts=self.subcommand == "predict")
+        self._find_teacher(config)
+        trained = None if self.checkpoint is None else _classes_in(self.checkpoint)
+        try:
+            self._class_names = _link_num_classes(config, trained, predicts=self.subcommand == "predict")
+        except UserError as error:
+            own = self._own_config_command()
+            raise UserError(f"{error}" + (own and f"; the run's own config has its data: {own}")) from error
         # The saved config repeats the run; it must not resume or replace one when it is used again.
         config.ckpt_path, config.base, config.resume, config.overwrite = None, None, False, False
         self._to_save, self.config = self.config, self.config.clone()  # nor do loggers' places in this run belong to it
@@ -280,6 +290,19 @@ class OctvideoCLI(LightningCLI):
             print(f"checkpoint: {path}")
         return path
 
+    def _find_teacher(self, config: Namespace) -> None:
+        """Settles the file of model.teacher, which the run's config then names; nothing but fit needs it."""
+        if self.subcommand != "fit":
+            config.model.teacher = None
+            config.data.train_labels = True
+        if config.model.teacher is None:
+            return
+        path = find_checkpoint(config.model.teacher, config.runs_dir)
+        if path.resolve().parent == self.folder.checkpoints.resolve():
+            raise UserError(f"model.teacher is {path}, of this run itself: give the run that is to teach, or its file")
+        read_checkpoint(path)
+        config.model.teacher = str(path)
+
     def _starts_from_init_weights(self, config: Namespace) -> bool:
         if self.subcommand == "fit" or "--model.init_weights" in self._args:
             return True
@@ -293,6 +316,8 @@ class OctvideoCLI(LightningCLI):
     def before_fit(self) -> None:
         """Opens the run's folder, as late as possible: a mistake in the data must not cost the run that is there."""
         self.datamodule.setup("fit")
+        if self.model.distillation is not None:
+            self.model.distillation.check_classes(self.datamodule.class_names, self.model.num_classes)
         if self.checkpoint is None and self.model.init_weights is not None:
             read_weights(self.model.init_weights)
         if not _is_first_process():
@@ -376,6 +401,8 @@ def _link_num_classes(config: Namespace, trained: Sequence[str] | None, *, predi
     data = parser.instantiate_classes(Namespace(data=config.data)).data
     if trained and predicts:
         data.take_class_names(trained)
+    elif not data.train_labels:  # nor need there be class folders
+        data.take_class_names(trained or _classes_in(config.model.teacher))
     elif trained:
         match_classes(trained, data.class_names).needed_order()
     expected = data.num_classes
@@ -392,6 +419,17 @@ def _link_num_classes(config: Namespace, trained: Sequence[str] | None, *, predi
             )
         init_args["num_classes"] = expected
     return list(data.class_names)
+
+
+def _classes_in(checkpoint: str | Path) -> list[str]:
+    """Class names of a checkpoint's network."""
+    names: list[str] = read_checkpoint(checkpoint)["octvideo"]["class_names"]
+    return names
+
+
+def _reads_labels(teacher: str | None, distill_logits: float, label_weight: float | None) -> bool:
+    """As `VideoClassifier.reads_labels`, before there is one."""
+    return teacher is None or weight_of_labels(distill_logits, label_weight) > 0
 
 
 def _as_list(value: Any) -> list[Any]:

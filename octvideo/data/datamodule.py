@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from octvideo.class_names import (
     SHIPPED,
     ClassIndex,
+    UnreadLabels,
     class_difference,
     class_names_of,
     folder_class_names,
@@ -64,6 +65,8 @@ class VideoDataModule(L.LightningDataModule):
         val_clips: clips of a video in validation, which runs every epoch and should be quick.
         val_crops: crops of each of these.
         batch_size: training clips per process.
+        train_labels: whether training videos must have labels; false reads none. The commands set it from the model:
+            a teacher alone may teach.
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
         num_workers: loading processes of each training process; None takes its share of the CPUs that the run may
             use, 16 at most.
@@ -94,6 +97,7 @@ class VideoDataModule(L.LightningDataModule):
         val_clips: int = 1,
         val_crops: int = 1,
         batch_size: int = 8,
+        train_labels: bool = True,
         eval_batch_size: int = 1,
         num_workers: int | None = None,
         decoder: Decoder = "auto",
@@ -106,7 +110,7 @@ class VideoDataModule(L.LightningDataModule):
         self.root = Path(root)
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
         self.classes, self.quarantine = classes, quarantine
-        self.augment = augment
+        self.augment, self.train_labels = augment, train_labels
         clips = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
         self.clip_settings: dict[str, Any] = {**clips, "target_fps": target_fps}
         common = {**self.clip_settings, "short_side_px": short_side_px, "crop_px": crop_px}
@@ -155,7 +159,8 @@ class VideoDataModule(L.LightningDataModule):
         )
 
     def take_class_names(self, trained: Sequence[str]) -> None:
-        """For prediction: names of the checkpoint, unless the data has the same ones in an order of its own.
+        """For prediction, and where a teacher alone teaches: names of the checkpoint, unless the data has the same
+        ones in an order of its own.
 
         Args:
             trained: the checkpoint's.
@@ -213,21 +218,25 @@ class VideoDataModule(L.LightningDataModule):
         """The videos of a role, read once.
 
         Args:
-            role: "train" or "val", whose videos must all have a label, "test" or "predict".
+            role: "train" (see train_labels) or "val", whose videos must all have a label, "test" or "predict".
 
         Raises:
             UserError: they can't be found, or a list has a mistake.
         """
         if role in self.records:
             return self.records[role]
-        source, labelled = str(self._find(role)), role in ("train", "val")
+        source, is_read = str(self._find(role)), role != "train" or self.train_labels
+        labelled = role == "val" or (role == "train" and is_read)
         if holds_shards(source):
-            records = self._read_shards(source, labelled=labelled)
+            records = self._read_shards(source, labelled=labelled) if is_read else read_shards(source, labelled=False)
+            check_archives(records)
         else:
-            records = self._read_files(Path(source), labelled=labelled)
+            classes = ClassIndex(self.class_names) if is_read else UnreadLabels()
+            records = read_records(Path(source), root=self.root, classes=classes, labelled=labelled)
+            check_files(records, source, self.how_to_get)
         if self._quarantine is not None:
             records = self._quarantine.leave_out(records, source)
-        if role == "train":
+        if role == "train" and labelled:
             self._warn_of_absent_classes(records.labels, source)
         unlabelled = (records.labels < 0).nonzero()[:, 0]
         if role == "test" and 0 < len(unlabelled) < len(records):
@@ -248,14 +257,8 @@ class VideoDataModule(L.LightningDataModule):
             advice = "; ids start at 0, here they may start at 1" if there == list(range(1, len(there) + 1)) else ""
             log.warning("%s: no video of %d of %d classes: %s%s", source, len(absent), len(counts), names, advice)
 
-    def _read_files(self, source: Path, *, labelled: bool) -> VideoList:
-        records = read_records(source, root=self.root, classes=ClassIndex(self.class_names), labelled=labelled)
-        check_files(records, source, self.how_to_get)
-        return records
-
     def _read_shards(self, source: str, *, labelled: bool) -> VideoList:
         videos = read_shards(source, labelled=labelled)
-        check_archives(videos)
         text = read_text(source, "classes.txt", wanted=False)
         if text is not None and (theirs := class_names_of(text, f"{source}/classes.txt")) != self.class_names:
             raise UserError(
@@ -266,6 +269,11 @@ class VideoDataModule(L.LightningDataModule):
         if (highest := int(videos.labels.max())) >= self.num_classes:
             raise UserError(f"{source} has the label {highest}, expected 0 to {self.num_classes - 1}")
         return videos
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """Of a training clip: (3, T, S, S)."""
+        return 3, self.view_settings.clip_frames, self.augment.crop_px, self.augment.crop_px
 
     # ── Lightning ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -281,7 +289,7 @@ class VideoDataModule(L.LightningDataModule):
         clips = TrainingClips(records, self.augment, **self.clip_settings, seed=self.seed, decoder=self.decoder)
         rank, world_size = self._process()
         batches = TrainingBatches(len(records), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
-        shape = (3, self.view_settings.clip_frames, self.augment.crop_px, self.augment.crop_px)
+        shape = self.clip_shape
         return ResumableLoader(
             clips,
             batches,

@@ -8,6 +8,7 @@ weight_sources.py   a path, a URL or a name → a file
 weight_files.py     a file → its tensors
 checkpoint_keys.py  other programs' names of weights → ours
 weights.py          weights → a network, with a report in words
+checkpoint.py       a checkpoint of octvideo → its network with its weights
 costs.py            multiply-adds and memory of networks at several alphas
 """
 

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar
 from torch import nn
 
 from octvideo.errors import UserError
-from octvideo.octave import Downsample, Exchange, OctaveNetwork, octavize
+from octvideo.octave import Downsample, Exchange, InvertedResiduals, OctaveNetwork, octavize
 
 P = ParamSpec("P")
 Plan = TypeVar("Plan")
@@ -25,19 +25,22 @@ class OctaveOptions(TypedDict, total=False):
     exchange: Exchange
     factor: list[int]
     channel_multiple: int
+    inverted_residuals: InvertedResiduals
     leaf_modules: list[str]
 
 
 # What the builders' arguments mean, said once; help() shows it for each.
 _ARGUMENTS = {
     "num_classes": "K.",
-    "alpha": "share of low-frequency channels in res2 to res4; 0 is the ordinary network.",
+    "alpha": """share of low-frequency channels in res2 to res4; 0 is the ordinary network. Or shares of module path
+        prefixes ({"blocks.1": 0.5}), 0 elsewhere.""",
     "downsample": """"stride", or "pool" (average pooling before every strided convolution after the stem);
         None takes the paper's way, "pool" for octave networks and "stride" for ordinary ones. alpha = 0 with
         "pool" is the control between the two.""",
     "octave": """how octave layers work, where not the paper's way: octave_downsample ("pool" or "stride"), exchange
         ("both", "none", "high_to_low" or "low_to_high"), factor ([2, 2, 2] is a time octave), channel_multiple
-        (8 makes alpha .1 faster on CPUs) and leaf_modules (names of module classes to keep whole); see octavize.""",
+        (8 makes alpha .1 faster on CPUs), inverted_residuals ("hidden", or "all" with their thin ends) and leaf_modules
+        (names of module classes to keep whole); see octavize.""",
     "dropout": "before the classifier.",
     "zero_init_last_norm": "start every residual branch at zero.",
     "width": "channels of the stem, a quarter of res2's; the full networks have 64.",

@@ -18,7 +18,7 @@ from pytorchvideo.models.stem import create_res_basic_stem
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.models.builders import OctaveOptions, builder, make_octave, preset
+from octvideo.models.builders import Alpha, OctaveOptions, builder, make_octave, preset
 from octvideo.models.layers import LEAVES, ClipHead, EveryNthFrame, NonLocalStage, PathwayPool, TimePool, initialise
 from octvideo.octave import Downsample
 
@@ -214,7 +214,7 @@ _R50_8X8 = SlowFastPlan((3, 4, 6, 3), 64, frame_ratio=4, fusion_kernel=7)
 def _network(
     plan: ResNetPlan | SlowFastPlan,
     num_classes: int = 400,
-    alpha: float = 0.0,
+    alpha: Alpha = 0.0,
     *,
     downsample: Downsample | None = None,
     octave: OctaveOptions | None = None,
@@ -223,14 +223,14 @@ def _network(
 ) -> nn.Module:
     ordinary = plan.ordinary(num_classes, dropout)
     initialise(ordinary, zero_init_last_norm)
-    shares = {f"blocks.{n}": alpha for n in plan.octave_blocks}
+    shares = alpha if isinstance(alpha, dict) else {f"blocks.{n}": alpha for n in plan.octave_blocks}
     return make_octave(ordinary, shares, downsample=downsample, octave=octave, leaf_modules=LEAVES)
 
 
 def _small(
     plan: ResNetPlan,
     num_classes: int = 400,
-    alpha: float = 0.0,
+    alpha: Alpha = 0.0,
     *,
     width: int = 16,
     downsample: Downsample | None = None,
@@ -271,7 +271,8 @@ i3d_nl_small = preset(
 )
 
 _ALPHA = """share of low-frequency channels in res2 to res4 of both pathways and in the lateral convolutions after
-        them; 0 is the ordinary network. What the SlowFast paper calls alpha is the ratio of frame rates here."""
+        them; 0 is the ordinary network. Or shares of module path prefixes, 0 elsewhere. What the SlowFast paper calls
+        alpha is the ratio of frame rates here."""
 slowfast_4x16_r50 = preset(
     _network,
     _R50_4X16,
@@ -295,7 +296,7 @@ slowfast_8x8_r50 = preset(
 )
 def slowfast_small(
     num_classes: int = 400,
-    alpha: float = 0.0,
+    alpha: Alpha = 0.0,
     *,
     width: int = 32,
     frame_ratio: int = 4,

@@ -1,11 +1,12 @@
-"""Where weights come from: a file, a URL (downloaded once, whole or not at all), or a name in torchvision's or timm's
-own zoo.
+"""Where weights come from: a file, a URL (downloaded once, whole or not at all), or a name in torchvision's, timm's or
+pytorchvideo's own zoo.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from octvideo.models.weight_files import PixelScale, Weights, read_file
 from octvideo.progress import Progress
 
 # Written as --init PREFIX:NAME.
-_TORCHVISION, _TIMM = "torchvision:", "timm:"
+_TORCHVISION, _TIMM, _PYTORCHVIDEO = "torchvision:", "timm:", "pytorchvideo:"
+# pytorchvideo's normalisation: its tutorials, and PySlowFast's DATA.MEAN and DATA.STD.
+_KINETICS = PixelScale((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
 
 def read_weights(source: str | Path) -> Weights:
@@ -30,7 +33,7 @@ def read_weights(source: str | Path) -> Weights:
     Args:
         source: the path of a file (see `read_file` for what may be in it); an https URL of one, downloaded
             once; `torchvision:resnet50` for that network's default weights, or
-            `torchvision:ResNet50_Weights.IMAGENET1K_V1`; `timm:resnet50.a1_in1k`.
+            `torchvision:ResNet50_Weights.IMAGENET1K_V1`; `timm:resnet50.a1_in1k`; `pytorchvideo:x3d_s`.
 
     Raises:
         UserError: no such file, URL or name, no connection, or no weights in the file.
@@ -46,6 +49,8 @@ def read_weights(source: str | Path) -> Weights:
         return _from_torchvision(text.removeprefix(_TORCHVISION))
     if text.startswith(_TIMM):
         return _from_timm(text.removeprefix(_TIMM))
+    if text.startswith(_PYTORCHVIDEO):
+        return _from_pytorchvideo(text.removeprefix(_PYTORCHVIDEO))
     return read_file(source)
 
 
@@ -89,6 +94,17 @@ def _from_timm(name: str) -> Weights:
         ) from error
     trained: Any = network.pretrained_cfg
     return Weights(network.state_dict(), f"timm:{name}", pixels=_pixel_scale(trained["mean"], trained["std"]))
+
+
+def _from_pytorchvideo(name: str) -> Weights:
+    from pytorchvideo.models.hub import csn, r2plus1d, resnet, slowfast, x3d
+
+    urls: dict[str, str] = {}
+    for module in (csn, r2plus1d, resnet, slowfast, x3d):
+        urls |= module.checkpoint_paths
+    if name not in urls:
+        raise UserError(f"no weights pytorchvideo:{name}: expected one of {', '.join(sorted(urls))}")
+    return replace(_from_url(urls[name]), pixels=_KINETICS)
 
 
 def _pixel_scale(mean: Any, std: Any) -> PixelScale:

@@ -24,8 +24,10 @@ gpu/            what a CUDA device does: Triton, and plain torch where that is n
 """
 
 from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
+from octvideo.octave.conversion.calibration import Calibration, CalibrationReport
 from octvideo.octave.conversion.octavize import OctaveNetwork, octavize
 from octvideo.octave.conversion.report import OctaveReport
+from octvideo.octave.conversion.value_classes import InvertedResiduals
 from octvideo.octave.cost import Cost, count_cost, layer_flop_ratio, layer_memory_ratio
 from octvideo.octave.factor import low_size
 from octvideo.octave.features import Octave, merge, split
@@ -40,10 +42,13 @@ from octvideo.octave.sync_norms import SynchronisedNorms
 from octvideo.octave.transposed import OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
 
 __all__ = [
+    "Calibration",
+    "CalibrationReport",
     "Cost",
     "Downsample",
     "Exchange",
     "FusionReport",
+    "InvertedResiduals",
     "OctBatchNorm1d",
     "OctBatchNorm2d",
     "OctBatchNorm3d",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -23,6 +24,8 @@ from octvideo.training.module import STEP_LOSS, VideoClassifier, epoch_of
 from octvideo.training.run_folder import RunFolder
 from octvideo.training.unreadable import UnreadableVideos
 
+log = logging.getLogger("octvideo.training")
+
 # A default of Timer is an enum, for which YAML has no word.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, enum: dumper.represent_data(enum.value))
 
@@ -35,15 +38,14 @@ def checkpoint_callbacks(folder: RunFolder, *, every_minutes: float | None = Non
         every_minutes: also writes last.ckpt within epochs; None does not.
     """
     common: dict[str, Any] = {
-        # Resolved: Lightning forgets the best score of a resumed run whose folder is spelt otherwise than it saved it.
-        "dirpath": folder.checkpoints.resolve(),
+        "dirpath": folder.checkpoints,
         # Else a resumed run writes last-v1.ckpt beside the last.ckpt that it came from.
         "enable_version_counter": False,
     }
     callbacks: list[Callback] = [
         BestCheckpoint(**common, filename="best", monitor="val/top1", mode="max", auto_insert_metric_name=False),
         # Not `save_last`: that writes a second copy of whatever top-k has just saved.
-        ModelCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
+        RunCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     if every_minutes is not None:
         interval = timedelta(minutes=every_minutes) or timedelta.resolution  # Lightning 2.5 takes 0 for never
@@ -51,8 +53,39 @@ def checkpoint_callbacks(folder: RunFolder, *, every_minutes: float | None = Non
     return callbacks
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint that rests where there is no validation; Lightning's own stops such a run with an
+class RunCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint of a run whose folder may be moved or renamed. Lightning's own forgets the best score then, and
+    a worse epoch replaces best.ckpt.
+    """
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Finds this run's files in what the checkpoint has for `load_state_dict`.
+
+        Where best.ckpt is not among them, the best score starts anew and a line says so: the checkpoint is another
+        run's, whose best.ckpt stays there, or the file is gone.
+        """
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state is None:  # written by an older version, or without --checkpoint_minutes
+            return
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else ""
+
+        best = {here(path): score for path, score in state["best_k_models"].items()}
+        # Asked once for all processes: one that sees other files than the first would wait for it for ever.
+        missing = trainer.strategy.broadcast([path for path in best if not Path(path).is_file()])
+        if missing:
+            if trainer.is_global_zero:
+                was = f"{float(state['best_model_score']):.4g} ({state['best_model_path']})"
+                log.warning("the best %s starts anew: it was %s, and there is no %s", self.monitor, was, missing[0])
+            del checkpoint["callbacks"][self.state_key]
+            return
+        paths = {key: here(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        state.update(paths, best_k_models=best, dirpath=self.dirpath)
+
+
+class BestCheckpoint(RunCheckpoint):
+    """RunCheckpoint that rests where there is no validation; Lightning's own stops such a run with an
     error.
     """
 
@@ -68,8 +101,8 @@ class BestCheckpoint(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
 
 
-class CheckpointWithinEpochs(ModelCheckpoint):
-    """ModelCheckpoint that saves where an optimiser step has just been made: gradients that wait for one are in no
+class CheckpointWithinEpochs(RunCheckpoint):
+    """RunCheckpoint that saves where an optimiser step has just been made: gradients that wait for one are in no
     checkpoint, but what their batches have done to norms is.
     """
 
@@ -86,7 +119,10 @@ class CheckpointWithinEpochs(ModelCheckpoint):
 
 def is_sigterm(error: BaseException) -> bool:
     """Whether SIGTERM raised it: sent to this process, or to its loading processes, as the end of a job is to all."""
-    return isinstance(error, SIGTERMException) or "killed by signal: Terminated" in str(error)
+    if isinstance(error, SIGTERMException) or "killed by signal: Terminated" in str(error):
+        return True
+    # Where a batch is waited for, torch's loader says only that the process is gone, and has the signal as its cause.
+    return error.__cause__ is not None and is_sigterm(error.__cause__)
 
 
 class ResumeHint(Callback):

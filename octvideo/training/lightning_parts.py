@@ -17,8 +17,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.layer_sync import LayerSync
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import distributed
+from torch import distributed, nn
 
 from octvideo.files import whole_file
 from octvideo.training.run_folder import RunFolder
@@ -143,3 +144,17 @@ def leave_process_group() -> None:
     """
     if distributed.is_available() and distributed.is_initialized() and not torch.__version__.startswith("2.6."):
         distributed.destroy_process_group()
+
+
+class KeepNorms(LayerSync):
+    """Stands where `--trainer.sync_batchnorm` is asked for, and leaves the model's norms as they are: Lightning's
+    SyncBatchNorm knows no octave layers, and `VideoClassifier` synchronises norms by itself.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """The model."""
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """The model."""
+        return model

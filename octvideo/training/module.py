@@ -1,8 +1,8 @@
 """The LightningModule: uint8 batches through a network, losses, and metrics over whole videos.
 
 It receives batches (octvideo.data's) and never decodes. Scaling and normalising happen here, on the device, in
-float32 whatever the precision, as do losses and metrics. Metric names: train/loss, train/top1, val/loss and
-val/NAME of evaluation's METRICS, and the same under test/.
+float32 whatever the precision, as do losses and metrics. Metric names: train/loss, train/top1, train/distill_loss where
+a teacher is given, val/loss and val/NAME of evaluation's METRICS, and the same under test/.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
-from octvideo.octave import SynchronisedNorms, arrange, fuse_training
+from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
 from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
+from octvideo.training.distillation import Distillation, LossWeights
 from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
+from octvideo.training.lightning_parts import KeepNorms
+from octvideo.training.precise_bn import BatchNormEstimate, training_clips
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
 from octvideo.training.steps import (
@@ -81,6 +84,12 @@ class VideoClassifier(L.LightningModule):
         freeze: "backbone" trains the head alone; "norms" keeps norm weights and statistics.
         init_weights: what to start from: a checkpoint's path or https URL, torchvision:NAME or timm:NAME;
             another number of classes gets a new head, an image network's kernels are inflated over time.
+        teacher: a trained network to learn from beside the labels: a run or a checkpoint (in Python its path).
+        distill_logits: weight of the teacher's scores in the loss: octvideo/training/distillation.py.
+        distill_temperature: that both networks' logits are divided by there.
+        distill_features: weight of the distance between what the two classifiers read.
+        label_weight: of the labels' loss; None is 1 - distill_logits. With 0 videos need no labels.
+        precise_bn: so many training batches estimate norms' statistics anew before validation; 0 is off.
         on_unreadable: in evaluation, "raise" stops at a video that can't be read, "count" leaves it out and
             says so.
         max_unreadable_fraction: share of an epoch's videos that training may skip.
@@ -118,6 +127,12 @@ class VideoClassifier(L.LightningModule):
         views_per_chunk: int | None = None,
         freeze: Freeze = "none",
         init_weights: str | None = None,
+        teacher: str | None = None,
+        distill_logits: float = 0.5,
+        distill_temperature: float = 1.0,
+        distill_features: float = 0.0,
+        label_weight: float | None = None,
+        precise_bn: int = 0,
         on_unreadable: OnUnreadable = "raise",
         max_unreadable_fraction: float = 0.01,
         max_nonfinite_steps: int = 10,
@@ -132,6 +147,8 @@ class VideoClassifier(L.LightningModule):
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:  # nor NaN
                 raise UserError(f"model.{name}: got {value}, expected 0 or more")
+        if precise_bn < 0:
+            raise UserError(f"model.precise_bn: got {precise_bn}, expected a number of batches, or 0 for none")
         self.network = network
         self.num_classes = find_head(network).out_features
         self.mean, self.std = tuple(mean), tuple(std)
@@ -147,6 +164,11 @@ class VideoClassifier(L.LightningModule):
         self.channels_last, self.fuse, self._is_fused = channels_last, fuse, False
         if channels_last:
             arrange(network)
+        self.distillation: Distillation | None = None
+        if teacher is not None:  # before compiling: it hangs hooks on the network
+            weights = LossWeights(distill_logits, distill_features, label_weight, distill_temperature)
+            self.distillation = Distillation(teacher, network, weights, channels_last=channels_last, compile=compile)
+        self.precise_bn = precise_bn
         # CUDA graphs: what they return lies in memory of their own.
         self._by_graphs = compile in ("reduce-overhead", "max-autotune")
         if compile:
@@ -156,7 +178,7 @@ class VideoClassifier(L.LightningModule):
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
         self.train_metrics = VideoMetrics(self.num_classes)
-        self.train_sums = Sums("loss", "clips", "unreadable", "nonfinite")
+        self.train_sums = Sums("loss", "distill_loss", "clips", "unreadable", "nonfinite")
         self.unreadable = UnreadableVideos("training")
         self.steps = NonFiniteSteps(max_nonfinite_steps)
         self._largest_batch = 0
@@ -180,6 +202,8 @@ class VideoClassifier(L.LightningModule):
         """
         super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
         self.network._apply(fn)
+        if self.distillation is not None:
+            self.distillation._apply(fn)
         return self
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -209,7 +233,12 @@ class VideoClassifier(L.LightningModule):
         return video_scores(logits, len(logits) // len(video))  # (N,K)
 
     def _fuse_on_cuda(self) -> None:
-        """Once the network is on its device. Fused norms know their own process's batch only."""
+        """Once the network is on its device. Fused norms know their own process's batch only: where norms are
+        synchronised, a network that an earlier run has fused is as before.
+        """
+        if self._synchronises and self._is_fused:
+            unfuse(self.network)
+            self._is_fused = False
         if self.fuse and not self._is_fused and not self._synchronises and self.device.type == "cuda":
             self.print(fuse_training(self.network))
             self._is_fused = True
@@ -221,9 +250,10 @@ class VideoClassifier(L.LightningModule):
         `--trainer.sync_batchnorm` over from Lightning, whose way of it knows no octave layers.
         """
         strategy = self.trainer.strategy
-        if getattr(strategy, "_layer_sync", None) is not None:
-            strategy._layer_sync = None  # type: ignore[attr-defined]
-            self._synchronises = self.trainer.world_size > 1
+        wanted = getattr(strategy, "_layer_sync", None) is not None
+        if wanted:
+            strategy._layer_sync = KeepNorms()  # type: ignore[attr-defined]
+        self._synchronises = wanted and self.trainer.world_size > 1
         names = self._names_of_data
         expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
         if expected != self.num_classes:
@@ -231,6 +261,9 @@ class VideoClassifier(L.LightningModule):
                 f"the network has {self.num_classes} classes and the data {expected}: "
                 f"set model.network.init_args.num_classes to {expected}"
             )
+        if stage == "fit" and self.distillation is not None:
+            self.distillation.check_classes(names, self.num_classes)
+            self._teacher_line = self.distillation.cost(self.network, getattr(self._datamodule, "clip_shape", None))
         if self.init_weights is not None and not self.trainer.ckpt_path:
             weights = read_weights(self.init_weights)
             report = load_weights(self.network, weights, head="swap", class_names=names)
@@ -240,8 +273,20 @@ class VideoClassifier(L.LightningModule):
             if advice := report.pixel_advice(PixelScale(self.mean, self.std)):
                 self.print(f"  {advice}")
 
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimizer's, with what learns beside the network last."""
+        groups = decay_groups(self.network, self.weight_decay, self._decayed)
+        if self.distillation is not None and (beside := list(self.distillation.parameters())):
+            groups.append({"params": beside, "weight_decay": self.weight_decay})
+        return groups
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether training does: not where a teacher alone teaches."""
+        return self.distillation is None or self.distillation.weights.of_labels > 0
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups, fused = decay_groups(self.network, self.weight_decay, self._decayed), self._skips_by_itself
+        groups, fused = self._groups(), self._skips_by_itself
         optimizer: torch.optim.Optimizer
         if self.optimizer_name == "adamw":
             # torch's 1e-8 is 0 in float16, and an update of a weight without gradient 0/0.
@@ -287,6 +332,12 @@ class VideoClassifier(L.LightningModule):
         built = built_from(self.network) or {"class_path": type(self.network).__name__}
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
+        if self.distillation is not None:
+            self.distillation.teacher.move_to(self.trainer.strategy.root_device)  # FSDP moves what it trains alone
+            self.print(self._teacher_line)
+        if self.precise_bn:
+            count = len(BatchNormEstimate(self.network, self._held))
+            self.print(f"precise_bn: {count} batch norms are estimated on {self.precise_bn} batches before validation")
         if advice := precision_advice(str(self.trainer.precision), self.trainer.strategy.root_device):
             self.print(advice)
 
@@ -301,6 +352,8 @@ class VideoClassifier(L.LightningModule):
         self._epoch_started, self._first_batch, self._told_nonfinite = time.monotonic(), None, False
         for metric in (self.train_metrics, self.train_sums):
             metric.reset()
+        if self.distillation is not None:
+            self.distillation.share.begin()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self._first_batch is None:
@@ -323,26 +376,50 @@ class VideoClassifier(L.LightningModule):
         failed.check_bound(int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction)
         if not len(labels):
             return self._empty_loss(video)
-        targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
         assert isinstance(video, Tensor)  # clips
-        clips = video
+        clips, targets = video, None
+        if self.reads_labels:
+            targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
         if self.mixup_alpha > 0:
             alpha = torch.tensor(self.mixup_alpha, dtype=torch.float32)
             share = float(torch.distributions.Beta(alpha, alpha).sample())
             other = torch.randperm(len(labels), device=labels.device)
             clips = share * video.float() + (1 - share) * video[other].float()
-            targets = share * targets + (1 - share) * targets[other]
+            targets = None if targets is None else share * targets + (1 - share) * targets[other]
         self.steps.before_forward(self.network)
+        taught = None if self.distillation is None else self.distillation.targets(clips)
         logits = self(clips)
-        loss = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
+        loss, distill_loss = self._losses(logits, targets, taught)
         finite = self.steps.note_loss(loss)
         clips_counted = len(labels) * finite
         self.train_sums.update(
-            loss=loss.detach().where(finite, 0) * clips_counted, clips=clips_counted, nonfinite=~finite
+            loss=loss.detach().where(finite, 0) * clips_counted,
+            distill_loss=distill_loss.detach().where(finite, 0) * clips_counted,
+            clips=clips_counted,
+            nonfinite=~finite,
         )
-        self.train_metrics.update(logits.detach().softmax(1), labels)
+        if self.reads_labels:
+            self.train_metrics.update(logits.detach().softmax(1), labels)
         self.log(STEP_LOSS, loss.detach(), on_step=True, batch_size=len(labels))
         return loss
+
+    def _losses(
+        self, logits: Tensor, targets: Tensor | None, taught: tuple[Tensor, Tensor | None] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and the teacher's part of it.
+
+        Args:
+            logits: (N, K).
+            targets: from labels, (N, K); None where they are not read.
+            taught: the teacher's logits and features; None without a teacher.
+        """
+        loss = distill_loss = logits.new_zeros(())
+        if targets is not None:
+            loss = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
+        if self.distillation is not None and taught is not None:
+            distill_loss = self.distillation.loss(logits, taught)
+            loss = self.distillation.weights.of_labels * loss + distill_loss
+        return loss, distill_loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning's; a compiled network's backward pass is compiled here."""
@@ -367,12 +444,13 @@ class VideoClassifier(L.LightningModule):
             if self._steps_since_look >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
                 self._look_at_steps()
         elif self._look_at_steps():
-            self.network.zero_grad(set_to_none=True)
+            self.zero_grad(set_to_none=True)
 
     def _look_at_steps(self) -> bool:
         """Whether steps since the last look were not finite; says so, and ends the run where they are many in a row."""
         self._steps_since_look = 0
         left_out = self.steps.look()
+        self._say_share_of_teacher()
         if left_out.in_a_row >= self.steps.most:
             raise self._diverged(f"{left_out.in_a_row} steps in a row were not finite, {left_out.problem}")
         if left_out.steps and not self._told_nonfinite:  # once in an epoch
@@ -380,6 +458,10 @@ class VideoClassifier(L.LightningModule):
             log.warning("%s: %s; such steps are left out, %s", self._place, left_out.problem, most)
             self._told_nonfinite = True
         return left_out.steps > 0
+
+    def _say_share_of_teacher(self, *, at_end: bool = False) -> None:
+        if self.distillation is not None and (said := self.distillation.share.said(at_end=at_end)):
+            self.print(said)
 
     @property
     def _place(self) -> str:
@@ -402,9 +484,12 @@ class VideoClassifier(L.LightningModule):
         if self.trainer.world_size == 1:
             return None
         if not (self._synchronises or isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)):
-            return torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0
+            return torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
         assert isinstance(video, Tensor)  # (0, 3, T, H, W)
-        return self(video).sum()
+        loss = self(video).sum()
+        if self.distillation is not None and self.distillation.student_features is not None:
+            loss = loss + self.distillation.student(0).sum()
+        return loss
 
     def on_train_epoch_end(self) -> None:
         if self._first_batch is None:
@@ -412,9 +497,11 @@ class VideoClassifier(L.LightningModule):
             return
         if self._skips_by_itself:
             self._look_at_steps()
+        self._say_share_of_teacher(at_end=True)
         sums = self.train_sums.compute()
-        values = {"train/top1": self.train_metrics.compute()["top1"]}
-        values["train/loss"] = mean_of(sums["loss"], sums["clips"])
+        values = {"train/top1": self.train_metrics.compute()["top1"]} if self.reads_labels else {}
+        for name in ("loss", "distill_loss") if self.distillation is not None else ("loss",):
+            values[f"train/{name}"] = mean_of(sums[name], sums["clips"])
         values |= {f"train/{name}": sums[name] for name in ("unreadable", "nonfinite")}
         self._log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
@@ -425,7 +512,7 @@ class VideoClassifier(L.LightningModule):
         if self._first_batch:
             batches = self.trainer.num_training_batches
             parts.append(f"(resumed: the last {batches - self._first_batch} of {batches} batches alone)")
-        for name in ("train/loss", "train/top1", "val/loss", "val/top1"):
+        for name in ("train/loss", "train/distill_loss", "train/top1", "val/loss", "val/top1"):
             if name in values:
                 parts.append(f"{name} {values[name]:.4f}" if "loss" in name else f"{name} {100 * values[name]:.1f} %")
         if nonfinite := int(values["train/nonfinite"]):
@@ -455,6 +542,10 @@ class VideoClassifier(L.LightningModule):
 
     def on_validation_start(self) -> None:
         self._fuse_on_cuda()
+        if self.precise_bn and self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            with self.trainer.precision_plugin.forward_context():
+                clips = training_clips(self.trainer, self._datamodule, self.precise_bn)
+                BatchNormEstimate(self.network, self._held).over(clips, self)
 
     def on_test_start(self) -> None:
         self._fuse_on_cuda()
@@ -510,8 +601,10 @@ class VideoClassifier(L.LightningModule):
         return list(getattr(self._datamodule, "class_names", ()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        groups = decay_groups(self.network, self.weight_decay, self._decayed)
-        optimized = [p for group in groups for p in group["params"]]
+        optimized = [p for group in self._groups() for p in group["params"]]
+        if self.distillation is None and self.trainer.state.fn != TrainerFn.FITTING:
+            for key in [key for key in checkpoint["state_dict"] if key.startswith("distillation.")]:
+                del checkpoint["state_dict"][key]  # what only learnt beside the network
         if names := self._names_of_data:
             fit_classes(checkpoint, names, self.network, optimized)
         check_fits(checkpoint, self.state_dict(), self.network)

@@ -180,7 +180,7 @@ class _Process:
         """None where it only said that it lives."""
         if not self.connection.poll():
             self.end()
-            return Outcome("timeout", reason=f"timeout: no sign of life for {self._timeout_s:g} s")
+            return self._late()
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionResetError):
@@ -195,6 +195,9 @@ class _Process:
             self.end()
         return outcome
 
+    def _late(self) -> Outcome:
+        return Outcome("timeout", reason=f"timeout: no sign of life for {self._timeout_s:g} s")
+
     def _ended(self) -> Outcome:
         self._process.join(10)
         code = self._process.exitcode
@@ -203,6 +206,8 @@ class _Process:
             raise RuntimeError(f"a process for decoding can't start (exit code {code}); its own error is above")
         if code == _OUT_OF_MEMORY:
             return Outcome("out of memory", reason=_too_large(self._memory_bytes))
+        if code == -signal.SIGALRM:  # the alarm clock came first: this process had to wait, or was stopped
+            return self._late()
         if code is None or code >= 0:
             return Outcome("crashed", reason=f"crashed (exit code {code})")
         with contextlib.suppress(ValueError):

@@ -326,21 +326,21 @@ def test_a_kill_loses_at_most_what_is_in_flight(repo: Path, good: Path, tmp_path
 
 
 def memory_and_time_of(number: int, folder: Path) -> tuple[int, float]:
-    """Listing, checking and listing again so many files; bytes that Python holds at most."""
+    """Listing, checking and listing again so many files; bytes that Python holds at most, seconds of CPU."""
     import tracemalloc
 
     (folder / "list.txt").write_text("".join(f"train/class {n % 400}/video {n:08d}.mp4 1\n" for n in range(number)))
-    start = time.monotonic()
+    start = time.process_time()
     tracemalloc.start()
     selection = select([folder / "list.txt"], root=folder)
-    settings = {"num_processes": 1, "timeout_s": 10.0, "memory_bytes": 2**30, "work": at_once}
+    settings = {"num_processes": 1, "timeout_s": 600.0, "memory_bytes": 2**30, "work": at_once}
     with Journal(folder / "out", root=selection.root, decoder="auto") as written:
         first = check_all(selection, written, decoder="auto", **settings)  # type: ignore[arg-type]
         assert first.verdicts.total() == number and len(written.known()) == number
         assert len(written.not_ok()) == first.verdicts["unreadable"] == number // 10
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return peak, time.monotonic() - start
+    return peak, time.process_time() - start
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader, Dataset
 
 from octvideo.cli.config_files import prepare_argv
 from octvideo.data.quarantine import read_quarantine
@@ -419,13 +421,32 @@ def test_a_run_stopped_by_sigterm_says_so(workers: int, start: Callable[..., obj
     assert "Stopped in epoch 2/2. runs/tiny/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
 
 
-def test_a_loading_process_that_sigterm_ended_is_no_error(
-    octvideo: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def end(*args: object) -> None:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+class Terminated(Dataset[int]):
+    """Its loading process is sent SIGTERM, and no item ever comes."""
 
-    monkeypatch.setattr(ProgressBar, "on_train_start", end)
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def computing() -> None:
+    """What torch says where its loading process ends meanwhile."""
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+
+def waiting() -> None:
+    list(DataLoader(Terminated(), batch_size=None, num_workers=1))
+
+
+@pytest.mark.parametrize("busy", [computing, waiting])
+def test_a_loading_process_that_sigterm_ended_is_no_error(
+    busy: Callable[[], None], octvideo: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the run computes or waits for a batch."""
+    monkeypatch.setattr(ProgressBar, "on_train_start", lambda *_: busy())
     _, err = octvideo("fit", "-c", "tiny", code=143)
     assert "Stopped in epoch 1/2. No checkpoint yet, the first epoch was not over: start again." in err
     assert "error" not in err
@@ -438,6 +459,13 @@ def test_a_config_without_the_runs_data_names_the_runs_own(octvideo: Cli, workpl
     assert "data.root not given" in err and "the run's own config has them: octvideo test --name mine" in err
     _, err = octvideo("test", "-c", "bare", "--name", "other", "--data.num_clips", 1, code=2)
     assert "own config" not in err
+    # One that has other data, as those that octvideo brings where the run's were given on the command line.
+    Path("four.txt").write_text("down\nleft\nright\nup\n")
+    for data in (("--data.classes", "four.txt"), ("--data.root", "nowhere")):
+        _, err = octvideo("test", "-c", "tiny", "--name", "mine", *data, code=2)
+        assert err.endswith("; the run's own config has its data: octvideo test --name mine\n")
+        _, err = octvideo("test", "-c", "runs/mine/config.yaml", "--name", "mine", *data, code=2)
+        assert "own config" not in err
     octvideo("test", "--name", "mine")  # as it says
 
 
@@ -718,7 +746,7 @@ def test_the_help_is_a_page(octvideo: Cli, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("COLUMNS", "120")
     out, _ = octvideo("fit", "--help")
     lines = out.splitlines()
-    assert len(lines) < 160 and max(map(len, lines)) <= 120 and "torch.nn." not in out
+    assert len(lines) < 170 and max(map(len, lines)) <= 120 and "torch.nn." not in out
     ours, lightnings = out.split("Lightning's Trainer, a line each")
     assert "--trainer." not in ours
     for key in ("--name", "--resume", "--model.lr", "--data.augment.flip"):

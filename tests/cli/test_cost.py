@@ -68,7 +68,7 @@ def test_table_for_the_terminal_compares_with_the_ordinary_network_even_if_not_a
         (["--clip", "1x3x1x64x64"], "i3d_small takes no clip of 1x3x1x64x64: the clip has 1 frame, expected"),
         (["--networks", "resnet"], "no network 'resnet': there are c2d_r50, c2d_small, i3d_r50, "),
         (["--alphas", "1.5"], "alpha: got 1.5, expected the share of low-frequency channels, 0 to 1"),
-        (["--num_classes", "0"], "num_classes: got 0, expected 1 or more"),
+        (["--num_classes", "0"], "--num_classes: got 0, expected 1 or more"),
     ],
 )
 def test_mistakes_are_one_line(args: list[str], message: str, octvideo: Cli) -> None:

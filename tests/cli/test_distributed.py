@@ -166,7 +166,9 @@ def test_the_learning_rate_of_processes_ends_with_their_last_step(start: Start, 
     "said",
     [
         "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242",
-        "NCCL error in: ProcessGroupNCCL.cpp:3763, remote process exited or there was a network error\n"
+        "[/root/gloo/transport/tcp/pair.cc:598] Read error [127.0.0.1]:4242: Connection reset by peer",
+        # Of older NCCL, and of newer: each line by itself.
+        "NCCL error in: ProcessGroupNCCL.cpp:3763, remote process exited or there was a network error",
         "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
         "NCCL error in: ProcessGroupNCCL.cpp:1275, internal error\nncclInternalError: Internal check failed.\n"
         "Last error:\nNet : Connection closed by remote peer node<43236>",

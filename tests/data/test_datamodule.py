@@ -14,6 +14,8 @@ from torch import Tensor
 
 from octvideo.data import Augmentation
 from octvideo.data.datamodule import VideoDataModule
+from octvideo.data.records import VideoList, VideoRecord
+from octvideo.data.shard_writer import write_shards
 from octvideo.errors import UserError
 from octvideo.models import i3d_small
 from octvideo.training import VideoClassifier
@@ -203,6 +205,31 @@ def test_prediction_needs_no_labels(root: Path, tmp_path: Path) -> None:
     module.setup("predict")
     (batch,) = module.predict_dataloader()
     assert batch["label"].tolist() == [-1] and batch["path"] == [f"{root}/val/sit/1.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "kinetics", "shards"])
+def test_training_without_labels_reads_none(root: Path, tmp_path: Path, kind: str) -> None:
+    """Whatever stands in their place: nothing, classes of another data set, ids that are too high."""
+    videos = sorted(str(path) for path in (root / "train").glob("*/*.mp4"))
+    train = root / "train"
+    if kind == "list":
+        train = tmp_path / "list.txt"
+        train.write_text(f"{videos[0]}\n{videos[1]},flying\n{videos[2]} 99\n" + "\n".join(videos[3:]))
+    elif kind == "kinetics":
+        train = tmp_path / "train.csv"
+        rows = [("flying", f"abcdefghij{n}", n, n + 10) for n in range(7)]
+        for video, (_, name, start, end) in zip(videos, rows, strict=True):
+            (tmp_path / f"{name}_{start:06d}_{end:06d}.mp4").symlink_to(video)
+        train.write_text("".join(f"{label},{name},{start},{end},\n" for label, name, start, end in rows))
+    elif kind == "shards":
+        train = tmp_path / "shards"
+        records = VideoList(VideoRecord(video, 99) for video in videos)
+        write_shards(records, train, root=root, class_names=[f"class {n}" for n in range(100)])
+    module = data(tmp_path if kind == "kinetics" else root, train=str(train), train_labels=False)
+    module.class_names = NAMES
+    assert len(module.videos("train")) == 7
+    if kind != "shards":
+        assert set(module.videos("train").labels.tolist()) == {-1}
 
 
 def test_labels_that_are_missing_in_a_test_are_said_aloud(

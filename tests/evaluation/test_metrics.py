@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,31 @@ def test_batches_do_not_matter_and_may_be_empty() -> None:
         split.update(scores[part], labels[part])
     assert split.compute() == whole.compute()
     assert split.videos.sum() == 31
+
+
+class OnMps(Tensor):
+    """A Mac's GPU, which has no float64."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if func is Tensor.cpu:
+            return result.as_subclass(Tensor)
+        if isinstance(result, Tensor) and result.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return result
+
+
+def test_counts_on_a_device_without_float64() -> None:
+    scores, labels = some_scores(31)
+    metrics, expected = VideoMetrics(K), VideoMetrics(K)
+    for name in ("hits1", "hits5", "videos", "largest"):
+        setattr(metrics, name, getattr(metrics, name).as_subclass(OnMps))
+    with pytest.raises(TypeError, match="float64"):
+        metrics.videos.double()
+    for counts, given in ((metrics, scores.as_subclass(OnMps)), (expected, scores)):
+        counts.update(given, labels)
+    assert isinstance(metrics.hits1, OnMps) and metrics.compute() == expected.compute()
 
 
 def test_equal_and_broken_scores() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from octvideo.inference import Predictor
 from octvideo.inference.engine import EngineEntry, ModelSpec, Run
 from octvideo.inference.engines import ENGINES, file_engines
 from octvideo.inference.export import write_export
+from octvideo.models.layers import LEAVES
+from octvideo.models.video import SlowFastPlan
+from octvideo.octave import OctConv3d, octavize
 from octvideo.video import ViewSettings, read_views
 
 VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
@@ -265,3 +269,28 @@ def test_the_command_exports_a_checkpoint(
     assert "--engine: got eager, expected aot, onnx, openvino" in capsys.readouterr().err
     assert main(["infer", str(video), "--model", str(tmp_path / "out"), "--timing"]) == 0
     assert " s in all (x " in capsys.readouterr().out
+
+
+def tiny_slowfast() -> nn.Module:
+    """Stems, res2 and the lateral connections of SlowFast, octave from res2 on: the whole takes seconds to export."""
+    torch.manual_seed(7)
+    ordinary = SlowFastPlan((1, 1, 1, 1), width=8, frame_ratio=4, fusion_kernel=5).ordinary(3, dropout=0.0).eval()
+    stems, res2, *_, pool, head = ordinary.blocks
+    ordinary.blocks = nn.ModuleList([stems, res2, pool, head])
+    head.proj = nn.Linear(4 * 8 + 2 * 4 + 4, 3)  # Slow's channels, what Fast sends it, and Fast's own
+    for norm in (module for module in ordinary.modules() if isinstance(module, nn.BatchNorm3d)):
+        norm.bias.data.normal_()
+    return octavize(ordinary, {"blocks.1": 0.5}, leaf_modules=LEAVES)
+
+
+def test_two_pathways_are_exported_by_the_command(tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, views = tiny_slowfast(), replace(VIEWS, num_crops=1)
+    octave = [name for name, module in network.named_modules() if isinstance(module, OctConv3d)]
+    assert {name.split(".")[2] for name in octave} == {"multipathway_blocks", "multipathway_fusion"}, octave
+    settings = {"class_names": NAMES, "views": views, "mean": (0.4,) * 3, "std": (0.2,) * 3, "source": "my.ckpt"}
+    expected = Predictor(network, NAMES, views=views, mean=(0.4,) * 3, std=(0.2,) * 3, device="cpu").scores(video)
+    monkeypatch.setattr(export, "network_of_checkpoint", lambda path: (network, settings))
+    assert main(["export", "--ckpt", "my.ckpt", "--engine", "onnx", "-o", str(tmp_path / "out")]) == 0
+    scores = Predictor.from_export(tmp_path / "out").scores(video)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert scores.max() - scores.min() > 0.05  # no scores that any network has

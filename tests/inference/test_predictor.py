@@ -477,3 +477,31 @@ def test_views_of_a_call_on_a_gpu(views: int, expected: int) -> None:
     settings = ViewSettings(clip_frames=8, num_clips=views, num_crops=1, short_side_px=64, crop_px=64)
     for threads in (1, 16):
         assert predictor.choose_views_per_call(settings, torch.device("cuda"), threads) == expected
+
+
+class Counted(torch.Tensor):
+    """Counts what would wait for a GPU: copies to the host, and values that are read."""
+
+    reads = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = (torch.Tensor.cpu, torch.Tensor.to, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__bool__)
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if func not in waits:
+            return result
+        cls.reads += 1
+        return result.as_subclass(torch.Tensor) if isinstance(result, torch.Tensor) else result
+
+
+class CountedEngine:
+    name, precision, views_per_call = "eager", "f32", 2
+
+    def __call__(self, clips: torch.Tensor) -> torch.Tensor:
+        return clips.mean((2, 3, 4)).as_subclass(Counted)
+
+
+def test_a_gpu_is_waited_for_once_a_video(tiny_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "reads", 0)
+    scores = Predictor(CountedEngine(), NAMES, views=VIEWS).scores(tiny_video)  # 6 views in 3 calls
+    assert Counted.reads == 1 and scores.shape == (3,)

@@ -16,12 +16,12 @@ import torch
 from lab.benchmark import measure
 from lab.benchmark.arms import Arm
 from lab.benchmark.calls import Call, make_call
-from lab.gpu_report import checks, command, speed
+from lab.gpu_report import checks, command, speed, worker
 from lab.gpu_report.child import Child, EndedError
 from lab.gpu_report.command import STEPS, main
 from lab.gpu_report.kernels import Kernel
 from lab.gpu_report.report import Report, read_records
-from lab.gpu_report.work import Settings, Work
+from lab.gpu_report.work import NothingToDoError, Settings, Work
 from lab.roofline import device as roofline
 from lab.roofline import report as predictions
 from octvideo.models import __all__ as builders
@@ -172,8 +172,8 @@ TESTS = """
 @pytest.mark.parametrize(
     ("body", "seconds", "told"),
     [
-        ("pass", 60, "2 passed"),
-        ("assert False", 60, "1 failed, 1 passed"),
+        ("pass", 600, "2 passed"),
+        ("assert False", 600, "1 failed, 1 passed"),
         ("time.sleep(60)", 3, "stopped for want of time, after: "),
     ],
 )
@@ -198,10 +198,12 @@ WORKER = """
     from lab.gpu_report.child import serve
 
     def answer(asked, send):
-        step, error = asked["step"], None
+        step, end, said = asked["step"], "done", None
         send({"step": step, "key": "pid", "text": f"in {os.getpid()}", "data": os.getpid()})
         if step == "networks":
-            error = "RuntimeError: two | three"
+            end, said = "failed", "RuntimeError: two | three"
+        elif step == "compiled":
+            end, said = "skipped", "no arm has been compiled"
         elif step == "tests":
             print("a crash", file=sys.stderr)
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -210,7 +212,7 @@ WORKER = """
         elif step in os.environ.get("STOPS", ""):
             os.kill(os.getppid(), getattr(signal, os.environ["SIGNAL"]))
             time.sleep(60)
-        send({"end": error, "leaves": step == "inference"})
+        send({"end": end, "said": said, "leaves": step == "inference"})
         return step != "inference"
 
     serve(answer)
@@ -239,7 +241,8 @@ def test_steps_that_fail_crash_and_hang_are_lines_and_the_next_follow(
     code, page, records = report()
     said = {record["step"]: record for record in records if "state" in record}
     assert code == 1
-    assert [said[name]["state"] for name in STEPS] == ["done", *["failed"] * 3, *["done"] * 6]
+    assert [said[name]["state"] for name in STEPS] == ["done", *["failed"] * 3, *["done"] * 4, "skipped", "done"]
+    assert said["compiled"]["said"] == "no arm has been compiled"
     assert said["networks"]["said"] == "RuntimeError: two | three" and r"two \| three" in page
     assert said["tests"]["said"] == "its process ended with code -11: a crash"
     assert said["predictor"]["said"] == "ended after 0 s, all that it may take"
@@ -258,6 +261,15 @@ def test_a_device_that_is_not_here_is_told_before_any_step(
     assert main(["--device", name, "--out", str(tmp_path / "out")]) == 2
     assert f"--device: got '{name}', which can't be used here; expected cpu" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["--device", "cpu", "--out", str(tmp_path / "file")]) == 2
+    assert f"error: --out: can't write into {tmp_path / 'file'}: File exists" in capsys.readouterr().err
+    if Path("/proc").is_dir():  # whose folders say that there is no such file
+        assert main(["--device", "cpu", "--out", "/proc/x"]) == 2
+        assert "error: --out: can't write into /proc/x: " in capsys.readouterr().err
 
 
 def test_predictions_that_are_none_are_told_before_any_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -346,8 +358,23 @@ def test_arms_compile_apart_and_take_turns(
     ]
     assert found["times"]["rows"][0][5:7] == ["200.00", "3.00"]
     assert found["profile α 0"]["text"].startswith("**α 0**: 3 kernels, 100.00 ms; by kind, ms (kernels): element by")
-    with pytest.raises(speed.UserError, match="no arm has been compiled"):
+    with pytest.raises(NothingToDoError, match="no arm has been compiled"):
         do(speed.compiled)
+
+
+@pytest.mark.parametrize("step", ["compiled", "networks"])
+def test_a_worker_skips_what_has_nothing_to_do_and_fails_at_all_else(
+    step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(work: Work) -> None:
+        raise ValueError("no\nnetwork")
+
+    monkeypatch.setitem(worker.CHECKS, "networks", broken)
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(worker, "serve", lambda answer: answer({"step": step, "seconds": 9}, sent.append))
+    worker.main(Settings("cpu", str(tmp_path), str(tmp_path), tiny=True))
+    ends = {"compiled": ("skipped", "no arm has been compiled"), "networks": ("failed", "ValueError: no")}
+    assert [(message["end"], message["said"]) for message in sent] == [ends[step]]
 
 
 def test_a_child_answers_and_its_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,10 @@ from lab.roofline.fake import autocast_on, backward, fake_mode, gradients, laid_
 from lab.roofline.fused import fused_kernels
 from octvideo.octave import count_cost, upsample
 from octvideo.octave.gpu.norm import octave_norm
+from tests.fake_cuda import needs_fake_cuda
 from tests.octave.gpu.traffic import traffic
+
+pytestmark = needs_fake_cuda
 
 LAST = torch.channels_last_3d
 # A map of 2 clips of 16 channels, 4 frames of 6x6, in bf16: 2 * 16 * 4 * 36 * 2 bytes.
@@ -340,8 +343,8 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 
 @needs_triton
-@pytest.mark.parametrize("residual", [False, True])
-def test_octave_norm_moves_what_it_says(residual: bool) -> None:
+@pytest.mark.parametrize(("residual", "again"), [(False, False), (True, False), (True, True), (False, True)])
+def test_octave_norm_moves_what_it_says(residual: bool, again: bool) -> None:
     """Of 2 clips of 4 frames, 24 high channels at 10x10 and 8 low ones at 5x5."""
     high_shape, low_shape, half_shape = (2, 24, 4, 10, 10), (2, 8, 4, 5, 5), (2, 24, 4, 5, 5)
     with fake_mode():
@@ -354,13 +357,13 @@ def test_octave_norm_moves_what_it_says(residual: bool) -> None:
 
         def work(recorder: Recorder) -> None:
             residuals = more or [None, None]
-            maps = octave_norm(high, half, low, *residuals, *vectors, training=True, pools=True)
+            maps = octave_norm(high, half, low, *residuals, *vectors, training=True, pools=True, again=again)
             recorder.phase = "backward"
             dense = [torch.empty_like(y) for y in maps if y is not None]
             gradients([y for y in maps if y is not None], [high, half, low, *more, *vectors[:2]], dense)
 
         kernels = [kernel for kernel in record(work) if kernel.kind == "normalisation"]
-    expected = traffic(high_shape, 8, half=True, residual=residual, pools=True)
+    expected = traffic(high_shape, 8, half=True, residual=residual, pools=True, again=again)
     for phase, said in zip(("forward", "backward"), expected, strict=True):
         own = [kernel for kernel in kernels if kernel.phase == phase]
         assert len(own) == said.kernels

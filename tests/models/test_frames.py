@@ -13,8 +13,8 @@ import torchvision
 from torch import nn
 
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import build_network
 from octvideo.models import frame_network
+from octvideo.models.checkpoint import build_network
 from octvideo.models.library import FrameNetwork
 from octvideo.octave import OctConv2d, count_cost, octavize
 

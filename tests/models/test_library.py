@@ -13,8 +13,8 @@ import torchvision
 from torch import nn
 
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import build_network
 from octvideo.models import video_network
+from octvideo.models.checkpoint import build_network
 from octvideo.octave import OctConv3d, count_cost, octavize
 
 

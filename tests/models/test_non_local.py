@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import octvideo.models as models
-from octvideo.inference.checkpoint import build_network
+from octvideo.models.checkpoint import build_network
 from octvideo.models.layers import NonLocalBlock
 from octvideo.octave import count_cost
 

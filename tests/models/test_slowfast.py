@@ -14,7 +14,7 @@ from torch import nn
 
 import octvideo.models as models
 from octvideo.errors import UserError
-from octvideo.inference.checkpoint import build_network
+from octvideo.models.checkpoint import build_network
 from octvideo.octave import OctConv3d, count_cost
 
 CLIP = (1, 3, 32, 224, 224)

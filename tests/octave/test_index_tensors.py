@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from octvideo.octave import OctBatchNorm2d, OctConv2d, Partition, octavize
 from octvideo.octave.conversion.modules import OctMerge, OctTake
+from tests.fake_cuda import needs_fake_cuda
 
 
 class CopiesToGpu(TorchDispatchMode):
@@ -85,6 +86,7 @@ NETWORKS = [
 ]
 
 
+@needs_fake_cuda
 @pytest.mark.parametrize(("build", "shape"), NETWORKS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_forward_on_a_gpu_copies_nothing_from_the_host(
     build: Callable[[], nn.Module], shape: tuple[int, ...]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning as L
 import pytest
@@ -20,6 +22,7 @@ from octvideo.data.loading import MovableBatch
 from octvideo.octave import octavize
 from octvideo.training import VideoClassifier
 from octvideo.training.callbacks import ProgressBar
+from tests.fake_cuda import needs_fake_cuda
 
 K, STEPS = 5, 4
 # What must know a value on the host: an element, or how many elements a result has.
@@ -50,7 +53,10 @@ class NoWaiting(TorchDispatchMode):
         if name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1]):
             raise WaitError(f"{func} by a mask")
         out = func(*args, **(kwargs or {}))
-        if name in ("_to_copy", "copy_") and len({tensor.device for tensor in [*tensors, out]}) > 1:
+        # An index on the host, say, is copied to the device; not so a single element, which is a kernel's argument.
+        is_copy = name in ("_to_copy", "copy_")
+        several = [*tensors, out] if is_copy else [tensor for tensor in tensors if tensor.dim()]
+        if len({tensor.device for tensor in several}) > 1:
             raise WaitError(f"{func} between devices")
         return out
 
@@ -123,7 +129,8 @@ def octave_network() -> nn.Module:
 
 def as_fake_cuda(module: VideoClassifier) -> VideoClassifier:
     """Its tensors as fake ones on CUDA, of the same shapes; in a FakeTensorMode."""
-    for part in module.modules():
+    teacher = [] if module.distillation is None else module.distillation.teacher.network.modules()
+    for part in itertools.chain(module.modules(), teacher):
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 part._parameters[name] = nn.Parameter(torch.empty(parameter.shape, device="cuda"))
@@ -134,19 +141,31 @@ def as_fake_cuda(module: VideoClassifier) -> VideoClassifier:
             part._device = torch.device("cuda", 0)
             for name, default in part._defaults.items():
                 setattr(part, name, torch.empty(default.shape, dtype=default.dtype, device="cuda"))
+    if module.distillation is not None:
+        own = module.distillation.teacher
+        own.mean, own.std = (torch.empty(x.shape, device="cuda") for x in (own.mean, own.std))
     module._device = torch.device("cuda", 0)
     return module
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_training_step_reads_nothing(tmp_path: Path, optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_fake_cuda
+@pytest.mark.parametrize(("optimizer", "teacher"), [("sgd", None), ("adamw", None), ("sgd", "t.ckpt")])
+def test_a_training_step_reads_nothing(
+    tmp_path: Path, optimizer: Any, teacher: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torchmetrics.metric.deepcopy", torch.Tensor.clone)  # fake tensors have no storage to copy
+    block = {"network": {"class_path": ""}, "class_names": list("abcde"), "mean": [0.4] * 3, "std": [0.2] * 3}
+    there = "octvideo.training.distillation"
+    monkeypatch.setattr(f"{there}.trained_network", lambda path: (octave_network().eval(), block))
+    monkeypatch.setattr("torch.cuda.Event", lambda **options: mock.MagicMock())
     module = WithoutEngine(
         octave_network(),
         optimizer=optimizer,
         mixup_alpha=0.4,
         label_smoothing=0.1,
         channels_last=True,
+        teacher=teacher,
+        distill_features=1.0,
     )
     with FakeTensorMode(allow_non_fake_inputs=True), NoWaiting() as mode:
         module = as_fake_cuda(module)

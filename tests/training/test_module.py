@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -114,6 +116,37 @@ def test_on_cuda_the_network_is_fused_once(
     assert ("fused" in network.meta) == is_fused
     assert [str(line).startswith("28 of 29 batch norms are fused") for line in printed].count(True) == is_fused
     assert module.network is network and all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
+    module._synchronises = True  # the module's next fit has --trainer.sync_batchnorm
+    module.on_fit_start()
+    assert "fused" not in network.meta and not any("Fused" in type(part).__name__ for part in network.modules())
+
+
+def test_sync_batchnorm_is_done_by_the_module(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a batch without a readable clip; Lightning replaces no norm; the next fit may be without it."""
+    entered: list[int] = []
+
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        entered.append(len(module.network.seen))
+        yield
+
+    monkeypatch.setattr("octvideo.training.module.SynchronisedNorms", recorded)
+    module = VideoClassifier(Tiny())
+    clips = batch(2)["video"]
+    two = trainer(tmp_path, strategy="ddp", devices=2, sync_batchnorm=True)
+    one = trainer(tmp_path, strategy="ddp", devices=1, sync_batchnorm=True)
+    for used, times in ((two, 1), (one, 0), (two, 1), (trainer(tmp_path), 0)):
+        module.trainer = used
+        module.setup("fit")
+        module.train()(clips)
+        assert len(entered) == times
+        if times:
+            assert used.strategy._layer_sync.apply(module) is module and type(module.network.norm) is nn.BatchNorm3d
+            module._empty_loss(clips[:0]).backward()
+            assert len(entered) == 2 and module.network.seen[-1] == 0
+        entered.clear()
+        module.eval()(clips)
+        assert not entered
 
 
 def test_what_torch_cannot_compile_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

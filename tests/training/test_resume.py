@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Sequence
@@ -43,6 +44,17 @@ class Network(nn.Module):
         return self.head(self.dropout(self.norm(x).mean((2, 3, 4))))
 
 
+class Teacher(nn.Module):
+    """Another network, with more features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x.mean((2, 3, 4))).relu())
+
+
 class Drawn(Dataset[Any]):
     """Clips, or whole videos, of noise in place of what is read from files; those called bad can't be read."""
 
@@ -52,13 +64,16 @@ class Drawn(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def noise(self, epoch: int, index: int) -> Tensor:
+        draw = torch.Generator().manual_seed(seed_of(self.seed, epoch, index, "noise"))
+        return torch.randint(0, 256, (3, 2, 4, 4), dtype=torch.uint8, generator=draw)
+
     def __getitem__(self, key: Any) -> Item | Failure:
         epoch, index = key if self.training else (0, key)
         record = self.records[index]
         if Path(record.path).name.startswith("bad"):
             return Failure(record.path, "broken", index)
-        draw = torch.Generator().manual_seed(seed_of(self.seed, epoch, index, "noise"))
-        noise = torch.randint(0, 256, (3, 2, 4, 4), dtype=torch.uint8, generator=draw)
+        noise = self.noise(epoch, index)
         views = VideoViews(noise.permute(1, 2, 3, 0), np.array([[0, 1]]), (Box(0, 0, 4, 4),))
         return Item(noise if self.training else views, record.label, index, record.path)
 
@@ -169,6 +184,23 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + ["best"] * (best[0] != best[1]) + [k for k in ("global_step", "epoch") if first[k] != second[k]]
 
 
+def best_of(root: Path, name: str = "last") -> dict[str, Any]:
+    """What a checkpoint of root/run knows of the best one."""
+    content = torch.load(root / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    (state,) = (state for key, state in content["callbacks"].items() if "val/top1" in key)
+    return state
+
+
+@pytest.fixture
+def worse(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """root/run/checkpoints after an epoch of top-1 .9; epochs from now on have less than that."""
+    scores = iter([0.9, 0.5, 0.6])
+    monkeypatch.setattr(VideoClassifier, "on_validation_epoch_end", lambda self: self.log("val/top1", next(scores)))
+    fit(root, max_epochs=1)
+    assert best_of(root)["best_model_score"].item() == pytest.approx(0.9)
+    return root / "run" / "checkpoints"
+
+
 # ── the same settings ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -204,6 +236,36 @@ def test_a_run_resumed_from_whatever_it_saved_ends_with_the_same_weights(
         assert "nan" not in out
         if not ends and checkpoint != end:
             assert rest > 0 and out.count("epoch 2/2  ") + out.count("epoch 2/2 was") == 1
+
+
+def test_a_taught_run_resumes_bit_for_bit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a projection that learns, mixed clips, gathered gradients, and statistics of norms estimated anew."""
+    torch.manual_seed(1)
+    teacher, block = Teacher(), {"class_names": ["b", "a"], "mean": [0.4] * 3, "std": [0.2] * 3}
+    block["network"] = {"class_path": "Teacher"}
+    monkeypatch.setattr(
+        "octvideo.training.distillation.trained_network", lambda path: (copy.deepcopy(teacher).eval(), block)
+    )
+    model = {"teacher": "t.ckpt", "distill_features": 1.0, "mixup_alpha": 0.4, "precise_bn": 2, "label_weight": 0.3}
+    settings: dict[str, Any] = {"model": model, "accumulate_grad_batches": 2}
+    saved, means = KeepAll(), []
+
+    class Means(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+            means.append(module.network.norm.running_mean.clone())
+
+    fit(root, plugins=saved, callbacks=[Means()], **settings)
+    first, whole = saved.kept[0], list(means)
+    for checkpoint in saved.kept[::2]:
+        fit(root, resume=checkpoint, callbacks=[Means()], **settings)
+        assert differences(root / "run" / "checkpoints" / "last.ckpt", saved.kept[-1]) == [], checkpoint
+        assert torch.equal(means[-1], whole[-1])
+    assert "distillation.projection.weight" in torch.load(first, weights_only=True)["state_dict"]
+    # The epoch's first two batches, normalised, have these means.
+    order = order_of(1)[:4]
+    clips = torch.stack([Drawn([], seed=0).noise(1, index) for index in order]).float()
+    expected = ((clips - 255 * 0.45) / (255 * 0.225)).mean((0, 2, 3, 4))
+    torch.testing.assert_close(whole[-1], expected)
 
 
 def test_workers_draw_from_the_epoch_that_is_resumed(root: Path) -> None:
@@ -333,6 +395,41 @@ def test_the_progress_bar_of_a_resumed_epoch_is_there_from_the_start(root: Path)
     assert shown[0] == ("Epoch 2/2", 2, 5) and len(shown) == 3
 
 
+# ── the best checkpoint ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(
+    root: Path, worse: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = (worse / "best.ckpt").read_bytes()
+    moved = root / "elsewhere"
+    (moved / "run").parent.mkdir()
+    (root / "run").rename(moved / "run")
+    for name in ("train.txt", "val.txt", "names.txt", *(file.name for file in root.glob("*.mp4"))):
+        shutil.copy(root / name, moved)
+    fit(moved, resume=moved / "run/checkpoints/last.ckpt", max_epochs=3)
+    assert (moved / "run/checkpoints/best.ckpt").read_bytes() == left and not worse.exists()
+    kept = best_of(moved)
+    assert kept["best_model_score"].item() == pytest.approx(0.9)
+    best = str((moved / "run/checkpoints/best.ckpt").resolve())
+    assert [kept["best_model_path"], *kept["best_k_models"]] == [best, best]
+    assert not any("dirpath has changed" in str(warning.message) for warning in recwarn)
+    assert "best" not in caplog.text
+
+
+def test_a_run_from_anothers_checkpoint_chooses_its_own_best_and_says_so(
+    root: Path, worse: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, left = root / "first", (worse / "best.ckpt").read_bytes()
+    (root / "run").rename(first)
+    fit(root, resume=first / "checkpoints/last.ckpt", max_epochs=3)
+    assert best_of(root)["best_model_score"].item() == pytest.approx(0.6)
+    assert torch.load(worse / "best.ckpt", weights_only=True)["epoch"] == 2
+    assert (first / "checkpoints/best.ckpt").read_bytes() == left
+    best = worse.resolve() / "best.ckpt"
+    assert f"the best val/top1 starts anew: it was 0.9 ({best}), and there is no {best}" in caplog.messages
+
+
 # ── other settings ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -414,7 +511,7 @@ def test_a_data_set_that_has_moved_is_the_same_list(
     shutil.copytree(root, root / "moved" / "here", ignore=lambda *_: ["run", "moved"])
     fit(root / "moved" / "here", second, resume=checkpoint)
     assert sorted(first.epoch(1) + second.epoch(1)) == sorted(order_of(1)[:10])
-    assert "anew" not in caplog.text
+    assert "epoch 2 starts anew" not in caplog.text
 
 
 def test_an_epoch_that_was_over_is_over_with_any_batch_size(root: Path) -> None:

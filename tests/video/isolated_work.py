@@ -30,10 +30,12 @@ def act(item: Any, alive: Callable[[], None]) -> Any:
         ctypes.PyDLL(None).pause()
     elif kind == "alive":
         for _ in range(rest[0]):
-            time.sleep(0.2)
+            time.sleep(0.6)  # no two signs are sent within half a second
             alive()
     elif kind == "crash":
         ctypes.string_at(0)
+    elif kind == "ring":
+        signal.raise_signal(signal.SIGALRM)
     elif kind == "exit":
         os._exit(3)
     elif kind == "raise":

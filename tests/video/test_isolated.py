@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,9 +69,25 @@ def test_processes_are_used_again(pool: IsolatedPool[Any]) -> None:
     assert len(pids) <= 2 and pool.num_started <= before + 2 and os.getpid() not in pids
 
 
-def test_signs_of_life_give_more_time() -> None:
-    with IsolatedPool[Any](act, num_processes=1, timeout_s=3, memory_bytes=256 * MB) as pool:
-        assert one(pool, "alive", 20).value == "alive"  # 4 s
+def test_signs_of_life_give_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by 80 s with each sign."""
+    now, signs = 0.0, 0
+
+    def tell(*_: object) -> None:
+        nonlocal now, signs
+        now, signs = now + 80, signs + 1
+
+    monkeypatch.setattr("octvideo.video.isolated.time", SimpleNamespace(monotonic=lambda: now))
+    with IsolatedPool[Any](act, num_processes=1, timeout_s=120, memory_bytes=256 * MB) as pool:
+        ((_, outcome),) = pool.run([("alive", 4)], tell)
+    # The first is that of its start. Without more time, one of the others would have come after the end.
+    assert outcome.value == "alive" and signs == 5
+
+
+def test_the_alarm_clock_of_a_process_means_that_it_took_too_long(pool: IsolatedPool[Any]) -> None:
+    """It rings where the parent has no time to look."""
+    outcome = one(pool, "ring")
+    assert (outcome.ending, outcome.reason) == ("timeout", "timeout: no sign of life for 120 s")
 
 
 def test_what_an_item_leaves_behind_is_not_counted_as_anothers(pool: IsolatedPool[Any]) -> None:

@@ -8,9 +8,9 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -235,24 +235,39 @@ def test_decord_may_take_its_time_but_not_ask_for_ever(monkeypatch: pytest.Monke
     monkeypatch.setattr(decord_reader, "_BUSY_S", 0.1)
     monkeypatch.setattr(decord_reader, "_LOOK_S", 0.02)
     monkeypatch.setattr(decord_reader, "_left", [])
+    looks, clock = threading.Semaphore(0), itertools.count()
+    stop, answer = threading.Event(), threading.Event()
 
     def slow() -> Tensor:
-        time.sleep(0.4)  # while others decode
+        for _ in range(20):
+            looks.acquire()
         return torch.tensor([1, 2])
 
-    assert decord_reader._watched(slow).tolist() == [1, 2]
-    stop, answer = threading.Event(), threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(decord_reader, "_IDLE_S", 0.1)  # more than 5 looks at an idle process
+        for looks_each_second in (1, 2):  # others decode: at each look, at every other one
+
+            def cpu_seconds(each: int = looks_each_second) -> float:
+                looks.release()
+                return float(next(clock) // each)
+
+            patch.setattr(decord_reader, "_cpu_seconds", cpu_seconds)
+            assert decord_reader._watched(slow).tolist() == [1, 2]
+        patch.setattr(decord_reader, "_cpu_seconds", lambda: 7.0)
+        with pytest.raises(ReaderFailure, match="waits for frames that do not come"):
+            decord_reader._watched(answer.wait)
+        answer.set()
     try:
         with pytest.raises(ReaderFailure, match="waits for frames that do not come"):
             decord_reader._watched(lambda: all(not stop.is_set() for _ in itertools.count()))
-        # The busy thread that was left does not count.
-        monkeypatch.setattr(decord_reader, "_IDLE_S", 0.5)
-        monkeypatch.setattr(decord_reader, "_LOOK_S", 0.1)
-        with pytest.raises(ReaderFailure, match="waits for frames that do not come"):
-            decord_reader._watched(answer.wait)
     finally:
         stop.set()
-        answer.set()
+
+
+def test_calls_that_decord_was_left_in_do_not_count_as_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decord_reader, "time", SimpleNamespace(process_time=lambda: 10.0))
+    monkeypatch.setattr(decord_reader, "_left", [SimpleNamespace(cpu_seconds=lambda: 4.0)] * 2)
+    assert decord_reader._cpu_seconds() == 2.0
 
 
 def test_a_bug_is_no_fault_of_the_video() -> None:

@@ -11,4 +11,14 @@ solve.py           which channels of every value are low
 rewrite.py         the modules and the graph, changed to the solution
 modules.py         operations on a pair: activations, pools, additions, concatenation, gates
 report.py          what became octave and what could not
+
+and, for trained networks, with clips:
+
+calibration.py     what is asked for, and what is said of it
+spectrum.py        what each channel loses at half resolution, and what that does to the output
+choose.py          which channels are low, and how many of each layer
+reorder.py         they become the last ones: the same function, its channels renamed
+refit.py           layer by layer, weights and statistics fitted to the ordinary network's values
+least_squares.py   a convolution's weights
+walk.py            a network computed node by node over all clips
 """

@@ -1,22 +1,26 @@
-"""Which channels of a trained network are stored low: those that lose least, and how many of each layer."""
+"""Which channels of a trained network are stored low: measured, chosen, and moved to the end of their layers."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
-from octvideo.octave.conversion.spectrum import ChannelLoss
+from octvideo.octave.conversion.calibration import Calibration, CalibrationReport, ChannelLoss, Rule
+from octvideo.octave.conversion.reorder import ChannelOrders, can_reorder
+from octvideo.octave.conversion.roles import Network
+from octvideo.octave.conversion.solve import PartitionSolver, Solution
+from octvideo.octave.conversion.spectrum import Spectrum, measure_spectrum
+from octvideo.octave.conversion.value_classes import Shares, ValueClass
+from octvideo.octave.conversion.walk import tensors_of
+from octvideo.octave.factor import as_factor
+from octvideo.octave.partition import Partition
 
-# Low are the channels whose loss does least to the output, or that lose least themselves. The others are there to
-# compare with: the last ones (as in networks that are to be trained), the first, at random, those that lose most.
-Rule = Literal["output", "detail", "last", "first", "random", "worst"]
-# Each class of values with the share that is asked for; or with shares by loss, for as many multiply-adds in all.
-Spread = Literal["even", "budget"]
-
+_ROUNDING = 1e-3  # of outputs, before and after channels change places: sums run in another order
 _VECTOR = 8  # channels that change sides at once: half a vector of float32, a whole one in 16 bits on a GPU
 _MOST = 0.75  # of a class's channels
 
@@ -108,3 +112,142 @@ def spread_shares(
         shares[name] = counts[name] / len(losses[name])
         total -= saved
     return {name: counts[name] / len(loss) for name, loss in losses.items()}
+
+
+class ChannelChooser:
+    """Goes through the steps for one network.
+
+    Args:
+        calibration: what to do.
+        model: a private copy of the ordinary network, whose weights may change places.
+        traced: its graph.
+        wanted: the low share that each convolution should have.
+        channel_multiple: of channels that both parts should be.
+        state: what is done, filled.
+
+    Attributes:
+        report: what was done.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        model: nn.Module,
+        traced: Network,
+        wanted: Shares,
+        channel_multiple: int,
+        state: dict[str, Any],
+    ) -> None:
+        self.calibration, self.model, self.traced = calibration, model, traced
+        self._state = state
+        self._multiple = channel_multiple
+        solver = PartitionSolver(traced, wanted, channel_multiple)
+        solution = solver.solve()
+        self._classes, self._wanted = solver.classes, wanted
+        # Classes with low channels that may change places, and those that may not, by name.
+        self._groups, self._fixed = self._sort(solution)
+        self.report = CalibrationReport()
+
+    def choose(self) -> dict[str, float]:
+        """Measures, chooses and reorders `model`'s channels; returns the low share of each convolution."""
+        calibration = self.calibration
+        if not self._groups:
+            return self._asked_for()
+        spectrum = self._measure()
+        generator = torch.Generator().manual_seed(calibration.seed)
+        orders = {name: channel_order(spectrum.losses[name], calibration.choose, generator) for name in self._groups}
+        even = {name: partition.alpha for name, (_, partition) in self._groups.items()}
+        shares = even if calibration.spread == "even" else self._spread(spectrum, even)
+        if calibration.choose != "last":
+            orders = self._reorder(orders)
+        self.report.losses, self.report.shares, self.report.orders = spectrum.losses, shares, orders
+        return {**self._asked_for(), **self._by_conv(shares)}
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def _measure(self) -> Spectrum:
+        begun = self._state.get("spectrum")
+        return measure_spectrum(
+            self.model,
+            self.traced,
+            {name: group.nodes for name, (group, _) in self._groups.items()},
+            self.calibration.calls,
+            begun=None if begun is None else Spectrum.of_state(begun),
+            seed=self.calibration.seed,
+            watch=lambda indices: self.calibration.watch("measuring channels", indices),
+            keep=lambda spectrum: self.calibration.done(self._state, "spectrum", spectrum.state()),
+        )
+
+    def _spread(self, spectrum: Spectrum, even: Mapping[str, float]) -> dict[str, float]:
+        names = {id(group): name for name, (group, _) in [*self._groups.items(), *self._fixed.items()]}
+        fixed = {name: partition.alpha for name, (_, partition) in self._fixed.items()}
+        costs = []
+        for path, multiply_adds in spectrum.multiply_adds.items():
+            node = next(node for node in self._classes.nodes if node.target == path)
+            is_conv = self._classes.roles[node] == "conv"
+            low = 1.0
+            for f in as_factor(self.traced.factor, len(self._classes.network.modules[path].kernel_size)):  # type: ignore
+                low /= f
+            costs.append(
+                ConvCost(
+                    multiply_adds,
+                    names.get(id(self._classes[node.all_input_nodes[0]])),
+                    names.get(id(self._classes[node])),
+                    is_conv and self._classes.is_depthwise(node),
+                    low,
+                )
+            )
+        budget = sum(cost.at({**fixed, **even}) for cost in costs)
+        losses = {name: spectrum.losses[name].output for name in self._groups}
+        return spread_shares(costs, losses, budget, fixed=fixed, multiple=self._multiple)
+
+    def _reorder(self, orders: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Gives channels their new places; returns the orders of classes for which that kept the function."""
+        before = copy.deepcopy(self.model.state_dict())
+        expected = self._outputs()
+
+        def keeps(names: Iterable[str]) -> bool:
+            self.model.load_state_dict(before)
+            try:
+                nodes = {self._groups[name][0].nodes[0]: orders[name] for name in names}
+                ChannelOrders(self._classes, nodes).apply()
+            except ValueError:
+                return False
+            return torch.allclose(self._outputs(), expected, rtol=0, atol=_ROUNDING * float(expected.abs().max()))
+
+        kept = list(orders)
+        if not keeps(kept):
+            kept = [name for name in orders if keeps([name])]
+            if not keeps(kept):
+                self.model.load_state_dict(before)
+                kept = []
+        return {name: orders[name] for name in kept}
+
+    # -- details ---------------------------------------------------------------------------------------------
+
+    def _sort(self, solution: Solution) -> tuple[dict[str, tuple[ValueClass, Partition]], ...]:
+        """Classes with low channels whose channels may change places, and the others, by their first convolution."""
+        free: dict[str, tuple[ValueClass, Partition]] = {}
+        tied: dict[str, tuple[ValueClass, Partition]] = {}
+        for group in self._classes.all():
+            partition = solution.partition(group.nodes[0])
+            if partition is None:
+                continue
+            name = str((group.convs or group.derived)[0].target)
+            name = name if group.convs else group.derived[0].name
+            (free if group.convs and can_reorder(group, self._classes) else tied)[name] = group, partition
+        return free, tied
+
+    def _asked_for(self) -> dict[str, float]:
+        """The shares that were asked for, by convolution."""
+        nodes = [node for node in self._classes.nodes if self._classes.roles[node] == "conv"]
+        shares = {str(node.target): self._wanted(node) for node in nodes if not self._classes.is_depthwise(node)}
+        return {path: share for path, share in shares.items() if share > 0}
+
+    def _by_conv(self, shares: Mapping[str, float]) -> dict[str, float]:
+        return {str(conv.target): share for name, share in shares.items() for conv in self._groups[name][0].convs}
+
+    def _outputs(self) -> Tensor:
+        with torch.no_grad():
+            output = fx.Interpreter(self.model, graph=self.traced.graph).run(self.calibration.calls[0])
+        return torch.cat([x.flatten() for x in tensors_of(output)])

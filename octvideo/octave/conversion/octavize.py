@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
-from octvideo.octave.conversion.calibrate import Calibration, Calibrator
+from octvideo.octave.conversion.calibration import Calibration
+from octvideo.octave.conversion.choose import ChannelChooser
+from octvideo.octave.conversion.refit import refit
 from octvideo.octave.conversion.report import OctaveReport
 from octvideo.octave.conversion.rewrite import Rewriter, Settings
 from octvideo.octave.conversion.roles import Network
@@ -140,13 +142,15 @@ def octavize(
     graph = trace_network(model, _classes(leaf_modules, model))
     traced = Network(graph, dict(model.named_modules()), _factor(factor, model))
     shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
-    calibrator = None
-    if calibration is not None:
-        options = calibration if isinstance(calibration, Calibration) else Calibration(calibration)
-        calibrator = Calibrator(options, model, traced, shares, channel_multiple)
-        alpha = calibrator.choose()
+    asked = calibration if calibration is None or isinstance(calibration, Calibration) else Calibration(calibration)
+    chooser, ordinary = None, None
+    if asked is not None:
+        state = dict(asked.begun or {})
+        chooser = ChannelChooser(asked, model, traced, shares, channel_multiple, state)
+        alpha = chooser.choose()
         shares = Shares(alpha, traced, inverted_residuals=inverted_residuals)
-        calibrator.keep_ordinary()
+        if asked.refit != "none":
+            ordinary = fx.GraphModule(copy.deepcopy(model), copy.deepcopy(graph)).eval()
     solution = PartitionSolver(traced, shares, channel_multiple).solve()
     convs: dict[type[nn.Module], Any] = dict(zip(CONVS, (OctConv1d, OctConv2d, OctConv3d), strict=True))
     rewriter = Rewriter(model, traced, solution, settings, convs)
@@ -157,9 +161,10 @@ def octavize(
     for module in network.modules():
         if isinstance(module, HoldsIndices) and next(module.parameters(), None) is None:
             module.to(device)  # an operation that is new here
-    if calibrator is not None:
-        calibrator.fit(network)
-    report = None if calibrator is None else calibrator.report
+    report = None if chooser is None else chooser.report
+    if ordinary is not None and asked is not None and report is not None:
+        fitted, report.num_fitted_on = refit(network, ordinary, asked, factor=traced.factor, state=state)
+        report.fitted = tuple(fitted)
     network.meta["octave"] = OctaveReport(rewriter.layers, rewriter.costs, solution.merged, alpha, report)
     return network
 

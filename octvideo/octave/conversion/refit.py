@@ -13,24 +13,27 @@ weights   Before that, what a convolution's weights have to add so that its resu
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
-from octvideo.octave.conversion.least_squares import can_fit, fit_weights
+from octvideo.octave.conversion.calibration import Calibration, Refit
+from octvideo.octave.conversion.conv_form import conv_form
+from octvideo.octave.conversion.least_squares import Problem, Term, fit_weights, is_depthwise
 from octvideo.octave.conversion.walk import Walk
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.features import Octave
 from octvideo.octave.layer import OctaveLayer
-from octvideo.octave.norms import _OctBatchNorm
+from octvideo.octave.partition import Partition
 from octvideo.octave.resample import pool_down
 
-Refit = Literal["none", "norms", "weights"]  # "weights" fits norms, too
 Fitted = dict[str, dict[str, Tensor]]  # path of a layer -> what was fitted of its state_dict
 
 # Variances that differ by more are those of channels that are all but constant.
@@ -41,51 +44,68 @@ _TINY = 1e-12
 def refit(
     student: fx.GraphModule,
     teacher: fx.GraphModule,
-    clips: Sequence[Any],
-    how: Refit = "weights",
+    calibration: Calibration,
     *,
     factor: Factor | None = None,
-    seed: int = 0,
-    begun: Fitted | None = None,
-    watch: Callable[[Sequence[str]], Iterable[str]] = iter,
-    keep: Callable[[Fitted], None] = lambda _: None,
-) -> Fitted:
+    state: dict[str, Any] | None = None,
+) -> tuple[Fitted, int]:
     """Fits the layers of `student`, from its first octave one on, in place.
 
     Args:
-        student: the octave network, in eval.
+        student: the octave network.
         teacher: the ordinary network, in eval, with the same modules at the same paths.
-        clips: what both take.
-        how: what is fitted.
+        calibration: what is fitted, and on which clips.
         factor: which axes low maps halve.
-        seed: of the positions that weights are fitted at.
-        begun: what an interrupted call had fitted.
-        watch: sees the paths of layers go by.
-        keep: is given what is fitted after each.
+        state: what an interrupted call had done; filled.
 
     Returns:
-        What was fitted.
+        What was fitted, and on how many clips.
     """
     fitted: Fitted = {}
-    theirs = {str(node.target): node for node in teacher.graph.nodes if node.op == "call_module"}
-    ours = {path: node for path, node in _layers(student, how).items() if path in theirs}
-    here, there = Walk(student, clips), Walk(teacher, clips)
-    for path in watch(list(ours)):
-        layer, node, like = student.get_submodule(path), ours[path], theirs[path]
-        if begun is not None and path in begun:
-            fitted[path] = begun[path]
-        else:
-            here.go_to(node)
-            inputs = here.values(node.all_input_nodes[0])
-            if isinstance(layer, _BatchNorm):
-                there.go_to(like)
-                fitted[path] = fit_norm(layer, inputs, there.values(like.all_input_nodes[0]), factor)
+    state = {} if state is None else state
+    begun: Fitted = state.get("fitted", {})
+    modes = [(module, module.training) for module in student.modules()]
+    student.eval()
+    try:
+        clips = _clips_that_fit((student, teacher), calibration)
+        theirs = {str(node.target): node for node in teacher.graph.nodes if node.op == "call_module"}
+        ours = {path: node for path, node in _layers(student, calibration.refit).items() if path in theirs}
+        here, there = Walk(student, clips), Walk(teacher, clips)
+        for path in calibration.watch("fitting layers", list(ours)):
+            layer, node, like = student.get_submodule(path), ours[path], theirs[path]
+            if path in begun:
+                fitted[path] = begun[path]
             else:
-                there.go_to(like, after=True)
-                fitted[path] = fit_weights(layer, inputs, there.values(like), seed=seed)  # type: ignore[arg-type]
-        layer.load_state_dict(fitted[path], strict=False)
-        keep({**(begun or {}), **fitted})
-    return fitted
+                here.go_to(node)
+                inputs = here.values(node.all_input_nodes[0])
+                if isinstance(layer, _BatchNorm):
+                    there.go_to(like)
+                    fitted[path] = fit_norm(layer, inputs, there.values(like.all_input_nodes[0]), factor)
+                else:
+                    there.go_to(like, after=True)
+                    wanted = there.values(like)
+                    assert isinstance(layer, _ConvNd)
+                    problems = functools.partial(problems_of, layer)
+                    fitted[path] = fit_weights(layer, problems, inputs, wanted, seed=calibration.seed)
+            layer.load_state_dict(fitted[path], strict=False)
+            calibration.done(state, "fitted", {**begun, **fitted})
+    finally:
+        for module, training in modes:
+            module.training = training
+    return fitted, len(clips)
+
+
+def _clips_that_fit(networks: Sequence[fx.GraphModule], calibration: Calibration) -> Sequence[Any]:
+    """As many clips, evenly taken, as memory allows."""
+    clips, need = calibration.calls, 1
+    for network in networks:
+        walk, peak = Walk(network, clips[:1]), 0
+        for node in walk.nodes:
+            walk.go_to(node)
+            peak = max(peak, walk.live_bytes())
+        need += peak
+    count = max(1, min(len(clips), calibration.memory_bytes // need))
+    return [clips[n * len(clips) // count] for n in range(count)]
 
 
 def _layers(network: fx.GraphModule, how: Refit) -> dict[str, fx.Node]:
@@ -102,6 +122,44 @@ def _layers(network: fx.GraphModule, how: Refit) -> dict[str, fx.Node]:
         if started and how != "none" and times[str(node.target)] == 1 and (is_norm or is_conv):
             found[str(node.target)] = node
     return found
+
+
+# -- weights ----------------------------------------------------------------------------------------------
+
+
+# Elements that an output element reads. Larger sums of products take minutes and gigabytes.
+_MOST_INPUTS = 4096
+
+
+def can_fit(layer: nn.Module) -> bool:
+    """Whether the weights of a layer, octave or ordinary, can be fitted here."""
+    form = conv_form(layer)
+    if form is None or form.make_weight is not None:
+        return False
+    assert isinstance(layer, _ConvNd)
+    usual = not (layer.transposed or isinstance(layer.padding, str) or is_parametrized(layer))
+    grouped = layer.groups > 1 and not is_depthwise(layer)
+    return usual and layer.padding_mode == "zeros" and not grouped and layer.weight[0].numel() <= _MOST_INPUTS
+
+
+def problems_of(layer: _ConvNd, x: Tensor | Octave) -> list[Problem]:
+    """What fitting a layer's weights comes to: one problem for each resolution of its results."""
+    high, low = x if isinstance(x, Octave) else (x, None)
+    if not isinstance(layer, OctaveLayer):
+        return [Problem(slice(0, layer.out_channels), None, (Term(high, tuple(layer.stride)),))]
+    if layer.pool_first is not None:
+        high = pool_down(high, layer.pool_first)
+    problems = []
+    for target, pool in ((layer.to_high, None), (layer.to_low, layer.factor)):
+        terms = [
+            Term(term.gather(high, low, len(layer.factor), layer), term.path.stride, term.path) for term in target.terms
+        ]
+        if terms:
+            problems.append(Problem(target.channels, pool, tuple(terms)))
+    return problems
+
+
+# -- norms -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -137,8 +195,9 @@ def fit_norm(
 
 def _frequencies(norm: _BatchNorm) -> list[tuple[Tensor, bool]]:
     """The channels of each frequency, and whether it is the low one."""
-    if isinstance(norm, _OctBatchNorm) and not norm.partition.is_ordinary:
-        return [(torch.tensor(norm.partition.high, dtype=torch.long), False), (torch.tensor(norm.partition.low), True)]
+    partition = getattr(norm, "partition", None)  # of an octave norm
+    if isinstance(partition, Partition) and not partition.is_ordinary:
+        return [(torch.tensor(partition.high, dtype=torch.long), False), (torch.tensor(partition.low), True)]
     return [(torch.arange(norm.num_features), False)]
 
 

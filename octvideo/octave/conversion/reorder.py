@@ -61,6 +61,8 @@ class ChannelOrders:
         if own is not None:
             return own
         inputs = node.all_input_nodes
+        if self.classes.roles[node] in ("shuffle", "chunk", "slice") and self._orders.get(inputs[0]) is not None:
+            raise ValueError(f"{node.name} takes channels by their places")
         if node.target in CONCATENATIONS:
             return self._joined(node)
         if not inputs or conv_form(self.classes.network.module(node)) is not None:

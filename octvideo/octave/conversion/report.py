@@ -3,30 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from octvideo.octave.conversion.spectrum import ChannelLoss
-
-
-@dataclass
-class CalibrationReport:
-    """What `octavize` did with clips.
-
-    Args:
-        losses: of each class of values that has low channels, by the first convolution that writes it: what was
-            measured, by the ordinary network's channels.
-        shares: its low share.
-        orders: for each place, the ordinary network's index of the channel that is there now; of the classes whose
-            channels changed places.
-        fitted: paths of the layers that were fitted, in order.
-        num_fitted_on: clips.
-    """
-
-    losses: Mapping[str, ChannelLoss] = field(default_factory=dict)
-    shares: Mapping[str, float] = field(default_factory=dict)
-    orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    fitted: tuple[str, ...] = ()
-    num_fitted_on: int = 0
+from octvideo.octave.conversion.calibration import CalibrationReport
 
 
 @dataclass(frozen=True)

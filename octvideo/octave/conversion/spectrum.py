@@ -11,6 +11,7 @@ output   |g|² |d|², with g the gradient of the network's output along random d
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,32 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from octvideo.octave.conversion.calibration import ChannelLoss
 from octvideo.octave.conversion.roles import Network, changes_in_place
-from octvideo.octave.conversion.value_classes import ValueClass
 from octvideo.octave.conversion.walk import tensors_of
-from octvideo.octave.factor import as_factor
-from octvideo.octave.resample import pool_down, upsample
-
-
-@dataclass
-class ChannelLoss:
-    """Of one class of values, summed over its values and over clips: vectors (C,), float64, by the ordinary network's
-    channels.
-
-    Args:
-        detail: |x - up(pool x)|², the mean over positions.
-        energy: |x - mean x|², likewise: what `detail` is a part of.
-        output: what the loss does to the output, in squares of the output's spread.
-    """
-
-    detail: Tensor
-    energy: Tensor
-    output: Tensor
-
-    @property
-    def detail_share(self) -> float:
-        """The part of the energy that half resolution cannot hold."""
-        return float(self.detail.sum() / self.energy.sum().clamp_min(1e-30))
+from octvideo.octave.factor import Factor, as_factor
+from octvideo.octave.resample import pool_down
 
 
 @dataclass
@@ -73,7 +53,7 @@ class Spectrum:
 def measure_spectrum(
     model: nn.Module,
     network: Network,
-    groups: Mapping[str, ValueClass],
+    groups: Mapping[str, Sequence[fx.Node]],
     clips: Sequence[Any],
     *,
     begun: Spectrum | None = None,
@@ -86,7 +66,7 @@ def measure_spectrum(
     Args:
         model: the network, in eval.
         network: its trace.
-        groups: the classes, by name.
+        groups: the values of each class, by name.
         clips: what the network takes, each with a batch axis.
         begun: an interrupted measurement of the same, to go on with.
         seed: of the directions.
@@ -108,10 +88,10 @@ def measure_spectrum(
 class _Recorder(fx.Interpreter):
     """Runs a network and keeps the values of classes, and their gradients."""
 
-    def __init__(self, model: nn.Module, network: Network, groups: Mapping[str, ValueClass]) -> None:
+    def __init__(self, model: nn.Module, network: Network, groups: Mapping[str, Sequence[fx.Node]]) -> None:
         super().__init__(model, graph=network.graph)  # a GraphModule would own the graph
         self._network = network
-        self._group_of = {node: name for name, group in groups.items() for node in group.nodes}
+        self._group_of = {node: name for name, nodes in groups.items() for node in nodes}
         self._values: dict[fx.Node, Tensor] = {}
         self._multiply_adds: dict[str, int] = {}
 
@@ -127,13 +107,10 @@ class _Recorder(fx.Interpreter):
         spectrum.multiply_adds = self._multiply_adds
         for node, value, gradient in zip(self._values, values, gradients, strict=True):
             x = value.detach()
-            factor = as_factor(self._network.factor, x.dim() - 2)
-            lost = (upsample(pool_down(x, factor), x.shape[2:], factor) - x).flatten(2)  # (N,C,positions)
-            detail = lost.square().mean(2)  # (N,C)
-            energy = x.flatten(2).var(2, correction=0)
+            detail, energy = _detail_and_energy(x, as_factor(self._network.factor, x.dim() - 2))  # (N,C)
             bound = torch.zeros_like(detail)
             if gradient is not None:
-                bound = gradient.flatten(2).square().sum(2) * detail * lost.shape[2] / spread.to(x)
+                bound = _squares(gradient) * detail * x[0, 0].numel() / spread.to(x)
             sums = [each.sum(0).double() for each in (detail, energy, bound)]
             name = self._group_of[node]
             if name not in spectrum.losses:
@@ -163,3 +140,27 @@ def _with_gradient(clip: Any) -> Any:
     if isinstance(clip, Tensor):
         return clip.detach().requires_grad_()
     return [_with_gradient(part) for part in clip]
+
+
+def _detail_and_energy(x: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
+    """|x - up(pool x)|² and |x - mean x|², means over positions, (N, C) each.
+
+    In a cell of n pixels with the mean m, the sum of (x - m)² is that of x² less n m²: nothing is upsampled.
+    """
+    pixels = x[0, 0].numel()
+    pooled = pool_down(x, factor)
+    sizes = []  # of the cells along each axis: all have f pixels, the last one perhaps fewer
+    for n, f in zip(x.shape[2:], factor, strict=True):
+        sizes.append(x.new_full((-(-n // f),), f))
+        sizes[-1][-1] -= len(sizes[-1]) * f - n
+    cells = functools.reduce(lambda cells, size: cells[..., None] * size, sizes, x.new_ones(1)).flatten()  # n of each
+    m = pooled.flatten(2)  # (N,C,cells)
+    squares = _squares(x)
+    inside = (m.square() * cells).sum(2)
+    mean = (m * cells).sum(2) / pixels
+    return ((squares - inside) / pixels).clamp_min(0), (squares / pixels - mean.square()).clamp_min(0)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Sums over positions, (N, C), in one pass."""
+    return torch.linalg.vector_norm(x.flatten(2), dim=2).square()

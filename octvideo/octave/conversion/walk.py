@@ -34,8 +34,11 @@ class Walk:
         """Computes all that lies before `node`, and the node itself where asked."""
         stop = self._places[node] + after
         for current in self.nodes[self._at : stop]:
-            for values, clip in zip(self._values, self._clips, strict=True):
-                self._compute(current, values, clip)
+            for n, values in enumerate(self._values):
+                if current.op == "placeholder":
+                    values[current] = self._clips[n]
+                elif current.op != "output":
+                    self._compute(current, values)
         self._at = max(self._at, stop)
 
     def values(self, node: fx.Node) -> list[Any]:
@@ -46,13 +49,10 @@ class Walk:
         """Memory of all values held."""
         return sum(x.nbytes for values in self._values for value in values.values() for x in tensors_of(value))
 
-    def _compute(self, node: fx.Node, values: dict[fx.Node, Any], clip: Any) -> None:
-        if node.op == "placeholder":
-            values[node] = clip
-        elif node.op != "output":
-            self._interpreter.env = values
-            args, kwargs = self._interpreter.fetch_args_kwargs_from_env(node)
-            values[node] = getattr(self._interpreter, node.op)(node.target, args, kwargs)
+    def _compute(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        self._interpreter.env = values
+        args, kwargs = self._interpreter.fetch_args_kwargs_from_env(node)
+        values[node] = getattr(self._interpreter, node.op)(node.target, args, kwargs)
         for source in node.all_input_nodes:
             if self._last_reader[source] is node:
                 del values[source]

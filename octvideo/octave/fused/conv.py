@@ -362,16 +362,18 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
             y_high = run(self.main, main, residual)
         else:
             part = run(self.high[1], from_low[0], None)  # type: ignore[arg-type]  # at low resolution
-            up = self.to_high.terms[1].path.up[-axes:]  # type: ignore[index]
-            if sums_last:
-                y = add_upsampled(self.main.convolve(main), part, up)
+            up = self.to_high.terms[1].path.up
+            if up is None:  # a strided layer: what it reads low has the size of its results
+                y_high = run(self.main, main, part if residual is None else residual + part)
+            elif sums_last:
+                y = add_upsampled(self.main.convolve(main), part, up[-axes:])
                 y = y if residual is None else y + residual
                 y_high = rectified(y) if self.relu else y
             elif residual is None:
-                size = [h if f == 2 else p for h, p, f in zip(high.shape[2:], part.shape[2:], up, strict=True)]
-                y_high = run(self.main, main, upsample(part, size, up))
+                size = [h if f == 2 else p for h, p, f in zip(high.shape[2:], part.shape[2:], up[-axes:], strict=True)]
+                y_high = run(self.main, main, upsample(part, size, up[-axes:]))
             else:
-                y_high = run(self.main, main, add_upsampled(residual, part, up))
+                y_high = run(self.main, main, add_upsampled(residual, part, up[-axes:]))
         if not self.gives_pair:
             return (y_high,)
         low = self.to_low.terms[0].gather(high, low, axes, self)

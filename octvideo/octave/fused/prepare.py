@@ -49,12 +49,16 @@ def prepare_inference(network: nn.Module, *, device: torch.device | str | None =
 
     Returns:
         A module with the network's inputs and outputs, in eval mode.
+
+    Raises:
+        ValueError: torch has no device of that name.
     """
+    target = _device_of(network, device)
     model = copy.deepcopy(network, computed_tensors(network)).eval().requires_grad_(False)
     for module in model.modules():
         _fix_weights(module)
     unfuse(model)
-    if (target := _device_of(model, device)).type == "cuda" and runs_on(target):
+    if target.type == "cuda" and runs_on(target):
         for module in model.modules():
             make_weight_once(module)
         report = fuse_training(model)
@@ -67,7 +71,10 @@ def prepare_inference(network: nn.Module, *, device: torch.device | str | None =
 def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
     first = next(model.parameters(), None)
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device: got {device!r}, expected one of torch's, as cpu, cuda, cuda:1 or mps") from error
     return torch.device("cpu") if first is None else first.device
 
 

@@ -60,9 +60,12 @@ def fuse_training(network: nn.Module) -> FusionReport:
 
     Outputs, gradients and running statistics are the same to rounding, in training and in evaluation. Parameters and
     buffers stay the same objects under the same keys; the network copies, pickles and compiles as before. Fuse it
-    before its first compiled call, and after SyncBatchNorm took the norms' places. It pays on CUDA; elsewhere it is
-    plain torch, and on CPUs slower than the network as it was. What does not fit (other activations, hooks, groups, a
-    time octave) stays as it is.
+    before its first compiled call, and after SyncBatchNorm took the norms' places: a fused norm refuses that with a
+    TypeError. It pays on CUDA; elsewhere it is plain torch, and on CPUs slower than the network as it was. What does
+    not fit (other activations, hooks, groups, a time octave) stays as it is.
+
+    On CUDA a fused network has no gradients of gradients, which gradient penalties and Hessians need: they raise a
+    NotImplementedError. `unfuse` it before.
 
     Args:
         network: made by `octavize`, at any alpha, or a module that holds such networks.
@@ -107,13 +110,15 @@ class _FusedNorm:
     Attributes:
         relu: whether it applies a ReLU.
         pools: whether it also gives `joined`, see `OctaveLayer.reads_joined`.
+        again: whether it gives all that twice, see `octave_norm`.
     """
 
     relu = False
     pools = False
+    again = False
 
     def forward(self, input: Tensor | Octave | Parts, residual: Tensor | Octave | None = None) -> Any:
-        """relu(norm(input) + residual), and beside it `joined` if it pools.
+        """relu(norm(input) + residual), and beside it `joined` if it pools; all that twice in a row for `again`.
 
         Args:
             input: (N, C, [T,] H, W), or an Octave of it, or that in parts.
@@ -133,22 +138,40 @@ class _FusedNorm:
         options = {"training": norm.training, "momentum": momentum, "eps": norm.eps}
         vectors = norm.weight, norm.bias, *running
         if alike:
-            options |= {"relu": self.relu, "pools": self.pools}
-            y_high, y_low, joined = octave_norm(high, half, low, *residuals, *vectors, **options)
+            options |= {"relu": self.relu, "pools": self.pools, "again": self.again}
+            made = octave_norm(high, half, low, *residuals, *vectors, **options)
         else:  # the residual broadcasts, or has another precision
             y_high, y_low, _ = octave_norm(high, half, low, None, None, *vectors, **options, relu=False)
             y_high = self._finish(y_high, residuals[0])
             y_low = y_low if y_low is None else self._finish(y_low, residuals[1])
             joined = _join(y_high, y_low) if self.pools else None
-        y = y_high if y_low is None else Octave(y_high, y_low)
-        return (y, joined) if self.pools else y
+            made = (y_high, y_low, joined) * (2 if self.again else 1)
+        results: list[Any] = []
+        for n in range(0, len(made), 3):
+            y_high, y_low, joined = made[n : n + 3]
+            results.append(y_high if y_low is None else Octave(y_high, y_low))
+            results += [joined] if self.pools else []
+        return tuple(results) if len(results) > 1 else results[0]
+
+    @property
+    def qconfig(self) -> Any:
+        """What torch's tools ask for that put another module in a norm's place, which would leave out all that this one
+        does beside: SyncBatchNorm.convert_sync_batchnorm and quantization.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "no other norm can take a fused norm's place: call SyncBatchNorm.convert_sync_batchnorm before "
+            "fuse_training, or octvideo.octave.unfuse(network) first"
+        )
 
     def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
         y = y if residual is None else y + residual
         return F.relu(y) if self.relu else y
 
     def extra_repr(self) -> str:
-        words = [name for name in ("relu", "pools") if getattr(self, name)]
+        words = [name for name in ("relu", "pools", "again") if getattr(self, name)]
         return ", ".join([super().extra_repr(), "fused", *words])  # type: ignore[misc]
 
 
@@ -236,6 +259,8 @@ class _Fusion(TracedModules):
                     self.kept[str(node.target)] = reason
         for node in list(self.graph.nodes):
             self._join_once(node)
+        for node in list(self.graph.nodes):
+            self._give_again(node)
         self._count_batches()
         self.graph.lint()
         self.model.recompile()
@@ -284,7 +309,7 @@ class _Fusion(TracedModules):
         if parts:
             self.module(source).gives_parts = True  # type: ignore[union-attr]
         norm.__class__ = _FUSED[type(norm)]
-        norm.relu, norm.pools = relu, False  # type: ignore[assignment]
+        norm.relu, norm.pools, norm.again = relu, False, False  # type: ignore[assignment]
         with self.graph.inserting_before(last):
             call = self.graph.call_module(str(node.target), (source,) if residual is None else (source, residual))
         call.meta = dict(last.meta)
@@ -320,17 +345,42 @@ class _Fusion(TracedModules):
         if by_norm:
             norm.pools = True  # type: ignore[union-attr]
             self.fused[str(value.target)] += ", pool"
-            with self.graph.inserting_after(value):
-                joined = self.graph.call_function(operator.getitem, (value, 1))
-                map_ = self.graph.call_function(operator.getitem, (value, 0))
-            value.replace_all_uses_with(map_, lambda user: user not in (joined, map_))
-            value = map_
+            value, joined = self._first_item(value), self._item(value, 1)
         else:
             with self.graph.inserting_before(min(readers, key=self._place)):
                 path = add_operation(self.model, f"join_{value.name}", OctJoin())
                 joined = self.graph.call_module(path, (value,))
         for reader in readers:
             reader.args = (value, joined)
+
+    def _give_again(self, node: fx.Node) -> None:
+        """Let one of several readers of a norm's value take it a second time, with a gradient of its own."""
+        norm: Any = self.module(node)
+        if not isinstance(norm, _FusedNorm) or norm.again:
+            return
+        items = {user.args[1]: user for user in node.users} if norm.pools else {0: node}
+        readers = list(items[0].users)
+        if len(readers) < 2 or any(self.writes_in_place(reader) for reader in readers):
+            return
+        norm.again = True
+        given = [items[0], items[1]] if norm.pools else [self._first_item(node)]
+
+        def reads(reader: fx.Node) -> list[int]:
+            return [n for n, item in enumerate(given) if item in reader.all_input_nodes]
+
+        second = min(readers, key=lambda reader: len(reads(reader)))  # rather one that reads no `joined`
+        for n in reads(second):
+            second.replace_input_with(given[n], self._item(node, len(given) + n))
+
+    def _first_item(self, value: fx.Node) -> fx.Node:
+        """What all readers read from now on, where a norm gives several values."""
+        first = self._item(value, 0)
+        value.replace_all_uses_with(first, lambda user: user is not first)
+        return first
+
+    def _item(self, value: fx.Node, n: int) -> fx.Node:
+        with self.graph.inserting_after(value):
+            return self.graph.call_function(operator.getitem, (value, n))
 
     def _reads_joined(self, node: fx.Node, value: fx.Node) -> bool:
         conv = self.module(node)
@@ -367,10 +417,9 @@ class _Unfusion(TracedModules):
             module = self.module(node)
             if isinstance(module, _FusedNorm):
                 self._unfuse(node, module)
-        for node in list(self.graph.nodes):
-            if isinstance(self.module(node), OctJoin):
+            elif isinstance(module, OctJoin):
                 self.graph.erase_node(node)
-            elif isinstance(self.module(node), BatchCount):
+            elif isinstance(module, BatchCount):
                 self.drop(node, node.args[0])  # type: ignore[arg-type]
         self.graph.lint()
         self.model.recompile()
@@ -391,13 +440,12 @@ class _Unfusion(TracedModules):
                 if norm.relu:
                     rectified.args = (total,)
         for reader in readers:
-            if norm.pools:  # it takes the value or `joined` from a pair of both
-                if reader.args[1] == 0:
-                    reader.replace_all_uses_with(made)
-                self.graph.erase_node(reader) if not reader.users else None
+            if norm.pools or norm.again:  # it takes the value, or `joined`, which nobody reads any more
+                reader.replace_all_uses_with(made)
+                self.graph.erase_node(reader)
             else:
                 reader.replace_input_with(node, made)
-        norm.relu = norm.pools = False
+        norm.relu = norm.pools = norm.again = False
         norm.__class__ = _PLAIN[type(norm)]
 
     def _call(self, function: Any, args: tuple[fx.Node, ...], is_pair: bool) -> fx.Node:

@@ -7,6 +7,7 @@ batch norm, residual, ReLU, pool, concatenate. A GPU is bound by memory there: e
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +34,11 @@ def octave_norm(
     eps: float = 1e-5,
     relu: bool = True,
     pools: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    again: bool = False,
+) -> tuple[Any, ...]:
     """y = relu(batch_norm(x) + residual) of both frequencies, with x_high = high + upsampled(half).
+
+    By Triton it has no gradients of gradients: backward through its gradient raises NotImplementedError.
 
     Halved are H and W (factor (1, 2, 2) or (2, 2)); h = ceil(H/2), w = ceil(W/2). T stands in clips only.
 
@@ -50,6 +54,8 @@ def octave_norm(
         momentum, eps: as in torch.
         relu: whether a ReLU follows.
         pools: whether `joined` is wanted.
+        again: whether the results are given twice, for two readers. The gradients that both send back are then summed
+            in passing, where autograd would do so in a pass over the maps.
 
     Returns:
         y_high: like `high`, of its dtype.
@@ -57,6 +63,7 @@ def octave_norm(
         joined: (N, C_high + C_low, [T,] h, w): pooled y_high, then y_low, which the next layer's convolution to low
             reads; None unless `pools`. y_low stands in it once more: a slice would be no dense map, which cuDNN would
             copy, and its gradient would be a map of zeros to add.
+        With `again` all three once more: the same values in the same memory, which nobody may change in place.
 
     Raises:
         ValueError: in training, if a channel has one value only.
@@ -65,8 +72,9 @@ def octave_norm(
     residuals = residual_high, residual_low
     if not runs_on(high.device) or any(x.dtype not in DTYPES or x.shape[0] == 0 for x in maps):
         running = running_mean, running_var
-        return plain_norm(high, half, low, *residuals, weight, bias, *running, training, momentum, eps, relu, pools)
-    from octvideo.octave.gpu.norm_ops import octave_moments, octave_normalize  # here: Triton is not there everywhere
+        made = plain_norm(high, half, low, *residuals, weight, bias, *running, training, momentum, eps, relu, pools)
+        return made * 2 if again else made
+    from octvideo.octave.gpu.norm_ops import Normalize, octave_moments  # here: Triton is not there everywhere
 
     by_batch = training or running_mean is None
     with on_device(high):
@@ -80,5 +88,7 @@ def octave_norm(
         else:
             mean, var = running_mean, running_var
         vectors = weight, bias, mean, var
-        y_high, y_low, joined = octave_normalize(high, half, low, *residuals, *vectors, by_batch, eps, relu, pools)
-    return y_high, None if low is None else y_low, joined if pools else None
+        options = by_batch, eps, relu, pools, again
+        results = Normalize.apply(high, half, low, *residuals, *vectors, *options)  # type: ignore[no-untyped-call]
+    there = True, low is not None, pools
+    return tuple(y if has else None for y, has in zip(results, there * (2 if again else 1), strict=True))

@@ -5,10 +5,10 @@ With g the gradient before the residual's addition, masked by the ReLU, d = x - 
     d_bias = sum(g)        d_weight = sum(g d) / sqrt(var + eps)
     d_x = weight / sqrt(var + eps) (g - sum(g) / N - d sum(g d) / (N (var + eps)))
 
-in evaluation without the two sums. `sums_kernel` reads all that g takes and, where there is a residual, writes g: it is
-the residual's gradient, and the second pass then reads g in place of what it was made of. `gradient_kernel` writes d_x,
-and its sums over cells, the gradient of the half-size map. Without a residual the ReLU's mask is computed from x, which
-both passes read anyway; with one, from y.
+in evaluation without the two sums. `sums_kernel` reads all that g takes. It writes g where there is a residual, whose
+gradient that is, and where two readers of the result each send a gradient back (`again`); the second pass then reads g
+in place of what it was made of. `gradient_kernel` writes d_x, and its sums over cells, the gradient of the half-size
+map. Without a residual the ReLU's mask is computed from x, which both passes read anyway; with one, from y.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from octvideo.octave.gpu.norm_kernels import (
 )
 
 WIDTHS = ["dy_high_width", "dy_low_width", "d_joined_width", "high_width", "half_width", "low_width"]
+AGAIN_WIDTHS = ["again_high_width", "again_low_width", "again_joined_width"]
 
 
 @triton.jit
-def _masked_gradient(
-    dy, dy_width, d_joined, d_joined_width, y, centred, scale, shift, frame, y_at, x_at, c, mask,
-    channels, T, H, W, VEC: tl.constexpr, LAST: tl.constexpr, HAS_DY: tl.constexpr, POOLS: tl.constexpr,
-    COPIES: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr,
+def _sent_back(
+    g, dy, dy_width, d_joined, d_joined_width, frame, y_at, x_at, c, mask, T, H, W,
+    VEC: tl.constexpr, LAST: tl.constexpr, HAS_DY: tl.constexpr, POOLS: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
-    """g of a tile, in float32."""
-    g = tl.zeros(centred.shape, tl.float32)
+    """g and, added to it, what one reader of a tile's results sends back, in float32."""
     if HAS_DY:
         at = address(frame, y_at, x_at, c, T, H, W, dy_width, VEC, LAST)
         g += tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
@@ -48,6 +47,15 @@ def _masked_gradient(
         at = address(frame, y_at // 2, x_at // 2, c, T, (H + 1) // 2, (W + 1) // 2, d_joined_width, VEC, LAST)
         from_pool = tl.load(d_joined + at, mask=mask, other=0.0).to(tl.float32)
         g += from_pool / pixels_there(y_at, x_at, H, W)[:, :, None]
+    return g
+
+
+@triton.jit
+def _masked(
+    g, y, centred, scale, shift, frame, y_at, x_at, c, mask, channels, T, H, W,
+    VEC: tl.constexpr, LAST: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr,
+):  # fmt: skip
+    """g of a tile by its ReLU."""
     if RELU:
         if FROM_Y:
             result = tl.load(y + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), mask=mask, other=0.0)
@@ -59,13 +67,15 @@ def _masked_gradient(
 
 @triton.jit
 def _sums(
-    pid, dy, dy_width, d_joined, d_joined_width, x, x_width, half, half_width, y, weight, bias, mean, var, g_out, sums,
+    pid, dy, dy_width, d_joined, d_joined_width, again, again_width, again_joined, again_joined_width,
+    x, x_width, half, half_width, y, weight, bias, mean, var, g_out, sums,
     first_channel, channels, frames, T, H, W, eps, blocks, span,
     VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_DY: tl.constexpr, POOLS: tl.constexpr,
-    COPIES: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    COPIES: tl.constexpr, HAS_AGAIN: tl.constexpr, AGAIN_POOLS: tl.constexpr, AGAIN_COPIES: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr,
+    WRITES_G: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Of `span` cells: sums[0, block, c] of g, sums[1, block, c] of g d; and g itself where there is a residual."""
+    """Of `span` cells: sums[0, block, c] of g, sums[1, block, c] of g d; and g itself."""
     channel_blocks = tl.cdiv(channels * VEC, COLS)
     block = pid // channel_blocks
     c = (pid % channel_blocks) * COLS + tl.arange(0, COLS)
@@ -91,11 +101,16 @@ def _sums(
         if HAS_HALF:
             at = address(frame, y_at // 2, x_at // 2, c, T, h, w, half_width, VEC, LAST)
             centred += tl.load(half + at, mask=mask, other=0.0).to(tl.float32)
-        g = _masked_gradient(
-            dy, dy_width, d_joined, d_joined_width, y, centred, scale, shift, frame, y_at, x_at, c, mask,
-            channels, T, H, W, VEC, LAST, HAS_DY, POOLS, COPIES, RELU, HAS_RESIDUAL,
+        g = _sent_back(
+            tl.zeros(centred.shape, tl.float32), dy, dy_width, d_joined, d_joined_width,
+            frame, y_at, x_at, c, mask, T, H, W, VEC, LAST, HAS_DY, POOLS, COPIES,
         )  # fmt: skip
-        if HAS_RESIDUAL:
+        g = _sent_back(
+            g, again, again_width, again_joined, again_joined_width,
+            frame, y_at, x_at, c, mask, T, H, W, VEC, LAST, HAS_AGAIN, AGAIN_POOLS, AGAIN_COPIES,
+        )  # fmt: skip
+        g = _masked(g, y, centred, scale, shift, frame, y_at, x_at, c, mask, channels, T, H, W, VEC, LAST, RELU, FROM_Y)
+        if WRITES_G:
             rounded = g.to(g_out.dtype.element_ty)
             tl.store(g_out + address(frame, y_at, x_at, c, T, H, W, channels, VEC, LAST), rounded, mask=mask)
             g = rounded.to(tl.float32)  # the second pass reads it so: its mean must be this one's
@@ -107,35 +122,42 @@ def _sums(
     tl.store(out + blocks * (channels * VEC), tl.sum(tl.sum(products, 1), 0), mask=c_inside)
 
 
-@triton.jit(do_not_specialize=[*SIZES, *WIDTHS, *SPANS, "eps"])
+@triton.jit(do_not_specialize=[*SIZES, *WIDTHS, *AGAIN_WIDTHS, *SPANS, "eps"])
 def sums_kernel(
-    dy_high, dy_low, d_joined, high, half, low, y_high, y_low, weight, bias, mean, var, g_high, g_low, sums,
-    dy_high_width, dy_low_width, d_joined_width, high_width, half_width, low_width,
+    dy_high, dy_low, d_joined, again_high, again_low, again_joined, high, half, low, y_high, y_low,
+    weight, bias, mean, var, g_high, g_low, sums,
+    dy_high_width, dy_low_width, d_joined_width, again_high_width, again_low_width, again_joined_width,
+    high_width, half_width, low_width,
     channels_high, channels_low, frames, T, H, W, programs_high, blocks_high, span_high, blocks_low, span_low, eps,
     VEC: tl.constexpr, LAST: tl.constexpr, HAS_HALF: tl.constexpr, HAS_LOW: tl.constexpr,
-    HAS_DY_HIGH: tl.constexpr, HAS_DY_LOW: tl.constexpr, POOLS: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
+    HAS_DY_HIGH: tl.constexpr, HAS_DY_LOW: tl.constexpr, POOLS: tl.constexpr,
+    HAS_AGAIN_HIGH: tl.constexpr, HAS_AGAIN_LOW: tl.constexpr, AGAIN_POOLS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
     HAS_RESIDUAL_HIGH: tl.constexpr, HAS_RESIDUAL_LOW: tl.constexpr,
+    WRITES_G_HIGH: tl.constexpr, WRITES_G_LOW: tl.constexpr,
     ROWS_HIGH: tl.constexpr, COLS_HIGH: tl.constexpr, ROWS_LOW: tl.constexpr, COLS_LOW: tl.constexpr,
 ):  # fmt: skip
     """Sums over blocks of cells, see `_sums`: those of the high map, then those of the low one."""
     pid = tl.program_id(0)
     if pid < programs_high:
         _sums(
-            pid, dy_high, dy_high_width, d_joined, d_joined_width, high, high_width, half, half_width, y_high,
+            pid, dy_high, dy_high_width, d_joined, d_joined_width,
+            again_high, again_high_width, again_joined, again_joined_width, high, high_width, half, half_width, y_high,
             weight, bias, mean, var, g_high, sums, 0, channels_high, frames, T, H, W, eps, blocks_high, span_high,
-            VEC, LAST, HAS_HALF, HAS_DY_HIGH, POOLS, False, HAS_WEIGHT, HAS_BIAS, RELU,
-            HAS_RESIDUAL_HIGH, ROWS_HIGH, COLS_HIGH,
+            VEC, LAST, HAS_HALF, HAS_DY_HIGH, POOLS, False, HAS_AGAIN_HIGH, AGAIN_POOLS, False,
+            HAS_WEIGHT, HAS_BIAS, RELU, HAS_RESIDUAL_HIGH, WRITES_G_HIGH, ROWS_HIGH, COLS_HIGH,
         )  # fmt: skip
     if HAS_LOW:
         if pid >= programs_high:
             _sums(
                 pid - programs_high, dy_low, dy_low_width, low_part(d_joined, channels_high * VEC, T, H, W, LAST),
-                d_joined_width, low, low_width, low, low_width, y_low, weight, bias, mean, var, g_low,
+                d_joined_width, again_low, again_low_width,
+                low_part(again_joined, channels_high * VEC, T, H, W, LAST), again_joined_width,
+                low, low_width, low, low_width, y_low, weight, bias, mean, var, g_low,
                 sums + 2 * blocks_high * channels_high * VEC, channels_high, channels_low,
                 frames, T, (H + 1) // 2, (W + 1) // 2, eps, blocks_low, span_low,
-                VEC, LAST, False, HAS_DY_LOW, False, POOLS, HAS_WEIGHT, HAS_BIAS, RELU,
-                HAS_RESIDUAL_LOW, ROWS_LOW, COLS_LOW,
+                VEC, LAST, False, HAS_DY_LOW, False, POOLS, HAS_AGAIN_LOW, False, AGAIN_POOLS,
+                HAS_WEIGHT, HAS_BIAS, RELU, HAS_RESIDUAL_LOW, WRITES_G_LOW, ROWS_LOW, COLS_LOW,
             )  # fmt: skip
 
 
@@ -218,10 +240,11 @@ def _gradient(
     if HAS_HALF:
         at = address(frame, y_at // 2, x_at // 2, c, T, h, w, half_width, VEC, LAST)
         centred += tl.load(half + at, mask=mask, other=0.0).to(tl.float32)
-    g = _masked_gradient(
-        dy, dy_width, d_joined, d_joined_width, y, centred, scale, shift, frame, y_at, x_at, c, mask,
-        channels, T, H, W, VEC, LAST, HAS_DY, POOLS, COPIES, RELU, False,
+    g = _sent_back(
+        tl.zeros(centred.shape, tl.float32), dy, dy_width, d_joined, d_joined_width,
+        frame, y_at, x_at, c, mask, T, H, W, VEC, LAST, HAS_DY, POOLS, COPIES,
     )  # fmt: skip
+    g = _masked(g, y, centred, scale, shift, frame, y_at, x_at, c, mask, channels, T, H, W, VEC, LAST, RELU, False)
     if TRAINING:
         g = g - mean_g[None, None, :] - centred * slope[None, None, :]
     g = g * scale[None, None, :]
@@ -244,7 +267,7 @@ def gradient_kernel(
     RELU_HIGH: tl.constexpr, RELU_LOW: tl.constexpr,
     ROWS_HIGH: tl.constexpr, COLS_HIGH: tl.constexpr, ROWS_LOW: tl.constexpr, COLS_LOW: tl.constexpr,
 ):  # fmt: skip
-    """d_high, d_half and d_low. Of a map with a residual, dy is g: nothing else is to be added or masked."""
+    """d_high, d_half and d_low. Where g was written, it is dy: nothing else is to be added or masked."""
     pid = tl.program_id(0)
     if pid < programs_high:
         _gradient(

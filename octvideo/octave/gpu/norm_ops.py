@@ -5,6 +5,7 @@ In training three kernels run forward (moments, their sum, the maps) and three b
 octave_moments              mean and variance of the batch; updates the running statistics
 octave_normalize            the maps
 octave_normalize_backward   all gradients: through mean and variance too, if these are the batch's
+Normalize                   autograd's step of the last two
 """
 
 import math
@@ -142,8 +143,13 @@ class Maps:
     def new(self, channels: int, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A dense map of this layout, not filled."""
         shape = (self.high_shape[0], channels, *size)
-        x = torch.empty(shape, dtype=dtype, device=self.device)
-        return torch.empty(shape, dtype=dtype, device=self.device, memory_format=memory_format(x, self.last))
+        axes = [*range(self.dim - 1, 1, -1)]
+        strides, step = [1] * self.dim, 1
+        for axis in [1, *axes, 0] if self.last else [*axes, 1, 0]:
+            strides[axis] = step
+            step *= max(1, shape[axis])
+        # By strides: inductor allocates torch.empty(memory_format=...) contiguous, and then adds copies.
+        return torch.empty_strided(shape, strides, dtype=dtype, device=self.device)
 
     def tiles(self, tile: int) -> dict[str, int]:
         """Cells and channels of a program. Thin maps get more cells; contiguous ones are read plane by plane."""
@@ -281,6 +287,9 @@ def octave_normalize_backward(
     dy_high: Tensor | None,
     dy_low: Tensor | None,
     d_joined: Tensor | None,
+    again_high: Tensor | None,
+    again_low: Tensor | None,
+    again_joined: Tensor | None,
     high: Tensor,
     half: Tensor | None,
     low: Tensor | None,
@@ -300,21 +309,23 @@ def octave_normalize_backward(
 
     Args:
         dy_high, dy_low, d_joined: each None where nothing used that result.
+        again_high, again_low, again_joined: from a second reader of the results, to be added to these.
         y_high, y_low: of a map with a residual and a ReLU.
     """
     maps = Maps(high, half, low)
     inputs = [maps.take(x) for x in (high, half, low)]
     gradients = [maps.take(x) for x in (dy_high, dy_low, d_joined)]
+    again = [maps.take(x) for x in (again_high, again_low, again_joined)]
     (y_high_, _), (y_low_, _) = maps.take(y_high), maps.take(y_low)
     unit = maps.vec
     sum_tiles, tiles = maps.tiles(SUM_TILE), maps.tiles(TILE)
     sum_programs, spans = maps.spans(sum_tiles)
     _, blocks_high, _, blocks_low, _ = spans
     channels_high, channels_low = maps.channels_high, maps.channels_low
-    g_high = maps.new(channels_high, maps.high_shape[2:], high.dtype) if has_residual_high else high.new_empty(0)
-    g_low = high.new_empty(0)
-    if has_residual_low and low is not None:
-        g_low = maps.new(channels_low, maps.half_size, low.dtype)
+    writes_high = has_residual_high or again_high is not None or again_joined is not None
+    writes_low = low is not None and (has_residual_low or again_low is not None or again_joined is not None)
+    g_high = maps.new(channels_high, maps.high_shape[2:], high.dtype) if writes_high else high.new_empty(0)
+    g_low = maps.new(channels_low, maps.half_size, high.dtype) if writes_low else high.new_empty(0)
     d_weight = high.new_empty(0) if weight is None else torch.empty_like(weight)
     d_bias = high.new_empty(0) if bias is None else torch.empty_like(bias)
     vectors = [*[high if v is None else v for v in (weight, bias)], mean, var]
@@ -325,26 +336,27 @@ def octave_normalize_backward(
         "HAS_BIAS": bias is not None,
     }
     means = torch.empty(2 * (channels_high + channels_low), dtype=torch.float32, device=high.device)
-    if training or weight is not None or bias is not None or has_residual_high or has_residual_low:
+    if training or weight is not None or bias is not None or writes_high or writes_low:
         sums_size = 2 * (blocks_high * channels_high + blocks_low * channels_low)
         sums = torch.empty(sums_size, dtype=torch.float32, device=high.device)
-        widths = [width // unit for _, width in (*gradients, *inputs)]
+        widths = [width // unit for _, width in (*gradients, *again, *inputs)]
         wrap_triton(sums_kernel)[(sum_programs,)](
-            *[x for x, _ in (*gradients, *inputs)], y_high_, y_low_, *vectors, g_high, g_low, sums, *widths,
+            *[x for x, _ in (*gradients, *again, *inputs)], y_high_, y_low_, *vectors, g_high, g_low, sums, *widths,
             *maps.sizes(), *spans, eps, VEC=unit, LAST=maps.last, HAS_DY_HIGH=dy_high is not None,
-            HAS_DY_LOW=dy_low is not None, POOLS=d_joined is not None, RELU=relu,
-            HAS_RESIDUAL_HIGH=has_residual_high, HAS_RESIDUAL_LOW=has_residual_low, **has, **sum_tiles,
-            num_warps=SUM_WARPS,
+            HAS_DY_LOW=dy_low is not None, POOLS=d_joined is not None, HAS_AGAIN_HIGH=again_high is not None,
+            HAS_AGAIN_LOW=again_low is not None, AGAIN_POOLS=again_joined is not None, RELU=relu,
+            HAS_RESIDUAL_HIGH=has_residual_high, HAS_RESIDUAL_LOW=has_residual_low,
+            WRITES_G_HIGH=writes_high, WRITES_G_LOW=writes_low, **has, **sum_tiles, num_warps=SUM_WARPS,
         )  # fmt: skip
         vector_flags = {name: has[name] for name in ("HAS_WEIGHT", "HAS_BIAS")}
         wrap_triton(finish_sums_kernel)[maps.finish_grid()](
             sums, var, d_weight, d_bias, means, channels_high, channels_low, maps.frames, maps.H, maps.W,
             blocks_high, blocks_low, eps, **vector_flags, **FINISH,
         )  # fmt: skip
-    # Of a map with a residual the first pass has written g: it takes the place of dy, and needs nothing added.
-    if has_residual_high:
+    # Where the first pass has written g, it takes the place of dy, and needs nothing added.
+    if writes_high:
         gradients[0] = g_high, channels_high
-    if has_residual_low:
+    if writes_low:
         gradients[1] = g_low, channels_low
     d_high = maps.new(channels_high, maps.high_shape[2:], high.dtype)
     d_half = high.new_empty(0) if half is None else maps.new(channels_high, maps.half_size, half.dtype)
@@ -353,12 +365,10 @@ def octave_normalize_backward(
     wrap_triton(gradient_kernel)[(programs,)](
         *[x for x, _ in (*gradients, *inputs)], y_high_, y_low_, *vectors, means, d_high, d_half, d_low,
         *[width // unit for _, width in (*gradients, *inputs)], *maps.sizes(), programs_high, eps,
-        VEC=unit, LAST=maps.last, HAS_DY_HIGH=dy_high is not None or has_residual_high,
-        HAS_DY_LOW=dy_low is not None or has_residual_low,
-        POOLS_HIGH=d_joined is not None and not has_residual_high,
-        POOLS_LOW=d_joined is not None and not has_residual_low, TRAINING=training,
-        RELU_HIGH=relu and not has_residual_high, RELU_LOW=relu and not has_residual_low, **has, **tiles,
-        num_warps=WARPS,
+        VEC=unit, LAST=maps.last, HAS_DY_HIGH=dy_high is not None or writes_high,
+        HAS_DY_LOW=dy_low is not None or writes_low, POOLS_HIGH=d_joined is not None and not writes_high,
+        POOLS_LOW=d_joined is not None and not writes_low, TRAINING=training, RELU_HIGH=relu and not writes_high,
+        RELU_LOW=relu and not writes_low, **has, **tiles, num_warps=WARPS,
     )  # fmt: skip
     return d_high, d_half, d_low, g_high, g_low, d_weight, d_bias
 
@@ -366,29 +376,56 @@ def octave_normalize_backward(
 # -- autograd ----------------------------------------------------------------------------------------------
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    high, half, low, residual_high, residual_low, weight, bias, mean, var, training, eps, relu, _ = inputs
-    has_residual = residual_high is not None, residual_low is not None
-    y_high, y_low, _ = output
-    results = [y if relu and has else None for y, has in zip((y_high, y_low), has_residual, strict=True)]
-    ctx.save_for_backward(high, half, low, *results, weight, bias, mean, var)
-    ctx.options = training, eps, relu, *has_residual
-    ctx.residual_dtypes = [None if r is None else r.dtype for r in (residual_high, residual_low)]
-    ctx.set_materialize_grads(False)  # a result that nothing used would bring a map of zeros to read
+class Normalize(torch.autograd.Function):
+    """`octave_normalize` with a gradient; with `again` each result once more, of the same memory.
+
+    Its second readers send their gradients back by themselves: summed here in passing, not in a pass of autograd's.
+    Results of a torch operator may not share memory, hence a Function.
+    """
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        """Args: those of `octave_normalize`, then `again`."""
+        *args_, again = args
+        results = octave_normalize(*args_)
+        return (*results, *[y.view_as(y) for y in results]) if again else results
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        high, half, low, residual_high, residual_low, weight, bias, mean, var, training, eps, relu, _, _ = inputs
+        has_residual = residual_high is not None, residual_low is not None
+        results = [y if relu and has else None for y, has in zip(output[:2], has_residual, strict=True)]
+        ctx.save_for_backward(high, half, low, *results, weight, bias, mean, var)
+        ctx.options = training, eps, relu, *has_residual
+        ctx.residual_dtypes = [None if r is None else r.dtype for r in (residual_high, residual_low)]
+        ctx.set_materialize_grads(False)  # a result that nothing used would bring a map of zeros to read
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        given = [None if grad is None or grad.numel() == 0 else grad for grad in grads]
+        given += [None] * (6 - len(given))
+        _, half, low, _, _, weight, bias, _, _ = saved = ctx.saved_tensors
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # by create_graph=True
+        gradients: Any = _Gradients.apply if twice else octave_normalize_backward
+        made = gradients(*given, *saved, *ctx.options)
+        residuals = [
+            None if dtype is None else g.to(dtype) for g, dtype in zip(made[3:5], ctx.residual_dtypes, strict=True)
+        ]
+        wanted = (True, half is not None, low is not None)
+        maps = [d if has else None for d, has in zip(made[:3], wanted, strict=True)]
+        vectors = [None if v is None else d for v, d in zip((weight, bias), made[5:], strict=True)]
+        return (*maps, *residuals, *vectors, *[None] * 7)
 
 
-def _backward(ctx: Any, dy_high: Tensor | None, dy_low: Tensor | None, d_joined: Tensor | None) -> tuple[Any, ...]:
-    d_joined = None if d_joined is None or d_joined.numel() == 0 else d_joined
-    dy_low = None if dy_low is None or dy_low.numel() == 0 else dy_low
-    _, half, low, _, _, weight, bias, _, _ = saved = ctx.saved_tensors
-    made = octave_normalize_backward(dy_high, dy_low, d_joined, *saved, *ctx.options)
-    residuals = [
-        None if dtype is None else g.to(dtype) for g, dtype in zip(made[3:5], ctx.residual_dtypes, strict=True)
-    ]
-    wanted = (True, half is not None, low is not None)
-    maps = [d if has else None for d, has in zip(made[:3], wanted, strict=True)]
-    vectors = [None if v is None else d for v, d in zip((weight, bias), made[5:], strict=True)]
-    return (*maps, *residuals, *vectors, *[None] * 6)
+class _Gradients(torch.autograd.Function):
+    """`octave_normalize_backward`, whose own gradient is an error in words."""
 
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        return octave_normalize_backward(*args)
 
-octave_normalize.register_autograd(_backward, setup_context=_save)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise NotImplementedError(
+            "octave_norm by Triton has no gradients of gradients: call octvideo.octave.unfuse(network) first"
+        )

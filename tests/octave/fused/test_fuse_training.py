@@ -180,6 +180,9 @@ def test_a_network_is_prepared_for_inference() -> None:
                 torch.testing.assert_close(prepared(x), expected, rtol=1e-9, atol=1e-9)
             assert len(prepared.meta["fused"].fused) == 28
     assert "fused" in fused.meta and "fused" not in network.meta
+    for name in ("gpu", "cuda:x"):
+        with pytest.raises(ValueError, match=f"device: got '{name}', expected one of torch's, as cpu, cuda, cuda:1"):
+            prepare_inference(network, device=name)
     swish = octavize(nn.Sequential(nn.Conv3d(3, 8, 1), nn.BatchNorm3d(8), nn.SiLU(), nn.Conv3d(8, 4, 1)), 0.0)
     kept = prepare_inference(swish, device="cuda")  # folded: nothing would be joined
     assert not any(isinstance(module, nn.BatchNorm3d) for module in kept.modules())
@@ -310,6 +313,22 @@ def test_networks_and_norms_of_other_kinds_are_named() -> None:
     assert fuse_training(holder).fused == {"0.1": "ReLU"}
     unfuse(holder)
     assert type(holder[0].get_submodule("1")) is nn.BatchNorm2d
+
+
+def test_no_other_norm_takes_the_place_of_a_fused_one() -> None:
+    """SyncBatchNorm would leave out the ReLU that a fused norm applies."""
+    network, x = made("resnet .25")
+    expected = step(copy.deepcopy(network), x)
+    fuse_training(network)
+    with pytest.raises(
+        TypeError, match=r"call SyncBatchNorm\.convert_sync_batchnorm before fuse_training, or .*unfuse"
+    ):
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    torch.testing.assert_close(step(network, x), expected)  # nothing has changed
+    plain = octavize(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU()), 0.0)
+    fuse_training(plain)
+    unfuse(plain)
+    assert type(nn.SyncBatchNorm.convert_sync_batchnorm(plain).get_submodule("1")) is nn.SyncBatchNorm
 
 
 def test_a_residual_that_broadcasts_is_added() -> None:

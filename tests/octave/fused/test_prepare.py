@@ -127,6 +127,31 @@ def test_a_strided_exchange_of_a_temporal_convolution() -> None:
         torch.testing.assert_close(prepared(x).float(), network(x), atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_strided_octave_layer_reads_low_at_the_size_of_its_results(residual: bool) -> None:
+    """Two terms at one resolution, that cannot be joined: their strides differ."""
+    torch.manual_seed(0)
+    network = OctNet(residual).eval()
+    octave = octavize(network, 0.5, octave_downsample="stride").eval()
+    prepared, x = prepare_inference(octave), last(random(2, 3, 4, 9, 8))
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared(x), octave(x), atol=1e-5, rtol=1e-5)
+
+
+class OctNet(nn.Module):
+    """Two strided convolutions of clips, whose results are added to each other's or not."""
+
+    def __init__(self, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.a, self.b = nn.Conv3d(3, 8, 1), nn.Conv3d(8, 8, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.c, self.d = nn.Conv3d(8, 8, 1, stride=(1, 2, 2)), nn.Conv3d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.d((self.b(x) + self.c(x) if self.residual else self.b(x)).relu())
+
+
 POOLS = [
     (nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)), True),
     (nn.MaxPool3d((1, 2, 3), (1, 3, 1)), True),

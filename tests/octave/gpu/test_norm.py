@@ -26,6 +26,7 @@ from tests.octave.gpu.traffic import traffic
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 KERNELS = pytest.mark.parametrize("device", ["cpu", GPU] if INTERPRETED else [GPU])
 MAPS = ("high", "half", "low", "residual_high", "residual_low")
+RESULTS = ("y_high", "y_low", "joined", "y_high_again", "y_low_again", "joined_again")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Case:
     training: bool = True
     relu: bool = True
     pools: bool = True
+    again: bool = False
     layout: str = "channels last"  # or contiguous, slices of wider maps, images cut out of larger ones
     dtype: torch.dtype = torch.float32
     unused: tuple[str, ...] = ()  # results without a gradient
@@ -61,6 +63,8 @@ def random_case(seed: int) -> Case:
         channels = r.choice([(3, 1), (0, 2), (4, 0)])
     residual = coin()
     outputs = ["y_high", *(["y_low"] if channels[1] else []), "joined"]
+    again = coin()
+    outputs += [f"{name}_again" for name in outputs] if again else []
     return Case(
         size=(r.choice([2, 3]), *([r.choice([1, 3])] if coin(0.7) else []), r.randint(1, 9), r.randint(1, 9)),
         channels=channels,
@@ -71,9 +75,10 @@ def random_case(seed: int) -> Case:
         training=coin(0.8),
         relu=coin(0.8),
         pools=coin(0.7),
+        again=again,
         layout=layout,
         dtype=r.choice([torch.float32, torch.bfloat16, torch.float16]),
-        unused=tuple(r.sample(outputs, 1)) if coin(0.2) else (),
+        unused=tuple(r.sample(outputs, len(outputs) // 3)) if coin(0.5 if again else 0.2) else (),
     )
 
 
@@ -114,7 +119,8 @@ def make(case: Case, device: str) -> dict[str, Tensor | None]:
 
 
 def options(case: Case) -> dict[str, Any]:
-    return {"training": case.training, "momentum": 0.3, "eps": 1e-3, "relu": case.relu, "pools": case.pools}
+    given = {"training": case.training, "momentum": 0.3, "eps": 1e-3, "relu": case.relu, "pools": case.pools}
+    return {**given, "again": True} if case.again else given
 
 
 def gradients(case: Case, results: dict[str, Tensor | None], inputs: dict[str, Tensor | None]) -> dict[str, Tensor]:
@@ -135,8 +141,8 @@ def run(operation: Callable[..., Any], case: Case, device: str) -> dict[str, Ten
     """Results, gradients (d_...) and running statistics."""
     torch.manual_seed(3)
     values = make(case, device)
-    y_high, y_low, joined = operation(**values, **options(case))
-    results = {"y_high": y_high, "y_low": y_low, "joined": joined}
+    made = operation(**values, **options(case))
+    results = dict(zip(RESULTS, made, strict=False))
     found = {f"d_{name}": d for name, d in gradients(case, results, values).items()}
     found |= {name: values[name] for name in ("running_mean", "running_var")}
     return {name: x.detach() for name, x in {**results, **found}.items() if x is not None}
@@ -172,7 +178,8 @@ def expected(case: Case, results: dict[str, Tensor]) -> dict[str, Tensor]:
         found[name] = x
     parts_of_joined = [pool_down(found["y_high"]), found.get("y_low")]
     found["joined"] = torch.cat([x for x in parts_of_joined if x is not None], 1) if case.pools else None
-    grads = gradients(case, {name: found.get(name) for name in ("y_high", "y_low", "joined")}, values)
+    found |= {f"{name}_again": found.get(name) for name in RESULTS[:3]} if case.again else {}
+    grads = gradients(case, {name: found.get(name) for name in RESULTS[: 6 if case.again else 3]}, values)
     found |= {f"d_{name}": d for name, d in grads.items()}
     found |= {name: values[name] for name in ("running_mean", "running_var")}
     return {name: x.detach() for name, x in found.items() if x is not None}
@@ -218,17 +225,28 @@ FORMS = [
     Case((2, 2, 4, 4), (6, 2), training=False, affine=False, residual=(False, True)),
     Case((2, 2, 4, 5), (6, 2), unused=("y_high",), residual=(True, True)),
     Case((2, 2, 4, 5), (6, 2), unused=("joined", "y_low")),
+    Case((2, 2, 5, 3), (6, 2), again=True, residual=(True, True), dtype=torch.bfloat16),
+    Case((2, 2, 5, 3), (6, 2), again=True),
+    Case((2, 2, 3, 5), (6, 2), again=True, residual=(True, True), unused=("joined_again",), dtype=torch.bfloat16),
+    Case((2, 2, 3, 5), (6, 2), again=True, residual=(True, True), unused=("y_high", "y_low", "joined")),
+    Case(
+        (2, 2, 3, 5), (6, 2), again=True, residual=(True, True), unused=("y_high_again", "y_low_again", "joined_again")
+    ),
+    Case((2, 2, 3, 3), (0, 5), again=True, residual=(True, True)),
+    Case((2, 3, 3), (3, 1), again=True, layout="contiguous", residual=(False, True)),
+    Case((2, 2, 4, 4), (6, 2), again=True, training=False, affine=False, layout="slices", unused=("y_high",)),
+    Case((2, 2, 4, 3), (9, 0), again=True, half=False, pools=False, residual=(True, False), relu=False),
 ]
 
 
 @pytest.mark.parametrize("case", FORMS, ids=range(len(FORMS)))
 def test_plain_operation_equals_torch(case: Case) -> None:
     # torch rounds between the steps, which in a narrow format would be the reference's error
-    check(plain_norm, replace(case, dtype=torch.float32), "cpu")
+    check(octave_norm if case.again else plain_norm, replace(case, dtype=torch.float32), "cpu")
 
 
 # The interpreter takes its time: by default it runs the forms that have most in them.
-FIRST = {1, 2, 3, 7, 12}
+FIRST = {1, 2, 3, 7, 12, 14, 15, 16}
 
 
 @KERNELS
@@ -296,6 +314,18 @@ def test_one_value_a_channel_is_refused_in_training(operation: Callable[..., Any
         operation(**values, **options(FORMS[0]))
 
 
+@KERNELS
+def test_gradients_of_gradients_are_refused_in_words(device: str) -> None:
+    case = Case((2, 3, 2), (3, 1), residual=(True, True))
+    values = make(case, device)
+    once = torch.autograd.grad(octave_norm(**values, **options(case))[0].sum(), values["high"])
+    y_high, *_ = octave_norm(**values, **options(case))
+    (twice,) = torch.autograd.grad(y_high.sum(), values["high"], create_graph=True)
+    assert torch.equal(twice, *once)
+    with pytest.raises(NotImplementedError, match=r"no gradients of gradients: call octvideo\.octave\.unfuse"):
+        twice.square().sum().backward()
+
+
 @pytest.mark.slow
 @KERNELS
 def test_results_keep_their_layout(device: str) -> None:
@@ -326,9 +356,12 @@ def test_operators_keep_torchs_rules(case: Case, device: str) -> None:
 
     values = make(case, device)
     maps, rest = [values[name] for name in MAPS], [values["weight"], values["bias"]]
-    detached = [x if x is None else x.detach() for x in maps[:3]]
+    maps, rest = (
+        [x if x is None else x.detach() for x in values] for values in (maps, rest)
+    )  # Normalize has gradients
+    detached = maps[:3]
     statistics = values["running_mean"], values["running_var"]
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(octave_moments, (*detached, *statistics, 0.1), test_utils=tests)
     mean, var = octave_moments(*detached, None, None, 0.1)
     args = (*maps, *rest, mean, var, case.training, 1e-3, case.relu, case.pools)
@@ -337,8 +370,8 @@ def test_operators_keep_torchs_rules(case: Case, device: str) -> None:
 
 @pytest.mark.slow
 @KERNELS
-def test_compiled_in_one_graph_it_gives_the_same(device: str) -> None:
-    case = FORMS[1]
+@pytest.mark.parametrize("case", [FORMS[1], replace(FORMS[16], dtype=torch.float32)], ids=["once", "again"])
+def test_compiled_in_one_graph_it_gives_the_same(case: Case, device: str) -> None:
     want = run(octave_norm, case, device)
     got = run(torch.compile(octave_norm, backend="aot_eager", fullgraph=True), case, device)
     for name, x in want.items():
@@ -346,8 +379,8 @@ def test_compiled_in_one_graph_it_gives_the_same(device: str) -> None:
 
 
 @pytest.mark.gpu
-def test_inductor_gives_the_same() -> None:
-    case = replace(FORMS[2])
+@pytest.mark.parametrize("case", [FORMS[2], replace(FORMS[16], dtype=torch.float32)], ids=["once", "again"])
+def test_inductor_gives_the_same(case: Case) -> None:
     want = run(octave_norm, case, "cuda")
     got = run(torch.compile(octave_norm, fullgraph=True), case, "cuda")
     for name, x in want.items():
@@ -389,15 +422,17 @@ def test_traffic_of_one_case_counted_by_hand() -> None:
     assert (forward.read, forward.written, forward.kernels) == (2 * (2 * x + y), 2 * (y + joined), 3)
     assert (backward.read, backward.written) == (2 * (y + joined + x + y + y + x), 2 * (y + x))
     assert backward.kernels == 3
+    _, of_two = traffic((2, 6, 3, 4, 4), 2, half=True, residual=True, pools=True, again=True)
+    assert (of_two.read - backward.read, of_two.written) == (2 * (y + joined), backward.written)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="counts what the interpreter loads and stores")
 @pytest.mark.parametrize(
-    ("residual", "training", "pools"),
-    [(True, True, True), (False, True, True), (True, False, False)],
+    ("residual", "training", "pools", "again"),
+    [(True, True, True, False), (False, True, True, False), (True, False, False, False), (True, True, True, True)],
 )
 def test_traffic_is_what_kernels_load_and_store(
-    residual: bool, training: bool, pools: bool, monkeypatch: pytest.MonkeyPatch
+    residual: bool, training: bool, pools: bool, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triton.runtime.interpreter import InterpreterBuilder
 
@@ -417,13 +452,21 @@ def test_traffic_is_what_kernels_load_and_store(
     count("read", "create_masked_load", 1)
     count("written", "create_masked_store", 2)
     shape, low = (2, 6, 3, 5, 4), 2
-    case = Case((2, 3, 5, 4), (6, low), residual=(residual,) * 2, training=training, pools=pools, dtype=torch.bfloat16)
+    case = Case(
+        (2, 3, 5, 4),
+        (6, low),
+        residual=(residual,) * 2,
+        training=training,
+        pools=pools,
+        again=again,
+        dtype=torch.bfloat16,
+    )
     values = make(case, "cpu")
     results = octave_norm(**values, **options(case))
-    forward, backward = traffic(shape, low, half=True, residual=residual, pools=pools, training=training)
+    forward, backward = traffic(shape, low, half=True, residual=residual, pools=pools, training=training, again=again)
     first_pixels = 2 * (2 * 6 + 2) * training  # what sums are shifted by: one pixel of high, half and low a block
     assert counted == {"read": forward.read + first_pixels, "written": forward.written}
     counted.update(read=0, written=0)
-    gradients(case, dict(zip(("y_high", "y_low", "joined"), results, strict=True)), values)
+    gradients(case, dict(zip(RESULTS, results, strict=False)), values)
     unused_x = 0 if training or not residual else 2 * (2 * 3 * (5 * 4 * 6 + 3 * 2 * 8))  # a compiler drops this load
     assert counted == {"read": backward.read + unused_x, "written": backward.written}

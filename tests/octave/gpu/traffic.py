@@ -25,6 +25,7 @@ def traffic(
     pools: bool,
     relu: bool = True,
     training: bool = True,
+    again: bool = False,
     itemsize: int = 2,
 ) -> tuple[Traffic, Traffic]:
     """What `octave_norm` takes forward, and back.
@@ -32,14 +33,15 @@ def traffic(
     In units of x (high, half and low together), y (y_high and y_low), joined, training with a ReLU::
 
         forward    moments: reads x; normalize: reads x, residual, writes y, joined
-        backward   sums: reads dy, d_joined, x, with a residual also y, and writes g
-                   gradient: reads x, and dy and d_joined or, with a residual, g; writes dx
+        backward   sums: reads dy, d_joined, x, with a residual also y; writes g, with a residual or two readers
+                   gradient: reads x, and g, where it was written, or dy and d_joined; writes dx
 
     Args:
         high_shape: (N, C_high, [T,] H, W).
         channels_low: of the low map; 0: none.
         half, residual, pools, relu: whether there is one; a residual of both maps.
         training: whether statistics are the batch's.
+        again: whether two readers of all results send gradients back.
         itemsize: bytes of an element: 2, or 4 in float32.
     """
     n, channels_high, *frames, height, width = high_shape
@@ -49,7 +51,8 @@ def traffic(
     x = high + low + pixels * channels_high * half
     y = high + low
     forward = Traffic((2 if training else 1) * x + y * residual, y + joined, 3 if training else 1)
-    read_in_sums = y + joined + x + y * (residual and relu)
-    uses_x = training or (relu and not residual)
-    read_in_gradient = (y if residual else y + joined) + x * uses_x
-    return forward, Traffic(read_in_sums + read_in_gradient, y * residual + x, 3)
+    writes_g = residual or again
+    read_in_sums = (2 if again else 1) * (y + joined) + x + y * (residual and relu)
+    uses_x = training or (relu and not writes_g)
+    read_in_gradient = (y if writes_g else y + joined) + x * uses_x
+    return forward, Traffic(read_in_sums + read_in_gradient, y * writes_g + x, 3)

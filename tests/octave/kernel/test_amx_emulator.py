@@ -201,7 +201,7 @@ def forms(instructions: Path, x: np.ndarray, stride: int) -> list[np.ndarray]:
 
 def threads_in_turn(instructions: Path, cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
     """TDPBF16PS of a case in each thread; all of them do one step before any does the next."""
-    library, barrier = open_library(instructions), threading.Barrier(len(cases), timeout=60)
+    library, barrier = open_library(instructions), threading.Barrier(len(cases), timeout=250)
     results = [c.copy() for *_, c in cases]
 
     def work(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:

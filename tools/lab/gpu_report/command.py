@@ -73,6 +73,10 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0, or 1 where a step failed; 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        UserError: a file of --roofline, or the device, is not there: each would fail many steps, after minutes. Or
+            --out can't be written.
     """
     args = _parser().parse_args(argv)
     _check_device(args.device)
@@ -81,7 +85,10 @@ def main(argv: Sequence[str]) -> int:
     tiny = args.device == "cpu" if args.tiny is None else args.tiny
     backend = args.backend or ("eager" if tiny else "inductor")
     words = shlex.join(["tools/gpu_report.py", *argv])
-    report = Report(args.out, {name: step.title for name, step in STEPS.items()}, f"`{words}`")
+    try:
+        report = Report(args.out, {name: step.title for name, step in STEPS.items()}, f"`{words}`")
+    except OSError as error:
+        raise UserError(f"--out: can't write into {args.out}: {error.strerror or error}") from error
     with contextlib.ExitStack() as stack:
         cache = args.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octvideo-report-")))
         settings = Settings(
@@ -140,10 +147,9 @@ def _do(name: str, step: Step, worker: Worker, report: Report, *, left: float, s
     print(f"{step.title} ...", file=sys.stderr)
     report.add({"step": name, "state": "running"})
     started = time.monotonic()
-    error = worker.do(name, min(step.most, left), report.add)
-    outcome: Record = {"step": name, "state": "done" if error is None else "failed"}
-    outcome |= {"seconds": round(time.monotonic() - started, 1), **({} if error is None else {"said": error})}
-    report.add(outcome)
+    end, reason = worker.do(name, min(step.most, left), report.add)
+    outcome: Record = {"step": name, "state": end, "seconds": round(time.monotonic() - started, 1)}
+    report.add(outcome if reason is None else {**outcome, "said": reason})
 
 
 @contextlib.contextmanager
@@ -175,7 +181,7 @@ class Worker:
         self._child: Child | None = None
         log.write_text("", encoding="utf-8")
 
-    def do(self, step: str, seconds: float, hear: Callable[[Record], None]) -> str | None:
+    def do(self, step: str, seconds: float, hear: Callable[[Record], None]) -> tuple[str, str | None]:
         """Does a step.
 
         Args:
@@ -184,7 +190,7 @@ class Worker:
             hear: gets each result.
 
         Returns:
-            What went wrong, in a line, or None.
+            Its state, "done", "skipped" or "failed"; and why, in a line, where it is not done.
         """
         ends = time.monotonic() + seconds
         if self._child is None:
@@ -196,13 +202,13 @@ class Worker:
                 hear(message)
         except TimeoutError:
             self.close()
-            return f"ended after {seconds:.0f} s, all that it may take"
+            return "failed", f"ended after {seconds:.0f} s, all that it may take"
         except EndedError as error:
             self.close()
-            return str(error)
+            return "failed", str(error)
         if message["leaves"]:
             self.close()
-        return message["end"]
+        return message["end"], message["said"]
 
     def close(self) -> None:
         """Ends the process."""

@@ -24,7 +24,7 @@ from lab.benchmark.networks import WeightStore, build_network, count
 from lab.benchmark.results import ArmResult, Memory, Pass, Run, Spread, ratios, spread, summarise
 from lab.gpu_report.child import Child, EndedError
 from lab.gpu_report.kernels import Kernel, by_kind, profiled
-from lab.gpu_report.work import Work
+from lab.gpu_report.work import NothingToDoError, Work
 from lab.timing import rounds_of
 from octvideo.errors import UserError
 from octvideo.octave import prepare_inference
@@ -372,9 +372,13 @@ def compile_arms(work: Work) -> None:
 
 
 def compiled(work: Work) -> None:
-    """Step 5: the arms that are compiled, in turns; then their processes end."""
+    """Step 5: the arms that are compiled, in turns; then their processes end.
+
+    Raises:
+        NothingToDoError: there are none.
+    """
     if not _ready:
-        raise UserError("no arm has been compiled")
+        raise NothingToDoError("no arm has been compiled")
     memory: dict[str, Any] = {}
 
     def turn(label: str) -> dict[Any, float]:

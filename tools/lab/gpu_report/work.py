@@ -55,6 +55,10 @@ class Settings:
         return cls(**{**content, "tests": tuple(content["tests"]), "roofline": tuple(content["roofline"])})
 
 
+class NothingToDoError(Exception):
+    """What a step needs is not there, and another step has said why."""
+
+
 class Work:
     """A step while it is done.
 

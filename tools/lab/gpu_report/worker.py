@@ -10,7 +10,7 @@ import torch
 from lab.gpu_report.checks import CHECKS
 from lab.gpu_report.child import Message, serve
 from lab.gpu_report.speed import MEASUREMENTS
-from lab.gpu_report.work import Settings, Work
+from lab.gpu_report.work import NothingToDoError, Settings, Work
 from octvideo.files import one_line
 
 
@@ -26,19 +26,21 @@ def is_broken(device: torch.device) -> bool:
 
 
 def main(settings: Settings) -> None:
-    """Does steps as they are asked for; each ends with a message {"end": what went wrong or None, "leaves": ...}."""
+    """Does steps as they are asked for; each ends with a message {"end": its state, "said": why, "leaves": ...}."""
     functions = {**CHECKS, **MEASUREMENTS}
 
     def answer(asked: Message, send: Callable[[Message], None]) -> bool:
-        step, error, leaves = asked["step"], None, False
+        step, state, said, leaves = asked["step"], "done", None, False
         print(f"== {step} ==", file=sys.stderr, flush=True)
         try:
             functions[step](Work(settings, asked["seconds"], lambda result: send({"step": step, **result})))
+        except NothingToDoError as raised:
+            state, said = "skipped", str(raised)
         except Exception as raised:
-            error = f"{type(raised).__name__}: {one_line(raised)}"
+            state, said = "failed", f"{type(raised).__name__}: {one_line(raised)}"
             sys.excepthook(type(raised), raised, raised.__traceback__)  # the whole of it is in the log
             leaves = is_broken(settings.torch_device)
-        send({"end": error, "leaves": leaves})
+        send({"end": state, "said": said, "leaves": leaves})
         return not leaves
 
     serve(answer)

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from lab.probes.networks import ImageNetwork
 from octvideo.octave import OctaveNetwork, octavize
-from octvideo.octave.conversion.calibrate import Calibration
-from octvideo.octave.conversion.choose import Rule, Spread
-from octvideo.octave.conversion.refit import Refit
+from octvideo.octave.conversion.calibration import Calibration, Refit, Rule, Spread
 
 
 @dataclass(frozen=True)

@@ -137,20 +137,17 @@ def _normalize(a: Mapping[str, Any], result: Any) -> Launches:
 
 
 def _normalize_backward(a: Mapping[str, Any], result: Any) -> Launches:
-    """Sums, which also write the residuals' gradients, the addition of the sums, and the maps' gradients."""
-    d_high, d_half, d_low, d_residual_high, d_residual_low, *vectors = result
+    """Sums, which also write g where it is a residual's or of two readers, their addition, and the maps' gradients."""
+    d_high, d_half, d_low, g_high, g_low, *vectors = result
     x = sum(touched(a[name]) for name in ("high", "half", "low"))
     joined = touched(a["d_joined"])
-    in_sums, in_gradient = x + joined, x
-    residuals = (a["has_residual_high"], a["has_residual_low"])
-    for has_residual, name, grad in zip(residuals, ("high", "low"), (d_residual_high, d_residual_low), strict=True):
-        in_sums += touched(a[f"dy_{name}"])
-        if has_residual:  # the ReLU's mask is y's, and g is written for the second pass
-            in_sums += touched(grad) + (touched(a[f"y_{name}"]) if a["relu"] else 0)
-            in_gradient += touched(grad)
-        else:
-            in_gradient += touched(a[f"dy_{name}"])
-    in_gradient += 0 if all(residuals) else joined
+    in_sums, in_gradient = x + joined + touched(a["again_joined"]), x
+    for name, g in (("high", g_high), ("low", g_low)):
+        in_sums += touched(a[f"dy_{name}"]) + touched(a[f"again_{name}"]) + touched(g)
+        if a[f"has_residual_{name}"] and a["relu"]:  # the ReLU's mask is y's
+            in_sums += touched(a[f"y_{name}"])
+        in_gradient += touched(g) or touched(a[f"dy_{name}"])
+    in_gradient += 0 if g_high.numel() and (g_low.numel() or a["low"] is None) else joined
     sums = sum(map(touched, vectors))
     return [
         ("normalize's sums", "normalisation", in_sums + sums, None),

@@ -1,0 +1,207 @@
+"""`octvideo convert`: a trained network in, a run out that every other command takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorchvideo.models.hub as hub
+import torch
+import yaml
+
+from octvideo.errors import UserError
+from octvideo.inference.checkpoint import network_of_checkpoint
+from octvideo.inference.conversion import alpha_for, trained_by_name
+from octvideo.models import frame_network, i3d_small
+from octvideo.octave import count_cost, octavize
+from octvideo.training.checkpoint_block import make_block
+from octvideo.video import ViewSettings
+
+from .conftest import Cli
+
+VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=1, short_side_px=32, crop_px=32)
+
+
+def save(network: torch.nn.Module, path: Path) -> None:
+    """As a run of octvideo has it."""
+    block = make_block(network, ["down", "left", "right"], views=VIEWS, mean=[0.45] * 3, std=[0.225] * 3)
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": state, "octvideo": block}, path)
+
+
+@pytest.fixture
+def own(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint of the run "own", ordinary."""
+    monkeypatch.setattr("octvideo.cli.convert._TIMES_S", 0.0)
+    torch.manual_seed(0)
+    path = workplace / "runs" / "own" / "checkpoints" / "last.ckpt"
+    network = i3d_small(num_classes=3, width=8, zero_init_last_norm=False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(torch.randn(4, 3, 4, 32, 32))  # whose statistics norms then have
+    save(network.eval(), path)
+    return path
+
+
+def test_a_run_becomes_an_octave_run(octvideo: Cli, own: Path, tiny_data: Path) -> None:
+    words = ("convert", "own", "--data", tiny_data / "train", "-o", "runs/oct")
+    out, _ = octvideo(*words, "--num_clips", 10, "--compare")
+    folder = Path("runs/oct")
+    for step in ("last channels low", "before fitting", "norms fitted", "weights fitted"):
+        assert f"| octave, {step} |" in out
+    assert {file.name for file in folder.iterdir()} == {
+        "checkpoints", "config.yaml", "layers.json", "report.md", "spectrum.png",
+    }  # fmt: skip
+    layers = json.loads((folder / "layers.json").read_text())
+    assert layers["cost"] < 0.95 and all(layer["low"] for layer in layers["layers"].values())
+    octave, _ = network_of_checkpoint(folder / "checkpoints" / "converted.ckpt")
+    ordinary, _ = network_of_checkpoint(own)
+    assert octave.octave_report.layers and octave.state_dict().keys() == ordinary.state_dict().keys()
+
+    # The other commands take it: to name actions, to train on.
+    video = next((tiny_data / "test").rglob("*.mp4"))
+    said = json.loads(octvideo("infer", video, "--ckpt", "oct", "--engine", "eager", "--json")[0])
+    assert {said["top"][0]["class"]} <= {"down", "left", "right"} if "top" in said else said
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert set(config["model"]["network"]["init_args"]["alpha"].values()) == {0.25}
+    fit = ("fit", "-c", "tiny", "--config", folder / "config.yaml", "--name", "on", "--trainer.max_epochs", 1)
+    octvideo(*fit, "--trainer.limit_train_batches", 1, "--data.clip_frames", 4)
+    octvideo("test", "-c", "tiny", "--config", folder / "config.yaml", "--name", "tested", "--ckpt", "oct")
+
+    said = octvideo(*words, code=2)[1]
+    assert "holds checkpoints already" in said
+    said = octvideo("convert", "oct", "--data", tiny_data / "train", "-o", "runs/twice", code=2)[1]
+    assert "holds an octave network already" in said and not Path("runs/twice").exists()
+
+
+def test_an_interrupted_command_goes_on(
+    octvideo: Cli, own: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("convert", "own", "--data", tiny_data / "train", "--num_clips", 4, "--refit", "norms")
+    octvideo(*words, "-o", "runs/whole")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("octvideo.cli.convert._rows", interrupted)
+        said = octvideo(*words, "-o", "runs/parts", code=130)[1]
+    assert "the same command goes on" in said and Path("runs/parts/unfinished.pt").exists()
+    measured = []
+    monkeypatch.setattr("octvideo.octave.conversion.refit.fit_norm", lambda *args: measured.append(args))
+    octvideo(*words, "-o", "runs/parts")
+    assert not measured and not Path("runs/parts/unfinished.pt").exists()
+    states = [
+        network_of_checkpoint(f"runs/{name}/checkpoints/converted.ckpt")[0].state_dict() for name in ("whole", "parts")
+    ]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("goal", "value"),
+    [
+        ("--alpha", '{"blocks.1": 0.5}'),
+        *[pytest.param(*goal, marks=pytest.mark.slow) for goal in [("--cost", "0.9"), ("--time", "0.9")]],
+    ],
+)
+def test_other_goals(
+    octvideo: Cli, own: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, goal: str, value: str
+) -> None:
+    if goal == "--time":  # as if time were cost
+        cost = lambda network: count_cost(network, (1, 3, 4, 32, 32)).multiply_adds  # noqa: E731
+        monkeypatch.setattr(
+            "octvideo.cli.convert.paired_times", lambda networks, clip, seconds: [cost(n) for n in networks]
+        )
+    octvideo(
+        "convert", "own", "--data", tiny_data / "train", "--num_clips", 4, "-o", "oct", goal, value, "--refit", "none"
+    )
+    layers = json.loads(Path("oct/layers.json").read_text())
+    if goal in ("--cost", "--time"):
+        assert 0.85 < layers["cost"] <= 0.9
+    else:
+        assert {name.partition(".res")[0] for name in layers["layers"]} == {"blocks.1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["none", "--data", "."], "no checkpoint at none"),
+        (["own", "--data", "nothing"], "no file or folder nothing"),
+        (["own", "--data", ".", "--alpha", "2"], "--alpha: got 2, expected 0 to 1"),
+        (["own", "--data", ".", "--octave", "{"], "expected JSON"),
+        (["own", "--data", ".", "--weights", "x"], "--weights is for networks of libraries"),
+        (["timm:no_such_net", "--data", "."], "timm has no network 'no_such_net'"),
+        (["torchvision:resnet18", "--weights", "no.pth", "--data", "."], "no weights at no.pth"),
+    ],
+)
+def test_mistakes_are_told(octvideo: Cli, own: Path, words: list[str], said: str) -> None:
+    assert said in octvideo("convert", *words, "-o", "oct", code=2)[1]
+    assert not Path("oct").exists()
+
+
+@pytest.mark.slow
+def test_the_ordinary_network_teaches(octvideo: Cli, own: Path, tiny_data: Path) -> None:
+    words = ("convert", "own", "--data", tiny_data / "train", "-o", "runs/oct", "--num_clips", 10, "--refit", "none")
+    out, _ = octvideo(*words, "--epochs", 2)
+    assert "| octave, taught for 2 epochs |" in out
+    octave, _ = network_of_checkpoint("runs/oct/checkpoints/converted.ckpt")
+    taught, _ = network_of_checkpoint("runs/oct/taught/run/checkpoints/last.ckpt")
+    assert all(torch.equal(value, taught.state_dict()[key]) for key, value in octave.state_dict().items())
+    start, _ = network_of_checkpoint("runs/oct/taught/start.ckpt")
+    changed = {key for key, value in start.state_dict().items() if not torch.equal(value, octave.state_dict()[key])}
+    assert changed and not any("running" in key for key in changed)
+
+
+def test_broken_videos_are_left_out_aloud(octvideo: Cli, own: Path, tiny_data: Path) -> None:
+    Path("broken.mp4").write_bytes(b"no video")
+    good = next((tiny_data / "test").rglob("*.mp4"))
+    _, err = octvideo("convert", "own", "--data", "broken.mp4", good, "-o", "oct", "--num_clips", 4, "--refit", "none")
+    assert "left out, can't be read: broken.mp4" in err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x3d_xs",
+        *[pytest.param(name, marks=pytest.mark.slow) for name in ("i3d_r50", "slowfast_r50", "c2d_r50", "x3d_s")],
+    ],
+)
+def test_checkpoints_of_pytorchvideo_load_by_name(name: str, tmp_path: Path) -> None:
+    """Files of its form: {"model_state": ...} of the hub's network."""
+    torch.manual_seed(0)
+    theirs: Any = getattr(hub, name)(pretrained=False).eval()
+    torch.save({"model_state": theirs.state_dict()}, tmp_path / "weights.pyth")
+    trained = trained_by_name(f"pytorchvideo:{name}", weights=str(tmp_path / "weights.pyth"))
+    views = trained.views
+    clip = torch.randn(1, 3, views.clip_frames, views.crop_px, views.crop_px)
+    with torch.no_grad():
+        wanted = theirs([clip[:, :, ::4], clip] if name == "slowfast_r50" else clip)
+        scores = trained.network(clip)
+    if "x3d" in name:  # its head ends in a softmax
+        scores = scores.softmax(1)
+    torch.testing.assert_close(scores, wanted, rtol=1e-3, atol=1e-5)
+    assert trained.class_names[0] == "abseiling" and trained.mean == (0.45, 0.45, 0.45)
+
+
+@pytest.mark.slow
+def test_image_networks_see_the_frames(octvideo: Cli, workplace: Path, tiny_data: Path, own: Path) -> None:
+    torch.manual_seed(0)
+    network = frame_network("torchvision:mobilenet_v3_small", num_classes=7).eval()
+    torch.save(network.image_network.state_dict(), "weights.pth")
+    words = ("--weights", "weights.pth", "--num_classes", 7, "--data", tiny_data / "train", "-o", "oct")
+    octvideo("convert", "torchvision:mobilenet_v3_small", *words, "--num_clips", 4, "--refit", "norms")
+    octave, settings = network_of_checkpoint("oct/checkpoints/converted.ckpt")
+    assert octave.octave_report.layers and settings["class_names"][:2] == ["0", "1"]
+    ordinary = octavize(network.image_network, 0.0)
+    assert ordinary.state_dict().keys() == octave.image_network.state_dict().keys()
+
+
+def test_the_least_alpha_is_found() -> None:
+    assert alpha_for(0.8, lambda alpha: 1 - alpha) == pytest.approx(0.2, abs=0.02)
+    with pytest.raises(UserError, match=r"got 0\.1, but at alpha 0\.75 it is 0\.250 still"):
+        alpha_for(0.1, lambda alpha: 1 - alpha)
