@@ -84,6 +84,14 @@ def test_a_penalty_keeps_weights_where_they_are(monkeypatch: pytest.MonkeyPatch)
     assert distances[0] > distances[1] > distances[2] < 1e-3
 
 
+def test_positions_are_looked_at_once_each() -> None:
+    layer, inputs = nn.Conv2d(4, 6, 3), [torch.randn(2, 4, 9, 8) for _ in range(3)]
+    wanted = [torch.randn(2, 6, 7, 6) for _ in inputs]
+    problems = functools.partial(problems_of, layer)
+    one, other = (fit_weights(layer, problems, inputs, wanted, seed=seed)["weight"] for seed in (0, 1))
+    torch.testing.assert_close(one, other)  # there are fewer than are asked for: any draw takes all
+
+
 def test_channels_that_are_constant_are_no_obstacle() -> None:
     layer = nn.Conv2d(4, 4, 3, groups=4)
     x = torch.randn(2, 4, 8, 8)
