@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -60,6 +60,9 @@ class Calibration:
             value = getattr(self, name)
             if value not in (known := get_args(kind)):
                 raise ValueError(f"calibration: {name} is {value!r}, expected {', '.join(map(repr, known))}")
+        if not isinstance(self.clips, Sized):
+            kind = type(self.clips).__name__
+            raise ValueError(f"calibration: got clips of type {kind}, expected a list of inputs or one Tensor")
         if not len(self.clips):
             raise ValueError("calibration: got no clip, expected some 200 of the kind that the network will see")
 

@@ -16,7 +16,7 @@ from octvideo.octave.conversion.roles import Network
 from octvideo.octave.conversion.solve import PartitionSolver, Solution
 from octvideo.octave.conversion.spectrum import Spectrum, measure_spectrum
 from octvideo.octave.conversion.value_classes import Shares, ValueClass
-from octvideo.octave.conversion.walk import tensors_of
+from octvideo.octave.conversion.walk import copy_of, tensors_of
 from octvideo.octave.factor import as_factor
 from octvideo.octave.partition import Partition
 
@@ -99,7 +99,8 @@ def spread_shares(
     while total > budget:
         moves = []
         for name, loss in losses.items():
-            step = max(multiple, _VECTOR if len(loss) >= 4 * _VECTOR else max(1, len(loss) // 8))
+            step = _VECTOR if len(loss) >= 4 * _VECTOR else max(1, len(loss) // 8)
+            step = -(-step // multiple) * multiple
             # A few vectors at once, too: the first ones save little where the other side of a layer is low already.
             for more in (step, 2 * step, 4 * step):
                 if counts[name] + more <= _MOST * len(loss):
@@ -150,20 +151,33 @@ class ChannelChooser:
 
     def choose(self) -> dict[str, float]:
         """Measures, chooses and reorders `model`'s channels; returns the low share of each convolution."""
-        calibration = self.calibration
         if not self._groups:
             return self._asked_for()
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()  # in training, norms would take their statistics from one clip
+        try:
+            return self._choose()
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def shares_of(self, solution: Solution) -> dict[str, float]:
+        """What became of the shares that `choose` gave, rounded."""
+        partitions = {name: solution.partition(group.nodes[0]) for name, (group, _) in self._groups.items()}
+        return {name: 0.0 if partition is None else partition.alpha for name, partition in partitions.items()}
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def _choose(self) -> dict[str, float]:
+        calibration = self.calibration
         spectrum = self._measure()
         generator = torch.Generator().manual_seed(calibration.seed)
         orders = {name: channel_order(spectrum.losses[name], calibration.choose, generator) for name in self._groups}
         even = {name: partition.alpha for name, (_, partition) in self._groups.items()}
         shares = even if calibration.spread == "even" else self._spread(spectrum, even)
-        if calibration.choose != "last":
-            orders = self._reorder(orders)
-        self.report.losses, self.report.shares, self.report.orders = spectrum.losses, shares, orders
+        self.report.orders = {} if calibration.choose == "last" else self._reorder(orders)
+        self.report.losses = {name: spectrum.losses[name] for name in self._groups}
         return {**self._asked_for(), **self._by_conv(shares)}
-
-    # -- steps -----------------------------------------------------------------------------------------------
 
     def _measure(self) -> Spectrum:
         begun = self._state.get("spectrum")
@@ -249,5 +263,5 @@ class ChannelChooser:
 
     def _outputs(self) -> Tensor:
         with torch.no_grad():
-            output = fx.Interpreter(self.model, graph=self.traced.graph).run(self.calibration.calls[0])
+            output = fx.Interpreter(self.model, graph=self.traced.graph).run(copy_of(self.calibration.calls[0]))
         return torch.cat([x.flatten() for x in tensors_of(output)])

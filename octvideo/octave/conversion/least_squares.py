@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octvideo.octave.conversion.conv_form import conv_form
+from octvideo.octave.conversion.walk import at_least_float32
 from octvideo.octave.factor import Factor
 from octvideo.octave.features import Octave
 from octvideo.octave.ordinary import pad_same
@@ -50,6 +51,7 @@ class _Sums:
 
     def add(self, x: Tensor, r: Tensor) -> None:
         """Of some positions: x (..., P, D), r (..., P, O)."""
+        x, r = at_least_float32(x), at_least_float32(r)
         if self.count == 0:  # near the mean, products in float32 do: the penalty is far larger than their rounding
             self.near = x.mean(-2, keepdim=True)
         x = x - self.near

@@ -161,7 +161,10 @@ def octavize(
     for module in network.modules():
         if isinstance(module, HoldsIndices) and next(module.parameters(), None) is None:
             module.to(device)  # an operation that is new here
-    report = None if chooser is None else chooser.report
+    report = None
+    if chooser is not None:
+        report = chooser.report
+        report.shares = chooser.shares_of(solution)
     if ordinary is not None and asked is not None and report is not None:
         fitted, report.num_fitted_on = refit(network, ordinary, asked, factor=traced.factor, state=state)
         report.fitted = tuple(fitted)

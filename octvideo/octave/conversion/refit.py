@@ -27,7 +27,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from octvideo.octave.conversion.calibration import Calibration, Refit
 from octvideo.octave.conversion.conv_form import conv_form
 from octvideo.octave.conversion.least_squares import Problem, Term, fit_weights, is_depthwise
-from octvideo.octave.conversion.walk import Walk
+from octvideo.octave.conversion.walk import Walk, at_least_float32
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.features import Octave
 from octvideo.octave.layer import OctaveLayer
@@ -99,7 +99,7 @@ def _clips_that_fit(networks: Sequence[fx.GraphModule], calibration: Calibration
     """As many clips, evenly taken, as memory allows."""
     clips, need = calibration.calls, 1
     for network in networks:
-        walk, peak = Walk(network, clips[:1]), 0
+        walk, peak = Walk(network, [clips[0]]), 0
         for node in walk.nodes:
             walk.go_to(node)
             peak = max(peak, walk.live_bytes())
@@ -209,6 +209,7 @@ def _moments(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel over all maps, float64."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for x in maps:
+        x = at_least_float32(x)
         size = x.numel() // max(1, x.shape[1])
         axes = [0, *range(2, x.dim())]
         mean = x.mean(axes, keepdim=True)

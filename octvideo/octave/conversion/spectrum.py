@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from octvideo.octave.conversion.calibration import ChannelLoss
 from octvideo.octave.conversion.roles import Network, changes_in_place
-from octvideo.octave.conversion.walk import tensors_of
+from octvideo.octave.conversion.walk import at_least_float32, copy_of, tensors_of
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.resample import pool_down
 
@@ -42,12 +42,16 @@ class Spectrum:
 
     def state(self) -> dict[str, Any]:
         """In types that torch.load reads with weights_only."""
-        return {**vars(self), "losses": {name: vars(loss) for name, loss in self.losses.items()}}
+        losses = {name: {key: x.clone() for key, x in vars(loss).items()} for name, loss in self.losses.items()}
+        return {**vars(self), "losses": losses}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Spectrum:
         """What `state` was made of."""
-        return cls(**{**state, "losses": {name: ChannelLoss(**loss) for name, loss in state["losses"].items()}})
+        losses = {
+            name: ChannelLoss(**{key: x.clone() for key, x in loss.items()}) for name, loss in state["losses"].items()
+        }
+        return cls(**{**state, "losses": losses})
 
 
 def measure_spectrum(
@@ -75,11 +79,16 @@ def measure_spectrum(
 
     Returns:
         The sums over all clips.
+
+    Raises:
+        ValueError: `begun` is of other classes, or a clip's output is not finite.
     """
     spectrum = begun or Spectrum()
+    if spectrum.num_clips and not groups.keys() <= spectrum.losses.keys():
+        raise ValueError("calibration: what was begun is of another network, or of other layers")
     recorder = _Recorder(model, network, groups)
     for index in watch(range(spectrum.num_clips, len(clips))):
-        recorder.measure(clips[index], torch.Generator().manual_seed(seed * 1_000_003 + index), spectrum)
+        recorder.measure(index, clips[index], torch.Generator().manual_seed(seed * 1_000_003 + index), spectrum)
         spectrum.num_clips += 1
         keep(spectrum)
     return spectrum
@@ -95,22 +104,27 @@ class _Recorder(fx.Interpreter):
         self._values: dict[fx.Node, Tensor] = {}
         self._multiply_adds: dict[str, int] = {}
 
-    def measure(self, clip: Any, generator: torch.Generator, spectrum: Spectrum) -> None:
+    def measure(self, index: int, clip: Any, generator: torch.Generator, spectrum: Spectrum) -> None:
         """Adds one clip to the sums."""
         self._values.clear()
         with torch.enable_grad():
-            output = torch.cat([x.flatten(1) for x in tensors_of(self.run(_with_gradient(clip)))], 1)  # (N,K)
+            scores = tensors_of(self.run(_with_gradient(copy_of(clip))))
+            output = torch.cat([x.reshape(len(x) if x.dim() else 1, -1) for x in scores], 1)  # (N,K)
+            if not output.isfinite().all():
+                raise ValueError(f"calibration: the network's output on clip {index} is not finite")
             signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
             values = list(self._values.values())
             gradients = torch.autograd.grad((output * signs).sum(), values, allow_unused=True)
-        spread = output.detach().var(1, correction=0).mean().clamp_min(1e-30).double()
+        # A single score has no spread: all clips count alike.
+        spread = output.detach().double().var(1, correction=0).mean().clamp_min(1e-30) if output.shape[1] > 1 else None
         spectrum.multiply_adds = self._multiply_adds
         for node, value, gradient in zip(self._values, values, gradients, strict=True):
-            x = value.detach()
+            x = at_least_float32(value.detach())
             detail, energy = _detail_and_energy(x, as_factor(self._network.factor, x.dim() - 2))  # (N,C)
             bound = torch.zeros_like(detail)
             if gradient is not None:
-                bound = _squares(gradient) * detail * x[0, 0].numel() / spread.to(x)
+                bound = _squares(at_least_float32(gradient)) * detail * x[0, 0].numel()
+                bound = bound if spread is None else bound / spread.to(x)
             sums = [each.sum(0).double() for each in (detail, energy, bound)]
             name = self._group_of[node]
             if name not in spectrum.losses:
@@ -138,7 +152,7 @@ class _Recorder(fx.Interpreter):
 
 def _with_gradient(clip: Any) -> Any:
     if isinstance(clip, Tensor):
-        return clip.detach().requires_grad_()
+        return clip.requires_grad_()
     return [_with_gradient(part) for part in clip]
 
 

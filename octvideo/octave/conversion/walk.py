@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Walk:
         for current in self.nodes[self._at : stop]:
             for n, values in enumerate(self._values):
                 if current.op == "placeholder":
-                    values[current] = self._clips[n]
+                    values[current] = copy_of(self._clips[n])
                 elif current.op != "output":
                     self._compute(current, values)
         self._at = max(self._at, stop)
@@ -58,10 +58,31 @@ class Walk:
                 del values[source]
 
 
+def copy_of(clip: Any) -> Any:
+    """A clip that a network may change in place: some do.
+
+    Raises:
+        ValueError: it is no Tensor, nor a list of some, or holds integers.
+    """
+    if isinstance(clip, list | tuple):
+        return [copy_of(part) for part in clip]
+    if not isinstance(clip, Tensor) or not clip.is_floating_point():
+        got = clip.dtype if isinstance(clip, Tensor) else type(clip).__name__
+        raise ValueError(f"calibration: a clip holds {got}, expected what the network takes, floating point, no labels")
+    return clip.detach().clone()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """For sums, which 16 bits are too few for."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors that a value of a graph holds."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Octave):
         return [value.high, value.low]
+    if isinstance(value, Mapping):
+        return tensors_of(list(value.values()))
     return [x for part in value for x in tensors_of(part)] if isinstance(value, list | tuple) else []
