@@ -76,7 +76,7 @@ def convert(
     return octavize(
         network,
         like.alpha(arm.alpha),
-        octave_downsample="stride",
+        octave_downsample="keep",
         inverted_residuals="all",
         calibration=calibration,
     )
