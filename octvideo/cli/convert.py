@@ -15,9 +15,10 @@ import argparse
 import functools
 import hashlib
 import json
+import shlex
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def add_arguments(parser: Parser) -> None:
     goal.add_argument("--alpha", type=_alpha_of, default=0.25, metavar="A", help=of_layers)
     goal.add_argument("--cost", type=share, metavar="C", help="the least alpha with this share of the multiply-adds")
     goal.add_argument("--time", type=share, metavar="T", help="the least alpha with this share of the time, here")
-    parser.add_argument("--num_clips", type=positive, default=200, metavar="N", help="measured and fitted on (200)")
+    parser.add_argument(
+        "--num_clips", type=positive, default=200, metavar="N", help="to work on: a fifth is for comparison (200)"
+    )
     parser.add_argument("--choose", choices=CHOICES["choose"], default="output", help="which channels are low (output)")
     parser.add_argument("--spread", choices=CHOICES["spread"], default="even", help="alpha of each layer (even)")
     parser.add_argument("--refit", choices=CHOICES["refit"], default="weights", help="what is fitted (weights)")
@@ -86,7 +89,9 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _alpha_of(text: str) -> float | dict[str, float]:
-    return _options(text) if text.lstrip().startswith("{") else share(text)
+    if not text.lstrip().startswith("{"):
+        return share(text)
+    return {path: share(str(value)) for path, value in _options(text).items()}
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     """Converts what the command line names, and says what it is worth; returns 0."""
     console = Console(stderr=True)
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    _check_folder(args.output, args.overwrite)
+    _check_folder(args)
     ordinary = _trained(args)
     videos = list(find_videos(args.data))
     say(f"weights: {ordinary.source}")
@@ -111,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     for path, reason in unreadable:
         say(f"left out, can't be read: {path}: {reason}")
     measured, held_out = _shared_out(clips)
-    with _Kept(args, videos) as kept:
+    with _Kept(args, videos, ordinary) as kept:
         options: dict[str, Any] = {
             "choose": args.choose,
             "spread": args.spread,
@@ -120,7 +125,9 @@ def run(args: argparse.Namespace) -> int:
             "watch": lambda step, parts: track(parts, text=step),
         }
         alpha = _alpha(args, ordinary, measured, options, kept)
-        steps = {"octave, before fitting": {"refit": "none"}, f"octave, {args.refit} fitted": {"refit": args.refit}}
+        steps = {"octave, before fitting": {"refit": "none"}}
+        if args.refit != "none":
+            steps[f"octave, {args.refit} fitted"] = {"refit": args.refit}
         if args.choose != "last":
             steps = {"octave, last channels low": {"choose": "last", "spread": "even", "refit": "none"}, **steps}
         if args.compare and args.refit == "weights":
@@ -131,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
             made[name] = convert(ordinary, measured, alpha, args.octave, **kept.options(options | changed))
         octave = list(made.values())[-1]
         if args.epochs is not None:
-            octave = _distilled(args, ordinary, octave, videos)
+            octave = _distilled(args, ordinary, octave, videos, kept.key)
             made[f"octave, taught for {args.epochs} epochs"] = octave
         with console.status("comparing scores and times"):
             rows = _rows(ordinary, made, held_out)
@@ -141,14 +148,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    if (folder / "checkpoints").exists() and not overwrite:
+def _check_folder(args: argparse.Namespace) -> None:
+    folder: Path = args.output
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"-o {folder} is a file, expected a folder to make")
+    if not (folder / "checkpoints").exists():
+        return
+    if not args.overwrite:
         raise UserError(f"{folder} holds checkpoints already: give another -o, or --overwrite")
+    if not _library(args) and folder.resolve() in find_checkpoint(args.network, args.runs_dir).resolve().parents:
+        raise UserError(f"{folder} holds the network to convert, which would be lost: give another -o")
+
+
+def _library(args: argparse.Namespace) -> bool:
+    """Whether a library's network is named."""
+    return args.network.partition(":")[0] in ("pytorchvideo", "torchvision", "timm")
 
 
 def _trained(args: argparse.Namespace) -> Trained:
-    library = args.network.partition(":")[0]
-    if library in ("pytorchvideo", "torchvision", "timm"):
+    if _library(args):
         return trained_by_name(args.network, weights=args.weights, num_classes=args.num_classes)
     for name in ("weights", "num_classes"):
         if getattr(args, name) is not None:
@@ -179,7 +197,7 @@ def _alpha(
 
     name, wanted = ("cost", args.cost) if args.cost is not None else ("time", args.time)
     try:
-        return alpha_for(wanted, measure)
+        return kept.once("alpha", lambda: alpha_for(wanted, measure))
     except UserError as error:
         raise UserError(f"--{name}: {error}") from error
 
@@ -187,9 +205,12 @@ def _alpha(
 class _Kept:
     """What is done of a conversion, in a file of the folder until it is whole."""
 
-    def __init__(self, args: argparse.Namespace, videos: Sequence[str]) -> None:
+    def __init__(self, args: argparse.Namespace, videos: Sequence[str], ordinary: Trained) -> None:
         asked = {key: value for key, value in vars(args).items() if key not in ("debug", "overwrite", "compare")}
-        self._key = hashlib.sha256(repr((sorted(asked.items(), key=str), videos)).encode()).hexdigest()
+        key = hashlib.sha256(repr((sorted(asked.items(), key=str), videos)).encode())
+        for value in ordinary.network.state_dict().values():
+            key.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        self.key = key.hexdigest()
         self._file = args.output / _STATE
         self._states: dict[str, Any] = {}
         self._written = time.monotonic()
@@ -198,7 +219,7 @@ class _Kept:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         if self._file.exists():
             held = torch.load(self._file, weights_only=True)
-            self._states = held["states"] if held["key"] == self._key else {}
+            self._states = held["states"] if held["key"] == self.key else {}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -210,27 +231,36 @@ class _Kept:
     def options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options of a `Calibration` that goes on where an earlier one was."""
         name = options.get("refit", "")
-        begun = {"spectrum": self._states.get("spectrum"), "fitted": self._states.get(name)}
+        begun = {"spectrum": self._states.get("spectrum"), **self._states.get(name, {})}
 
         def keep(state: dict[str, Any]) -> None:
             self._states["spectrum"] = state.get("spectrum")
             if "fitted" in state:
-                self._states[name] = state["fitted"]
+                self._states[name] = {key: value for key, value in state.items() if key != "spectrum"}
             if time.monotonic() - self._written > _KEEP_EVERY_S:
                 self._write()
 
         return {**options, "keep": keep, "begun": {key: value for key, value in begun.items() if value is not None}}
 
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """What `find` gives, or gave before: times that are measured again differ."""
+        if name not in self._states:
+            self._states[name] = find()
+            self._write()
+        return self._states[name]
+
     def _write(self) -> None:
         with whole_file(self._file) as part:
-            torch.save({"key": self._key, "states": self._states}, part)
+            torch.save({"key": self.key, "states": self._states}, part)
         self._written = time.monotonic()
 
 
 # -- training on ---------------------------------------------------------------------------------------------
 
 
-def _distilled(args: argparse.Namespace, ordinary: Trained, octave: Trained, videos: Sequence[str]) -> Trained:
+def _distilled(
+    args: argparse.Namespace, ordinary: Trained, octave: Trained, videos: Sequence[str], key: str
+) -> Trained:
     """The octave network after some epochs in which the ordinary one teaches, without labels.
 
     Norms keep their statistics: on clips unlike the training set, new estimates destroy any network.
@@ -238,7 +268,12 @@ def _distilled(args: argparse.Namespace, ordinary: Trained, octave: Trained, vid
     from octvideo.cli import lightning  # takes seconds, which a conversion by itself does not need
 
     folder: Path = args.output / "taught"
+    whose = folder / "command.txt"
+    if folder.exists() and not (whose.exists() and whose.read_text(encoding="utf-8") == key):
+        shutil.rmtree(folder)  # of another command: its network is not to be trained on
     folder.mkdir(parents=True, exist_ok=True)
+    with whole_text(whose) as file:
+        file.write(key)
     _save(ordinary, folder / "teacher.ckpt")
     _save(octave, folder / "start.ckpt")
     with whole_text(folder / "videos.txt") as file:
@@ -295,32 +330,30 @@ def _write(
     report = report_of(octave)
     calibration = report.calibration
     assert calibration is not None
-    if (folder / "checkpoints").exists():
-        shutil.rmtree(folder / "checkpoints")
-    (folder / "checkpoints").mkdir(parents=True)
-    checkpoint = folder / "checkpoints" / "converted.ckpt"
-    _save(octave, checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder.absolute() / "checkpoints" / "converted.ckpt"
     picture = folder / "spectrum.png"
     details, low = channels_of(octave)
     draw_spectrum(picture, details, low, title=f"{ordinary.source.split(' with ')[0]}: detail of channels by layer")
     cost = share_of_multiply_adds(octave, ordinary)
     table = markdown(("network", "same best class", "squared error of logits"), rows)
     times = f"{1000 * seconds[1]:.1f} ms a clip, the ordinary network {1000 * seconds[0]:.1f}"
+    fitted = f"Layers were fitted on {calibration.num_fitted_on} of them." if calibration.fitted else ""
+    compared = f"compared on {num_held_out} others" if num_held_out < num_clips else "compared on the same"
     shares = f"{alpha:.3g}" if isinstance(alpha, float) else json_text(alpha)
     lines = [
         f"# {folder.name}",
         "",
         f"{ordinary.source}, at alpha {shares} ({len(report.layers)} octave convolutions).",
-        f"Measured and fitted on {num_clips} clips without labels, compared on {num_held_out} others. Layers were "
-        f"fitted on {calibration.num_fitted_on} clips.",
+        f"Measured on {num_clips} clips without labels, {compared}. {fitted}",
         "",
         table,
         "",
         f"- multiply-adds: {100 * cost:.1f} % of the ordinary network's",
         f"- CPU time here, float32, prepared, one thread: {100 * seconds[1] / seconds[0]:.0f} % ({times})",
         f"- channels chosen in {len(calibration.orders)} of {len(calibration.shares)} groups of layers",
-        f"- use it: octvideo infer VIDEO --ckpt {folder}",
-        f"- train it on: octvideo fit -c {folder / 'config.yaml'}, with your --data",
+        f"- use it: octvideo infer VIDEO --ckpt {shlex.quote(str(folder))}",
+        f"- train it on: octvideo fit -c CONFIG --config {shlex.quote(str(folder / 'config.yaml'))}",
         "",
         f"![detail of channels by layer]({picture.name})",
         "",
@@ -331,7 +364,12 @@ def _write(
         layers = {name: {"share": share, "low": low.get(name, [])} for name, share in calibration.shares.items()}
         file.write(json_text({"alpha": alpha, "cost": cost, "layers": layers}, indent=1))
     with whole_text(folder / "config.yaml") as file:
-        yaml.safe_dump(_config(octave, checkpoint), file, sort_keys=False)
+        yaml.safe_dump(_config(octave, checkpoint), file, sort_keys=False, allow_unicode=True)
+    # Last, so that a folder with a checkpoint is whole.
+    if checkpoint.parent.exists():
+        shutil.rmtree(checkpoint.parent)
+    checkpoint.parent.mkdir()
+    _save(octave, checkpoint)
 
 
 def _save(trained: Trained, file: Path) -> None:

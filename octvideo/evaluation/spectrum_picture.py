@@ -41,7 +41,7 @@ def draw_spectrum(
     axes.set_xticks(range(len(details)), list(details), rotation=90, fontsize=6.5)
     axes.set_ylim(0, None)
     axes.set_ylabel("share of the variance that\nhalf resolution cannot hold")
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.set_title(title, loc="left", fontsize=11, pad=22)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)  # above all points
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

@@ -133,6 +133,7 @@ def test_other_goals(
         (["none", "--data", "."], "no checkpoint at none"),
         (["own", "--data", "nothing"], "no file or folder nothing"),
         (["own", "--data", ".", "--alpha", "2"], "--alpha: got 2, expected 0 to 1"),
+        (["own", "--data", ".", "--alpha", '{"blocks.1": "x"}'], "--alpha: got x, expected 0 to 1"),
         (["own", "--data", ".", "--octave", "{"], "expected JSON"),
         (["own", "--data", ".", "--weights", "x"], "--weights is for networks of libraries"),
         (["timm:no_such_net", "--data", "."], "timm has no network 'no_such_net'"),
@@ -142,6 +143,60 @@ def test_other_goals(
 def test_mistakes_are_told(octvideo: Cli, own: Path, words: list[str], said: str) -> None:
     assert said in octvideo("convert", *words, "-o", "oct", code=2)[1]
     assert not Path("oct").exists()
+
+
+def test_folders_that_would_lose_something_are_refused(octvideo: Cli, own: Path) -> None:
+    said = octvideo("convert", "own", "--data", ".", "-o", "runs/own", "--overwrite", code=2)[1]
+    assert "holds the network to convert" in said and own.exists()
+    Path("file").touch()
+    assert "is a file" in octvideo("convert", "own", "--data", ".", "-o", "file", code=2)[1]
+
+
+@pytest.mark.slow
+def test_a_command_goes_on_with_its_own_network_and_alpha(
+    octvideo: Cli, own: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times differ when they are measured again; and a run that is trained again has other weights."""
+    words = ("convert", "own", "--data", tiny_data / "train", "-o", "oct", "--num_clips", 4, "--time", ".9")
+    words = (*words, "--refit", "norms")
+    times = iter([*[[1.0, 0.5]] * 7, [1.0, 0.5]])
+    monkeypatch.setattr("octvideo.cli.convert.paired_times", lambda *_, **__: next(times))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("octvideo.cli.convert.draw_spectrum", interrupted)
+        octvideo(*words, code=130)
+    assert not Path("oct/checkpoints").exists()
+    alpha = torch.load("oct/unfinished.pt")["states"]["alpha"]
+    times = iter([[1.0, 2.0]])  # once, for the report
+    octvideo(*words)
+    assert json.loads(Path("oct/layers.json").read_text())["alpha"] == alpha
+    assert yaml.safe_load(Path("oct/config.yaml").read_text())["model"]["init_weights"].startswith("/")
+
+    measured = []
+    for seed in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr("octvideo.cli.convert._rows", interrupted)
+            octvideo(*words[:-4], "-o", "other", "--refit", "none", code=130)
+        states = torch.load("other/unfinished.pt")["states"]
+        measured.append(next(iter(states["spectrum"]["losses"].values()))["detail"])
+        network = network_of_checkpoint(own)[0]
+        torch.manual_seed(seed)
+        for parameter in network.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        save(network, own)
+    assert not torch.equal(*measured)
+
+
+@pytest.mark.slow
+def test_teaching_starts_anew_for_another_command(octvideo: Cli, own: Path, tiny_data: Path) -> None:
+    words = ("convert", "own", "--data", tiny_data / "train", "-o", "oct", "--num_clips", 4, "--refit", "none")
+    octvideo(*words, "--alpha", ".25", "--epochs", 1)
+    octvideo(*words, "--alpha", ".5", "--epochs", 1, "--overwrite")
+    taught, _ = network_of_checkpoint("oct/taught/run/checkpoints/last.ckpt")
+    assert set(taught.octave_report.alpha.values()) == {0.5}
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ from octvideo.octave.resample import pool_down
 
 # Output elements for each of these, over all clips: fewer fit the clips and not the task.
 _POSITIONS = 30
+# Weights stay as they are where maps have fewer elements for each: the clips would be learnt by heart.
+_LEAST_ELEMENTS = 2
 # The penalty on what is added, in mean squares of what is read. Positions of a clip are alike, so that a small penalty
 # fits the clips: on others, features of networks came nearest to the ordinary ones' with 0.3 to 1.
 _PENALTY = 0.3
@@ -48,6 +50,7 @@ class _Sums:
     x: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.double))
     r: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.double))
     near: Tensor = field(default_factory=lambda: torch.zeros(()))  # subtracted from X
+    elements: int = 0  # of the map, of which positions are drawn
 
     def add(self, x: Tensor, r: Tensor) -> None:
         """Of some positions: x (..., P, D), r (..., P, O)."""
@@ -145,6 +148,7 @@ def fit_weights(
             values = _take(target, at)  # (P,C_out)
             if n == len(sums):
                 sums.append(_Sums())
+            sums[n].elements += target[:, 0].numel()
             if depthwise:  # each channel by itself: one term, as it writes what it reads
                 x_each = read[0].transpose(0, 1)  # (C,P,k)
                 sums[n].add(x_each, values.T[..., None] - x_each @ weights[0].flatten(1)[..., None])
@@ -153,6 +157,8 @@ def fit_weights(
                 sums[n].add(x_all, values - x_all @ torch.cat([w.flatten(1) for w in weights], 1).T)
     weight, bias = layer.weight.clone(), None if layer.bias is None else layer.bias.clone()
     for problem, total in zip(problems(inputs[0]), sums, strict=True):
+        if total.elements < _LEAST_ELEMENTS * total.xx.shape[-1]:
+            continue
         added, offset = total.solve()
         parts = [term.weight(layer) for term in problem.terms]
         if depthwise:

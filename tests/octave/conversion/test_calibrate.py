@@ -230,6 +230,7 @@ def test_a_module_with_unknown_weights_keeps_its_channels(clips: Tensor) -> None
         ({"choose": "best"}, "choose is 'best', expected 'output', 'detail'"),
         ({"refit": "all"}, "refit is 'all', expected 'none', 'norms', 'weights'"),
         ({"clips": []}, "got no clip, expected some 200"),
+        ({"clips": iter([])}, "got clips of type list_iterator, expected a list of inputs"),
     ],
 )
 def test_mistakes_are_told(net: Net, clips: Tensor, options: dict[str, Any], said: str) -> None:
@@ -262,3 +263,90 @@ def test_a_network_without_octave_layers_is_given_back(clips: Tensor) -> None:
     network = nn.Sequential(nn.Conv3d(3, 4, 1), nn.GroupNorm(2, 4), nn.Conv3d(4, 4, 1)).eval()
     octave = converted(network, clips)
     assert torch.equal(octave(clips), network(clips)) and not octave.octave_report.layers
+
+
+def test_training_mode_is_kept_and_changes_nothing(net: Net, clips: Tensor) -> None:
+    """Else norms would take statistics from single clips, and dropout would hide the function."""
+    training = nn.Sequential(copy.deepcopy(net).train(), nn.Dropout(0.5))
+    training[0].stem_norm.eval()
+    octave, expected = converted(training, clips), converted(net, clips)
+    for ours, other in zip(octave.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert torch.equal(ours, other)
+    assert octave.training and octave.get_submodule("0.blocks").training and training.training
+    assert not octave.get_submodule("0.stem_norm").training
+
+
+def test_clips_that_the_network_changes_in_place_are_kept(net: Net, clips: Tensor) -> None:
+    given = clips.clone()
+    octave = converted(nn.Sequential(nn.ReLU(inplace=True), copy.deepcopy(net)).eval(), given)
+    assert torch.equal(given, clips)
+    expected = converted(net, clips.relu())
+    assert all(torch.equal(a, b) for a, b in zip(octave.state_dict().values(), expected.state_dict().values()))  # noqa: B905
+
+
+@pytest.mark.parametrize("form", ["dict", "vector"])
+def test_outputs_may_have_other_forms(net: Net, clips: Tensor, form: str) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = copy.deepcopy(net)
+
+        def forward(self, x: Tensor) -> Any:
+            return {"scores": self.net(x)} if form == "dict" else self.net(x)[:, 0]
+
+    report = converted(Other().eval(), clips, refit="none").octave_report.calibration
+    assert set(report.orders) == {"net.blocks.0.a", "net.blocks.1.a", "net.last"}
+    if form == "dict":
+        expected = converted(net, clips, refit="none").octave_report.calibration
+        assert list(report.orders.values()) == list(expected.orders.values())
+
+
+def test_clips_that_cannot_be_used_are_told(net: Net, clips: Tensor) -> None:
+    broken = clips.clone()
+    broken[2, 0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="output on clip 2 is not finite"):
+        converted(net, broken)
+    with pytest.raises(ValueError, match=r"a clip holds torch\.int64, expected what the network takes"):
+        converted(net, [(clips[:1], torch.tensor([1]))])
+
+
+def test_clips_need_no_slices(net: Net, clips: Tensor) -> None:
+    class Set:
+        def __len__(self) -> int:
+            return len(clips)
+
+        def __getitem__(self, index: int) -> Tensor:
+            return clips[index : index + 1]
+
+    octave, expected = converted(net, Set(), refit="norms"), converted(net, clips, refit="norms")  # type: ignore[arg-type]
+    assert torch.equal(octave(clips), expected(clips))
+
+
+def test_what_is_kept_of_one_clip_does_not_change_with_the_next(net: Net, clips: Tensor) -> None:
+    """Ctrl-C amid a clip would count part of it twice."""
+    states: list[dict[str, Any]] = []
+    converted(net, clips, refit="none", keep=lambda state: states.append(dict(state)))
+    detail = [state["spectrum"]["losses"]["last"]["detail"] for state in states]
+    assert not torch.equal(detail[0], detail[1])
+    begun = copy.deepcopy(states[3])
+    converted(net, clips, refit="none", begun=begun)
+    assert torch.equal(begun["spectrum"]["losses"]["last"]["detail"], detail[3])
+
+
+def test_what_was_begun_of_other_channels_is_not_taken(net: Net, clips: Tensor) -> None:
+    states: list[dict[str, Any]] = []
+    converted(net, clips, 0.25, choose="worst", keep=lambda state: states.append(copy.deepcopy(state)))
+    assert states[-1]["fitted"]
+    octave, expected = converted(net, clips, begun=states[-1]), converted(net, clips)
+    assert torch.equal(octave(clips), expected(clips))
+    with pytest.raises(ValueError, match="begun is of another network"):
+        converted(nn.Sequential(net.stem, nn.Conv3d(8, 8, 1), nn.Conv3d(8, 8, 1)), clips, begun=states[-1])
+
+
+def test_reported_shares_are_those_that_are_stored(net: Net, clips: Tensor) -> None:
+    options = {"octave_downsample": "stride", "channel_multiple": 5}
+    calibration = Calibration(clips, spread="budget", refit="none")
+    report = octavize(net, 0.5, calibration=calibration, **options).octave_report  # type: ignore[arg-type]
+    written = {path: out for path, (_, out) in report.layers.items()}
+    assert all(written[path] == share for path, share in report.calibration.shares.items())
+    assert converted(net, clips, choose="last", refit="none").octave_report.calibration.orders == {}

@@ -104,6 +104,27 @@ def test_channels_that_are_constant_are_no_obstacle() -> None:
     assert all(value.isfinite().all() for value in fitted.values())
 
 
+def test_few_elements_fit_no_weights() -> None:
+    """What fits them would fit nothing else: 2 maps of 3 x 3 for 36 weights a channel, then 16 of them."""
+    torch.manual_seed(0)
+    true, layer = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+    problems = functools.partial(problems_of, layer)
+    for count, same in ((1, True), (8, False)):
+        inputs = [torch.randn(2, 4, 3, 3) for _ in range(count)]
+        fitted = fit_weights(layer, problems, inputs, [true(x).detach() for x in inputs])
+        assert torch.equal(fitted["weight"], layer.weight) == same
+
+
+def test_sums_of_half_precision_are_float32() -> None:
+    """In 16 bits the products of channels that are much alike have no positive root."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(64, 8, 1, bias=False).bfloat16()
+    x = (1 + torch.randn(4, 1, 16, 16) + 1e-2 * torch.randn(4, 64, 16, 16)).bfloat16()
+    fitted = fit_weights(layer, functools.partial(problems_of, layer), [x], [2 * layer(x).detach()])
+    gone = (nn.functional.conv2d(x, fitted["weight"]) - 2 * layer(x)).float().square().mean()
+    assert gone < 0.1 * layer(x).float().square().mean()
+
+
 @pytest.mark.parametrize(
     "layer",
     [
