@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from octvideo.octave import OctConv3d, arrange, octavize, prepare_inference
+from octvideo.octave import arrange, octavize, prepare_inference
 from octvideo.octave.fused.arrange import ArrangedConv3d
 from octvideo.octave.fused.conv import PreparedConv, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
@@ -217,10 +216,8 @@ def test_arranging_keeps_what_is_there() -> None:
 def test_strided_octave_layers_are_exported() -> None:
     """As OpenVINO gets them: torch.export gives other objects for a layer's modules."""
     torch.manual_seed(0)
-    options: dict[str, Any] = {"alpha_in": 0.5, "alpha_out": 0.5, "downsample": "stride"}
-    first = OctConv3d(4, 8, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), **{**options, "alpha_in": 0.0})
-    last = OctConv3d(8, 4, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), **{**options, "alpha_out": 0.0})
-    network = prepare_inference(nn.Sequential(first, last).eval())
+    layers = [nn.Conv3d(4, 8, 1), nn.Conv3d(8, 8, 1), nn.Conv3d(8, 8, 1, stride=(1, 2, 2)), nn.Conv3d(8, 8, 1)]
+    network = prepare_inference(octavize(nn.Sequential(*layers), 0.5, octave_downsample="stride").eval())
     x = torch.randn(1, 4, 2, 16, 16)
     with torch.no_grad(), export_form("unfolded"):
         exported = torch.export.export(network, (x,)).module()
