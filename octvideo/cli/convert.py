@@ -79,7 +79,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--octave", type=_options, default={}, metavar="JSON", help="options of octave layers")
     parser.add_argument("--weights", metavar="FILE|URL", help="of LIBRARY:NAME, in place of the library's")
     parser.add_argument("--num_classes", type=positive, metavar="K", help="of these weights")
-    parser.add_argument("--memory_gb", type=positive, default=3, metavar="GB", help="for maps while fitting (3)")
+    parser.add_argument("--memory_gb", type=positive, default=2, metavar="GB", help="for maps while fitting (2)")
     parser.add_argument(
         "--epochs", type=positive, metavar="N", help="then train on: the ordinary network teaches (none)"
     )

@@ -233,7 +233,7 @@ def convert(
     Raises:
         UserError: an alpha or an option that the builder refuses.
     """
-    octave = {"octave_downsample": "stride", **octave}
+    octave = {"octave_downsample": "keep", **octave}
     init_args = {**trained.built_from["init_args"], "downsample": "stride", "octave": octave}
     shares = _inner(_built(trained, {**init_args, "alpha": alpha})).octave_report.alpha
     ordinary = _inner(trained.network)

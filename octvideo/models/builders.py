@@ -10,7 +10,14 @@ from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar
 from torch import nn
 
 from octvideo.errors import UserError
-from octvideo.octave import Downsample, Exchange, InvertedResiduals, OctaveNetwork, octavize
+from octvideo.octave import (
+    Downsample,
+    Exchange,
+    InvertedResiduals,
+    OctaveDownsample,
+    OctaveNetwork,
+    octavize,
+)
 
 P = ParamSpec("P")
 Plan = TypeVar("Plan")
@@ -21,7 +28,7 @@ Alpha = float | dict[str, float]
 class OctaveOptions(TypedDict, total=False):
     """How octave layers work, where not the paper's way; see `octvideo.octave.octavize`."""
 
-    octave_downsample: Downsample
+    octave_downsample: OctaveDownsample
     exchange: Exchange
     factor: list[int]
     channel_multiple: int
@@ -37,8 +44,8 @@ _ARGUMENTS = {
     "downsample": """"stride", or "pool" (average pooling before every strided convolution after the stem);
         None takes the paper's way, "pool" for octave networks and "stride" for ordinary ones. alpha = 0 with
         "pool" is the control between the two.""",
-    "octave": """how octave layers work, where not the paper's way: octave_downsample ("pool" or "stride"), exchange
-        ("both", "none", "high_to_low" or "low_to_high"), factor ([2, 2, 2] is a time octave), channel_multiple
+    "octave": """how octave layers work, where not the paper's way: octave_downsample ("pool", "stride" or "keep"),
+        exchange ("both", "none", "high_to_low" or "low_to_high"), factor ([2, 2, 2] is a time octave), channel_multiple
         (8 makes alpha .1 faster on CPUs), inverted_residuals ("hidden", or "all" with their thin ends) and leaf_modules
         (names of module classes to keep whole); see octavize.""",
     "dropout": "before the classifier.",

@@ -36,7 +36,7 @@ from octvideo.octave.fused.prepare import fuse_convolutions, prepare_inference
 from octvideo.octave.fused.training import FusionReport, fuse_training, unfuse
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d
 from octvideo.octave.partition import Partition, split_channels
-from octvideo.octave.paths import Downsample, Exchange
+from octvideo.octave.paths import Downsample, Exchange, OctaveDownsample
 from octvideo.octave.resample import pool_down, upsample
 from octvideo.octave.sync_norms import SynchronisedNorms
 from octvideo.octave.transposed import OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
@@ -59,6 +59,7 @@ __all__ = [
     "OctConvTranspose2d",
     "OctConvTranspose3d",
     "Octave",
+    "OctaveDownsample",
     "OctaveNetwork",
     "OctaveReport",
     "Partition",

@@ -24,7 +24,7 @@ from octvideo.octave.features import Octave, Parts
 from octvideo.octave.layer import OctaveLayer, convolve
 from octvideo.octave.ordinary import pad_same
 from octvideo.octave.partition import Partition
-from octvideo.octave.paths import ConvPath, Downsample, Exchange, Paths
+from octvideo.octave.paths import ConvPath, Downsample, Exchange, OctaveDownsample, Paths
 from octvideo.octave.resample import pool_down
 
 
@@ -32,7 +32,7 @@ class OctConvNd(OctaveLayer):
     """What OctConv1d/2d/3d share; mixed in before the ordinary class, whose constructor and weights stay."""
 
     downsample: Downsample
-    octave_downsample: Downsample
+    octave_downsample: OctaveDownsample
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class OctConvNd(OctaveLayer):
         alpha_out: float | Partition,
         downsample: Downsample = "stride",
         factor: Sequence[int] | None = None,
-        octave_downsample: Downsample = "pool",
+        octave_downsample: OctaveDownsample = "pool",
         exchange: Exchange = "both",
         **factory: Any,
     ) -> None:
@@ -72,7 +72,7 @@ class OctConvNd(OctaveLayer):
         *,
         downsample: Downsample = "stride",
         factor: Sequence[int] | None = None,
-        octave_downsample: Downsample = "pool",
+        octave_downsample: OctaveDownsample = "pool",
         exchange: Exchange = "both",
     ) -> None:
         """Choose which channels are low, and how the paths work; the weights are not touched.
@@ -84,18 +84,21 @@ class OctConvNd(OctaveLayer):
             ValueError: if a choice is unknown, or if the two maps would not fit for this kernel, padding and
                 stride.
         """
-        for name, choice in (("downsample", downsample), ("octave_downsample", octave_downsample)):
-            if choice not in get_args(Downsample):
-                raise ValueError(f"{name}: got {choice!r}, expected {' or '.join(map(repr, get_args(Downsample)))}")
+        for name, choice, kind in (
+            ("downsample", downsample, Downsample),
+            ("octave_downsample", octave_downsample, OctaveDownsample),
+        ):
+            if choice not in get_args(kind):
+                raise ValueError(f"{name}: got {choice!r}, expected {' or '.join(map(repr, get_args(kind)))}")
         self.downsample, self.octave_downsample = downsample, octave_downsample
         paths = self._choose_channels(alpha_in, alpha_out, factor, exchange)
-        pools = (octave_downsample if self.is_octave else downsample) == "pool"
+        way: OctaveDownsample = octave_downsample if self.is_octave else downsample
         strided = tuple(2 if f == 2 and s != 1 else 1 for f, s in zip(self.factor, self.stride, strict=True))
         # An ordinary convolution can pool too: it then gives up its stride, as in the official networks.
-        self.pool_first = strided if pools and 2 in strided else None
+        self.pool_first = strided if way == "pool" and 2 in strided else None
         if self.is_octave or self.pool_first is not None:
             self._check()
-        paths = self._with_resolutions(paths, pools=pools)
+        paths = self._with_resolutions(paths, way)
         if self.form.is_same:  # at stride 1 TensorFlow's rule is plain padding, but of even kernels
             needed = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
             self.padding = tuple(n // 2 for n in needed)
@@ -104,14 +107,14 @@ class OctConvNd(OctaveLayer):
             self.padding_mode = "tensorflow" if moves else "zeros"  # type: ignore[assignment]
         self._set_paths(paths)
 
-    def _with_resolutions(self, paths: Paths, *, pools: bool) -> Paths:
+    def _with_resolutions(self, paths: Paths, way: OctaveDownsample) -> Paths:
         """The paths with what each has to pool, stride and upsample, axis by axis."""
         both = tuple(zip(self.factor, self.stride, strict=True))
         one_resolution = tuple(s if f == 1 else 1 for f, s in both)  # strides left where pooling does the rest
         upsampled = tuple(2 if f == 2 and s == 1 else 1 for f, s in both)
         up = upsampled if 2 in upsampled else None
-        stride = one_resolution if pools else self.stride  # x_high is pooled by pool_first before any path
-        to_low: dict[str, Any] = {"pool": self.factor} if pools else {"stride": tuple(f * s for f, s in both)}
+        stride = one_resolution if way == "pool" else self.stride  # x_high is pooled by pool_first before any path
+        to_low: dict[str, Any] = {"stride": tuple(f * s for f, s in both)} if way == "stride" else {"pool": self.factor}
         return Paths(
             hh=paths.hh and replace(paths.hh, stride=stride),
             hl=paths.hl and replace(paths.hl, **{"stride": stride, **to_low}),
@@ -157,7 +160,8 @@ class OctConvNd(OctaveLayer):
 
     def extra_repr(self) -> str:
         text = super().extra_repr() + (", downsample=pool" if self.pool_first else "")
-        return text if self.octave_downsample == "pool" else f"{text}, octave_downsample=stride"
+        way = self.octave_downsample
+        return text if way == "pool" else f"{text}, octave_downsample={way}"
 
 
 class OctConv1d(OctConvNd, nn.Conv1d):  # type: ignore[misc]
@@ -181,7 +185,8 @@ class OctConv3d(OctConvNd, nn.Conv3d):  # type: ignore[misc]
             (2, 2, 2) is the time octave: low channels at half the frame rate.
         octave_downsample: how maps shrink where an alpha is not 0. "pool" averages, then convolves with
             stride 1 (the paper's choice); "stride" lets the convolutions stride in place of pooling ("strided
-            conv." in the paper's Table 3). Sizes are the same.
+            conv." in the paper's Table 3); "keep" pools from high to low, and keeps the layer's stride. Sizes are the
+            same.
         exchange: which of the paths between the two frequencies run (the paper's Table 3). `weight` keeps its
             shape, its unused part gets zero gradients. A path that is some channel's only way in or out runs
             all the same, as in the first and the last octave layer.

@@ -26,6 +26,9 @@ from octvideo.octave.resample import pool_down
 
 # How maps shrink: by a strided convolution, or by average pooling before it.
 Downsample = Literal["stride", "pool"]
+# The same in octave layers: "stride" lets what passes from high to low stride, too; "keep" pools that, and leaves the
+# layer its stride.
+OctaveDownsample = Literal["stride", "pool", "keep"]
 # Which of the two exchange paths run: the ablation of the paper's Table 3 (arXiv 1904.05049).
 Exchange = Literal["both", "none", "high_to_low", "low_to_high"]
 

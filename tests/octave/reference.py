@@ -123,7 +123,10 @@ def octave_conv(
         hl = run(down(down(high, strided), halved), ~is_low_in)
     else:
         hh, ll = every_second(run(high, ~is_low_in), strided), every_second(run(low, is_low_in), strided)
-        hl = every_second(every_second(run(high, ~is_low_in), strided), halved)
+        if octave_downsample == "keep":
+            hl = every_second(run(down(high, halved), ~is_low_in), strided)
+        else:
+            hl = every_second(every_second(run(high, ~is_low_in), strided), halved)
     lh = repeat_up(run(low, is_low_in), [2 + d for d in repeated], [high.shape[2 + d] for d in repeated])
     return add_up(hh, hl, lh, ll, bias, is_low_in, is_low_out, exchange)
 

@@ -12,7 +12,7 @@ from octvideo.octave import Octave, OctConv1d, OctConv2d, OctConv3d, OctConvTran
 from tests.octave.against_reference import check, gradcheck
 
 ALPHAS = [(0.0, 0.5), (0.5, 0.25), (0.5, 0.0), (1.0, 0.5), (0.5, 1.0)]
-SHRINK = ["pool", "stride"]
+SHRINK = ["pool", "stride", "keep"]
 EXCHANGES = ["none", "high_to_low", "low_to_high"]
 
 

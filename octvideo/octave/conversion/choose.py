@@ -177,12 +177,12 @@ class ChannelChooser:
         shares = even if calibration.spread == "even" else self._spread(spectrum, even)
         self.report.orders = {} if calibration.choose == "last" else self._reorder(orders)
         self.report.losses = {name: spectrum.losses[name] for name in self._groups}
-        by_conv = {**self._asked_for(), **self._by_conv(shares)}
-        chosen = {"shares": by_conv, "orders": self.report.orders}
+        wanted = {**self._asked_for(), **self._by_conv(shares)}
+        chosen = {"shares": wanted, "orders": self.report.orders}
         if self._state.get("chosen") != chosen:  # what was fitted fits other channels
             self._state.pop("fitted", None)
         self._state["chosen"] = chosen
-        return by_conv
+        return wanted
 
     def _measure(self) -> Spectrum:
         begun = self._state.get("spectrum")

@@ -23,7 +23,7 @@ from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.ordinary import CONVS
 from octvideo.octave.partition import HoldsIndices
-from octvideo.octave.paths import Downsample, Exchange
+from octvideo.octave.paths import Downsample, Exchange, OctaveDownsample
 
 
 class OctaveNetwork(fx.GraphModule):
@@ -72,7 +72,7 @@ def octavize(
     alpha: Alpha,
     *,
     downsample: Downsample = "stride",
-    octave_downsample: Downsample = "pool",
+    octave_downsample: OctaveDownsample = "pool",
     exchange: Exchange = "both",
     factor: Factor | None = None,
     inverted_residuals: InvertedResiduals = "hidden",
@@ -100,7 +100,9 @@ def octavize(
             stride 1, as the paper's networks do, also where its alphas are 0; "stride" leaves the latter as
             they are.
         octave_downsample: how octave convolutions make maps smaller: "pool" averages, then convolves with
-            stride 1 (the paper); "stride" convolves with a stride (the first row of the paper's Table 3).
+            stride 1 (the paper); "stride" convolves with a stride, from high to low maps too (the first row of the
+            paper's Table 3); "keep" pools between the maps alone, so that strided layers stay what they were: for
+            trained weights.
         exchange: which of the two paths between frequencies run (Table 3); "both" is octave convolution.
         factor: which axes the low maps halve, (2, 2) for images and (1, 2, 2) for clips; (2, 2, 2) is a time
             octave, at half the frame rate too.
@@ -196,7 +198,7 @@ def _use_torchs_swish(model: nn.Module) -> None:
 def _check(settings: Settings, inverted_residuals: str) -> None:
     for name, value, kind in (
         ("downsample", settings.downsample, Downsample),
-        ("octave_downsample", settings.octave_downsample, Downsample),
+        ("octave_downsample", settings.octave_downsample, OctaveDownsample),
         ("exchange", settings.exchange, Exchange),
         ("inverted_residuals", inverted_residuals, InvertedResiduals),
     ):

@@ -45,7 +45,7 @@ from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.norms import OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d, OctBatchNormAct2d
 from octvideo.octave.partition import Partition
-from octvideo.octave.paths import Downsample, Exchange
+from octvideo.octave.paths import Downsample, Exchange, OctaveDownsample
 
 Classes = Mapping[type[nn.Module], Any]  # of ordinary layers, to their octave ones
 _NORMS: Classes = dict(zip(NORMS, (OctBatchNorm1d, OctBatchNorm2d, OctBatchNorm3d), strict=True))
@@ -56,7 +56,7 @@ class Settings:
     """How octave layers work, the same for a whole network; see `octavize`."""
 
     downsample: Downsample = "stride"
-    octave_downsample: Downsample = "pool"
+    octave_downsample: OctaveDownsample = "pool"
     exchange: Exchange = "both"
     factor: Factor | None = None
 

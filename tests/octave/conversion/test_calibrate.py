@@ -76,7 +76,7 @@ def net(clips: Tensor) -> Net:
 
 
 def converted(net: nn.Module, clips: Tensor | Sequence[Tensor], alpha: Any = 0.5, **options: Any) -> Any:
-    return octavize(net, alpha, octave_downsample="stride", calibration=Calibration(clips, **options))
+    return octavize(net, alpha, octave_downsample="keep", calibration=Calibration(clips, **options))
 
 
 def error(network: nn.Module, net: nn.Module, clips: Tensor) -> float:
@@ -100,7 +100,7 @@ def test_channels_that_change_places_keep_the_function(net: Net, clips: Tensor, 
 
 def test_the_network_is_built_again_from_its_shares(net: Net, clips: Tensor) -> None:
     octave = converted(net, clips, spread="budget")
-    again = octavize(Net(), octave.octave_report.alpha, octave_downsample="stride").eval()
+    again = octavize(Net(), octave.octave_report.alpha, octave_downsample="keep").eval()
     again.load_state_dict(octave.state_dict())
     assert torch.equal(again(clips), octave(clips))
     assert again.octave_report.layers == octave.octave_report.layers
@@ -144,7 +144,7 @@ def test_output_loss_ranks_channels_by_what_they_do_to_the_output(net: Net, clip
         moved = copy.deepcopy(net)
         moved.last.weight.data, moved.last.bias.data = net.last.weight[order], net.last.bias[order]
         moved.end.weight.data = net.end.weight[:, order]
-        alone.append(error(octavize(moved, {"last": 1 / 16}, octave_downsample="stride"), net, clips))
+        alone.append(error(octavize(moved, {"last": 1 / 16}, octave_downsample="keep"), net, clips))
     ranks = [torch.tensor(values).argsort().argsort().double() for values in (loss.tolist(), alone)]
     assert torch.corrcoef(torch.stack(ranks))[0, 1] > 0.7
 
@@ -240,8 +240,8 @@ def test_mistakes_are_told(net: Net, clips: Tensor, options: dict[str, Any], sai
 
 def test_clips_may_be_any_sequence(net: Net, clips: Tensor) -> None:
     a = converted(net, clips, refit="norms")
-    b = octavize(net, 0.5, octave_downsample="stride", calibration=[clips[n : n + 1] for n in range(len(clips))])
-    c = octavize(net, 0.5, octave_downsample="stride", calibration=clips)
+    b = octavize(net, 0.5, octave_downsample="keep", calibration=[clips[n : n + 1] for n in range(len(clips))])
+    c = octavize(net, 0.5, octave_downsample="keep", calibration=clips)
     assert all(torch.equal(x, y) for x, y in zip(b.state_dict().values(), c.state_dict().values(), strict=True))
     assert a.octave_report.calibration.orders == b.octave_report.calibration.orders
     assert not a.training and not b.training
@@ -251,7 +251,7 @@ def test_channels_that_are_shuffled_keep_their_places() -> None:
     torch.manual_seed(0)
     network = torchvision.models.shufflenet_v2_x0_5().eval()
     images = torch.randn(2, 3, 32, 32)
-    octave = octavize(network, 0.5, octave_downsample="stride", calibration=Calibration(images, refit="none"))
+    octave = octavize(network, 0.5, octave_downsample="keep", calibration=Calibration(images, refit="none"))
     ordinary = octavize(network, 0.0)
     ordinary.load_state_dict(octave.state_dict())
     torch.testing.assert_close(ordinary(images), network(images), rtol=1e-3, atol=1e-4)

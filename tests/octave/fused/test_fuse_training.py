@@ -36,6 +36,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "i3d 1": (functools.partial(i3d_small, 4, alpha=1.0, width=8), (2, 3, 4, 35, 41)),
     "i3d strides": (functools.partial(i3d_small, 4, alpha=0.5, width=8, octave={"octave_downsample": "stride"}),
                     (2, 3, 4, 35, 41)),
+    "i3d keeps strides": (functools.partial(i3d_small, 4, alpha=0.5, width=8, octave={"octave_downsample": "keep"}),
+                          (2, 3, 4, 35, 41)),
     "c2d .25": (functools.partial(c2d_small, 4, alpha=0.25, width=8), (2, 3, 2, 33, 32)),
     "slowfast .25": (functools.partial(slowfast_small, 4, alpha=0.25), (2, 3, 8, 33, 35)),
     "resnet .25": (functools.partial(resnet, 0.25), (2, 3, 67, 51)),

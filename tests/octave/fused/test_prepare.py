@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -129,11 +130,12 @@ def test_a_strided_exchange_of_a_temporal_convolution() -> None:
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_a_strided_octave_layer_reads_low_at_the_size_of_its_results(residual: bool) -> None:
+@pytest.mark.parametrize("way", ["stride", "keep"])
+def test_a_strided_octave_layer_reads_low_at_the_size_of_its_results(residual: bool, way: Any) -> None:
     """Two terms at one resolution, that cannot be joined: their strides differ."""
     torch.manual_seed(0)
     network = OctNet(residual).eval()
-    octave = octavize(network, 0.5, octave_downsample="stride").eval()
+    octave = octavize(network, 0.5, octave_downsample=way).eval()
     prepared, x = prepare_inference(octave), last(random(2, 3, 4, 9, 8))
     with torch.inference_mode():
         torch.testing.assert_close(prepared(x), octave(x), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,10 @@
+"""What conversion keeps of an image network with ImageNet weights, judged on videos by a fixed linear classifier.
+
+clips.py       a folder with clips.csv → labels, folds, sources and frames
+networks.py    the networks whose weights can be had, and their features
+classifier.py  the judge
+arms.py        ways to convert a network, in the order of their worth
+work.py        measures arms, one line of a file each
+summary.py     lines → shares kept, with intervals over sources; tables, a picture
+command.py     the command line
+"""

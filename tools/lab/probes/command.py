@@ -1,0 +1,96 @@
+"""The command line of tools/convert_evidence.py."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab.probes.arms import ARMS, PARTS, Arm
+from lab.probes.clips import read_clips
+from lab.probes.networks import NETWORKS
+from lab.probes.summary import draw, read_outcomes, report
+from lab.probes.work import Probe, Settings, plan
+from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.ending import command
+from octvideo.errors import UserError
+from octvideo.files import whole_text
+from octvideo.progress import track
+
+_DESCRIPTION = """What conversion without training keeps of image networks with ImageNet weights, on videos.
+
+  tools/convert_evidence.py --weights efficientnet_lite0=FILE mobilenet_v2=FILE --data jhmdb ucf10 -o runs/evidence
+
+A linear classifier is trained on the ordinary network's features (means over frames), and never again. Converted
+networks are calibrated on unlabelled training clips of the fold. Each result is a line of -o as soon as it is there;
+given again, the command measures what is missing. --only_table measures nothing. --data: folders with clips.csv,
+columns path, label, fold (or fold5), source_video (or source). docs/conversion-evidence.md says where weights are."""
+
+
+@command(stopped="stopped; given again, the command goes on from here")
+def main(argv: Sequence[str]) -> int:
+    """Returns 0; 2 for a mistake of the user's, 130 after Ctrl-C."""
+    parser = Parser(description=_DESCRIPTION)
+    parser.add_argument("--weights", nargs="+", default=[], metavar="NETWORK=FILE", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--data", nargs="+", default=[], type=Path, metavar="DIR", help="folders with clips.csv")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="of the arms (all)")
+    parser.shared("output", required=True, metavar="DIR", help="of results; gets report.md and kept.png at the end")
+    parser.add_argument("--num_clips", type=positive, default=240, metavar="N", help="to calibrate on (240)")
+    parser.add_argument("--num_frames", type=positive, default=8, metavar="T", help="of each clip (8)")
+    parser.add_argument("--px", type=positive, default=160, help="side of the frames (160)")
+    parser.shared("seed")
+    parser.add_argument("--only_table", action="store_true", help="measure nothing")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if not args.only_table:
+        if not (args.weights and args.data):
+            raise UserError("--weights and --data not given: nothing to measure (--only_table for what is there)")
+        arms = list(dict.fromkeys(arm for part in args.parts for arm in ARMS[part]))
+        settings = Settings(args.num_frames, args.px, args.num_clips, args.seed)
+        measure([_weights(text) for text in args.weights], args.data, arms, settings, args.output)
+    outcomes = read_outcomes(args.output)
+    text = report(outcomes)
+    with whole_text(args.output / "report.md") as file:
+        print(text, file=file)
+    draw(outcomes, args.output / "kept.png")
+    print(text)
+    return 0
+
+
+def measure(
+    weights: Sequence[tuple[str, Path]], data: Sequence[Path], arms: Sequence[Arm], settings: Settings, output: Path
+) -> None:
+    """Measures what is missing, having said how long it will take.
+
+    Args:
+        weights: networks of NETWORKS and the files of their weights.
+        data: folders.
+        arms: in the order to measure them.
+        settings: of all.
+        output: folder of results.
+
+    Raises:
+        UserError: a file or folder is not as expected.
+    """
+    probes: list[Probe] = []
+    try:
+        for name, file in weights:
+            probes += [Probe(name, file, read_clips(folder), settings, output) for folder in data]
+        jobs = list(plan(probes, arms))
+        minutes = sum(probe.seconds(arm) for probe, arm, _ in jobs) / 60
+        print(f"{len(jobs)} results to measure, about {minutes:.0f} minutes of one core", flush=True)
+        for number, (probe, arm, fold) in enumerate(jobs, start=1):
+            probe.prepare(lambda items, text: track(items, text, len(items)))
+            print(f"{number}/{len(jobs)}: {probe.name} on {probe.clips.name}, {arm.key}, fold {fold}", flush=True)
+            probe.measure(arm, fold)
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _weights(text: str) -> tuple[str, Path]:
+    name, equals, file = text.partition("=")
+    if name not in NETWORKS or not equals:
+        raise UserError(f"--weights: got {text!r}, expected NETWORK=FILE with a network of {', '.join(NETWORKS)}")
+    return name, Path(file)
