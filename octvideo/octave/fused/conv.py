@@ -173,6 +173,7 @@ class PreparedConv(PreparedLayer):
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups, self.relu = groups, relu
         self.max_pool: MaxPool | None = None
+        self.place = 0  # among those of a PreparedOctConv
         self.onednn = OneDnnConv(tuple(weight.shape[2:]), self.stride, self.padding, self.dilation, groups)
         self.onednn_has = self.onednn.has_form
 
@@ -275,6 +276,8 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
         # Where the kernel has no such layer (a time octave): its convolutions alone, without and with a residual.
         alone = [FusedSequence([conv], [range(n)], n, [n]) for conv in convs for n in (1, 2) if self.form is None]
         self.alone = nn.ModuleList(alone)
+        for place, part in enumerate(convs):  # torch.export gives other objects for modules, which no list would find
+            part.place = 2 * place
 
     @classmethod
     def of(cls, conv: OctaveLayer) -> PreparedOctConv | None:
@@ -349,8 +352,7 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
 
     def _run_alone(self, conv: PreparedConv, x: Tensor, residual: Tensor | None) -> Tensor:
         given = [x] if residual is None else [x, residual]
-        place = 2 * [*self.high, *self.low].index(conv) + len(given) - 1
-        return self.alone[place](*given) if self.alone else conv(*given)
+        return self.alone[conv.place + len(given) - 1](*given) if self.alone else conv(*given)
 
     def run_terms(self, maps: Maps, residuals: Residuals, run: Run, *, sums_last: bool = False) -> Sequence[Tensor]:
         (high, low), (residual, residual_low) = maps, residuals

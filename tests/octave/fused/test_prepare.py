@@ -14,6 +14,7 @@ from octvideo.octave import arrange, octavize, prepare_inference
 from octvideo.octave.fused.arrange import ArrangedConv3d
 from octvideo.octave.fused.conv import PreparedConv, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
+from octvideo.octave.kernel.layout import export_form
 from tests.octave.test_layer import KERNELS, last, random
 
 
@@ -212,3 +213,14 @@ def test_arranging_keeps_what_is_there() -> None:
     assert list(network.state_dict()) == keys
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert isinstance(network[0], nn.Conv3d) and isinstance(network[0].weight, nn.Parameter)
+
+
+def test_strided_octave_layers_are_exported() -> None:
+    """As OpenVINO gets them: torch.export gives other objects for a layer's modules."""
+    torch.manual_seed(0)
+    layers = [nn.Conv3d(4, 8, 1), nn.Conv3d(8, 8, 1), nn.Conv3d(8, 8, 1, stride=(1, 2, 2)), nn.Conv3d(8, 8, 1)]
+    network = prepare_inference(octavize(nn.Sequential(*layers), 0.5, octave_downsample="stride").eval())
+    x = torch.randn(1, 4, 2, 16, 16)
+    with torch.no_grad(), export_form("unfolded"):
+        exported = torch.export.export(network, (x,)).module()
+    torch.testing.assert_close(exported(x), network(x))
