@@ -38,6 +38,8 @@ Fitted = dict[str, dict[str, Tensor]]  # path of a layer -> what was fitted of i
 
 # Variances that differ by more are those of channels that are all but constant.
 _MOST = 10.0
+# Of a channel, over all clips: a variance of fewer is a guess, and in deep networks such guesses multiply.
+_LEAST_ELEMENTS = 64
 _TINY = 1e-12
 
 
@@ -182,7 +184,10 @@ def fit_norm(
     for channels, is_low in _frequencies(norm):
         if not len(channels):
             continue
-        ours = _moments([(x.low if is_low else x.high) if isinstance(x, Octave) else x for x in inputs])
+        maps = [(x.low if is_low else x.high) if isinstance(x, Octave) else x for x in inputs]
+        if sum(x[:, 0].numel() for x in maps) < _LEAST_ELEMENTS:
+            continue
+        ours = _moments(maps)
         theirs = _moments([_pooled(x[:, channels], factor) if is_low else x[:, channels] for x in wanted])
         std = (var[channels] + norm.eps).sqrt()
         ratio = ((ours[1] + _TINY) / (theirs[1] + _TINY)).clamp(1 / _MOST, _MOST)

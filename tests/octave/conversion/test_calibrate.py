@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from octvideo.octave import Calibration, count_cost, octavize
+from octvideo.octave.conversion.refit import fit_norm
 
 CLASSES = 6
 
@@ -350,3 +351,12 @@ def test_reported_shares_are_those_that_are_stored(net: Net, clips: Tensor) -> N
     written = {path: out for path, (_, out) in report.layers.items()}
     assert all(written[path] == share for path, share in report.calibration.shares.items())
     assert converted(net, clips, choose="last", refit="none").octave_report.calibration.orders == {}
+
+
+def test_few_elements_fit_no_norm() -> None:
+    """18 elements a clip."""
+    ordinary = nn.BatchNorm3d(4).eval()
+    few, many = ([torch.randn(1, 4, 2, 3, 3) for _ in range(count)] for count in (3, 4))
+    for maps, same in ((few, True), (many, False)):
+        fitted = fit_norm(ordinary, maps, [2 * x for x in maps], None)
+        assert torch.equal(fitted["running_var"], ordinary.running_var) == same  # type: ignore[arg-type]
