@@ -446,6 +446,8 @@ def test_a_loading_process_that_sigterm_ended_is_no_error(
     busy: Callable[[], None], octvideo: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the run computes or waits for a batch."""
+    # Another test's run may have put its handler in the place of torch's, which is set once a process.
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
     monkeypatch.setattr(ProgressBar, "on_train_start", lambda *_: busy())
     _, err = octvideo("fit", "-c", "tiny", code=143)
     assert "Stopped in epoch 1/2. No checkpoint yet, the first epoch was not over: start again." in err
@@ -647,7 +649,7 @@ def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, b
         ("fit -c tiny --resume x", "resume: expected bool or auto, got x"),
         ("fit -c tiny --model.schedule line", "model.schedule: expected cosine, step or constant, got line"),
         ("fit -c tiny --model.network.init_args.alpah 1", "has no argument 'alpah' (did you mean alpha?)"),
-        ("fit -c tiny --model.network.init_args.alpha x", "alpha of octvideo.models.i3d_small: expected float, got x"),
+        ("fit -c tiny --model.network.init_args.alpha x", "alpha of octvideo.models.i3d_small: expected float or dict[str, float], got x"),
         ("fit -c tiny --model.network.init_args.alpha 3", "alpha: got 3.0, expected the share of low-frequency"),
         ("fit -c tiny --model.network octvideo.models.i3d", "octvideo.models has no 'i3d': there are c2d_r50, "),
         ("fit -c tiny --model.network nowhere.net", "can't import nowhere.net (No module named 'nowhere')"),
