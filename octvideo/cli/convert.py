@@ -24,9 +24,11 @@ from typing import Any
 
 import torch
 import yaml
+from lightning import __version__ as lightning_version
 from rich.console import Console
 from torch import Tensor
 
+from octvideo.cli import lightning
 from octvideo.cli.arguments import Parser, above_zero, positive, share
 from octvideo.cli.infer import find_videos
 from octvideo.errors import UserError
@@ -40,8 +42,8 @@ from octvideo.inference.conversion import (
     alpha_for,
     channels_of,
     convert,
+    cpu_seconds,
     logits_of,
-    paired_times,
     read_clips,
     report_of,
     share_of_multiply_adds,
@@ -49,13 +51,13 @@ from octvideo.inference.conversion import (
     trained_checkpoint,
     with_weights,
 )
+from octvideo.models.weights import PixelScale
 from octvideo.progress import track
 from octvideo.training.checkpoint_block import make_block
 
 STOPPED = "what is done is kept: the same command goes on"
 _STATE = "unfinished.pt"
 _KEEP_EVERY_S = 20.0
-_TIMES_S = 6.0  # for each comparison of times
 _HELD_OUT = 5  # of so many clips one is left for the comparison of scores
 
 
@@ -111,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     _check_folder(args)
     ordinary = _trained(args)
     videos = list(find_videos(args.data))
-    say(f"weights: {ordinary.source}")
+    say(f"weights: {ordinary.source}; pixels with {PixelScale(tuple(ordinary.mean), tuple(ordinary.std))}")
     clips, unreadable = read_clips(videos, ordinary, args.num_clips, watch=functools.partial(track, text="reading"))
     for path, reason in unreadable:
         say(f"left out, can't be read: {path}: {reason}")
@@ -142,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
             made[f"octave, taught for {args.epochs} epochs"] = octave
         with console.status("comparing scores and times"):
             rows = _rows(ordinary, made, held_out)
-            seconds = paired_times([ordinary.network, octave.network], clips[0], seconds=_TIMES_S)
+            seconds = cpu_seconds([ordinary.network, octave.network], clips[0])
         _write(args, ordinary, octave, alpha, rows, seconds, num_clips=len(measured), num_held_out=len(held_out))
     print((args.output / "report.md").read_text(encoding="utf-8"))
     return 0
@@ -192,7 +194,7 @@ def _alpha(
         octave = convert(ordinary, clips, alpha, args.octave, **kept.options(options | {"refit": "none"}))
         if args.cost is not None:
             return share_of_multiply_adds(octave, ordinary)
-        own, octaves = paired_times([ordinary.network, octave.network], clips[0], seconds=_TIMES_S)
+        own, octaves = cpu_seconds([ordinary.network, octave.network], clips[0])
         return octaves / own
 
     name, wanted = ("cost", args.cost) if args.cost is not None else ("time", args.time)
@@ -265,8 +267,6 @@ def _distilled(
 
     Norms keep their statistics: on clips unlike the training set, new estimates destroy any network.
     """
-    from octvideo.cli import lightning  # takes seconds, which a conversion by itself does not need
-
     folder: Path = args.output / "taught"
     whose = folder / "command.txt"
     if folder.exists() and not (whose.exists() and whose.read_text(encoding="utf-8") == key):
@@ -377,7 +377,7 @@ def _save(trained: Trained, file: Path) -> None:
     block = make_block(trained.network, trained.class_names, views=trained.views, mean=trained.mean, std=trained.std)
     state = {f"network.{key}": value for key, value in trained.network.state_dict().items()}
     with whole_file(file) as part:
-        torch.save({"state_dict": state, "octvideo": block, "pytorch-lightning_version": "2.0.0"}, part)
+        torch.save({"state_dict": state, "octvideo": block, "pytorch-lightning_version": lightning_version}, part)
 
 
 def _config(octave: Trained, checkpoint: Path) -> dict[str, Any]:

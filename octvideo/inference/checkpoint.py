@@ -107,20 +107,19 @@ def network_of_pytorchvideo() -> tuple[nn.Module, dict]:
     """
     from octvideo.models import i3d_r50  # first: it imports pytorchvideo without a warning
     from octvideo.models.weights import load_weights, read_weights
-    from pytorchvideo.models.hub.resnet import checkpoint_paths  # isort: skip
 
-    url = checkpoint_paths["i3d_r50"]
     try:
-        weights = read_weights(url)
+        weights = read_weights("pytorchvideo:i3d_r50")
     except UserError as error:
         raise UserError(
             f"no weights given, and {error}. Give --ckpt PATH (or --ckpt last for the newest of your own)"
         ) from error
     network = i3d_r50(num_classes=400, alpha=0.0)
     load_weights(network, weights, head="strict")
-    pixels = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}
+    assert weights.pixels is not None
+    pixels = {"mean": weights.pixels.mean, "std": weights.pixels.std}
     settings = {"class_names": read_class_names("kinetics400"), "views": ViewSettings(), **pixels}
-    return network.eval(), {**settings, "source": f"pytorchvideo's Kinetics-400 I3D ({url})"}
+    return network.eval(), {**settings, "source": f"pytorchvideo's Kinetics-400 I3D ({weights.source})"}
 
 
 def read_export(folder: str | Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ _MEASURE_SEC, _TURNS = 4.0, 5  # at most, after a call of each that warms up
 _TOO_SLOW = 1.5  # times the best: out after one call
 # Within it the more exact precision is taken, then the engine that ENGINES has first: no measurement is surer.
 _AS_GOOD = 1.05
+
+
+Name = TypeVar("Name")
 
 
 class Way(NamedTuple):
@@ -332,8 +335,8 @@ def _clips(shape: tuple[int, ...]) -> Tensor:
 
 
 def measured(
-    engines: Mapping[Way, Callable[[Tensor], Tensor]], clips: Tensor, clock: Callable[[], float]
-) -> dict[Way, float | str]:
+    engines: Mapping[Name, Callable[[Tensor], Tensor]], clips: Tensor, clock: Callable[[], float]
+) -> dict[Name, float | str]:
     """Seconds a clip of engines that take turns, the least of their calls, or the reason why one can't compute.
 
     Args:
@@ -341,7 +344,7 @@ def measured(
         clips: of one call, (N, 3, T, H, W).
         clock: gives seconds.
     """
-    found: dict[Way, float | str] = {}
+    found: dict[Name, float | str] = {}
     racing = {}
     for way, engine in engines.items():
         try:
@@ -349,7 +352,7 @@ def measured(
             racing[way] = engine
         except RuntimeError as error:  # torch's, OpenVINO's: for want of memory
             found[way] = one_line(error)
-    least: dict[Way, float] = {}
+    least: dict[Name, float] = {}
     began = time.perf_counter()
     for _ in range(_TURNS):
         for way, engine in racing.items():

@@ -7,8 +7,6 @@ whose channels have new places. `octvideo.octave.Calibration` says how it is mad
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +20,11 @@ import octvideo.models as models
 from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import network_of_checkpoint
+from octvideo.inference.choice import clock_of, measured
 from octvideo.inference.preparation import Normaliser
 from octvideo.models.layers import LEAVES
 from octvideo.models.library import LIBRARY_NETWORKS, FrameNetwork
-from octvideo.models.weights import PixelScale, load_weights, read_weights
+from octvideo.models.weights import library_pixels, load_weights, read_weights
 from octvideo.octave import Calibration, OctaveReport, count_cost, octavize, prepare_inference
 from octvideo.video import VideoReadError, ViewSettings, read_views
 
@@ -38,7 +37,6 @@ _VIEWS = {
 _OURS = {"c2d_r50": "c2d_r50", "i3d_r50": "i3d_r50", "slow_r50": "slow_r50", "slowfast_r50": "slowfast_8x8_r50"}
 # What `Calibration` knows of each: choose, spread, refit.
 CHOICES = {name: get_args(hint) for name, hint in get_type_hints(Calibration).items() if get_origin(hint) is Literal}
-_KINETICS = PixelScale((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
 
 # -- where networks come from --------------------------------------------------------------------------------
@@ -120,7 +118,7 @@ def trained_by_name(name: str, *, weights: str | None = None, num_classes: int |
     names = [str(n) for n in range(num_classes)]
     if of_clips and num_classes == 400:
         names = read_class_names("kinetics400")
-    pixels = found.pixels or _KINETICS
+    pixels = found.pixels or library_pixels(name)
     source = f"{name} with weights of {found.source}"
     return Trained(network.eval(), names, views, pixels.mean, pixels.std, source)
 
@@ -235,7 +233,8 @@ def convert(
     """
     octave = {"octave_downsample": "keep", **octave}
     init_args = {**trained.built_from["init_args"], "downsample": "stride", "octave": octave}
-    shares = _inner(_built(trained, {**init_args, "alpha": alpha})).octave_report.alpha
+    with torch.device("meta"):  # for its shares alone
+        shares = _inner(_built(trained, {**init_args, "alpha": alpha})).octave_report.alpha
     ordinary = _inner(trained.network)
     inputs = Frames(clips) if isinstance(trained.network, FrameNetwork) else clips
     how = {key: value for key, value in octave.items() if key not in ("leaf_modules", "factor")}
@@ -307,32 +306,19 @@ def share_of_multiply_adds(octave: Trained, ordinary: Trained) -> float:
     return count_cost(octave.network, shape).multiply_adds / count_cost(ordinary.network, shape).multiply_adds
 
 
-def paired_times(networks: Sequence[nn.Module], clip: Tensor, *, seconds: float = 10.0) -> list[float]:
-    """Median CPU seconds of each network on a clip, prepared in float32, in turns and on one thread: what else the
-    machine does changes them least.
-
-    Args:
-        networks: to compare.
-        clip: (1, 3, T, H, W).
-        seconds: for all.
+def cpu_seconds(networks: Sequence[nn.Module], clip: Tensor) -> list[float]:
+    """CPU seconds of each network on a clip (1, 3, T, H, W), prepared in float32, in turns and on one thread: what else
+    the machine does changes them least.
     """
-    prepared = [prepare_inference(network) for network in networks]
-    times: list[list[float]] = [[] for _ in networks]
+    prepared = dict(enumerate(map(prepare_inference, networks)))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            for network in prepared:
-                network(clip)
-            ends = time.monotonic() + seconds
-            while len(times[0]) < 3 or time.monotonic() < ends:
-                for network, taken in zip(prepared, times, strict=True):
-                    start = time.process_time()
-                    network(clip)
-                    taken.append(time.process_time() - start)
+            found = measured(prepared, clip, clock_of(1))
     finally:
         torch.set_num_threads(threads)
-    return [statistics.median(taken) for taken in times]
+    return [float(found[n]) for n in prepared]
 
 
 def alpha_for(share: float, measure: Callable[[float], float], *, most: float = 0.75, steps: int = 6) -> float:

@@ -107,6 +107,26 @@ def _from_pytorchvideo(name: str) -> Weights:
     return replace(_from_url(urls[name]), pixels=_KINETICS)
 
 
+def library_pixels(name: str) -> PixelScale:
+    """What a library's own weights of a network take: for files that do not say what theirs do.
+
+    Args:
+        name: "pytorchvideo:x3d_s", "torchvision:resnet50" or "timm:resnet50", as in the library.
+    """
+    library, _, own = name.partition(":")
+    if library == "pytorchvideo":
+        return _KINETICS
+    if library == "timm":
+        import timm
+
+        trained: Any = timm.get_pretrained_cfg(own)
+        return _pixel_scale(trained.mean, trained.std)
+    import torchvision.models as zoo
+
+    transforms: Any = zoo.get_model_weights(own).DEFAULT.transforms()
+    return _pixel_scale(transforms.mean, transforms.std)
+
+
 def _pixel_scale(mean: Any, std: Any) -> PixelScale:
     return PixelScale(tuple(map(float, mean)), tuple(map(float, std)))
 

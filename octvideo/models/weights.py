@@ -21,12 +21,12 @@ from octvideo.class_names import ClassMatch, match_classes
 from octvideo.errors import UserError
 from octvideo.models.checkpoint_keys import match_keys
 from octvideo.models.weight_files import OctaveSetting, PixelScale, Weights, first_of, weights_in
-from octvideo.models.weight_sources import read_weights
+from octvideo.models.weight_sources import library_pixels, read_weights
 from octvideo.octave import OctConv1d, OctConv2d, OctConv3d
 
 __all__ = [
     "OctaveSetting", "PixelScale", "Weights", "WeightsReport", "check_finite", "classifier_keys", "first_nonfinite",
-    "load_weights", "read_weights", "weights_in",
+    "library_pixels", "load_weights", "read_weights", "weights_in",
 ]  # fmt: skip
 
 log = logging.getLogger("octvideo.models")

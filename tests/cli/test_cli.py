@@ -649,7 +649,10 @@ def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, b
         ("fit -c tiny --resume x", "resume: expected bool or auto, got x"),
         ("fit -c tiny --model.schedule line", "model.schedule: expected cosine, step or constant, got line"),
         ("fit -c tiny --model.network.init_args.alpah 1", "has no argument 'alpah' (did you mean alpha?)"),
-        ("fit -c tiny --model.network.init_args.alpha x", "alpha of octvideo.models.i3d_small: expected float or dict[str, float], got x"),
+        (
+            "fit -c tiny --model.network.init_args.alpha x",
+            "alpha of octvideo.models.i3d_small: expected float or dict[str, float], got x",
+        ),
         ("fit -c tiny --model.network.init_args.alpha 3", "alpha: got 3.0, expected the share of low-frequency"),
         ("fit -c tiny --model.network octvideo.models.i3d", "octvideo.models has no 'i3d': there are c2d_r50, "),
         ("fit -c tiny --model.network nowhere.net", "can't import nowhere.net (No module named 'nowhere')"),

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import pytorchvideo.models.hub as hub
+import timm
 import torch
+import torchvision
 import yaml
 
 from octvideo.errors import UserError
@@ -33,9 +35,8 @@ def save(network: torch.nn.Module, path: Path) -> None:
 
 
 @pytest.fixture
-def own(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(workplace: Path) -> Path:
     """The checkpoint of the run "own", ordinary."""
-    monkeypatch.setattr("octvideo.cli.convert._TIMES_S", 0.0)
     torch.manual_seed(0)
     path = workplace / "runs" / "own" / "checkpoints" / "last.ckpt"
     network = i3d_small(num_classes=3, width=8, zero_init_last_norm=False)
@@ -114,9 +115,7 @@ def test_other_goals(
 ) -> None:
     if goal == "--time":  # as if time were cost
         cost = lambda network: count_cost(network, (1, 3, 4, 32, 32)).multiply_adds  # noqa: E731
-        monkeypatch.setattr(
-            "octvideo.cli.convert.paired_times", lambda networks, clip, seconds: [cost(n) for n in networks]
-        )
+        monkeypatch.setattr("octvideo.cli.convert.cpu_seconds", lambda networks, clip: [cost(n) for n in networks])
     octvideo(
         "convert", "own", "--data", tiny_data / "train", "--num_clips", 4, "-o", "oct", goal, value, "--refit", "none"
     )
@@ -160,7 +159,7 @@ def test_a_command_goes_on_with_its_own_network_and_alpha(
     words = ("convert", "own", "--data", tiny_data / "train", "-o", "oct", "--num_clips", 4, "--time", ".9")
     words = (*words, "--refit", "norms")
     times = iter([*[[1.0, 0.5]] * 7, [1.0, 0.5]])
-    monkeypatch.setattr("octvideo.cli.convert.paired_times", lambda *_, **__: next(times))
+    monkeypatch.setattr("octvideo.cli.convert.cpu_seconds", lambda *_: next(times))
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -254,6 +253,24 @@ def test_image_networks_see_the_frames(octvideo: Cli, workplace: Path, tiny_data
     assert octave.octave_report.layers and settings["class_names"][:2] == ["0", "1"]
     ordinary = octavize(network.image_network, 0.0)
     assert ordinary.state_dict().keys() == octave.image_network.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("torchvision:resnet18", (0.485, 0.456, 0.406)),
+        ("torchvision:r3d_18", (0.43216, 0.394666, 0.37645)),
+        ("timm:tf_efficientnet_lite0", (0.5, 0.5, 0.5)),
+    ],
+)
+def test_pixels_are_the_librarys_where_a_file_does_not_say(name: str, mean: tuple[float, ...], tmp_path: Path) -> None:
+    library, own_name = name.split(":")
+    build = getattr(torchvision.models if "r3d" not in name else torchvision.models.video, own_name, None)
+    network = timm.create_model(own_name) if library == "timm" else build(weights=None)
+    classes = 400 if "r3d" in name else 1000
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    trained = trained_by_name(name, weights=str(tmp_path / "weights.pth"), num_classes=classes)
+    assert trained.mean == mean
 
 
 def test_the_least_alpha_is_found() -> None:

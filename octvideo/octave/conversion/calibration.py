@@ -92,11 +92,6 @@ class ChannelLoss:
     energy: Tensor
     output: Tensor
 
-    @property
-    def detail_share(self) -> float:
-        """The part of the energy that half resolution cannot hold."""
-        return float(self.detail.sum() / self.energy.sum().clamp_min(1e-30))
-
 
 @dataclass
 class CalibrationReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from octvideo.octave.conversion.roles import Network
 from octvideo.octave.conversion.solve import PartitionSolver, Solution
 from octvideo.octave.conversion.spectrum import Spectrum, measure_spectrum
 from octvideo.octave.conversion.value_classes import Shares, ValueClass
-from octvideo.octave.conversion.walk import copy_of, tensors_of
+from octvideo.octave.conversion.walk import copy_of, in_eval, tensors_of
 from octvideo.octave.factor import as_factor
 from octvideo.octave.partition import Partition
 
@@ -153,13 +154,8 @@ class ChannelChooser:
         """Measures, chooses and reorders `model`'s channels; returns the low share of each convolution."""
         if not self._groups:
             return self._asked_for()
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()  # in training, norms would take their statistics from one clip
-        try:
+        with in_eval(self.model):  # in training, norms would take their statistics from one clip
             return self._choose()
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def shares_of(self, solution: Solution) -> dict[str, float]:
         """What became of the shares that `choose` gave, rounded."""
@@ -204,16 +200,14 @@ class ChannelChooser:
         for path, multiply_adds in spectrum.multiply_adds.items():
             node = next(node for node in self._classes.nodes if node.target == path)
             is_conv = self._classes.roles[node] == "conv"
-            low = 1.0
-            for f in as_factor(self.traced.factor, len(self._classes.network.modules[path].kernel_size)):  # type: ignore
-                low /= f
+            axes = len(self._classes.network.modules[path].kernel_size)  # type: ignore[arg-type]
             costs.append(
                 ConvCost(
                     multiply_adds,
                     names.get(id(self._classes[node.all_input_nodes[0]])),
                     names.get(id(self._classes[node])),
                     is_conv and self._classes.is_depthwise(node),
-                    low,
+                    1 / math.prod(as_factor(self.traced.factor, axes)),
                 )
             )
         budget = sum(cost.at({**fixed, **even}) for cost in costs)
@@ -252,8 +246,7 @@ class ChannelChooser:
             partition = solution.partition(group.nodes[0])
             if partition is None:
                 continue
-            name = str((group.convs or group.derived)[0].target)
-            name = name if group.convs else group.derived[0].name
+            name = str(group.convs[0].target) if group.convs else group.derived[0].name
             (free if group.convs and can_reorder(group, self._classes) else tied)[name] = group, partition
         return free, tied
 

@@ -167,9 +167,9 @@ def octavize(
     if chooser is not None:
         report = chooser.report
         report.shares = chooser.shares_of(solution)
-    if ordinary is not None and asked is not None and report is not None:
-        fitted, report.num_fitted_on = refit(network, ordinary, asked, factor=traced.factor, state=state)
-        report.fitted = tuple(fitted)
+        if ordinary is not None:
+            fitted, report.num_fitted_on = refit(network, ordinary, chooser.calibration, traced.factor, state)
+            report.fitted = tuple(fitted)
     network.meta["octave"] = OctaveReport(rewriter.layers, rewriter.costs, solution.merged, alpha, report)
     return network
 

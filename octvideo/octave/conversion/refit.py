@@ -27,7 +27,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from octvideo.octave.conversion.calibration import Calibration, Refit
 from octvideo.octave.conversion.conv_form import conv_form
 from octvideo.octave.conversion.least_squares import Problem, Term, fit_weights, is_depthwise
-from octvideo.octave.conversion.walk import Walk, at_least_float32
+from octvideo.octave.conversion.walk import Walk, at_least_float32, in_eval
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.features import Octave
 from octvideo.octave.layer import OctaveLayer
@@ -47,9 +47,8 @@ def refit(
     student: fx.GraphModule,
     teacher: fx.GraphModule,
     calibration: Calibration,
-    *,
-    factor: Factor | None = None,
-    state: dict[str, Any] | None = None,
+    factor: Factor | None,
+    state: dict[str, Any],
 ) -> tuple[Fitted, int]:
     """Fits the layers of `student`, from its first octave one on, in place.
 
@@ -64,11 +63,8 @@ def refit(
         What was fitted, and on how many clips.
     """
     fitted: Fitted = {}
-    state = {} if state is None else state
     begun: Fitted = state.get("fitted", {})
-    modes = [(module, module.training) for module in student.modules()]
-    student.eval()
-    try:
+    with in_eval(student):
         clips = _clips_that_fit((student, teacher), calibration)
         theirs = {str(node.target): node for node in teacher.graph.nodes if node.op == "call_module"}
         ours = {path: node for path, node in _layers(student, calibration.refit).items() if path in theirs}
@@ -91,9 +87,6 @@ def refit(
                     fitted[path] = fit_weights(layer, problems, inputs, wanted, seed=calibration.seed)
             layer.load_state_dict(fitted[path], strict=False)
             calibration.done(state, "fitted", {**begun, **fitted})
-    finally:
-        for module, training in modes:
-            module.training = training
     return fitted, len(clips)
 
 

@@ -31,17 +31,13 @@ class ChannelOrders:
     def __init__(self, classes: ValueClasses, orders: Mapping[fx.Node, Sequence[int]]) -> None:
         self.classes = classes
         self._of_class = {id(classes[node]): tuple(order) for node, order in orders.items()}
-        self._orders: dict[fx.Node, tuple[int, ...] | None] = {}
+        self._orders: dict[fx.Node, tuple[int, ...] | None] = {}  # None: a value's channels keep their order
         self._rows: dict[fx.Node, tuple[int, ...]] = {}  # of layers that write what scales a reordered value
         for node in classes.nodes:
             self._orders[node] = self._find(node)
         for node in classes.nodes:
             if classes.roles[node] == "gate":
                 self._order_gate(node)
-
-    def order(self, node: fx.Node) -> tuple[int, ...] | None:
-        """Of a value's channels; None where they keep their order."""
-        return self._orders[node]
 
     def apply(self) -> None:
         """Reorders weights, biases and statistics of the network's modules, in place."""

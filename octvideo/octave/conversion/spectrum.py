@@ -5,8 +5,8 @@ solver ties together:
 
 detail   |d|²: what half resolution cannot hold
 output   |g|² |d|², with g the gradient of the network's output along random directions. It bounds (Cauchy-Schwarz) the
-         square of what d does to the output, to first order. Chosen by it, networks kept more than by |d|², by its
-         share of |x|², or by the square of the sum of g d.
+         square of what d does to the output, to first order. By it EfficientNet-Lite0 kept more than by |d|², by its
+         share of |x|², or by the square of the sum of g d, before anything was fitted.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from octvideo.octave.features import Octave
 
@@ -56,6 +57,18 @@ class Walk:
         for source in node.all_input_nodes:
             if self._last_reader[source] is node:
                 del values[source]
+
+
+@contextmanager
+def in_eval(network: nn.Module) -> Iterator[None]:
+    """In eval mode within; then each module is in its mode from before."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def copy_of(clip: Any) -> Any:
