@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +97,33 @@ def workplace(tiny_config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def trained_once(tiny_config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/tiny, as `octvideo fit -c tiny` leaves it: for tests of what comes after training."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(tiny_config)
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        patch.chdir(folder)
+        assert main(["fit", "-c", "tiny", "--trainer.enable_progress_bar", "false"]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once: Path, workplace: Path) -> Path:
+    """A folder to work in, with tiny.yaml and its trained run."""
+    shutil.copytree(trained_once / "runs", workplace / "runs")
+    return workplace
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As in the processes of `start`, so that weights can be compared bit by bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def octvideo(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     """Runs the command line in this process: `out, err = octvideo("fit", "-c", "tiny", code=0)`."""
@@ -106,10 +135,8 @@ def octvideo(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
         assert got == code, f"exit code {got}\n{out}\n{err}"
         return out, err
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes of `start`, so that weights can be compared bit by bit
-    yield run
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield run
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import re
 import shlex
 import shutil
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,21 +120,20 @@ def test_a_config_keeps_module_classes_whole(octvideo: Cli, workplace: Path) -> 
     assert "5 videos, 3 classes" in out
 
 
-def test_the_same_seed_gives_the_same_weights_whatever_the_workers(octvideo: Cli, workplace: Path) -> None:
-    octvideo(*FIT, "--name", "none", "--data.num_workers", 0)
+@pytest.mark.usefixtures("trained")
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(octvideo: Cli) -> None:
     octvideo(*FIT, "--name", "two", "--data.num_workers", 2)
     octvideo(*FIT, "--name", "other", "--seed_everything", 1)
-    assert different(last("none"), last("two")) == []
-    assert different(last("none"), last("other")) != []
+    assert different(last("tiny"), last("two")) == []
+    assert different(last("tiny"), last("other")) != []
 
 
 def test_predict_takes_a_folder_without_labels_and_leaves_the_tests_scores(
-    octvideo: Cli, workplace: Path, tiny_data: Path
+    octvideo: Cli, trained: Path, tiny_data: Path
 ) -> None:
-    octvideo(*FIT)
     octvideo("test", "--name", "tiny")
     before = Path("runs/tiny/scores.npz").read_bytes()
-    folder = workplace / "to name"
+    folder = trained / "to name"
     folder.mkdir()
     for number, source in enumerate(sorted(tiny_data.glob("test/*/*.mp4"))[:3]):
         (folder / f"{number}.mp4").write_bytes(source.read_bytes())
@@ -272,14 +272,13 @@ def test_the_kinetics_download(layout: str, octvideo: Cli, workplace: Path, tiny
 # ── other weights, other classes ────────────────────────────────────────────────────────────────────────────
 
 
-def test_init_swaps_the_head_and_a_frozen_backbone_stays(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
-    octvideo(*FIT)
+def test_init_swaps_the_head_and_a_frozen_backbone_stays(octvideo: Cli, trained: Path, tiny_data: Path) -> None:
     Path("two.txt").write_text("down\nleft\n")
     for split in ("train", "test"):
         lines = [line for line in (tiny_data / f"{split}.txt").read_text().splitlines() if not line.endswith("2")]
         Path(f"{split}.txt").write_text("\n".join(lines))
-    two = ["--data.train", workplace / "train.txt", "--data.val", workplace / "test.txt"]
-    two += ["--data.classes", workplace / "two.txt", "--name", "two"]
+    two = ["--data.train", trained / "train.txt", "--data.val", trained / "test.txt"]
+    two += ["--data.classes", trained / "two.txt", "--name", "two"]
     out, _ = octvideo(*FIT, *two, "--init", last("tiny"), "--model.freeze", "backbone")
     assert "new head (3 -> 2 classes)" in out
     before, after = weights(last("tiny")), weights(last("two"))
@@ -295,8 +294,8 @@ def test_init_swaps_the_head_and_a_frozen_backbone_stays(octvideo: Cli, workplac
     assert torch.load(last("two"), weights_only=True)["epoch"] == 2
 
 
-def test_weights_without_a_run_are_tested_with_init(octvideo: Cli, workplace: Path) -> None:
-    octvideo(*FIT)
+@pytest.mark.usefixtures("trained")
+def test_weights_without_a_run_are_tested_with_init(octvideo: Cli) -> None:
     octvideo("test", "-c", "tiny", "--ckpt", "last")
     out, _ = octvideo("test", "-c", "tiny", "--init", last("tiny"), "--name", "other")
     assert "checkpoint:" not in out
@@ -316,12 +315,11 @@ def test_what_a_checkpoint_scores_lies_in_its_own_run(
     assert (workplace / "runs/other/predict/scores.npz").exists() and not Path("runs").exists()
 
 
-def test_a_checkpoint_of_other_classes_is_refused(octvideo: Cli, workplace: Path) -> None:
-    octvideo(*FIT)
+def test_a_checkpoint_of_other_classes_is_refused(octvideo: Cli, trained: Path) -> None:
     Path("four.txt").write_text("down\nleft\nright\nup\n")
     # The run's own config has its number of classes too: that is not what to change.
     for command in (("test", "-c", "tiny"), ("test", "--name", "tiny"), ("fit", "--name", "tiny", "--resume")):
-        _, err = octvideo(*command, "--data.classes", workplace / "four.txt", code=2)
+        _, err = octvideo(*command, "--data.classes", trained / "four.txt", code=2)
         assert err.splitlines()[-1] == (
             "error: the checkpoint was trained on other classes than the data (without 'up'): give its classes in "
             "data.classes, or start a new head from its weights with --init"
@@ -336,45 +334,55 @@ def stopped_by(how: str, step: int) -> tuple[object, ...]:
     return ("--trainer.callbacks", "stop_run.StopRun", "--trainer.callbacks.step", step, "--trainer.callbacks.how", how)
 
 
-@pytest.fixture(scope="module")
-def killed_once(start: Callable[..., Any], tiny_config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for `killed`."""
-    folder = tmp_path_factory.mktemp("killed")
-    (folder / "tiny.yaml").write_text(tiny_config)
-    ended = start(*FIT, "--checkpoint_minutes", 0, *stopped_by("SIGKILL", 5), cwd=folder)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    (folder / "runs").rename(folder / "as it was left")
-    return folder
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """StopRun and KeepRuns can be given to `octvideo`; a process of its own takes five seconds to begin."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells' background jobs ignore
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
-def killed(killed_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def killed(octvideo: Cli, workplace: Path, in_this_process: None) -> Path:
     """A folder to work in: runs/tiny was killed at step 5 of 6, in its second epoch, with a checkpoint of that step."""
-    monkeypatch.chdir(killed_once)  # the checkpoint has its path
-    shutil.rmtree("runs", ignore_errors=True)
-    shutil.copytree("as it was left", "runs")
-    return killed_once
+    keeps = ("--trainer.callbacks", "stop_run.KeepRuns", "--trainer.callbacks.step", 5)
+    octvideo(*FIT, "--checkpoint_minutes", 0, *keeps, code=130)
+    shutil.rmtree("runs")
+    Path("as it was left").rename("runs")
+    return workplace
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [("SIGINT", 130), pytest.param("SIGKILL", -signal.SIGKILL, marks=pytest.mark.slow)]
+    ("how", "code", "own_process"),
+    [
+        ("SIGINT", 130, False),
+        pytest.param("SIGINT", 130, True, marks=pytest.mark.slow),
+        pytest.param("SIGKILL", -signal.SIGKILL, True, marks=pytest.mark.slow),
+    ],
 )
+@pytest.mark.usefixtures("in_this_process", "trained")
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
-    how: str, code: int, octvideo: Cli, start: Callable[..., Any], workplace: Path
+    how: str, code: int, own_process: bool, octvideo: Cli, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 3 batches an epoch: step 4 is in the second epoch, and last.ckpt is of the end of the first.
-    ended = start(*FIT, "--name", "stopped", *stopped_by(how, 4))
-    assert ended.returncode == code, ended.stderr
+    words = (*FIT, "--name", "stopped", *stopped_by(how, 4))
+    if own_process:
+        ended = start(*words)
+        assert ended.returncode == code, ended.stderr
+        err = ended.stderr
+    else:
+        monkeypatch.setattr(sys, "argv", ["octvideo", *map(str, words)])  # what the command says to go on with
+        _, err = octvideo(*words, code=code)
     assert torch.load(last("stopped"), weights_only=True)["global_step"] == 3
     if how == "SIGINT":
-        assert "Stopped in epoch 2/2. runs/stopped/checkpoints/last.ckpt is kept. Go on with:" in ended.stderr
-        assert "--name stopped" in ended.stderr and "--resume" in ended.stderr
-        assert "Traceback" not in ended.stderr
+        assert "Stopped in epoch 2/2. runs/stopped/checkpoints/last.ckpt is kept. Go on with:" in err
+        assert "--name stopped" in err and "--resume" in err
+        assert "Traceback" not in err
     octvideo(*FIT, "--name", "stopped", "--resume")
-    octvideo(*FIT, "--name", "whole")
-    assert_same_runs("stopped", "whole")
+    assert_same_runs("stopped", "tiny")
     # The averages of a half epoch are of its half.
-    rows = [Path("runs", name, "metrics.csv").read_text() for name in ("stopped", "whole")]
+    rows = [Path("runs", name, "metrics.csv").read_text() for name in ("stopped", "tiny")]
     assert rows[0] == rows[1]
 
 
@@ -387,10 +395,10 @@ def assert_same_runs(one: str, other: str) -> None:
 
 
 @pytest.mark.usefixtures("killed")
-def test_a_run_that_was_killed_within_an_epoch_goes_on_within_it(octvideo: Cli) -> None:
+def test_a_run_that_was_killed_within_an_epoch_goes_on_within_it(octvideo: Cli, trained_once: Path) -> None:
     assert torch.load(last("tiny"), weights_only=True)["global_step"] == 5
     octvideo(*FIT, "--resume", "--data.num_workers", 2)
-    octvideo(*FIT, "--name", "whole")
+    shutil.copytree(trained_once / "runs" / "tiny", "runs/whole")
     assert_same_runs("tiny", "whole")
 
 
@@ -471,8 +479,8 @@ def test_a_config_without_the_runs_data_names_the_runs_own(octvideo: Cli, workpl
     octvideo("test", "--name", "mine")  # as it says
 
 
-def test_a_finished_run_is_not_trained_again(octvideo: Cli, workplace: Path) -> None:
-    octvideo(*FIT)
+@pytest.mark.usefixtures("trained")
+def test_a_finished_run_is_not_trained_again(octvideo: Cli) -> None:
     before = weights(last("tiny"))
     out, _ = octvideo(*FIT, "--resume")
     assert "epoch 3" not in out
@@ -482,8 +490,8 @@ def test_a_finished_run_is_not_trained_again(octvideo: Cli, workplace: Path) -> 
 # ── a run that is there already ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_run_is_not_replaced_unasked(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
-    octvideo(*FIT)
+@pytest.mark.usefixtures("trained")
+def test_a_run_is_not_replaced_unasked(octvideo: Cli) -> None:
     before = last("tiny").read_bytes()
     _, err = octvideo(*FIT, code=2)
     assert "runs/tiny already holds a run: add --resume to continue it" in err
@@ -510,10 +518,8 @@ def test_one_command_starts_a_run_and_goes_on_with_it(octvideo: Cli, workplace: 
     assert "checkpoint:" not in out and "9.75" not in Path("runs/tiny/metrics.csv").read_text()
     out, _ = octvideo(*words, 2)
     assert "checkpoint: runs/tiny/checkpoints/last.ckpt" in out and "epoch 1/2" not in out and "epoch 2/2" in out
-    octvideo(*FIT, "--name", "whole")
-    # The schedule of a run of one epoch ends there: only the number of steps is that of the other run.
-    steps = [torch.load(last(name), weights_only=True)["global_step"] for name in ("tiny", "whole")]
-    assert steps == [6, 6]
+    # As many steps as in a run of two epochs; the schedule of a run of one ends there, so that weights differ.
+    assert torch.load(last("tiny"), weights_only=True)["global_step"] == 6
 
 
 # ── loggers ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -615,8 +621,8 @@ def test_a_fifth_of_a_data_set_is_broken(octvideo: Cli, workplace: Path, tiny_da
     assert not Path("runs/tiny/unreadable_test.txt").exists()
 
 
+@pytest.mark.usefixtures("trained")
 def test_a_test_stops_at_a_broken_video_unless_told_to_count_it(octvideo: Cli, broken: Path) -> None:
-    octvideo(*FIT)
     words = ("test", "--name", "tiny", "--data.test", broken / "test.txt")
     _, err = octvideo(*words, code=2)
     assert f"error: cannot read video '{broken / 'broken.mp4'}': " in err and "--model.on_unreadable count" in err

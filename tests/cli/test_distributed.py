@@ -21,13 +21,6 @@ TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strate
 FIT = ("fit", "-c", "tiny", "--trainer.enable_progress_bar", "false")
 
 
-@pytest.fixture
-def trained(octvideo: Callable[..., tuple[str, str]], workplace: Path) -> Path:
-    """A folder with tiny.yaml and its trained run."""
-    octvideo(*FIT, "--trainer.max_epochs", 1)
-    return workplace
-
-
 def absolute_list(tiny_data: Path, count: int, extra: str = "") -> str:
     lines = (tiny_data / "train.txt").read_text().splitlines()
     return "\n".join([*(str(tiny_data / line) for line in lines[:count]), extra])

@@ -60,22 +60,21 @@ def test_a_network_that_diverges_before_a_validation_names_a_video(octvideo: Cli
     "command",
     ["fit", "test", *(pytest.param(name, marks=pytest.mark.slow) for name in ("validate", "predict", "init"))],
 )
-def test_weights_that_are_not_finite_are_refused(octvideo: Cli, workplace: Path, command: str) -> None:
-    octvideo(*FIT, 1)
+@pytest.mark.usefixtures("trained")
+def test_weights_that_are_not_finite_are_refused(octvideo: Cli, command: str) -> None:
     for file in LAST.parent.iterdir():
         content = torch.load(file, weights_only=True)
         content["state_dict"]["network.blocks.0.conv.weight"][0, 0, 0, 0, 0] = math.nan
         torch.save(content, file)
-    words = {"fit": (*FIT, 2, "--resume"), "init": (*FIT, 1, "--name", "other", "--init", LAST)}
+    words = {"fit": (*FIT, 3, "--resume"), "init": (*FIT, 1, "--name", "other", "--init", LAST)}
     _, err = octvideo(*words.get(command, (command, "-c", "tiny")), code=2)
     # Training's keys have a prefix.
     key = "blocks.0.conv.weight" if command == "init" else "network.blocks.0.conv.weight"
     assert f".ckpt are not finite, the first is {key}: take a checkpoint from before training" in one_error(err)
 
 
-def test_a_test_without_labels_writes_json(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
-    octvideo(*FIT, 1)
-    (workplace / "bare.txt").write_text("".join(f"{path}\n" for path in sorted(tiny_data.glob("test/*/*.mp4"))[:2]))
-    octvideo("test", "-c", "tiny", "--data.test", workplace / "bare.txt")
+def test_a_test_without_labels_writes_json(octvideo: Cli, trained: Path, tiny_data: Path) -> None:
+    (trained / "bare.txt").write_text("".join(f"{path}\n" for path in sorted(tiny_data.glob("test/*/*.mp4"))[:2]))
+    octvideo("test", "-c", "tiny", "--data.test", trained / "bare.txt")
     metrics = strict_json(Path("runs/tiny/metrics_test.json").read_text())
     assert metrics["top1"] is metrics["loss"] is None and metrics["videos"] == 2

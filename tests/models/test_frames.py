@@ -49,7 +49,7 @@ def test_gradients_are_those_of_the_mean() -> None:
     assert torch.autograd.gradcheck(network, clips)
 
 
-@pytest.mark.parametrize("alpha", [0.25, 0.5])
+@pytest.mark.parametrize("alpha", [0.25, pytest.param(0.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [RESNET, "timm:resnet10t", "torchvision:mobilenet_v2"])
 def test_constant_clip_gives_the_ordinary_logits(name: str, alpha: float) -> None:
     ordinary = frame_network(name, 7).eval().double()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import re
 import signal
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.octave.kernel.amx import RunWithAmx
+from tests.octave.kernel.amx import RunWithAmx, run_in_process
 
 INT8 = {"TDPBSSD": (True, True), "TDPBSUD": (True, False), "TDPBUSD": (False, True), "TDPBUUD": (False, False)}
 SHAPES = [(16, 16, 16), (1, 1, 1), (5, 3, 7), (16, 9, 16), (11, 16, 2)]  # M, K in groups of 4 bytes, N
@@ -234,6 +236,22 @@ def micro_kernel(instructions: Path, a: np.ndarray, b: np.ndarray, c: np.ndarray
     return c
 
 
+def each_in_a_fork(instructions: Path, cases: list[tuple[str, np.ndarray | None]]) -> list[tuple[int, str]]:
+    """The signal that `one` ends with in each case, and what is said on stderr then."""
+    ends = []
+    for case in cases:
+        with tempfile.TemporaryFile() as said:
+            pid = os.fork()
+            if pid == 0:
+                os.dup2(said.fileno(), 2)
+                one(instructions, *case)
+                os._exit(0)
+            _, status = os.waitpid(pid, 0)
+            said.seek(0)
+            ends.append((os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, said.read().decode()))
+    return ends
+
+
 def one(instructions: Path, name: str, tiles: np.ndarray | None) -> None:
     library = open_library(instructions)
     if tiles is not None:
@@ -322,23 +340,22 @@ def test_bf16_of_all_bits(instructions: Path, run_with_amx: RunWithAmx) -> None:
     assert all(kind.sum() > 100 for kind in kinds)
 
 
-@pytest.mark.parametrize("name", INT8)
-def test_int8_products(name: str, instructions: Path, run_with_amx: RunWithAmx) -> None:
+def test_int8_products(instructions: Path, run_with_amx: RunWithAmx) -> None:
     random, cases = np.random.default_rng(2), []
-    for M, K, N in [*SHAPES, *SHAPES]:
+    for (name, signed), (M, K, N) in itertools.product(INT8.items(), [*SHAPES, *SHAPES]):
         a, b = (
             random.integers(-128 if is_signed else 0, 128 if is_signed else 256, shape).astype(
                 np.int8 if is_signed else np.uint8
             )
-            for is_signed, shape in zip(INT8[name], [(M, K, 4), (K, N, 4)], strict=True)
+            for is_signed, shape in zip(signed, [(M, K, 4), (K, N, 4)], strict=True)
         )
         near = random.choice(np.array([-(2**31), 2**31 - 1, 0]), (M, N))  # sums wrap around
-        cases.append((a, b, near.astype(np.int32)))
-    run = run_with_amx(products, instructions, [(name, *case) for case in cases])
-    for case, result in zip(cases, run.returned, strict=True):
-        np.testing.assert_array_equal(result, int8_product(*case))
+        cases.append((name, a, b, near.astype(np.int32)))
+    run = run_with_amx(products, instructions, cases)
+    for (name, *case), result in zip(cases, run.returned, strict=True):
+        np.testing.assert_array_equal(result, int8_product(*case), name)
     if run.emulated:
-        assert run.multiply_adds == 2 * sum(4 * M * K * N for M, K, N in SHAPES)
+        assert run.multiply_adds == len(INT8) * 2 * sum(4 * M * K * N for M, K, N in SHAPES)
 
 
 @pytest.mark.parametrize(("rows", "colsb"), [(16, 64), (1, 1), (7, 13), (16, 3)])
@@ -412,43 +429,52 @@ def test_a_failing_process_fails_the_test(run_with_amx: RunWithAmx) -> None:
 
 
 FULL = (16, 64)
+FAULTS = [
+    ("zero_0", None, "TILEZERO at .*: tiles are not configured"),
+    ("TDPBF16PS", None, "TDPBF16PS at .*: tiles are not configured"),
+    ("load_1", config(FULL), "TILELOADD at .*: tmm1 has no rows"),
+    ("load_2", config(FULL), "TILELOADDT1 at .*: tmm2 has no rows"),
+    ("store_7", config(FULL), "TILESTORED at .*: tmm7 has no rows"),
+    ("zero_8", config(FULL), "TILEZERO at .*: there is no tmm8"),
+    ("TDPBSSD", config(FULL, FULL), "TDPBSSD at .*: tmm2 has no rows"),
+    ("TDPBUSD", config(FULL, (15, 64), FULL), r"tmm0 \(the result\) has 16 rows, tmm1 \(the left factor\) 15"),
+    ("TDPBSUD", config(FULL, (16, 60), FULL), r"tmm1 .* has 60 colsb, tmm2 \(the right one\) 16 rows"),
+    ("TDPBUUD", config(FULL, FULL, (16, 60)), r"tmm0 .* has 64 colsb, tmm2 \(the right factor\) 60"),
+    ("TDPBF16PS", config((16, 62), FULL, (16, 62)), "colsb of tmm0: 62; a multiple of 4"),
+    ("TDPBF16PS_001", config(FULL, FULL), "tmm0, tmm0, tmm1: a tile occurs twice"),
+    ("release", config((17, 64)), "LDTILECFG at .*: rows of tmm0: 17; at most 16"),
+    ("release", config(FULL, (16, 65)), "colsb of tmm1: 65; at most 64"),
+    ("release", config((16, 0)), "tmm0 has 16 rows and 0 colsb"),
+    ("release", config(*[FULL] * 9), "tmm8 is configured"),
+    ("release", config(FULL, start_row=3), "start_row is 3"),
+    ("release", config(FULL, palette=2), "palette 2; there are 0 and 1"),
+]
+ILLEGAL = ["illegal", "TDPFP16PS"]
+
+
+@pytest.fixture(scope="module")
+def ends(
+    amx_emulator: Path, instructions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, bytes], tuple[int, str]]:
+    """How the instructions of FAULTS and ILLEGAL end their processes, by name and tiles."""
+    cases = [(name, tiles) for name, tiles, _ in FAULTS] + [(name, config(FULL, FULL, FULL)) for name in ILLEGAL]
+    run = run_in_process(amx_emulator, tmp_path_factory.mktemp("ends"), each_in_a_fork, instructions, cases)
+    return {by_bytes(*case): end for case, end in zip(cases, run.returned, strict=True)}
+
+
+def by_bytes(name: str, tiles: np.ndarray | None) -> tuple[str, bytes]:
+    return name, b"" if tiles is None else tiles.tobytes()
 
 
 @only_emulated
-@pytest.mark.parametrize(
-    ("name", "tiles", "message"),
-    [
-        ("zero_0", None, "TILEZERO at .*: tiles are not configured"),
-        ("TDPBF16PS", None, "TDPBF16PS at .*: tiles are not configured"),
-        ("load_1", config(FULL), "TILELOADD at .*: tmm1 has no rows"),
-        ("load_2", config(FULL), "TILELOADDT1 at .*: tmm2 has no rows"),
-        ("store_7", config(FULL), "TILESTORED at .*: tmm7 has no rows"),
-        ("zero_8", config(FULL), "TILEZERO at .*: there is no tmm8"),
-        ("TDPBSSD", config(FULL, FULL), "TDPBSSD at .*: tmm2 has no rows"),
-        ("TDPBUSD", config(FULL, (15, 64), FULL), r"tmm0 \(the result\) has 16 rows, tmm1 \(the left factor\) 15"),
-        ("TDPBSUD", config(FULL, (16, 60), FULL), r"tmm1 .* has 60 colsb, tmm2 \(the right one\) 16 rows"),
-        ("TDPBUUD", config(FULL, FULL, (16, 60)), r"tmm0 .* has 64 colsb, tmm2 \(the right factor\) 60"),
-        ("TDPBF16PS", config((16, 62), FULL, (16, 62)), "colsb of tmm0: 62; a multiple of 4"),
-        ("TDPBF16PS_001", config(FULL, FULL), "tmm0, tmm0, tmm1: a tile occurs twice"),
-        ("release", config((17, 64)), "LDTILECFG at .*: rows of tmm0: 17; at most 16"),
-        ("release", config(FULL, (16, 65)), "colsb of tmm1: 65; at most 64"),
-        ("release", config((16, 0)), "tmm0 has 16 rows and 0 colsb"),
-        ("release", config(*[FULL] * 9), "tmm8 is configured"),
-        ("release", config(FULL, start_row=3), "start_row is 3"),
-        ("release", config(FULL, palette=2), "palette 2; there are 0 and 1"),
-    ],
-)
-def test_faults(
-    name: str, tiles: np.ndarray | None, message: str, instructions: Path, run_with_amx: RunWithAmx
-) -> None:
-    run = run_with_amx(one, instructions, name, tiles, check=False)
-    assert run.returncode == -signal.SIGABRT
-    with pytest.raises(AssertionError, match=message):
-        raise AssertionError(run.stderr)
+@pytest.mark.parametrize(("name", "tiles", "message"), FAULTS)
+def test_faults(name: str, tiles: np.ndarray | None, message: str, ends: dict[Any, tuple[int, str]]) -> None:
+    signal_, stderr = ends[by_bytes(name, tiles)]
+    assert signal_ == signal.SIGABRT and re.search(message, stderr), stderr
 
 
 @only_emulated
-@pytest.mark.parametrize("name", ["illegal", "TDPFP16PS"])
-def test_other_illegal_instructions_end_the_process(name: str, instructions: Path, run_with_amx: RunWithAmx) -> None:
-    run = run_with_amx(one, instructions, name, config(FULL, FULL, FULL), check=False)
-    assert run.returncode == -signal.SIGILL and "AMX" not in run.stderr
+@pytest.mark.parametrize("name", ILLEGAL)
+def test_other_illegal_instructions_end_the_process(name: str, ends: dict[Any, tuple[int, str]]) -> None:
+    signal_, stderr = ends[by_bytes(name, config(FULL, FULL, FULL))]
+    assert signal_ == signal.SIGILL and "AMX" not in stderr
