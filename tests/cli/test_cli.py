@@ -336,7 +336,7 @@ def stopped_by(how: str, step: int) -> tuple[object, ...]:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """StopRun and KeepRuns can be given to `octvideo`; a process of its own takes five seconds to begin."""
+    """StopRun and KeepRuns can be given to `octvideo`; a process of its own would import all libraries again."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells' background jobs ignore
     yield

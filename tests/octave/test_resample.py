@@ -37,7 +37,7 @@ def test_in_place_it_gives_the_same_sum_and_gradients(
     inputs = y.requires_grad_(), low.requires_grad_()
     torch.testing.assert_close(by_cuda(*inputs), expected)
     assert torch.autograd.gradcheck(by_cuda, inputs)
-    assert torch.autograd.gradgradcheck(by_cuda, inputs)
+    assert torch.autograd.gradgradcheck(by_cuda, inputs, fast_mode=True)  # else most of this file's time
 
 
 def test_what_is_cropped_of_the_low_map_gets_no_gradient() -> None:

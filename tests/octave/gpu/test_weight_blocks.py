@@ -44,7 +44,7 @@ def test_results_and_all_gradients(axes: int) -> None:
 
 def test_gradients_of_gradients() -> None:
     weight, maps = case(2)
-    # fast_mode: one random direction; every element by itself takes seconds, and Triton's interpreter thrice as many.
+    # fast_mode: one random direction, since every element by itself takes long in Triton's interpreter.
     assert torch.autograd.gradgradcheck(lambda w, *x: convs(2)(w, x), (weight, *maps), fast_mode=True)
 
 
