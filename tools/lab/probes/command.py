@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lab.probes.arms import ARMS, PARTS, Arm
 from lab.probes.clips import read_clips
+from lab.probes.depth import depth_table, draw_depth
 from lab.probes.networks import NETWORKS
 from lab.probes.summary import draw, read_outcomes, read_trained, report
 from lab.probes.training import LEARNING, TRAINED_ARMS, Recipe, TrainedArm, Trainings
@@ -41,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.shared("output", required=True, metavar="DIR", help="of results; gets report.md and kept.png at the end")
     parser.add_argument("--train", nargs="+", default=[], choices=LEARNING, help="networks too, for hours (none)")
+    parser.add_argument("--depth", action="store_true", help="draw what channels lose against depth, too: depth.png")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="of trainings (0)")
     parser.add_argument("--folds", nargs="+", type=int, metavar="F", help="of trainings (all)")
     parser.add_argument("--tuned_lr", type=above_zero, default=Recipe.tuned_lr, help="of trainings with labels")
@@ -60,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
         recipe = Recipe(tuned_lr=args.tuned_lr, validates=args.validate)
         trained = [arm for arm in TRAINED_ARMS if arm.learning in args.train]
         weights = [_weights(text) for text in args.weights]
+        if args.depth:
+            draw_details(weights, args.data, settings, args.output)
         measure(weights, args.data, arms, settings, args.output, trained, args.seeds, recipe, args.folds)
     outcomes = read_outcomes(args.output)
     text = report(outcomes, read_trained(args.output))
@@ -126,6 +132,30 @@ def measure(
             probe.close()
         for own in trainings:
             own.close()
+
+
+def draw_details(weights: Sequence[tuple[str, Path]], data: Sequence[Path], settings: Settings, output: Path) -> None:
+    """Writes depth.png and depth.md: of trained networks, and of one with random weights.
+
+    Args:
+        weights, data, settings, output: as `measure` takes them.
+    """
+    found: dict[tuple[str, str, str], Mapping[str, Tensor]] = {}
+    for name, file in weights:
+        for folder in data:
+            probe = Probe(name, file, read_clips(folder), settings, output)
+            try:
+                probe.prepare(_watch)
+                print(f"{name} on {probe.clips.name}: what channels lose", flush=True)
+                found[name, "trained", probe.clips.name] = probe.details(probe.folds[0])
+                if folder == data[0]:
+                    details = probe.details(probe.folds[0], has_random_weights=True)
+                    found[name, "random", probe.clips.name] = details
+            finally:
+                probe.close()
+    draw_depth(found, output / "depth.png")
+    with whole_text(output / "depth.md") as file_of_table:
+        print(depth_table(found), file=file_of_table)
 
 
 def _watch(items: Sequence[Any], text: str) -> Iterable[Any]:

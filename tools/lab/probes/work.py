@@ -159,19 +159,23 @@ class Probe:
 
     def converted(self, arm: Arm, fold: int) -> OctaveNetwork:
         """The network, calibrated on clips of all other folds; one spectrum of a fold serves all arms."""
-        settings = self.settings
-        seed = seed_of(settings.seed, fold, "convert") % 2**31
-        drawn = draw_clips(self.frames, self.clips.train(fold), settings.num_clips, seed=seed)
-        clips = [self.like.pixels(clip) for clip in drawn]
-        name = "_".join(map(str, (self.clips.name, self.name, "spectrum", fold, *vars(settings).values())))
-        file = self._cache / f"{name}.pt"
-        spectrum = torch.load(file, weights_only=True) if file.is_file() else None
-        kept: dict[str, Any] = {}
-        network = convert(self.network, self.like, arm, clips, seed=seed, spectrum=spectrum, keep=kept.update)
-        if spectrum is None:
-            with whole_file(file) as part:
-                torch.save(kept["spectrum"], part)
-        return network
+        return self._converted(self.network, arm, fold, "spectrum")
+
+    def details(self, fold: int, *, has_random_weights: bool = False) -> dict[str, Tensor]:
+        """Of each layer's channels (C,), the share of their variance that half resolution cannot hold.
+
+        Args:
+            fold: whose clips are not looked at.
+            has_random_weights: of the same network, as it is before any training.
+        """
+        network, name = self.network, "spectrum"
+        if has_random_weights:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.settings.seed)
+                network, name = self.like.build().eval(), "spectrum_random"
+        calibrated = self._converted(network, Arm(0.25, refit="none"), fold, name).octave_report.calibration
+        assert calibrated is not None
+        return {name: loss.detail / loss.energy.clamp_min(1e-30) for name, loss in calibrated.losses.items()}
 
     def close(self) -> None:
         self.lines.close()
@@ -189,6 +193,21 @@ class Probe:
             "sources": [self.clips.sources[n] for n in test.tolist()],
             "multiply_adds": self._multiply_adds(self.network),
         }
+
+    def _converted(self, network: nn.Module, arm: Arm, fold: int, name: str) -> OctaveNetwork:
+        settings = self.settings
+        seed = seed_of(settings.seed, fold, "convert") % 2**31
+        drawn = draw_clips(self.frames, self.clips.train(fold), settings.num_clips, seed=seed)
+        clips = [self.like.pixels(clip) for clip in drawn]
+        words = (self.clips.name, self.name, name, fold, *vars(settings).values())
+        file = self._cache / f"{'_'.join(map(str, words))}.pt"
+        spectrum = torch.load(file, weights_only=True) if file.is_file() else None
+        kept: dict[str, Any] = {}
+        made = convert(network, self.like, arm, clips, seed=seed, spectrum=spectrum, keep=kept.update)
+        if spectrum is None:
+            with whole_file(file) as part:
+                torch.save(kept["spectrum"], part)
+        return made
 
     def _multiply_adds(self, network: nn.Module) -> int:
         return count_cost(network, (1, 3, self.settings.px, self.settings.px)).multiply_adds
