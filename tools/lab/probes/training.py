@@ -71,9 +71,9 @@ class Recipe:
 
     Args:
         taught_epochs, tuned_epochs: passes over the training clips.
+        taught_frames, tuned_frames: drawn from each clip in each epoch, one of each even part.
         taught_lr, tuned_lr: highest learning rates of the network; the classifier's is ten times that when tuned.
         batch_clips: of a step.
-        clip_frames: drawn from each clip in each epoch, one of each even part.
         weight_decay: AdamW's.
         smoothing: of labels.
         validates: tests on the next fold, which is not trained on then: to choose a recipe by.
@@ -81,17 +81,20 @@ class Recipe:
 
     taught_epochs: int = 5
     tuned_epochs: int = 8
+    taught_frames: int = 1
+    tuned_frames: int = 2
     taught_lr: float = 2e-4
     tuned_lr: float = 3e-4
     batch_clips: int = 16
-    clip_frames: int = 2
     weight_decay: float = 0.05
     smoothing: float = 0.1
     validates: bool = False
 
-    def of(self, learning: Learning) -> tuple[int, float]:
-        """Epochs and learning rate."""
-        return (self.taught_epochs, self.taught_lr) if learning == "taught" else (self.tuned_epochs, self.tuned_lr)
+    def of(self, learning: Learning) -> tuple[int, int, float]:
+        """Epochs, frames of a clip, and learning rate."""
+        if learning == "taught":
+            return self.taught_epochs, self.taught_frames, self.taught_lr
+        return self.tuned_epochs, self.tuned_frames, self.tuned_lr
 
 
 class Trainings:
@@ -134,8 +137,8 @@ class Trainings:
         like = [e["seconds"] for e in self.lines.entries() if e["arm"].partition(" ")[0] == arm.learning]
         if like:
             return sum(like) / len(like)
-        epochs, _ = self.recipe.of(arm.learning)
-        frames = len(self.probe.clips.paths) * self.recipe.clip_frames
+        epochs, clip_frames, _ = self.recipe.of(arm.learning)
+        frames = len(self.probe.clips.paths) * clip_frames
         return self.probe.seconds_of_frame() * frames * epochs * (_TRAIN_STEP + (arm.learning == "taught"))
 
     def measure(self, arm: TrainedArm, fold: int, seed: int, watch: Callable[..., Iterable[Any]]) -> None:
@@ -214,7 +217,7 @@ class Trainings:
     ) -> None:
         """Goes on from `part`, which holds the last whole epoch."""
         recipe, probe = self.recipe, self.probe
-        epochs, lr = recipe.of(arm.learning)
+        epochs, clip_frames, lr = recipe.of(arm.learning)
         arrange(network)
         head_lr = lr if teacher is not None else 10 * lr
         groups = [
@@ -246,7 +249,7 @@ class Trainings:
             total, hits = 0.0, 0
             batches = order.split(recipe.batch_clips)
             for batch in watch(batches, f"{arm.key} epoch {epoch + 1} of {epochs}"):
-                frames = augmented(probe.frames[batch], recipe.clip_frames, generator)
+                frames = augmented(probe.frames[batch], clip_frames, generator)
                 x = probe.like.pixels(frames.flatten(0, 1))
                 labels = probe.clips.labels[batch]
                 logits, features = network(x, len(batch))
