@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from lab.probes.classifier import train_classifier
 from lab.probes.clips import Clips, load_frames, read_clips
 from lab.probes.command import main
 from lab.probes.networks import NETWORKS, ImageNetwork, features_of, load_network
-from lab.probes.summary import Outcome, difference, kept, read_outcomes
+from lab.probes.summary import Outcome, difference, kept, read_outcomes, read_trained
+from lab.probes.training import FramesClassifier, Recipe, TrainedArm, Trainings, augmented
 from lab.probes.work import Probe, Settings, plan
 from octvideo.errors import UserError
 
@@ -241,7 +243,7 @@ def test_intervals_resample_sources_and_not_clips() -> None:
 def test_differences_are_paired() -> None:
     sources = [f"s{n}" for n in range(50)]
     one, other = [n % 2 for n in range(50)], [int(n % 2 and n > 4) for n in range(50)]
-    paired = difference(outcome(one, one, sources), outcome(other, one, sources))
+    paired = difference(np.array(sources), np.array(one, bool), np.array(other, bool))
     assert paired.value == pytest.approx(2 / 50)
     assert 0 <= paired.low < paired.high < 0.12  # of unpaired ones: -.15 to .23
 
@@ -266,3 +268,92 @@ def test_data_sets_are_put_together_where_all_folds_are_there(output: Path) -> N
     both = read_outcomes(output)["net", "both", Arm(0.25)]
     assert (len(both.hits), both.folds, both.multiply_adds, both.error) == (8, 4, 0.8, 0.25)
     assert both.hits.mean() == 0.5 and len(set(both.sources)) == 4
+
+
+# ── trainings ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def probe(weights: Path, folder: Path, output: Path) -> Iterator[Probe]:
+    made = Probe("tiny", weights, read_clips(folder), SETTINGS, output)
+    made.prepare(lambda items, text: items)
+    yield made
+    made.close()
+
+
+def trained(probe: Probe, arm: TrainedArm, output: Path, **recipe: Any) -> dict[str, Any]:
+    own = Trainings(probe, Recipe(tuned_epochs=2, taught_epochs=2, batch_clips=4, **recipe), output)
+    try:
+        own.measure(arm, 1, 0, lambda items, text: items)
+        return list(own.lines.entries())[-1]
+    finally:
+        own.close()
+
+
+def test_a_classifier_of_frames_scores_as_the_judge(probe: Probe) -> None:
+    network = FramesClassifier(probe.network, probe.judge(0), fresh=False).eval()
+    test = probe.clips.test(0)
+    features = features_of(probe.network, probe.like, probe.frames[test])
+    assert network.predict(probe.frames[test], probe.like) == probe.judge(0).predict(features).tolist()
+
+
+def test_an_ordinary_network_that_teaches_itself_has_no_loss(probe: Probe, output: Path) -> None:
+    entry = trained(probe, TrainedArm("taught", "ordinary"), output, weight_decay=0.0)
+    ordinary = probe.done["ordinary", 1]
+    assert entry["predictions"] == ordinary["predictions"] and entry["labels"] == ordinary["labels"]
+    (log,) = output.glob("logs/*.log")
+    assert log.read_text().count("0.0000") == 2
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(probe: Probe, output: Path, tmp_path: Path) -> None:
+    arm = TrainedArm("tuned", "converted", 0.5)
+    seen: list[str] = []
+
+    def stop(items: Any, text: str) -> Any:
+        seen.append(text)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return items
+
+    recipe = Recipe(tuned_epochs=2, batch_clips=4, tuned_lr=0.01)
+    own = Trainings(probe, recipe, output)
+    with pytest.raises(KeyboardInterrupt):
+        own.measure(arm, 0, 3, stop)
+    own.measure(arm, 0, 3, stop)
+    own.close()
+    assert [text[-6:] for text in seen] == ["1 of 2", "2 of 2", "2 of 2"]
+    other = tmp_path / "whole"
+    other.mkdir()
+    (other / "cache").symlink_to(output / "cache")
+    whole = Trainings(probe, recipe, other)
+    whole.measure(arm, 0, 3, lambda items, text: items)
+    whole.close()
+    logs = [next(each.glob("logs/*.log")).read_text() for each in (output, other)]
+    assert logs[0] == logs[1] and logs[0].count("epoch") == 2
+
+
+def test_validation_tests_on_the_next_fold_and_does_not_train_on_it(probe: Probe, output: Path) -> None:
+    entry = trained(probe, TrainedArm("tuned", "pool"), output, validates=True)
+    assert entry["sources"] == [probe.clips.sources[n] for n in probe.clips.test(2).tolist()]
+    assert not read_trained(output)
+
+
+def test_trained_arms_are_compared_with_the_ordinary_network_treated_alike(output: Path) -> None:
+    settings = {"trained": 1, "network": "tiny", "data": "made_up", "validates": False}
+
+    def run(start: str, fold: int, predictions: list[int]) -> dict[str, Any]:
+        arm = {"learning": "tuned", "start": start, "alpha": 0.0 if start == "ordinary" else 0.25}
+        return {**arm, "fold": fold, "seed": 0, "predictions": predictions, "labels": [0, 1], "sources": ["a", "b"]}
+
+    lines = [settings, run("ordinary", 0, [0, 0]), run("prefix", 0, [0, 1]), run("prefix", 1, [0, 1])]
+    (output / "tiny_made_up_trained.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (outcome,) = read_trained(output).values()
+    assert outcome.runs == 1 and outcome.hits.tolist() == [True, True] and outcome.ordinary.tolist() == [True, False]
+
+
+def test_augmented_frames_are_of_each_part_and_repeat_by_their_seed() -> None:
+    clips = (torch.arange(8, dtype=torch.uint8) * 30)[None, :, None, None, None].expand(2, 8, 3, PX, PX)
+    one, again, other = (augmented(clips, 2, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (2, 2, 3, PX, PX)
+    places = one.float().mean((2, 3, 4)) / 30
+    assert (places[:, 0] <= 3).all() and (places[:, 1] >= 4).all()

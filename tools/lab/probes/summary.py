@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lab.probes.arms import ARMS, Arm
+from lab.probes.training import TRAINED_ARMS, TrainedArm
 from lab.probes.work import ORDINARY
 from octvideo.errors import UserError
 from octvideo.files import markdown
@@ -23,6 +24,12 @@ HEADER = (
     "same prediction, %", "error of features",
 )  # fmt: skip
 PAIRS_HEADER = ("data", "alpha", "fitted", "chosen by output instead of", "folds", "accuracy, points (95 %)")
+
+
+TRAINED_HEADER = (
+    "data", "learnt from", "network", "alpha", "runs", "accuracy, %", "ordinary alike, %",
+    "difference, points (95 %)", "won : lost",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,25 @@ class Outcome:
     error: float
 
 
+@dataclass(frozen=True, eq=False)
+class TrainedOutcome:
+    """One trained arm, pooled over folds and seeds: bool (N,), beside the ordinary network treated alike.
+
+    Args:
+        hits: of the arm.
+        ordinary: of the ordinary network.
+        sources: of the clips, (N,).
+        runs: so many.
+    """
+
+    hits: np.ndarray
+    ordinary: np.ndarray
+    sources: np.ndarray
+    runs: int
+
+
 Outcomes = dict[tuple[str, str, Arm], Outcome]  # network, data, arm
+TrainedOutcomes = dict[tuple[str, str, TrainedArm], TrainedOutcome]
 
 
 def read_outcomes(output: Path) -> Outcomes:
@@ -68,8 +93,7 @@ def read_outcomes(output: Path) -> Outcomes:
     """
     found: Outcomes = {}
     folds_of: dict[tuple[str, str], int] = {}
-    for file in sorted(output.glob("*.jsonl")):
-        first, *entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for first, entries in _files(output, "probe"):
         network, data = first["network"], first["data"]
         ordinary = {entry["fold"]: entry for entry in entries if entry["arm"] == ORDINARY}
         folds_of[network, data] = len(ordinary)
@@ -89,6 +113,56 @@ def read_outcomes(output: Path) -> Outcomes:
             whole = [part for part in parts if part is not None]
             if len(names) > 1 and [part.folds for part in whole] == [folds_of[network, data] for data in names]:
                 found[network, _ALL, arm] = _together(whole)
+    return found
+
+
+def _files(output: Path, kind: str) -> Iterable[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """First lines and entries of the files of results of a kind."""
+    for file in sorted(output.glob("*.jsonl")):
+        first, *entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if kind in first:
+            yield first, entries
+
+
+def read_trained(output: Path) -> TrainedOutcomes:
+    """Trained arms whose ordinary network is there for the same folds and seeds.
+
+    What is taught is compared with its teacher: an ordinary network that learns from itself has a loss of 0, and stays.
+    """
+    teachers = {
+        (first["network"], first["data"], entry["fold"]): entry
+        for first, entries in _files(output, "probe")
+        for entry in entries
+        if entry["arm"] == ORDINARY
+    }
+    found: TrainedOutcomes = {}
+    for first, entries in _files(output, "trained"):
+        if first["validates"]:
+            continue
+        network, data = first["network"], first["data"]
+        by_run = {(TrainedArm(e["learning"], e["start"], e["alpha"]), e["fold"], e["seed"]): e for e in entries}
+        pairs: dict[TrainedArm, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+        for (arm, fold, seed), entry in sorted(by_run.items(), key=lambda item: item[0][1:]):
+            ordinary = by_run.get((TrainedArm("tuned", "ordinary"), fold, seed))
+            if arm.learning == "taught":
+                ordinary = teachers.get((network, data, fold))
+            if ordinary is not None and entry is not ordinary:
+                pairs.setdefault(arm, []).append((entry, ordinary))
+        for arm, runs in pairs.items():
+            labels = np.concatenate([ours["labels"] for ours, _ in runs])
+            hits, ordinary_hits = (
+                np.concatenate([run[which]["predictions"] for run in runs]) == labels for which in (0, 1)
+            )
+            sources = np.array([f"{data}/{source}" for ours, _ in runs for source in ours["sources"]])
+            found[network, data, arm] = TrainedOutcome(hits, ordinary_hits, sources, len(runs))
+    for network in dict.fromkeys(network for network, _, _ in found):
+        for arm in {arm: None for own, _, arm in list(found) if own == network}:
+            parts = [part for (own, _, of), part in found.items() if (own, of) == (network, arm)]
+            if len(parts) > 1:
+                hits, ordinary_hits, sources = (
+                    np.concatenate([getattr(part, name) for part in parts]) for name in ("hits", "ordinary", "sources")
+                )
+                found[network, _ALL, arm] = TrainedOutcome(hits, ordinary_hits, sources, sum(p.runs for p in parts))
     return found
 
 
@@ -129,10 +203,10 @@ def kept(outcome: Outcome) -> Interval:
     return _interval(outcome.hits.sum() / outcome.ordinary.sum(), ours / np.maximum(theirs, 1))
 
 
-def difference(one: Outcome, other: Outcome) -> Interval:
-    """Accuracy of one arm less that of another, on the same clips."""
-    ours, theirs, clips = _resampled(one.sources, one.hits, other.hits, np.ones(len(one.hits)))
-    return _interval(float(one.hits.mean() - other.hits.mean()), (ours - theirs) / clips)
+def difference(sources: np.ndarray, one: np.ndarray, other: np.ndarray) -> Interval:
+    """Accuracy of one arm less that of another: of their hits (N,) on the same clips of these sources."""
+    ours, theirs, clips = _resampled(sources, one, other, np.ones(len(one)))
+    return _interval(float(one.mean() - other.mean()), (ours - theirs) / clips)
 
 
 def _resampled(sources: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
@@ -151,14 +225,16 @@ def _interval(value: float, resampled: np.ndarray) -> Interval:
 # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def report(outcomes: Outcomes) -> str:
-    """Tables for a README, two for each network."""
+def report(outcomes: Outcomes, trained: TrainedOutcomes) -> str:
+    """Tables for a README, three for each network."""
     texts = []
     for network in dict.fromkeys(network for network, _, _ in outcomes):
         own = {(data, arm): outcome for (name, data, arm), outcome in outcomes.items() if name == network}
         texts += [f"**{network}**", markdown(HEADER, _rows(own), left=5)]
         if pairs := list(_pairs(own)):
             texts.append(markdown(PAIRS_HEADER, pairs, left=4))
+        if rows := list(_trained_rows({key[1:]: value for key, value in trained.items() if key[0] == network})):
+            texts.append(markdown(TRAINED_HEADER, rows, left=4))
     return "\n\n".join(texts)
 
 
@@ -193,8 +269,26 @@ def _pairs(outcomes: Mapping[tuple[str, Arm], Outcome]) -> Iterable[tuple[str, .
             chosen = outcomes.get((data, Arm(arm.alpha, "output", arm.refit, arm.spread)))
             other = outcomes.get((data, arm))
             if arm.choose != "output" and chosen is not None and other is not None and chosen.folds == other.folds:
-                shown = _shown(difference(chosen, other), sign="+")
+                shown = _shown(difference(chosen.sources, chosen.hits, other.hits), sign="+")
                 yield data, f"{arm.alpha:g}", arm.refit, arm.choose, str(other.folds), shown
+
+
+def _trained_rows(outcomes: Mapping[tuple[str, TrainedArm], TrainedOutcome]) -> Iterable[tuple[str, ...]]:
+    for data in dict.fromkeys(data for data, _ in outcomes):
+        for arm in TRAINED_ARMS:
+            if (outcome := outcomes.get((data, arm))) is not None:
+                ours, theirs = outcome.hits, outcome.ordinary
+                yield (
+                    data,
+                    "the teacher" if arm.learning == "taught" else "labels",
+                    arm.start,
+                    f"{arm.alpha:g}",
+                    str(outcome.runs),
+                    f"{100 * ours.mean():.1f}",
+                    f"{100 * theirs.mean():.1f}",
+                    _shown(difference(outcome.sources, ours, theirs), sign="+"),
+                    f"{(ours & ~theirs).sum()} : {(theirs & ~ours).sum()}",
+                )
 
 
 def _data(outcomes: Mapping[tuple[str, Arm], Outcome]) -> list[str]:

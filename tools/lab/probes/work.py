@@ -63,11 +63,17 @@ class Probe:
         content = {"probe": 1, "network": name, "data": clips.name, **vars(settings)}
         self.lines = JsonLines(results_file(output, name, clips.name), content, _WORDS)
         self.done = {(entry["arm"], entry["fold"]): entry for entry in self.lines.entries()}
-        self._network = load_network(name, weights)
+        self.network = load_network(name, weights)
         self._cache = output / "cache"
         self._frames: Tensor | None = None
         self._features: Tensor | None = None
         self._judges: dict[int, Classifier] = {}
+
+    @property
+    def frames(self) -> Tensor:
+        """uint8 (N, T, 3, H, W) of all clips, once prepared."""
+        assert self._frames is not None
+        return self._frames
 
     def missing(self, arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
         """Arms and folds that are not measured."""
@@ -94,7 +100,7 @@ class Probe:
             self._features = torch.load(file, weights_only=True)
         else:
             text = f"features of {self.name} on {self.clips.name}"
-            self._features = features_of(self._network, self.like, self._frames, lambda parts: watch(parts, text))
+            self._features = features_of(self.network, self.like, self._frames, lambda parts: watch(parts, text))
             with whole_file(file) as part:
                 torch.save(self._features, part)
         for fold in self.folds:
@@ -106,21 +112,25 @@ class Probe:
         like = [e["seconds"] for e in self.done.values() if e["arm"] != ORDINARY and e["refit"] == arm.refit]
         if like:
             return sum(like) / len(like)
-        started = time.process_time()
-        with torch.no_grad():
-            self._network(self.like.pixels(torch.zeros(8, 3, self.settings.px, self.settings.px, dtype=torch.uint8)))
-        each = (time.process_time() - started) / 8
+        each = self.seconds_of_frame()
         test = len(self.clips.paths) / len(self.folds) * self.settings.num_frames
         return each * (_TEST * test + (_FITTED[arm.refit] + 1) * self.settings.num_clips)
 
+    def seconds_of_frame(self) -> float:
+        """Of the ordinary network, on one thread."""
+        started = time.process_time()
+        with torch.no_grad():
+            self.network(self.like.pixels(torch.zeros(8, 3, self.settings.px, self.settings.px, dtype=torch.uint8)))
+        return (time.process_time() - started) / 8
+
     def measure(self, arm: Arm, fold: int) -> None:
         """Converts the network, and adds a line of what is kept."""
-        assert self._frames is not None and self._features is not None
+        assert self._features is not None
         started = time.process_time()
-        network = self._converted(arm, fold)
+        network = self.converted(arm, fold)
         test = self.clips.test(fold)
         ordinary = self._features[test]
-        features = features_of(network, self.like, self._frames[test])
+        features = features_of(network, self.like, self.frames[test])
         calibrated = network.octave_report.calibration
         assert calibrated is not None
         self._add(
@@ -128,7 +138,7 @@ class Probe:
                 "arm": arm.key,
                 "fold": fold,
                 **vars(arm),
-                "predictions": self._judge(fold).predict(features).tolist(),
+                "predictions": self.judge(fold).predict(features).tolist(),
                 "error": float((features - ordinary).double().square().sum()),
                 "feature_spread": float((ordinary - ordinary.mean(0)).double().square().sum()),
                 "multiply_adds": self._multiply_adds(network),
@@ -137,6 +147,35 @@ class Probe:
                 "seconds": round(time.process_time() - started, 1),
             }
         )
+
+    def judge(self, fold: int) -> Classifier:
+        """Trained on the ordinary network's features of all other folds."""
+        assert self._features is not None
+        if fold not in self._judges:
+            train = self.clips.train(fold)
+            labels = self.clips.labels[train]
+            self._judges[fold] = train_classifier(self._features[train], labels, len(self.clips.classes))
+        return self._judges[fold]
+
+    def converted(self, arm: Arm, fold: int) -> OctaveNetwork:
+        """The network, calibrated on clips of all other folds; one spectrum of a fold serves all arms."""
+        return self._converted(self.network, arm, fold, "spectrum")
+
+    def details(self, fold: int, *, has_random_weights: bool = False) -> dict[str, Tensor]:
+        """Of each layer's channels (C,), the share of their variance that half resolution cannot hold.
+
+        Args:
+            fold: whose clips are not looked at.
+            has_random_weights: of the same network, as it is before any training.
+        """
+        network, name = self.network, "spectrum"
+        if has_random_weights:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.settings.seed)
+                network, name = self.like.build().eval(), "spectrum_random"
+        calibrated = self._converted(network, Arm(0.25, refit="none"), fold, name).octave_report.calibration
+        assert calibrated is not None
+        return {name: loss.detail / loss.energy.clamp_min(1e-30) for name, loss in calibrated.losses.items()}
 
     def close(self) -> None:
         self.lines.close()
@@ -149,36 +188,26 @@ class Probe:
         return {
             "arm": ORDINARY,
             "fold": fold,
-            "predictions": self._judge(fold).predict(self._features[test]).tolist(),
+            "predictions": self.judge(fold).predict(self._features[test]).tolist(),
             "labels": self.clips.labels[test].tolist(),
             "sources": [self.clips.sources[n] for n in test.tolist()],
-            "multiply_adds": self._multiply_adds(self._network),
+            "multiply_adds": self._multiply_adds(self.network),
         }
 
-    def _judge(self, fold: int) -> Classifier:
-        assert self._features is not None
-        if fold not in self._judges:
-            train = self.clips.train(fold)
-            labels = self.clips.labels[train]
-            self._judges[fold] = train_classifier(self._features[train], labels, len(self.clips.classes))
-        return self._judges[fold]
-
-    def _converted(self, arm: Arm, fold: int) -> OctaveNetwork:
-        """The spectrum is the same for all arms of a fold: measured once."""
-        assert self._frames is not None
+    def _converted(self, network: nn.Module, arm: Arm, fold: int, name: str) -> OctaveNetwork:
         settings = self.settings
         seed = seed_of(settings.seed, fold, "convert") % 2**31
-        drawn = draw_clips(self._frames, self.clips.train(fold), settings.num_clips, seed=seed)
+        drawn = draw_clips(self.frames, self.clips.train(fold), settings.num_clips, seed=seed)
         clips = [self.like.pixels(clip) for clip in drawn]
-        name = "_".join(map(str, (self.clips.name, self.name, "spectrum", fold, *vars(settings).values())))
-        file = self._cache / f"{name}.pt"
+        words = (self.clips.name, self.name, name, fold, *vars(settings).values())
+        file = self._cache / f"{'_'.join(map(str, words))}.pt"
         spectrum = torch.load(file, weights_only=True) if file.is_file() else None
         kept: dict[str, Any] = {}
-        network = convert(self._network, self.like, arm, clips, seed=seed, spectrum=spectrum, keep=kept.update)
+        made = convert(network, self.like, arm, clips, seed=seed, spectrum=spectrum, keep=kept.update)
         if spectrum is None:
             with whole_file(file) as part:
                 torch.save(kept["spectrum"], part)
-        return network
+        return made
 
     def _multiply_adds(self, network: nn.Module) -> int:
         return count_cost(network, (1, 3, self.settings.px, self.settings.px)).multiply_adds
