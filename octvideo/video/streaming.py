@@ -180,7 +180,9 @@ class FileFrames:
                 empty += packet.dts is not None
                 continue
             intact += not packet.is_corrupt and packet.dts is not None
-            self._num_shown += not packet.is_discard and packet.size > 1 and bits.shows_frame(memoryview(packet))
+            damaged += packet.is_corrupt
+            if not (packet.is_corrupt or packet.is_discard or packet.size == 1):
+                self._num_shown += bits.shows_frame(memoryview(packet))
             yield from decoded_frames(packet)[0]
         yield from drained_frames(stream)
         # An AVI's empty packets are counted as frames by its header.
