@@ -7,11 +7,14 @@ torch_engines.py, model_files.py   all engines: of networks in memory, and of mo
 engines.py      the table of them, `ENGINES`, and the way from a network to one
 choice.py       which of them is the best here: "auto"
 preparation.py  videos are decoded and cut beside the engine
+timeline.py     scores of one window after the other along a video of any length
+frame_units.py  networks whose clips fall into frames, which are then computed once
 predictor.py    all that scores depend on, in one object
 export.py       a folder that serves by itself: behind octvideo export
 standalone/     the program copied into it
 """
 
 from octvideo.inference.predictor import Prediction, Predictor
+from octvideo.inference.timeline import Timeline, WindowScores
 
-__all__ = ["Prediction", "Predictor"]
+__all__ = ["Prediction", "Predictor", "Timeline", "WindowScores"]

@@ -7,12 +7,14 @@ A checkpoint says how its network was built, how clips are cut from a video and 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +25,10 @@ from octvideo.inference.choice import AUTO, choice_device, choose_engine
 from octvideo.inference.device import pick_device
 from octvideo.inference.engine import Engine, ModelSpec
 from octvideo.inference.engines import FileEngine, build_engine
+from octvideo.inference.frame_units import FrameUnits, find_frame_units, may_have_units
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
-from octvideo.video import VideoReadError, ViewSettings, read_views
+from octvideo.inference.timeline import Timeline, WindowScores
+from octvideo.video import VideoArray, VideoReadError, ViewSettings, read_views
 
 _CALIBRATION_CLIPS = 32  # for int8; of each one the network is run three times
 
@@ -126,6 +130,9 @@ class Predictor:
             self.engine, self.device = network, getattr(network, "device", torch.device("cpu"))
             self.views_per_chunk = views_per_chunk or network.views_per_call or 1
         self.normalise = Normaliser(mean, std, self.device)
+        # Kept where a timeline may compute its frames once, which needs other clips than the engine was made for.
+        self._network = network if isinstance(network, nn.Module) and may_have_units(network) else None
+        self._num_threads = num_threads
 
     @classmethod
     def from_checkpoint(
@@ -213,7 +220,7 @@ class Predictor:
         how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "num_threads": num_threads}
         return cls(network, **settings, **how, calibrate=calibrate, expected_videos=expected_videos)
 
-    def scores(self, path: str | Path) -> Tensor:
+    def scores(self, path: str | Path | VideoArray) -> Tensor:
         """Scores (K,) of a video, on the CPU.
 
         Raises:
@@ -224,19 +231,29 @@ class Predictor:
             raise result
         return result[0]
 
-    def predict(self, path: str | Path, *, topk: int = 5) -> Prediction:
+    def predict(
+        self, path: str | Path | VideoArray | Tensor | np.ndarray, *, topk: int = 5, fps: float = 30.0
+    ) -> Prediction:
         """The `topk` best classes of a video.
+
+        Args:
+            path: of the video; or its frames, RGB, uint8 (T, H, W, 3).
+            topk: how many.
+            fps: of an array of frames.
 
         Raises:
             VideoReadError: the video can't be read.
+            UserError: an array of frames that are none.
         """
+        if isinstance(path, Tensor | np.ndarray):
+            path = VideoArray(path, fps)
         (result,) = self.predict_many([path], topk=topk)
         if isinstance(result, VideoReadError):
             raise result
         return result
 
     def predict_many(
-        self, paths: Sequence[str | Path], *, topk: int = 5
+        self, paths: Sequence[str | Path | VideoArray], *, topk: int = 5
     ) -> Generator[Prediction | VideoReadError, None, None]:
         """The same of many videos, in order: the next is decoded while one is computed.
 
@@ -251,7 +268,69 @@ class Predictor:
             top = [(self.class_names[k], float(scores[k])) for k in best_classes(scores, topk).tolist()]
             yield Prediction(str(path), top, timing)
 
-    def _scores_of(self, paths: Sequence[str | Path]) -> Generator[tuple[Tensor, Timing] | VideoReadError, None, None]:
+    def stream(
+        self,
+        frames: Iterable[tuple[Tensor | np.ndarray, float]],
+        *,
+        window_sec: float | None = None,
+        stride_sec: float | None = None,
+    ) -> Generator[WindowScores, None, None]:
+        """Scores of windows of frames from anywhere, each as soon as the frame after it is there; see `Timeline`.
+
+        Args:
+            frames: RGB, uint8 (H, W, 3), and when each is displayed, in seconds; any iterable.
+            window_sec, stride_sec: see `Timeline`.
+
+        Raises:
+            UserError: a frame is something else, or its time is not later than the one before.
+        """
+        return Timeline(self, window_sec, stride_sec).of_frames(frames)
+
+    # ── for timelines ───────────────────────────────────────────────────────────────────────────────────────
+
+    def checked_views(self, views: ViewSettings | None) -> ViewSettings:
+        """How windows are cut: as given, or as videos are.
+
+        Raises:
+            UserError: clips of another shape than the engine's.
+        """
+        if views is None:
+            return self.views
+        if (given := clip_shape(views, 1)) != (own := clip_shape(self.views, 1)):
+            raise UserError(f"views: got clips {given[1:]}, expected those of the network, {own[1:]}")
+        return views
+
+    def clips_per_call(self, views: ViewSettings) -> int:
+        """How many clips go through the engine at once, cut so."""
+        if views == self.views or self.engine.views_per_call:
+            return self.views_per_chunk
+        return choose_views_per_call(views, self.device, torch.get_num_threads())
+
+    @functools.cached_property
+    def frame_units(self) -> FrameUnits | None:
+        """The units into which the network's clips fall, if they do and the network is in memory."""
+        if self._network is None:
+            return None
+        return find_frame_units(self._network, self.views.clip_frames, self.views.crop_px)
+
+    def unit_engine(self, clips_per_call: int) -> tuple[Engine, int]:
+        """The engine for single units, and how many go through it at once: of the frames of so many clips."""
+        units = self.frame_units
+        assert units is not None and self._network is not None
+        per_call = clips_per_call * len(units.weights)
+        if self.engine.views_per_call is None:
+            return self.engine, per_call
+        shape = (per_call, 3, units.frames, self.views.crop_px, self.views.crop_px)
+        how: dict[str, Any] = {"precision": self.engine.precision, "num_threads": self._num_threads}
+        return build_engine(self.engine.name, self._network, example_shape=shape, device=self.device, **how), per_call
+
+    def no_scores(self, name: str) -> NoScores:
+        """The error of a video whose scores are not finite."""
+        return NoScores(name, self.engine.precision)
+
+    def _scores_of(
+        self, paths: Sequence[str | Path | VideoArray]
+    ) -> Generator[tuple[Tensor, Timing] | VideoReadError, None, None]:
         logits: list[Tensor] = []
         timing = Timing()
         start = time.perf_counter()
@@ -274,8 +353,7 @@ class Predictor:
                 if item.is_last:
                     scores = video_scores(of_views, self.views.num_views)[0]  # (K,)
                     timing.total = time.perf_counter() - start
-                    path = paths[item.video]
-                    yield (scores, timing) if scores.isfinite().all() else NoScores(path, self.engine.precision)
+                    yield (scores, timing) if scores.isfinite().all() else self.no_scores(str(paths[item.video]))
                     logits, timing, start = [], Timing(), time.perf_counter()
 
 

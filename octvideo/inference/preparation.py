@@ -10,14 +10,17 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from octvideo.video import VideoReadError, ViewSettings, decode_views
+from octvideo.video import VideoArray, VideoReadError, VideoViews, ViewSettings, decode_views
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -86,7 +89,7 @@ class Chunk:
 
 
 def prepared_chunks(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | VideoArray],
     settings: ViewSettings,
     normalise: Callable[[Tensor], Tensor],
     *,
@@ -96,7 +99,7 @@ def prepared_chunks(
     """Prepares the clips of videos in a thread, which ends when the generator is closed.
 
     Args:
-        paths: of the videos.
+        paths: of the videos, or their frames.
         settings: which views.
         normalise: uint8 views to clips.
         views_per_chunk: the most views in a chunk.
@@ -105,10 +108,45 @@ def prepared_chunks(
     Returns:
         Chunks in order, and in place of a video's the error why it can't be read; any other error is raised.
     """
-    ready: queue.Queue[Chunk | BaseException | None] = queue.Queue(maxsize=2)
+
+    def chunks() -> Iterator[Chunk | VideoReadError]:
+        for index, path in enumerate(paths):
+            start = time.perf_counter()
+            try:
+                views = on_device(decode_views(path, settings), device)
+            except VideoReadError as error:
+                yield error
+                continue
+            decode = time.perf_counter() - start
+            for first in range(0, views.num_views, views_per_chunk):
+                start = time.perf_counter()  # the wait for a place in the queue is nobody's work
+                stop = min(first + views_per_chunk, views.num_views)
+                clips = normalise(views.cut(first, stop))
+                seconds = time.perf_counter() - start
+                yield Chunk(index, clips, 0.0 if first else decode, seconds, stop == views.num_views)
+
+    return made_beside(chunks())
+
+
+def on_device(views: VideoViews, device: torch.device) -> VideoViews:
+    """Views on the device that cuts them.
+
+    From pinned memory a copy to a GPU waits for nothing, else for all that the GPU still has to compute.
+    """
+    return (views.pin_memory() if device.type == "cuda" else views).to(device)
+
+
+def made_beside(items: Iterator[Item], *, most: int = 2) -> Generator[Item, None, None]:
+    """The items in order, made in a thread of their own, which ends when the generator is closed.
+
+    Args:
+        items: each is asked for when there is a place for it; what it raises is raised here.
+        most: that wait.
+    """
+    ready: queue.Queue[tuple[Item] | BaseException | None] = queue.Queue(maxsize=most)
     stopped = threading.Event()
 
-    def put(item: Chunk | BaseException | None) -> None:
+    def put(item: tuple[Item] | BaseException | None) -> None:
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
                 ready.put(item, timeout=0.1)
@@ -117,41 +155,27 @@ def prepared_chunks(
     def work() -> None:
         try:
             with torch.inference_mode():
-                for index, path in enumerate(paths):
+                for item in items:
+                    put((item,))
+                    del item  # while the next one is made
                     if stopped.is_set():
                         return
-                    prepare(index, path)
             put(None)
         except BaseException as error:  # to the thread that waits for us
             put(error)
-
-    def prepare(index: int, path: str | Path) -> None:
-        start = time.perf_counter()
-        try:
-            views = decode_views(path, settings)
-            # From pinned memory a copy to a GPU waits for nothing, else for all that the GPU still has to compute.
-            views = (views.pin_memory() if device.type == "cuda" else views).to(device)
-        except VideoReadError as error:
-            put(error)
-            return
-        decode = time.perf_counter() - start
-        for first in range(0, views.num_views, views_per_chunk):
-            if stopped.is_set():
-                return
-            start = time.perf_counter()  # the wait for a place in the queue is nobody's work
-            stop = min(first + views_per_chunk, views.num_views)
-            clips = normalise(views.cut(first, stop))
-            seconds = time.perf_counter() - start
-            put(Chunk(index, clips, 0.0 if first else decode, seconds, stop == views.num_views))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
     # A daemon: a decoder that hangs in a rotten file must not keep an interrupted process alive.
     thread = threading.Thread(target=work, name="octvideo-preparation", daemon=True)
     thread.start()
     try:
-        while (item := ready.get()) is not None:
-            if not isinstance(item, Chunk | VideoReadError):
-                raise item
-            yield item
+        while (made := ready.get()) is not None:
+            if isinstance(made, BaseException):
+                raise made
+            yield made[0]
+            del made
     finally:
         stopped.set()
         thread.join(timeout=1)

@@ -1,11 +1,14 @@
 """From a video file to clips: no labels, no networks.
 
 reader.py      file → distinct frames: one interface to the libraries that decode, each in its NAME_reader.py
+pyav_file.py   a file open in PyAV: decoding and colours, for all that use it
 frames.py      what a reader reads and gives, and how frames become small while others are decoded
 packets.py     how many frames a file shows and when, and which readers would get them right
 bitstream.py   what the first bits of a packet say
 av1.py         which coded frames of AV1 another one needs
 sampling.py    which frames: integer maths only
+streaming.py   frames from front to back, of a file or from anywhere
+windows.py     frames → windows of some seconds, and their views
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item, cut when they are wanted
 isolated.py    work in processes that can be killed
@@ -13,31 +16,41 @@ checking.py    whether a file can be read to its end
 ffmpeg_libraries.py  PyAV's FFmpeg, lent to torchcodec
 """
 
-from octvideo.video.frames import Frames, Resize, Source, VideoBytes, VideoReadError
+from octvideo.video.frames import Frames, Resize, Source, VideoArray, VideoBytes, VideoReadError
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
+from octvideo.video.streaming import FileFrames, FrameSource, GivenFrames, TimedFrame
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
 from octvideo.video.views import VideoViews, ViewSettings, decode_views, read_views
+from octvideo.video.windows import Window, frame_windows, window_views
 
 __all__ = [
     "Box",
     "Clock",
     "Decoder",
+    "FileFrames",
+    "FrameSource",
     "Frames",
+    "GivenFrames",
     "Resize",
     "ShortVideo",
     "Source",
+    "TimedFrame",
+    "VideoArray",
     "VideoBytes",
     "VideoReadError",
     "VideoViews",
     "ViewSettings",
+    "Window",
     "clip_span",
     "crop_and_resize",
     "decode_views",
     "evaluation_crops",
+    "frame_windows",
     "random_clip",
     "read_frames",
     "read_views",
     "resize_short_side",
     "uniform_clips",
+    "window_views",
 ]

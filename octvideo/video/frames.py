@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,38 @@ class VideoBytes:
         return self.name
 
 
+@dataclass(frozen=True, eq=False)
+class VideoArray:
+    """A video that is decoded already.
+
+    Args:
+        frames: RGB, uint8 (T, H, W, 3), a tensor or an array; T of 1 or more.
+        fps: frames per second, which only views with a `target_fps` need to know.
+        name: that messages call it by.
+    """
+
+    frames: Tensor | np.ndarray = field(repr=False)
+    fps: float = 30.0
+    name: str = "array"
+
+    def __str__(self) -> str:
+        return self.name
+
+
 Source = str | Path | VideoBytes
+
+
+def rgb_image(given: Tensor | np.ndarray, name: str) -> Tensor:
+    """A frame as uint8 (H, W, 3), or frames as (T, H, W, 3), on the CPU.
+
+    Raises:
+        UserError: it is something else.
+    """
+    image = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
+    if image.dtype != torch.uint8 or image.shape[-1:] != (3,) or 0 in image.shape:
+        got = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
+        raise UserError(f"{name}: got {got}, expected RGB, uint8 (..., H, W, 3)")
+    return image.cpu().contiguous()
 
 
 def for_ffmpeg(source: Source) -> str | io.BytesIO:
@@ -140,15 +172,3 @@ def _empty_like(chunk: Tensor, num_frames: int) -> Tensor:
     """Memory for `num_frames` frames, laid out as those of `chunk` are: channels last stay last."""
     one = torch.empty_like(chunk[0])  # keeps the order of the strides
     return torch.empty_strided((num_frames, *one.shape), (one.numel(), *one.stride()), dtype=chunk.dtype)
-
-
-def sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
-    """Distinct frame indices in order, and the index of each asked one among them.
-
-    Raises:
-        ValueError: there are none, or one lies outside of the video.
-    """
-    wanted, places = torch.unique(frames, return_inverse=True)
-    if not len(wanted) or wanted[0] < 0 or wanted[-1] >= num_frames:
-        raise ValueError(f"frame indices: got {wanted.tolist()[:3]} ..., expected some in [0, {num_frames})")
-    return wanted.tolist(), places

@@ -18,27 +18,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any
 
 import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from torch import Tensor
 
-from octvideo.files import one_line
 from octvideo.video.av1 import part_of_unit
 from octvideo.video.bitstream import Bitstream
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, VideoReadError, for_ffmpeg
+from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, VideoReadError
 from octvideo.video.packets import Packets, look_through_packets
-
-# PyAV 19 drops the argument, and replaces by itself.
-OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-# One thread converts colours: newer versions of PyAV take all CPUs by default, also in each worker process, which
-# costs several times the CPU time for a frame of 4K.
-_CONVERT: dict[str, Any] = {"threads": 1} if ":param int threads" in (VideoReformatter.reformat.__doc__ or "") else {}
-
+from octvideo.video.pyav_file import Colours, decoded_frames, drained_frames, fail, main_stream, open_video, set_threads
 
 # Decoders that conceal nothing: neither a damaged frame nor one that needs it comes, and a keyframe starts anew.
 _CONCEAL_NOTHING = frozenset({"av1"})
@@ -76,11 +67,11 @@ class PyavVideo:
 
     def __init__(self, path: Source, num_threads: int) -> None:
         self.path, self.num_threads = path, num_threads
-        self._reformatter, self._has_decoded = VideoReformatter(), False
-        self._container = _opened(path)
+        self._colours, self._has_decoded = Colours(path), False
+        self._container = open_video(path)
         try:
-            self._stream = _video_stream(path, self._container)
-            _set_threads(self._stream, num_threads)
+            self._stream = main_stream(path, self._container)
+            set_threads(self._stream, num_threads)
             self.index = self._stream.index
             self.frame_bytes = max(3 * self._stream.codec_context.width * self._stream.codec_context.height, 1)
             self.packets: Packets = look_through_packets(path, self._container, self._stream)
@@ -90,7 +81,7 @@ class PyavVideo:
         except BaseException as error:
             self._container.close()
             if isinstance(error, (av.FFmpegError, ValueError)) and not isinstance(error, VideoReadError):
-                _fail(path, error)
+                fail(path, error)
             raise
 
     def __enter__(self) -> PyavVideo:
@@ -159,14 +150,14 @@ class PyavVideo:
             else:
                 part, is_shown = _part(packet, coded.get(place, frozenset()))
             if part is not None:
-                frames, is_intact = _decoded(part)
+                frames, is_intact = decoded_frames(part)
                 if not (is_intact or conceals_nothing):  # others show what they showed before
                     raise ReaderFailure("a damaged packet")
                 came = group.those_due(frames, pts[place] if is_shown else None, is_intact, may_lose)
                 yield from () if is_missing else came
             # Behind damage, to the end of the group: what else is lost need not be found out frame by frame.
             if place == run.last or (place >= run.end and (group.is_done or not group.is_damaged)):
-                came = group.those_due(_drained(stream), None, True, may_lose)
+                came = group.those_due(drained_frames(stream), None, True, may_lose)
                 yield from () if is_missing else came
                 if not group.is_done:
                     if not may_lose:
@@ -206,8 +197,8 @@ class PyavVideo:
     def _all_frames(self) -> Iterator[av.VideoFrame]:
         stream = self._stream
         for packet, stream in self._all_packets():  # noqa: B007 (of the file as it is opened now)
-            yield from _decoded(packet)[0]
-        yield from _drained(stream)
+            yield from decoded_frames(packet)[0]
+        yield from drained_frames(stream)
 
     def _all_packets(self) -> Iterator[tuple[Any, Any]]:
         """All packets with content, as they were looked through, and their stream, whose decoder is a fresh one."""
@@ -217,9 +208,9 @@ class PyavVideo:
                 yield packet, self._stream
             return
         self._container.close()
-        self._container = _opened(self.path)
-        self._stream = _video_stream(self.path, self._container)
-        _set_threads(self._stream, self.num_threads)
+        self._container = open_video(self.path)
+        self._stream = main_stream(self.path, self._container)
+        set_threads(self._stream, self.num_threads)
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -236,7 +227,7 @@ class PyavVideo:
         chunk, filled = np.empty(0, np.uint8), 0  # (n,H,W,C)
         shape: tuple[int, ...] = ()
         for frame in frames:
-            image = self._as_rgb(frame, shape)  # (H,W,C)
+            image = self._colours.rgb(frame, shape)  # (H,W,C)
             shape = image.shape
             if resize is not None and image.nbytes >= _LONE_BYTES and min(image.strides) > 0:
                 collector.add(torch.from_numpy(image[None]))  # without a copy
@@ -250,21 +241,6 @@ class PyavVideo:
                 collector.add(torch.from_numpy(chunk[:filled]))
                 filled = 0
         return collector.frames()
-
-    def _as_rgb(self, frame: av.VideoFrame, shape: tuple[int, ...]) -> np.ndarray:
-        """RGB (H, W, C), upright, and of the first frame's shape, if any, where the resolution changes."""
-        quarters, rest = divmod(frame.rotation, 90)  # counter-clockwise, as in numpy
-        if rest or abs(quarters) > 4:  # a rotten header
-            quarters = 0
-        height, width = frame.height, frame.width
-        if shape:
-            height, width = shape[:2] if quarters % 2 == 0 else shape[1::-1]
-        try:
-            rgb = self._reformatter.reformat(frame, format="rgb24", width=width, height=height, **_CONVERT)
-        except (av.FFmpegError, ValueError) as error:
-            _fail(self.path, error)
-        rows = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(height, -1)  # rows have padding
-        return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), quarters)
 
 
 @dataclass(frozen=True)
@@ -360,48 +336,3 @@ def _part(packet: Any, numbers: Set[int]) -> tuple[Any, bool]:
     part = av.Packet(content)
     part.stream, part.time_base, part.pts, part.dts = packet.stream, packet.time_base, packet.pts, packet.dts
     return part, -1 in numbers
-
-
-def _decoded(packet: Any) -> tuple[list[av.VideoFrame], bool]:
-    """Undamaged frames out of the decoder after one more packet, and whether nothing was damaged."""
-    try:
-        frames = packet.decode()
-    except (av.FFmpegError, ValueError):
-        return [], False
-    intact = [frame for frame in frames if not frame.is_corrupt]
-    return intact, len(intact) == len(frames)
-
-
-def _drained(stream: Any) -> list[av.VideoFrame]:
-    """What the decoder still holds back; it must be flushed before it takes other packets."""
-    try:
-        frames = stream.codec_context.decode(None)
-    except (av.FFmpegError, ValueError):
-        return []
-    return [frame for frame in frames if not frame.is_corrupt]
-
-
-def _set_threads(stream: VideoStream, num_threads: int) -> None:
-    stream.thread_count = num_threads
-    stream.thread_type = "NONE" if num_threads == 1 else "AUTO"
-
-
-def _opened(path: Source) -> Any:
-    try:
-        return av.open(for_ffmpeg(path), **OPEN_OPTIONS)
-    except (av.FFmpegError, ValueError, OSError) as error:
-        _fail(path, error)
-
-
-def _video_stream(path: Source, container: Any) -> VideoStream:
-    """The stream that FFmpeg (and with it decord) takes for the main one, cover pictures left aside."""
-    stream = container.streams.best("video")
-    is_cover = stream is not None and stream.disposition & av.stream.Disposition.attached_pic
-    if stream is not None and stream.codec_context is not None and not is_cover:
-        return stream
-    kinds = sorted({stream.type for stream in container.streams})
-    raise VideoReadError(path, f"no video stream that FFmpeg can decode (streams: {', '.join(kinds) or 'none'})")
-
-
-def _fail(path: Source, error: Exception) -> NoReturn:
-    raise VideoReadError(path, one_line(error)) from error

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.video.decord_reader import read_decord
-from octvideo.video.frames import Frames, ReaderFailure, Resize, Source, VideoReadError, missing_reason, sorted_unique
+from octvideo.video.frames import Frames, ReaderFailure, Resize, Source, VideoReadError, missing_reason
 from octvideo.video.packets import Packets
 from octvideo.video.pyav_reader import FewerFramesError, PyavVideo
-from octvideo.video.sampling import Clock
+from octvideo.video.sampling import wanted_frames
 from octvideo.video.torchcodec_reader import load_torchcodec, read_torchcodec
 
 Decoder = Literal["auto", "decord", "pyav", "torchcodec"]
@@ -89,12 +89,12 @@ def read_frames(
         num_frames = packets.num_frames
         if num_frames == 0:
             raise VideoReadError(path, "it holds no frames")
-        wish = _Wish(choose, packets, target_fps)
+        chosen = partial(wanted_frames, choose, time_base=packets.time_base, target_fps=target_fps)
         if decoder in ("auto", "pyav"):
-            return _read_pyav(video, wish, resize)
+            return _read_pyav(video, chosen, resize)
         trouble = _READERS[decoder].trouble(packets)
         if trouble is None:
-            wanted, places, num_frames = wish.of(packets.times)
+            wanted, places, num_frames = chosen(packets.times)
             try:
                 return Frames(_READERS[decoder].read(video, wanted, resize), places, num_frames, decoder)
             except ReaderFailure as failure:
@@ -115,31 +115,13 @@ def check_decoder(decoder: str) -> None:
         _READERS[decoder].load()
 
 
-class _Wish:
-    """What the caller wants, in indices of real frames."""
-
-    def __init__(self, choose: Choose, packets: Packets, target_fps: float | None) -> None:
-        self.choose, self.packets, self.target_fps = choose, packets, target_fps
-
-    def of(self, times: list[int]) -> tuple[list[int], Tensor, int]:
-        """Frame indices, the index of each asked one among them, and the number of frames that `choose` was told.
-
-        Args:
-            times: of the frames there are, and the last one's end.
-        """
-        if self.target_fps is None:
-            return *sorted_unique(self.choose(len(times) - 1), len(times) - 1), len(times) - 1
-        clock = Clock(times, self.packets.time_base, self.target_fps)
-        ticks, places = sorted_unique(self.choose(len(clock)), len(clock))
-        wanted, places_of_ticks = torch.unique(clock.frames(ticks), return_inverse=True)
-        return wanted.tolist(), places_of_ticks[places], len(clock)
-
-
-def _read_pyav(video: PyavVideo, wish: _Wish, resize: Resize | None) -> Frames:
+def _read_pyav(
+    video: PyavVideo, chosen: Callable[[list[int]], tuple[list[int], Tensor, int]], resize: Resize | None
+) -> Frames:
     packets = video.packets
     times, announced = packets.times, packets.num_frames + packets.num_missing
     while len(times) > 1:
-        wanted, places, num_frames = wish.of(times)
+        wanted, places, num_frames = chosen(times)
         try:
             frames = video.read(wanted, resize)
         except FewerFramesError as fewer:

@@ -21,7 +21,7 @@ With a `Clock` the same numbers count its ticks instead of frames. At 10 per sec
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -132,6 +132,41 @@ class Clock:
         """Indices of the frames on display, int64 (len(ticks),)."""
         start = self._times[0]
         return torch.tensor([bisect_right(self._times, start + int(tick * self._step)) - 1 for tick in ticks])
+
+
+def wanted_frames(
+    choose: Callable[[int], Tensor], times: Sequence[int], time_base: Fraction, target_fps: float | None
+) -> tuple[list[int], Tensor, int]:
+    """The frames that `choose` wants: by their indices, or by ticks of a clock where there is a `target_fps`.
+
+    Args:
+        choose: from the number of frames (or ticks) to those wanted, int64 of any shape.
+        times: of the frames there are, in units of `time_base`, and the last one's end.
+        time_base: in seconds.
+        target_fps: of the clock.
+
+    Returns:
+        Frame indices, sorted, each once; for each asked one its index among them; and the number that `choose` was
+        told.
+    """
+    if target_fps is None:
+        return *sorted_unique(choose(len(times) - 1), len(times) - 1), len(times) - 1
+    clock = Clock(times, time_base, target_fps)
+    ticks, places = sorted_unique(choose(len(clock)), len(clock))
+    wanted, places_of_ticks = torch.unique(clock.frames(ticks), return_inverse=True)
+    return wanted.tolist(), places_of_ticks[places], len(clock)
+
+
+def sorted_unique(frames: Tensor, num_frames: int) -> tuple[list[int], Tensor]:
+    """Distinct frame indices in order, and the index of each asked one among them.
+
+    Raises:
+        ValueError: there are none, or one lies outside of the video.
+    """
+    wanted, places = torch.unique(frames, return_inverse=True)
+    if not len(wanted) or wanted[0] < 0 or wanted[-1] >= num_frames:
+        raise ValueError(f"frame indices: got {wanted.tolist()[:3]} ..., expected some in [0, {num_frames})")
+    return wanted.tolist(), places
 
 
 def _inside(frames: Tensor, num_frames: int, short_video: ShortVideo) -> Tensor:

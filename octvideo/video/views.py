@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video.frames import Source
+from octvideo.video.frames import Source, VideoArray, rgb_image
 from octvideo.video.reader import Decoder, read_frames
-from octvideo.video.sampling import ShortVideo, uniform_clips
+from octvideo.video.sampling import ShortVideo, uniform_clips, wanted_frames
 from octvideo.video.transforms import Box, evaluation_crops, resize_short_side
 
 
@@ -63,6 +63,16 @@ class ViewSettings:
     def num_views(self) -> int:
         """V = num_clips * num_crops; view number = clip * num_crops + crop."""
         return self.num_clips * self.num_crops
+
+    def clips(self, num_frames: int) -> Tensor:
+        """Frame indices of the clips of a video, int64 (num_clips, clip_frames)."""
+        return uniform_clips(
+            num_frames,
+            num_clips=self.num_clips,
+            clip_frames=self.clip_frames,
+            frame_stride=self.frame_stride,
+            short_video=self.short_video,
+        )
 
     @property
     def typical_bytes(self) -> int:
@@ -155,23 +165,34 @@ def read_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto
     return decode_views(path, settings, decoder=decoder).cut()
 
 
-def decode_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto") -> VideoViews:
-    """The same, not cut yet.
+def decode_views(path: Source | VideoArray, settings: ViewSettings, *, decoder: Decoder = "auto") -> VideoViews:
+    """The same, not cut yet. Of a video in memory, too, which needs no decoder.
 
     Raises:
         VideoReadError: the video can't be read.
+        UserError: an array of frames that are none.
     """
-    clips_of = partial(
-        uniform_clips,
-        num_clips=settings.num_clips,
-        clip_frames=settings.clip_frames,
-        frame_stride=settings.frame_stride,
-        short_video=settings.short_video,
-    )
 
     def smaller(frames: Tensor) -> Tensor:
         return resize_short_side(frames, settings.short_side_px).permute(0, 2, 3, 1)
 
-    read = read_frames(path, clips_of, decoder=decoder, resize=smaller, target_fps=settings.target_fps)
-    boxes = evaluation_crops(*read.frames.shape[1:3], num_crops=settings.num_crops, crop_px=settings.crop_px)
-    return VideoViews(read.frames, read.places.numpy(), tuple(boxes))
+    if isinstance(path, VideoArray):
+        frames, places = _of_array(path, settings)
+        frames = smaller(frames)
+    else:
+        read = read_frames(path, settings.clips, decoder=decoder, resize=smaller, target_fps=settings.target_fps)
+        frames, places = read.frames, read.places
+    boxes = evaluation_crops(*frames.shape[1:3], num_crops=settings.num_crops, crop_px=settings.crop_px)
+    return VideoViews(frames, places.numpy(), tuple(boxes))
+
+
+def _of_array(video: VideoArray, settings: ViewSettings) -> tuple[Tensor, Tensor]:
+    """The distinct frames of all clips, uint8 (D, H, W, C), and the places of the clips' frames among them."""
+    if video.frames.ndim != 4:
+        raise UserError(f"{video}: got shape {tuple(video.frames.shape)}, expected frames (T, H, W, 3)")
+    if not 0 < video.fps <= 1000:
+        raise UserError(f"{video}: got fps {video.fps}, expected more than 0 and at most 1000")
+    frames = rgb_image(video.frames, str(video))
+    frame_sec = 1 / Fraction(video.fps).limit_denominator(1001)
+    wanted, places, _ = wanted_frames(settings.clips, range(len(frames) + 1), frame_sec, settings.target_fps)
+    return frames[wanted], places

@@ -41,6 +41,6 @@ def video(folder: Path, encode: Encode, moving: Moving) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The packets that PyAV decodes."""
     contents: list[bytes] = []
-    real = pyav_reader._decoded
-    monkeypatch.setattr(pyav_reader, "_decoded", lambda packet: contents.append(bytes(packet)) or real(packet))
+    real = pyav_reader.decoded_frames
+    monkeypatch.setattr(pyav_reader, "decoded_frames", lambda packet: contents.append(bytes(packet)) or real(packet))
     return contents

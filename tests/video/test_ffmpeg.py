@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import octvideo.video.pyav_reader as pyav_reader
+import octvideo.video.pyav_file as pyav_file
 from octvideo.video import VideoReadError, read_frames
 from tests.video.reference import every, has_encoder, torchcodec_reason, wanted
 
@@ -116,7 +116,7 @@ def check(path: Path, monkeypatch: pytest.MonkeyPatch, height: int = HEIGHT, wid
             assert read.num_frames == LENGTH
             assert (read.frames[read.places].int() - rgb[choose(LENGTH)].int()).abs().max() <= 2, decoder
     luma = of_ffmpeg(path, "gray", height, width)
-    monkeypatch.setattr(pyav_reader, "VideoReformatter", LumaReformatter)
+    monkeypatch.setattr(pyav_file, "VideoReformatter", LumaReformatter)
     for choose in CHOICES:
         read = read_frames(path, choose, decoder="pyav")
         assert torch.equal(read.frames[read.places][..., 0], luma[choose(LENGTH)])

@@ -153,8 +153,8 @@ def test_of_damaged_av1_only_groups_of_wanted_frames_are_decoded(
     assert len(keys) >= 4 and keys[2] - keys[1] >= 6
     rot(path, [keys[1] + 3])
     numbers: list[int] = []
-    real = pyav_reader._decoded
-    monkeypatch.setattr(pyav_reader, "_decoded", lambda packet: numbers.append(packet.pts) or real(packet))
+    real = pyav_reader.decoded_frames
+    monkeypatch.setattr(pyav_reader, "decoded_frames", lambda packet: numbers.append(packet.pts) or real(packet))
     whole = read_frames(path, every)
     there = [n for n in range(40) if any(torch.equal(frames[n], frame) for frame in whole.frames)]
     lost = sorted(set(range(40)) - set(there))

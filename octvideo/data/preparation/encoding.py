@@ -18,7 +18,8 @@ from av.video.reformatter import ColorRange
 from octvideo.files import one_line, whole_file
 from octvideo.video import VideoReadError
 from octvideo.video.isolated import Alive
-from octvideo.video.pyav_reader import OPEN_OPTIONS, PyavVideo
+from octvideo.video.pyav_file import OPEN_OPTIONS
+from octvideo.video.pyav_reader import PyavVideo
 
 
 @dataclass(frozen=True)
