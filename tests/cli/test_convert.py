@@ -56,7 +56,7 @@ def test_a_run_becomes_an_octave_run(octvideo: Cli, own: Path, tiny_data: Path) 
     for step in ("last channels low", "before fitting", "norms fitted", "weights fitted"):
         assert f"| octave, {step} |" in out
     assert {file.name for file in folder.iterdir()} == {
-        "checkpoints", "config.yaml", "layers.json", "report.md", "spectrum.png",
+        "checkpoints", "config.yaml", "layers.json", "report.md", "spectrum.png", "spectrum.pt",
     }  # fmt: skip
     layers = json.loads((folder / "layers.json").read_text())
     assert layers["cost"] < 0.95 and all(layer["low"] for layer in layers["layers"].values())
@@ -86,11 +86,11 @@ def test_an_interrupted_command_goes_on(
     words = ("convert", "own", "--data", tiny_data / "train", "--num_clips", 4, "--refit", "norms")
     octvideo(*words, "-o", "runs/whole")
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("octvideo.cli.convert._rows", interrupted)
+        patch.setattr("octvideo.cli.convert.draw_spectrum", interrupted)
         said = octvideo(*words, "-o", "runs/parts", code=130)[1]
     assert "the same command goes on" in said and Path("runs/parts/unfinished.pt").exists()
     measured = []
@@ -177,10 +177,10 @@ def test_a_command_goes_on_with_its_own_network_and_alpha(
     measured = []
     for seed in (0, 1):
         with monkeypatch.context() as patch:
-            patch.setattr("octvideo.cli.convert._rows", interrupted)
+            patch.setattr("octvideo.cli.convert.draw_spectrum", interrupted)
             octvideo(*words[:-4], "-o", "other", "--refit", "none", code=130)
-        states = torch.load("other/unfinished.pt")["states"]
-        measured.append(next(iter(states["spectrum"]["losses"].values()))["detail"])
+        states = torch.load("other/spectrum.pt")["states"]
+        measured.append(next(iter(states["losses"].values()))["detail"])
         network = network_of_checkpoint(own)[0]
         torch.manual_seed(seed)
         for parameter in network.parameters():
