@@ -149,8 +149,8 @@ def run(args: argparse.Namespace) -> int:
             made = convert(ordinary, measured, alpha, args.octave, **kept.options(options | changed))
             steps.append(_step(name, made, held_out, wanted))
         if args.epochs is not None:
-            taught_on = _taught_on(videos, measured, held_out, unreadable)
-            made = _distilled(args, ordinary, _best(steps).network, taught_on, kept.key)
+            teaching = taught_on(videos, measured, held_out, unreadable)
+            made = _distilled(args, ordinary, _best(steps).network, teaching, kept.key)
             steps.append(_step(f"octave, taught for {args.epochs} epochs", made, held_out, wanted))
         best = _best(steps)
         if best is not steps[-1]:
@@ -246,22 +246,22 @@ def _step(name: str, network: Trained, clips: Sequence[Tensor], wanted: Tensor) 
 
 
 def _best(steps: Sequence[_Step]) -> _Step:
-    """The nearest to the ordinary network, by logits: less in them is chance than in best classes. If equal, the last."""
+    """The nearest to the ordinary network by logits: less of them is chance than of best classes. If equal the last."""
     return min(reversed(steps), key=lambda step: step.error if math.isfinite(step.error) else math.inf)
 
 
 def _why(best: _Step, last: _Step) -> str:
     """Why a step is not the last one."""
     return (
-        f'After the step "{last.name}" the network agrees less with the ordinary one: squared error {last.error:.3f} '
-        f"in place of {best.error:.3f}. More clips, of more videos, may help"
+        f'After the step "{last.name}" the network agrees less with the ordinary one: squared error {last.error:.3g} '
+        f"in place of {best.error:.3g}. More clips, of more videos, may help"
     )
 
 
 # -- training on ---------------------------------------------------------------------------------------------
 
 
-def _taught_on(
+def taught_on(
     videos: Sequence[str], measured: Clips, held_out: Clips, unreadable: Sequence[tuple[str, str]]
 ) -> list[str]:
     """All videos that can be read but those that scores are compared on."""
