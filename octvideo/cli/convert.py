@@ -135,17 +135,9 @@ def run(args: argparse.Namespace) -> int:
             "watch": lambda step, parts: track(parts, text=step),
         }
         alpha = _alpha(args, ordinary, measured, options, kept)
-        ways = {"octave, before fitting": {"refit": "none"}}
-        if args.refit != "none":
-            ways[f"octave, {args.refit} fitted"] = {"refit": args.refit}
-        if args.choose != "last":
-            ways = {"octave, last channels low": {"choose": "last", "spread": "even", "refit": "none"}, **ways}
-        if args.compare and args.refit == "weights":
-            *first, last = ways.items()
-            ways = {**dict(first), "octave, norms fitted": {"refit": "norms"}, **dict([last])}
         wanted = logits_of(ordinary.network, held_out)
         steps = []
-        for name, changed in ways.items():
+        for name, changed in _ways(args).items():
             made = convert(ordinary, measured, alpha, args.octave, **kept.options(options | changed))
             steps.append(_step(name, made, held_out, wanted))
         if args.epochs is not None:
@@ -218,6 +210,19 @@ def _alpha(
 
 
 # -- steps, compared -----------------------------------------------------------------------------------------
+
+
+def _ways(args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """The networks to make without training, by their names in the report: options of each, the last one as asked."""
+    ways = {}
+    if args.choose != "last":
+        ways["octave, last channels low"] = {"choose": "last", "spread": "even", "refit": "none"}
+    ways["octave, before fitting"] = {"refit": "none"}
+    if args.compare and args.refit == "weights":
+        ways["octave, norms fitted"] = {"refit": "norms"}
+    if args.refit != "none":
+        ways[f"octave, {args.refit} fitted"] = {"refit": args.refit}
+    return ways
 
 
 class _Step(NamedTuple):
