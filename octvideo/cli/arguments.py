@@ -26,6 +26,11 @@ def above_zero(text: str) -> float:
     return _number(float, text, lambda value: 0 < value < math.inf, "more than 0")
 
 
+def zero_or_more(text: str) -> float:
+    """A number of 0 or more, for argparse."""
+    return _number(float, text, lambda value: 0 <= value < math.inf, "0 or more")
+
+
 def share(text: str) -> float:
     """A number from 0 to 1, for argparse."""
     return _number(float, text, lambda value: 0 <= value <= 1, "0 to 1")

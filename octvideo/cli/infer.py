@@ -38,17 +38,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )
-    parser.shared("ckpt")
-    parser.add_argument("--model", metavar="FOLDER", help="a model that octvideo export wrote, in place of --ckpt")
-    parser.add_argument("--engine", help=f"{AUTO}: the fastest here; {', '.join(ENGINES)} ({AUTO})")
-    parser.add_argument("--precision", help=f"{AUTO}, {precisions_of(ENGINES)}; int8 needs --calibrate ({AUTO})")
-    parser.add_argument(
-        "--calibrate",
-        nargs="+",
-        metavar="VIDEO|FOLDER|@FILE",
-        help="typical videos, from which int8 chooses its scales",
-    )
-    parser.shared("device", "threads", "runs_dir")
+    model_arguments(parser)
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")
     form = parser.add_mutually_exclusive_group()
@@ -61,27 +51,36 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
+def model_arguments(parser: Parser) -> None:
+    """The network, the engine that runs it, and where."""
+    parser.shared("ckpt")
+    parser.add_argument("--model", metavar="FOLDER", help="a model that octvideo export wrote, in place of --ckpt")
+    parser.add_argument("--engine", help=f"{AUTO}: the fastest here; {', '.join(ENGINES)} ({AUTO})")
+    parser.add_argument("--precision", help=f"{AUTO}, {precisions_of(ENGINES)}; int8 needs --calibrate ({AUTO})")
+    parser.add_argument(
+        "--calibrate",
+        nargs="+",
+        metavar="VIDEO|FOLDER|@FILE",
+        help="typical videos, from which int8 chooses its scales",
+    )
+    parser.shared("device", "threads", "runs_dir")
+
+
 def run(args: argparse.Namespace) -> int:
     """Classifies the videos; returns 0, or 1 where some video could not be read (the others are done)."""
     keep_freed_memory()
     videos = list(find_videos(args.videos))
-    weights = _weights(args)
+    weights = weights_of(args)
     console = Console(stderr=True)
     with console.status("getting the network ready"):
-        predictor = _predictor(args, weights, len(set(videos)))
+        predictor = predictor_of(args, weights, _RESULTS, len(set(videos)))
     made_by = {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
     output: Text | Json | ResultFile = Json(made_by) if args.json else Text(timing=args.timing)
     if args.output is not None:
         made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
         output = ResultFile(args.output, made_by)
         videos = output.left(videos)
-    precision = precision_in_words(predictor.engine.precision, predictor.device)
-    reason = f" ({predictor.engine_reason})" if predictor.engine_reason else ""
-    for line in (
-        f"weights: {predictor.source}",
-        f"engine: {predictor.engine.name}, {precision}{reason}",
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say_predictor(predictor, console)
     failures: list[VideoReadError] = []
     try:
         # Results are closed in any case: Ctrl-C ends the preparing thread with them.
@@ -220,14 +219,35 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
             raise UserError(f"no file or folder {path}")
 
 
-def _weights(args: argparse.Namespace) -> Path | None:
+def say_predictor(predictor: Predictor, console: Console) -> None:
+    """Prints what computes: weights, and the engine with the reason for it."""
+    precision = precision_in_words(predictor.engine.precision, predictor.device)
+    reason = f" ({predictor.engine_reason})" if predictor.engine_reason else ""
+    for line in (f"weights: {predictor.source}", f"engine: {predictor.engine.name}, {precision}{reason}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def weights_of(args: argparse.Namespace) -> Path | None:
     """The checkpoint, or the folder of an exported model; None for pytorchvideo's weights."""
     if args.model is not None:
         return Path(args.model)
     return None if args.ckpt is None else find_checkpoint(args.ckpt, args.runs_dir)
 
 
-def _predictor(args: argparse.Namespace, weights: Path | None, num_videos: int) -> Predictor:
+def predictor_of(
+    args: argparse.Namespace, weights: Path | None, results: str, expected_videos: int | None = None
+) -> Predictor:
+    """The predictor that `model_arguments` ask for.
+
+    Args:
+        args: with `output`, a file of results that may be there already.
+        weights: see `weights_of`.
+        results: the kind of that file.
+        expected_videos: see `Predictor`.
+
+    Raises:
+        UserError: options that can't be together, or what `Predictor` refuses.
+    """
     if args.model is not None:
         for option, value in (("--ckpt", args.ckpt), ("--engine", args.engine), ("--precision", args.precision)):
             if value is not None:
@@ -241,9 +261,9 @@ def _predictor(args: argparse.Namespace, weights: Path | None, num_videos: int) 
     if args.calibrate and args.precision != "int8":
         raise UserError("--calibrate is for --precision int8")
     engine, precision = args.engine or AUTO, args.precision or AUTO
-    before = None if args.output is None else engine_of_results(args.output, engine, precision)
+    before = None if args.output is None else engine_of_results(args.output, engine, precision, results)
     engine, precision = before or (engine, precision)
-    how: dict[str, Any] = {"engine": engine, "precision": precision, "expected_videos": num_videos}
+    how: dict[str, Any] = {"engine": engine, "precision": precision, "expected_videos": expected_videos}
     how |= {"device": args.device, "num_threads": args.threads, "calibrate": list(find_videos(args.calibrate or []))}
     predictor = Predictor.from_pytorchvideo(**how) if weights is None else Predictor.from_checkpoint(weights, **how)
     if before:
@@ -251,14 +271,19 @@ def _predictor(args: argparse.Namespace, weights: Path | None, num_videos: int) 
     return predictor
 
 
-def engine_of_results(file: Path, engine: str, precision: str) -> tuple[str, str] | None:
+def engine_of_results(file: Path, engine: str, precision: str, results: str = _RESULTS) -> tuple[str, str] | None:
     """Engine and precision of the results in a file, where "auto" leaves them open: a run is resumed as it began.
+
+    Args:
+        file: that results go into.
+        engine, precision: as they are asked for.
+        results: the kind of the file.
 
     Returns:
         None where there are no such results, or what is given differs from them (then `ResultFile` refuses the file).
     """
     made_by = first_line(file) or {}
-    if AUTO not in (engine, precision) or made_by.get("results") != _RESULTS:
+    if AUTO not in (engine, precision) or made_by.get("results") != results:
         return None
     name, computed_in = str(made_by.get("engine")), str(made_by.get("precision"))
     if name not in ENGINES or computed_in not in ENGINES[name].precisions or computed_in == "int8":

@@ -10,6 +10,7 @@ the same mean. Frames are decoded, resized and cut in a thread, while the engine
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from octvideo.inference.frame_units import FrameUnits
 from octvideo.inference.preparation import Normaliser, Timing, made_beside, on_device
 from octvideo.video import FileFrames, FrameSource, GivenFrames, VideoReadError, VideoViews, ViewSettings, Window
 from octvideo.video.windows import check_windows, cut_clips, frame_windows, window_clips, window_views
+
+log = logging.getLogger("octvideo.inference")
 
 
 class Scorer(Protocol):
@@ -158,6 +161,8 @@ class Timeline:
         """
         with FileFrames(path, self.views.short_side_px, num_threads=self.decode_threads) as frames:
             yield from self.of_source(frames, skip=skip)
+            if frames.trouble:
+                log.warning("%s: %s", path, frames.trouble)
 
     def of_frames(
         self, frames: Iterable[tuple[Tensor | np.ndarray, float]], *, rate: float | None = None, name: str = "frames"
@@ -247,7 +252,7 @@ class Timeline:
                     yield chunk()
                     clock = time.perf_counter()
                 del window
-        except VideoReadError:
+        except Exception:  # the windows before it count
             if done:
                 yield chunk()
             raise

@@ -7,6 +7,7 @@ takes frames forgets them when they have served. Both give the same frames of a 
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ from octvideo.video.transforms import resize, short_side_size
 
 # Decoded frames that wait at full size, since most may never be wanted: 90 of 720p, two of 8K.
 _WAITING_BYTES = 256 * 2**20
+_CLOSE_SEC = 5.0
 # Divides into the times of all usual frame rates, those of NTSC (30000/1001) included.
 _FINE = Fraction(1, 360_360_000)
 
@@ -109,6 +111,7 @@ class FileFrames:
         self._shape: tuple[int, ...] = ()
         self._size: tuple[int, int] = (0, 0)
         self._waiting: deque[weakref.ref[TimedFrame]] = deque()
+        self._decoding, self._is_closed = threading.Lock(), False
         self._container = open_video(path)
         try:
             stream: Any = main_stream(path, self._container)
@@ -129,7 +132,11 @@ class FileFrames:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._container.close()
+        # The thread that takes frames may be in FFmpeg still: for good, in some rotten files, which stay open.
+        self._is_closed = True
+        if self._decoding.acquire(timeout=_CLOSE_SEC):
+            self._container.close()
+            self._decoding.release()
 
     @property
     def duration_sec(self) -> float | None:
@@ -144,11 +151,16 @@ class FileFrames:
         return (self._last or 0) + self._last_duration
 
     def __iter__(self) -> Iterator[TimedFrame]:
-        for frame in self._decoded():
+        frames = self._decoded()
+        while True:
+            with self._decoding:
+                frame = None if self._is_closed else next(frames, None)
+            if frame is None:
+                break
             self.num_frames += 1
             yield self._timed(frame)
             del frame  # while it waits for the next one
-        if not self.num_frames:
+        if not (self.num_frames or self._is_closed):
             raise VideoReadError(self._path, "no frame can be decoded" if self._num_shown else "it holds no frames")
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
@@ -168,7 +180,9 @@ class FileFrames:
                 empty += packet.dts is not None
                 continue
             intact += not packet.is_corrupt and packet.dts is not None
-            self._num_shown += not packet.is_discard and packet.size > 1 and bits.shows_frame(memoryview(packet))
+            damaged += packet.is_corrupt
+            if not (packet.is_corrupt or packet.is_discard or packet.size == 1):
+                self._num_shown += bits.shows_frame(memoryview(packet))
             yield from decoded_frames(packet)[0]
         yield from drained_frames(stream)
         # An AVI's empty packets are counted as frames by its header.

@@ -1,0 +1,319 @@
+"""Says what happens when in videos of any length: `octvideo timeline VIDEO|FOLDER ... [--ckpt RUN|FILE] [-o FILE]`.
+
+A video is scored window by window, each as `octvideo test` scores a video of just these frames. Segments are where the
+score of a class reaches --threshold and stays above --leave. Scores below 0.005 of classes that are not among the best
+count as 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from octvideo.class_names import ClassIndex
+from octvideo.cli.allocator import keep_freed_memory
+from octvideo.cli.arguments import Parser, above_zero, positive, share, zero_or_more
+from octvideo.cli.infer import find_videos, model_arguments, predictor_of, say_predictor, weights_of
+from octvideo.errors import UserError
+from octvideo.files import digest, read_text, text_lines, whole_text
+from octvideo.inference.segment_files import OF_ONE_VIDEO, WRITERS
+from octvideo.inference.segments import Segment, SegmentSettings, find_segments
+from octvideo.inference.timeline import Timeline, WindowScores
+from octvideo.json_lines import JsonLines, Words
+from octvideo.progress import Progress
+from octvideo.video import FileFrames, VideoReadError
+
+STOPPED = "stopped: the same command goes on where scores go into a file (-o)"
+_RESULTS = "octvideo timeline 1"
+_WORDS = Words("file of window scores", "another model, or of other settings", "name another file")
+_LEAST = 0.005  # scores that are kept whatever their rank
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
+    )
+    model_arguments(parser)
+    add = parser.add_argument
+    add("--window", type=above_zero, metavar="S", help="seconds of a window (those of the network's clip)")
+    add("--stride", type=above_zero, metavar="S", help="seconds from one window to the next (half of a window)")
+    add("--num_clips", type=positive, metavar="N", help="clips of a window (as octvideo test)")
+    add("--num_crops", type=positive, metavar="1|3", help="crops of a clip (as octvideo test)")
+    add("--topk", type=positive, default=5, metavar="K", help="classes to write per window, at least (5)")
+    add("--classes", nargs="+", metavar="CLASS|@FILE", help="look for these alone; @FILE: one in a line")
+    add(
+        "--threshold",
+        nargs="+",
+        default=["0.5"],
+        metavar="P|CLASS=P",
+        help="score that a segment reaches; of a class (0.5)",
+    )
+    add("--leave", type=share, metavar="P", help="score at which a segment ends (0.6 of the threshold)")
+    add("--smooth", type=zero_or_more, default=0.0, metavar="S", help="average scores over so many seconds (0)")
+    add("--shortest", type=zero_or_more, default=0.0, metavar="S", help="leave out shorter segments (0)")
+    add("--gap", type=zero_or_more, default=0.0, metavar="S", help="join segments of a class with a shorter gap (0)")
+    add(
+        "--segments",
+        nargs="+",
+        default=[],
+        metavar="FILE|FOLDER",
+        help="write segments: .json, .csv, and of one video .srt, .vtt; in a folder each video gets all of them",
+    )
+    parser.shared(
+        "output",
+        metavar="FILE",
+        help="write a line of JSON for each window when it is done; windows that are in FILE are not computed again",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scores the videos; returns 0, or 1 where some video could not be read to its end (what could be is there)."""
+    keep_freed_memory()
+    videos = list(dict.fromkeys(find_videos(args.videos)))
+    files = [_SegmentFile(Path(name), len(videos)) for name in args.segments]
+    weights = weights_of(args)
+    console = Console(stderr=True)
+    with console.status("getting the network ready"):
+        predictor = predictor_of(args, weights, _RESULTS)
+        views = {name: value for name in ("num_clips", "num_crops") if (value := getattr(args, name)) is not None}
+        timeline = Timeline(predictor, args.window, args.stride, views=replace(predictor.views, **views))
+    names = predictor.class_names
+    settings = _segment_settings(args, names)
+    scores: _Scores = _Scores(names, args.topk, settings.classes)
+    if args.output is not None:
+        engine = {"engine": predictor.engine.name, "precision": predictor.engine.precision}
+        made_by: dict[str, Any] = {
+            "weights": predictor.source,
+            **engine,
+            "sha256": "" if weights is None else digest(weights),
+        }
+        made_by |= {"window": args.window, "stride": args.stride, "views": timeline.views.as_dict()}
+        scores.go_on_with(args.output, {**made_by, "topk": args.topk, "classes": args.classes})
+    say_predictor(predictor, console)
+    found: dict[str, list[Segment]] = {}
+    try:
+        with Progress("scoring") as progress:
+            for number, path in enumerate(videos, 1):
+                progress.begin(f"scoring {number} of {len(videos)}: {Path(path).name}, seconds")
+                _score(timeline, path, scores, progress)
+                with progress.hidden() if sys.stdout.isatty() else contextlib.nullcontext():
+                    found[path] = scores.segments(path, settings)
+                    _print_segments(path, found[path], names, "" if number == 1 else "\n")
+                for file in files:
+                    file.add(path, found[path], names)
+    finally:  # in any case what has been done
+        scores.close()
+        for file in files:
+            file.write(found, names)
+    troubles = [trouble for path in videos if (trouble := scores.videos[path].trouble)]
+    for trouble in troubles:
+        print(f"error: {trouble}", file=sys.stderr)
+    return 1 if troubles else 0
+
+
+def _score(timeline: Timeline, path: str, scores: _Scores, progress: Progress) -> None:
+    """Scores what is left of a video."""
+    video = scores.videos.setdefault(path, _Video())
+    if video.is_done:
+        return
+    try:
+        with FileFrames(path, timeline.views.short_side_px) as frames:
+            if frames.duration_sec:
+                progress.update(total=max(int(frames.duration_sec), 1))
+            windows = timeline.of_source(frames, skip=len(video.starts))
+            with contextlib.closing(windows):
+                for window in windows:
+                    scores.add(path, window)
+                    progress.update(int(window.end_sec))
+        trouble = f"cannot read all of video '{path}': {frames.trouble}" if frames.trouble else ""
+    except VideoReadError as error:
+        trouble = str(error)
+    scores.finish(path, trouble)
+
+
+@dataclass
+class _Video:
+    """What is known of a video.
+
+    Args:
+        starts, ends: of its windows, in seconds.
+        scores: of each window, by class; others are 0.
+        is_done: there is no more to come.
+        trouble: why not all of it could be read.
+    """
+
+    starts: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+    scores: list[dict[int, float]] = field(default_factory=list)
+    is_done: bool = False
+    trouble: str = ""
+
+
+class _Scores:
+    """The scores of windows, in memory and, where it is asked for, in a file that a stopped run goes on with.
+
+    Args:
+        names: of the classes.
+        topk: classes that are kept of each window, at least.
+        classes: that are kept; None is all.
+    """
+
+    def __init__(self, names: Sequence[str], topk: int, classes: Sequence[int] | None) -> None:
+        self.videos: dict[str, _Video] = {}
+        self._names, self._index, self._topk = names, {name: n for n, name in enumerate(names)}, topk
+        self._among = torch.tensor(range(len(names)) if classes is None else sorted(classes))
+        self._lines: JsonLines | None = None
+
+    def go_on_with(self, file: Path, made_by: dict[str, Any]) -> None:
+        """Takes what is in a file, and writes there from now on.
+
+        Raises:
+            UserError: see `JsonLines`.
+        """
+        self._lines = JsonLines(file, {"results": _RESULTS, **made_by}, _WORDS)
+        for entry in self._lines.entries():
+            if "path" not in entry:
+                continue
+            video = self.videos.setdefault(entry["path"], _Video())
+            if "top" in entry:
+                top = {self._index[one["name"]]: one["score"] for one in entry["top"]}
+                self._keep(video, entry["start"], entry["end"], top)
+            else:
+                video.is_done, video.trouble = True, entry["trouble"]
+        if known := sum(len(video.starts) for video in self.videos.values()):
+            print(f"{known} windows are in {file} already", file=sys.stderr)
+
+    def add(self, path: str, window: WindowScores) -> None:
+        """Keeps a window, and writes its line."""
+        kept = window.scores[self._among]
+        ranked = kept.sort(descending=True, stable=True)
+        num_kept = max(self._topk, int((kept >= _LEAST).sum()))
+        numbers = self._among[ranked.indices[:num_kept]].tolist()
+        # As the line has them, so that a run that was stopped gives the same segments.
+        top = {n: round(score, 6) for n, score in zip(numbers, ranked.values.tolist(), strict=False)}
+        start, end = round(window.start_sec, 6), round(window.end_sec, 6)
+        self._keep(self.videos[path], start, end, top)
+        if self._lines is not None:
+            listed = [{"name": self._names[n], "score": score} for n, score in top.items()]
+            self._lines.add({"path": path, "start": start, "end": end, "top": listed})
+
+    def finish(self, path: str, trouble: str) -> None:
+        """Notes that a video has no more windows."""
+        video = self.videos[path]
+        video.is_done, video.trouble = True, trouble
+        if self._lines is not None:
+            self._lines.add({"path": path, "windows": len(video.starts), "trouble": trouble})
+
+    def segments(self, path: str, settings: SegmentSettings) -> list[Segment]:
+        """The segments of a video; of classes that reach their threshold nowhere there is no need to look for any."""
+        video = self.videos[path]
+        best: dict[int, float] = {}
+        for top in video.scores:
+            for number, score in top.items():
+                best[number] = max(score, best.get(number, 0.0))
+        classes = sorted(n for n, score in best.items() if score >= settings.thresholds(n)[0])
+        column = {number: n for n, number in enumerate(classes)}
+        scores = np.zeros((len(video.scores), len(classes)), np.float32)
+        for row, top in zip(scores, video.scores, strict=True):
+            for number, score in top.items():
+                if number in column:
+                    row[column[number]] = score
+        of_columns = {column[n]: enter for n, enter in settings.enter_of.items() if n in column}
+        own = replace(settings, classes=None, enter_of=of_columns)
+        found = find_segments(video.starts, video.ends, scores, own)
+        return [replace(segment, class_index=classes[segment.class_index]) for segment in found]
+
+    def close(self) -> None:
+        """Lets others write the file, and says what is in it."""
+        if self._lines is not None:
+            self._lines.close()
+            windows = sum(len(video.starts) for video in self.videos.values())
+            print(f"{windows} windows are in {self._lines.file}", file=sys.stderr)
+
+    def _keep(self, video: _Video, start: float, end: float, top: dict[int, float]) -> None:
+        video.starts.append(start)
+        video.ends.append(end)
+        video.scores.append(top)
+
+
+class _SegmentFile:
+    """A file of segments, or a folder with all kinds of files for each video.
+
+    Args:
+        path: of it.
+        num_videos: that there will be.
+
+    Raises:
+        UserError: a kind of file that there is not, or that holds one video.
+    """
+
+    def __init__(self, path: Path, num_videos: int) -> None:
+        self._path, self._suffix = path, path.suffix.lower()
+        self._is_folder = path.is_dir() or not self._suffix
+        if self._is_folder:
+            path.mkdir(parents=True, exist_ok=True)
+            return
+        if self._suffix not in WRITERS:
+            raise UserError(f"--segments {path}: got {path.suffix}, expected {', '.join(WRITERS)}, or a folder")
+        if self._suffix in OF_ONE_VIDEO and num_videos != 1:
+            raise UserError(f"--segments {path}: subtitles are of one video, got {num_videos}: name a folder")
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"--segments {path}: no folder {path.parent}")
+
+    def add(self, video: str, segments: Sequence[Segment], names: Sequence[str]) -> None:
+        """Writes the files of a video into the folder."""
+        if self._is_folder:
+            for suffix, text_of in WRITERS.items():
+                with whole_text(self._path / f"{Path(video).name}{suffix}") as file:
+                    file.write(text_of({video: segments}, names))
+
+    def write(self, videos: dict[str, list[Segment]], names: Sequence[str]) -> None:
+        """Writes the file of all videos that are done."""
+        if not self._is_folder and videos:
+            with whole_text(self._path) as file:
+                file.write(WRITERS[self._suffix](videos, names))
+
+
+def _print_segments(path: str, segments: Sequence[Segment], names: Sequence[str], before: str) -> None:
+    lines = [before + path]
+    for one in segments:
+        times = f"{_clock(one.start_sec)} - {_clock(one.end_sec)}"
+        lines.append(f"  {times}  {100 * one.score:5.1f} %  {names[one.class_index]}")
+    print("\n".join(lines if segments else [*lines, "  no class reaches its threshold"]), flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """0:01:02.5, of 62.5 seconds."""
+    tenths = round(seconds * 10)
+    return f"{tenths // 36000}:{tenths // 600 % 60:02}:{tenths // 10 % 60:02}.{tenths % 10}"
+
+
+def _segment_settings(args: argparse.Namespace, names: Sequence[str]) -> SegmentSettings:
+    index = ClassIndex(names)
+    enter, enter_of = 0.5, {}
+    for word in args.threshold:
+        name, equals, value = word.rpartition("=")
+        try:
+            threshold = share(value)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--threshold {word}: {error}") from error
+        if equals:
+            enter_of[index.need(name, "--threshold")] = threshold
+        else:
+            enter = threshold
+    wanted: list[str] = []
+    for name in args.classes or []:
+        is_list = name.startswith("@") and index.find(name) is None
+        wanted += filter(None, text_lines(read_text(name[1:]))) if is_list else [name]
+    classes = [index.need(name, "--classes") for name in wanted] or None
+    times = {"smooth_sec": args.smooth, "min_sec": args.shortest, "join_sec": args.gap}
+    return SegmentSettings(enter, args.leave, enter_of, classes, **times)
