@@ -41,8 +41,8 @@ def text_mask(text: str, size_px: int, *, bold: bool = False) -> np.ndarray:
     return _mask(one_line_text(text), size_px, bold)
 
 
-def fitted_mask(text: str, size_px: int, width_px: int, *, bold: bool = False) -> np.ndarray:
-    """`text_mask`, with so much of the text that it is `width_px` wide at most; … stands for the rest."""
+def fitted_text(text: str, size_px: int, width_px: int, *, bold: bool = False) -> str:
+    """So much of a text that it is `width_px` wide at most, with … for the rest."""
     return _fitted(one_line_text(text), size_px, width_px, bold)
 
 
@@ -54,7 +54,7 @@ def one_line_text(text: str) -> str:
 
 def drawable(text: str) -> bool:
     """Whether fonts are here for all of a text."""
-    return all(font is not None for font in _fonts_of(one_line_text(text)).values())
+    return all(font is not None for _, font in _each_font(one_line_text(text)))
 
 
 def shown_names(names: Sequence[str]) -> list[str]:
@@ -62,20 +62,33 @@ def shown_names(names: Sequence[str]) -> list[str]:
     return [name if drawable(name) else f"class {number}" for number, name in enumerate(names)]
 
 
-def lacking(names: Sequence[str]) -> str:
-    """What of the names can't be drawn as it should be, and what to install, in one line; "" if nothing."""
-    absent = {name: [c for c, font in _fonts_of(one_line_text(name)).items() if font is None] for name in names}
-    absent = {name: characters for name, characters in absent.items() if characters}
+def shown_text(text: str) -> str:
+    """A text with \ufffd for each character that no font here has."""
+    return "".join("\ufffd" if font is None else char for char, font in _each_font(one_line_text(text)))
+
+
+def lacking(names: Sequence[str], title: str = "") -> str:
+    """What can't be drawn as it should be, and what to install, in one line; "" if nothing.
+
+    Args:
+        names: of classes, which `shown_names` shows.
+        title: which `shown_text` shows.
+    """
+    num_names = sum(not drawable(name) for name in names)
+    absent = sorted({char for text in (*names, title) for char, font in _each_font(one_line_text(text)) if not font})
     said = []
     if absent:
-        characters = sorted({char for found in absent.values() for char in found})
-        packages = sorted({_package(char) for char in characters} - {""})
+        packages = sorted({_package(char) for char in absent} - {""})
         install = f" (on Debian: apt install {' '.join(packages)})" if packages else ""
-        count = f"{len(absent)} class name{'s are' if len(absent) > 1 else ' is'} shown by number"
-        said.append(f"{count}: no font here has {''.join(characters[:8])}{install}")
-    if not features.check("raqm") and any(_is_joined(char) for name in names for char in name):
-        said.append("letters are not joined, nor ordered from right to left: Pillow finds no libfribidi here (on Debian:"
-                    " apt install libfribidi0)")  # fmt: skip
+        count = (
+            f", and {num_names} class name{'s are' if num_names > 1 else ' is'} shown by number" if num_names else ""
+        )
+        said.append(f"no font here has {''.join(absent[:8])}{install}{count}")
+    if not features.check("raqm") and any(map(_is_joined, "".join((*names, title)))):
+        install = "(on Debian: apt install libfribidi0)"
+        said.append(
+            f"letters are not joined, nor ordered from right to left: Pillow finds no libfribidi here {install}"
+        )
     return "; ".join(said)
 
 
@@ -106,7 +119,9 @@ def _system_fonts() -> list[str]:
 
     def rank(path: str) -> tuple[int, str]:
         name = Path(path).stem.lower()
-        odd = any(word in name for word in ("bold", "black", "heavy", "thin", "light", "italic", "oblique", "condensed"))
+        odd = any(
+            word in name for word in ("bold", "black", "heavy", "thin", "light", "italic", "oblique", "condensed")
+        )
         other = any(word in name for word in ("mono", "serif", "slab", "emoji", "symbol"))
         return 4 * odd + 2 * other + ("noto" not in name), path
 
@@ -116,8 +131,8 @@ def _system_fonts() -> list[str]:
 _known: dict[str, str | None] = {}  # character -> file of its font
 
 
-def _fonts_of(text: str) -> dict[str, str | None]:
-    """For each character of a text the file of a font that has it, None where there is none."""
+def _each_font(text: str) -> list[tuple[str, str | None]]:
+    """Each character of a text, and the file of a font that has it, None where there is none."""
     absent = {char for char in text if char not in _known}
     for path in (_own_font(bold=False), *(_system_fonts() if absent - _characters(_own_font(bold=False)) else ())):
         if not absent:
@@ -127,7 +142,7 @@ def _fonts_of(text: str) -> dict[str, str | None]:
         absent -= found
     # Marks that only say how letters are joined need no picture.
     _known.update({char: _own_font(bold=False) if _needs_nothing(char) else None for char in absent})
-    return {char: _known[char] for char in text}
+    return [(char, _known[char]) for char in text]
 
 
 def _needs_nothing(character: str) -> bool:
@@ -167,10 +182,9 @@ def _face(path: str, size_px: int) -> ImageFont.FreeTypeFont:
 
 def _runs(text: str) -> list[tuple[str, str]]:
     """Parts of a text that one font draws, from left to right, and its file."""
-    fonts = _fonts_of(text)
     runs: list[tuple[str, str]] = []
-    for char in text:
-        path = fonts[char] or _own_font(bold=False)
+    for char, font in _each_font(text):
+        path = font or _own_font(bold=False)
         # Spaces, digits and marks stay with the letters before them, where the font has them.
         if runs and (runs[-1][1] == path or unicodedata.combining(char) or _needs_nothing(char)):
             runs[-1] = runs[-1][0] + char, runs[-1][1]
@@ -199,25 +213,23 @@ def _mask(text: str, size_px: int, bold: bool) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4096)
-def _fitted(text: str, size_px: int, width_px: int, bold: bool) -> np.ndarray:
-    whole = _mask(text, size_px, bold)
-    if whole.shape[1] <= width_px:
-        return whole
+def _fitted(text: str, size_px: int, width_px: int, bold: bool) -> str:
+    if _mask(text, size_px, bold).shape[1] <= width_px:
+        return text
     fits, wide = 0, len(text)  # characters that fit with the dots, and that do not
     while wide - fits > 1:
         middle = (fits + wide) // 2
-        if _shortened(text, middle, size_px, bold).shape[1] <= width_px:
+        if _mask(_shortened(text, middle), size_px, bold).shape[1] <= width_px:
             fits = middle
         else:
             wide = middle
-    shortened = _shortened(text, fits, size_px, bold)
-    return shortened[:, :width_px]
+    return _shortened(text, fits) if fits else ""
 
 
-def _shortened(text: str, length: int, size_px: int, bold: bool) -> np.ndarray:
+def _shortened(text: str, length: int) -> str:
     while length and unicodedata.combining(text[length]):
         length -= 1
-    return _mask(text[:length].rstrip() + "\u2026", size_px, bold)
+    return text[:length].rstrip() + "\u2026"
 
 
 def paint(image: np.ndarray, mask: np.ndarray, left: int, top: int, colour: Iterable[int]) -> None:
@@ -231,7 +243,10 @@ def paint(image: np.ndarray, mask: np.ndarray, left: int, top: int, colour: Iter
         colour: C values, 0 to 255.
     """
     height, width = image.shape[:2]
-    rows, columns = slice(max(top, 0), min(top + mask.shape[0], height)), slice(max(left, 0), min(left + mask.shape[1], width))
+    rows, columns = (
+        slice(max(top, 0), min(top + mask.shape[0], height)),
+        slice(max(left, 0), min(left + mask.shape[1], width)),
+    )
     if rows.start >= rows.stop or columns.start >= columns.stop:
         return
     part = image[rows, columns]
