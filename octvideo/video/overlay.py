@@ -39,8 +39,15 @@ _ENCODERS: dict[str, dict[str, str]] = {
     "h264_amf": {},
     "h264_mf": {},
 }
-# YUV that RGB is made of and turned into, by FFmpeg's numbers; the file says so.
-_MATRICES = (1, 4, 5, 6, 7, 9)
+# How YUV is made of RGB, by the numbers that files say it with (ISO/IEC 23091-2), and the one for files that do not.
+_MATRICES = {
+    1: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+}
+_MATRICES[9] = Colorspace.BT2020
 _UNSAID = 2
 # Sound is read ahead of frames, so that the container finds some for the frames that the encoder gives.
 _AHEAD_SEC = Fraction(1, 2)
@@ -108,7 +115,9 @@ def write_overlay(
         timed = _with_durations(frames)
         first, first_duration = next(timed)  # or it can't be read
         part = stack.enter_context(whole_file(path))
-        flags = {"movflags": "faststart"} if container != "matroska" else {}
+        flags = {}
+        if container != "matroska":  # which start each stream at a time that is rounded to the movie's own unit
+            flags = {"movflags": "faststart", "movie_timescale": str(min(frames.time_base.denominator, 2**31 - 1))}
         try:
             with av.open(str(part.absolute()), "w", format=container, options=flags) as output:
                 video = _Video(output, frames, first.image.numpy().shape, main_stream(source, beside), report)
@@ -179,12 +188,13 @@ class _Video:
         coder.pix_fmt, coder.time_base = "yuv420p", self._time_base
         self._reformatter = VideoReformatter()
         given = stream.codec_context
-        self._matrix = Colorspace.ITU709 if self.height >= 720 else Colorspace.SMPTE170M
-        if given.colorspace == _UNSAID and not given.format.is_rgb:
-            self._matrix, coder.colorspace = Colorspace.DEFAULT, _UNSAID  # as it was read; players guess the same
+        said = given.colorspace
+        if said == _UNSAID and not given.format.is_rgb:
+            self._matrix = Colorspace.DEFAULT  # as it was read; players guess again as they did
         else:
-            self._matrix = Colorspace(given.colorspace) if given.colorspace in _MATRICES else self._matrix
-            coder.colorspace = int(self._matrix)
+            said = said if said in _MATRICES else 1 if self.height >= 720 else 6
+            self._matrix = _MATRICES[said]
+        coder.colorspace = said
         coder.color_range = ColorRange.MPEG
         coder.color_primaries, coder.color_trc = given.color_primaries, given.color_trc
         if aspect := stream.sample_aspect_ratio:
