@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from octvideo.inference.segments import Segment, window_cells
 from octvideo.lettering import fitted_text, paint, shown_names, text_mask
 
-_PANEL, _PANEL_SHARE = (18, 22, 29), 165  # its colour, and how much of it covers the video, of 255
+_PANEL, _PANEL_SHARE = (18, 22, 29), 185  # its colour, and how much of it covers the video, of 255
 _BAR, _SEGMENT, _INK, _QUIET = (42, 120, 181), (217, 98, 43), (255, 255, 255), (206, 212, 220)
 _LEAST_LETTERS, _MOST_LETTERS = 8, 72  # in pixels
 
@@ -44,7 +44,7 @@ class Captions:
         cells = window_cells(np.asarray(starts_sec, np.float64), np.asarray(ends_sec, np.float64))
         self._starts, self._ends = cells[:, 0].tolist(), cells[:, 1].tolist()
         self._scores, self._names = scores, shown_names(names)
-        self._num_rows = min(num_rows, len(names))
+        self._num_rows = min(num_rows, max(map(len, scores), default=0))
         # Which classes have segments from each time on, up to the next.
         times = sorted({time for one in segments for time in (one.start_sec, one.end_sec)})
         self._times = [-np.inf, *times]
@@ -89,7 +89,7 @@ class _Layout:
     """
 
     def __init__(self, height: int, width: int, num_rows: int) -> None:
-        self.letters = min(max(round(min(height, width * 9 / 16) / 27), _LEAST_LETTERS), _MOST_LETTERS)
+        self.letters = min(max(round(min(height, width) / 27), _LEAST_LETTERS), _MOST_LETTERS)
         self.row, self.gap = round(1.55 * self.letters), max(self.letters // 6, 1)
         self.inner = max(self.letters // 2, 2)  # between the panel's edge and the rows
         self.margin = min(self.letters, width // 16, height // 16)

@@ -33,6 +33,18 @@ _MOST_TICKS = 9
 _STEPS_SEC = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 
 
+def check_picture(path: Path) -> None:
+    """Raises what is wrong with the name of a picture.
+
+    Raises:
+        UserError: another kind of file, or no folder for it.
+    """
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise UserError(f"picture {path}: got {path.suffix or 'no suffix'}, expected {' or '.join(PICTURE_SUFFIXES)}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"picture {path}: no folder {path.parent}")
+
+
 def draw_timeline(
     path: str | Path,
     starts_sec: Sequence[float],
@@ -60,11 +72,10 @@ def draw_timeline(
         most_rows: of classes. Those that have segments come first, then those with the highest scores.
 
     Raises:
-        UserError: another kind of file, or no windows.
+        UserError: see `check_picture`; or no windows.
     """
     path = Path(path)
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise UserError(f"picture {path}: got {path.suffix or 'no suffix'}, expected {' or '.join(PICTURE_SUFFIXES)}")
+    check_picture(path)
     if not len(starts_sec):
         raise UserError(f"picture {path}: there are no windows to draw")
     is_svg = path.suffix.lower() == ".svg"

@@ -51,7 +51,6 @@ _MATRICES[9] = Colorspace.BT2020
 _UNSAID = 2
 # Sound is read ahead of frames, so that the container finds some for the frames that the encoder gives.
 _AHEAD_SEC = Fraction(1, 2)
-_DECODE_THREADS = 4
 
 
 @dataclass
@@ -110,7 +109,8 @@ def write_overlay(
     container, played = _CONTAINERS[path.suffix.lower()]
     report = OverlayReport()
     with ExitStack() as stack:
-        frames = stack.enter_context(FileFrames(source, None, num_threads=_DECODE_THREADS))
+        # One thread decodes, so that of damaged files the frames are those that are scored; more would lose some.
+        frames = stack.enter_context(FileFrames(source, None))
         beside = stack.enter_context(open_video(source))  # frames come from one, sound and headers from the other
         timed = _with_durations(frames)
         first, first_duration = next(timed)  # or it can't be read

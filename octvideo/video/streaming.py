@@ -91,7 +91,7 @@ class FileFrames:
     Args:
         path: of the video; or its content.
         short_side_px: that frames are resized to; None leaves them as they are.
-        num_threads: of the decoder; 0 lets FFmpeg choose.
+        num_threads: of the decoder.
 
     Raises:
         VideoReadError: it can't be opened, or holds no video. At the end: no frame can be decoded.
