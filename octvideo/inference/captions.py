@@ -13,7 +13,7 @@ from octvideo.lettering import fitted_text, paint, shown_names, text_mask
 
 _PANEL, _PANEL_SHARE = (18, 22, 29), 185  # its colour, and how much of it covers the video, of 255
 _BAR, _SEGMENT, _INK, _QUIET = (42, 120, 181), (217, 98, 43), (255, 255, 255), (206, 212, 220)
-_LEAST_LETTERS, _MOST_LETTERS = 8, 72  # in pixels
+_LEAST_LETTERS, _MOST_LETTERS = 9, 84  # in pixels
 
 
 class Captions:
@@ -89,7 +89,7 @@ class _Layout:
     """
 
     def __init__(self, height: int, width: int, num_rows: int) -> None:
-        self.letters = min(max(round(min(height, width) / 27), _LEAST_LETTERS), _MOST_LETTERS)
+        self.letters = min(max(round(min(height, width) / 25), _LEAST_LETTERS), _MOST_LETTERS)
         self.row, self.gap = round(1.55 * self.letters), max(self.letters // 6, 1)
         self.inner = max(self.letters // 2, 2)  # between the panel's edge and the rows
         self.margin = min(self.letters, width // 16, height // 16)
