@@ -335,7 +335,14 @@ def test_videos_that_can_not_be_read_are_told_and_the_others_are_done(
     broken, cut = tmp_path / "broken.mp4", tmp_path / "cut.mkv"
     broken.write_bytes(b"not a video")
     cut.write_bytes(video.read_bytes())
-    assert main([*words[:2], str(tmp_path), *words[2:], "--classes", "up", "--threshold", "0.01"]) == 1
+    other, found = tmp_path / "other" / "cut.mkv", tmp_path / "found"
+    other.parent.mkdir()
+    other.write_bytes(video.read_bytes())
+    segments = ["--segments", str(found), "--classes", "up", "--threshold", "0.01"]
+    assert main([*words[:2], str(tmp_path), *words[2:], *segments]) == 1
+    assert {path.name for path in found.glob("*.srt")} == {
+        f"{name}.srt" for name in ("whole.mkv", "broken.mp4", "cut.mkv", "cut.mkv.2")
+    }
     out, err = capsys.readouterr()
     assert f"error: cannot read video '{broken}'" in err and err.count("error:") == 1
     assert out.count("up") >= 2 and "down" not in out and str(cut) in out
