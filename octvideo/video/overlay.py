@@ -91,8 +91,8 @@ def write_overlay(
 ) -> OverlayReport:
     """Writes a video anew, painted over; the file is there when it is whole. Memory does not grow with its length.
 
-    Frames keep their times, in .mkv to the millisecond, and their size; they are upright, and one row or column is added
-    where a size is odd. Sound is copied as it is where the container takes it, and else encoded anew, to AAC.
+    Frames keep their times, in .mkv to the millisecond, and their size; they are upright, and one row or column is
+    added where a size is odd. Sound is copied as it is where the container takes it, and else encoded anew, to AAC.
 
     Args:
         source: path of the video.
