@@ -289,18 +289,19 @@ def test_windows_and_segments_are_written(
 
 
 def test_a_picture_and_an_overlay_are_made_after_the_scores(
-    words: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], encode: Encode, moving: Moving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    video = encode(tmp_path / "a.mp4", moving(30, 96, 128))
     picture, overlay = tmp_path / "a.svg", tmp_path / "b.mp4"
+    words[1] = str(video)
     assert main([*words, "--threshold", "0.3", "--picture", str(picture), "--overlay", str(overlay)]) == 0
     out, err = capsys.readouterr()
-    with FileFrames(video, None) as frames, FileFrames(overlay, None) as new:
-        pairs = [(frame.image, other.image) for frame, other in zip(frames, new, strict=True)]
-    assert f"the picture is {picture}" in err and f"{len(pairs)} frames with captions are in {overlay}" in err
+    assert f"the picture is {picture}" in err and f"30 frames with captions are in {overlay}" in err
     assert all(f">{name}<" in picture.read_text("utf-8") for name in NAMES) and out.splitlines()[0] == str(video)
-    lower = [(other.int() - image.int())[image.shape[0] * 3 // 4 :].abs().float().mean() for image, other in pairs]
-    upper = [(other.int() - image.int())[: image.shape[0] // 2].abs().float().mean() for image, other in pairs]
-    assert min(lower) > 1.8 * max(upper)
+    with FileFrames(video, None) as frames, FileFrames(overlay, None) as new:
+        pairs = [(frame.image.float(), other.image.float()) for frame, other in zip(frames, new, strict=True)]
+    upper, lower = zip(*((a - b).abs().split(48) for a, b in pairs), strict=True)  # halves of frames
+    assert max(half.mean() for half in upper) < 8 and min(half.mean() for half in lower) > 25
 
 
 def test_a_stopped_timeline_goes_on_and_ends_as_one_that_was_not(
