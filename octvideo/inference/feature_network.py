@@ -177,7 +177,9 @@ def _before_pools(network: nn.Module) -> FeatureNetwork:
             value = reader.args[0]
             while isinstance(value, fx.Node) and _is_pool(network, value):
                 reader, value = value, value.args[0]
-            layer = value.target if isinstance(value, fx.Node) and value.op == "call_module" else f"{reader.target}:input"
+            layer = (
+                value.target if isinstance(value, fx.Node) and value.op == "call_module" else f"{reader.target}:input"
+            )
             return FeatureNetwork(_ended_at(network, "", value, pooled=False), str(layer))
     raise UserError(f"it is not known which map of {type(network).__name__} has time: give a layer; {_HOW_TO_LIST}")
 

@@ -12,10 +12,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from octvideo.errors import UserError
-from octvideo.inference import Predictor, Timeline
-from octvideo.inference.feature_network import feature_network, list_layers
-from octvideo.models import c2d_small, frame_network, i3d_small, slowfast_small, video_network
+from octvideo.inference import Predictor
+from octvideo.inference.feature_network import feature_network
+from octvideo.models import c2d_small, frame_network, i3d_small, slowfast_small
 from octvideo.models.library import FrameNetwork
 from octvideo.octave import Octave, merge
 from octvideo.video import VideoArray, ViewSettings
