@@ -172,7 +172,7 @@ def features_of(
                 with contextlib.closing(extractor.of_source(frames)) as found:
                     for window in found:
                         windows.append(window)
-                        if progress is not None and window.end_sec > 60:
+                        if progress is not None:
                             progress.update(said=f"{Path(video).name} at {window.end_sec:.0f} s")
                 if frames.trouble:
                     print(f"warning: {video}: {frames.trouble}", file=sys.stderr)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from octvideo.errors import UserError
 from octvideo.inference import Predictor
-from octvideo.inference.feature_network import feature_network
+from octvideo.inference.feature_network import feature_network, list_layers
+from octvideo.inference.features import FeatureExtractor
 from octvideo.models import c2d_small, frame_network, i3d_small, slowfast_small
 from octvideo.models.library import FrameNetwork
 from octvideo.octave import Octave, merge
@@ -138,3 +142,113 @@ def test_any_layer_can_be_read(name: str, layer: str) -> None:
         network(clips)
     assert found.kept_whole == (layer in ("blocks.6.dropout", "image_network.stage3"))
     assert_close(got, mean_of(hook.values[-1], 2))
+
+
+def test_steps_are_averages_of_a_window_apart_and_have_their_times(frames: Tensor) -> None:
+    """Of clips of 4 frames, every other one, I3D gives 2 steps; their mean is the pooled vector."""
+    predictor = predictor_of("i3d")
+    windows = list(predictor.features(frames, window_sec=1.0, stride_sec=1.0, pooled=False, fps=10.0))
+    pooled = list(predictor.features(frames, window_sec=1.0, stride_sec=1.0, fps=10.0))
+    assert [window.features.shape for window in windows] == [(4, 256), (4, 256)]
+    for window, whole in zip(windows, pooled, strict=True):
+        assert_close(window.features.mean(0), whole.features)
+    # The second second: clips of the frames 10, 12, 14, 16 and 13, 15, 17, 19.
+    assert windows[1].step_sec is not None
+    np.testing.assert_allclose(windows[1].step_sec, [[1.0, 1.4], [1.3, 1.7], [1.4, 1.8], [1.7, 2.1]], atol=1e-6)
+    clips = clips_of(predictor, frames[10:]).unflatten(0, (2, 3))
+    network = copy.deepcopy(network_of("i3d"))
+    hook = Hook(network, "blocks.5.res_blocks.1.activation")
+    with torch.no_grad():
+        network(clips.flatten(0, 1))
+    steps = hook.values[0].mean((3, 4)).unflatten(0, (2, 3)).mean(1)  # (clips,C,T')
+    assert_close(windows[1].features, torch.stack([steps[0, :, 0], steps[1, :, 0], steps[0, :, 1], steps[1, :, 1]]))
+
+
+@pytest.mark.parametrize(("name", "steps", "layer"), [("slowfast", 2, "blocks.5:input"), ("frames", 4, "fc:input")])
+def test_steps_of_two_pathways_and_of_images(name: str, steps: int, layer: str) -> None:
+    """SlowFast has the slow pathway's steps; image networks have a step for each frame."""
+    found = feature_network(network_of(name), CLIP, pooled=False)
+    pooled = feature_network(network_of(name), CLIP)
+    clips = torch.randn(2, *CLIP)
+    assert found.layer.endswith(layer)
+    with torch.no_grad():
+        got = found.module(clips)
+        assert got.shape[:2] == (2, steps)
+        assert_close(got.mean(1), pooled.module(clips))
+
+
+def test_frames_of_image_networks_are_computed_once(frames: Tensor) -> None:
+    """As for scores: windows half over each other share them."""
+    predictor = predictor_of("frames", views=replace(VIEWS, num_clips=1, num_crops=1, clip_frames=5))
+    calls: list[int] = []
+    windows = list(predictor.features(frames, window_sec=1.0, stride_sec=0.4, fps=10.0))
+    (extractor,) = predictor.__dict__["_extractors"].values()
+    assert extractor.timeline is not None and extractor.timeline.units is not None
+    run = extractor.timeline._engine
+    extractor.timeline._engine = lambda clips: (calls.append(len(clips)), run(clips))[1]
+    assert len(list(predictor.features(frames, window_sec=1.0, stride_sec=0.4, fps=10.0))) == len(windows) == 4
+    assert sum(calls) < 5 * len(windows)
+
+
+def test_a_whole_video_has_the_views_of_a_test(frames: Tensor) -> None:
+    predictor, network = predictor_of("octave"), copy.deepcopy(network_of("octave"))
+    (found,) = predictor.features(frames, whole=True, fps=10.0)
+    hook = Hook(network, "blocks.6.proj:input")
+    with torch.no_grad():
+        network(clips_of(predictor, frames))
+    assert (found.start_sec, found.end_sec) == (0.0, 2.0)
+    assert_close(found.features, mean_of(hook.values[0], 6, -1).mean(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [None, "blocks.3"])
+@pytest.mark.parametrize("engine", ["compile", "aot", "onnx", "openvino"])
+def test_other_engines_give_the_same(engine: str, layer: str | None, frames: Tensor) -> None:
+    needed = {"onnx": "onnxruntime", "openvino": "openvino"}
+    if engine in needed:
+        pytest.importorskip(needed[engine])
+    how: dict[str, Any] = {"views": replace(VIEWS, num_clips=1, num_crops=1), "layer": layer, "device": "cpu"}
+    times = {"window_sec": 1.0, "stride_sec": 1.0}
+    eager, other = (
+        FeatureExtractor(network_of("octave"), Predictor, engine=name, **how, **times) for name in ("eager", engine)
+    )
+    video = VideoArray(frames, 10.0)
+    for got, expected in zip(other.of_video(video), eager.of_video(video), strict=True):
+        torch.testing.assert_close(got.features, expected.features, atol=2e-5, rtol=1e-5)
+
+
+def test_what_can_not_be_is_said(frames: Tensor) -> None:
+    predictor = predictor_of("i3d")
+    with pytest.raises(UserError, match=r"no layer 'blocks.7' in this network: did you mean blocks.6 .*--layer list"):
+        predictor.features(frames, "blocks.7")
+    with pytest.raises(UserError, match="whole videos have no window"):
+        predictor.features(frames, whole=True, window_sec=1.0)
+    with pytest.raises(UserError, match="per time step are of windows"):
+        predictor.features(frames, whole=True, pooled=False)
+    with pytest.raises(UserError, match=r"'blocks.1' has several values here: take one of the layers blocks.1.multi"):
+        feature_network(network_of("slowfast"), CLIP, "blocks.1")
+    with pytest.raises(UserError, match=r"has no nn\.Linear"):
+        feature_network(nn.Conv3d(3, 4, 1), CLIP)
+    with pytest.raises(UserError, match="which engine onnx can't look into"):
+        FeatureExtractor(network_of("i3d"), Predictor, views=VIEWS, layer="blocks.6.dropout", engine="onnx")
+    with pytest.raises(UserError, match="precision int8"):
+        FeatureExtractor(network_of("i3d"), Predictor, views=VIEWS, precision="int8")
+    exported = Predictor(predictor.engine, ["a", "b", "c"], views=VIEWS, source="export")
+    with pytest.raises(UserError, match="an exported model holds no layers"):
+        exported.features(frames)
+
+
+def test_a_head_that_does_more_than_average_is_listened_to() -> None:
+    """A classifier whose input can't be had by leaving it out: a softmax follows."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 32 * 32, 5), nn.Softmax(1))
+    found = feature_network(network, CLIP)
+    clips = torch.randn(2, *CLIP)
+    with torch.no_grad():
+        torch.testing.assert_close(found.module(clips), clips.flatten(1))
+    assert found.kept_whole and found.layer == "1:input"
+
+
+def test_layers_are_listed_with_their_shapes() -> None:
+    rows = {name: (kind, shape) for name, kind, shape in list_layers(network_of("octave"), CLIP)}
+    assert rows["blocks.0.conv"] == ("Conv3d", "8 x 4 x 16 x 16")
+    assert rows["blocks.3.res_blocks.1.activation"] == ("OctMap", "48 x 2 x 4 x 4 and 16 x 2 x 2 x 2")
