@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -258,6 +259,7 @@ class _SegmentFile:
 
     def __init__(self, path: Path, num_videos: int) -> None:
         self._path, self._suffix = path, path.suffix.lower()
+        self._num_called: Counter[str] = Counter()
         self._is_folder = path.is_dir() or not self._suffix
         if self._is_folder:
             path.mkdir(parents=True, exist_ok=True)
@@ -272,8 +274,12 @@ class _SegmentFile:
     def add(self, video: str, segments: Sequence[Segment], names: Sequence[str]) -> None:
         """Writes the files of a video into the folder."""
         if self._is_folder:
+            name = Path(video).name
+            self._num_called[name] += 1
+            if self._num_called[name] > 1:  # of another folder
+                name += f".{self._num_called[name]}"
             for suffix, text_of in WRITERS.items():
-                with whole_text(self._path / f"{Path(video).name}{suffix}") as file:
+                with whole_text(self._path / f"{name}{suffix}") as file:
                     file.write(text_of({video: segments}, names))
 
     def write(self, videos: dict[str, list[Segment]], names: Sequence[str]) -> None:
