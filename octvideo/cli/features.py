@@ -176,7 +176,7 @@ def features_of(
                             progress.update(said=f"{Path(video).name} at {window.end_sec:.0f} s")
                 if frames.trouble:
                     print(f"warning: {video}: {frames.trouble}", file=sys.stderr)
-                yield _joined(windows, frames.rate)
+                yield replace(_joined(windows, frames.rate), trouble=frames.trouble)
         except VideoReadError as error:
             yield error
 

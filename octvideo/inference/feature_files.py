@@ -46,6 +46,7 @@ class VideoFeatures:
         start_sec, end_sec: of each, float64 (n,).
         window: of each, int64 (n,): several time steps may be of one window.
         fps: of the video, as the file states it; None where it does not.
+        trouble: why not all of the video could be read.
     """
 
     features: np.ndarray
@@ -53,6 +54,7 @@ class VideoFeatures:
     end_sec: np.ndarray
     window: np.ndarray
     fps: float | None = None
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Row:
         start_sec: of the first.
         end_sec: of the last.
         fps: see `VideoFeatures`.
-        reason: why the video can't be read.
+        reason: why the video, or a part of it, can't be read.
     """
 
     video: str
@@ -84,7 +86,7 @@ class Entry:
 
     Args:
         file: of it.
-        metadata: "video", "fps", and the settings that made it.
+        metadata: "video", "fps", "trouble", and the settings that made it.
         shape: (n, D) of the features.
         arrays: name to (dtype, shape, first byte) of safetensors; none of npz.
     """
@@ -203,7 +205,8 @@ class FeatureFolder:
     def write(self, video: str, features: VideoFeatures) -> Path:
         """Writes the file of a video, whole or not at all; returns its path."""
         file = self.file_of(video)
-        metadata = json_text({"video": video, "fps": features.fps, **self._of_files()})
+        own = {"video": video, "fps": features.fps, "trouble": features.trouble}
+        metadata = json_text({**own, **self._of_files()})
         arrays = {"features": features.features, "start_sec": features.start_sec, "end_sec": features.end_sec}
         arrays["window"] = features.window
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +225,7 @@ class FeatureFolder:
         start, end = (float(starts[0]), float(ends[-1])) if len(starts) else (None, None)
         end = None if end != end else end  # NaN, of a whole video whose length is not stated
         file = entry.file.relative_to(self.folder).as_posix()
-        return Row(entry.video, file, entry.shape[0], start, end, entry.metadata.get("fps"))
+        return Row(entry.video, file, entry.shape[0], start, end, entry.metadata["fps"], entry.metadata["trouble"])
 
     def write_index(self, unreadable: Sequence[Row], kind: Index = "csv") -> Path:
         """Writes the index of all files that are here, and of videos that can't be read.
@@ -261,7 +264,7 @@ class FeatureFolder:
             return []
         text = file.read_text(encoding="utf-8", errors="surrogateescape")
         lines = csv.DictReader(io.StringIO(text, newline=""))
-        return [Row(line["video"], reason=line["reason"]) for line in lines if line.get("reason")]
+        return [Row(line["video"], reason=line["reason"]) for line in lines if not line["file"]]
 
     def _of_files(self) -> dict[str, Any]:
         """What each file says of itself; the names of the classes are in `features.json` alone."""

@@ -1,7 +1,6 @@
 """The windows in a folder of features that are most like given ones: cosine similarity, by plain matrix products.
 
-Files are read one after the other, in blocks, so that memory is bounded whatever their number: for 10^6 vectors an
-index of nearest neighbours would take longer to build than a hundred searches take.
+Files are read one after the other, in blocks, so that memory is bounded whatever their number.
 """
 
 from __future__ import annotations
@@ -60,16 +59,17 @@ def nearest(
     Raises:
         UserError: queries of another width, or that are not finite.
     """
+    queries = np.asarray(queries, np.float64)
     if queries.ndim != 2 or not len(queries) or not np.isfinite(queries).all():
         raise UserError(f"queries: got {queries.shape}, expected finite vectors (Q, D), Q of 1 or more")
-    directions = _normalised(np.array(queries, np.float32)).T  # (D,Q)
+    directions = (queries / _lengths(queries)[:, None]).astype(np.float32).T  # (D,Q)
     # Of the best so far: similarity, number of the file, row in it, query.
     best: list[np.ndarray] = [np.empty(0, np.float32), *(np.empty(0, np.int64) for _ in range(3))]
     files: list[str] = []
     for block, numbers, rows in _blocks(folder, files, directions.shape[0], leave_out):
-        products = _normalised(block) @ directions  # (B,Q)
+        products = block @ directions  # (B,Q)
         query = products.argmax(1)
-        similarity = products[np.arange(len(block)), query]
+        similarity = products[np.arange(len(block)), query] / _lengths(block)
         found = [np.concatenate(pair) for pair in zip(best, (similarity, numbers, rows, query), strict=True)]
         if not per_video and len(found[0]) > 4 * k:  # no need to sort all
             least = np.partition(found[0], -k)[-k]
@@ -122,8 +122,7 @@ def _blocks(
         yield block[:filled], numbers[:filled], rows[:filled]
 
 
-def _normalised(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1, in their memory; a row of zeros stays one."""
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    """Of each row, (B,); 1 of a row of zeros, which is like nothing."""
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    rows /= np.where(lengths > 0, lengths, 1)[:, None]
-    return rows
+    return np.where(lengths > 0, lengths, 1).astype(lengths.dtype)
