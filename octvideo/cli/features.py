@@ -33,7 +33,6 @@ from octvideo.inference.feature_files import (
     SETTINGS_FILE,
     FeatureFolder,
     Format,
-    Index,
     Row,
     VideoFeatures,
     parquet_library,
@@ -64,7 +63,7 @@ def add_arguments(parser: Parser) -> None:
     add("--per_step", action="store_true", help="a vector for each time step of the layer, not one for a window")
     add("--format", choices=get_args(Format), default="safetensors", help="of the files (safetensors)")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the vectors (float32)")
-    add("--index", choices=get_args(Index), default="csv", help="of the list of all videos (csv)")
+    add("--parquet", action="store_true", help="write index.parquet beside index.csv (needs pyarrow)")
     add("--engine", help=f"{AUTO}: the fastest here; {', '.join(ENGINES)} ({AUTO})")
     add("--precision", help=f"{AUTO}, f32, bf16 ({AUTO})")
     parser.shared("device", "threads", "runs_dir")
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.output is None:
         raise UserError("-o/--output not given: a folder for the features")
-    if args.index == "parquet":
+    if args.parquet:
         parquet_library()
     videos = list(dict.fromkeys(find_videos(args.videos)))
     if not videos:
@@ -115,10 +114,12 @@ def run(args: argparse.Namespace) -> int:
     folder = FeatureFolder.made(args.output, {**made_by, "format": args.format, "dtype": args.dtype})
     say_predictor(extractor.predictor, console)
     console.print(f"layer: {extractor.layer}", highlight=False, markup=False, soft_wrap=True)
-    return _write_all(extractor, folder, videos, args.dtype, args.index)
+    return _write_all(extractor, folder, videos, args.dtype, parquet=args.parquet)
 
 
-def _write_all(extractor: FeatureExtractor, folder: FeatureFolder, videos: list[str], dtype: str, index: Index) -> int:
+def _write_all(
+    extractor: FeatureExtractor, folder: FeatureFolder, videos: list[str], dtype: str, *, parquet: bool
+) -> int:
     left = [video for video in videos if folder.find(video) is None]
     if len(left) < len(videos):
         print(f"{len(videos) - len(left)} of {len(videos)} videos are in {folder.folder} already", file=sys.stderr)
@@ -135,7 +136,7 @@ def _write_all(extractor: FeatureExtractor, folder: FeatureFolder, videos: list[
                 progress.update(said="")
                 progress.advance()
     finally:  # in any case what has been done
-        file = folder.write_index([Row(error.path, reason=error.reason) for error in failures], index)
+        file = folder.write_index([Row(error.path, reason=error.reason) for error in failures], parquet=parquet)
         print(f"features are in {folder.folder}, listed in {file.name}", file=sys.stderr)
         for failure in failures:
             print(f"error: {failure}", file=sys.stderr)

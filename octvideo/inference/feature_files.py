@@ -2,7 +2,7 @@
 
 DIR/features.json               the settings that made all files, and the names of the classes
 DIR/PATH.safetensors (or .npz)  of the video PATH: features (n, D), start_sec (n,), end_sec (n,); metadata
-DIR/index.csv (or .parquet)     a row for each video, and the reason where one can't be read
+DIR/index.csv                   a row for each video, and the reason where one can't be read
 
 A file has the path of its video, so that no two videos share one, and a video has the same whatever else is asked for.
 """
@@ -28,7 +28,6 @@ from octvideo.files import json_text, one_line, whole_file, whole_text
 from octvideo.inference.engine import needs
 
 Format = Literal["safetensors", "npz"]
-Index = Literal["csv", "parquet"]
 SETTINGS_FILE, KIND = "features.json", "octvideo features 1"
 # Which may differ where features are equal: names, and where weights lay.
 _FREE = ("weights", "class_names", "octvideo")
@@ -227,12 +226,15 @@ class FeatureFolder:
         file = entry.file.relative_to(self.folder).as_posix()
         return Row(entry.video, file, entry.shape[0], start, end, entry.metadata["fps"], entry.metadata["trouble"])
 
-    def write_index(self, unreadable: Sequence[Row], kind: Index = "csv") -> Path:
+    def write_index(self, unreadable: Sequence[Row], *, parquet: bool = False) -> Path:
         """Writes the index of all files that are here, and of videos that can't be read.
 
         Args:
             unreadable: of this run; those of the index before stay, unless there are features of them now.
-            kind: "parquet" needs pyarrow.
+            parquet: as index.parquet too.
+
+        Returns:
+            index.csv.
 
         Raises:
             UserError: pyarrow is not installed.
@@ -242,20 +244,18 @@ class FeatureFolder:
         rows |= {entry.video: self.row_of(entry) for entry in self.entries()}
         ordered = [rows[video] for video in sorted(rows)]
         names = [field.name for field in fields(Row)]
-        file = self.folder / f"index.{kind}"
-        if kind == "parquet":
-            arrow, parquet = parquet_library()
-            columns = {name: [_of_text(getattr(row, name)) for row in ordered] for name in names}
-            types = {"vectors": arrow.int64(), "start_sec": arrow.float64(), "end_sec": arrow.float64()}
-            types["fps"] = arrow.float64()
-            schema = arrow.schema([(name, types.get(name, arrow.string())) for name in names])
-            with whole_file(file) as part:
-                parquet.write_table(arrow.table(columns, schema=schema), part)
-            return file
+        file = self.folder / "index.csv"
         with whole_text(file) as content:
             lines = csv.writer(content, lineterminator="\n")
             lines.writerow(names)
             lines.writerows([["" if (v := getattr(row, name)) is None else v for name in names] for row in ordered])
+        if parquet:
+            arrow, tables = parquet_library()
+            columns = {name: [_of_text(getattr(row, name)) for row in ordered] for name in names}
+            types = {"vectors": arrow.int64(), **dict.fromkeys(("start_sec", "end_sec", "fps"), arrow.float64())}
+            schema = arrow.schema([(name, types.get(name, arrow.string())) for name in names])
+            with whole_file(file.with_suffix(".parquet")) as part:
+                tables.write_table(arrow.table(columns, schema=schema), part)
         return file
 
     def _unreadable_before(self) -> list[Row]:

@@ -87,7 +87,7 @@ def _match(file: str, row: int, similarity: float, query: int) -> Match:
     if entry is None:
         raise UserError(f"{file} was taken away or changed during the search")
     start, end = float(entry.array("start_sec")[row]), float(entry.array("end_sec")[row])
-    return Match(entry.video, start, end, similarity, query)
+    return Match(entry.video, start, end, min(max(similarity, -1.0), 1.0), query)  # rounded a little further
 
 
 def _blocks(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from octvideo.cli import main
 from octvideo.inference import Predictor
 from octvideo.inference.feature_files import FeatureFolder
 from octvideo.models import i3d_small
@@ -35,41 +36,71 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def videos(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """videos/left/clip 1.mp4, videos/right/clip 2.mp4, videos/broken.mp4, from the folder above."""
-    for name in ("left/clip 1.mp4", "right/clip 2.mp4"):
-        (tmp_path / "videos" / name).parent.mkdir(parents=True)
-        shutil.copy(tiny_data / "test" / name, tmp_path / "videos" / name)
-    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video at all")
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "videos"
+    return make_videos(tiny_data, tmp_path)
 
 
-def test_features_of_a_folder_and_what_is_like_them(octvideo: Cli, videos: Path, checkpoint: Path) -> None:
-    words = ("features", "videos", "-o", "out", "--ckpt", checkpoint, "--window", 0.5, "--stride", 0.25)
-    _, err = octvideo(*words, *EAGER, code=1)
-    assert "error: cannot read video 'videos/broken.mp4': " in err and err.count("error") == 1
-    assert "layer: blocks.6.proj:input" in err
+def make_videos(tiny_data: Path, folder: Path) -> Path:
+    for name in ("left/clip 1.mp4", "right/clip 2.mp4"):
+        (folder / "videos" / name).parent.mkdir(parents=True)
+        shutil.copy(tiny_data / "test" / name, folder / "videos" / name)
+    (folder / "videos" / "broken.mp4").write_bytes(b"no video at all")
+    return folder / "videos"
+
+
+@pytest.fixture(scope="module")
+def words(checkpoint: Path) -> tuple[object, ...]:
+    return ("features", "videos", "-o", "out", "--ckpt", checkpoint, "--window", 0.5, "--stride", 0.25)
+
+
+@pytest.fixture(scope="module")
+def written(words: tuple[object, ...], tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `videos`, and their features in `out`."""
+    folder = tmp_path_factory.mktemp("written")
+    make_videos(tiny_data, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*map(str, words), *EAGER]) == 1
+    return folder
+
+
+def test_features_are_those_of_python_and_are_listed(
+    written: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(written)
     index = Path("out/index.csv").read_text().splitlines()
     assert index[1].startswith("videos/broken.mp4,,0,,,,")
     assert index[2] == "videos/left/clip 1.mp4,videos/left/clip 1.mp4.safetensors,3,0.0,1.0,20.0,"
-    folder = FeatureFolder("out")
-    entry = folder.find("videos/left/clip 1.mp4")
+    entry = FeatureFolder("out").find("videos/left/clip 1.mp4")
     assert entry is not None
-    windows = list(Predictor.from_checkpoint(checkpoint, device="cpu").features(
-        "videos/left/clip 1.mp4", window_sec=0.5, stride_sec=0.25
-    ))  # fmt: skip
-    np.testing.assert_array_equal(entry.array("features"), torch.stack([w.features for w in windows]).numpy())
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    windows = list(predictor.features("videos/left/clip 1.mp4", window_sec=0.5, stride_sec=0.25))
+    expected = torch.stack([w.features for w in windows]).numpy()
+    np.testing.assert_allclose(entry.array("features"), expected, atol=1e-6)
     np.testing.assert_array_equal(entry.array("start_sec"), [w.start_sec for w in windows])
-    # Again, by "auto", which keeps the engine: what is done stays, what was taken away is made.
+
+
+def test_a_run_goes_on_with_what_is_left(
+    octvideo: Cli, written: Path, words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By "auto", which keeps the engine: what is done stays, what was taken away is made, the broken one is tried."""
+    shutil.copytree(written, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
     kept, gone = Path("out/videos/left/clip 1.mp4.safetensors"), Path("out/videos/right/clip 2.mp4.safetensors")
-    before, content = kept.stat().st_mtime_ns, gone.read_bytes()
+    before, content, index = kept.stat().st_mtime_ns, gone.read_bytes(), Path("out/index.csv").read_text()
     gone.unlink()
     _, err = octvideo(*words, code=1)
     assert "1 of 3 videos are in out already" in err and "engine: eager, f32 (as the features in out so far)" in err
-    assert kept.stat().st_mtime_ns == before and gone.read_bytes() == content
-    assert Path("out/index.csv").read_text().splitlines() == index
+    assert "layer: blocks.6.proj:input" in err
+    assert "error: cannot read video 'videos/broken.mp4': " in err and err.count("error") == 1
+    assert kept.stat().st_mtime_ns == before and Path("out/index.csv").read_text() == index
+    assert len(gone.read_bytes()) == len(content)
     _, err = octvideo(*words[:-1], 0.5, code=2)
     assert err.startswith("error: out holds features of other settings (stride_sec: 0.25, now 0.5): give another -o")
 
+
+def test_what_is_like_a_video(octvideo: Cli, written: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(written)
     out, _ = octvideo("similar", "out", "videos/left/clip 1.mp4@0.6s", "--json")
     found = [json.loads(line) for line in out.splitlines()]
     assert len(found) == 3 and {one["video"] for one in found} == {"videos/right/clip 2.mp4"}
@@ -82,14 +113,15 @@ def test_features_of_a_folder_and_what_is_like_them(octvideo: Cli, videos: Path,
     assert "videos/left/clip 1.mp4" in out and "clip 2" not in out
     _, err = octvideo("similar", "out", "videos/broken.mp4", code=1)
     assert err.count("\n") == 1 and err.startswith("error: cannot read video 'videos/broken.mp4'")
-    _, err = octvideo("similar", "out", "videos/left/clip 1.mp4@9s", code=2)
-    assert "has no window at 9 s" in err
-    _, err = octvideo("similar", "out", "nothing.mp4", code=2)
-    assert "neither a video nor one whose features are in out" in err
-    moved = Path(str(checkpoint)).with_name("other.ckpt")
-    moved.write_bytes(checkpoint.read_bytes() + b"0")
-    _, err = octvideo("similar", "out", "new.mp4", "--ckpt", moved, code=2)
-    assert "is not the network that wrote out" in err
+    other = checkpoint.with_name("other.ckpt")
+    other.write_bytes(checkpoint.read_bytes() + b"0")
+    for words, message in (
+        (("videos/left/clip 1.mp4@9s",), "has no window at 9 s"),
+        (("nothing.mp4",), "neither a video nor one whose features are in out"),
+        (("new.mp4", "--ckpt", other), "is not the network that wrote out"),
+    ):
+        _, err = octvideo("similar", "out", *words, code=2)
+        assert message in err and err.count("\n") == 1
 
 
 def test_steps_halves_and_npz(octvideo: Cli, videos: Path, checkpoint: Path) -> None:

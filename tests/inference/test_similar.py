@@ -85,6 +85,15 @@ def test_the_index_keeps_what_could_not_be_read(tmp_path: Path) -> None:
     ]
 
 
+def test_the_index_as_a_table(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = FeatureFolder.made(tmp_path / "f", SETTINGS)
+    folder.write("a.mp4", made(3, 0))
+    folder.write_index([Row("odd \udcff.mp4", reason="empty")], parquet=True)
+    rows = parquet.read_table(tmp_path / "f" / "index.parquet").to_pylist()
+    assert [(row["vectors"], row["end_sec"], row["reason"]) for row in rows] == [(3, 2.0, ""), (0, None, "empty")]
+
+
 @pytest.mark.parametrize("per_video", [False, True])
 @pytest.mark.parametrize("block_bytes", [4 * 12 * 7, 2**20])
 def test_the_nearest_are_those_of_brute_force(
