@@ -70,7 +70,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the files; returns 0, or 1 where some video could not be read (the others are done)."""
+    """Writes the files; returns 0, or 1 where some video could not be read to its end (what could be is there)."""
     keep_freed_memory()
     if args.model is not None:
         raise UserError(
@@ -124,6 +124,7 @@ def _write_all(
     if len(left) < len(videos):
         print(f"{len(videos) - len(left)} of {len(videos)} videos are in {folder.folder} already", file=sys.stderr)
     failures: list[VideoReadError] = []
+    partly: list[str] = []
     try:
         with Progress("computing features", len(left)) as progress:
             for video, made in zip(left, features_of(extractor, left, progress), strict=True):
@@ -131,6 +132,8 @@ def _write_all(
                     if isinstance(made, VideoReadError):
                         raise made
                     folder.write(video, _as_dtype(made, dtype, video))
+                    if made.trouble:
+                        partly.append(f"cannot read all of video '{video}': {made.trouble}")
                 except VideoReadError as error:
                     failures.append(error)
                 progress.update(said="")
@@ -138,9 +141,9 @@ def _write_all(
     finally:  # in any case what has been done
         file = folder.write_index([Row(error.path, reason=error.reason) for error in failures], parquet=parquet)
         print(f"features are in {folder.folder}, listed in {file.name}", file=sys.stderr)
-        for failure in failures:
+        for failure in (*failures, *partly):
             print(f"error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if failures or partly else 0
 
 
 def loaded_network(checkpoint: Path | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -175,8 +178,6 @@ def features_of(
                         windows.append(window)
                         if progress is not None:
                             progress.update(said=f"{Path(video).name} at {window.end_sec:.0f} s")
-                if frames.trouble:
-                    print(f"warning: {video}: {frames.trouble}", file=sys.stderr)
                 yield replace(_joined(windows, frames.rate), trouble=frames.trouble)
         except VideoReadError as error:
             yield error
