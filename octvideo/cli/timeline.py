@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -285,6 +286,7 @@ class _SegmentFile:
         self._is_folder = path.is_dir() or not self._suffix
         if self._is_folder:
             path.mkdir(parents=True, exist_ok=True)
+            _check_writable(path)
             return
         if self._suffix not in WRITERS:
             raise UserError(f"--segments {path}: got {path.suffix}, expected {', '.join(WRITERS)}, or a folder")
@@ -292,6 +294,7 @@ class _SegmentFile:
             raise UserError(f"--segments {path}: subtitles are of one video, got {num_videos}: name a folder")
         if not path.absolute().parent.is_dir():
             raise UserError(f"--segments {path}: no folder {path.parent}")
+        _check_writable(path.absolute().parent)
 
     def add(self, video: str, segments: Sequence[Segment], names: Sequence[str]) -> None:
         """Writes the files of a video into the folder."""
@@ -309,6 +312,12 @@ class _SegmentFile:
         if not self._is_folder and videos:
             with whole_text(self._path) as file:
                 file.write(WRITERS[self._suffix](videos, names))
+
+
+def _check_writable(folder: Path) -> None:
+    """Not at the end of hours of work."""
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--segments: can't write into {folder}")
 
 
 def _print_segments(path: str, segments: Sequence[Segment], names: Sequence[str], before: str) -> None:

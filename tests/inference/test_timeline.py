@@ -349,6 +349,16 @@ def test_videos_that_can_not_be_read_are_told_and_the_others_are_done(
     assert out.count("up") >= 2 and "down" not in out and str(cut) in out and str(broken) not in out
 
 
+def test_a_folder_that_can_not_be_written_is_told_before_the_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda folder, mode: False)  # root may write everywhere
+    for name in (tmp_path / "found.csv", tmp_path / "found"):
+        assert main([*words, "--segments", str(name)]) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.splitlines()[-1].startswith(f"error: --segments: can't write into {tmp_path}")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
