@@ -192,9 +192,28 @@ class Timeline:
         Raises:
             VideoReadError: from the source, after the windows before; or a window's scores are not finite.
         """
+        windows = frame_windows(source, self.views, window_sec=self.window_sec, stride_sec=self.stride_sec)
+        return self.of_windows(windows, source.name, skip=skip, at_once=at_once)
+
+    def of_windows(
+        self, windows: Iterator[Window], name: str, *, skip: int = 0, at_once: bool = False, beside: bool = True
+    ) -> Generator[WindowScores, None, None]:
+        """The scores of windows of one video, in order.
+
+        Args:
+            windows: by `frame_windows`, or some of them.
+            name: for messages.
+            skip, at_once: see `of_source`.
+            beside: takes windows in a thread, before their turn. Otherwise a window is looked for when the scores of
+                the one before have been taken.
+
+        Raises:
+            VideoReadError: see `of_source`.
+        """
         self.timing, began = Timing(), time.perf_counter()
         rows = _Rows()
-        with contextlib.closing(made_beside(self._chunks(source, skip, at_once))) as chunks:
+        made = self._chunks(windows, skip, at_once)
+        with contextlib.closing(made_beside(made) if beside else made) as chunks:
             for chunk in chunks:
                 start = time.perf_counter()
                 if chunk.clips is not None:
@@ -207,13 +226,12 @@ class Timeline:
                 for done, logits in zip(chunk.done, of_windows, strict=True):
                     scores = video_scores(logits, len(logits))[0]  # (K,)
                     if not scores.isfinite().all():
-                        raise self.predictor.no_scores(source.name)
+                        raise self.predictor.no_scores(name)
                     yield WindowScores(*done.window, scores)
 
-    def _chunks(self, source: FrameSource, skip: int, at_once: bool) -> Iterator[_Chunk]:
+    def _chunks(self, windows: Iterator[Window], skip: int, at_once: bool) -> Generator[_Chunk, None, None]:
         """In the thread: windows to clips that fill the engine's calls."""
         device, normalise = self.predictor.device, self.predictor.normalise
-        windows = frame_windows(source, self.views, window_sec=self.window_sec, stride_sec=self.stride_sec)
         plan = _Plan(self.views, self.units)
         cuts: list[Tensor] = []
         done: list[_Done] = []

@@ -8,6 +8,8 @@ bitstream.py   what the first bits of a packet say
 av1.py         which coded frames of AV1 another one needs
 sampling.py    which frames: integer maths only
 streaming.py   frames from front to back, of a file or from anywhere
+addresses.py   streams, files on the net and cameras, opened
+live.py        their newest frames, in runs without a gap
 windows.py     frames → windows of some seconds, and their views
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item, cut when they are wanted
@@ -16,7 +18,9 @@ checking.py    whether a file can be read to its end
 ffmpeg_libraries.py  PyAV's FFmpeg, lent to torchcodec
 """
 
+from octvideo.video.addresses import Transport, is_address, is_camera, is_live, open_address, shown
 from octvideo.video.frames import Frames, Resize, Source, VideoArray, VideoBytes, VideoReadError
+from octvideo.video.live import LiveFrame, LiveFrames, Watch
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
 from octvideo.video.streaming import FileFrames, FrameSource, GivenFrames, TimedFrame
@@ -32,25 +36,34 @@ __all__ = [
     "FrameSource",
     "Frames",
     "GivenFrames",
+    "LiveFrame",
+    "LiveFrames",
     "Resize",
     "ShortVideo",
     "Source",
     "TimedFrame",
+    "Transport",
     "VideoArray",
     "VideoBytes",
     "VideoReadError",
     "VideoViews",
     "ViewSettings",
+    "Watch",
     "Window",
     "clip_span",
     "crop_and_resize",
     "decode_views",
     "evaluation_crops",
     "frame_windows",
+    "is_address",
+    "is_camera",
+    "is_live",
+    "open_address",
     "random_clip",
     "read_frames",
     "read_views",
     "resize_short_side",
+    "shown",
     "uniform_clips",
     "window_views",
 ]
