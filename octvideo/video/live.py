@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -315,6 +316,7 @@ class LiveFrames:
         longest_wait_sec: between attempts to connect again.
         give_up_sec: without a frame, after which it is over. Before the first frame nothing is tried again.
         for_sec: from the first frame, after which it is over; None is for ever.
+        until_wall: likewise, in seconds since 1970.
         keep_sec: of frames that wait at most.
         keep_bytes: likewise.
         say: gets a line for each cut, and for all else that happens to the stream.
@@ -341,6 +343,7 @@ class LiveFrames:
         longest_wait_sec: float = 30.0,
         give_up_sec: float = 300.0,
         for_sec: float | None = None,
+        until_wall: float | None = None,
         keep_sec: float = 10.0,
         keep_bytes: int = 512 * 2**20,
         say: Callable[[str], None] = log.warning,
@@ -355,6 +358,7 @@ class LiveFrames:
         self._connect = connect or (lambda: AvConnection(url, timeout_sec, transport, self.watch))
         self._short_side_px, self._timeout_sec, self._say = short_side_px, timeout_sec, say
         self._longest_wait_sec, self._give_up_sec, self._for_sec = longest_wait_sec, give_up_sec, for_sec
+        self._until_wall = math.inf if until_wall is None else until_wall
         self._moments, self._rate = Moments(), Fraction(25)
         self._first_sec = self._last_sec = self.watch.seconds()
         self._shape: tuple[int, ...] = ()
@@ -407,13 +411,14 @@ class LiveFrames:
             if self._thread is None and not len(self.queue):
                 next(self._steps, None)
             item = self.queue.get(0.2 if self._thread is not None else 0)
-            end_sec = None if self._for_sec is None or not self.num_frames else self._first_sec + self._for_sec
-            if isinstance(item, LiveFrame) and end_sec is not None and item.seconds >= end_sec:
+            now, wall = self.watch.seconds(), self.watch.wall()
+            if isinstance(item, LiveFrame):
+                now, wall = item.seconds, item.wall
+            end_sec = math.inf if self._for_sec is None or not self.num_frames else self._first_sec + self._for_sec
+            if now >= end_sec or wall >= self._until_wall:
                 return "end"
             if item is not None:
                 return item
-            if end_sec is not None and self.watch.seconds() >= end_sec:
-                return "end"
 
     def _work(self) -> None:
         for _ in self._steps:
@@ -500,4 +505,3 @@ def wait_before(attempt: int, longest_sec: float) -> float:
     By chance, so that many readers of a server that comes back do not all come at once.
     """
     return min(_FIRST_WAIT_SEC * 2.0 ** min(attempt, 30), longest_sec) * random.uniform(0.5, 1.0)
-
