@@ -6,6 +6,8 @@ address, are never passed on.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import socket
 import sys
@@ -96,12 +98,16 @@ def reason_of(name: str, error: Exception, timeout_sec: float) -> str:
         return f"no answer for {timeout_sec:g} s"
     if isinstance(error, av.error.InvalidDataError):
         return "what comes is no video that FFmpeg knows (a web page?)"
-    host = None if is_camera(name) else urlsplit(name).hostname
-    if host and getattr(error, "errno", None) == 5:  # EIO is all that FFmpeg says of a host that is not there
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError as of_host:
-            return f"no host {host}: {one_line(of_host)}"
+    if is_camera(name):
+        return f"{one_line(error)} ({_camera(name)[0]})"
+    if getattr(error, "errno", None) == errno.EIO:  # all that FFmpeg says of a host that is not there, and of a cut
+        with contextlib.suppress(ValueError):
+            host = urlsplit(name).hostname
+            try:
+                socket.getaddrinfo(host, None)
+            except OSError as of_host:
+                return f"no host {host}: {one_line(of_host)}"
+        return "the connection was cut"
     return one_line(error).replace(name, shown(name))
 
 

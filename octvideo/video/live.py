@@ -115,7 +115,7 @@ class AvConnection:
             raise
         self.rate: Fraction | None = self._stream.average_rate or self._stream.guessed_rate or self._stream.base_rate
         self.has_end = self._container.duration is not None
-        self._colours = Colours(shown(url))
+        self._colours, self._came = Colours(shown(url)), (watch.seconds(), watch.wall())  # of the newest packet
 
     def close(self) -> None:
         """Closes it; by the thread that reads."""
@@ -130,15 +130,19 @@ class AvConnection:
                 break
             except (av.FFmpegError, ValueError) as error:
                 reason = reason_of(self._url, error, self._timeout_sec)
+                yield from self._held_back()
                 raise VideoReadError(shown(self._url), reason) from None
-            seconds, wall = self._watch.seconds(), self._watch.wall()
+            self._came = self._watch.seconds(), self._watch.wall()
             frames = decoded_frames(packet)[0] if packet.size and packet.stream == self._stream else []
             if not frames:
                 yield None
             for frame in frames:
-                yield self._arrival(frame, seconds, wall)
+                yield self._arrival(frame, *self._came)
+        yield from self._held_back()
+
+    def _held_back(self) -> Iterator[Arrival]:
         for frame in drained_frames(self._stream):
-            yield self._arrival(frame, self._watch.seconds(), self._watch.wall())
+            yield self._arrival(frame, *self._came)
 
     def _arrival(self, frame: av.VideoFrame, seconds: float, wall: float) -> Arrival:
         time_sec = None if frame.pts is None or frame.time_base is None else float(frame.pts * frame.time_base)
@@ -322,7 +326,7 @@ class LiveFrames:
         say: gets a line for each cut, and for all else that happens to the stream.
         connect: opens the stream, again and again.
         watch: the time.
-        beside: reads in a thread. Otherwise a frame is read when one is wanted, and none is dropped.
+        beside: reads in a thread. Otherwise a frame is read when one is wanted, or by `next(steps)`.
 
     `runs` gives them, `error` says at the end why it is over, if by no one's will.
 
@@ -364,7 +368,7 @@ class LiveFrames:
         self._shape: tuple[int, ...] = ()
         self._is_over = threading.Event()
         self._failure: BaseException | None = None
-        self._steps = self._read()
+        self.steps = self._read()
         self._thread: threading.Thread | None = None
         if beside:  # a daemon: FFmpeg may be in a read that ends by its timeout only
             self._thread = threading.Thread(target=self._work, name="octvideo-live", daemon=True)
@@ -376,7 +380,7 @@ class LiveFrames:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         if self._thread is None:
-            self._steps.close()
+            self.steps.close()
         else:
             self._thread.join(timeout=1)
 
@@ -409,7 +413,7 @@ class LiveFrames:
     def _take(self) -> LiveFrame | Mark:
         while True:
             if self._thread is None and not len(self.queue):
-                next(self._steps, None)
+                next(self.steps, None)
             item = self.queue.get(0.2 if self._thread is not None else 0)
             now, wall = self.watch.seconds(), self.watch.wall()
             if isinstance(item, LiveFrame):
@@ -421,7 +425,7 @@ class LiveFrames:
                 return item
 
     def _work(self) -> None:
-        for _ in self._steps:
+        for _ in self.steps:
             pass
 
     def _read(self) -> Generator[None, None, None]:
