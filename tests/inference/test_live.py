@@ -72,7 +72,7 @@ def test_each_run_scores_as_a_file_of_its_frames(name: str, moving: Moving) -> N
     assert found[-1].scores.start_sec > 2.7 > found[len(expected[0]) - 1].scores.start_sec
     assert found[0].wall == 1_800_000_100 and (counts.windows, counts.skipped) == (len(found), 0)
     # The frame after a window tells that it is whole.
-    assert found[0].latency_sec == pytest.approx(0.1) == counts.latency_most
+    assert found[0].latency_sec == pytest.approx(0.1) <= counts.latency_most
     assert counts.in_words(live).endswith("0 windows skipped, 0 of 47 frames dropped; the connection was cut 1 times")
 
 
@@ -130,12 +130,12 @@ def test_a_day_of_a_camera_takes_no_memory() -> None:
             score = np.full(3, float(n // 7 % 2))
             segments.add(window.scores.start_sec, window.scores.end_sec, score, after_gap=window.begins)
             assert len(live.queue) <= 2
-            if n % 20 == 19:
+            if n % 60 == 59:
                 gc.collect()
                 objects.append(len(gc.get_objects()))
     assert counts.windows >= 240 and live.num_frames == 4320 and live.num_cuts == 11
     assert live.newest_sec == pytest.approx(86_380, abs=60)
-    assert max(objects[2:]) - min(objects[2:]) < 500
+    assert max(objects[1:]) - min(objects[1:]) < 500 and len(objects) == 4
 
 
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────────
