@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import json
+import math
 import shlex
 import shutil
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from octvideo.cli import lightning
 from octvideo.cli.arguments import Parser, above_zero, positive, share
+from octvideo.cli.convert_state import Kept
 from octvideo.cli.infer import find_videos
 from octvideo.errors import UserError
 from octvideo.evaluation.spectrum_picture import draw_spectrum
@@ -49,6 +49,7 @@ from octvideo.inference.conversion import (
     share_of_multiply_adds,
     trained_by_name,
     trained_checkpoint,
+    untouched,
     with_weights,
 )
 from octvideo.models.weights import PixelScale
@@ -56,9 +57,7 @@ from octvideo.progress import track
 from octvideo.training.checkpoint_block import make_block
 
 STOPPED = "what is done is kept: the same command goes on"
-_STATE = "unfinished.pt"
-_KEEP_EVERY_S = 20.0
-_HELD_OUT = 5  # of so many clips one is left for the comparison of scores
+_FEW = 50  # clips
 
 
 def add_arguments(parser: Parser) -> None:
@@ -112,13 +111,22 @@ def run(args: argparse.Namespace) -> int:
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     _check_folder(args)
     ordinary = _trained(args)
-    videos = list(find_videos(args.data))
+    videos = list(dict.fromkeys(find_videos(args.data)))
     say(f"weights: {ordinary.source}; pixels with {PixelScale(tuple(ordinary.mean), tuple(ordinary.std))}")
     clips, unreadable = read_clips(videos, ordinary, args.num_clips, watch=functools.partial(track, text="reading"))
     for path, reason in unreadable:
         say(f"left out, can't be read: {path}: {reason}")
-    measured, held_out = _shared_out(clips)
-    with _Kept(args, videos, ordinary) as kept:
+    measured, held_out = clips.shared_out()
+    one_video = len(set(clips.videos)) == 1
+    if one_video:
+        say("one video alone: what is compared are clips of it, too, which are alike; give more videos")
+    if len(measured) < _FEW:
+        say(
+            f"warning: {len(measured)} clips to measure on. Expect less agreement on other videos than with some 200: "
+            "give more videos, or a larger --num_clips"
+        )
+    asked = {key: value for key, value in vars(args).items() if key not in ("debug", "overwrite", "compare")}
+    with Kept(args.output, asked, args.octave, ordinary, measured, args.seed) as kept:
         options: dict[str, Any] = {
             "choose": args.choose,
             "spread": args.spread,
@@ -127,25 +135,24 @@ def run(args: argparse.Namespace) -> int:
             "watch": lambda step, parts: track(parts, text=step),
         }
         alpha = _alpha(args, ordinary, measured, options, kept)
-        steps = {"octave, before fitting": {"refit": "none"}}
-        if args.refit != "none":
-            steps[f"octave, {args.refit} fitted"] = {"refit": args.refit}
-        if args.choose != "last":
-            steps = {"octave, last channels low": {"choose": "last", "spread": "even", "refit": "none"}, **steps}
-        if args.compare and args.refit == "weights":
-            *first, last = steps.items()
-            steps = {**dict(first), "octave, norms fitted": {"refit": "norms"}, **dict([last])}
-        made = {}
-        for name, changed in steps.items():
-            made[name] = convert(ordinary, measured, alpha, args.octave, **kept.options(options | changed))
-        octave = list(made.values())[-1]
+        wanted = logits_of(ordinary.network, held_out)
+        steps = []
+        for name, changed in _ways(args).items():
+            made = convert(ordinary, measured, alpha, args.octave, **kept.options(options | changed))
+            steps.append(_step(name, made, held_out, wanted))
         if args.epochs is not None:
-            octave = _distilled(args, ordinary, octave, videos, kept.key)
-            made[f"octave, taught for {args.epochs} epochs"] = octave
-        with console.status("comparing scores and times"):
-            rows = _rows(ordinary, made, held_out)
-            seconds = cpu_seconds([ordinary.network, octave.network], clips[0])
-        _write(args, ordinary, octave, alpha, rows, seconds, num_clips=len(measured), num_held_out=len(held_out))
+            teaching = taught_on(videos, measured, held_out, unreadable)
+            made = _distilled(args, ordinary, _best(steps).network, teaching, kept.key)
+            steps.append(_step(f"octave, taught for {args.epochs} epochs", made, held_out, wanted))
+        best = _best(steps)
+        if best is not steps[-1]:
+            say(f"kept: {best.name}. {_why(best, steps[-1])}")
+        with console.status("measuring times"):
+            seconds = cpu_seconds([ordinary.network, best.network.network], clips[0])
+        compared = f"compared on {len(held_out)} " + (
+            "clips of the one video" if one_video else f"clips of {len(set(held_out.videos))} other videos"
+        )
+        _write(args, ordinary, steps, alpha, seconds, f"{len(measured)} clips without labels, {compared}")
     print((args.output / "report.md").read_text(encoding="utf-8"))
     return 0
 
@@ -176,22 +183,19 @@ def _trained(args: argparse.Namespace) -> Trained:
     return trained_checkpoint(find_checkpoint(args.network, args.runs_dir))
 
 
-def _shared_out(clips: Clips) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Clips to measure on, and clips to compare scores on."""
-    if len(clips) < 2 * _HELD_OUT:
-        return clips, clips
-    return clips.take(n for n in range(len(clips)) if n % _HELD_OUT), clips[::_HELD_OUT]
-
-
 def _alpha(
-    args: argparse.Namespace, ordinary: Trained, clips: Sequence[Tensor], options: dict[str, Any], kept: _Kept
+    args: argparse.Namespace, ordinary: Trained, clips: Sequence[Tensor], options: dict[str, Any], kept: Kept
 ) -> float | dict[str, float]:
     """The alpha that is asked for, or that has the cost or time that is."""
     if args.cost is None and args.time is None:
         return args.alpha
 
     def measure(alpha: float) -> float:
-        octave = convert(ordinary, clips, alpha, args.octave, **kept.options(options | {"refit": "none"}))
+        # With one share for all layers, cost and time are known without any clip; a budget is that of even shares.
+        if args.cost is not None or args.spread == "even":
+            octave = untouched(ordinary, alpha, args.octave)
+        else:
+            octave = convert(ordinary, clips, alpha, args.octave, **kept.options(options | {"refit": "none"}))
         if args.cost is not None:
             return share_of_multiply_adds(octave, ordinary)
         own, octaves = cpu_seconds([ordinary.network, octave.network], clips[0])
@@ -201,63 +205,73 @@ def _alpha(
     try:
         return kept.once("alpha", lambda: alpha_for(wanted, measure))
     except UserError as error:
+        kept.drop()
         raise UserError(f"--{name}: {error}") from error
 
 
-class _Kept:
-    """What is done of a conversion, in a file of the folder until it is whole."""
+# -- steps, compared -----------------------------------------------------------------------------------------
 
-    def __init__(self, args: argparse.Namespace, videos: Sequence[str], ordinary: Trained) -> None:
-        asked = {key: value for key, value in vars(args).items() if key not in ("debug", "overwrite", "compare")}
-        key = hashlib.sha256(repr((sorted(asked.items(), key=str), videos)).encode())
-        for value in ordinary.network.state_dict().values():
-            key.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        self.key = key.hexdigest()
-        self._file = args.output / _STATE
-        self._states: dict[str, Any] = {}
-        self._written = time.monotonic()
 
-    def __enter__(self) -> _Kept:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        if self._file.exists():
-            held = torch.load(self._file, weights_only=True)
-            self._states = held["states"] if held["key"] == self.key else {}
-        return self
+def _ways(args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """The networks to make without training, by their names in the report: options of each, the last one as asked."""
+    ways = {}
+    if args.choose != "last":
+        ways["octave, last channels low"] = {"choose": "last", "spread": "even", "refit": "none"}
+    ways["octave, before fitting"] = {"refit": "none"}
+    if args.compare and args.refit == "weights":
+        ways["octave, norms fitted"] = {"refit": "norms"}
+    if args.refit != "none":
+        ways[f"octave, {args.refit} fitted"] = {"refit": args.refit}
+    return ways
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._file.unlink(missing_ok=True)
-        else:
-            self._write()
 
-    def options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of a `Calibration` that goes on where an earlier one was."""
-        name = options.get("refit", "")
-        begun = {"spectrum": self._states.get("spectrum"), **self._states.get(name, {})}
+class _Step(NamedTuple):
+    """A network on the way.
 
-        def keep(state: dict[str, Any]) -> None:
-            self._states["spectrum"] = state.get("spectrum")
-            if "fitted" in state:
-                self._states[name] = {key: value for key, value in state.items() if key != "spectrum"}
-            if time.monotonic() - self._written > _KEEP_EVERY_S:
-                self._write()
+    Args:
+        name: of the step.
+        network: what it gave.
+        same: clips with the ordinary network's best class, in words.
+        error: squared error of the ordinary network's logits, over their spread.
+    """
 
-        return {**options, "keep": keep, "begun": {key: value for key, value in begun.items() if value is not None}}
+    name: str
+    network: Trained
+    same: str
+    error: float
 
-    def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """What `find` gives, or gave before: times that are measured again differ."""
-        if name not in self._states:
-            self._states[name] = find()
-            self._write()
-        return self._states[name]
 
-    def _write(self) -> None:
-        with whole_file(self._file) as part:
-            torch.save({"key": self.key, "states": self._states}, part)
-        self._written = time.monotonic()
+def _step(name: str, network: Trained, clips: Sequence[Tensor], wanted: Tensor) -> _Step:
+    """A step, compared with the ordinary network's logits (M, K)."""
+    logits = logits_of(network.network, clips)
+    same = int((logits.argmax(1) == wanted.argmax(1)).sum())
+    spread = (wanted - wanted.mean(0)).square().sum() if len(wanted) > 1 else wanted.var() * wanted.numel()
+    error = float((logits - wanted).square().sum() / spread.clamp_min(1e-30))
+    return _Step(name, network, f"{same} of {len(clips)} ({100 * same / len(clips):.0f} %)", error)
+
+
+def _best(steps: Sequence[_Step]) -> _Step:
+    """The nearest to the ordinary network by logits: less of them is chance than of best classes. If equal the last."""
+    return min(reversed(steps), key=lambda step: step.error if math.isfinite(step.error) else math.inf)
+
+
+def _why(best: _Step, last: _Step) -> str:
+    """Why a step is not the last one."""
+    return (
+        f'After the step "{last.name}" the network agrees less with the ordinary one: squared error {last.error:.3g} '
+        f"in place of {best.error:.3g}. More clips, of more videos, may help"
+    )
 
 
 # -- training on ---------------------------------------------------------------------------------------------
+
+
+def taught_on(
+    videos: Sequence[str], measured: Clips, held_out: Clips, unreadable: Sequence[tuple[str, str]]
+) -> list[str]:
+    """All videos that can be read but those that scores are compared on."""
+    left_out = {path for path, _ in unreadable} | (set(held_out.videos) - set(measured.videos))
+    return [video for video in videos if video not in left_out]
 
 
 def _distilled(
@@ -302,31 +316,17 @@ def _distilled(
 # -- what is written -----------------------------------------------------------------------------------------
 
 
-def _rows(ordinary: Trained, made: dict[str, Trained], clips: Sequence[Tensor]) -> list[tuple[str, str, str]]:
-    """Of each step: clips with the ordinary network's best class, and how far logits are."""
-    wanted = logits_of(ordinary.network, clips)
-    spread = (wanted - wanted.mean(0)).square().sum() if len(wanted) > 1 else wanted.var() * wanted.numel()
-    rows = []
-    for name, trained in made.items():
-        logits = logits_of(trained.network, clips)
-        same = int((logits.argmax(1) == wanted.argmax(1)).sum())
-        error = float((logits - wanted).square().sum() / spread.clamp_min(1e-30))
-        rows.append((name, f"{same} of {len(clips)} ({100 * same / len(clips):.0f} %)", f"{error:.3f}"))
-    return rows
-
-
 def _write(
     args: argparse.Namespace,
     ordinary: Trained,
-    octave: Trained,
+    steps: Sequence[_Step],
     alpha: float | dict[str, float],
-    rows: Iterable[Sequence[str]],
     seconds: Sequence[float],
-    *,
-    num_clips: int,
-    num_held_out: int,
+    measured_on: str,
 ) -> None:
     folder: Path = args.output
+    best = _best(steps)
+    octave = best.network
     report = report_of(octave)
     calibration = report.calibration
     assert calibration is not None
@@ -336,19 +336,21 @@ def _write(
     details, low = channels_of(octave)
     draw_spectrum(picture, details, low, title=f"{ordinary.source.split(' with ')[0]}: detail of channels by layer")
     cost = share_of_multiply_adds(octave, ordinary)
+    rows = [(step.name, step.same, f"{step.error:.3f}") for step in steps]
     table = markdown(("network", "same best class", "squared error of logits"), rows)
+    kept = [] if best is steps[-1] else [f"Kept: {best.name}. {_why(best, steps[-1])}.", ""]
     times = f"{1000 * seconds[1]:.1f} ms a clip, the ordinary network {1000 * seconds[0]:.1f}"
-    fitted = f"Layers were fitted on {calibration.num_fitted_on} of them." if calibration.fitted else ""
-    compared = f"compared on {num_held_out} others" if num_held_out < num_clips else "compared on the same"
+    fitted = f"Layers were fitted on {calibration.num_fitted_on} of the former." if calibration.fitted else ""
     shares = f"{alpha:.3g}" if isinstance(alpha, float) else json_text(alpha)
     lines = [
         f"# {folder.name}",
         "",
         f"{ordinary.source}, at alpha {shares} ({len(report.layers)} octave convolutions).",
-        f"Measured on {num_clips} clips without labels, {compared}. {fitted}",
+        f"Measured on {measured_on}. {fitted}",
         "",
         table,
         "",
+        *kept,
         f"- multiply-adds: {100 * cost:.1f} % of the ordinary network's",
         f"- CPU time here, float32, prepared, one thread: {100 * seconds[1] / seconds[0]:.0f} % ({times})",
         f"- channels chosen in {len(calibration.orders)} of {len(calibration.shares)} groups of layers",

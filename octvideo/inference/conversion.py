@@ -35,6 +35,7 @@ _VIEWS = {
 }  # fmt: skip
 # Builders of ours that have a hub network's keys and scores.
 _OURS = {"c2d_r50": "c2d_r50", "i3d_r50": "i3d_r50", "slow_r50": "slow_r50", "slowfast_r50": "slowfast_8x8_r50"}
+_HELD_OUT = 5  # of so many videos one is left for the comparison of scores
 # What `Calibration` knows of each: choose, spread, refit.
 CHOICES = {name: get_args(hint) for name, hint in get_type_hints(Calibration).items() if get_origin(hint) is Literal}
 
@@ -131,24 +132,40 @@ class Clips(Sequence[Tensor]):
 
     Args:
         pixels: uint8 (1, 3, T, H, W) each.
+        videos: the path of each one's video.
         mean, std: per channel, of pixels scaled to [0, 1].
     """
 
-    def __init__(self, pixels: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> None:
-        self._pixels, self._mean, self._std = pixels, mean, std
+    def __init__(
+        self, pixels: Sequence[Tensor], videos: Sequence[str], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self.pixels, self.videos, self._mean, self._std = pixels, videos, mean, std
         self._normalise = Normaliser(mean, std, torch.device("cpu"))
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self.pixels)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
-        return self._normalise(self._pixels[index])
+        return self._normalise(self.pixels[index])
 
     def take(self, indices: Iterable[int]) -> Clips:
         """Some of them."""
-        return Clips([self._pixels[n] for n in indices], self._mean, self._std)
+        taken = list(indices)
+        return Clips([self.pixels[n] for n in taken], [self.videos[n] for n in taken], self._mean, self._std)
+
+    def shared_out(self) -> tuple[Clips, Clips]:
+        """Clips to work on, and others to compare scores on: all of every fifth video. Clips of a video are alike, so
+        that those of a single one, the last fifth, say little; and one clip has to do for both.
+        """
+        held = set(list(dict.fromkeys(self.videos))[::_HELD_OUT])
+        if held != set(self.videos):
+            is_held = [video in held for video in self.videos]
+        else:
+            is_held = [n >= len(self) - max(1, len(self) // _HELD_OUT) for n in range(len(self))]
+        compared = self.take(n for n, is_one in enumerate(is_held) if is_one)
+        return self.take(n for n, is_one in enumerate(is_held) if not is_one or len(self) == 1), compared
 
 
 class Frames(Sequence[Tensor]):
@@ -195,15 +212,17 @@ def read_clips(
     each = max(1, count // len(chosen))
     views = replace(trained.views, num_clips=each, num_crops=1)
     pixels: list[Tensor] = []
+    sources: list[str] = []
     unreadable = []
     for video in watch(chosen):
         try:
             pixels += read_views(video, views).split(1)
+            sources += [video] * (len(pixels) - len(sources))
         except VideoReadError as error:
             unreadable.append((video, error.reason))
     if not pixels:
         raise UserError(f"none of {len(chosen)} videos can be read, the first for {unreadable[0][1]}")
-    return Clips(pixels, trained.mean, trained.std), unreadable
+    return Clips(pixels, sources, trained.mean, trained.std), unreadable
 
 
 # -- conversion ----------------------------------------------------------------------------------------------
@@ -250,6 +269,19 @@ def convert(
     inner = _inner(network)
     inner.load_state_dict(made.state_dict())
     inner.meta["octave"] = made.octave_report
+    return replace(trained, network=network.eval())
+
+
+def untouched(trained: Trained, alpha: float | Mapping[str, float], octave: Mapping[str, Any]) -> Trained:
+    """What `convert` gives, but for its weights, which are the ordinary network's: to know what it costs.
+
+    Args:
+        trained, alpha, octave: of `convert`.
+    """
+    octave = {"octave_downsample": "keep", **octave}
+    init_args = {**trained.built_from["init_args"], "downsample": "stride", "octave": octave}
+    network = _built(trained, {**init_args, "alpha": alpha})
+    network.load_state_dict(trained.network.state_dict())
     return replace(trained, network=network.eval())
 
 

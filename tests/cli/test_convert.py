@@ -13,9 +13,11 @@ import torch
 import torchvision
 import yaml
 
+from octvideo.cli.convert import taught_on
+from octvideo.cli.convert_state import Kept
 from octvideo.errors import UserError
 from octvideo.inference.checkpoint import network_of_checkpoint
-from octvideo.inference.conversion import alpha_for, trained_by_name
+from octvideo.inference.conversion import Clips, Trained, alpha_for, convert, trained_by_name, trained_checkpoint
 from octvideo.models import frame_network, i3d_small
 from octvideo.octave import count_cost, octavize
 from octvideo.training.checkpoint_block import make_block
@@ -24,6 +26,9 @@ from octvideo.video import ViewSettings
 from .conftest import Cli
 
 VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=1, short_side_px=32, crop_px=32)
+
+
+HEAD = "blocks.6.proj.bias"
 
 
 def save(network: torch.nn.Module, path: Path) -> None:
@@ -56,7 +61,7 @@ def test_a_run_becomes_an_octave_run(octvideo: Cli, own: Path, tiny_data: Path) 
     for step in ("last channels low", "before fitting", "norms fitted", "weights fitted"):
         assert f"| octave, {step} |" in out
     assert {file.name for file in folder.iterdir()} == {
-        "checkpoints", "config.yaml", "layers.json", "report.md", "spectrum.png",
+        "checkpoints", "config.yaml", "layers.json", "report.md", "spectrum.png", "spectrum.pt",
     }  # fmt: skip
     layers = json.loads((folder / "layers.json").read_text())
     assert layers["cost"] < 0.95 and all(layer["low"] for layer in layers["layers"].values())
@@ -86,11 +91,11 @@ def test_an_interrupted_command_goes_on(
     words = ("convert", "own", "--data", tiny_data / "train", "--num_clips", 4, "--refit", "norms")
     octvideo(*words, "-o", "runs/whole")
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("octvideo.cli.convert._rows", interrupted)
+        patch.setattr("octvideo.cli.convert.draw_spectrum", interrupted)
         said = octvideo(*words, "-o", "runs/parts", code=130)[1]
     assert "the same command goes on" in said and Path("runs/parts/unfinished.pt").exists()
     measured = []
@@ -151,6 +156,89 @@ def test_folders_that_would_lose_something_are_refused(octvideo: Cli, own: Path)
     assert "is a file" in octvideo("convert", "own", "--data", ".", "-o", "file", code=2)[1]
 
 
+def test_a_goal_out_of_reach_leaves_no_folder(octvideo: Cli, own: Path, tiny_data: Path) -> None:
+    words = ("convert", "own", "--data", tiny_data / "train", "--num_clips", 4, "-o", "new/oct", "--cost", ".1")
+    assert "--cost: got 0.1, but at alpha 0.75 it is" in octvideo(*words, code=2)[1]
+    assert not Path("new").exists()
+
+
+def kept(folder: str, trained: Trained, clips: Clips, asked: Any = None) -> Kept:
+    return Kept(Path(folder), asked or {}, {}, trained, clips, seed=0)
+
+
+@pytest.fixture
+def some_clips() -> Clips:
+    """Of five videos, the last one shorter."""
+    videos = [name for name in "abcde" for _ in range(3)][:-1]
+    return Clips(
+        [torch.randint(0, 256, (1, 3, 4, 8, 8), dtype=torch.uint8) for _ in videos], videos, [0.5] * 3, [0.2] * 3
+    )
+
+
+def test_what_was_measured_is_there_for_another_goal(own: Path, some_clips: Clips) -> None:
+    trained = trained_checkpoint(own)
+    with kept("new/oct", trained, some_clips, {"alpha": 0.25}) as first:
+        first.options({"refit": "norms"})["keep"]({"spectrum": {"num_clips": 14}, "fitted": {}})
+    assert {path.name for path in Path("new/oct").iterdir()} == {"spectrum.pt"}
+    with kept("new/oct", trained, some_clips, {"alpha": 0.5}) as second:
+        assert second.options({"refit": "norms"})["begun"] == {"spectrum": {"num_clips": 14}}
+        second.drop()
+    assert Path("new/oct/spectrum.pt").exists()  # it was there before
+    with kept("new/oct", trained, some_clips[1:], {"alpha": 0.5}) as other:
+        assert other.options({})["begun"] == {}
+
+
+def test_what_was_fitted_is_for_the_same_command_alone(own: Path, some_clips: Clips) -> None:
+    trained = trained_checkpoint(own)
+    for alpha, there in ((0.25, False), (0.25, True), (0.5, False)):
+        with pytest.raises(KeyboardInterrupt), kept("oct", trained, some_clips, {"alpha": alpha}) as one:
+            assert ("fitted" in one.options({"refit": "norms"})["begun"]) == there
+            if alpha == 0.25:
+                one.options({"refit": "norms"})["keep"]({"spectrum": {"num_clips": 14}, "fitted": {"a": {}}})
+            raise KeyboardInterrupt
+    with kept("oct", trained, some_clips, {"alpha": 0.5}) as one:
+        one.drop()
+    with kept("lost", trained, some_clips) as one:
+        one.once("alpha", lambda: 0.3)
+        assert Path("lost").exists()
+        one.drop()
+    assert not Path("lost").exists()
+
+
+def test_no_video_is_on_both_sides(some_clips: Clips) -> None:
+    measured, compared = some_clips.shared_out()
+    assert (len(measured), set(measured.videos), set(compared.videos)) == (11, set("bcde"), {"a"})
+    assert torch.equal(compared[2], some_clips[2]) and torch.equal(measured[0], some_clips[3])
+    assert [len(part) for part in some_clips[1:4].shared_out()] == [1, 2]
+    for count, sizes in ((3, [2, 1]), (1, [1, 1])):  # of a single video
+        assert [len(part) for part in some_clips[:count].shared_out()] == sizes
+
+
+@pytest.mark.slow
+def test_the_nearest_step_is_kept(octvideo: Cli, own: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that went wrong: its weights are not written."""
+
+    def spoilt(trained: Trained, clips: Any, alpha: Any, octave: Any, **options: Any) -> Trained:
+        made = convert(trained, clips, alpha, octave, **options)
+        if options["refit"] == "norms":
+            made.network.get_parameter(HEAD).data += torch.tensor([9.0, 0.0, 0.0])
+        return made
+
+    monkeypatch.setattr("octvideo.cli.convert.convert", spoilt)
+    words = ("convert", "own", "--data", tiny_data / "train", "--num_clips", 4, "--refit", "norms", "-o", "oct")
+    out, err = octvideo(*words, "--choose", "last")
+    said = 'After the step "octave, norms fitted" the network agrees less with the ordinary one'
+    assert said in out and f"kept: octave, before fitting. {said}" in err
+    written = network_of_checkpoint("oct/checkpoints/converted.ckpt")[0].state_dict()
+    assert torch.equal(written[HEAD], network_of_checkpoint(own)[0].state_dict()[HEAD])
+
+
+def test_those_that_scores_are_compared_on_do_not_teach(some_clips: Clips) -> None:
+    measured, compared = some_clips.shared_out()
+    assert taught_on([*"abcdef"], measured, compared, [("c", "broken")]) == [*"bdef"]
+    assert taught_on(["a"], *some_clips[:3].shared_out(), []) == ["a"]
+
+
 @pytest.mark.slow
 def test_a_command_goes_on_with_its_own_network_and_alpha(
     octvideo: Cli, own: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
@@ -177,10 +265,10 @@ def test_a_command_goes_on_with_its_own_network_and_alpha(
     measured = []
     for seed in (0, 1):
         with monkeypatch.context() as patch:
-            patch.setattr("octvideo.cli.convert._rows", interrupted)
+            patch.setattr("octvideo.cli.convert._step", interrupted)
             octvideo(*words[:-4], "-o", "other", "--refit", "none", code=130)
-        states = torch.load("other/unfinished.pt")["states"]
-        measured.append(next(iter(states["spectrum"]["losses"].values()))["detail"])
+        states = torch.load("other/spectrum.pt")["states"]
+        measured.append(next(iter(states["losses"].values()))["detail"])
         network = network_of_checkpoint(own)[0]
         torch.manual_seed(seed)
         for parameter in network.parameters():
@@ -211,11 +299,14 @@ def test_the_ordinary_network_teaches(octvideo: Cli, own: Path, tiny_data: Path)
     assert changed and not any("running" in key for key in changed)
 
 
-def test_broken_videos_are_left_out_aloud(octvideo: Cli, own: Path, tiny_data: Path) -> None:
+def test_broken_videos_a_single_one_and_few_clips_are_told(octvideo: Cli, own: Path, tiny_data: Path) -> None:
     Path("broken.mp4").write_bytes(b"no video")
     good = next((tiny_data / "test").rglob("*.mp4"))
-    _, err = octvideo("convert", "own", "--data", "broken.mp4", good, "-o", "oct", "--num_clips", 4, "--refit", "none")
+    words = ("convert", "own", "--data", "broken.mp4", good, good, "-o", "oct", "--num_clips", 10, "--refit", "none")
+    out, err = octvideo(*words)
     assert "left out, can't be read: broken.mp4" in err
+    assert "one video alone" in err and "warning: 4 clips to measure on" in err
+    assert "Measured on 4 clips without labels, compared on 1 clips of the one video" in out
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 # Low are the channels whose loss does least to the output, or that lose least themselves. The others are there to
 # compare with: the last ones (as in networks that are to be trained), the first, at random, those that lose most.
@@ -32,7 +33,8 @@ class Calibration:
 
     Args:
         clips: what the network takes, each one call: (1, C, T, H, W), (1, C, H, W), or lists of pathways; or one Tensor
-            (N, ...). Some 200 do; labels are not needed.
+            (N, ...). Some 200 do; labels are not needed. They may lie on another device than the network, and have
+            another floating-point type.
         choose: which channels are low: those whose loss does least to the output ("output"), or that lose least
             themselves ("detail"); "last", as without clips. "first", "random" and "worst" are there to compare with.
         spread: "even" gives every layer the share asked for; "budget" gives layers that lose less a larger one, for as
@@ -66,15 +68,66 @@ class Calibration:
         if not len(self.clips):
             raise ValueError("calibration: got no clip, expected some 200 of the kind that the network will see")
 
-    @property
-    def calls(self) -> Sequence[Any]:
-        """The clips, each as the network takes it."""
-        return self.clips.split(1) if isinstance(self.clips, Tensor) else self.clips
+    def on(self, model: nn.Module) -> Calibration:
+        """The same with clips as this network takes them.
+
+        Raises:
+            ValueError: the network's weights or statistics hold NaN or infinity.
+        """
+        for name, value in model.state_dict().items():
+            if not value.isfinite().all():
+                raise ValueError(f"calibration: {name} of the network holds NaN or infinity, expected trained weights")
+        like = next((parameter for parameter in model.parameters()), torch.zeros(()))
+        return replace(self, clips=Calls(self.clips, like))
 
     def done(self, state: dict[str, Any], name: str, value: Any) -> None:
         """Keeps what is done of a step."""
         state[name] = value
         self.keep(state)
+
+
+class Calls(Sequence[Any]):
+    """Clips as a network takes them, made when they are asked for: with its device and type, and its own to change.
+
+    Args:
+        clips: of `Calibration`.
+        like: a parameter of the network.
+        indices: which of them; None is all.
+    """
+
+    def __init__(self, clips: Sequence[Any] | Tensor, like: Tensor, indices: Sequence[int] | None = None) -> None:
+        self._clips, self._like = clips, like
+        self._indices = range(len(clips)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: Any) -> Any:
+        """One clip.
+
+        Raises:
+            ValueError: it is no Tensor, nor a list of some, or holds integers, NaN or infinity.
+        """
+        index = self._indices[place]
+        clip = self._clips[index : index + 1] if isinstance(self._clips, Tensor) else self._clips[index]
+        return self._own(clip, index)
+
+    def take(self, count: int) -> Calls:
+        """So many, at even distances."""
+        return Calls(self._clips, self._like, [self._indices[n * len(self) // count] for n in range(count)])
+
+    def _own(self, clip: Any, index: int) -> Any:
+        if isinstance(clip, list | tuple):
+            return [self._own(part, index) for part in clip]
+        if not isinstance(clip, Tensor) or not clip.is_floating_point():
+            got = clip.dtype if isinstance(clip, Tensor) else type(clip).__name__
+            raise ValueError(
+                f"calibration: a clip holds {got}, expected what the network takes, floating point, no labels"
+            )
+        if not clip.isfinite().all():
+            raise ValueError(f"calibration: clip {index} holds NaN or infinity")
+        # Some networks change what they are given in place.
+        return clip.detach().to(self._like.device, self._like.dtype, copy=True)
 
 
 @dataclass

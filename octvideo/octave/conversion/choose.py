@@ -17,13 +17,13 @@ from octvideo.octave.conversion.roles import Network
 from octvideo.octave.conversion.solve import PartitionSolver, Solution
 from octvideo.octave.conversion.spectrum import Spectrum, measure_spectrum
 from octvideo.octave.conversion.value_classes import Shares, ValueClass
-from octvideo.octave.conversion.walk import copy_of, in_eval, tensors_of
+from octvideo.octave.conversion.walk import in_eval, tensors_of
 from octvideo.octave.factor import as_factor
 from octvideo.octave.partition import Partition
 
 _ROUNDING = 1e-3  # of outputs, before and after channels change places: sums run in another order
 _VECTOR = 8  # channels that change sides at once: half a vector of float32, a whole one in 16 bits on a GPU
-_MOST = 0.75  # of a class's channels
+_MOST = 0.75  # of a class's channels, where less is asked for
 
 
 def channel_order(loss: ChannelLoss, rule: Rule, generator: torch.Generator) -> tuple[int, ...]:
@@ -67,6 +67,7 @@ def spread_shares(
     budget: float,
     *,
     fixed: Mapping[str, float],
+    even: Mapping[str, float],
     multiple: int = 1,
 ) -> dict[str, float]:
     """Low shares of each class: vectors of channels go low where they lose least for each multiply-add that they save,
@@ -75,18 +76,21 @@ def spread_shares(
     Args:
         costs: of all convolutions.
         losses: of each class, its channels' (C,).
-        budget: multiply-adds of these convolutions.
+        budget: multiply-adds of these convolutions, no less than at `even`.
         fixed: shares of other classes, which stay.
+        even: shares of each class that keep the budget.
         multiple: of the channels of both parts.
 
     Returns:
-        Shares of the classes of `losses`; all at their most where the budget is out of reach.
+        Shares of the classes of `losses`.
     """
     costs = list(costs)
     touched = {name: [cost for cost in costs if name in (cost.source, cost.target)] for name in losses}
     lost = {name: torch.cat([loss.new_zeros(1), loss.sort().values.cumsum(0)]) for name, loss in losses.items()}
     shares: dict[str, float] = {**fixed, **dict.fromkeys(losses, 0.0)}
     counts = dict.fromkeys(losses, 0)
+    # With as many as of the even shares, so that the budget is in reach.
+    most = {name: max(int(_MOST * len(loss)), round(even[name] * len(loss))) for name, loss in losses.items()}
     total = sum(cost.at(shares) for cost in costs)
 
     def gain(name: str, more: int) -> tuple[float, float]:
@@ -104,9 +108,13 @@ def spread_shares(
             step = -(-step // multiple) * multiple
             # A few vectors at once, too: the first ones save little where the other side of a layer is low already.
             for more in (step, 2 * step, 4 * step):
-                if counts[name] + more <= _MOST * len(loss):
+                if counts[name] + more <= most[name]:
                     saved, price = gain(name, more)
                     moves.append((price, name, more, saved))
+            left = most[name] - counts[name]
+            if 0 < left < step and most[name] > _MOST * len(loss):
+                saved, price = gain(name, left)
+                moves.append((price, name, left, saved))
         if not moves:
             break
         _, name, more, saved = min(moves)
@@ -186,7 +194,7 @@ class ChannelChooser:
             self.model,
             self.traced,
             {name: group.nodes for name, (group, _) in self._groups.items()},
-            self.calibration.calls,
+            self.calibration.clips,  # type: ignore[arg-type]  # of `on`
             begun=None if begun is None else Spectrum.of_state(begun),
             seed=self.calibration.seed,
             watch=lambda indices: self.calibration.watch("measuring channels", indices),
@@ -212,7 +220,7 @@ class ChannelChooser:
             )
         budget = sum(cost.at({**fixed, **even}) for cost in costs)
         losses = {name: spectrum.losses[name].output for name in self._groups}
-        return spread_shares(costs, losses, budget, fixed=fixed, multiple=self._multiple)
+        return spread_shares(costs, losses, budget, fixed=fixed, even=even, multiple=self._multiple)
 
     def _reorder(self, orders: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Gives channels their new places; returns the orders of classes for which that kept the function."""
@@ -261,5 +269,5 @@ class ChannelChooser:
 
     def _outputs(self) -> Tensor:
         with torch.no_grad():
-            output = fx.Interpreter(self.model, graph=self.traced.graph).run(copy_of(self.calibration.calls[0]))
+            output = fx.Interpreter(self.model, graph=self.traced.graph).run(self.calibration.clips[0])
         return torch.cat([x.flatten() for x in tensors_of(output)])

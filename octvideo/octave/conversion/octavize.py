@@ -67,6 +67,7 @@ def _restore(rebuild: Any, args: tuple[Any, ...]) -> OctaveNetwork:
     return OctaveNetwork(args[0], rebuild(*args).graph)
 
 
+@torch.inference_mode(False)  # what is made there can't be differentiated, nor trained on
 def octavize(
     model: nn.Module,
     alpha: Alpha,
@@ -124,8 +125,8 @@ def octavize(
 
     Raises:
         ValueError: if `model` is no ordinary network, an alpha is outside [0, 1], a prefix or class name matches
-            nothing, an option is unknown, the network cannot be traced, or it computes something else in training than
-            in evaluation.
+            nothing, an option is unknown, the network cannot be traced, it computes something else in training than
+            in evaluation, or clips or weights to calibrate with hold NaN or infinity.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
@@ -147,6 +148,7 @@ def octavize(
     asked = calibration if calibration is None or isinstance(calibration, Calibration) else Calibration(calibration)
     chooser, ordinary = None, None
     if asked is not None:
+        asked = asked.on(model)
         state = dict(asked.begun or {})
         chooser = ChannelChooser(asked, model, traced, shares, channel_multiple, state)
         alpha = chooser.choose()

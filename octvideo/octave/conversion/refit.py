@@ -9,6 +9,8 @@ norms     Running statistics are set so that each channel's normalised values ha
           set, new estimates destroy any network.
 weights   Before that, what a convolution's weights have to add so that its results come nearest to the ordinary
           network's (least_squares.py).
+classifier  At the end its bias gets what scores lack on average. Norms see to the mean before the activation, and what
+          an activation makes of smoother values has another mean. At large alphas this is most of the error.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from octvideo.octave.conversion.calibration import Calibration, Refit
+from octvideo.octave.conversion.calibration import Calibration, Calls, Refit
 from octvideo.octave.conversion.conv_form import conv_form
 from octvideo.octave.conversion.least_squares import Problem, Term, fit_weights, is_depthwise
 from octvideo.octave.conversion.walk import Walk, at_least_float32, in_eval
@@ -87,12 +89,21 @@ def refit(
                     fitted[path] = fit_weights(layer, problems, inputs, wanted, seed=calibration.seed)
             layer.load_state_dict(fitted[path], strict=False)
             calibration.done(state, "fitted", {**begun, **fitted})
+        head = _classifier(student)
+        if head is not None and calibration.refit != "none":
+            if head in begun:
+                fitted[head] = begun[head]
+            else:
+                fitted |= _fit_bias(head, here, there)
+            student.get_submodule(head).load_state_dict(fitted.get(head, {}), strict=False)
+            calibration.done(state, "fitted", {**begun, **fitted})
     return fitted, len(clips)
 
 
 def _clips_that_fit(networks: Sequence[fx.GraphModule], calibration: Calibration) -> Sequence[Any]:
     """As many clips, evenly taken, as memory allows."""
-    clips, need = calibration.calls, 1
+    clips, need = calibration.clips, 1
+    assert isinstance(clips, Calls)
     for network in networks:
         walk, peak = Walk(network, [clips[0]]), 0
         for node in walk.nodes:
@@ -100,7 +111,7 @@ def _clips_that_fit(networks: Sequence[fx.GraphModule], calibration: Calibration
             peak = max(peak, walk.live_bytes())
         need += peak
     count = max(1, min(len(clips), calibration.memory_bytes // need))
-    return [clips[n * len(clips) // count] for n in range(count)]
+    return clips.take(count)
 
 
 def _layers(network: fx.GraphModule, how: Refit) -> dict[str, fx.Node]:
@@ -152,6 +163,46 @@ def problems_of(layer: _ConvNd, x: Tensor | Octave) -> list[Problem]:
         if terms:
             problems.append(Problem(target.channels, pool, tuple(terms)))
     return problems
+
+
+# -- the classifier ----------------------------------------------------------------------------------------
+
+
+def _classifier(network: fx.GraphModule) -> str | None:
+    """The path of the last nn.Linear, if it has a bias, and if an octave layer is before it."""
+    if not any(isinstance(module, OctaveLayer) and module.is_octave for module in network.modules()):
+        return None
+    linears = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return linears[-1][0] if linears and linears[-1][1].bias is not None else None
+
+
+@torch.no_grad()
+def _fit_bias(path: str, here: Walk, there: Walk) -> Fitted:
+    """The classifier's new bias; nothing where the outputs are not its scores, (N, K), or for a single clip."""
+    outputs = []
+    for walk in (here, there):
+        walk.go_to(walk.nodes[-1])
+        made = walk.nodes[-1].args[0]
+        outputs.append(walk.values(made) if isinstance(made, fx.Node) else [])
+    ours, theirs = outputs  # (N,K) of each clip
+    bias = here.network.get_submodule(path).bias
+    assert isinstance(bias, nn.Parameter)
+    is_scores = all(isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] == len(bias) for x in (*ours, *theirs))
+    if not is_scores or len(ours) < 2:
+        return {}
+    lacking = torch.stack([(b.double() - a.double()).mean(0) for a, b in zip(ours, theirs, strict=True)])  # (N,K)
+    offset = lacking.mean(0)
+    # Of the mean's square, so much is chance: on few clips, or where little is lacking, little is added.
+    chance = lacking.var(0).sum() / len(lacking)
+    offset = (offset * (1 - chance / offset.square().sum().clamp_min(_TINY)).clamp_min(0)).to(bias)
+    before = bias.clone()
+    bias.add_(offset)
+    moved = here.network(here.clips[0]) - ours[0]
+    fitted = {path: {"bias": bias.clone()}}
+    bias.copy_(before)
+    # Seen, not assumed: a softmax may follow, or another layer.
+    room = 1e-3 * float(offset.abs().max()) + 1e-4 * float(ours[0].abs().max())
+    return fitted if torch.allclose(moved, offset.expand_as(moved), rtol=0, atol=room) else {}
 
 
 # -- norms -------------------------------------------------------------------------------------------------

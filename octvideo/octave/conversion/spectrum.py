@@ -21,7 +21,8 @@ from torch import Tensor, fx, nn
 
 from octvideo.octave.conversion.calibration import ChannelLoss
 from octvideo.octave.conversion.roles import Network, changes_in_place
-from octvideo.octave.conversion.walk import at_least_float32, copy_of, tensors_of
+from octvideo.octave.conversion.value_classes import name_of
+from octvideo.octave.conversion.walk import at_least_float32, tensors_of
 from octvideo.octave.factor import Factor, as_factor
 from octvideo.octave.resample import pool_down
 
@@ -71,8 +72,8 @@ def measure_spectrum(
         model: the network, in eval.
         network: its trace.
         groups: the values of each class, by name.
-        clips: what the network takes, each with a batch axis.
-        begun: an interrupted measurement of the same, to go on with.
+        clips: what the network takes, each with a batch axis; they may be changed.
+        begun: an interrupted measurement, to go on with; of other classes, it is not used.
         seed: of the directions.
         watch: sees the indices of clips go by.
         keep: is given the spectrum after each clip.
@@ -81,14 +82,14 @@ def measure_spectrum(
         The sums over all clips.
 
     Raises:
-        ValueError: `begun` is of other classes, or a clip's output is not finite.
+        ValueError: a clip's output is not finite.
     """
     spectrum = begun or Spectrum()
-    if spectrum.num_clips and not groups.keys() <= spectrum.losses.keys():
-        raise ValueError("calibration: what was begun is of another network, or of other layers")
+    if not groups.keys() <= spectrum.losses.keys():  # at another alpha, other layers have low channels
+        spectrum = Spectrum()
     recorder = _Recorder(model, network, groups)
     for index in watch(range(spectrum.num_clips, len(clips))):
-        recorder.measure(index, clips[index], torch.Generator().manual_seed(seed * 1_000_003 + index), spectrum)
+        recorder.measure(index, clips, torch.Generator().manual_seed(seed * 1_000_003 + index), spectrum)
         spectrum.num_clips += 1
         keep(spectrum)
     return spectrum
@@ -104,14 +105,18 @@ class _Recorder(fx.Interpreter):
         self._values: dict[fx.Node, Tensor] = {}
         self._multiply_adds: dict[str, int] = {}
 
-    def measure(self, index: int, clip: Any, generator: torch.Generator, spectrum: Spectrum) -> None:
+    def measure(self, index: int, clips: Sequence[Any], generator: torch.Generator, spectrum: Spectrum) -> None:
         """Adds one clip to the sums."""
         self._values.clear()
         with torch.enable_grad():
-            scores = tensors_of(self.run(_with_gradient(copy_of(clip))))
+            scores = tensors_of(self.run(_with_gradient(clips[index])))
             output = torch.cat([x.reshape(len(x) if x.dim() else 1, -1) for x in scores], 1)  # (N,K)
             if not output.isfinite().all():
-                raise ValueError(f"calibration: the network's output on clip {index} is not finite")
+                where = _first_not_finite(self.module, self._network, clips[index])
+                raise ValueError(
+                    f"calibration: the network's output on clip {index} is not finite; the first value that is not is "
+                    f"that of {where}"
+                )
             signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
             values = list(self._values.values())
             gradients = torch.autograd.grad((output * signs).sum(), values, allow_unused=True)
@@ -125,7 +130,7 @@ class _Recorder(fx.Interpreter):
             if gradient is not None:
                 bound = _squares(at_least_float32(gradient)) * detail * x[0, 0].numel()
                 bound = bound if spread is None else bound / spread.to(x)
-            sums = [each.sum(0).double() for each in (detail, energy, bound)]
+            sums = [each.sum(0).double().cpu() for each in (detail, energy, bound)]
             name = self._group_of[node]
             if name not in spectrum.losses:
                 spectrum.losses[name] = ChannelLoss(*map(torch.zeros_like, sums))
@@ -148,6 +153,29 @@ class _Recorder(fx.Interpreter):
         if changes_in_place(n, self._network):  # the value before is kept, too
             args = (args[0].clone(), *args[1:])
         return args, kwargs
+
+
+@torch.no_grad()
+def _first_not_finite(model: nn.Module, network: Network, clip: Any) -> str:
+    """The first node whose value is not finite, as messages name it."""
+
+    class Found(Exception):  # noqa: N818
+        pass
+
+    class Search(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if not all(x.isfinite().all() for x in tensors_of(result)):
+                raise Found(name_of(n))
+            return result
+
+    search = Search(model, graph=network.graph)
+    search.extra_traceback = False  # it would change the exception's text
+    try:
+        search.run(clip)
+    except Found as found:
+        return str(found)
+    return "its output"
 
 
 def _with_gradient(clip: Any) -> Any:

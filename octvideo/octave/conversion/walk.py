@@ -17,14 +17,14 @@ class Walk:
 
     Args:
         network: in eval.
-        clips: what it takes; each is one call.
+        clips: what it takes; each is one call, and may be changed.
     """
 
     def __init__(self, network: fx.GraphModule, clips: Sequence[Any]) -> None:
         self.network = network
         self.nodes = list(network.graph.nodes)
         self._interpreter = fx.Interpreter(network)
-        self._clips = clips
+        self.clips = clips
         self._values: list[dict[fx.Node, Any]] = [{} for _ in clips]
         self._at = 0
         self._places = {node: place for place, node in enumerate(self.nodes)}
@@ -37,7 +37,7 @@ class Walk:
         for current in self.nodes[self._at : stop]:
             for n, values in enumerate(self._values):
                 if current.op == "placeholder":
-                    values[current] = copy_of(self._clips[n])
+                    values[current] = self.clips[n]
                 elif current.op != "output":
                     self._compute(current, values)
         self._at = max(self._at, stop)
@@ -69,20 +69,6 @@ def in_eval(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def copy_of(clip: Any) -> Any:
-    """A clip that a network may change in place: some do.
-
-    Raises:
-        ValueError: it is no Tensor, nor a list of some, or holds integers.
-    """
-    if isinstance(clip, list | tuple):
-        return [copy_of(part) for part in clip]
-    if not isinstance(clip, Tensor) or not clip.is_floating_point():
-        got = clip.dtype if isinstance(clip, Tensor) else type(clip).__name__
-        raise ValueError(f"calibration: a clip holds {got}, expected what the network takes, floating point, no labels")
-    return clip.detach().clone()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -305,10 +305,73 @@ def test_outputs_may_have_other_forms(net: Net, clips: Tensor, form: str) -> Non
 def test_clips_that_cannot_be_used_are_told(net: Net, clips: Tensor) -> None:
     broken = clips.clone()
     broken[2, 0, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="output on clip 2 is not finite"):
+    with pytest.raises(ValueError, match="clip 2 holds NaN or infinity"):
         converted(net, broken)
+    broken[2] = 1e38  # its sums are infinite
+    with pytest.raises(ValueError, match=r"output on clip 2 is not finite; the first value .* is that of blocks"):
+        converted(net, broken)
+    with_inf = copy.deepcopy(net)
+    with_inf.blocks[1].c_norm.running_var[3] = torch.inf  # type: ignore[index, union-attr]
+    with pytest.raises(ValueError, match=r"blocks\.1\.c_norm\.running_var of the network holds NaN or infinity"):
+        converted(with_inf, clips)
     with pytest.raises(ValueError, match=r"a clip holds torch\.int64, expected what the network takes"):
         converted(net, [(clips[:1], torch.tensor([1]))])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.9, 1.0])
+def test_a_budget_is_kept_at_large_shares(net: Net, clips: Tensor, alpha: float) -> None:
+    shape = (1, 3, 2, 12, 12)
+    even, spread = (
+        count_cost(converted(net, clips[:4], alpha, refit="none", spread=spread), shape).multiply_adds
+        for spread in ("even", "budget")
+    )
+    assert spread <= even
+
+
+def test_fitting_comes_nearer_where_all_channels_are_low(net: Net, clips: Tensor) -> None:
+    """Activations change the mean that norms have set, and scores are off by as much on every clip."""
+    options: dict[str, Any] = {"octave_downsample": "keep", "inverted_residuals": "all"}
+    before, norms, weights = (
+        error(octavize(net, 1.0, calibration=Calibration(clips[:16], refit=refit), **options), net, clips[16:])
+        for refit in ("none", "norms", "weights")
+    )
+    assert weights < norms < before
+
+
+def test_a_classifiers_bias_takes_what_scores_lack(net: Net, clips: Tensor) -> None:
+    octave = converted(net, clips, refit="norms")
+    assert "head" in octave.octave_report.calibration.fitted
+    with torch.no_grad():
+        lacking = net(clips) - octave(clips)
+    assert lacking.mean(0).abs().max() < 0.2 * lacking.std(0).max()  # all but chance
+    with_softmax = converted(nn.Sequential(net, nn.Softmax(1)), clips, refit="norms")
+    assert torch.equal(with_softmax.get_parameter("0.head.bias"), net.head.bias)
+    assert "head" not in converted(net, clips[:1], refit="norms").octave_report.calibration.fitted
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_works_where_gradients_are_off(net: Net, clips: Tensor, mode: Any) -> None:
+    with mode():
+        octave = converted(copy.deepcopy(net), clips[:4].clone())
+    expected = converted(net, clips[:4])
+    assert all(torch.equal(x, y) for x, y in zip(octave.state_dict().values(), expected.state_dict().values()))  # noqa: B905
+    octave(clips[:1]).sum().backward()  # it can be trained on
+    assert octave.get_parameter("head.weight").grad is not None
+
+
+def test_clips_may_have_another_type_than_the_network(net: Net, clips: Tensor) -> None:
+    octave, expected = converted(net, clips[:4].double()), converted(net, clips[:4])
+    assert torch.equal(octave(clips), expected(clips))
+    double = converted(copy.deepcopy(net).double(), clips[:4])
+    assert double.get_parameter("head.weight").dtype == torch.float64
+    torch.testing.assert_close(double(clips.double()).float(), expected(clips), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_clips_may_lie_on_another_device_than_the_network(net: Net, clips: Tensor) -> None:
+    octave = converted(copy.deepcopy(net).cuda(), clips)
+    assert octave.get_parameter("head.weight").is_cuda
+    assert error(octave.cpu(), net, clips) < 1.2 * error(converted(net, clips), net, clips)
 
 
 def test_clips_need_no_slices(net: Net, clips: Tensor) -> None:
@@ -340,8 +403,8 @@ def test_what_was_begun_of_other_channels_is_not_taken(net: Net, clips: Tensor) 
     assert states[-1]["fitted"]
     octave, expected = converted(net, clips, begun=states[-1]), converted(net, clips)
     assert torch.equal(octave(clips), expected(clips))
-    with pytest.raises(ValueError, match="begun is of another network"):
-        converted(nn.Sequential(net.stem, nn.Conv3d(8, 8, 1), nn.Conv3d(8, 8, 1)), clips, begun=states[-1])
+    again, expected = (converted(net, clips, {"": 0.5}, begun=begun, refit="none") for begun in (states[-1], None))
+    assert torch.equal(again(clips), expected(clips))  # the stem has low channels, too, of which nothing was measured
 
 
 def test_reported_shares_are_those_that_are_stored(net: Net, clips: Tensor) -> None:
