@@ -23,10 +23,12 @@ from octvideo.inference.segments import Segment, SegmentSettings
 from octvideo.inference.timeline import Timeline
 from octvideo.json_lines import JsonLines, Words
 from octvideo.progress import Progress
-from octvideo.video import FileFrames, LiveFrames, VideoReadError, is_address, is_camera, is_live, open_address, shown
+from octvideo.video import FileFrames, LiveFrames, VideoReadError
+from octvideo.video.addresses import is_address, is_camera, is_live, open_address, shown
 
 _RESULTS = "octvideo timeline, live 1"
 _WORDS = Words("file of window scores of a stream", "another model, or of other settings", "name another file")
+_STOPPED = "stopped: all windows and segments until now are written"
 _SIGTERM = 143  # what a shell says of a program that ended by it
 
 
@@ -138,8 +140,9 @@ def score_live(
         except KeyboardInterrupt as error:
             ended = "stopped"
             if isinstance(error, _Terminated):
+                print(_STOPPED, file=sys.stderr)
                 return _SIGTERM
-            raise KeyboardInterrupt("stopped: all windows and segments until now are written") from None
+            raise KeyboardInterrupt(_STOPPED) from None
         except Exception as error:
             ended = str(error)
             raise

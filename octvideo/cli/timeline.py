@@ -35,7 +35,8 @@ from octvideo.inference.segments import Segment, SegmentSettings, find_segments
 from octvideo.inference.timeline import Timeline, WindowScores
 from octvideo.json_lines import JsonLines, Words
 from octvideo.progress import Progress
-from octvideo.video import FileFrames, VideoReadError, is_address, shown
+from octvideo.video import FileFrames, VideoReadError
+from octvideo.video.addresses import is_address, shown
 
 STOPPED = "stopped: the same command goes on where scores go into a file (-o)"
 _RESULTS = "octvideo timeline 1"

@@ -11,7 +11,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from octvideo.inference.timeline import Timeline, WindowScores
-from octvideo.video import LiveFrame, LiveFrames, Window, frame_windows
+from octvideo.video import LiveFrames, Window, frame_windows
+from octvideo.video.live import LiveFrame
 
 
 @dataclass(frozen=True)

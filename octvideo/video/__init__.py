@@ -19,9 +19,8 @@ checking.py    whether a file can be read to its end
 ffmpeg_libraries.py  PyAV's FFmpeg, lent to torchcodec
 """
 
-from octvideo.video.addresses import Transport, is_address, is_camera, is_live, open_address, shown
 from octvideo.video.frames import Frames, Resize, Source, VideoArray, VideoBytes, VideoReadError
-from octvideo.video.live import LiveFrame, LiveFrames, Watch
+from octvideo.video.live import LiveFrames
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
 from octvideo.video.streaming import FileFrames, FrameSource, GivenFrames, TimedFrame
@@ -37,34 +36,26 @@ __all__ = [
     "FrameSource",
     "Frames",
     "GivenFrames",
-    "LiveFrame",
     "LiveFrames",
     "Resize",
     "ShortVideo",
     "Source",
     "TimedFrame",
-    "Transport",
     "VideoArray",
     "VideoBytes",
     "VideoReadError",
     "VideoViews",
     "ViewSettings",
-    "Watch",
     "Window",
     "clip_span",
     "crop_and_resize",
     "decode_views",
     "evaluation_crops",
     "frame_windows",
-    "is_address",
-    "is_camera",
-    "is_live",
-    "open_address",
     "random_clip",
     "read_frames",
     "read_views",
     "resize_short_side",
-    "shown",
     "uniform_clips",
     "window_views",
 ]

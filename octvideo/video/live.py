@@ -43,6 +43,7 @@ _BACK_SEC = 1.0  # a stream's clock that goes back so far has started again
 _LEAST_SEC = 0.001
 _FIRST_WAIT_SEC = 0.5
 _STEADY_SEC = 10.0  # a connection that lasts so long ends a row of attempts
+_WITHOUT_TIMES = frozenset({"mpjpeg", "mjpeg", "h264", "hevc", "m4v"})
 _NO_PICTURE = 3.0  # times the timeout: data come, but none that give a picture
 
 
@@ -113,7 +114,10 @@ class AvConnection:
         except BaseException:
             self._container.close()
             raise
-        self.rate: Fraction | None = self._stream.average_rate or self._stream.guessed_rate or self._stream.base_rate
+        # For formats without times FFmpeg makes some up, as of 25 frames a second.
+        self._has_times = self._container.format.name not in _WITHOUT_TIMES
+        stated = self._stream.average_rate or self._stream.guessed_rate or self._stream.base_rate
+        self.rate: Fraction | None = stated if self._has_times else None
         self.has_end = self._container.duration is not None
         self._colours, self._came = Colours(shown(url)), (watch.seconds(), watch.wall())  # of the newest packet
 
@@ -145,7 +149,9 @@ class AvConnection:
             yield self._arrival(frame, *self._came)
 
     def _arrival(self, frame: av.VideoFrame, seconds: float, wall: float) -> Arrival:
-        time_sec = None if frame.pts is None or frame.time_base is None else float(frame.pts * frame.time_base)
+        time_sec = None
+        if self._has_times and frame.pts is not None and frame.time_base is not None:
+            time_sec = float(frame.pts * frame.time_base)
         return Arrival(time_sec, seconds, wall, lambda: self._colours.rgb(frame, ()))
 
 
@@ -363,7 +369,8 @@ class LiveFrames:
         self._short_side_px, self._timeout_sec, self._say = short_side_px, timeout_sec, say
         self._longest_wait_sec, self._give_up_sec, self._for_sec = longest_wait_sec, give_up_sec, for_sec
         self._until_wall = math.inf if until_wall is None else until_wall
-        self._moments, self._rate = Moments(), Fraction(25)
+        self._moments = Moments()
+        self._rate: Fraction | None = None
         self._first_sec = self._last_sec = self.watch.seconds()
         self._shape: tuple[int, ...] = ()
         self._is_over = threading.Event()
@@ -468,7 +475,7 @@ class LiveFrames:
 
     def _read_connection(self, connection: Connection) -> Generator[None, None, None]:
         began, is_again = self.watch.seconds(), bool(self.num_frames)
-        self._rate = connection.rate or self._rate
+        self._rate = connection.rate
         for arrival in connection:
             if self._is_over.is_set():
                 return

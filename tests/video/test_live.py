@@ -16,18 +16,9 @@ from torch import Tensor
 
 import octvideo.video.addresses as addresses
 from octvideo.errors import UserError
-from octvideo.video import (
-    FileFrames,
-    LiveFrame,
-    LiveFrames,
-    VideoReadError,
-    Watch,
-    is_address,
-    is_live,
-    open_address,
-    shown,
-)
-from octvideo.video.live import TIME_BASE, Arrival, Moments, NewestFrames, wait_before
+from octvideo.video import FileFrames, LiveFrames, VideoReadError
+from octvideo.video.addresses import is_address, is_live, open_address, shown
+from octvideo.video.live import TIME_BASE, Arrival, AvConnection, LiveFrame, Moments, NewestFrames, Watch, wait_before
 from tests.video.servers import HttpServer, closed_port, http_server, rtsp_server
 
 Encode = Callable[..., Path]
@@ -284,6 +275,18 @@ def test_a_stall_ends_a_connection(server: HttpServer, files: dict[str, Path]) -
         assert [len(list(run)) for run in live.runs()] == [40]
     assert ": no answer for 0.5 s; connecting again" in said[0]
     assert "given up: Server returned 404 Not Found" in str(live.error)
+
+
+def test_pictures_without_times_have_none(server: HttpServer, moving: Moving, encode: Encode, tmp_path: Path) -> None:
+    one = encode(tmp_path / "one.jpg", moving(1, 48, 64), "mjpeg", pix_fmt="yuvj420p").read_bytes()
+    part = b"--next\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(one), one)
+    server.contents["jpegs"] = lambda write: write(part * 5)
+    server.kinds["jpegs"] = "multipart/x-mixed-replace; boundary=next"
+    connection = AvConnection(server.url("jpegs"), 10, "tcp", Watch())
+    found = [arrival for arrival in itertools.islice(connection, 3) if arrival is not None]
+    connection.close()
+    assert connection.rate is None and [arrival.time_sec for arrival in found] == [None] * 3
+    assert found[0].rgb().shape == (48, 64, 3)
 
 
 def test_a_file_on_the_net_is_read_whole_over_cuts(server: HttpServer, files: dict[str, Path]) -> None:
