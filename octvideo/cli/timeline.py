@@ -237,10 +237,10 @@ class _Scores:
             self._lines.add({"path": path, "start": start, "end": end, "top": self._top.listed(top)})
 
     def finish(self, path: str, trouble: str) -> None:
-        """Notes that a video has no more windows."""
+        """Notes that a video has no more windows; of one on the net that breaks off, the next run may find more."""
         video = self.videos[path]
         video.is_done, video.trouble = True, trouble
-        if self._lines is not None:
+        if self._lines is not None and not (trouble and is_address(path)):
             self._lines.add({"path": path, "windows": len(video.starts), "trouble": trouble})
 
     def segments(self, path: str, settings: SegmentSettings) -> list[Segment]:

@@ -197,7 +197,7 @@ class NewestFrames:
         """Adds a frame, or that there is a gap or an end after the ones before."""
         with self._changed:
             if isinstance(item, str):
-                if item == "end" or (self._items and self._items[-1] != "gap") or not self._items:
+                if item == "end" or not self._items or self._items[-1] != "gap":
                     self._items.append(item)
             else:
                 self._items.append(item)

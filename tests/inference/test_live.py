@@ -228,6 +228,11 @@ def test_a_file_on_the_net_is_as_one_here(
     assert main(["timeline", server.url("a.ts", "me:pw@"), *words, "-o", str(there)]) == 0
     masked = server.url("a.ts", "***@")
     assert there.read_text().replace(masked, str(served)) == here.read_text() and "pw" not in there.read_text()
+    later = tmp_path / "later.jsonl"
+    both = ["timeline", str(served), server.url("b.ts"), *words, "-o", str(later)]
+    assert main(both) == 1 and "b.ts" not in later.read_text()
+    server.contents["b.ts"] = served.read_bytes()
+    assert main(both) == 0 and lines_of(later)[-1]["path"] == server.url("b.ts")  # tried again
     capsys.readouterr()
     assert main(["timeline", server.url("a.ts"), "rtsp://cam/1", *words]) == 2
     assert "error: rtsp://cam/1 has no end: give a command of its own to it" in capsys.readouterr().err
