@@ -23,6 +23,7 @@ PARTS: dict[str, set[str]] = {
     "batches": set(),
     "compiling": set(),
     "json_lines": set(),
+    "lettering": set(),
     "download": set(),
     "progress": set(),
     "seeds": set(),
@@ -36,8 +37,8 @@ PARTS: dict[str, set[str]] = {
     "data": {"video", "download", "json_lines", "progress", "seeds"},
     "evaluation": set(),
     "training": {"models", "evaluation", "octave", "octave.kernel", "seeds", "compiling"},
-    "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused", "compiling"},
-    "cli": {"video", "data", "models", "evaluation", "training", "inference", "progress", "json_lines"},
+    "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused", "compiling", "lettering"},
+    "cli": {"video", "data", "models", "evaluation", "training", "inference", "progress", "json_lines", "lettering"},
     "__main__": {"cli"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.
@@ -49,6 +50,7 @@ LIBRARIES: dict[str, set[str]] = {
     "compiling": {"torch"},
     "files": set(),
     "json_lines": set(),
+    "lettering": {"matplotlib", "numpy", "PIL"},
     "_version": set(),
     "download": set(),
     "progress": {"rich"},

@@ -24,6 +24,7 @@ from octvideo.class_names import ClassIndex
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, positive, share, zero_or_more
 from octvideo.cli.infer import find_videos, model_arguments, predictor_of, say_predictor, weights_of
+from octvideo.cli.timeline_shown import check_shown, show
 from octvideo.errors import UserError
 from octvideo.files import digest, read_text, text_lines, whole_text
 from octvideo.inference.segment_files import OF_ONE_VIDEO, WRITERS
@@ -69,6 +70,13 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE|FOLDER",
         help="write segments: .json, .csv, and of one video .srt, .vtt; in a folder each video gets all of them",
     )
+    add("--picture", type=Path, metavar="FILE", help="draw scores and segments of one video over time: .png or .svg")
+    add(
+        "--overlay",
+        type=Path,
+        metavar="FILE",
+        help="write one video anew with captions in its frames, its sound copied: .mp4, .mov or .mkv, in H.264",
+    )
     parser.shared(
         "output",
         metavar="FILE",
@@ -81,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     videos = list(dict.fromkeys(find_videos(args.videos)))
     files = [_SegmentFile(Path(name), len(videos)) for name in args.segments]
+    check_shown(args.picture, args.overlay, videos)
     weights = weights_of(args)
     console = Console(stderr=True)
     with console.status("getting the network ready"):
@@ -115,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
         scores.close()
         for file in files:
             file.write(found, names)
+    if (video := scores.videos[videos[0]]).starts:
+        show(args.picture, args.overlay, videos[0], video, found[videos[0]], names, settings.classes)
     troubles = [trouble for path in videos if (trouble := scores.videos[path].trouble)]
     for trouble in troubles:
         print(f"error: {trouble}", file=sys.stderr)

@@ -9,6 +9,8 @@ choice.py       which of them is the best here: "auto"
 preparation.py  videos are decoded and cut beside the engine
 timeline.py     scores of one window after the other along a video of any length
 frame_units.py  networks whose clips fall into frames, which are then computed once
+timeline_picture.py   scores and segments over time, as PNG or SVG
+captions.py     the best classes of each moment, painted onto frames
 predictor.py    all that scores depend on, in one object
 export.py       a folder that serves by itself: behind octvideo export
 standalone/     the program copied into it

@@ -8,6 +8,7 @@ bitstream.py   what the first bits of a packet say
 av1.py         which coded frames of AV1 another one needs
 sampling.py    which frames: integer maths only
 streaming.py   frames from front to back, of a file or from anywhere
+overlay.py     a file → the same with something painted over its frames; its sound in sound.py
 windows.py     frames → windows of some seconds, and their views
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item, cut when they are wanted

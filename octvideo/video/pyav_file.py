@@ -16,7 +16,9 @@ from octvideo.video.frames import Source, VideoReadError, for_ffmpeg
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # One thread converts colours: newer versions of PyAV take all CPUs by default, also in each worker process, which
 # costs several times the CPU time for a frame of 4K.
-_CONVERT: dict[str, Any] = {"threads": 1} if ":param int threads" in (VideoReformatter.reformat.__doc__ or "") else {}
+CONVERT_OPTIONS: dict[str, Any] = (
+    {"threads": 1} if ":param int threads" in (VideoReformatter.reformat.__doc__ or "") else {}
+)
 
 
 def open_video(path: Source) -> Any:
@@ -93,7 +95,7 @@ class Colours:
         if shape:
             height, width = shape[:2] if quarters % 2 == 0 else shape[1::-1]
         try:
-            rgb = self._reformatter.reformat(frame, format="rgb24", width=width, height=height, **_CONVERT)
+            rgb = self._reformatter.reformat(frame, format="rgb24", width=width, height=height, **CONVERT_OPTIONS)
         except (av.FFmpegError, ValueError) as error:
             fail(self._path, error)
         rows = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(height, -1)  # rows have padding

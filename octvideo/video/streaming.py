@@ -90,7 +90,7 @@ class FileFrames:
 
     Args:
         path: of the video; or its content.
-        short_side_px: that frames are resized to.
+        short_side_px: that frames are resized to; None leaves them as they are.
         num_threads: of the decoder.
 
     Raises:
@@ -102,7 +102,7 @@ class FileFrames:
         ...         print(float(frame.time * frames.time_base), frame.image.shape)
     """
 
-    def __init__(self, path: Source, short_side_px: int, *, num_threads: int = 1) -> None:
+    def __init__(self, path: Source, short_side_px: int | None, *, num_threads: int = 1) -> None:
         if (reason := missing_reason(path)) is not None:
             raise VideoReadError(path, reason)
         self.name, self.num_frames, self.num_missing = str(path), 0, 0
@@ -144,6 +144,11 @@ class FileFrames:
         if self._container.duration is not None:
             return float(self._container.duration / av.time_base)
         return None if self._stream.duration is None else float(self._stream.duration * self.time_base)
+
+    @property
+    def origin_sec(self) -> Fraction:
+        """What the file calls the time 0; known when the first frame has come."""
+        return (self._origin or 0) * self.time_base
 
     @property
     def end(self) -> int:
@@ -214,7 +219,8 @@ class FileFrames:
         image = np.ascontiguousarray(self._colours.rgb(frame, self._shape))  # (H,W,C)
         if not self._shape:
             self._shape = image.shape
-            self._size = short_side_size(image.shape[0], image.shape[1], self._short_side_px)
+            whole = (image.shape[0], image.shape[1])
+            self._size = whole if self._short_side_px is None else short_side_size(*whole, self._short_side_px)
         return _resized(torch.from_numpy(image), self._size)
 
 

@@ -25,7 +25,7 @@ from octvideo.inference.frame_units import find_frame_units
 from octvideo.models import c2d_small, i3d_small, slowfast_small
 from octvideo.models.library import FrameNetwork
 from octvideo.training.checkpoint_block import make_block
-from octvideo.video import FrameSource, VideoReadError, ViewSettings
+from octvideo.video import FileFrames, FrameSource, VideoReadError, ViewSettings
 
 NAMES = ["up", "down", "to, the side"]
 VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
@@ -288,6 +288,22 @@ def test_windows_and_segments_are_written(
     assert files[3].read_text("utf-8").startswith("WEBVTT\n\n00:00:0")
 
 
+def test_a_picture_and_an_overlay_are_made_after_the_scores(
+    words: list[str], encode: Encode, moving: Moving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = encode(tmp_path / "a.mp4", moving(30, 96, 128))
+    picture, overlay = tmp_path / "a.svg", tmp_path / "b.mp4"
+    words[1] = str(video)
+    assert main([*words, "--threshold", "0.3", "--picture", str(picture), "--overlay", str(overlay)]) == 0
+    out, err = capsys.readouterr()
+    assert f"the picture is {picture}" in err and f"30 frames with captions are in {overlay}" in err
+    assert all(f">{name}<" in picture.read_text("utf-8") for name in NAMES) and out.splitlines()[0] == str(video)
+    with FileFrames(video, None) as frames, FileFrames(overlay, None) as new:
+        pairs = [(frame.image.float(), other.image.float()) for frame, other in zip(frames, new, strict=True)]
+    upper, lower = zip(*((a - b).abs().split(48) for a, b in pairs), strict=True)  # halves of frames
+    assert max(half.mean() for half in upper) < 8 and min(half.mean() for half in lower) > 25
+
+
 def test_a_stopped_timeline_goes_on_and_ends_as_one_that_was_not(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,6 +360,8 @@ def test_videos_that_can_not_be_read_are_told_and_the_others_are_done(
         (["--num_crops", "2"], "num_crops: got 2, expected 1 (centre) or 3"),
         (["--segments", "a.txt"], "--segments a.txt: got .txt, expected .json, .csv, .srt, .vtt, or a folder"),
         (["--segments", "none/a.csv"], "--segments none/a.csv: no folder none"),
+        (["--picture", "a.jpg"], "picture a.jpg: got .jpg, expected .png or .svg"),
+        (["--overlay", "a.avi"], "overlay a.avi: got .avi, expected .mp4, .m4v, .mov, .mkv"),
     ],
 )
 def test_mistakes_are_one_line(
