@@ -11,12 +11,17 @@ timeline.py     scores of one window after the other along a video of any length
 frame_units.py  networks whose clips fall into frames, which are then computed once
 timeline_picture.py   scores and segments over time, as PNG or SVG
 captions.py     the best classes of each moment, painted onto frames
+feature_network.py  a network that ends at one of its layers
+features.py     what such a layer gives for each window of a video
+feature_files.py  a folder of features, a file for each video
+similar.py      the windows in such a folder that are most like others
 predictor.py    all that scores depend on, in one object
 export.py       a folder that serves by itself: behind octvideo export
 standalone/     the program copied into it
 """
 
+from octvideo.inference.features import WindowFeatures
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.timeline import Timeline, WindowScores
 
-__all__ = ["Prediction", "Predictor", "Timeline", "WindowScores"]
+__all__ = ["Prediction", "Predictor", "Timeline", "WindowFeatures", "WindowScores"]

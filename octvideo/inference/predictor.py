@@ -25,6 +25,7 @@ from octvideo.inference.choice import AUTO, choice_device, choose_engine
 from octvideo.inference.device import pick_device
 from octvideo.inference.engine import Engine, ModelSpec
 from octvideo.inference.engines import FileEngine, build_engine
+from octvideo.inference.features import FeatureExtractor, WindowFeatures
 from octvideo.inference.frame_units import FrameUnits, find_frame_units, may_have_units
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.inference.timeline import Timeline, WindowScores
@@ -133,6 +134,11 @@ class Predictor:
         # Kept where a timeline may compute its frames once, which needs other clips than the engine was made for.
         self._network = network if isinstance(network, nn.Module) and may_have_units(network) else None
         self._num_threads = num_threads
+        # For features; from a checkpoint it is read again, so that no second copy of it waits in memory.
+        self._network_again: Callable[[], nn.Module] | None = None
+        if isinstance(network, nn.Module):
+            self._network_again = lambda: network
+        self._extractors: dict[tuple[Any, ...], FeatureExtractor] = {}
 
     @classmethod
     def from_checkpoint(
@@ -159,7 +165,9 @@ class Predictor:
         choice_device(engine, precision, device)  # what can't be is said before the file is read
         network, settings = network_of_checkpoint(path)
         how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "num_threads": num_threads}
-        return cls(network, **settings, **how, calibrate=calibrate, expected_videos=expected_videos)
+        predictor = cls(network, **settings, **how, calibrate=calibrate, expected_videos=expected_videos)
+        predictor._network_again = lambda: network_of_checkpoint(path)[0]
+        return predictor
 
     @classmethod
     def from_export(cls, path: str | Path, *, device: str = "auto", num_threads: int | None = None) -> Predictor:
@@ -285,6 +293,74 @@ class Predictor:
             UserError: a frame is something else, or its time is not later than the one before.
         """
         return Timeline(self, window_sec, stride_sec).of_frames(frames)
+
+    def features(
+        self,
+        video: str | Path | VideoArray | Tensor | np.ndarray | Iterable[tuple[Tensor | np.ndarray, float]],
+        layer: str | None = None,
+        *,
+        window_sec: float | None = None,
+        stride_sec: float | None = None,
+        pooled: bool = True,
+        whole: bool = False,
+        views: ViewSettings | None = None,
+        fps: float = 30.0,
+    ) -> Generator[WindowFeatures, None, None]:
+        """What a layer computes for each window of a video, averaged over its views.
+
+        Args:
+            video: path; or its frames, RGB, uint8 (T, H, W, 3); or single ones with their times, as for `stream`.
+            layer: name of a module, as in `named_modules`; with ":input" what it reads. None is what the classifier
+                reads, so that the classifier gives the mean logits for it.
+            window_sec, stride_sec: see `Timeline`.
+            pooled: (D,) for a window; else (S, D), one row for each time step of each clip.
+            whole: the whole video is one window, with the views of `octvideo test`.
+            views: how clips are cut from a window; None is the predictor's.
+            fps: of an array of frames.
+
+        Raises:
+            VideoReadError: the video can't be read.
+            UserError: no such layer; an engine that can't give its features, as those of exported models.
+
+        Example:
+            >>> predictor = Predictor.from_checkpoint("runs/demo/checkpoints/last.ckpt")  # doctest: +SKIP
+            >>> for window in predictor.features("film.mp4", window_sec=2.0):  # doctest: +SKIP
+            ...     print(window.start_sec, window.features.shape)
+        """
+        extractor = self._extractor((layer, pooled, window_sec, stride_sec, whole, self.checked_views(views)))
+        if isinstance(video, Tensor | np.ndarray):
+            video = VideoArray(video, fps)
+        if isinstance(video, str | Path | VideoArray):
+            return extractor.of_video(video)
+        return extractor.of_frames(video)
+
+    def _extractor(self, key: tuple[Any, ...]) -> FeatureExtractor:
+        """The last one is kept: an engine takes its time to be made."""
+        if self._network_again is None:
+            raise UserError(
+                f"{self.source}: an exported model holds no layers to take features from; give the checkpoint it was "
+                "made of"
+            )
+        if key not in self._extractors:
+            layer, pooled, window_sec, stride_sec, whole, views = key
+            self._extractors.clear()
+            self._extractors[key] = FeatureExtractor(
+                self._network_again(),
+                Predictor,
+                layer=layer,
+                pooled=pooled,
+                window_sec=window_sec,
+                stride_sec=stride_sec,
+                whole=whole,
+                views=views,
+                mean=self.mean,
+                std=self.std,
+                device=str(self.device),
+                engine=self.engine.name,
+                precision=self.engine.precision,
+                num_threads=self._num_threads,
+            )
+        return self._extractors[key]
 
     # ── for timelines ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -26,7 +26,7 @@ from octvideo.inference.engine import Engine
 from octvideo.inference.frame_units import FrameUnits
 from octvideo.inference.preparation import Normaliser, Timing, made_beside, on_device
 from octvideo.video import FileFrames, FrameSource, GivenFrames, VideoReadError, VideoViews, ViewSettings, Window
-from octvideo.video.windows import check_windows, cut_clips, frame_windows, window_clips, window_views
+from octvideo.video.windows import check_windows, cut_clips, frame_windows, window_clips
 
 log = logging.getLogger("octvideo.inference")
 
@@ -73,16 +73,37 @@ class WindowScores:
 
 
 @dataclass(frozen=True)
+class WindowRows:
+    """What the engine gives for the views of a window.
+
+    Args:
+        index, start_sec, end_sec, first_frame, last_frame: see `WindowScores`.
+        rows: float32 (V, ...), on the CPU: logits of each view, where the engine gives these.
+        clip_sec: when the frames of each clip are displayed, float64 (num_clips, T); view = clip * num_crops + crop.
+    """
+
+    index: int
+    start_sec: float
+    end_sec: float
+    first_frame: int
+    last_frame: int
+    rows: Tensor
+    clip_sec: np.ndarray
+
+
+@dataclass(frozen=True)
 class _Done:
     """A window whose last row of logits is in a chunk.
 
     Args:
         window: without its frames.
+        clip_sec: see `WindowRows`.
         rows: of the units of each view, int64 (V, n): numbers of rows of logits, counted from the first of all.
         oldest: row that a later window may still need.
     """
 
     window: tuple[int, float, float, int, int]
+    clip_sec: np.ndarray
     rows: np.ndarray
     oldest: int
 
@@ -192,6 +213,25 @@ class Timeline:
         Raises:
             VideoReadError: from the source, after the windows before; or a window's scores are not finite.
         """
+        with contextlib.closing(self.rows_of_source(source, skip=skip, at_once=at_once)) as windows:
+            for window in windows:
+                scores = video_scores(window.rows, len(window.rows))[0]  # (K,)
+                if not scores.isfinite().all():
+                    raise self.predictor.no_scores(source.name)
+                times, frames = (window.start_sec, window.end_sec), (window.first_frame, window.last_frame)
+                yield WindowScores(window.index, *times, *frames, scores)
+
+    def rows_of_source(
+        self, source: FrameSource, *, skip: int = 0, at_once: bool = False
+    ) -> Generator[WindowRows, None, None]:
+        """The same windows, with what the engine gives for each view.
+
+        Args:
+            source, skip, at_once: see `of_source`.
+
+        Raises:
+            VideoReadError: from the source, after the windows before.
+        """
         self.timing, began = Timing(), time.perf_counter()
         rows = _Rows()
         with contextlib.closing(made_beside(self._chunks(source, skip, at_once))) as chunks:
@@ -204,11 +244,8 @@ class Timeline:
                 self.timing.decode += chunk.seconds[0]
                 self.timing.prepare += chunk.seconds[1]
                 self.timing.total = time.perf_counter() - began
-                for done, logits in zip(chunk.done, of_windows, strict=True):
-                    scores = video_scores(logits, len(logits))[0]  # (K,)
-                    if not scores.isfinite().all():
-                        raise self.predictor.no_scores(source.name)
-                    yield WindowScores(*done.window, scores)
+                for done, of_views in zip(chunk.done, of_windows, strict=True):
+                    yield WindowRows(*done.window, of_views, done.clip_sec)
 
     def _chunks(self, source: FrameSource, skip: int, at_once: bool) -> Iterator[_Chunk]:
         """In the thread: windows to clips that fill the engine's calls."""
@@ -272,19 +309,23 @@ class _Plan:
     def of(self, window: Window) -> tuple[VideoViews | None, _Done]:
         """What is to be computed for a window, None where nothing is; and what makes it complete."""
         summary = (window.index, window.start_sec, window.end_sec, window.first, window.last)
+        clips = window_clips(window, self.views)  # (num_clips,T)
+        clip_sec = np.asarray(window.times, np.float64)[clips.numpy()] * float(window.time_base)
         if self.units is None:
-            views = window_views(window, self.views)
+            views = cut_clips(window, clips, self.views)
             rows = np.arange(self._next, self._next + views.num_views)[:, None]  # (V,1)
             self._next += views.num_views
-            return views, _Done(summary, rows, self._next)
-        return self._of_units(window, summary)
+            return views, _Done(summary, clip_sec, rows, self._next)
+        views_of_units, rows, oldest = self._of_units(window, clips)
+        return views_of_units, _Done(summary, clip_sec, rows, oldest)
 
-    def _of_units(self, window: Window, summary: tuple[int, float, float, int, int]) -> tuple[VideoViews | None, _Done]:
+    def _of_units(self, window: Window, clips: Tensor) -> tuple[VideoViews | None, np.ndarray, int]:
+        """What is to be computed of a window's clips, the rows of its views, and the oldest that is known."""
         assert self.units is not None
         num_units, frames, num_crops = len(self.units.weights), self.units.frames, self.views.num_crops
         for key in [key for key in self._known if min(key) < window.first]:
             del self._known[key]
-        clips = window_clips(window, self.views)[:, : num_units * frames].unflatten(1, (num_units, frames))
+        clips = clips[:, : num_units * frames].unflatten(1, (num_units, frames))
         new: list[Tensor] = []
         firsts = np.empty((len(clips), num_units), np.int64)  # rows of the units' first crops
         for n, unit in enumerate(clips.flatten(0, 1)):
@@ -295,12 +336,12 @@ class _Plan:
                 new.append(unit)
             firsts.flat[n] = self._known[key]
         rows = (firsts[:, None] + np.arange(num_crops)[None, :, None]).reshape(-1, num_units)  # (V,n)
-        done = _Done(summary, rows, min(self._known.values()))
-        return (cut_clips(window, torch.stack(new), self.views) if new else None), done
+        views = cut_clips(window, torch.stack(new), self.views) if new else None
+        return views, rows, min(self._known.values())
 
 
 class _Rows:
-    """Rows of logits that windows still need.
+    """Rows that windows still need, of logits or of features.
 
     They stay on the engine's device until a window is complete, so that a GPU is waited for once a window.
     """
@@ -310,11 +351,11 @@ class _Rows:
         self._new: list[Tensor] = []
 
     def add(self, logits: Tensor) -> None:
-        """The next rows, (N, K)."""
+        """The next rows, (N, K); of features (N, D) or (N, T', D)."""
         self._new.append(logits)
 
     def take(self, done: _Done, units: FrameUnits | None) -> Tensor:
-        """Logits of a window's views, float32 (V, K)."""
+        """Rows of a window's views, float32 (V, ...)."""
         if self._new:
             rows = torch.cat(self._new).float().cpu()
             self._rows = torch.cat([self._rows, rows]) if len(self._rows) else rows

@@ -248,6 +248,7 @@ def replace_by_module(
     """Let a module without parameters compute what a node did; returns its call."""
     with graph.inserting_before(node):
         replacement = graph.call_module(add_operation(model, node.name, module), inputs)
+    replacement.meta = dict(node.meta)  # where it was traced
     node.replace_all_uses_with(replacement)
     graph.erase_node(node)
     return replacement

@@ -1,0 +1,325 @@
+"""A folder of features: a file for each video, what made them, and an index.
+
+DIR/features.json               the settings that made all files, and the names of the classes
+DIR/PATH.safetensors (or .npz)  of the video PATH: features (n, D), start_sec (n,), end_sec (n,); metadata
+DIR/index.csv                   a row for each video, and the reason where one can't be read
+
+A file has the path of its video, so that no two videos share one, and a video has the same whatever else is asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors.numpy import save
+
+from octvideo.errors import UserError
+from octvideo.files import json_text, one_line, whole_file, whole_text
+from octvideo.inference.engine import needs
+
+Format = Literal["safetensors", "npz"]
+SETTINGS_FILE, KIND = "features.json", "octvideo features 1"
+# Which may differ where features are equal: names, and where weights lay.
+_FREE = ("weights", "class_names", "octvideo")
+_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
+_LONGEST_HEADER = 2**24
+_NAMED = re.compile(r"_+(up|root)")
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """Features of a video.
+
+    Args:
+        features: float16 or float32 (n, D), in order of time.
+        start_sec, end_sec: of each, float64 (n,).
+        window: of each, int64 (n,): several time steps may be of one window.
+        fps: of the video, as the file states it; None where it does not.
+        trouble: why not all of the video could be read.
+    """
+
+    features: np.ndarray
+    start_sec: np.ndarray
+    end_sec: np.ndarray
+    window: np.ndarray
+    fps: float | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the index.
+
+    Args:
+        video: its path.
+        file: of its features, in the folder; empty where there is none.
+        vectors: how many there are.
+        start_sec: of the first.
+        end_sec: of the last.
+        fps: see `VideoFeatures`.
+        reason: why the video, or a part of it, can't be read.
+    """
+
+    video: str
+    file: str = ""
+    vectors: int = 0
+    start_sec: float | None = None
+    end_sec: float | None = None
+    fps: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of features, of which only the header has been read.
+
+    Args:
+        file: of it.
+        metadata: "video", "fps", "trouble", and the settings that made it.
+        shape: (n, D) of the features.
+        arrays: name to (dtype, shape, first byte) of safetensors; none of npz.
+    """
+
+    file: Path
+    metadata: dict[str, Any]
+    shape: tuple[int, int]
+    arrays: dict[str, tuple[str, tuple[int, ...], int]]
+
+    @property
+    def video(self) -> str:
+        """The path of the video."""
+        return str(self.metadata["video"])
+
+    def array(self, name: str) -> np.ndarray:
+        """ "features", "start_sec", "end_sec" or "window": mapped from a safetensors file, read of an npz file."""
+        if not self.arrays:
+            with np.load(self.file) as arrays:
+                return arrays[name]
+        dtype, shape, first = self.arrays[name]
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        return np.memmap(self.file, dtype, mode="r", offset=first, shape=shape)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Features [start, stop). Of a safetensors file these alone are read; a map would hold all that it has seen."""
+        if not self.arrays:
+            return self.array("features")[start:stop]
+        dtype, (_, width), first = self.arrays["features"]
+        size = np.dtype(dtype).itemsize * width
+        read = np.fromfile(self.file, dtype, count=(stop - start) * width, offset=first + start * size)
+        return read.reshape(stop - start, width)
+
+
+class FeatureFolder:
+    """A folder of features of one network, layer and choice of windows.
+
+    Args:
+        folder: with `features.json`.
+
+    Raises:
+        UserError: it is no such folder.
+
+    Example:
+        >>> folder = FeatureFolder("features")  # doctest: +SKIP
+        >>> for entry in folder.entries():  # doctest: +SKIP
+        ...     print(entry.video, entry.array("features").shape, entry.array("start_sec"))
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        file = self.folder / SETTINGS_FILE
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["features"] != KIND:
+                raise UserError(f"{file}: got {content['features']!r}, expected {KIND!r}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            said = one_line(error) if isinstance(error, OSError) else "it is something else"
+            raise UserError(f"no features in {folder} ({file.name}: {said}): octvideo features writes them") from error
+        self.settings: dict[str, Any] = content
+
+    @classmethod
+    def made(cls, folder: str | Path, settings: dict[str, Any]) -> FeatureFolder:
+        """The folder, begun with these settings, or continued where it has them already.
+
+        Args:
+            folder: made if it is not there.
+            settings: "format" is a `Format`, the others are compared.
+
+        Raises:
+            UserError: it holds features of other settings, or other files.
+        """
+        path = Path(folder)
+        content = json.loads(json_text({"features": KIND, **settings}))
+        if (path / SETTINGS_FILE).exists():
+            there = cls(path)
+            for key in {**content, **there.settings}:
+                got, expected = there.settings.get(key), content.get(key)
+                if key not in _FREE and got != expected:
+                    raise UserError(
+                        f"{path} holds features of other settings ({key}: {got!r}, now {expected!r}): give another -o"
+                    )
+            return there
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(f"{path} holds other files: give another -o")
+        path.mkdir(parents=True, exist_ok=True)
+        with whole_text(path / SETTINGS_FILE) as file:
+            file.write(json_text(content, indent=2) + "\n")
+        return cls(path)
+
+    def file_of(self, video: str) -> Path:
+        """Where the features of a video are: its path, in this folder. `..` and the root have names of their own."""
+        names = []
+        for part in Path(os.path.normpath(video)).parts:
+            if part in ("..", "/"):
+                names.append("_up" if part == ".." else "_root")
+            else:
+                names.append(f"_{part}" if _NAMED.fullmatch(part) else part)
+        return self.folder.joinpath(*names[:-1], f"{names[-1]}.{self.settings['format']}")
+
+    def find(self, video: str) -> Entry | None:
+        """The features of a video; None where there are none, or what is there is not whole or of other settings."""
+        entry = read_entry(self.file_of(video))
+        return entry if entry is not None and self._is_own(entry) else None
+
+    def entries(self) -> Iterator[Entry]:
+        """All files of features, by path."""
+        for here, folders, files in os.walk(self.folder):
+            folders.sort()
+            for name in sorted(files):
+                if name.endswith(f".{self.settings['format']}") and not name.startswith("."):
+                    entry = read_entry(Path(here) / name)
+                    if entry is not None and self._is_own(entry):
+                        yield entry
+
+    def write(self, video: str, features: VideoFeatures) -> Path:
+        """Writes the file of a video, whole or not at all; returns its path."""
+        file = self.file_of(video)
+        own = {"video": video, "fps": features.fps, "trouble": features.trouble}
+        metadata = json_text({**own, **self._of_files()})
+        arrays = {"features": features.features, "start_sec": features.start_sec, "end_sec": features.end_sec}
+        arrays["window"] = features.window
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as part:
+            if self.settings["format"] == "npz":
+                with part.open("wb") as content:
+                    np.savez(content, **arrays, metadata=np.array(metadata))  # type: ignore[arg-type]
+            else:
+                contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+                part.write_bytes(save(contiguous, metadata={"octvideo": metadata}))
+        return file
+
+    def row_of(self, entry: Entry) -> Row:
+        """The row of the index for a file."""
+        starts, ends = entry.array("start_sec"), entry.array("end_sec")
+        start, end = (float(starts[0]), float(ends[-1])) if len(starts) else (None, None)
+        end = None if end != end else end  # NaN, of a whole video whose length is not stated
+        file = entry.file.relative_to(self.folder).as_posix()
+        return Row(entry.video, file, entry.shape[0], start, end, entry.metadata["fps"], entry.metadata["trouble"])
+
+    def write_index(self, unreadable: Sequence[Row], *, parquet: bool = False) -> Path:
+        """Writes the index of all files that are here, and of videos that can't be read.
+
+        Args:
+            unreadable: of this run; those of the index before stay, unless there are features of them now.
+            parquet: as index.parquet too.
+
+        Returns:
+            index.csv.
+
+        Raises:
+            UserError: pyarrow is not installed.
+        """
+        rows = {row.video: row for row in self._unreadable_before()}
+        rows |= {row.video: row for row in unreadable}
+        rows |= {entry.video: self.row_of(entry) for entry in self.entries()}
+        ordered = [rows[video] for video in sorted(rows)]
+        names = [field.name for field in fields(Row)]
+        file = self.folder / "index.csv"
+        with whole_text(file) as content:
+            lines = csv.writer(content, lineterminator="\n")
+            lines.writerow(names)
+            lines.writerows([["" if (v := getattr(row, name)) is None else v for name in names] for row in ordered])
+        if parquet:
+            arrow, tables = parquet_library()
+            columns = {name: [_of_text(getattr(row, name)) for row in ordered] for name in names}
+            types = {"vectors": arrow.int64(), **dict.fromkeys(("start_sec", "end_sec", "fps"), arrow.float64())}
+            schema = arrow.schema([(name, types.get(name, arrow.string())) for name in names])
+            with whole_file(file.with_suffix(".parquet")) as part:
+                tables.write_table(arrow.table(columns, schema=schema), part)
+        return file
+
+    def _unreadable_before(self) -> list[Row]:
+        file = self.folder / "index.csv"
+        if not file.is_file():
+            return []
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        lines = csv.DictReader(io.StringIO(text, newline=""))
+        return [Row(line["video"], reason=line["reason"]) for line in lines if not line["file"]]
+
+    def _of_files(self) -> dict[str, Any]:
+        """What each file says of itself; the names of the classes are in `features.json` alone."""
+        return {key: value for key, value in self.settings.items() if key != "class_names"}
+
+    def _is_own(self, entry: Entry) -> bool:
+        own = self._of_files()
+        return all(entry.metadata.get(key) == value for key, value in own.items() if key not in _FREE)
+
+
+def parquet_library() -> tuple[Any, Any]:
+    """pyarrow and its pyarrow.parquet.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    return needs("pyarrow", "parquet"), importlib.import_module("pyarrow.parquet")
+
+
+def read_entry(file: Path) -> Entry | None:
+    """The header of a file of features; None where there is no such file, or it is something else or not whole."""
+    try:
+        return _npz_entry(file) if file.suffix == ".npz" else _safetensors_entry(file)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+
+
+def _npz_entry(file: Path) -> Entry | None:
+    if not file.is_file():
+        return None
+    with np.load(file) as arrays:
+        metadata = json.loads(str(arrays["metadata"]))
+        count, width = arrays["features"].shape
+    return Entry(file, metadata, (count, width), {})
+
+
+def _safetensors_entry(file: Path) -> Entry | None:
+    """By hand, since the library reads a tensor whole: a long video's need not fit into memory."""
+    with file.open("rb") as content:
+        size = int.from_bytes(content.read(8), "little")
+        if not 0 < size <= _LONGEST_HEADER:
+            return None
+        header = json.loads(content.read(size))
+        whole = content.seek(0, os.SEEK_END)
+    metadata = json.loads(header.pop("__metadata__")["octvideo"])
+    arrays = {
+        name: (_DTYPES[of["dtype"]], tuple(of["shape"]), 8 + size + of["data_offsets"][0])
+        for name, of in header.items()
+    }
+    if whole != 8 + size + max(of["data_offsets"][1] for of in header.values()):
+        return None
+    count, width = arrays["features"][1]
+    return Entry(file, metadata, (count, width), arrays)
+
+
+def _of_text(value: Any) -> Any:
+    """Names of files that are no text, as text."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else value
