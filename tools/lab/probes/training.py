@@ -148,7 +148,7 @@ class Trainings:
         probe = self.probe
         tested, train = self._split(fold)
         run = f"{probe.name}_{probe.clips.name}_{arm.key}_{fold}_{seed}".replace(" ", "_")
-        part = self._cache / f"{run}.part"
+        part = self._cache / f"{run}.epoch"
         self._logs.mkdir(exist_ok=True)
         with (self._logs / f"{run}.log").open("a", encoding="utf-8") as log:
             like, judge = probe.like, probe.judge(fold)
