@@ -66,6 +66,7 @@ def add_arguments(parser: Parser) -> None:
     add("--smooth", type=zero_or_more, default=0.0, metavar="S", help="average scores over so many seconds (0)")
     add("--shortest", type=zero_or_more, default=0.0, metavar="S", help="leave out shorter segments (0)")
     add("--gap", type=zero_or_more, default=0.0, metavar="S", help="join segments of a class with a shorter gap (0)")
+    add("--only_best", action="store_true", help="each moment belongs to its best class alone")
     add(
         "--segments",
         nargs="+",
@@ -123,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         scores.go_on_with(args.output, made_by)
     say_predictor(predictor, console)
     found: dict[str, list[Segment]] = {}
+    any_shown = False
     try:
         with Progress("scoring") as progress:
             for number, path in enumerate(videos, 1):
@@ -130,7 +132,9 @@ def run(args: argparse.Namespace) -> int:
                 _score(timeline, path, scores, progress, lambda path: _frames(args, path, addresses, timeline))
                 with progress.hidden() if sys.stdout.isatty() else contextlib.nullcontext():
                     found[path] = scores.segments(path, settings)
-                    _print_segments(path, found[path], names, "" if number == 1 else "\n")
+                    if scores.videos[path].starts:  # else the error at the end says all
+                        _print_segments(path, found[path], names, "\n" if any_shown else "")
+                        any_shown = True
                 for file in files:
                     file.add(path, found[path], names)
     finally:  # in any case what has been done
@@ -168,10 +172,13 @@ def _score(
             if frames.duration_sec:
                 progress.update(total=max(int(frames.duration_sec), 1))
             windows = timeline.of_source(frames, skip=len(video.starts))
-            with contextlib.closing(windows):
-                for window in windows:
-                    scores.add(path, window)
-                    progress.update(int(window.end_sec))
+            try:
+                with contextlib.closing(windows):
+                    for window in windows:
+                        scores.add(path, window)
+                        progress.update(int(window.end_sec))
+            finally:
+                video.cuts = [round(cut, 6) for cut in frames.cuts_sec]
         trouble = f"cannot read all of video '{path}': {frames.trouble}" if frames.trouble else ""
     except VideoReadError as error:
         trouble = str(error)
@@ -187,6 +194,7 @@ class _Video:
         scores: of each window, by class; others are 0.
         is_done: there is no more to come.
         trouble: why not all of it could be read.
+        cuts: where shots begin, in seconds.
     """
 
     starts: list[float] = field(default_factory=list)
@@ -194,6 +202,7 @@ class _Video:
     scores: list[dict[int, float]] = field(default_factory=list)
     is_done: bool = False
     trouble: str = ""
+    cuts: list[float] = field(default_factory=list)
 
 
 class _Scores:
@@ -224,7 +233,7 @@ class _Scores:
             if "top" in entry:
                 self._keep(video, entry["start"], entry["end"], self._top.of_listed(entry["top"]))
             else:
-                video.is_done, video.trouble = True, entry["trouble"]
+                video.is_done, video.trouble, video.cuts = True, entry["trouble"], entry["cuts"]
         if known := sum(len(video.starts) for video in self.videos.values()):
             print(f"{known} windows are in {file} already", file=sys.stderr)
 
@@ -241,7 +250,8 @@ class _Scores:
         video = self.videos[path]
         video.is_done, video.trouble = True, trouble
         if self._lines is not None and not (trouble and is_address(path)):
-            self._lines.add({"path": path, "windows": len(video.starts), "trouble": trouble})
+            done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": trouble}
+            self._lines.add(done)
 
     def segments(self, path: str, settings: SegmentSettings) -> list[Segment]:
         """The segments of a video; of classes that reach their threshold nowhere there is no need to look for any."""
@@ -250,7 +260,8 @@ class _Scores:
         for top in video.scores:
             for number, score in top.items():
                 best[number] = max(score, best.get(number, 0.0))
-        classes = sorted(n for n, score in best.items() if score >= settings.thresholds(n)[0])
+        # The best class of a moment may be one that reaches no threshold.
+        classes = sorted(n for n, score in best.items() if settings.only_best or score >= settings.thresholds(n)[0])
         column = {number: n for n, number in enumerate(classes)}
         scores = np.zeros((len(video.scores), len(classes)), np.float32)
         for row, top in zip(scores, video.scores, strict=True):
@@ -259,7 +270,7 @@ class _Scores:
                     row[column[number]] = score
         of_columns = {column[n]: enter for n, enter in settings.enter_of.items() if n in column}
         own = replace(settings, classes=None, enter_of=of_columns)
-        found = find_segments(video.starts, video.ends, scores, own)
+        found = find_segments(video.starts, video.ends, scores, own, video.cuts)
         return [replace(segment, class_index=classes[segment.class_index]) for segment in found]
 
     def close(self) -> None:
@@ -351,4 +362,4 @@ def _segment_settings(args: argparse.Namespace, names: Sequence[str]) -> Segment
         wanted += filter(None, text_lines(read_text(name[1:]))) if is_list else [name]
     classes = [index.need(name, "--classes") for name in wanted] or None
     times = {"smooth_sec": args.smooth, "min_sec": args.shortest, "join_sec": args.gap}
-    return SegmentSettings(enter, args.leave, enter_of, classes, **times)
+    return SegmentSettings(enter, args.leave, enter_of, classes, **times, only_best=args.only_best)

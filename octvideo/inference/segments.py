@@ -7,16 +7,26 @@ segment is a run of windows at `leave` or more, one of which at least has `enter
                 [---------------]                      the later .5 reaches no .8
 
 Two thresholds keep a score that wavers about one of them from being many segments.
+
+Where a film is cut, a window sees two shots and says little about either. There the nearest window that lies wholly in
+the shot speaks::
+
+    shots     [------------)[----------------------)
+    windows   1 [-----)  2 [-----)  3 [-----)  4 [-----)
+    speaks    1 1 1 1 1 1 1  3 3 3 3 3 3  3 4 4 4 4 4 4
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
 from octvideo.errors import UserError
+
+_ROUNDED_SEC = 0.002  # what times may have lost when they were written
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class SegmentSettings:
         smooth_sec: scores become the mean over windows whose middles lie no farther apart than half of this.
         min_sec: shorter segments are left out.
         join_sec: segments of a class with a shorter gap between them become one, before `min_sec` counts.
+        only_best: each moment belongs to the best of the classes that are looked for, and to no other.
 
     Raises:
         UserError: a value that can't be meant.
@@ -43,6 +54,7 @@ class SegmentSettings:
     smooth_sec: float = 0.0
     min_sec: float = 0.0
     join_sec: float = 0.0
+    only_best: bool = False
 
     def __post_init__(self) -> None:
         for value in (self.enter, *self.enter_of.values()):
@@ -79,7 +91,11 @@ class Segment:
 
 
 def find_segments(
-    starts_sec: Sequence[float], ends_sec: Sequence[float], scores: np.ndarray, settings: SegmentSettings
+    starts_sec: Sequence[float],
+    ends_sec: Sequence[float],
+    scores: np.ndarray,
+    settings: SegmentSettings,
+    cuts_sec: Sequence[float] = (),
 ) -> list[Segment]:
     """The segments of a video, by their start, then by class.
 
@@ -88,6 +104,7 @@ def find_segments(
         ends_sec: likewise, excluded.
         scores: (N, K).
         settings: what counts as one.
+        cuts_sec: where shots begin, increasing, as `FileFrames` finds them; the first one may be left out.
 
     Raises:
         ValueError: numbers of windows that differ, or windows out of order.
@@ -99,12 +116,17 @@ def find_segments(
         )
     if not len(starts):
         return []
-    cells = window_cells(starts, ends)
-    smoothed = _smoothed((starts + ends) / 2, np.asarray(scores, np.float64), settings.smooth_sec)
-    # Windows that follow each other without a gap make runs.
+    scores = np.asarray(scores, np.float64)
+    wanted = list(range(scores.shape[1])) if settings.classes is None else sorted(set(settings.classes))
+    cells, speaks, smoothed = _of_shots(starts, ends, scores, np.asarray(cuts_sec, np.float64), settings.smooth_sec)
+    scores = scores[speaks]  # (M,K)
+    if settings.only_best and wanted:
+        best = smoothed[:, wanted].max(1, keepdims=True)
+        smoothed = np.where(smoothed == best, smoothed, 0.0)
+    # Cells that follow each other without a gap make runs.
     follows = np.append(False, cells[1:, 0] <= cells[:-1, 1])
     found = []
-    for number in range(scores.shape[1]) if settings.classes is None else sorted(set(settings.classes)):
+    for number in wanted:
         enter, leave = settings.thresholds(number)
         runs: list[tuple[int, int]] = []  # windows [first, stop)
         for first, stop in _runs(smoothed[:, number] >= leave, follows):
@@ -135,6 +157,32 @@ def window_cells(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     left = np.append(starts[:1], np.maximum(between, starts[1:]))
     right = np.append(np.minimum(between, ends[:-1]), ends[-1:])
     return np.stack([left, right], 1)
+
+
+def _of_shots(
+    starts: np.ndarray, ends: np.ndarray, scores: np.ndarray, cuts: np.ndarray, smooth_sec: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells of time (M, 2), the window that speaks for each (M,), and its scores (M, K), smoothed within the shot.
+
+    Without cuts these are the `window_cells`.
+    """
+    cells, middles = window_cells(starts, ends), (starts + ends) / 2
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for begin, end in pairwise([-np.inf, *cuts, np.inf]):
+        first, stop = np.searchsorted(cells[:, 1], begin, "right"), np.searchsorted(cells[:, 0], end, "left")
+        if first >= stop:
+            continue
+        parts = cells[first:stop].clip(begin, end)
+        # Windows that lie in the shot; where there are none, the one that shows most of it.
+        low, high = np.searchsorted(starts, begin - _ROUNDED_SEC), np.searchsorted(ends, end + _ROUNDED_SEC, "right")
+        if low >= high:
+            seen = np.minimum(ends[first:stop], end) - np.maximum(starts[first:stop], begin)
+            low = first + int(seen.argmax())
+            high = low + 1
+        speaks = np.arange(first, stop).clip(low, high - 1)
+        found.append((parts, speaks, _smoothed(middles[low:high], scores[low:high], smooth_sec)[speaks - low]))
+    parts, windows, smoothed = zip(*found, strict=True)
+    return np.concatenate(parts), np.concatenate(windows), np.concatenate(smoothed)
 
 
 def _smoothed(middles: np.ndarray, scores: np.ndarray, smooth_sec: float) -> np.ndarray:

@@ -7,6 +7,7 @@ packets.py     how many frames a file shows and when, and which readers would ge
 bitstream.py   what the first bits of a packet say
 av1.py         which coded frames of AV1 another one needs
 sampling.py    which frames: integer maths only
+cuts.py        where one shot ends and the next begins
 streaming.py   frames from front to back, of a file or from anywhere
 overlay.py     a file → the same with something painted over its frames; its sound in sound.py
 addresses.py   streams, files on the net and cameras, opened

@@ -22,7 +22,9 @@ from torch import Tensor
 from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.video.bitstream import Bitstream
+from octvideo.video.cuts import CutFinder, brightness_grid
 from octvideo.video.frames import Source, VideoReadError, missing_reason, rgb_image
+from octvideo.video.packets import look_through_packets
 from octvideo.video.pyav_file import Colours, decoded_frames, drained_frames, main_stream, open_video, set_threads
 from octvideo.video.transforms import resize, short_side_size
 
@@ -54,11 +56,22 @@ class TimedFrame:
 
         Raises:
             VideoReadError: it can't be converted.
+            ValueError: it was forgotten.
         """
         if self._image is None:
-            assert self._make is not None
+            if self._make is None:
+                raise ValueError(f"the frame at {self.time} was forgotten: no clip shows it")
             self._image, self._make = self._make(), None
         return self._image
+
+    def forget(self) -> None:
+        """Lets the pixels go: only the time will be asked for."""
+        self._image = self._make = None
+
+    def make_small(self) -> None:
+        """Makes the image, unless that was done or nobody will ask for it."""
+        if self._make is not None:
+            _ = self.image
 
 
 class FrameSource(Protocol):
@@ -106,17 +119,21 @@ class FileFrames:
     def __init__(self, path: Source, short_side_px: int | None, *, num_threads: int = 1, container: Any = None) -> None:
         if container is None and (reason := missing_reason(path)) is not None:
             raise VideoReadError(path, reason)
-        self.name, self.num_frames, self.num_missing = str(path), 0, 0
-        self.trouble, self._num_shown = "", 0
-        self._path, self._short_side_px, self._colours = path, short_side_px, Colours(path)
+        self.name = str(path)
+        self._path, self._short_side_px, self._num_threads = path, short_side_px, num_threads
+        self._decoding, self._is_closed, self._given = threading.Lock(), False, container
+        self._open()
+
+    def _open(self) -> None:
+        self.num_frames = self.num_missing = self._num_shown = 0
+        self.trouble, self._colours, self._cuts = "", Colours(self._path), CutFinder()
         self._shape: tuple[int, ...] = ()
         self._size: tuple[int, int] = (0, 0)
         self._waiting: deque[weakref.ref[TimedFrame]] = deque()
-        self._decoding, self._is_closed = threading.Lock(), False
-        self._container = open_video(path) if container is None else container
+        self._container = open_video(self._path) if self._given is None else self._given
         try:
-            stream: Any = main_stream(path, self._container)
-            set_threads(stream, num_threads)
+            stream: Any = main_stream(self._path, self._container)
+            set_threads(stream, self._num_threads)
             self._stream = stream
             self.time_base = Fraction(stream.time_base)
             self.rate: Fraction | None = stream.average_rate or stream.guessed_rate or stream.base_rate
@@ -139,6 +156,37 @@ class FileFrames:
             self._container.close()
             self._decoding.release()
 
+    def start_over(self) -> None:
+        """Lets frames be iterated over once more, from the first on."""
+        with self._decoding:
+            if not self._is_closed:
+                self._container.close()
+                self._open()
+
+    @property
+    def most_waiting(self) -> int:
+        """How many frames wait at full size; when more are held, the oldest are made small."""
+        codec = self._stream.codec_context
+        return max(_WAITING_BYTES // max(3 * codec.width * codec.height, 1), 1)
+
+    def foreseen_times(self) -> list[int] | None:
+        """Times of all frames, and the end of the last, as its packets tell them; None where they don't.
+
+        It reads the file once and decodes nothing. Damaged files may give other frames.
+        """
+        if isinstance(self._path, str) and "://" in self._path:  # not twice over a network
+            return None
+        try:
+            with open_video(self._path) as container:
+                packets = look_through_packets(self._path, container, main_stream(self._path, container))
+        except (av.FFmpegError, ValueError):
+            return None
+        if packets.pts is None or packets.num_missing or packets.time_base != self.time_base:
+            return None
+        first = packets.times[0]
+        origin = first if self._origin is None else min(self._origin, first)
+        return [time - origin for time in packets.times]
+
     @property
     def duration_sec(self) -> float | None:
         """As the file states it; None where it does not."""
@@ -150,6 +198,11 @@ class FileFrames:
     def origin_sec(self) -> Fraction:
         """What the file calls the time 0; known when the first frame has come."""
         return (self._origin or 0) * self.time_base
+
+    @property
+    def cuts_sec(self) -> list[float]:
+        """When the first frames after cuts are displayed, as far as frames have come."""
+        return [float(cut * self.time_base) for cut in self._cuts.cuts]
 
     @property
     def end(self) -> int:
@@ -206,14 +259,15 @@ class FileFrames:
         elif time is None or time <= self._last:
             time = self._last + self._step
         self._last, self._last_duration = time, frame.duration or self._step
+        self._cuts.add(time, brightness_grid(frame))
         timed = TimedFrame(time, lambda: self._small(frame))
         if not self._shape:
             _ = timed.image  # all others have its shape
         else:
             self._waiting.append(weakref.ref(timed))
             while len(self._waiting) > max(_WAITING_BYTES // math.prod(self._shape), 1):
-                oldest = self._waiting.popleft()()
-                _ = oldest and oldest.image
+                if (oldest := self._waiting.popleft()()) is not None:
+                    oldest.make_small()
         return timed
 
     def _small(self, frame: av.VideoFrame) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.video.sampling import wanted_frames
-from octvideo.video.streaming import FrameSource, TimedFrame
+from octvideo.video.streaming import FileFrames, FrameSource, TimedFrame
 from octvideo.video.transforms import evaluation_crops
 from octvideo.video.views import VideoViews, ViewSettings
 
@@ -43,7 +43,7 @@ class Window:
         start_sec: of the window; of the first frame that is displayed in it or after it starts.
         end_sec: excluded.
         first: index of the first frame in the video.
-        frames: in order, 1 or more.
+        frames: in order, 1 or more. Those that no clip shows may have no pixels.
         times: of the frames, in units of `time_base`, and the last one's end.
         time_base: in seconds.
     """
@@ -87,6 +87,10 @@ def frame_windows(
     to see. The last window is moved back so that it ends with the video; a video shorter than a window is one. A frame
     belongs to a window by its time, of which a container may have rounded away a unit of `time_base`.
 
+    Where windows of a file are too long for all of their frames to wait, its packets are looked through first, and
+    frames that no clip of a window shows are forgotten at once. Where they come otherwise than their packets tell, the
+    file is decoded anew.
+
     Args:
         source: of frames.
         settings: of the network.
@@ -98,7 +102,86 @@ def frame_windows(
         VideoReadError: from the source.
     """
     check_windows(window_sec, stride_sec)
+    how = settings, window_sec, stride_sec
+    if not isinstance(source, FileFrames) or (plan := _plan_of(source, *how)) is None:
+        yield from _windows(source, *how)
+        return
+    num_given = 0
+    try:
+        for window in _windows(source, *how, plan):
+            num_given += 1
+            yield window
+        return
+    except _NotAsForeseenError:
+        pass
+    source.start_over()
+    yield from islice(_windows(source, *how), num_given, None)
+
+
+class _NotAsForeseenError(Exception):
+    """A file's frames came at other times than its packets tell, so that wrong ones may have been forgotten."""
+
+
+@dataclass(frozen=True)
+class _Foreseen:
+    """What is known of a file before it is decoded.
+
+    Args:
+        times: of its frames, and the last one's end.
+        windows: first and last frame of each, and what its times end with.
+        wanted: frames that clips show; all others may be forgotten at once.
+    """
+
+    times: list[int]
+    windows: list[tuple[int, int, int]]
+    wanted: frozenset[int]
+
+
+class _Times:
+    """A source of frames without pixels."""
+
+    def __init__(self, source: FileFrames, times: list[int]) -> None:
+        self.name, self.time_base, self.rate, self._times = source.name, source.time_base, source.rate, times
+        self.end = times[-1]
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        for time in self._times[:-1]:
+            yield TimedFrame(time, torch.Tensor)
+
+
+def _plan_of(
+    source: FileFrames, settings: ViewSettings, window_sec: float | None, stride_sec: float | None
+) -> _Foreseen | None:
+    """Which frames windows show, where windows are too long for all of their frames to wait at full size."""
+    rate = source.rate or Fraction(25)
+    if (_exact(window_sec) or clip_seconds(settings, rate)) * rate + _JUDGED_FRAMES <= source.most_waiting:
+        return None
+    times = source.foreseen_times()
+    if times is None:
+        return None
+    windows: list[tuple[int, int, int]] = []
+    wanted: set[int] = set()
+    for window in _windows(_Times(source, times), settings, window_sec, stride_sec):
+        windows.append((window.first, window.last, window.times[-1]))
+        wanted.update((window_clips(window, settings).unique() + window.first).tolist())
+    return _Foreseen(times, windows, frozenset(wanted))
+
+
+def _windows(
+    source: FrameSource,
+    settings: ViewSettings,
+    window_sec: float | None,
+    stride_sec: float | None,
+    foreseen: _Foreseen | None = None,
+) -> Iterator[Window]:
+    """See `frame_windows`.
+
+    Raises:
+        _NotAsForeseenError: frames or windows are not those foreseen.
+    """
     frames, time_base = iter(source), source.time_base
+    if foreseen is not None:
+        frames = _wanted_only(frames, foreseen)
     head = list(islice(frames, 1 if window_sec is not None or settings.target_fps is not None else _JUDGED_FRAMES))
     if not head:
         return
@@ -124,6 +207,8 @@ def frame_windows(
         times = [*(frame.time for frame in held[first:stop]), later]
         seconds = float(start * time_base), float(end * time_base)
         found = Window(index, *seconds, passed + first, tuple(held[first:stop]), times, time_base)
+        if foreseen and [(found.first, found.last, later)] != foreseen.windows[index : index + 1]:
+            raise _NotAsForeseenError
         index, covered = index + 1, passed + stop - 1
         return found
 
@@ -150,6 +235,21 @@ def frame_windows(
         found = window(max(Fraction(end) - length, Fraction(origin)), Fraction(end), end)
         assert found is not None  # it has the newest frame
         yield found
+
+
+def _wanted_only(frames: Iterator[TimedFrame], foreseen: _Foreseen) -> Iterator[TimedFrame]:
+    """The frames, of which those that no clip shows have no pixels.
+
+    Raises:
+        _NotAsForeseenError: one comes at another time.
+    """
+    for n, frame in enumerate(frames):
+        if n >= len(foreseen.times) - 1 or frame.time != foreseen.times[n]:
+            raise _NotAsForeseenError
+        if n not in foreseen.wanted:
+            frame.forget()
+        yield frame
+        del frame
 
 
 def check_windows(window_sec: float | None, stride_sec: float | None) -> None:

@@ -76,6 +76,50 @@ def test_segments_are_those_of_a_slow_reference(seed: int) -> None:
     assert expected or settings.smooth_sec
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_by_a_cut_the_nearest_window_of_the_shot_speaks(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    starts = np.arange(30) * 0.5
+    ends = starts + 2.0
+    cuts = np.unique(random.integers(1, 60, 5) * 0.25)
+    scores = random.random((30, 2))
+    found = find_segments(starts, ends, scores, SegmentSettings(enter=0.5, leave=0.5), cuts)
+    said = {(one.class_index, n) for one in found for n in range(round(one.start_sec * 8), round(one.end_sec * 8))}
+    for tick in range(132):
+        time = (tick + 0.5) / 8
+        begin, end = max([0.0, *cuts[cuts <= time]]), min([99.0, *cuts[cuts > time]])
+        inside = [n for n in range(30) if begin <= starts[n] and ends[n] <= end]
+        if inside:
+            speaks = {min(inside, key=lambda n: (abs(starts[n] + 1 - time), n))}
+        else:  # any of those that show most of the shot
+            shown = np.minimum(ends, end) - np.maximum(starts, begin)
+            speaks = {n for n in range(30) if shown[n] >= shown.max() - 1e-9}
+        for number in range(2):
+            assert ((number, tick) in said) in {bool(scores[n, number] >= 0.5) for n in speaks}, (tick, cuts)
+
+
+def test_segments_go_on_over_cuts_and_scores_are_not_smoothed_over_them() -> None:
+    starts = np.arange(8.0)
+    scores = np.array([[0.9, 0.1]] * 4 + [[0.1, 0.9]] * 4)
+    settings = SegmentSettings(enter=0.5, leave=0.5, smooth_sec=4.0)
+    assert [(s.start_sec, s.end_sec) for s in find_segments(starts, starts + 2, scores, settings, [4.5])] == [
+        (0, 4.5),
+        (4.5, 9),
+    ]
+    (one,) = find_segments(starts, starts + 2, scores * 0 + [[0.9, 0]], settings, [2.0, 4.5])
+    assert (one.start_sec, one.end_sec, one.score) == (0, 9, pytest.approx(0.9))
+
+
+def test_only_the_best_class_of_a_moment() -> None:
+    starts = np.arange(4.0)
+    scores = np.array([[0.4, 0.3, 0.1], [0.4, 0.3, 0.1], [0.2, 0.3, 0.1], [0.2, 0.3, 0.1]])
+    best = SegmentSettings(enter=0.2, only_best=True)
+    found = find_segments(starts, starts + 1, scores, best)
+    assert [(s.start_sec, s.end_sec, s.class_index) for s in found] == [(0, 2, 0), (2, 4, 1)]
+    chosen = find_segments(starts, starts + 1, scores, SegmentSettings(enter=0.2, classes=[1, 2], only_best=True))
+    assert [(s.start_sec, s.end_sec, s.class_index) for s in chosen] == [(0, 4, 1)]
+
+
 def test_the_example_of_the_docstring() -> None:
     scores = np.array([[0.1, 0.5, 0.6, 0.9, 0.7, 0.5, 0.2, 0.5, 0.1]]).T
     found = find_segments(range(9), range(1, 10), scores, SegmentSettings(enter=0.8, leave=0.4))

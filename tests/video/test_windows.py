@@ -25,6 +25,8 @@ from octvideo.video import (
     read_frames,
     resize_short_side,
 )
+from octvideo.video.cuts import CutFinder
+from octvideo.video.windows import window_views
 from tests.video.test_odd_files import ODD
 
 VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=3, short_side_px=32, crop_px=32)
@@ -181,6 +183,72 @@ def test_frames_that_wait_at_full_size_are_bounded(video: Path, monkeypatch: pyt
         for _ in frames:
             pass
     assert len(made) == 1  # frames that nobody holds are not made small
+
+
+@pytest.mark.parametrize("wrong", [None, 7, -2])
+def test_of_long_windows_frames_that_no_clip_shows_are_forgotten(
+    wrong: int | None, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def views() -> list[tuple[int, Tensor]]:
+        with FileFrames(video, 32) as frames:
+            windows = frame_windows(frames, VIEWS, window_sec=1.2, stride_sec=0.5)
+            return [(window.first, window_views(window, VIEWS).cut()) for window in windows]
+
+    made: list[int] = []
+    small, foresee = FileFrames._small, FileFrames.foreseen_times
+    monkeypatch.setattr(FileFrames, "_small", lambda self, frame: made.append(frame.pts) or small(self, frame))
+    expected = views()
+    assert len(made) == len(set(made)) < 40  # not those between clips
+    monkeypatch.setattr(streaming, "_WAITING_BYTES", 1)
+    monkeypatch.setattr(FileFrames, "foreseen_times", lambda self: None)
+    made.clear()
+    assert len(views()) == len(expected) and len(made) == 40
+
+    def foreseen(self: FileFrames) -> list[int] | None:
+        times = foresee(self)
+        assert times is not None and len(times) == 41
+        return times if wrong is None else [*times[:wrong], times[wrong] + 1, *times[wrong:][1:]]
+
+    monkeypatch.setattr(FileFrames, "foreseen_times", foreseen)
+    made.clear()
+    for (first, clips), (other, others) in zip(views(), expected, strict=True):
+        assert first == other and torch.equal(clips, others)
+    if wrong is None:
+        assert len(made) == len(set(made)) < 40
+    else:
+        assert len(made) > 40  # decoded anew, all of it
+
+
+def test_a_forgotten_frame_says_so() -> None:
+    frame = TimedFrame(3, lambda: torch.zeros(1, 1, 3))
+    frame.forget()
+    with pytest.raises(ValueError, match="the frame at 3 was forgotten: no clip shows it"):
+        _ = frame.image
+
+
+def test_cuts_of_a_file_are_found(encode: Encode, moving: Moving, tmp_path: Path) -> None:
+    shots = [moving(12), moving(9).flip(2), 255 - moving(14)]
+    for codec, pixels in (("ffv1", "bgr0"), ("ffv1", "yuv420p10le"), ("mpeg4", "yuv420p"), ("ffv1", "gray")):
+        path = encode(tmp_path / f"{pixels}.mkv", torch.cat(shots), codec, pix_fmt=pixels, rate=10)
+        with FileFrames(path, 32) as frames:
+            assert len(list(frames)) == 35
+            assert frames.cuts_sec == pytest.approx([1.2, 2.1], abs=0.002), pixels
+            assert frames.num_frames == 35
+
+
+def test_motion_and_flashes_are_no_cuts() -> None:
+    random = np.random.default_rng(0)
+    still = random.integers(0, 256, (24, 32))
+    for grids in (
+        [random.integers(0, 256, (24, 32)) for _ in range(20)],  # everything changes all the time
+        [still + (90 if n == 8 else 0) for n in range(20)],  # a flash
+        [still + 4 * n for n in range(20)],  # a fade
+        [None if n == 8 else still for n in range(20)],
+    ):
+        finder = CutFinder()
+        for time, grid in enumerate(grids):
+            finder.add(time, grid)
+        assert finder.cuts == []
 
 
 def test_a_file_that_is_closed_gives_no_more(video: Path) -> None:
