@@ -230,7 +230,7 @@ class _Output:
                 "skipped": counts.skipped,
                 "frames": live.num_frames,
                 "dropped": live.queue.num_dropped,
-                "cuts": live.num_cuts,
+                "disconnects": live.num_disconnects,
                 "latency_sec": None if mean is None else round(mean, 3),
                 "longest_latency_sec": round(counts.latency_most, 3),
                 "trouble": trouble,

@@ -363,7 +363,7 @@ class LiveFrames:
     ) -> None:
         self.name, self.watch = shown(url), watch or Watch()
         self.queue = NewestFrames(keep_sec, keep_bytes)
-        self.num_frames = self.num_cuts = 0
+        self.num_frames = self.num_disconnects = 0
         self.error: VideoReadError | None = None
         self._connect = connect or (lambda: AvConnection(url, timeout_sec, transport, self.watch))
         self._short_side_px, self._timeout_sec, self._say = short_side_px, timeout_sec, say
@@ -456,7 +456,7 @@ class LiveFrames:
                     self.error = VideoReadError(self.name, given_up + reason)
                     return
                 if self.num_frames > frames:
-                    self.num_cuts += 1
+                    self.num_disconnects += 1
                     self._moments.cut()
                     self.queue.put("gap")
                     if now - began >= _STEADY_SEC:

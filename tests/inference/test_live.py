@@ -133,7 +133,7 @@ def test_a_day_of_a_camera_takes_no_memory() -> None:
             if n % 60 == 59:
                 gc.collect()
                 objects.append(len(gc.get_objects()))
-    assert counts.windows >= 240 and live.num_frames == 4320 and live.num_cuts == 11
+    assert counts.windows >= 240 and live.num_frames == 4320 and live.num_disconnects == 11
     assert live.newest_sec == pytest.approx(86_380, abs=60)
     assert max(objects[1:]) - min(objects[1:]) < 500 and len(objects) == 4
 

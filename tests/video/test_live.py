@@ -101,7 +101,7 @@ def test_times_go_on_over_a_cut_by_when_frames_came() -> None:
         f"rtsp://***@cam: refused; connecting again in {watch.waits[1]:.1f} s",
         f"rtsp://***@cam: connected again after {waited:.1f} s",
     ]
-    assert (live.num_frames, live.num_cuts, live.error) == (4, 1, None)
+    assert (live.num_frames, live.num_disconnects, live.error) == (4, 1, None)
 
 
 @pytest.mark.parametrize(
