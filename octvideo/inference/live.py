@@ -56,7 +56,7 @@ class LiveCounts:
         if self.windows:
             text += f", latency {self.latency_sum / self.windows:.2f} s (at most {self.latency_most:.2f} s)"
         text += f"; {self.skipped} windows skipped, {live.queue.num_dropped} of {live.num_frames} frames dropped"
-        return text + (f"; the connection was cut {live.num_disconnects} times" if live.num_cuts else "")
+        return text + (f"; the connection was cut {live.num_disconnects} times" if live.num_disconnects else "")
 
 
 def live_windows(
