@@ -4,6 +4,7 @@ lightning.py      fit, validate, test and predict: Lightning's CLI, the only fil
 config_files.py   configs by name, and what was typed becomes what the parser of Lightning's CLI reads
 help_page.py      its help as a page; mistakes.py: its errors in one line
 infer.py, timeline.py, features.py, export.py, ...   the other commands: `add_arguments(parser)` and `run(args)`
+live.py           the part of timeline for streams and cameras; window_lines.py: how scores are written
 arguments.py      how words are read: options that several commands have, types, one spelling
 ending.py         how programs end: exit codes and errors in one place
 tables.py         how commands print tables
@@ -43,7 +44,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Use": {
         "infer": Command("infer", "name the actions in videos"),
-        "timeline": Command("timeline", "say what happens when in long videos; writes scores, tables and subtitles"),
+        "timeline": Command(
+            "timeline", "say what happens when in long videos and streams; writes scores, tables, subtitles"
+        ),
         "features": Command("features", "write feature vectors of videos, with their times"),
         "similar": Command("similar", "find videos that are like another one, among such features"),
         "convert": Command("convert", "make a trained network octave, without labels or training"),

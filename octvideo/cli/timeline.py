@@ -1,5 +1,7 @@
 """Says what happens when in videos of any length: `octvideo timeline VIDEO|FOLDER ... [--ckpt RUN|FILE] [-o FILE]`.
 
+In place of VIDEO there may be an address (rtsp://, http://) or `camera`.
+
 A video is scored window by window, each as `octvideo test` scores a video of just these frames. Segments are where the
 score of a class reaches --threshold and stays above --leave. Scores below 0.005 of classes that are not among the best
 count as 0.
@@ -12,20 +14,21 @@ import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from octvideo.class_names import ClassIndex
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, positive, share, zero_or_more
 from octvideo.cli.infer import find_videos, model_arguments, predictor_of, say_predictor, weights_of
+from octvideo.cli.live import address_frames, live_arguments, live_source, score_live
 from octvideo.cli.timeline_shown import check_shown, show
+from octvideo.cli.window_lines import TopClasses
 from octvideo.errors import UserError
 from octvideo.files import digest, read_text, text_lines, whole_text
 from octvideo.inference.segment_files import OF_ONE_VIDEO, WRITERS
@@ -34,11 +37,11 @@ from octvideo.inference.timeline import Timeline, WindowScores
 from octvideo.json_lines import JsonLines, Words
 from octvideo.progress import Progress
 from octvideo.video import FileFrames, VideoReadError
+from octvideo.video.addresses import is_address, shown
 
 STOPPED = "stopped: the same command goes on where scores go into a file (-o)"
 _RESULTS = "octvideo timeline 1"
 _WORDS = Words("file of window scores", "another model, or of other settings", "name another file")
-_LEAST = 0.005  # scores that are kept whatever their rank
 
 
 def add_arguments(parser: Parser) -> None:
@@ -84,13 +87,21 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="write a line of JSON for each window when it is done; windows that are in FILE are not computed again",
     )
+    live_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Scores the videos; returns 0, or 1 where some video could not be read to its end (what could be is there)."""
     keep_freed_memory()
-    videos = list(dict.fromkeys(find_videos(args.videos)))
-    files = [_SegmentFile(Path(name), len(videos)) for name in args.segments]
+    found_videos = list(dict.fromkeys(_find(args.videos)))
+    live = live_source(args, found_videos)
+    addresses = {shown(name): name for name in found_videos if is_address(name)}
+    videos = list(dict.fromkeys(map(shown, found_videos)))
+    files = [] if live else [_SegmentFile(Path(name), len(videos)) for name in args.segments]
+    if args.overlay is not None and addresses:
+        raise UserError(f"--overlay {args.overlay}: of files on this machine alone, got {next(iter(addresses))}")
+    if live is not None and args.picture is not None:
+        raise UserError(f"--picture {args.picture}: a stream has no end; draw one of a file")
     check_shown(args.picture, args.overlay, videos)
     weights = weights_of(args)
     console = Console(stderr=True)
@@ -101,15 +112,17 @@ def run(args: argparse.Namespace) -> int:
     names = predictor.class_names
     settings = _segment_settings(args, names)
     scores: _Scores = _Scores(names, args.topk, settings.classes)
+    made_by: dict[str, Any] = {}
     if args.output is not None:
         engine = {"engine": predictor.engine.name, "precision": predictor.engine.precision}
-        made_by: dict[str, Any] = {
-            "weights": predictor.source,
-            **engine,
-            "sha256": "" if weights is None else digest(weights),
-        }
+        made_by = {"weights": predictor.source, **engine, "sha256": "" if weights is None else digest(weights)}
         made_by |= {"window": args.window, "stride": args.stride, "views": timeline.views.as_dict()}
-        scores.go_on_with(args.output, {**made_by, "topk": args.topk, "classes": args.classes})
+        made_by |= {"topk": args.topk, "classes": args.classes}
+    if live is not None:
+        say_predictor(predictor, console)
+        return score_live(args, live, timeline, names, settings, made_by)
+    if args.output is not None:
+        scores.go_on_with(args.output, made_by)
     say_predictor(predictor, console)
     found: dict[str, list[Segment]] = {}
     any_shown = False
@@ -117,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         with Progress("scoring") as progress:
             for number, path in enumerate(videos, 1):
                 progress.begin(f"scoring {number} of {len(videos)}: {Path(path).name}, seconds")
-                _score(timeline, path, scores, progress)
+                _score(timeline, path, scores, progress, lambda path: _frames(args, path, addresses, timeline))
                 with progress.hidden() if sys.stdout.isatty() else contextlib.nullcontext():
                     found[path] = scores.segments(path, settings)
                     if scores.videos[path].starts:  # else the error at the end says all
@@ -137,13 +150,26 @@ def run(args: argparse.Namespace) -> int:
     return 1 if troubles else 0
 
 
-def _score(timeline: Timeline, path: str, scores: _Scores, progress: Progress) -> None:
+def _find(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        yield from [name] if is_address(name) else find_videos([name])
+
+
+def _frames(args: argparse.Namespace, path: str, addresses: Mapping[str, str], timeline: Timeline) -> FileFrames:
+    if path in addresses:
+        return address_frames(args, addresses[path], timeline.views.short_side_px)
+    return FileFrames(path, timeline.views.short_side_px)
+
+
+def _score(
+    timeline: Timeline, path: str, scores: _Scores, progress: Progress, frames_of: Callable[[str], FileFrames]
+) -> None:
     """Scores what is left of a video."""
     video = scores.videos.setdefault(path, _Video())
     if video.is_done:
         return
     try:
-        with FileFrames(path, timeline.views.short_side_px) as frames:
+        with frames_of(path) as frames:
             if frames.duration_sec:
                 progress.update(total=max(int(frames.duration_sec), 1))
             windows = timeline.of_source(frames, skip=len(video.starts))
@@ -191,8 +217,7 @@ class _Scores:
 
     def __init__(self, names: Sequence[str], topk: int, classes: Sequence[int] | None) -> None:
         self.videos: dict[str, _Video] = {}
-        self._names, self._index, self._topk = names, {name: n for n, name in enumerate(names)}, topk
-        self._among = torch.tensor(range(len(names)) if classes is None else sorted(classes))
+        self._top = TopClasses(names, topk, classes)
         self._lines: JsonLines | None = None
 
     def go_on_with(self, file: Path, made_by: dict[str, Any]) -> None:
@@ -207,8 +232,7 @@ class _Scores:
                 continue
             video = self.videos.setdefault(entry["path"], _Video())
             if "top" in entry:
-                top = {self._index[one["name"]]: one["score"] for one in entry["top"]}
-                self._keep(video, entry["start"], entry["end"], top)
+                self._keep(video, entry["start"], entry["end"], self._top.of_listed(entry["top"]))
             else:
                 video.is_done, video.trouble, video.cuts = True, entry["trouble"], entry["cuts"]
         if known := sum(len(video.starts) for video in self.videos.values()):
@@ -216,23 +240,17 @@ class _Scores:
 
     def add(self, path: str, window: WindowScores) -> None:
         """Keeps a window, and writes its line."""
-        kept = window.scores[self._among]
-        ranked = kept.sort(descending=True, stable=True)
-        num_kept = max(self._topk, int((kept >= _LEAST).sum()))
-        numbers = self._among[ranked.indices[:num_kept]].tolist()
-        # As the line has them, so that a run that was stopped gives the same segments.
-        top = {n: round(score, 6) for n, score in zip(numbers, ranked.values.tolist(), strict=False)}
+        top = self._top.of(window.scores)  # as the line has them, so that a stopped run gives the same segments
         start, end = round(window.start_sec, 6), round(window.end_sec, 6)
         self._keep(self.videos[path], start, end, top)
         if self._lines is not None:
-            listed = [{"name": self._names[n], "score": score} for n, score in top.items()]
-            self._lines.add({"path": path, "start": start, "end": end, "top": listed})
+            self._lines.add({"path": path, "start": start, "end": end, "top": self._top.listed(top)})
 
     def finish(self, path: str, trouble: str) -> None:
-        """Notes that a video has no more windows."""
+        """Notes that a video has no more windows; of one on the net that breaks off, the next run may find more."""
         video = self.videos[path]
         video.is_done, video.trouble = True, trouble
-        if self._lines is not None:
+        if self._lines is not None and not (trouble and is_address(path)):
             done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": trouble}
             self._lines.add(done)
 

@@ -213,11 +213,29 @@ class Timeline:
         Raises:
             VideoReadError: from the source, after the windows before; or a window's scores are not finite.
         """
-        with contextlib.closing(self.rows_of_source(source, skip=skip, at_once=at_once)) as windows:
-            for window in windows:
+        windows = frame_windows(source, self.views, window_sec=self.window_sec, stride_sec=self.stride_sec)
+        return self.of_windows(windows, source.name, skip=skip, at_once=at_once)
+
+    def of_windows(
+        self, windows: Iterator[Window], name: str, *, skip: int = 0, at_once: bool = False, beside: bool = True
+    ) -> Generator[WindowScores, None, None]:
+        """The scores of windows of one video, in order.
+
+        Args:
+            windows: by `frame_windows`, or some of them.
+            name: for messages.
+            skip, at_once: see `of_source`.
+            beside: takes windows in a thread, before their turn. Otherwise a window is looked for when the scores of
+                the one before have been taken.
+
+        Raises:
+            VideoReadError: see `of_source`.
+        """
+        with contextlib.closing(self._rows(windows, skip, at_once, beside)) as found:
+            for window in found:
                 scores = video_scores(window.rows, len(window.rows))[0]  # (K,)
                 if not scores.isfinite().all():
-                    raise self.predictor.no_scores(source.name)
+                    raise self.predictor.no_scores(name)
                 times, frames = (window.start_sec, window.end_sec), (window.first_frame, window.last_frame)
                 yield WindowScores(window.index, *times, *frames, scores)
 
@@ -232,9 +250,16 @@ class Timeline:
         Raises:
             VideoReadError: from the source, after the windows before.
         """
+        windows = frame_windows(source, self.views, window_sec=self.window_sec, stride_sec=self.stride_sec)
+        return self._rows(windows, skip, at_once, beside=True)
+
+    def _rows(
+        self, windows: Iterator[Window], skip: int, at_once: bool, beside: bool
+    ) -> Generator[WindowRows, None, None]:
         self.timing, began = Timing(), time.perf_counter()
         rows = _Rows()
-        with contextlib.closing(made_beside(self._chunks(source, skip, at_once))) as chunks:
+        made = self._chunks(windows, skip, at_once)
+        with contextlib.closing(made_beside(made) if beside else made) as chunks:
             for chunk in chunks:
                 start = time.perf_counter()
                 if chunk.clips is not None:
@@ -247,10 +272,9 @@ class Timeline:
                 for done, of_views in zip(chunk.done, of_windows, strict=True):
                     yield WindowRows(*done.window, of_views, done.clip_sec)
 
-    def _chunks(self, source: FrameSource, skip: int, at_once: bool) -> Iterator[_Chunk]:
+    def _chunks(self, windows: Iterator[Window], skip: int, at_once: bool) -> Generator[_Chunk, None, None]:
         """In the thread: windows to clips that fill the engine's calls."""
         device, normalise = self.predictor.device, self.predictor.normalise
-        windows = frame_windows(source, self.views, window_sec=self.window_sec, stride_sec=self.stride_sec)
         plan = _Plan(self.views, self.units)
         cuts: list[Tensor] = []
         done: list[_Done] = []

@@ -10,6 +10,8 @@ sampling.py    which frames: integer maths only
 cuts.py        where one shot ends and the next begins
 streaming.py   frames from front to back, of a file or from anywhere
 overlay.py     a file → the same with something painted over its frames; its sound in sound.py
+addresses.py   streams, files on the net and cameras, opened
+live.py        their newest frames, in runs without a gap
 windows.py     frames → windows of some seconds, and their views
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item, cut when they are wanted
@@ -19,6 +21,7 @@ ffmpeg_libraries.py  PyAV's FFmpeg, lent to torchcodec
 """
 
 from octvideo.video.frames import Frames, Resize, Source, VideoArray, VideoBytes, VideoReadError
+from octvideo.video.live import LiveFrames
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
 from octvideo.video.streaming import FileFrames, FrameSource, GivenFrames, TimedFrame
@@ -34,6 +37,7 @@ __all__ = [
     "FrameSource",
     "Frames",
     "GivenFrames",
+    "LiveFrames",
     "Resize",
     "ShortVideo",
     "Source",

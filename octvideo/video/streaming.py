@@ -105,6 +105,7 @@ class FileFrames:
         path: of the video; or its content.
         short_side_px: that frames are resized to; None leaves them as they are.
         num_threads: of the decoder.
+        container: of PyAV, opened already, of a video that is no file here; `path` is its name then.
 
     Raises:
         VideoReadError: it can't be opened, or holds no video. At the end: no frame can be decoded.
@@ -115,12 +116,12 @@ class FileFrames:
         ...         print(float(frame.time * frames.time_base), frame.image.shape)
     """
 
-    def __init__(self, path: Source, short_side_px: int | None, *, num_threads: int = 1) -> None:
-        if (reason := missing_reason(path)) is not None:
+    def __init__(self, path: Source, short_side_px: int | None, *, num_threads: int = 1, container: Any = None) -> None:
+        if container is None and (reason := missing_reason(path)) is not None:
             raise VideoReadError(path, reason)
         self.name = str(path)
         self._path, self._short_side_px, self._num_threads = path, short_side_px, num_threads
-        self._decoding, self._is_closed = threading.Lock(), False
+        self._decoding, self._is_closed, self._given = threading.Lock(), False, container
         self._open()
 
     def _open(self) -> None:
@@ -129,7 +130,7 @@ class FileFrames:
         self._shape: tuple[int, ...] = ()
         self._size: tuple[int, int] = (0, 0)
         self._waiting: deque[weakref.ref[TimedFrame]] = deque()
-        self._container = open_video(self._path)
+        self._container = open_video(self._path) if self._given is None else self._given
         try:
             stream: Any = main_stream(self._path, self._container)
             set_threads(stream, self._num_threads)
@@ -275,7 +276,7 @@ class FileFrames:
             self._shape = image.shape
             whole = (image.shape[0], image.shape[1])
             self._size = whole if self._short_side_px is None else short_side_size(*whole, self._short_side_px)
-        return _resized(torch.from_numpy(image), self._size)
+        return resized(torch.from_numpy(image), self._size)
 
 
 class GivenFrames:
@@ -324,12 +325,12 @@ class GivenFrames:
                 before = float(self._last * self.time_base)
                 raise UserError(f"{self.name}, frame {n}: got time {time_sec} s, expected more than {before:.6g} s")
             self._last, self._duration = time, time - self._last if n else 0
-            small = _resized(image, size)
+            small = resized(image, size)
             if small.data_ptr() == image.data_ptr():  # it may be written over by whoever gave it
                 small = small.clone()
             yield TimedFrame(time, lambda small=small: small)  # type: ignore[misc]
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (H, W, C) to (h, w, C)."""
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A frame, uint8 (H, W, C) to (h, w, C)."""
     return resize(image[None], size).permute(0, 2, 3, 1)[0]

@@ -14,8 +14,10 @@ from octvideo.evaluation.scores import VideoScores
 # The others take the same ways; all of them meet each step of a Trainer in tests/training/test_precision.py.
 PRECISIONS = [
     "bf16-true",
-    "64-true",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("16-true", "32-true", "bf16-mixed", "16-mixed")),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("64-true", "16-true", "32-true", "bf16-mixed", "16-mixed")
+    ),
 ]
 
 

@@ -89,6 +89,7 @@ def test_the_machine_and_a_video(do: Callable[..., Records]) -> None:
     assert scores["no such device"]["text"].startswith("`cuda:99` → error: device 'cuda:99' can't be used here")
 
 
+@pytest.mark.slow
 def test_times_ratios_predictions_and_profiles_of_training(do: Callable[..., Records], tmp_path: Path) -> None:
     device = roofline.Device(bandwidth=1e9, half_rate=1, float_rate=1, launch=0)
     for alpha, forms, milliseconds in ((0.0, "plain", 4), (0.25, "plain", 3), (0.25, "cuda", 2)):
@@ -110,6 +111,7 @@ def test_times_ratios_predictions_and_profiles_of_training(do: Callable[..., Rec
         assert len(found[f"profile {label}"]["rows"]) == 15
 
 
+@pytest.mark.slow
 def test_inference_and_forms(do: Callable[..., Records]) -> None:
     rows = do(speed.inference)["times"]["rows"]
     assert [row[0] for row in rows] == ["α 0", "α 0.25", "α 0 not prepared"]

@@ -21,6 +21,7 @@ DIFFERENT = {
 }
 
 
+@pytest.mark.slow
 def test_table_2_to_the_last_digit() -> None:
     """The counts of Oct-ResNet-50 that round to the paper's 4.1, 3.6, 3.1, 2.4 and 1.9 G."""
     rows = paper_rows(["2"])

@@ -22,6 +22,7 @@ from lab.probes.summary import Outcome, difference, kept, read_outcomes, read_tr
 from lab.probes.training import FramesClassifier, Recipe, TrainedArm, Trainings, augmented
 from lab.probes.work import Probe, Settings, plan
 from octvideo.errors import UserError
+from octvideo.octave import octavize
 
 PX = 16
 SETTINGS = Settings(num_frames=2, px=PX, num_clips=3)
@@ -172,10 +173,33 @@ def test_every_choice_is_measured_with_and_without_what_is_fitted() -> None:
 def test_clips_to_calibrate_on_are_drawn_from_those_that_may_be_seen() -> None:
     frames = torch.arange(10, dtype=torch.uint8)[:, None, None, None, None].expand(10, 8, 3, 2, 2).clone()
     frames += 10 * torch.arange(8, dtype=torch.uint8)[:, None, None, None]
-    drawn = draw_clips(frames, torch.tensor([1, 3, 5, 7]), 3, seed=0)
+    like = ImageNetwork(tiny, (), (0.0,) * 3, (1 / 255,) * 3)  # type: ignore[arg-type]
+    drawn = torch.stack(draw_clips(frames, torch.tensor([1, 3, 5, 7]), 3, like, seed=0)).round()
     assert drawn.shape == (3, 1, 3, 2, 2)
     assert set((drawn[:, 0] % 10).flatten().tolist()) < {1, 3, 5, 7}
     assert set((drawn // 10).flatten().tolist()) == {4}
+
+
+@pytest.mark.parametrize("start", ["ordinary", "pool", "converted"])
+def test_an_inflated_network_is_the_mean_over_frames_and_can_be_octave(start: str) -> None:
+    images, clips = NETWORKS["mobilenet_v2"], NETWORKS["mobilenet_v2_3d"]
+    torch.manual_seed(0)
+    network = images.build().eval()
+    frames = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+    expected = features_of(network, images, frames)
+    assert clips.inflate is not None
+    inflated = clips.inflate(network)
+    assert [tuple(m.kernel_size) for m in inflated.modules() if isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1]
+    if start == "converted":
+        octave = convert(inflated, clips, Arm(0.5, "last", "none"), [clips.clip(frames[0])], seed=0)
+        assert octave.octave_report.layers and features_of(octave, clips, frames).shape == expected.shape
+    else:
+        same = octavize(inflated, 0.0, downsample="pool" if start == "pool" else "stride")
+        found = features_of(same, clips, frames)
+        if start == "ordinary":
+            torch.testing.assert_close(found, expected)
+        else:
+            assert found.shape == expected.shape
 
 
 def test_a_spectrum_measured_before_gives_the_same_network(weights: Path) -> None:
@@ -291,10 +315,10 @@ def trained(probe: Probe, arm: TrainedArm, output: Path, **recipe: Any) -> dict[
 
 
 def test_a_classifier_of_frames_scores_as_the_judge(probe: Probe) -> None:
-    network = FramesClassifier(probe.network, probe.judge(0), fresh=False).eval()
+    network = FramesClassifier(probe.network, probe.like, probe.judge(0), fresh=False).eval()
     test = probe.clips.test(0)
     features = features_of(probe.network, probe.like, probe.frames[test])
-    assert network.predict(probe.frames[test], probe.like) == probe.judge(0).predict(features).tolist()
+    assert network.predict(probe.frames[test]) == probe.judge(0).predict(features).tolist()
 
 
 def test_an_ordinary_network_that_teaches_itself_has_no_loss(probe: Probe, output: Path) -> None:

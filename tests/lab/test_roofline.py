@@ -385,6 +385,7 @@ class Block(nn.Module):
         return x
 
 
+@pytest.mark.slow
 @needs_triton
 def test_inductor_fuses_what_lies_between_convolutions() -> None:
     """Forward alone, float32: what follows a convolution is one kernel, which reads its result and the residual."""

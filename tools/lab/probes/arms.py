@@ -82,17 +82,19 @@ def convert(
     )
 
 
-def draw_clips(frames: Tensor, among: Tensor, count: int, *, seed: int) -> Tensor:
-    """Frames to calibrate on: the middle one of some clips. Two of half as many tell less.
+def draw_clips(frames: Tensor, among: Tensor, count: int, like: ImageNetwork, *, seed: int) -> list[Tensor]:
+    """Clips to calibrate on. Of networks of frames it is the middle frame: two of half as many clips tell less.
 
     Args:
         frames: uint8 (N, T, 3, H, W).
         among: indices of clips that may be taken.
         count: of clips to take.
+        like: what takes them.
         seed: of the draw.
 
     Returns:
-        uint8 (count, 1, 3, H, W).
+        Inputs of the network.
     """
     taken = among[torch.randperm(len(among), generator=torch.Generator().manual_seed(seed))[:count]]
-    return frames[taken][:, [frames.shape[1] // 2]]
+    middle = frames.shape[1] // 2
+    return [like.clip(clip if like.inflate else clip[[middle]]) for clip in frames[taken]]

@@ -138,6 +138,7 @@ class Trainings:
         if like:
             return sum(like) / len(like)
         epochs, clip_frames, _ = self.recipe.of(arm.learning)
+        clip_frames = self.probe.settings.num_frames if self.probe.like.inflate else clip_frames
         frames = len(self.probe.clips.paths) * clip_frames
         return self.probe.seconds_of_frame() * frames * epochs * (_TRAIN_STEP + (arm.learning == "taught"))
 
@@ -147,23 +148,22 @@ class Trainings:
         probe = self.probe
         tested, train = self._split(fold)
         run = f"{probe.name}_{probe.clips.name}_{arm.key}_{fold}_{seed}".replace(" ", "_")
-        part = self._cache / f"{run}.part"
+        part = self._cache / f"{run}.epoch"
         self._logs.mkdir(exist_ok=True)
         with (self._logs / f"{run}.log").open("a", encoding="utf-8") as log:
-            network = FramesClassifier(self._start(arm, fold), probe.judge(fold), fresh=arm.learning == "tuned")
+            like, judge = probe.like, probe.judge(fold)
+            network = FramesClassifier(self._start(arm, fold), like, judge, fresh=arm.learning == "tuned")
             teacher = None
             if arm.learning == "taught":
-                teacher = FramesClassifier(probe.network, probe.judge(fold), fresh=False).eval()
-            self._train(
-                network, teacher, arm, train, seed_of(seed, fold, "train"), self._cache / f"{run}.part", log, watch
-            )
+                teacher = FramesClassifier(probe.network, like, judge, fresh=False).eval()
+            self._train(network, teacher, arm, train, seed_of(seed, fold, "train"), part, log, watch)
         self._add(
             {
                 "arm": arm.key,
                 "fold": fold,
                 "seed": seed,
                 **asdict(arm),
-                "predictions": network.eval().predict(probe.frames[tested], probe.like),
+                "predictions": network.eval().predict(probe.frames[tested]),
                 "labels": probe.clips.labels[tested].tolist(),
                 "sources": [probe.clips.sources[n] for n in tested.tolist()],
                 "seconds": round(time.process_time() - started, 1),
@@ -218,10 +218,11 @@ class Trainings:
         """Goes on from `part`, which holds the last whole epoch."""
         recipe, probe = self.recipe, self.probe
         epochs, clip_frames, lr = recipe.of(arm.learning)
+        clip_frames = probe.settings.num_frames if probe.like.inflate else clip_frames
         arrange(network)
         head_lr = lr if teacher is not None else 10 * lr
         groups = [
-            {"params": network.features.parameters(), "lr": lr},
+            {"params": network.network.parameters(), "lr": lr},
             {"params": network.head.parameters(), "lr": head_lr},
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
@@ -277,17 +278,19 @@ class Trainings:
 
 
 class FramesClassifier(nn.Module):
-    """A network of images with a linear classifier, on clips: scores are the mean over frames.
+    """A network with a linear classifier, on clips; of a network of images, scores are the mean over frames.
 
     Args:
-        features: images (N, 3, H, W) to features (N, D); not copied.
+        network: to features (N, D); not copied.
+        like: what it takes.
         judge: gives the classifier's size, and its weights.
         fresh: the classifier starts at 0 instead.
     """
 
-    def __init__(self, features: nn.Module, judge: Classifier, *, fresh: bool) -> None:
+    def __init__(self, network: nn.Module, like: ImageNetwork, judge: Classifier, *, fresh: bool) -> None:
         super().__init__()
-        self.features = features
+        self.network: nn.Module = network
+        self.like = like
         self.head = nn.Linear(*judge.weight.shape)
         with torch.no_grad():
             if fresh:
@@ -300,15 +303,15 @@ class FramesClassifier(nn.Module):
 
     def forward(self, x: Tensor, num_clips: int) -> tuple[Tensor, Tensor]:
         """Frames of clips, one clip after the other, to logits (N, K) and features (N, D)."""
-        features = self.features(x).unflatten(0, (num_clips, -1)).mean(1)
+        features = self.like.features(self.network, x, num_clips)
         return self.head(features), features
 
     @torch.no_grad()
-    def predict(self, frames: Tensor, like: ImageNetwork) -> list[int]:
+    def predict(self, frames: Tensor) -> list[int]:
         """Classes of clips uint8 (N, T, 3, H, W), by all of their frames."""
         found: list[int] = []
         for clip in frames:
-            logits, _ = self(like.pixels(clip), 1)
+            logits, _ = self(self.like.pixels(clip), 1)
             found.append(int(logits.argmax()))
         return found
 

@@ -120,7 +120,7 @@ class Probe:
         """Of the ordinary network, on one thread."""
         started = time.process_time()
         with torch.no_grad():
-            self.network(self.like.pixels(torch.zeros(8, 3, self.settings.px, self.settings.px, dtype=torch.uint8)))
+            self.network(self.like.clip(torch.zeros(8, 3, self.settings.px, self.settings.px, dtype=torch.uint8)))
         return (time.process_time() - started) / 8
 
     def measure(self, arm: Arm, fold: int) -> None:
@@ -173,6 +173,7 @@ class Probe:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.settings.seed)
                 network, name = self.like.build().eval(), "spectrum_random"
+            network = self.like.inflate(network) if self.like.inflate else network
         calibrated = self._converted(network, Arm(0.25, refit="none"), fold, name).octave_report.calibration
         assert calibrated is not None
         return {name: loss.detail / loss.energy.clamp_min(1e-30) for name, loss in calibrated.losses.items()}
@@ -197,8 +198,7 @@ class Probe:
     def _converted(self, network: nn.Module, arm: Arm, fold: int, name: str) -> OctaveNetwork:
         settings = self.settings
         seed = seed_of(settings.seed, fold, "convert") % 2**31
-        drawn = draw_clips(self.frames, self.clips.train(fold), settings.num_clips, seed=seed)
-        clips = [self.like.pixels(clip) for clip in drawn]
+        clips = draw_clips(self.frames, self.clips.train(fold), settings.num_clips, self.like, seed=seed)
         words = (self.clips.name, self.name, name, fold, *vars(settings).values())
         file = self._cache / f"{'_'.join(map(str, words))}.pt"
         spectrum = torch.load(file, weights_only=True) if file.is_file() else None
@@ -210,7 +210,9 @@ class Probe:
         return made
 
     def _multiply_adds(self, network: nn.Module) -> int:
-        return count_cost(network, (1, 3, self.settings.px, self.settings.px)).multiply_adds
+        settings = self.settings
+        over_time = (settings.num_frames,) if self.like.inflate else ()
+        return count_cost(network, (1, 3, *over_time, settings.px, settings.px)).multiply_adds
 
     def _add(self, entry: dict[str, Any]) -> None:
         self.lines.add(entry)

@@ -1,0 +1,137 @@
+"""Videos that are no files here: addresses (rtsp://, http://, ...) and cameras, opened by FFmpeg.
+
+Addresses hold passwords. What is said, written and raised names them by `shown`, and errors of FFmpeg, which repeat the
+address, are never passed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import socket
+import sys
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import av
+
+from octvideo.errors import UserError
+from octvideo.files import one_line
+from octvideo.video.frames import VideoReadError
+from octvideo.video.pyav_file import OPEN_OPTIONS
+
+Transport = Literal["tcp", "udp"]
+
+_ADDRESS = re.compile(r"(rtsps?|https?)://", re.IGNORECASE)
+_CAMERA = re.compile(r"camera(?::(?P<which>.+))?|(?P<device>/dev/video\d+)")
+# Also of passwords with signs that have no place in an address: rather too much is hidden than too little.
+_USER = re.compile(r"(?<=://)(?:[^/?#]*@|[^/?#:]*:(?!\d*[/?#]).*@)")
+_SECRET = re.compile(r"(?<=[?&])([^=&#]*(?:pass|pwd|user|token|auth|key|secret|sig)[^=&#]*)=[^&#]*", re.IGNORECASE)
+# The system's cameras in FFmpeg: input format, and the name of the first one.
+_SYSTEMS = {"linux": ("v4l2", "/dev/video0"), "darwin": ("avfoundation", "0"), "win32": ("dshow", "")}
+# Formats in which the size of an answer says nothing: of a playlist, or made up by a camera that has to state one.
+_SIZE_SAYS_NOTHING = frozenset({"hls", "mpjpeg"})
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is an address or a camera, and no file."""
+    return bool(_ADDRESS.match(name)) or is_camera(name)
+
+
+def is_camera(name: str) -> bool:
+    """`camera`, `camera:1`, or a device of Linux, `/dev/video0`."""
+    return bool(_CAMERA.fullmatch(name))
+
+
+def shown(name: str) -> str:
+    """An address as it may be read by others: without user, password, and keys in its query.
+
+    Example:
+        >>> shown("rtsp://me:pa@ss@cam/1?channel=2&token=abc")
+        'rtsp://***@cam/1?channel=2&token=***'
+    """
+    if not _ADDRESS.match(name):
+        return name
+    return _SECRET.sub(r"\1=***", _USER.sub("***@", name))
+
+
+def open_address(name: str, *, timeout_sec: float, transport: Transport = "tcp", as_file_sec: float = 0.0) -> Any:
+    """FFmpeg's container of an address or a camera.
+
+    Args:
+        name: of it.
+        timeout_sec: for the opening, and for each read.
+        transport: of RTSP.
+        as_file_sec: above 0 for a file on the net: a connection that breaks is made again where it broke, by range
+            requests, for so many seconds.
+
+    Raises:
+        VideoReadError: it can't be opened.
+        UserError: FFmpeg has no cameras on this system.
+    """
+    if is_camera(name):
+        file, kind = _camera(name)
+        return _opened(name, file, timeout_sec, timeout_sec, format=kind)
+    in_us = str(round(timeout_sec * 1e6))
+    if name.lower().startswith("rtsp"):
+        return _opened(name, name, timeout_sec, timeout_sec, options={"rtsp_transport": transport, "timeout": in_us})
+    if not as_file_sec:
+        return _opened(name, name, timeout_sec, timeout_sec)
+    longest = str(max(round(as_file_sec), 1))
+    options = {"reconnect": "1", "reconnect_on_network_error": "1", "reconnect_delay_max": longest, "timeout": in_us}
+    return _opened(name, name, timeout_sec, as_file_sec + timeout_sec, options=options)
+
+
+def is_live(name: str, container: Any) -> bool:
+    """Whether a container has no end that it knows of: neither a duration nor a size."""
+    if is_camera(name) or name.lower().startswith("rtsp"):
+        return True
+    if container.duration is not None:
+        return False
+    return container.format.name in _SIZE_SAYS_NOTHING or container.size <= 0
+
+
+def reason_of(name: str, error: Exception, timeout_sec: float) -> str:
+    """Why an address can't be read, in one line that does not repeat it."""
+    if isinstance(error, av.error.ExitError | TimeoutError):
+        return f"no answer for {timeout_sec:g} s"
+    if isinstance(error, av.error.InvalidDataError):
+        return "what comes is no video that FFmpeg knows (a web page?)"
+    if is_camera(name):
+        return f"{one_line(error)} ({_camera(name)[0]})"
+    if getattr(error, "errno", None) == errno.EIO:  # all that FFmpeg says of a host that is not there, and of a cut
+        with contextlib.suppress(ValueError):
+            host = urlsplit(name).hostname
+            try:
+                socket.getaddrinfo(host, None)
+            except OSError as of_host:
+                return f"no host {host}: {one_line(of_host)}"
+        return "the connection was cut"
+    return one_line(error).replace(name, shown(name))
+
+
+def _camera(name: str) -> tuple[str, str]:
+    found = _CAMERA.fullmatch(name)
+    assert found is not None
+    if sys.platform not in _SYSTEMS:
+        raise UserError(f"{name}: no cameras on {sys.platform}")
+    kind, first = _SYSTEMS[sys.platform]
+    which = found["device"] or found["which"] or first
+    if kind == "v4l2" and which.isdigit():
+        which = f"/dev/video{which}"
+    if kind == "dshow":
+        if not which:
+            raise UserError(f"{name}: Windows has cameras by name: camera:NAME")
+        which = f"video={which}"
+    if kind not in {one for names in av.formats_available for one in names.split(",")}:
+        raise UserError(f"{name}: this PyAV has no {kind}, FFmpeg's cameras")
+    return which, kind
+
+
+def _opened(name: str, file: str, open_sec: float, read_sec: float, **how: Any) -> Any:
+    try:
+        return av.open(file, timeout=(open_sec, read_sec), **how, **OPEN_OPTIONS)
+    except (av.FFmpegError, ValueError, OSError) as error:
+        reason = reason_of(name, error, open_sec)
+    raise VideoReadError(shown(name), reason)  # not from the error, which holds the address
