@@ -134,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
                 with progress.hidden() if sys.stdout.isatty() else contextlib.nullcontext():
                     found[path] = scores.segments(path, settings)
                     if scores.videos[path].starts:  # else the error at the end says all
-                        _print_segments(path, found[path], names, "\n" if any_shown else "")
+                        none = "" if found[path] else f"no segments: the highest score is {scores.highest(path)}"
+                        _print_segments(path, found[path], names, "\n" if any_shown else "", none)
                         any_shown = True
                 for file in files:
                     file.add(path, found[path], names)
@@ -217,6 +218,7 @@ class _Scores:
 
     def __init__(self, names: Sequence[str], topk: int, classes: Sequence[int] | None) -> None:
         self.videos: dict[str, _Video] = {}
+        self._names = names
         self._top = TopClasses(names, topk, classes)
         self._lines: JsonLines | None = None
 
@@ -273,6 +275,11 @@ class _Scores:
         own = replace(settings, classes=None, enter_of=of_columns)
         found = find_segments(video.starts, video.ends, scores, own, video.cuts)
         return [replace(segment, class_index=classes[segment.class_index]) for segment in found]
+
+    def highest(self, path: str) -> str:
+        """The highest score of a video's windows and its class, "0.31 (kick)": what to choose thresholds by."""
+        score, number = max((score, -number) for top in self.videos[path].scores for number, score in top.items())
+        return f"{score:.2g} ({self._names[-number]})"
 
     def close(self) -> None:
         """Lets others write the file, and says what is in it."""
@@ -338,12 +345,12 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"--segments: can't write into {folder}")
 
 
-def _print_segments(path: str, segments: Sequence[Segment], names: Sequence[str], before: str) -> None:
+def _print_segments(path: str, segments: Sequence[Segment], names: Sequence[str], before: str, none: str) -> None:
     lines = [before + path]
     for one in segments:
         times = f"{_clock(one.start_sec)} - {_clock(one.end_sec)}"
         lines.append(f"  {times}  {100 * one.score:5.1f} %  {names[one.class_index]}")
-    print("\n".join(lines if segments else [*lines, "  no class reaches its threshold"]), flush=True)
+    print("\n".join(lines if segments else [*lines, f"  {none}"]), flush=True)
 
 
 def _clock(seconds: float) -> str:
