@@ -82,7 +82,9 @@ def missing_reason(source: Source) -> str | None:
         return None if source.content else "the file is empty"
     file = Path(source)
     if not file.is_file():
-        return "it is a folder" if file.is_dir() else "no such file"
+        if file.is_dir():
+            return "it is a folder"
+        return "it is a pipe or a device, and no file" if file.exists() else "no such file"
     return None if file.stat().st_size else "the file is empty"
 
 
