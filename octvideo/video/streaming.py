@@ -314,6 +314,8 @@ class GivenFrames:
         rate: float | None = None,
     ) -> None:
         self.name, self.time_base = name, _FINE
+        if rate is not None and not 0 < rate < math.inf:
+            raise UserError(f"{name}: got rate {rate}, expected frames per second, or None")
         self.rate = None if rate is None else Fraction(rate).limit_denominator(1001)
         self._frames, self._short_side_px = frames, short_side_px
         self._last = self._duration = 0
@@ -326,11 +328,19 @@ class GivenFrames:
 
     def __iter__(self) -> Iterator[TimedFrame]:
         size: tuple[int, int] | None = None
-        for n, (given, time_sec) in enumerate(self._frames):
-            image = rgb_image(given, f"{self.name}, frame {n}")
+        for n, pair in enumerate(self._frames):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise UserError(f"{self.name}, frame {n}: got {type(pair).__name__}, expected (image, seconds)")
+            image = rgb_image(pair[0], f"{self.name}, frame {n}")
+            if image.ndim != 3:
+                raise UserError(f"{self.name}, frame {n}: got shape {tuple(image.shape)}, expected (H, W, 3)")
             size = size or short_side_size(image.shape[0], image.shape[1], self._short_side_px)
+            try:
+                time_sec = float(pair[1])  # also of numpy and PyTorch
+            except (TypeError, ValueError):
+                time_sec = math.nan
             if not math.isfinite(time_sec):
-                raise UserError(f"{self.name}, frame {n}: got time {time_sec}, expected seconds")
+                raise UserError(f"{self.name}, frame {n}: got time {pair[1]}, expected seconds")
             time = round(Fraction(time_sec) / self.time_base)
             if n and time <= self._last:
                 before = float(self._last * self.time_base)
