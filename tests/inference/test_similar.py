@@ -63,7 +63,9 @@ def test_a_file_that_is_not_whole_or_of_others_does_not_count(
     caplog.clear()
     (tmp_path / "f" / f"z.{form}").write_bytes(b"\xff" * 40)
     assert list(folder.entries()) == []
-    assert [f"/{name}.{form} is left out" in text for name, text in zip(("a.mp4", "z"), caplog.messages, strict=True)]
+    assert all(
+        f"/{name}.{form} is left out" in text for name, text in zip(("a.mp4", "z"), caplog.messages, strict=True)
+    )
 
 
 def test_a_folder_is_of_one_choice_of_settings(tmp_path: Path) -> None:
