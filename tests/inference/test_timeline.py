@@ -182,9 +182,13 @@ def test_an_array_is_seen_at_its_own_rate(frames: Tensor, video: Path) -> None:
         (frames[0], 10, "array: got shape (40, 56, 3), expected frames (T, H, W, 3)"),
         (frames.float(), 10, "array: got float32 (27, 40, 56, 3), expected RGB, uint8 (..., H, W, 3)"),
         (frames, 0, "array: got fps 0, expected more than 0 and at most 1000"),
+        (frames, None, "array: got fps None, expected more than 0 and at most 1000"),
+        (frames, float("nan"), "array: got fps nan, expected more than 0 and at most 1000"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
-            predictor.predict(array, fps=fps)
+            predictor.predict(array, fps=fps)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=re.escape(message)):
+            next(predictor.features(array, fps=fps))  # type: ignore[arg-type]
 
 
 def test_each_window_of_a_stream_comes_when_its_frames_are_there(frames: Tensor) -> None:
