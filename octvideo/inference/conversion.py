@@ -80,6 +80,11 @@ def trained_checkpoint(path: str | Path) -> Trained:
     shares = given["alpha"]
     if any(shares.values() if isinstance(shares, Mapping) else [shares]):
         raise UserError(f"{path} holds an octave network already (alpha {shares}): give the ordinary one")
+    if given.get("shift"):
+        raise UserError(
+            f"{path} was trained with temporal shift, and such networks are not converted: train the octave network "
+            "from these weights (octvideo fit --init)"
+        )
     if given["downsample"] == "pool":
         raise UserError(
             f"{path} was trained with downsample pool, and networks with strides are converted: train one with "

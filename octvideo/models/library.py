@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from octvideo.errors import UserError
 from octvideo.models.builders import Alpha, OctaveOptions, builder, make_octave
 from octvideo.models.layers import FittingAvgPool
-from octvideo.octave import Downsample, OctaveReport
+from octvideo.octave import Downsample, OctaveReport, add_temporal_shifts, takes_num_frames
 
 # Convolutional ones with a linear classifier; the others of these libraries are transformers, or (s3d) end in a
 # convolution.
@@ -86,7 +86,7 @@ class FrameNetwork(nn.Module):
     """Runs a network of images on each frame of a clip and averages the logits over time.
 
     Args:
-        network: images (N, 3, H, W) to logits (N, K).
+        network: images (N, 3, H, W) to logits (N, K); one with temporal shifts takes the number of frames, too.
 
     Example:
         >>> FrameNetwork(torchvision.models.resnet18(num_classes=5))(torch.randn(2, 3, 4, 64, 64)).shape
@@ -96,15 +96,21 @@ class FrameNetwork(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.image_network = network
+        self.takes_num_frames = takes_num_frames(network)
         self.meta: dict[str, Any] = {}  # as that of an OctaveNetwork
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips (N, 3, T, H, W) to logits (N, K)."""
+        return self.frame_logits(clips).mean(1)
+
+    def frame_logits(self, clips: Tensor) -> Tensor:
+        """Clips (N, 3, T, H, W) to what the network of images gives for each frame, (N, T, K)."""
         num_clips, num_frames = clips.shape[0], clips.shape[2]
         # Of clips in channels_last_3d this is a view, in channels_last.
         frames = clips.transpose(1, 2).flatten(0, 1)  # (N·T,3,H,W)
-        logits = self.image_network(frames)  # (N·T,K)
-        return logits.unflatten(0, (num_clips, num_frames)).mean(1)  # (N,K)
+        # What a network has no second input for it need not be told.
+        logits = self.image_network(frames, num_frames) if self.takes_num_frames else self.image_network(frames)
+        return logits.unflatten(0, (num_clips, num_frames))
 
     def to(self, *args: Any, **kwargs: Any) -> FrameNetwork:
         """As nn.Module's; channels_last_3d, the clips' memory format, is channels_last for the frames."""
@@ -125,6 +131,10 @@ class FrameNetwork(nn.Module):
         the four stages stay ordinary, as in the paper's video networks; elsewhere the stem does. Or shares of
         module path prefixes of the image network ({"layer1": 0.5}), 0 elsewhere.""",
     dropout="before the classifier; it takes the place of the network's own.",
+    shift="""share of channels that each residual block's first convolution sees of the next frame, and as many of
+        the frame before (temporal shift, arXiv 1811.08383); an eighth there, 0 is none. It has no weights: an image
+        network's fit, and costs no multiply-add.""",
+    online="shift from the frame before only: for streams, frame by frame (octvideo.models.streams.FrameStream).",
 )
 def frame_network(
     network: str = "torchvision:resnet50",
@@ -134,10 +144,21 @@ def frame_network(
     downsample: Downsample | None = None,
     octave: OctaveOptions | None = None,
     dropout: float = 0.5,
+    shift: float = 0.0,
+    online: bool = False,
 ) -> nn.Module:
-    """An image network of torchvision or timm on every frame, its logits averaged over time. Any T."""
+    """An image network of torchvision or timm on every frame, its logits averaged over time. Any T.
+
+    With `shift` frames see their neighbours: TSM. T is any then, too, but clips are best as long as in training.
+    """
     ordinary = image_network(network, num_classes, dropout=dropout)
-    return FrameNetwork(make_octave(ordinary, _shares(ordinary, alpha), downsample=downsample, octave=octave))
+    images = make_octave(ordinary, _shares(ordinary, alpha), downsample=downsample, octave=octave)
+    if shift:
+        try:
+            add_temporal_shifts(images, shift, online=online)
+        except ValueError as error:
+            raise UserError(f"{network}: {error}") from error
+    return FrameNetwork(images)
 
 
 class DropoutLinear(nn.Linear):
