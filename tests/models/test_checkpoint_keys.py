@@ -12,12 +12,13 @@ import pytorchvideo.models.hub as hub
 import torch
 import torchvision
 from pytorchvideo.layers.nonlocal_net import create_nonlocal
+from pytorchvideo.models.x3d import create_x3d_bottleneck_block, create_x3d_res_block
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import octvideo.models as models
 from octvideo.errors import UserError
-from octvideo.models.checkpoint_keys import PYSLOWFAST, BlockLayout, match_keys, translate
+from octvideo.models.checkpoint_keys import PYSLOWFAST, BlockLayout, match_keys, translate, without_shortcut_norms
 from octvideo.models.weights import PixelScale, load_weights, read_weights, weights_in
 
 OURS = PixelScale((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
@@ -302,6 +303,32 @@ class PySlowFastBlock(nn.Module):
         return ((self.branch1_bn(self.branch1(x)) if hasattr(self, "branch1") else x) + y).relu()
 
 
+def random_norms(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(std=0.2)
+            module.running_mean.normal_(std=0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+
+
+def test_a_shortcut_without_norm_takes_on_the_files() -> None:
+    """One block of PySlowFast's against pytorchvideo's, with as many channels out as in."""
+    torch.manual_seed(0)
+    theirs = PySlowFastBlock((6, 12, 6, 8), 2, gate=False).eval()
+    random_norms(theirs)
+    dims: dict[str, Any] = {"dim_in": 6, "dim_inner": 12, "dim_out": 6, "conv_stride": (1, 2, 2)}
+    ours = create_x3d_res_block(**dims, bottleneck=create_x3d_bottleneck_block, se_ratio=0.0).eval()
+    state = {f"s2.pathway0_res0.{key}": value for key, value in theirs.state_dict().items()}
+    own = {f"blocks.1.res_blocks.0.{key}" for key in ours.state_dict()} | {"blocks.0.conv.conv_t.weight"}
+    matching = match_keys(state, own)
+    made = {matching.keys[key]: value for key, value in without_shortcut_norms(state, matching).items()}
+    ours.load_state_dict({key.removeprefix("blocks.1.res_blocks.0."): value for key, value in made.items()})
+    x = torch.randn(2, 6, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
 class PySlowFastX3D(nn.Module):
     """Its X3D-XS, -S and -M (WIDTH_FACTOR 2.0, DEPTH_FACTOR 2.2, BOTTLENECK_FACTOR 2.25, DIM_C1 12, DIM_C5 2048)."""
 
@@ -335,16 +362,12 @@ class PySlowFastX3D(nn.Module):
         return head.projection(head.lin_5(x).relu().flatten(1))
 
 
+@pytest.mark.slow
 def test_a_whole_x3d_checkpoint_of_pyslowfast_gives_its_scores(tmp_path: Path) -> None:
     """Its res2 normalises a shortcut that pytorchvideo's does not."""
     torch.manual_seed(0)
     theirs = PySlowFastX3D(5).eval()
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm3d):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(std=0.2)
-            module.running_mean.normal_(std=0.2)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    random_norms(theirs)
     torch.save({"epoch": 300, "model_state": theirs.state_dict(), "cfg": "A: 1"}, tmp_path / "x3d_s.pyth")
     network = models.x3d_s(5, alpha=0.0).eval()
     report = load_weights(network, read_weights(tmp_path / "x3d_s.pyth"), head="strict")
@@ -358,8 +381,10 @@ def test_a_whole_x3d_checkpoint_of_pyslowfast_gives_its_scores(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("only_names")
-@pytest.mark.parametrize("name", ["x3d_xs", "csn_r101", "r2plus1d_r50", "slowfast_r50"])
-@pytest.mark.parametrize("prefix", ["", "model.", "module.model."])
+@pytest.mark.parametrize("prefix", ["", "module.model."])
+@pytest.mark.parametrize(
+    "name", ["x3d_xs", *[pytest.param(n, marks=pytest.mark.slow) for n in ("csn_r101", "r2plus1d_r50", "slowfast_r50")]]
+)
 def test_pytorchvideos_files_load_whether_its_own_or_by_pyslowfasts_builders(name: str, prefix: str) -> None:
     """PTVX3D, PTVCSN and PTVR2plus1D of ptv_model_builder.py hold pytorchvideo's network as `model`."""
     theirs = {prefix + key: value for key, value in getattr(hub, name)(pretrained=False).state_dict().items()}
