@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from octvideo.data.synthetic import CLASS_NAMES, OPPOSITES, DemoSettings, Split, frames_of
 from octvideo.errors import UserError
 from octvideo.inference.engines import build_engine
 from octvideo.inference.feature_network import feature_network
@@ -269,3 +270,59 @@ def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
         frame_network(**{"network": SMALL, "shift": 0.125, **options})
     with pytest.raises(ValueError, match="has temporal shifts already"):
         add_temporal_shifts(small().image_network, 0.125)  # type: ignore[arg-type]
+
+
+def demo_clips(split: Split) -> tuple[Tensor, Tensor]:
+    """The demo data set, rendered: uint8 (N, 16, 3, 64, 84), every other frame; and its classes."""
+    clips, classes = [], []
+    for index, name in enumerate(CLASS_NAMES):
+        for n in range(DemoSettings().count(split)):
+            frames = frames_of(DemoSettings(), split, name, n)[::2].permute(0, 3, 1, 2).float()
+            clips.append(nn.functional.interpolate(frames, (64, 84), mode="bilinear", antialias=True).round().byte())
+            classes.append(index)
+    return torch.stack(clips), torch.tensor(classes)
+
+
+def as_input(frames: Tensor) -> Tensor:
+    """uint8 (N, T, 3, H, W) to what a network takes."""
+    return ((frames.float() / 255 - 0.45) / 0.225).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+
+
+def trained_on_demo(clips: Tensor, classes: Tensor, *, shift: float, online: bool, epochs: int = 12) -> FrameNetwork:
+    torch.manual_seed(0)
+    network = frame_network(SMALL, 8, shift=shift, online=online, dropout=0.0)
+    network.to(memory_format=torch.channels_last_3d)
+    optimizer = torch.optim.AdamW(network.parameters(), 4e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * (len(clips) // 16), pct_start=0.15)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(clips)).split(16):
+            first, left = (int(torch.randint(end, ())) for end in (2, 21))
+            x = as_input(clips[batch][:, first : first + 15 : 2, :, :, left : left + 64])
+            nn.functional.cross_entropy(network(x), classes[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    assert isinstance(network, FrameNetwork)
+    return network.eval()
+
+
+@pytest.mark.slow
+def test_shift_tells_opposite_motions_apart_and_nothing_else_does() -> None:
+    """On the demo data set, whose pairs of classes hold the same frames in opposite order."""
+    clips, classes = demo_clips("train")
+    tested, expected = demo_clips("test")
+    opposite = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
+    other = torch.tensor([CLASS_NAMES.index(opposite[CLASS_NAMES[index]]) for index in expected])
+    right = {}
+    for form, (shift, online) in {"none": (0.0, False), "shift": (0.25, False), "online": (0.25, True)}.items():
+        network = trained_on_demo(clips, classes, shift=shift, online=online)
+        x = as_input(tested[:, ::2, :, :, 10:74])
+        with torch.no_grad():
+            logits = network(x)
+        of_pair = logits.gather(1, expected[:, None]) > logits.gather(1, other[:, None])
+        right[form] = of_pair.float().mean().item()
+        if online:
+            stream = FrameStream(network)
+            of_frames = torch.stack([stream.step(x[:, :, t]) for t in range(x.shape[2])], 1)
+            torch.testing.assert_close(of_frames.mean(1), logits, rtol=1e-4, atol=1e-4)
+    assert right["shift"] >= 0.9 and right["online"] >= 0.9 and right["none"] <= 0.6, right
