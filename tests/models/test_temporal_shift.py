@@ -288,7 +288,7 @@ def as_input(frames: Tensor) -> Tensor:
     return ((frames.float() / 255 - 0.45) / 0.225).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
 
 
-def trained_on_demo(clips: Tensor, classes: Tensor, *, shift: float, online: bool, epochs: int = 12) -> FrameNetwork:
+def trained_on_demo(clips: Tensor, classes: Tensor, *, shift: float, online: bool, epochs: int = 16) -> FrameNetwork:
     torch.manual_seed(0)
     network = frame_network(SMALL, 8, shift=shift, online=online, dropout=0.0)
     network.to(memory_format=torch.channels_last_3d)
