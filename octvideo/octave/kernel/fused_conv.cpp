@@ -87,7 +87,7 @@ void run_sequence(const Step* steps, int64_t count, char* const* slots, int64_t 
     const auto map = [&](const Place& place) { return place.slot < 0 ? nullptr : own[place.slot] + place.offset; };
     for (const Step* step = steps; step < steps + count; ++step) {
       const Maps maps{map(step->high), map(step->low), map(step->residual_high), map(step->residual_low),
-                      map(step->out_high), map(step->out_low), nullptr};
+                      map(step->gate), map(step->out_high), map(step->out_low), nullptr};
       run_layer(*step->layer, maps, parts > 1 ? 1 : threads);
     }
   }, 1);

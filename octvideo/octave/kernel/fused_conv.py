@@ -11,6 +11,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +22,18 @@ from octvideo.octave.kernel.library import load_library
 
 Shape = tuple[int, ...]
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
+
+
+# What follows a layer, element by element; in the order of `Activation` of activation.h.
+Activation = Literal["none", "relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+_MOST_KERNEL_WIDTH = 16  # kMostKernelWidth of depthwise.h
+
+
+class LayerKind:
+    """`LayerKind` of layer.h."""
+
+    CONVOLUTION, DEPTHWISE, MEAN, SCALE = range(4)
 
 
 def has_format(format: Format) -> bool:
@@ -35,21 +48,37 @@ class Layer(ctypes.Structure):
     _fields_ = (
         *[(name, _POINTER) for name in ("weight_high", "weight_from_low", "weight_low", "bias_high", "bias_low")],
         *[(name, _POINTER) for name in ("scale_high", "scale_from_low", "scale_low")],
-        *[(name, ctypes.c_float * 2) for name in ("residual_scale", "out_scale")],
+        *[(name, ctypes.c_float * 2) for name in ("in_scale", "residual_scale", "out_scale")],
+        ("gate_scale", ctypes.c_float),
         *[(name, _SIZE * 2) for name in ("in_zero", "residual_zero", "out_zero")],
+        ("gate_zero", _SIZE),
+        ("kind", _SIZE),
         ("format", _SIZE),
+        ("activation", _SIZE),
         *[(name, _SIZE) for name in ("clips", "frames", "height", "width")],
         *[(name, _SIZE) for name in ("in_high", "in_low", "outs_high", "outs_low")],
         *[(name, _SIZE * 3) for name in ("kernel", "stride", "padding", "dilation")],
         *[(name, _SIZE * 2) for name in ("pool_window", "pool_stride", "pool_padding")],
-        *[(name, _FLAG) for name in ("relu", "pool_first", "high_reads_low", "adds_from_low")],
+        *[(name, _FLAG) for name in ("pool_first", "high_reads_low", "adds_from_low")],
         *[(name, _FLAG) for name in ("low_reads_high", "low_reads_low", "shares_low", "pools_sums")],
     )
+
+    def set(self, format: Format, quanta: LayerQuanta | None, activation: Activation = "none") -> None:
+        """The fields of the number format, and of what follows."""
+        self.format, self.activation = format.index, ACTIVATIONS.index(activation)
+        given = quanta or LayerQuanta((), ())
+        for name, own in (("in", given.x), ("residual", given.residual), ("out", given.y)):
+            for n, quantum in enumerate([*own, *[Quantum()] * (2 - len(own))]):
+                getattr(self, name + "_zero")[n], getattr(self, name + "_scale")[n] = quantum.zero, quantum.scale
+        gate = given.gate[0] if given.gate else Quantum()
+        self.gate_zero, self.gate_scale = gate.zero, gate.scale
 
     def for_map(self, shape: Shape, in_low: int) -> Layer:
         """A copy for an x_high of `shape`, and an x_low of `in_low` channels."""
         layer = Layer.from_buffer_copy(self)
-        layer.clips, layer.in_low = shape[0], in_low
+        layer.clips, layer.in_high, layer.in_low = *shape[:2], in_low
+        if layer.kind == LayerKind.MEAN:
+            layer.outs_high = shape[1] + in_low
         layer.frames, layer.height, layer.width = (1, *shape[2:])[-3:]
         return layer
 
@@ -59,13 +88,13 @@ class Maps(ctypes.Structure):
 
     _fields_ = tuple(
         (name, _POINTER)
-        for name in ("high", "low", "residual_high", "residual_low", "out_high", "out_low", "out_pooled")
+        for name in ("high", "low", "residual_high", "residual_low", "gate", "out_high", "out_low", "out_pooled")
     )
 
     @classmethod
-    def of(cls, *maps: Tensor | None) -> Maps:
-        """In the fields' order."""
-        return cls(*[None if x is None else x.data_ptr() for x in maps])
+    def of(cls, **maps: Tensor | None) -> Maps:
+        """By the fields' names."""
+        return cls(**{name: None if x is None else x.data_ptr() for name, x in maps.items()})
 
 
 @dataclass(frozen=True)
@@ -91,6 +120,7 @@ class Form:
         high_reads_low: y_high's convolution reads [x_high, x_low], of one size: in a strided layer.
         low_reads_high, low_reads_low: which maps y_low's convolution reads, the high one pooled.
         max_pool: of y_high, where there is neither a low map nor a residual.
+        is_depthwise: each channel is convolved by itself; maps exchange nothing then.
     """
 
     kernel: tuple[int, ...]
@@ -102,6 +132,7 @@ class Form:
     low_reads_high: bool = False
     low_reads_low: bool = False
     max_pool: MaxPool | None = None
+    is_depthwise: bool = False
 
     @property
     def is_fast(self) -> bool:
@@ -111,12 +142,15 @@ class Form:
         prefetch the memory of their results, less.
         """
         library = load_library()
-        in_space = self.kernel[1] * self.kernel[2] > 1
+        in_space = self.kernel[1] * self.kernel[2] > 1 and not self.is_depthwise
         return library is not None and (library.num_registers() >= 32 or not in_space)
 
     @property
     def is_supported(self) -> bool:
-        """Whether the kernel has it: it pads by less than the kernel reaches."""
+        """Whether the kernel has it: it pads by less than the kernel reaches; a depthwise one has usual rows, no pool."""
+        if self.is_depthwise:
+            usual = self.stride[2] <= 2 and self.dilation[2] == 1 and self.kernel[2] <= _MOST_KERNEL_WIDTH
+            return usual and self.max_pool is None and not (self.low_reads_high or self.high_reads_low)
         return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
 
     def shares_low(self, outs_low: int, *, adds_from_low: bool, format: Format = F32) -> bool:
@@ -144,6 +178,7 @@ class Form:
             flags: those of `Layer` that are not in this class.
         """
         own = dict(vars(self))  # fields of the same names
+        own["kind"] = LayerKind.DEPTHWISE if own.pop("is_depthwise") else LayerKind.CONVOLUTION
         pool = own.pop("max_pool") or MaxPool((1, 1), (1, 1), (0, 0))
         pools = {"pool_window": pool.window, "pool_stride": pool.stride, "pool_padding": pool.padding}
         return Layer(in_high=in_high, outs_high=outs[0], outs_low=outs[1], **own, **pools, **flags)
@@ -175,8 +210,29 @@ def _half(size: Sequence[int]) -> Shape:
 cached_out_shapes = functools.lru_cache(4096)(Form.out_shapes)
 
 
+class FusedLayer(Protocol):
+    """What a sequence is made of.
+
+    Attributes:
+        layer: for maps of any size; its weights live as long as this object.
+        format, quanta: of maps.
+        form: whatever else sizes of results depend on.
+    """
+
+    layer: Layer
+    format: Format
+    quanta: LayerQuanta | None
+
+    @property
+    def form(self) -> object: ...
+
+    def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Of the result's maps, from those of the maps of x."""
+        ...
+
+
 class FusedConv:
-    """One layer: y_high = relu(conv(x_high) + upsample(conv(x_low)) + residual_high), and y_low likewise.
+    """One layer: y_high = activation(conv(x_high) + upsample(conv(x_low)) + residual_high); y_low likewise.
 
     layer_run.h has the formulas.
 
@@ -188,7 +244,7 @@ class FusedConv:
             low ones, as far as it reads them.
         num_high: channels of x_high.
         bias_high, bias_low: (C,) or None.
-        relu: apply a ReLU.
+        activation: what follows.
         format: of maps and weights.
         quanta: of the maps, for int8.
 
@@ -206,7 +262,7 @@ class FusedConv:
         num_high: int,
         bias_high: Tensor | None = None,
         bias_low: Tensor | None = None,
-        relu: bool = False,
+        activation: Activation = "none",
         format: Format = F32,
         quanta: LayerQuanta | None = None,
     ) -> None:
@@ -224,14 +280,9 @@ class FusedConv:
         if shares_low:
             assert from_low is not None and low is not None
             from_low, low = torch.cat([from_low, low[:, num_high:]]), low[:, :num_high]
-        layer = form.layer(num_high, self.outs, relu=relu, adds_from_low=adds_from_low, shares_low=shares_low)
-        layer.format, layer.in_low = format.index, in_low
-        if quanta is not None:
-            for name, given in (("out", quanta.y), ("residual", quanta.residual), ("in", quanta.x)):
-                for n, quantum in enumerate([*given, *[Quantum()] * (2 - len(given))]):
-                    getattr(layer, name + "_zero")[n] = quantum.zero
-                    if name != "in":  # its scales are in the weights
-                        getattr(layer, name + "_scale")[n] = quantum.scale
+        layer = form.layer(num_high, self.outs, adds_from_low=adds_from_low, shares_low=shares_low)
+        layer.in_low = in_low
+        layer.set(format, quanta, activation)
         joins = (library := load_library()) is not None and library.joins_maps(ctypes.byref(layer))
         biases = {"high": bias_high, "low": bias_low}
         biases = {name: None if bias is None else bias.detach().float() for name, bias in biases.items()}
@@ -254,9 +305,9 @@ class FusedConv:
             setattr(layer, name, tensor.data_ptr())
         self.layer = layer
 
-    def out_shapes(self, shape: Shape) -> list[Shape]:
-        """Of y_high, and of y_low if there is one, from x_high's."""
-        return self.form.out_shapes(shape, self.outs)
+    def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Of y_high, and of y_low if there is one, from those of the maps of x."""
+        return self.form.out_shapes(shapes[0], self.outs)
 
 
 def _input_quanta(quanta: LayerQuanta, num_high: int, channels: int) -> list[Quantum]:

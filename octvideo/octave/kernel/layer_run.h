@@ -1,11 +1,11 @@
-// Ordinary and octave convolutions, each with its bias, residual, ReLU, pooling and upsampling in the same pass over the
+// Ordinary and octave convolutions, each with its bias, residual, activation, pooling and upsampling in the same pass over the
 // maps:
 //
-//   y_high = relu(conv(x_high) + upsample(conv(x_low)) + residual_high)
-//   y_low  = relu(conv(pool(x_high)) + conv(x_low) + residual_low)
+//   y_high = activation(conv(x_high) + upsample(conv(x_low)) + residual_high)
+//   y_low  = activation(conv(pool(x_high)) + conv(x_low) + residual_low)
 //
 // A layer runs strip by strip, or one map after the other. A strip (convolution.h) is cut into tiles (tiles.h). Tiles of
-// y_high get the upsampled low part, with the bias in it, and stay in registers until residual and ReLU are done. x_high is pooled when it is read for y_high, so that it comes out of
+// y_high get the upsampled low part, with the bias in it, and stay in registers until residual and activation are done. x_high is pooled when it is read for y_high, so that it comes out of
 // a cache the second time. Where the kernel has a width, maps are first copied into ones with padding (pooling.h).
 
 #pragma once
@@ -157,7 +157,7 @@ class LayerRun {
     from_low_blocks = blocks_of(layer.outs_from_low(), from_low_conv.words(), from_low_conv.order.by_tiles);
 
     high_conv.layer = low_conv.layer = from_low_conv.layer = &layer;
-    high_conv.relu = low_conv.relu = layer.relu;
+    high_conv.activation = low_conv.activation = layer.activation;
     high_conv.size = size, low_conv.size = from_low_conv.size = half_size;
     high_conv.blocks = &high_blocks, low_conv.blocks = &low_blocks, from_low_conv.blocks = &from_low_blocks;
     high_conv.index = 1, low_conv.index = 2;
@@ -187,9 +187,8 @@ class LayerRun {
 
   void set_quanta(Convolution<Format>& conv, int map) const {
     if (!kIsInt8<Format>) return;
-    const auto quantum = [](float scale, int64_t zero) { return Quantum{scale, 1.0f / scale, static_cast<float>(zero)}; };
-    conv.of_residual = quantum(layer.residual_scale[map], layer.residual_zero[map]);
-    conv.of_out = quantum(layer.out_scale[map], layer.out_zero[map]);
+    conv.of_residual = quantum_of(layer.residual_scale[map], layer.residual_zero[map]);
+    conv.of_out = quantum_of(layer.out_scale[map], layer.out_zero[map]);
   }
 
   // After the runners have set the sources.

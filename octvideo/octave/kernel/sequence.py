@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from octvideo.octave.kernel.formats import F32, Format, Quantum
-from octvideo.octave.kernel.fused_conv import FusedConv, Layer, Shape
+from octvideo.octave.kernel.fused_conv import FusedLayer, Layer, Shape
 from octvideo.octave.kernel.large_pages import empty_in_large_pages
 from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
 
 _CACHE_LINE = 64  # bytes
 _NO_MAP, _WORKSPACE = -1, 0  # slots
+NO_VALUE = -1
 
 
 class Place(ctypes.Structure):
@@ -33,7 +34,7 @@ class Step(ctypes.Structure):
 
     _fields_ = (
         ("layer", ctypes.POINTER(Layer)),
-        *[(name, Place) for name in ("high", "low", "residual_high", "residual_low", "out_high", "out_low")],
+        *[(name, Place) for name in ("high", "low", "residual_high", "residual_low", "gate", "out_high", "out_low")],
     )
 
 
@@ -44,8 +45,8 @@ class Wiring:
     Values are indexed: first the inputs, then the result of each layer.
 
     Args:
-        reads: of each layer, the values that it reads: x, or x and a residual, which the result overwrites and which
-            nothing reads afterwards.
+        reads: of each layer, the values that it reads: x; x and a residual, which the result overwrites and which
+            nothing reads afterwards; or x, a residual or NO_VALUE, and a gate.
         num_inputs: how many inputs there are.
         results: the values that are returned.
     """
@@ -59,26 +60,34 @@ class Wiring:
         last = [-1] * (self.num_inputs + len(self.reads))
         for step, values in enumerate([*self.reads, self.results]):
             for value in values:
-                last[value] = step
+                if value >= 0:
+                    last[value] = step
         return last
 
     def owners(self, *, keeps_inputs: bool) -> list[int]:
-        """Of each value, the value in whose memory it lies: a result overwrites its residual.
+        """Of each value, the value in whose memory it lies.
+
+        A result overwrites its residual. What is scaled by a gate, and not read afterwards, is overwritten too.
 
         Args:
             keeps_inputs: results that would overwrite an input do not.
         """
         owners = list(range(self.num_inputs))
-        for _, *residual in self.reads:
-            owner = owners[residual[0]] if residual else len(owners)
+        last_reads = self.last_reads()
+        for step, (x, *others) in enumerate(self.reads):
+            residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
+            overwritten = residual
+            if residual == NO_VALUE and gate != NO_VALUE and x >= self.num_inputs and last_reads[x] == step:
+                overwritten = x
+            owner = len(owners) if overwritten == NO_VALUE else owners[overwritten]
             owners.append(len(owners) if keeps_inputs and owner < self.num_inputs else owner)
         return owners
 
-    def shapes(self, layers: Sequence[FusedConv], inputs: Sequence[Sequence[Shape]]) -> list[Sequence[Shape]]:
+    def shapes(self, layers: Sequence[FusedLayer], inputs: Sequence[Sequence[Shape]]) -> list[Sequence[Shape]]:
         """Of all values' maps, from the inputs'."""
         shapes = list(inputs)
         for layer, (x, *_) in zip(layers, self.reads, strict=True):
-            shapes.append(layer.out_shapes(shapes[x][0]))
+            shapes.append(layer.out_shapes(shapes[x]))
         return shapes
 
 
@@ -98,7 +107,7 @@ class SequencePlan:
     """
 
     wiring: Wiring
-    layers: Sequence[FusedConv]
+    layers: Sequence[FusedLayer]
     results: list[tuple[int, Sequence[Shape]]]
     steps: list[Step]
     size: int
@@ -112,7 +121,7 @@ class SequencePlan:
     def of(
         cls,
         wiring: Wiring,
-        layers: Sequence[FusedConv],
+        layers: Sequence[FusedLayer],
         inputs: Sequence[Sequence[Shape]],
         *,
         keeps_inputs: bool = False,
@@ -126,11 +135,14 @@ class SequencePlan:
             parts: that the batch is computed in.
 
         Returns:
-            None where a residual is not of its result's shape.
+            None where a residual is not of its result's shape, or a gate has other sizes than one pixel for each clip.
         """
         shapes = wiring.shapes(layers, [[(n // parts, *rest) for n, *rest in maps] for maps in inputs])
-        for value, (_, *residual) in enumerate(wiring.reads, wiring.num_inputs):
-            if residual and shapes[residual[0]] != shapes[value]:
+        for value, (_, *others) in enumerate(wiring.reads, wiring.num_inputs):
+            residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
+            if residual != NO_VALUE and shapes[residual] != shapes[value]:
+                return None
+            if gate != NO_VALUE and not _is_gate(shapes[gate], shapes[value]):
                 return None
         owners, last_reads = wiring.owners(keeps_inputs=keeps_inputs), wiring.last_reads()
         last = [-1] * len(owners)
@@ -152,15 +164,17 @@ class SequencePlan:
                     size = torch.Size(shape).numel() * format.dtype.itemsize
                     places[value].append(Place(_WORKSPACE, memory.take(size, until=last[value])))
 
-        def maps_of(values: Sequence[int]) -> list[Place]:
-            found = [place for value in values for place in places[owners[value]]]
+        def maps_of(value: int) -> list[Place]:
+            found = [] if value == NO_VALUE else places[owners[value]]
             return [*found, *[Place(_NO_MAP)] * (2 - len(found))]
 
         steps = []
-        for value, (conv, (x, *residual)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
+        for value, (conv, (x, *others)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
+            residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
             high, *low = shapes[x]
             sized = conv.layer.for_map(high, low[0][1] if low else 0)
-            steps.append(Step(ctypes.pointer(sized), *maps_of([x]), *maps_of(residual), *maps_of([value])))
+            maps = (*maps_of(x), *maps_of(residual), maps_of(gate)[0], *maps_of(value))
+            steps.append(Step(ctypes.pointer(sized), *maps))
         results = [(owners[value], shapes[value]) for value in wiring.results]
         return cls(wiring, layers, results, steps, memory.size, format, parts)
 
@@ -209,6 +223,11 @@ def num_parts(clips: int, threads: int) -> int:
     if threads == 1 or not even:
         return 1
     return next((n for n in even if n >= 2 * threads), even[0])
+
+
+def _is_gate(gate: Sequence[Shape], result: Sequence[Shape]) -> bool:
+    channels = sum(shape[1] for shape in result)
+    return [tuple(shape) for shape in gate] == [(result[0][0], channels, *[1] * (len(result[0]) - 2))]
 
 
 class _Memory:

@@ -198,7 +198,7 @@ class Case:
             num_high=self.high.shape[1],
             bias_high=self.biases[0],
             bias_low=self.biases[1],
-            relu=self.relu,
+            activation="relu" if self.relu else "none",
             format=self.format,
             quanta=self.quanta,
         )

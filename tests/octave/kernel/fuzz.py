@@ -240,7 +240,7 @@ class RandomLayer:
             pooled = halve(read, sums=self.pools_sums)
         kept = None if pooled is None else guarded.map(pooled.shape, pooled.dtype)
         low = maps[1] if len(maps) > 1 else None
-        arguments = Maps.of(maps[0], low, None, None, made[0], made[1] if len(made) > 1 else None, kept)
+        arguments = Maps.of(high=maps[0], low=low, out_high=made[0], out_low=dict(enumerate(made)).get(1), out_pooled=kept)
         layer = conv.layer.for_map(tuple(case.high.shape), in_low)
         poison()
         kernel.pack_and_run_layer(*map(ctypes.byref, (layer, given, arguments)), self.threads)

@@ -1,0 +1,247 @@
+// Depthwise convolutions: each channel by itself, the high and the low map of a pair alike.
+//
+// A tile is some pixels of a row by one vector of channels. Its sums stay in registers over all taps; each element that is
+// read serves the pixels under whose kernel it lies. All rows of a strip are computed for one vector of channels before the
+// next one's: what a vector of channels needs of a strip stays in the nearest cache.
+
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "activation.h"
+#include "layer.h"
+#include "memory.h"
+#include "strips.h"
+
+namespace {
+
+constexpr int kMostDepthwisePixels = 8, kMostKernelWidth = 16;
+constexpr int64_t kDepthwiseStrip = 512 * 1024;  // bytes of the frames that a strip reads
+
+// A row of the map under a row of the kernel.
+template <class Format>
+struct DepthwiseRow {
+  const typename Format::Element* data;  // its first pixel
+  int64_t tap;                           // the first of the kernel's row
+};
+
+// Pixels side by side in a row of the result.
+struct DepthwiseTile {
+  int64_t first;                                    // pixel
+  int pixels;
+  int64_t columns[2 * kMostDepthwisePixels + kMostKernelWidth];  // of what it reads, elements from a row's start; -1: padding
+};
+
+template <class Format>
+struct DepthwiseMap {
+  using Element = typename Format::Element;
+  const Element* data;
+  Element* out;
+  const float *weight, *bias;  // weights of each vector of channels lie together, tap after tap
+  int64_t channels, height, width, out_height, out_width;
+  Element zero;
+  Quantum of_out;
+};
+
+// Sums of a tile. `weight`: of this vector of channels; `zeros`: a vector of what stands for zero.
+template <class Format, int Pixels, int Width, int Stride>
+[[gnu::always_inline]] inline void sum_taps(const DepthwiseRow<Format>* rows, int64_t count, const int64_t* offsets,
+                                            int64_t channel, int64_t kernel_width, const float* weight, float zero,
+                                            const typename Format::Element* zeros, int lanes, Vector (&sums)[Pixels]) {
+  const auto get = [&](const typename Format::Element* row, int64_t n) __attribute__((always_inline)) {
+    const int64_t offset = offsets[n];
+    const Vector raw = Format::load_raw(offset < 0 ? zeros : row + offset, lanes);
+    return kIsInt8<Format> ? raw - zero : raw;
+  };
+  for (int64_t r = 0; r < count; ++r) {
+    const typename Format::Element* const row = rows[r].data + channel;
+    const float* const w = weight + rows[r].tap * kLanes;
+    if constexpr (Width > 0) {
+      Vector taps[Width];
+#pragma GCC unroll 8
+      for (int k = 0; k < Width; ++k) taps[k] = *reinterpret_cast<const Vector*>(w + k * kLanes);
+#pragma GCC unroll 32
+      for (int n = 0; n < (Pixels - 1) * Stride + Width; ++n) {
+        const Vector x = get(row, n);
+#pragma GCC unroll 8
+        for (int k = 0; k < Width; ++k)
+          if ((n - k) % Stride == 0 && n - k >= 0 && (n - k) / Stride < Pixels) sums[(n - k) / Stride] += taps[k] * x;
+      }
+    } else {
+      for (int64_t k = 0; k < kernel_width; ++k) {
+        const Vector tap = *reinterpret_cast<const Vector*>(w + k * kLanes);
+#pragma GCC unroll 8
+        for (int p = 0; p < Pixels; ++p) sums[p] += tap * get(row, p * Stride + k);
+      }
+    }
+  }
+}
+
+template <class Format>
+struct DepthwiseCall {
+  const DepthwiseRow<Format>* rows;
+  int64_t count;
+  const int64_t* offsets;  // of what the tile reads, from a row's start; -1: in the padding
+  int64_t channel, channels, kernel_width;
+  const float *weight, *bias;
+  float zero;
+  const typename Format::Element* zeros;
+  int lanes;
+  int64_t activation;
+  typename Format::Element* out;
+  const Quantum& of_out;
+};
+
+template <class Format, int Pixels, int Width, int Stride>
+void compute_depthwise(const DepthwiseCall<Format>& call) {
+  const auto compute = [&](int lanes) __attribute__((always_inline)) {
+    Vector sums[Pixels];
+    const Vector bias = call.bias ? load(call.bias + call.channel, lanes) : Vector{};
+#pragma GCC unroll 8
+    for (int p = 0; p < Pixels; ++p) sums[p] = bias;
+    sum_taps<Format, Pixels, Width, Stride>(call.rows, call.count, call.offsets, call.channel, call.kernel_width, call.weight,
+                                            call.zero, call.zeros, lanes, sums);
+    if (call.activation == kRelu)
+#pragma GCC unroll 8
+      for (int p = 0; p < Pixels; ++p) sums[p] = relu(sums[p]);
+    else if (call.activation)
+      activate(sums, Pixels, call.activation);
+#pragma GCC unroll 8
+    for (int p = 0; p < Pixels; ++p) store_real<Format>(call.out + p * call.channels, sums[p], lanes, call.of_out);
+  };
+  if (call.lanes == kLanes)
+    compute(kLanes);
+  else
+    compute(call.lanes);
+}
+
+template <class Format>
+using DepthwiseFunction = void (*)(const DepthwiseCall<Format>&);
+
+template <class Format, int Width, int Stride, int... Less>
+DepthwiseFunction<Format> choose_depthwise(int pixels, std::integer_sequence<int, Less...>) {
+  static constexpr DepthwiseFunction<Format> functions[] = {compute_depthwise<Format, Less + 1, Width, Stride>...};
+  return functions[pixels - 1];
+}
+
+template <class Format>
+DepthwiseFunction<Format> depthwise_function(int pixels, int64_t width, int64_t stride) {
+  constexpr auto counts = std::make_integer_sequence<int, kMostDepthwisePixels>{};
+  if (stride == 1) {
+    if (width == 1) return choose_depthwise<Format, 1, 1>(pixels, counts);
+    if (width == 3) return choose_depthwise<Format, 3, 1>(pixels, counts);
+    if (width == 5) return choose_depthwise<Format, 5, 1>(pixels, counts);
+    return choose_depthwise<Format, 0, 1>(pixels, counts);
+  }
+  if (width == 3) return choose_depthwise<Format, 3, 2>(pixels, counts);
+  if (width == 5) return choose_depthwise<Format, 5, 2>(pixels, counts);
+  return choose_depthwise<Format, 0, 2>(pixels, counts);
+}
+
+template <class Format>
+class DepthwiseRun {
+  using Element = typename Format::Element;
+
+ public:
+  DepthwiseRun(const Layer& layer, const Maps& maps, int64_t threads) : layer(layer), maps(maps), threads(threads) {}
+
+  void operator()() const {
+    const auto map = [&](bool is_low, const void* given, void* out) {
+      int64_t h = is_low ? low_size(layer.height) : layer.height, w = is_low ? low_size(layer.width) : layer.width;
+      const void* data = given;
+      if (layer.pool_first) data = pooled(is_low, given, h, w), h = low_size(h), w = low_size(w);
+      return DepthwiseMap<Format>{static_cast<const Element*>(data), static_cast<Element*>(out),
+                                  is_low ? layer.weight_low : layer.weight_high, is_low ? layer.bias_low : layer.bias_high,
+                                  is_low ? layer.in_low : layer.in_high, h, w, layer.out_size(h, 1), layer.out_size(w, 2),
+                                  static_cast<Element>(kIsInt8<Format> ? layer.in_zero[is_low] : 0),
+                                  quantum_of(layer.out_scale[is_low], layer.out_zero[is_low])};
+    };
+    run(map(false, maps.high, maps.out_high));
+    if (layer.in_low) run(map(true, maps.low, maps.out_low));
+  }
+
+ private:
+  const Layer& layer;
+  const Maps& maps;
+  const int64_t threads;
+
+  const Element* pooled(bool is_low, const void* data, int64_t h, int64_t w) const {
+    const int64_t images = layer.clips * layer.frames, channels = is_low ? layer.in_low : layer.in_high;
+    const int64_t half_h = low_size(h), half_w = low_size(w);
+    Element* const memory = scratch<Element>(is_low ? kPooledLow : kPooledInput, images * half_h * half_w * channels);
+    const PaddedMap<Format> to{memory, half_h, half_w, channels, 0, 0, half_h};
+    parallel_for(threads, images, [&](int64_t image) {
+      pool_rows<Format>(static_cast<const Element*>(data) + image * h * w * channels, h, w, channels, 0, half_h, 0.25f, to, image);
+    });
+    return memory;
+  }
+
+  void run(const DepthwiseMap<Format>& map) const {
+    const int64_t frames = layer.out_size(layer.frames, 0), pixel = map.channels * kElement<Format>;
+    const int64_t read = std::min(layer.kernel[0], layer.frames) * map.width * pixel * layer.stride[1];
+    const int64_t rows = std::max<int64_t>(kDepthwiseStrip / std::max<int64_t>(read, 1), 4);
+    const int64_t strips = (map.out_height + rows - 1) / rows;
+    const std::vector<DepthwiseTile> tiles = tiles_of(map);
+    // A clip's frames share what they read where the kernel has an extent in time: one thread takes them in turn.
+    const bool by_time = layer.kernel[0] > 1;
+    const int64_t turns = by_time ? 1 : frames;
+    parallel_for(threads, layer.clips * strips * turns, [&](int64_t unit) {
+      const int64_t clip = unit / turns / strips, strip = unit / turns % strips, turn = unit % turns;
+      for (int64_t t = by_time ? 0 : turn; t < (by_time ? frames : turn + 1); ++t)
+        compute({clip, t, strip * rows, std::min((strip + 1) * rows, map.out_height)}, map, tiles);
+    });
+  }
+
+  std::vector<DepthwiseTile> tiles_of(const DepthwiseMap<Format>& map) const {
+    const int64_t count = (map.out_width + kMostDepthwisePixels - 1) / kMostDepthwisePixels;
+    std::vector<DepthwiseTile> tiles(count);
+    for (int64_t n = 0; n < count; ++n) {
+      DepthwiseTile& tile = tiles[n];
+      tile.first = map.out_width * n / count;
+      tile.pixels = static_cast<int>(map.out_width * (n + 1) / count - tile.first);
+      for (int64_t i = 0; i < (tile.pixels - 1) * layer.stride[2] + layer.kernel[2]; ++i) {
+        const int64_t x = tile.first * layer.stride[2] - layer.padding[2] + i;
+        tile.columns[i] = x >= 0 && x < map.width ? x * map.channels : -1;
+      }
+    }
+    return tiles;
+  }
+
+  void compute(const Strip& strip, const DepthwiseMap<Format>& map, const std::vector<DepthwiseTile>& tiles) const {
+    const int64_t taps = layer.taps(), row = map.width * map.channels, most = layer.kernel[0] * layer.kernel[1];
+    static thread_local std::vector<DepthwiseRow<Format>> rows;
+    static thread_local std::vector<int64_t> counts;
+    static thread_local std::vector<DepthwiseFunction<Format>> functions;
+    rows.resize(strip.height() * most), counts.assign(strip.height(), 0);
+    for (int64_t y = strip.begin; y < strip.end; ++y)
+      for (int64_t i = 0; i < layer.kernel[0]; ++i) {
+        const int64_t frame = strip.t * layer.stride[0] - layer.padding[0] + i * layer.dilation[0];
+        if (frame < 0 || frame >= layer.frames) continue;
+        for (int64_t j = 0; j < layer.kernel[1]; ++j) {
+          const int64_t from = y * layer.stride[1] - layer.padding[1] + j * layer.dilation[1];
+          if (from < 0 || from >= map.height) continue;
+          const Element* data = map.data + ((strip.clip * layer.frames + frame) * map.height + from) * row;
+          rows[(y - strip.begin) * most + counts[y - strip.begin]++] = {data, (i * layer.kernel[1] + j) * layer.kernel[2]};
+        }
+      }
+    functions.clear();
+    for (const DepthwiseTile& tile : tiles)
+      functions.push_back(depthwise_function<Format>(tile.pixels, layer.kernel[2], layer.stride[2]));
+    Element zeros[kLanes];
+    std::fill_n(zeros, kLanes, map.zero);
+    const int64_t frame = strip.clip * layer.out_size(layer.frames, 0) + strip.t;
+    for (int64_t c = 0; c < map.channels; c += kLanes) {
+      const int lanes = static_cast<int>(std::min<int64_t>(kLanes, map.channels - c));
+      for (int64_t y = strip.begin; y < strip.end; ++y)
+        for (size_t n = 0; n < tiles.size(); ++n) {
+          Element* out = map.out + ((frame * map.out_height + y) * map.out_width + tiles[n].first) * map.channels + c;
+          functions[n]({&rows[(y - strip.begin) * most], counts[y - strip.begin], tiles[n].columns, c, map.channels,
+                        layer.kernel[2], map.weight + c * taps, map.bias, static_cast<float>(map.zero), zeros, lanes,
+                        layer.activation, out, map.of_out});
+        }
+    }
+  }
+};
+
+}  // namespace
