@@ -26,18 +26,23 @@ struct DepthwiseRow {
   int64_t tap;                           // the first of the kernel's row
 };
 
-// Pixels side by side in a row of the result.
-struct DepthwiseTile {
-  int64_t first;                                    // pixel
-  int pixels;
-  int64_t columns[2 * kMostDepthwisePixels + kMostKernelWidth];  // of what it reads, elements from a row's start; -1: padding
+// Frames of rows of a map: all of them, or some rows of some frames in a ring. Steps are in elements.
+template <class Element>
+struct FrameRows {
+  Element* data;
+  int64_t frame, row;
+  int64_t ring = 0;  // frames; 0: all are there
+  int64_t first_row = 0;
+
+  Element* at(int64_t f, int64_t y) const { return data + (ring ? f % ring : f) * frame + (y - first_row) * row; }
 };
 
+// The high or the low map of a layer, and of its result.
 template <class Format>
 struct DepthwiseMap {
   using Element = typename Format::Element;
-  const Element* data;
-  Element* out;
+  FrameRows<const Element> from;
+  FrameRows<Element> to;
   const float *weight, *bias;  // weights of each vector of channels lie together, tap after tap
   int64_t channels, height, width, out_height, out_width;
   Element zero;
@@ -144,35 +149,82 @@ class DepthwiseRun {
   using Element = typename Format::Element;
 
  public:
-  DepthwiseRun(const Layer& layer, const Maps& maps, int64_t threads) : layer(layer), maps(maps), threads(threads) {}
+  DepthwiseRun(const Layer& layer, int64_t threads) : layer(layer), threads(threads) {}
 
-  void operator()() const {
-    const auto map = [&](bool is_low, const void* given, void* out) {
-      int64_t h = is_low ? low_size(layer.height) : layer.height, w = is_low ? low_size(layer.width) : layer.width;
-      const void* data = given;
-      if (layer.pool_first) data = pooled(is_low, given, h, w), h = low_size(h), w = low_size(w);
-      return DepthwiseMap<Format>{static_cast<const Element*>(data), static_cast<Element*>(out),
-                                  is_low ? layer.weight_low : layer.weight_high, is_low ? layer.bias_low : layer.bias_high,
-                                  is_low ? layer.in_low : layer.in_high, h, w, layer.out_size(h, 1), layer.out_size(w, 2),
-                                  static_cast<Element>(kIsInt8<Format> ? layer.in_zero[is_low] : 0),
-                                  quantum_of(layer.out_scale[is_low], layer.out_zero[is_low])};
-    };
-    run(map(false, maps.high, maps.out_high));
-    if (layer.in_low) run(map(true, maps.low, maps.out_low));
+  void operator()(const Maps& maps) const {
+    run(whole_map(false, maps.high, maps.out_high));
+    if (layer.in_low) run(whole_map(true, maps.low, maps.out_low));
+  }
+
+  // The high or the low map, without its places.
+  DepthwiseMap<Format> map(bool is_low) const {
+    int64_t h = is_low ? low_size(layer.height) : layer.height, w = is_low ? low_size(layer.width) : layer.width;
+    if (layer.pool_first) h = low_size(h), w = low_size(w);
+    return {{}, {}, is_low ? layer.weight_low : layer.weight_high, is_low ? layer.bias_low : layer.bias_high,
+            is_low ? layer.in_low : layer.in_high, h, w, layer.out_size(h, 1), layer.out_size(w, 2),
+            static_cast<Element>(kIsInt8<Format> ? layer.in_zero[is_low] : 0),
+            quantum_of(layer.out_scale[is_low], layer.out_zero[is_low])};
+  }
+
+  // Rows of frame `strip.t` of the result; frames of `map` are counted from `first_frame` and `first_out_frame` on.
+  void compute(const Strip& strip, const DepthwiseMap<Format>& map, int64_t first_frame, int64_t first_out_frame) const {
+    const int64_t taps = layer.taps(), most = layer.kernel[0] * layer.kernel[1];
+    static thread_local std::vector<DepthwiseTile> tiles;
+    static thread_local std::vector<DepthwiseRow<Format>> rows;
+    static thread_local std::vector<int64_t> counts;
+    set_tiles(map, &tiles);
+    rows.resize(strip.height() * most), counts.assign(strip.height(), 0);
+    for (int64_t y = strip.begin; y < strip.end; ++y)
+      for (int64_t i = 0; i < layer.kernel[0]; ++i) {
+        const int64_t frame = strip.t * layer.stride[0] - layer.padding[0] + i * layer.dilation[0];
+        if (frame < 0 || frame >= layer.frames) continue;
+        for (int64_t j = 0; j < layer.kernel[1]; ++j) {
+          const int64_t from = y * layer.stride[1] - layer.padding[1] + j * layer.dilation[1];
+          if (from < 0 || from >= map.height) continue;
+          const int64_t tap = (i * layer.kernel[1] + j) * layer.kernel[2];
+          rows[(y - strip.begin) * most + counts[y - strip.begin]++] = {map.from.at(first_frame + frame, from), tap};
+        }
+      }
+    Element zeros[kLanes];
+    std::fill_n(zeros, kLanes, map.zero);
+    for (int64_t c = 0; c < map.channels; c += kLanes) {
+      const int lanes = static_cast<int>(std::min<int64_t>(kLanes, map.channels - c));
+      for (int64_t y = strip.begin; y < strip.end; ++y)
+        for (const DepthwiseTile& tile : tiles)
+          tile.function({&rows[(y - strip.begin) * most], counts[y - strip.begin], tile.columns, c, map.channels,
+                         layer.kernel[2], map.weight + c * taps, map.bias, static_cast<float>(map.zero), zeros, lanes,
+                         layer.activation, map.to.at(first_out_frame + strip.t, y) + tile.first * map.channels + c, map.of_out});
+    }
   }
 
  private:
   const Layer& layer;
-  const Maps& maps;
   const int64_t threads;
 
-  const Element* pooled(bool is_low, const void* data, int64_t h, int64_t w) const {
-    const int64_t images = layer.clips * layer.frames, channels = is_low ? layer.in_low : layer.in_high;
-    const int64_t half_h = low_size(h), half_w = low_size(w);
-    Element* const memory = scratch<Element>(is_low ? kPooledLow : kPooledInput, images * half_h * half_w * channels);
-    const PaddedMap<Format> to{memory, half_h, half_w, channels, 0, 0, half_h};
+  // Pixels side by side in a row of the result.
+  struct DepthwiseTile {
+    int64_t first;  // pixel
+    DepthwiseFunction<Format> function;
+    int64_t columns[2 * kMostDepthwisePixels + kMostKernelWidth];  // of what it reads, elements from a row's start; -1: padding
+  };
+
+  DepthwiseMap<Format> whole_map(bool is_low, const void* data, void* out) const {
+    DepthwiseMap<Format> whole = map(is_low);
+    const auto* from = static_cast<const Element*>(data);
+    if (layer.pool_first) from = pooled(is_low, from, whole);
+    const int64_t row = whole.width * whole.channels, out_row = whole.out_width * whole.channels;
+    whole.from = {from, whole.height * row, row};
+    whole.to = {static_cast<Element*>(out), whole.out_height * out_row, out_row};
+    return whole;
+  }
+
+  const Element* pooled(bool is_low, const Element* data, const DepthwiseMap<Format>& half) const {
+    const int64_t images = layer.clips * layer.frames, channels = half.channels;
+    const int64_t h = is_low ? low_size(layer.height) : layer.height, w = is_low ? low_size(layer.width) : layer.width;
+    Element* const memory = scratch<Element>(is_low ? kPooledLow : kPooledInput, images * half.height * half.width * channels);
+    const PaddedMap<Format> to{memory, half.height, half.width, channels, 0, 0, half.height};
     parallel_for(threads, images, [&](int64_t image) {
-      pool_rows<Format>(static_cast<const Element*>(data) + image * h * w * channels, h, w, channels, 0, half_h, 0.25f, to, image);
+      pool_rows<Format>(data + image * h * w * channels, h, w, channels, 0, half.height, 0.25f, to, image);
     });
     return memory;
   }
@@ -182,64 +234,28 @@ class DepthwiseRun {
     const int64_t read = std::min(layer.kernel[0], layer.frames) * map.width * pixel * layer.stride[1];
     const int64_t rows = std::max<int64_t>(kDepthwiseStrip / std::max<int64_t>(read, 1), 4);
     const int64_t strips = (map.out_height + rows - 1) / rows;
-    const std::vector<DepthwiseTile> tiles = tiles_of(map);
     // A clip's frames share what they read where the kernel has an extent in time: one thread takes them in turn.
     const bool by_time = layer.kernel[0] > 1;
     const int64_t turns = by_time ? 1 : frames;
     parallel_for(threads, layer.clips * strips * turns, [&](int64_t unit) {
       const int64_t clip = unit / turns / strips, strip = unit / turns % strips, turn = unit % turns;
       for (int64_t t = by_time ? 0 : turn; t < (by_time ? frames : turn + 1); ++t)
-        compute({clip, t, strip * rows, std::min((strip + 1) * rows, map.out_height)}, map, tiles);
+        compute({clip, t, strip * rows, std::min((strip + 1) * rows, map.out_height)}, map, clip * layer.frames, clip * frames);
     });
   }
 
-  std::vector<DepthwiseTile> tiles_of(const DepthwiseMap<Format>& map) const {
+  void set_tiles(const DepthwiseMap<Format>& map, std::vector<DepthwiseTile>* tiles) const {
     const int64_t count = (map.out_width + kMostDepthwisePixels - 1) / kMostDepthwisePixels;
-    std::vector<DepthwiseTile> tiles(count);
+    tiles->resize(count);
     for (int64_t n = 0; n < count; ++n) {
-      DepthwiseTile& tile = tiles[n];
+      DepthwiseTile& tile = (*tiles)[n];
       tile.first = map.out_width * n / count;
-      tile.pixels = static_cast<int>(map.out_width * (n + 1) / count - tile.first);
-      for (int64_t i = 0; i < (tile.pixels - 1) * layer.stride[2] + layer.kernel[2]; ++i) {
+      const int pixels = static_cast<int>(map.out_width * (n + 1) / count - tile.first);
+      tile.function = depthwise_function<Format>(pixels, layer.kernel[2], layer.stride[2]);
+      for (int64_t i = 0; i < (pixels - 1) * layer.stride[2] + layer.kernel[2]; ++i) {
         const int64_t x = tile.first * layer.stride[2] - layer.padding[2] + i;
         tile.columns[i] = x >= 0 && x < map.width ? x * map.channels : -1;
       }
-    }
-    return tiles;
-  }
-
-  void compute(const Strip& strip, const DepthwiseMap<Format>& map, const std::vector<DepthwiseTile>& tiles) const {
-    const int64_t taps = layer.taps(), row = map.width * map.channels, most = layer.kernel[0] * layer.kernel[1];
-    static thread_local std::vector<DepthwiseRow<Format>> rows;
-    static thread_local std::vector<int64_t> counts;
-    static thread_local std::vector<DepthwiseFunction<Format>> functions;
-    rows.resize(strip.height() * most), counts.assign(strip.height(), 0);
-    for (int64_t y = strip.begin; y < strip.end; ++y)
-      for (int64_t i = 0; i < layer.kernel[0]; ++i) {
-        const int64_t frame = strip.t * layer.stride[0] - layer.padding[0] + i * layer.dilation[0];
-        if (frame < 0 || frame >= layer.frames) continue;
-        for (int64_t j = 0; j < layer.kernel[1]; ++j) {
-          const int64_t from = y * layer.stride[1] - layer.padding[1] + j * layer.dilation[1];
-          if (from < 0 || from >= map.height) continue;
-          const Element* data = map.data + ((strip.clip * layer.frames + frame) * map.height + from) * row;
-          rows[(y - strip.begin) * most + counts[y - strip.begin]++] = {data, (i * layer.kernel[1] + j) * layer.kernel[2]};
-        }
-      }
-    functions.clear();
-    for (const DepthwiseTile& tile : tiles)
-      functions.push_back(depthwise_function<Format>(tile.pixels, layer.kernel[2], layer.stride[2]));
-    Element zeros[kLanes];
-    std::fill_n(zeros, kLanes, map.zero);
-    const int64_t frame = strip.clip * layer.out_size(layer.frames, 0) + strip.t;
-    for (int64_t c = 0; c < map.channels; c += kLanes) {
-      const int lanes = static_cast<int>(std::min<int64_t>(kLanes, map.channels - c));
-      for (int64_t y = strip.begin; y < strip.end; ++y)
-        for (size_t n = 0; n < tiles.size(); ++n) {
-          Element* out = map.out + ((frame * map.out_height + y) * map.out_width + tiles[n].first) * map.channels + c;
-          functions[n]({&rows[(y - strip.begin) * most], counts[y - strip.begin], tiles[n].columns, c, map.channels,
-                        layer.kernel[2], map.weight + c * taps, map.bias, static_cast<float>(map.zero), zeros, lanes,
-                        layer.activation, out, map.of_out});
-        }
     }
   }
 };

@@ -64,13 +64,16 @@ struct Weight {
   float scale_from_low;
 };
 
-// A map in a sequence: so many bytes after the start of a slot; slot -1: no map.
+// A map in a sequence: so many bytes after the start of a slot; slot -1: no map. kLocal: the result of the `offset`th step
+// of a group, which is nowhere as a whole.
+constexpr int64_t kLocal = -2;
 struct Place {
   int64_t slot, offset;
 };
 
 struct Step {
   const Layer* layer;
+  int64_t group;  // so many steps from this one on are computed together (group.h)
   Place high, low, residual_high, residual_low, gate, out_high, out_low;
 };
 

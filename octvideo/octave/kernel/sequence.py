@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor
 
 from octvideo.octave.kernel.formats import F32, Format, Quantum
-from octvideo.octave.kernel.fused_conv import FusedLayer, Layer, Shape
+from octvideo.octave.kernel.fused_conv import FusedLayer, Layer, LayerKind, Shape
 from octvideo.octave.kernel.large_pages import empty_in_large_pages
 from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
 
 _CACHE_LINE = 64  # bytes
-_NO_MAP, _WORKSPACE = -1, 0  # slots
+_NO_MAP, _LOCAL, _WORKSPACE = -1, -2, 0  # slots
 NO_VALUE = -1
 
 
@@ -34,6 +35,7 @@ class Step(ctypes.Structure):
 
     _fields_ = (
         ("layer", ctypes.POINTER(Layer)),
+        ("group", ctypes.c_int64),
         *[(name, Place) for name in ("high", "low", "residual_high", "residual_low", "gate", "out_high", "out_low")],
     )
 
@@ -64,20 +66,51 @@ class Wiring:
                     last[value] = step
         return last
 
-    def owners(self, *, keeps_inputs: bool) -> list[int]:
+    def groups(self, layers: Sequence[FusedLayer]) -> list[range]:
+        """Steps that the kernel computes together, part by part of their maps (group.h), and those that it does alone.
+
+        Between them is a value that only the next one reads: a depthwise convolution is joined with the pointwise layers
+        around it, and a product with a gate with the one after it.
+        """
+        readers = Counter(value for values in [*self.reads, self.results] for value in values)
+        kinds = [_kind_in_group(layer.layer) for layer in layers]
+
+        def follows(step: int) -> bool:
+            value = self.num_inputs + step - 1
+            return step < len(layers) and self.reads[step][0] == value and readers[value] == 1
+
+        groups, begin = [], 0
+        while begin < len(layers):
+            end = begin + 1
+            for pattern in _GROUPS:
+                steps = range(begin, begin + len(pattern))
+                if tuple(kinds[steps.start : steps.stop]) == pattern and all(follows(step) for step in steps[1:]):
+                    end = steps.stop
+                    break
+            groups.append(range(begin, end))
+            begin = end
+        return groups
+
+    def owners(self, groups: Sequence[range], *, keeps_inputs: bool) -> list[int]:
         """Of each value, the value in whose memory it lies.
 
-        A result overwrites its residual. What is scaled by a gate, and not read afterwards, is overwritten too.
+        A result overwrites its residual, but not one that another layer of its group reads. What is scaled by a gate, and
+        not read afterwards, is overwritten too, by a layer that is alone.
 
         Args:
+            groups: of steps.
             keeps_inputs: results that would overwrite an input do not.
         """
+        group_of = {step: group for group in groups for step in group}
         owners = list(range(self.num_inputs))
         last_reads = self.last_reads()
         for step, (x, *others) in enumerate(self.reads):
             residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
-            overwritten = residual
-            if residual == NO_VALUE and gate != NO_VALUE and x >= self.num_inputs and last_reads[x] == step:
+            overwritten, group = residual, group_of[step]
+            if any(residual in self.reads[other] for other in group if other != step):
+                overwritten = NO_VALUE
+            is_alone = len(group) == 1 and residual == NO_VALUE
+            if is_alone and gate != NO_VALUE and x >= self.num_inputs and last_reads[x] == step:
                 overwritten = x
             owner = len(owners) if overwritten == NO_VALUE else owners[overwritten]
             owners.append(len(owners) if keeps_inputs and owner < self.num_inputs else owner)
@@ -144,7 +177,13 @@ class SequencePlan:
                 return None
             if gate != NO_VALUE and not _is_gate(shapes[gate], shapes[value]):
                 return None
-        owners, last_reads = wiring.owners(keeps_inputs=keeps_inputs), wiring.last_reads()
+        groups = wiring.groups(layers)
+        owners, last_reads = wiring.owners(groups, keeps_inputs=keeps_inputs), wiring.last_reads()
+        # Nothing that a group reads may be overwritten before all of it is done.
+        ends = {step: group[-1] for group in groups for step in group}
+        last_reads = [ends.get(step, step) for step in last_reads]
+        local = {wiring.num_inputs + step: n for group in groups for n, step in enumerate(group[:-1])}
+        sizes = {group[0]: len(group) for group in groups}
         last = [-1] * len(owners)
         for value, owner in enumerate(owners):
             last[owner] = max(last[owner], last_reads[value])
@@ -154,6 +193,9 @@ class SequencePlan:
         for value, owner in enumerate(owners):
             index = value - wiring.num_inputs  # of a layer
             memory.free(before=index)
+            if value in local:
+                places[value] = [Place(_LOCAL, local[value])] * len(shapes[value])
+                continue
             if owner != value:
                 continue
             for shape in shapes[value]:
@@ -174,7 +216,7 @@ class SequencePlan:
             high, *low = shapes[x]
             sized = conv.layer.for_map(high, low[0][1] if low else 0)
             maps = (*maps_of(x), *maps_of(residual), maps_of(gate)[0], *maps_of(value))
-            steps.append(Step(ctypes.pointer(sized), *maps))
+            steps.append(Step(ctypes.pointer(sized), sizes.get(value - wiring.num_inputs, 1), *maps))
         results = [(owners[value], shapes[value]) for value in wiring.results]
         return cls(wiring, layers, results, steps, memory.size, format, parts)
 
@@ -210,6 +252,24 @@ class SequencePlan:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.format.dtype, memory_format=LAYOUTS[len(shape)])
+
+
+_GROUPS = (
+    ("pointwise", "depthwise", "pointwise"),
+    ("pointwise", "depthwise"),
+    ("depthwise", "pointwise"),
+    ("scale", "pointwise"),
+)
+
+
+def _kind_in_group(layer: Layer) -> str:
+    if layer.kind == LayerKind.DEPTHWISE and not layer.pool_first:
+        return "depthwise"
+    if layer.kind == LayerKind.SCALE:
+        return "scale"
+    sizes = {"kernel": 1, "stride": 1, "padding": 0, "pool_window": 1, "pool_stride": 1}
+    one_pixel = all(set(getattr(layer, name)) == {size} for name, size in sizes.items())
+    return "pointwise" if layer.kind == LayerKind.CONVOLUTION and one_pixel and not layer.pool_first else "alone"
 
 
 def num_parts(clips: int, threads: int) -> int:
