@@ -34,8 +34,7 @@ enum Activation : int64_t { kNone, kRelu, kRelu6, kSilu, kHardSwish, kSigmoid, k
   using Bits = int32_t __attribute__((vector_size(sizeof(Vector))));
   constexpr float kMost = 87.0f, kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves whole numbers in the lowest bits
-  x = -x;
-  x = x > kMost ? Vector{} + kMost : x < -kMost ? Vector{} - kMost : x;
+  x = at_most(kMost, -at_most(kMost, x));
   const Vector shifted = x * kLog2E + kRound, n = shifted - kRound;
   const Vector r = x - n * kLn2High - n * kLn2Low;
   Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;

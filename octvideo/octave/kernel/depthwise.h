@@ -45,6 +45,7 @@ struct DepthwiseMap {
   FrameRows<Element> to;
   const float *weight, *bias;  // weights of each vector of channels lie together, tap after tap
   int64_t channels, height, width, out_height, out_width;
+  int64_t pixel, out_pixel;  // elements from pixel to pixel
   Element zero;
   Quantum of_out;
 };
@@ -88,7 +89,7 @@ struct DepthwiseCall {
   const DepthwiseRow<Format>* rows;
   int64_t count;
   const int64_t* offsets;  // of what the tile reads, from a row's start; -1: in the padding
-  int64_t channel, channels, kernel_width;
+  int64_t channel, out_pixel, kernel_width;
   const float *weight, *bias;
   float zero;
   const typename Format::Element* zeros;
@@ -113,7 +114,7 @@ void compute_depthwise(const DepthwiseCall<Format>& call) {
     else if (call.activation)
       activate(sums, Pixels, call.activation);
 #pragma GCC unroll 8
-    for (int p = 0; p < Pixels; ++p) store_real<Format>(call.out + p * call.channels, sums[p], lanes, call.of_out);
+    for (int p = 0; p < Pixels; ++p) store_real<Format>(call.out + p * call.out_pixel, sums[p], lanes, call.of_out);
   };
   if (call.lanes == kLanes)
     compute(kLanes);
@@ -160,8 +161,9 @@ class DepthwiseRun {
   DepthwiseMap<Format> map(bool is_low) const {
     int64_t h = is_low ? low_size(layer.height) : layer.height, w = is_low ? low_size(layer.width) : layer.width;
     if (layer.pool_first) h = low_size(h), w = low_size(w);
+    const int64_t channels = is_low ? layer.in_low : layer.in_high;
     return {{}, {}, is_low ? layer.weight_low : layer.weight_high, is_low ? layer.bias_low : layer.bias_high,
-            is_low ? layer.in_low : layer.in_high, h, w, layer.out_size(h, 1), layer.out_size(w, 2),
+            channels, h, w, layer.out_size(h, 1), layer.out_size(w, 2), channels, channels,
             static_cast<Element>(kIsInt8<Format> ? layer.in_zero[is_low] : 0),
             quantum_of(layer.out_scale[is_low], layer.out_zero[is_low])};
   }
@@ -191,9 +193,9 @@ class DepthwiseRun {
       const int lanes = static_cast<int>(std::min<int64_t>(kLanes, map.channels - c));
       for (int64_t y = strip.begin; y < strip.end; ++y)
         for (const DepthwiseTile& tile : tiles)
-          tile.function({&rows[(y - strip.begin) * most], counts[y - strip.begin], tile.columns, c, map.channels,
+          tile.function({&rows[(y - strip.begin) * most], counts[y - strip.begin], tile.columns, c, map.out_pixel,
                          layer.kernel[2], map.weight + c * taps, map.bias, static_cast<float>(map.zero), zeros, lanes,
-                         layer.activation, map.to.at(first_out_frame + strip.t, y) + tile.first * map.channels + c, map.of_out});
+                         layer.activation, map.to.at(first_out_frame + strip.t, y) + tile.first * map.out_pixel + c, map.of_out});
     }
   }
 
@@ -254,7 +256,7 @@ class DepthwiseRun {
       tile.function = depthwise_function<Format>(pixels, layer.kernel[2], layer.stride[2]);
       for (int64_t i = 0; i < (pixels - 1) * layer.stride[2] + layer.kernel[2]; ++i) {
         const int64_t x = tile.first * layer.stride[2] - layer.padding[2] + i;
-        tile.columns[i] = x >= 0 && x < map.width ? x * map.channels : -1;
+        tile.columns[i] = x >= 0 && x < map.width ? x * map.pixel : -1;
       }
     }
   }

@@ -57,6 +57,7 @@ class Layer(ctypes.Structure):
         ("activation", _SIZE),
         *[(name, _SIZE) for name in ("clips", "frames", "height", "width")],
         *[(name, _SIZE) for name in ("in_high", "in_low", "outs_high", "outs_low")],
+        *[(name, _SIZE * 2) for name in ("in_gap", "out_gap")],
         *[(name, _SIZE * 3) for name in ("kernel", "stride", "padding", "dilation")],
         *[(name, _SIZE * 2) for name in ("pool_window", "pool_stride", "pool_padding")],
         *[(name, _FLAG) for name in ("pool_first", "high_reads_low", "adds_from_low")],

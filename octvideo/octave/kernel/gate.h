@@ -82,7 +82,7 @@ class ScaleRun {
     const int64_t begin = image * pixels * channels, all = layer.in_high + layer.in_low;
     const auto* const x = static_cast<const Element*>(data) + begin;
     const auto* const residual = added ? static_cast<const Element*>(added) + begin : nullptr;
-    Element* const out = static_cast<Element*>(to) + begin;
+    Element* const out = static_cast<Element*>(to) + image * pixels * (channels + layer.out_gap[which]);
     const auto* const gate = static_cast<const Element*>(maps.gate) + image / layer.frames * all + (which ? layer.in_high : 0);
     float* const factors = scratch<float>(kSums, channels);
     const Quantum of_x = quantum_of(layer.in_scale[which], layer.in_zero[which]), of_gate = quantum_of(layer.gate_scale, layer.gate_zero);
@@ -91,14 +91,21 @@ class ScaleRun {
     each_vector(channels, [&](int64_t c, int lanes) __attribute__((always_inline)) {
       store(factors + c, load_real<Format>(gate + c, lanes, of_gate), lanes);
     });
+    constexpr int64_t kVectors = 16;
     for (int64_t p = 0; p < pixels; ++p)
-      each_vector(channels, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-        const int64_t at = p * channels + c;
-        Vector value = load_real<Format>(x + at, lanes, of_x) * load(factors + c, lanes);
-        if (residual) value += load_real<Format>(residual + at, lanes, of_residual);
-        if (layer.activation) activate(&value, 1, layer.activation);
-        store_real<Format>(out + at, value, lanes, of_out);
-      });
+      for (int64_t first = 0; first < channels; first += kVectors * kLanes) {
+        const int64_t at = p * channels + first, to_at = p * (channels + layer.out_gap[which]) + first, part = std::min(kVectors * kLanes, channels - first);
+        Vector values[kVectors];
+        each_vector(part, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+          Vector value = load_real<Format>(x + at + c, lanes, of_x) * load(factors + first + c, lanes);
+          if (residual) value += load_real<Format>(residual + at + c, lanes, of_residual);
+          values[c / kLanes] = value;
+        });
+        activate(values, (part + kLanes - 1) / kLanes, layer.activation);
+        each_vector(part, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+          store_real<Format>(out + to_at + c, values[c / kLanes], lanes, of_out);
+        });
+      }
   }
 };
 

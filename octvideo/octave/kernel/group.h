@@ -38,7 +38,7 @@ struct Part {
 // Where a value lies: in a map of all frames and rows, or, of a thread's own, in a ring of some frames of some rows.
 struct GroupMap {
   char* data[2];           // high, low; null where there is none
-  int64_t channels[2];
+  int64_t channels[2], gap[2];    // gap: elements between pixels
   int64_t frames, height, width;  // of the whole high map
   int64_t element;                // bytes
   int64_t ring = 0;               // frames; 0: a whole map
@@ -49,7 +49,7 @@ struct GroupMap {
     const int64_t own = ring ? ring_rows : height;
     return which ? low_size(own) : own;
   }
-  int64_t row_bytes(int which) const { return (which ? low_size(width) : width) * channels[which] * element; }
+  int64_t row_bytes(int which) const { return (which ? low_size(width) : width) * (channels[which] + gap[which]) * element; }
   int64_t frame_bytes(int which) const { return rows(which) * row_bytes(which); }
   char* at(int which, int64_t clip, int64_t frame, int64_t row) const {
     if (!data[which]) return nullptr;
@@ -106,6 +106,13 @@ class GroupRun {
 
   bool shares_frames() const { return depthwise >= 0 && layers[depthwise].kernel[0] > 1; }
   bool is_local(int64_t n) const { return steps[n].out_high.slot == kLocal; }
+
+  // Pixels that start with whole vectors: none lies in more cache lines than it must, and pixels of many channels do not
+  // share few of a cache's sets.
+  static int64_t gap_after(int64_t channels) {
+    const int64_t pixel = (channels + kLanes - 1) / kLanes * kLanes;
+    return pixel - channels + (pixel * kElement<Format> % 512 ? 0 : kLine / kElement<Format>);
+  }
 
   // Rows and frames of the depthwise convolution's input that a part of its result needs.
   Part needed(const Part& part) const {
@@ -169,8 +176,10 @@ class GroupRun {
     const Layer& layer = layers[n];
     const bool keeps_channels = layer.kind == kDepthwise || layer.kind == kScale;
     const bool is_after = n >= depthwise && depthwise >= 0;
+    const int64_t high = keeps_channels ? layer.in_high : layer.outs_high, low = keeps_channels ? layer.in_low : layer.outs_low;
+    const bool has_gaps = is_local(n);
     return {{static_cast<char*>(places[n].out_high), static_cast<char*>(places[n].out_low)},
-            {keeps_channels ? layer.in_high : layer.outs_high, keeps_channels ? layer.in_low : layer.outs_low},
+            {high, low}, {has_gaps ? gap_after(high) : 0, has_gaps && low ? gap_after(low) : 0},
             is_after ? out_frames : in_frames, is_after ? out_height : in_height,
             is_after ? layers[depthwise].out_size(in_width, 2) : in_width, kElement<Format>};
   }
@@ -225,7 +234,7 @@ class GroupRun {
     if (steps[n].high.slot == kLocal) return results[steps[n].high.offset];
     const Layer& layer = layers[n];
     return {{const_cast<char*>(static_cast<const char*>(places[n].high)), const_cast<char*>(static_cast<const char*>(places[n].low))},
-            {layer.in_high, layer.in_low}, layer.frames, layer.height, layer.width, kElement<Format>};
+            {layer.in_high, layer.in_low}, {0, 0}, layer.frames, layer.height, layer.width, kElement<Format>};
   }
 
   // A layer whose result has the size of what it reads: a part of it is a smaller map.
@@ -233,6 +242,7 @@ class GroupRun {
     const GroupMap from = source(n, results);
     Layer layer = layers[n];
     layer.clips = 1, layer.frames = part.frames(), layer.height = part.rows();
+    for (int which = 0; which < 2; ++which) layer.in_gap[which] = from.gap[which], layer.out_gap[which] = results[n].gap[which];
     GroupMap residual = results[n];
     residual.ring = 0;
     residual.data[0] = const_cast<char*>(static_cast<const char*>(places[n].residual_high));
@@ -256,6 +266,7 @@ class GroupRun {
     for (int which = 0; which < (layer.in_low ? 2 : 1); ++which) {
       DepthwiseMap<Format> map = run.map(which);
       map.from = rows_of(from, which, reinterpret_cast<const Element*>(from.data[which]));
+      map.pixel += from.gap[which], map.out_pixel += to.gap[which];
       map.to = rows_of(to, which, reinterpret_cast<Element*>(to.data[which]));
       const int64_t first_frame = from.ring ? 0 : part.clip * from.frames, first_out = to.ring ? 0 : part.clip * to.frames;
       const int64_t begin = which ? part.begin / 2 : part.begin, end = which ? low_size(part.end) : part.end;

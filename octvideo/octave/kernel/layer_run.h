@@ -78,9 +78,12 @@ class LayerRun {
     return {layer.clips, layer.frames, h, w, layer.out_size(layer.frames, 0), layer.out_size(h, 1), layer.out_size(w, 2)};
   }
 
-  static Source<Format> plain(const void* data, int64_t h, int64_t w, int64_t channels) {
-    return {static_cast<const Element*>(data), channels, channels, w * channels, h * w * channels};
+  static Source<Format> plain(const void* data, int64_t h, int64_t w, int64_t channels, int64_t gap = 0) {
+    const int64_t pixel = channels + gap;
+    return {static_cast<const Element*>(data), channels, pixel, w * pixel, h * w * pixel};
   }
+  int64_t high_pixel() const { return layer.in_high + layer.in_gap[0]; }
+  int64_t low_pixel() const { return layer.in_low + layer.in_gap[1]; }
 
   // Whether y_low's convolution reads what is pooled and x_low as one map, and the channels of that.
   bool joins() const { return low_conv.order.joins; }
@@ -115,7 +118,7 @@ class LayerRun {
     x.pad_frame = frame;
   }
 
-  const Element* high_frame(int64_t image) const { return high + image * height * width * layer.in_high; }
+  const Element* high_frame(int64_t image) const { return high + image * height * width * high_pixel(); }
 
   void pool_input() {
     const int64_t h = low_size(height), w = low_size(width);
@@ -132,7 +135,7 @@ class LayerRun {
     const int64_t frame = h * w * layer.in_low;
     const bool pools = layer.low_reads_low && layer.pool_first;
     const Element* const low = static_cast<const Element*>(maps.low);
-    Source<Format> for_high = plain(low, h, w, layer.in_low);
+    Source<Format> for_high = plain(low, h, w, layer.in_low, layer.in_gap[1]);
     if (has_space && (layer.adds_from_low || layer.high_reads_low || (layer.low_reads_low && !pools && !joins()))) {
       const PaddedMap<Format> to = padded(kPaddedLow, h, w, layer.in_low, true);
       parallel_for(threads, images, [&](int64_t image) {
@@ -163,18 +166,18 @@ class LayerRun {
     high_conv.index = 1, low_conv.index = 2;
     high_conv.has_outside = low_conv.has_outside = from_low_conv.has_outside = has_outside();
 
-    high_conv.sources[high_conv.num_sources++] = plain(high, height, width, layer.in_high);
+    high_conv.sources[high_conv.num_sources++] = plain(high, height, width, layer.in_high, layer.in_gap[0]);
     if (layer.high_reads_low) high_conv.sources[high_conv.num_sources++] = low_for_high;
     high_conv.weight = layer.weight_high, high_conv.bias = layer.bias_high, high_conv.scale = layer.scale_high;
     high_conv.residual = static_cast<const Element*>(maps.residual_high);
-    high_conv.out = maps.out_high, high_conv.outs = layer.outs_high;
+    high_conv.out = maps.out_high, high_conv.outs = layer.outs_high, high_conv.gap = layer.out_gap[0];
     set_quanta(high_conv, 0);
 
     if (pools_high) ++low_conv.num_sources;
     if (gives_low && layer.low_reads_low && !layer.shares_low && !joins()) low_conv.sources[low_conv.num_sources++] = low_for_low;
     low_conv.weight = layer.weight_low, low_conv.bias = layer.bias_low, low_conv.scale = layer.scale_low;
     low_conv.residual = static_cast<const Element*>(maps.residual_low);
-    low_conv.out = maps.out_low, low_conv.outs = layer.outs_low;
+    low_conv.out = maps.out_low, low_conv.outs = layer.outs_low, low_conv.gap = layer.out_gap[1];
     set_quanta(low_conv, 1);
 
     from_low_conv.sources[from_low_conv.num_sources++] = low_for_high;
@@ -218,10 +221,10 @@ class LayerRun {
 
   // Rows [begin, end) of what y_low's convolution reads of an image of `high`, with those in the padding around them.
   void pool_high_rows(int64_t image, int64_t begin, int64_t end, const PaddedMap<Format>& to, int64_t to_image) const {
-    const Element* const low = joins() ? static_cast<const Element*>(maps.low) + image * half_height * half_width * layer.in_low
+    const Element* const low = joins() ? static_cast<const Element*>(maps.low) + image * half_height * half_width * low_pixel()
                                        : nullptr;
     pool_rows<Format>(high_frame(image), height, width, layer.in_high, begin - top, end + top,
-                      layer.pools_sums ? 1.0f : 0.25f, to, to_image, low);
+                      layer.pools_sums ? 1.0f : 0.25f, to, to_image, low, layer.in_gap);
     if (!kept.data || pools_in_place) return;
     for (int64_t y = begin; y < std::min(end, half_height); ++y) {
       const Element* from = to.pixels(to_image, y);
@@ -282,7 +285,7 @@ class LayerRun {
     Local<Format> at_high, at_low;
     Prefetch high_prefetch, low_prefetch;
     // The rows in the padding above a strip have been read for the strip before it.
-    const Source<Format> map = plain(high + top * width * layer.in_high, height, width, layer.in_high);
+    const Source<Format> map = plain(high + top * width * high_pixel(), height, width, layer.in_high, layer.in_gap[0]);
     high_conv.prefetch_map(map, strips, n, count, &high_prefetch);
     high_prefetch.next_out = high_conv.next_out(strips, n, count);
     if (pools_high) {
