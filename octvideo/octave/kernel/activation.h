@@ -31,6 +31,18 @@ enum Activation : int64_t { kNone, kRelu, kRelu6, kSilu, kHardSwish, kSigmoid, k
 
 // e^-x to some 2e-7 of it: 2^n times a polynomial of the rest (Cephes' expf).
 [[gnu::always_inline]] inline Vector exp_of_negative(Vector x) {
+#if defined(__AVX512F__)
+  // The instructions for powers of 2 need no limits.
+  const __m512 y = (__m512)(x * -1.44269504f), n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vector r = (Vector)_mm512_fmsub_ps((__m512)x, _mm512_set1_ps(-1.44269504f), n);
+  Vector p = r * 1.53533609e-4f + 1.33988744e-3f;  // 2^r for |r| <= 1/2, to 2e-8 (minimax)
+  p = p * r + 9.61843003e-3f;
+  p = p * r + 5.55033005e-2f;
+  p = p * r + 2.40226487e-1f;
+  p = p * r + 6.93147183e-1f;
+  p = p * r + 1.0f;
+  return (Vector)_mm512_scalef_ps((__m512)p, n);
+#else
   using Bits = int32_t __attribute__((vector_size(sizeof(Vector))));
   constexpr float kMost = 87.0f, kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves whole numbers in the lowest bits
@@ -44,6 +56,7 @@ enum Activation : int64_t { kNone, kRelu, kRelu6, kSilu, kHardSwish, kSigmoid, k
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   return (Vector)((Bits)p + ((Bits)shifted << 23));
+#endif
 }
 
 // 1 / x, for x >= 1.

@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kMostDepthwisePixels = 8, kMostKernelWidth = 16;
 constexpr int64_t kDepthwiseStrip = 512 * 1024;  // bytes of the frames that a strip reads
+constexpr int64_t kFramesAtOnce = 4;             // where they share what they read
 
 // A row of the map under a row of the kernel.
 template <class Format>
@@ -50,26 +51,47 @@ struct DepthwiseMap {
   Quantum of_out;
 };
 
-// Sums of a tile. `weight`: of this vector of channels; `zeros`: a vector of what stands for zero.
-template <class Format, int Pixels, int Width, int Stride>
-[[gnu::always_inline]] inline void sum_taps(const DepthwiseRow<Format>* rows, int64_t count, const int64_t* offsets,
-                                            int64_t channel, int64_t kernel_width, const float* weight, float zero,
-                                            const typename Format::Element* zeros, int lanes, Vector (&sums)[Pixels]) {
-  const auto get = [&](const typename Format::Element* row, int64_t n) __attribute__((always_inline)) {
-    const int64_t offset = offsets[n];
-    const Vector raw = Format::load_raw(offset < 0 ? zeros : row + offset, lanes);
-    return kIsInt8<Format> ? raw - zero : raw;
-  };
-  for (int64_t r = 0; r < count; ++r) {
-    const typename Format::Element* const row = rows[r].data + channel;
-    const float* const w = weight + rows[r].tap * kLanes;
+// A tile of the result.
+template <class Format>
+struct DepthwiseCall {
+  const DepthwiseRow<Format>* rows;
+  int64_t count;
+  const int64_t* offsets;  // of what the tile reads, from a row's start; -1: in the padding
+  int64_t pixel, out_pixel;
+  int64_t channel, kernel_width;
+  const float *weight, *bias;  // weight: of this vector of channels
+  float zero;
+  const typename Format::Element* zeros;  // a vector of what stands for zero
+  int lanes;
+  int64_t activation;
+  typename Format::Element* out;
+  const Quantum& of_out;
+};
+
+// Sums of a tile; at an edge, a part of what it reads may lie in the padding.
+template <class Format, int Pixels, int Width, int Stride, bool IsEdge>
+[[gnu::always_inline]] inline void sum_taps(const DepthwiseCall<Format>& call, int lanes, Vector (&sums)[Pixels]) {
+  const int64_t pixel = call.pixel, kernel_width = call.kernel_width;
+  for (int64_t r = 0; r < call.count; ++r) {
+    const typename Format::Element* const row = call.rows[r].data + call.channel;
+    const typename Format::Element* const first = row + call.offsets[0];
+    const auto get = [&](int64_t n) __attribute__((always_inline)) {
+      const typename Format::Element* from;
+      if constexpr (IsEdge)
+        from = call.offsets[n] < 0 ? call.zeros : row + call.offsets[n];
+      else
+        from = first + n * pixel;
+      const Vector raw = Format::load_raw(from, lanes);
+      return kIsInt8<Format> ? raw - call.zero : raw;
+    };
+    const float* const w = call.weight + call.rows[r].tap * kLanes;
     if constexpr (Width > 0) {
       Vector taps[Width];
 #pragma GCC unroll 8
       for (int k = 0; k < Width; ++k) taps[k] = *reinterpret_cast<const Vector*>(w + k * kLanes);
 #pragma GCC unroll 32
       for (int n = 0; n < (Pixels - 1) * Stride + Width; ++n) {
-        const Vector x = get(row, n);
+        const Vector x = get(n);
 #pragma GCC unroll 8
         for (int k = 0; k < Width; ++k)
           if ((n - k) % Stride == 0 && n - k >= 0 && (n - k) / Stride < Pixels) sums[(n - k) / Stride] += taps[k] * x;
@@ -78,36 +100,20 @@ template <class Format, int Pixels, int Width, int Stride>
       for (int64_t k = 0; k < kernel_width; ++k) {
         const Vector tap = *reinterpret_cast<const Vector*>(w + k * kLanes);
 #pragma GCC unroll 8
-        for (int p = 0; p < Pixels; ++p) sums[p] += tap * get(row, p * Stride + k);
+        for (int p = 0; p < Pixels; ++p) sums[p] += tap * get(p * Stride + k);
       }
     }
   }
 }
 
-template <class Format>
-struct DepthwiseCall {
-  const DepthwiseRow<Format>* rows;
-  int64_t count;
-  const int64_t* offsets;  // of what the tile reads, from a row's start; -1: in the padding
-  int64_t channel, out_pixel, kernel_width;
-  const float *weight, *bias;
-  float zero;
-  const typename Format::Element* zeros;
-  int lanes;
-  int64_t activation;
-  typename Format::Element* out;
-  const Quantum& of_out;
-};
-
-template <class Format, int Pixels, int Width, int Stride>
+template <class Format, int Pixels, int Width, int Stride, bool IsEdge>
 void compute_depthwise(const DepthwiseCall<Format>& call) {
   const auto compute = [&](int lanes) __attribute__((always_inline)) {
     Vector sums[Pixels];
     const Vector bias = call.bias ? load(call.bias + call.channel, lanes) : Vector{};
 #pragma GCC unroll 8
     for (int p = 0; p < Pixels; ++p) sums[p] = bias;
-    sum_taps<Format, Pixels, Width, Stride>(call.rows, call.count, call.offsets, call.channel, call.kernel_width, call.weight,
-                                            call.zero, call.zeros, lanes, sums);
+    sum_taps<Format, Pixels, Width, Stride, IsEdge>(call, lanes, sums);
     if (call.activation == kRelu)
 #pragma GCC unroll 8
       for (int p = 0; p < Pixels; ++p) sums[p] = relu(sums[p]);
@@ -126,23 +132,24 @@ template <class Format>
 using DepthwiseFunction = void (*)(const DepthwiseCall<Format>&);
 
 template <class Format, int Width, int Stride, int... Less>
-DepthwiseFunction<Format> choose_depthwise(int pixels, std::integer_sequence<int, Less...>) {
-  static constexpr DepthwiseFunction<Format> functions[] = {compute_depthwise<Format, Less + 1, Width, Stride>...};
-  return functions[pixels - 1];
+DepthwiseFunction<Format> choose_depthwise(int pixels, bool is_edge, std::integer_sequence<int, Less...>) {
+  static constexpr DepthwiseFunction<Format> functions[2][kMostDepthwisePixels] = {
+      {compute_depthwise<Format, Less + 1, Width, Stride, false>...}, {compute_depthwise<Format, Less + 1, Width, Stride, true>...}};
+  return functions[is_edge][pixels - 1];
 }
 
 template <class Format>
-DepthwiseFunction<Format> depthwise_function(int pixels, int64_t width, int64_t stride) {
+DepthwiseFunction<Format> depthwise_function(int pixels, int64_t width, int64_t stride, bool is_edge) {
   constexpr auto counts = std::make_integer_sequence<int, kMostDepthwisePixels>{};
   if (stride == 1) {
-    if (width == 1) return choose_depthwise<Format, 1, 1>(pixels, counts);
-    if (width == 3) return choose_depthwise<Format, 3, 1>(pixels, counts);
-    if (width == 5) return choose_depthwise<Format, 5, 1>(pixels, counts);
-    return choose_depthwise<Format, 0, 1>(pixels, counts);
+    if (width == 1) return choose_depthwise<Format, 1, 1>(pixels, is_edge, counts);
+    if (width == 3) return choose_depthwise<Format, 3, 1>(pixels, is_edge, counts);
+    if (width == 5) return choose_depthwise<Format, 5, 1>(pixels, is_edge, counts);
+    return choose_depthwise<Format, 0, 1>(pixels, is_edge, counts);
   }
-  if (width == 3) return choose_depthwise<Format, 3, 2>(pixels, counts);
-  if (width == 5) return choose_depthwise<Format, 5, 2>(pixels, counts);
-  return choose_depthwise<Format, 0, 2>(pixels, counts);
+  if (width == 3) return choose_depthwise<Format, 3, 2>(pixels, is_edge, counts);
+  if (width == 5) return choose_depthwise<Format, 5, 2>(pixels, is_edge, counts);
+  return choose_depthwise<Format, 0, 2>(pixels, is_edge, counts);
 }
 
 template <class Format>
@@ -168,34 +175,42 @@ class DepthwiseRun {
             quantum_of(layer.out_scale[is_low], layer.out_zero[is_low])};
   }
 
-  // Rows of frame `strip.t` of the result; frames of `map` are counted from `first_frame` and `first_out_frame` on.
-  void compute(const Strip& strip, const DepthwiseMap<Format>& map, int64_t first_frame, int64_t first_out_frame) const {
-    const int64_t taps = layer.taps(), most = layer.kernel[0] * layer.kernel[1];
+  // Rows [begin, end) of frames [first, last) of the result of one clip; `map` has frames from `first_frame` and
+  // `first_out_frame` on. What a row of one vector of channels has read is still in the nearest cache for the frames after it.
+  void compute(int64_t first, int64_t last, int64_t begin, int64_t end, const DepthwiseMap<Format>& map, int64_t first_frame,
+               int64_t first_out_frame) const {
+    const int64_t taps = layer.taps(), most = layer.kernel[0] * layer.kernel[1], frames = last - first;
     static thread_local std::vector<DepthwiseTile> tiles;
     static thread_local std::vector<DepthwiseRow<Format>> rows;
     static thread_local std::vector<int64_t> counts;
     set_tiles(map, &tiles);
-    rows.resize(strip.height() * most), counts.assign(strip.height(), 0);
-    for (int64_t y = strip.begin; y < strip.end; ++y)
-      for (int64_t i = 0; i < layer.kernel[0]; ++i) {
-        const int64_t frame = strip.t * layer.stride[0] - layer.padding[0] + i * layer.dilation[0];
-        if (frame < 0 || frame >= layer.frames) continue;
-        for (int64_t j = 0; j < layer.kernel[1]; ++j) {
-          const int64_t from = y * layer.stride[1] - layer.padding[1] + j * layer.dilation[1];
-          if (from < 0 || from >= map.height) continue;
-          const int64_t tap = (i * layer.kernel[1] + j) * layer.kernel[2];
-          rows[(y - strip.begin) * most + counts[y - strip.begin]++] = {map.from.at(first_frame + frame, from), tap};
+    rows.resize((end - begin) * frames * most), counts.assign((end - begin) * frames, 0);
+    for (int64_t y = begin; y < end; ++y)
+      for (int64_t t = first; t < last; ++t) {
+        const int64_t n = (y - begin) * frames + t - first;
+        for (int64_t i = 0; i < layer.kernel[0]; ++i) {
+          const int64_t frame = t * layer.stride[0] - layer.padding[0] + i * layer.dilation[0];
+          if (frame < 0 || frame >= layer.frames) continue;
+          for (int64_t j = 0; j < layer.kernel[1]; ++j) {
+            const int64_t from = y * layer.stride[1] - layer.padding[1] + j * layer.dilation[1];
+            if (from < 0 || from >= map.height) continue;
+            rows[n * most + counts[n]++] = {map.from.at(first_frame + frame, from), (i * layer.kernel[1] + j) * layer.kernel[2]};
+          }
         }
       }
     Element zeros[kLanes];
     std::fill_n(zeros, kLanes, map.zero);
     for (int64_t c = 0; c < map.channels; c += kLanes) {
       const int lanes = static_cast<int>(std::min<int64_t>(kLanes, map.channels - c));
-      for (int64_t y = strip.begin; y < strip.end; ++y)
-        for (const DepthwiseTile& tile : tiles)
-          tile.function({&rows[(y - strip.begin) * most], counts[y - strip.begin], tile.columns, c, map.out_pixel,
-                         layer.kernel[2], map.weight + c * taps, map.bias, static_cast<float>(map.zero), zeros, lanes,
-                         layer.activation, map.to.at(first_out_frame + strip.t, y) + tile.first * map.out_pixel + c, map.of_out});
+      for (int64_t y = begin; y < end; ++y)
+        for (int64_t t = first; t < last; ++t) {
+          const int64_t n = (y - begin) * frames + t - first;
+          Element* const out = map.to.at(first_out_frame + t, y) + c;
+          for (const DepthwiseTile& tile : tiles)
+            tile.function({&rows[n * most], counts[n], tile.columns, map.pixel, map.out_pixel, c, layer.kernel[2],
+                           map.weight + c * taps, map.bias, static_cast<float>(map.zero), zeros, lanes, layer.activation,
+                           out + tile.first * map.out_pixel, map.of_out});
+        }
     }
   }
 
@@ -233,16 +248,18 @@ class DepthwiseRun {
 
   void run(const DepthwiseMap<Format>& map) const {
     const int64_t frames = layer.out_size(layer.frames, 0), pixel = map.channels * kElement<Format>;
-    const int64_t read = std::min(layer.kernel[0], layer.frames) * map.width * pixel * layer.stride[1];
+    const int64_t read = std::min(layer.kernel[0] + kFramesAtOnce - 1, layer.frames) * map.width * pixel * layer.stride[1];
     const int64_t rows = std::max<int64_t>(kDepthwiseStrip / std::max<int64_t>(read, 1), 4);
     const int64_t strips = (map.out_height + rows - 1) / rows;
     // A clip's frames share what they read where the kernel has an extent in time: one thread takes them in turn.
     const bool by_time = layer.kernel[0] > 1;
-    const int64_t turns = by_time ? 1 : frames;
+    const int64_t turns = by_time ? 1 : frames, at_once = by_time ? kFramesAtOnce : 1;
     parallel_for(threads, layer.clips * strips * turns, [&](int64_t unit) {
       const int64_t clip = unit / turns / strips, strip = unit / turns % strips, turn = unit % turns;
-      for (int64_t t = by_time ? 0 : turn; t < (by_time ? frames : turn + 1); ++t)
-        compute({clip, t, strip * rows, std::min((strip + 1) * rows, map.out_height)}, map, clip * layer.frames, clip * frames);
+      const int64_t last = by_time ? frames : turn + 1;
+      for (int64_t t = by_time ? 0 : turn; t < last; t += at_once)
+        compute(t, std::min(t + at_once, last), strip * rows, std::min((strip + 1) * rows, map.out_height), map,
+                clip * layer.frames, clip * frames);
     });
   }
 
@@ -252,12 +269,14 @@ class DepthwiseRun {
     for (int64_t n = 0; n < count; ++n) {
       DepthwiseTile& tile = (*tiles)[n];
       tile.first = map.out_width * n / count;
+      bool is_edge = false;
       const int pixels = static_cast<int>(map.out_width * (n + 1) / count - tile.first);
-      tile.function = depthwise_function<Format>(pixels, layer.kernel[2], layer.stride[2]);
       for (int64_t i = 0; i < (pixels - 1) * layer.stride[2] + layer.kernel[2]; ++i) {
         const int64_t x = tile.first * layer.stride[2] - layer.padding[2] + i;
         tile.columns[i] = x >= 0 && x < map.width ? x * map.pixel : -1;
+        is_edge |= tile.columns[i] < 0;
       }
+      tile.function = depthwise_function<Format>(pixels, layer.kernel[2], layer.stride[2], is_edge);
     }
   }
 };

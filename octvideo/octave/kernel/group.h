@@ -110,8 +110,8 @@ class GroupRun {
   // Pixels that start with whole vectors: none lies in more cache lines than it must, and pixels of many channels do not
   // share few of a cache's sets.
   static int64_t gap_after(int64_t channels) {
-    const int64_t pixel = (channels + kLanes - 1) / kLanes * kLanes;
-    return pixel - channels + (pixel * kElement<Format> % 512 ? 0 : kLine / kElement<Format>);
+    const int64_t vectors = (channels + kLanes - 1) / kLanes;
+    return (vectors | 1) * kLanes - channels;
   }
 
   // Rows and frames of the depthwise convolution's input that a part of its result needs.
@@ -270,7 +270,7 @@ class GroupRun {
       map.to = rows_of(to, which, reinterpret_cast<Element*>(to.data[which]));
       const int64_t first_frame = from.ring ? 0 : part.clip * from.frames, first_out = to.ring ? 0 : part.clip * to.frames;
       const int64_t begin = which ? part.begin / 2 : part.begin, end = which ? low_size(part.end) : part.end;
-      for (int64_t t = part.first; t < part.last; ++t) run.compute({part.clip, t, begin, end}, map, first_frame, first_out);
+      run.compute(part.first, part.last, begin, end, map, first_frame, first_out);
     }
   }
 };
