@@ -150,19 +150,23 @@ class _Preparation(TracedModules):
         for node in list(self.graph.nodes):
             self._prepare_convolution(node)
         order = {node: n for n, node in enumerate(self.graph.nodes)}
+        self._take_on_followers(order)
         for node in list(self.graph.nodes):
-            prepared = self.module(node)
-            if isinstance(prepared, PreparedLayer):
-                self._take_on_addition(node, order)
-                self._take_on_activation(node, prepared)
-            if isinstance(prepared, PreparedConv):
-                self._take_on_pool(node, prepared)
-        for node in list(self.graph.nodes):
-            self._prepare_gate(node, order)
+            self._prepare_gate(node)
+        self._take_on_followers(order)  # what is scaled by a gate is a shortcut to others, too
         self._join_convolutions()
         self.model.delete_all_unused_submodules()
         self.graph.lint()
         self.model.recompile()
+
+    def _take_on_followers(self, order: dict[fx.Node, int]) -> None:
+        for node in list(self.graph.nodes):
+            prepared = self.module(node)
+            if isinstance(prepared, PreparedLayer | PreparedScale) and prepared.activation == "none":
+                self._take_on_addition(node, order)
+                self._take_on_activation(node, prepared)
+            if isinstance(prepared, PreparedConv):
+                self._take_on_pool(node, prepared)
 
     def _fold_norm(self, node: fx.Node) -> None:
         """Let a convolution that a batch norm alone reads do the norm's work."""
@@ -198,7 +202,8 @@ class _Preparation(TracedModules):
     def _take_on_addition(self, conv: fx.Node, order: dict[fx.Node, int]) -> None:
         """Let a convolution add its result to the shortcut, where nobody reads the shortcut afterwards."""
         addition = next(iter(conv.users))
-        if len(conv.users) != 1 or not self.is_addition(addition) or self._is_depthwise(conv):
+        has_residual = len(conv.args) > 1 and conv.args[1] is not None
+        if len(conv.users) != 1 or not self.is_addition(addition) or has_residual or self._is_depthwise(conv):
             return
         shortcut = addition.args[1] if addition.args[0] is conv else addition.args[0]
         assert isinstance(shortcut, fx.Node)
@@ -215,7 +220,7 @@ class _Preparation(TracedModules):
             prepared.activation = activation
             self.drop(user, layer)
 
-    def _prepare_gate(self, scale: fx.Node, order: dict[fx.Node, int]) -> None:
+    def _prepare_gate(self, scale: fx.Node) -> None:
         """Let the kernel take means over clips, and scale by what convolutions make of them (squeeze-excitation)."""
         found = self._gate_of(scale)
         if found is None:
@@ -230,11 +235,8 @@ class _Preparation(TracedModules):
             modules[-1].weight = modules[-1].weight[channels]  # type: ignore[union-attr, index]
             if modules[-1].bias is not None:  # type: ignore[union-attr]
                 modules[-1].bias = modules[-1].bias[channels]  # type: ignore[union-attr, index]
-        prepared = PreparedScale(gives_pair=pair)
         self._call(mean, PreparedMean(), (x,))
-        self._call(scale, prepared, (x, None, convs[-1]))
-        self._take_on_addition(scale, order)
-        self._take_on_activation(scale, prepared)
+        self._call(scale, PreparedScale(gives_pair=pair), (x, None, convs[-1]))
 
     def _gate_of(self, scale: fx.Node) -> tuple[fx.Node, fx.Node, list[fx.Node]] | None:
         """What `scale` multiplies by a gate; the mean of that; the convolutions from the mean to the gate."""
