@@ -29,10 +29,21 @@ enum Activation : int64_t { kNone, kRelu, kRelu6, kSilu, kHardSwish, kSigmoid, k
 #endif
 }
 
-// e^-x to some 2e-7 of it: 2^n times a polynomial of the rest (Cephes' expf).
+[[gnu::always_inline]] inline Vector at_least(float least, Vector value) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_max_ps(_mm512_set1_ps(least), (__m512)value);
+#elif defined(__AVX__)
+  return (Vector)_mm256_max_ps(_mm256_set1_ps(least), (__m256)value);
+#else
+  return value < least ? Vector{} + least : value;
+#endif
+}
+
+constexpr float kMostExponent = 87.0f;  // e to it, and to its negative, are normal numbers
+
+// e^-x to some 2e-7 of it, for |x| <= kMostExponent: 2^n times a polynomial of the rest (Cephes' expf).
 [[gnu::always_inline]] inline Vector exp_of_negative(Vector x) {
 #if defined(__AVX512F__)
-  // The instructions for powers of 2 need no limits.
   const __m512 y = (__m512)(x * -1.44269504f), n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const Vector r = (Vector)_mm512_fmsub_ps((__m512)x, _mm512_set1_ps(-1.44269504f), n);
   Vector p = r * 1.53533609e-4f + 1.33988744e-3f;  // 2^r for |r| <= 1/2, to 2e-8 (minimax)
@@ -44,9 +55,9 @@ enum Activation : int64_t { kNone, kRelu, kRelu6, kSilu, kHardSwish, kSigmoid, k
   return (Vector)_mm512_scalef_ps((__m512)p, n);
 #else
   using Bits = int32_t __attribute__((vector_size(sizeof(Vector))));
-  constexpr float kMost = 87.0f, kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves whole numbers in the lowest bits
-  x = at_most(kMost, -at_most(kMost, x));
+  x = -x;
   const Vector shifted = x * kLog2E + kRound, n = shifted - kRound;
   const Vector r = x - n * kLn2High - n * kLn2Low;
   Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -69,7 +80,16 @@ enum Activation : int64_t { kNone, kRelu, kRelu6, kSilu, kHardSwish, kSigmoid, k
 #endif
 }
 
-[[gnu::always_inline]] inline Vector sigmoid(Vector x) { return inverse(1.0f + exp_of_negative(x)); }
+// For x >= -kMostExponent.
+[[gnu::always_inline]] inline Vector upper_sigmoid(Vector x) {
+  return inverse(1.0f + exp_of_negative(at_most(kMostExponent, x)));
+}
+[[gnu::always_inline]] inline Vector sigmoid(Vector x) { return upper_sigmoid(at_least(-kMostExponent, x)); }
+// What is below stays near 0: sigmoid there is not quite 0, and x may be large.
+[[gnu::always_inline]] inline Vector silu(Vector x) {
+  x = at_least(-kMostExponent, x);
+  return x * upper_sigmoid(x);
+}
 [[gnu::always_inline]] inline Vector hard_sigmoid(Vector x) { return at_most(1.0f, relu(x * (1.0f / 6.0f) + 0.5f)); }
 
 template <class Function>
@@ -82,7 +102,7 @@ template <class Function>
   switch (activation) {
     case kRelu: return change(values, count, [](Vector x) { return relu(x); });
     case kRelu6: return change(values, count, [](Vector x) { return at_most(6.0f, relu(x)); });
-    case kSilu: return change(values, count, [](Vector x) { return x * sigmoid(x); });
+    case kSilu: return change(values, count, [](Vector x) { return silu(x); });
     case kHardSwish: return change(values, count, [](Vector x) { return x * hard_sigmoid(x); });
     case kSigmoid: return change(values, count, [](Vector x) { return sigmoid(x); });
     case kHardSigmoid: return change(values, count, [](Vector x) { return hard_sigmoid(x); });
