@@ -18,7 +18,8 @@ void run_group_bfloat16(const Step* steps, int64_t count, const std::vector<Maps
 void run_group_int8(const Step* steps, int64_t count, const std::vector<Maps>& places, int64_t threads);
 
 void run_layer(const Layer& layer, const Maps& maps, int64_t threads) {
-  if (layer.clips * layer.frames * layer.height * layer.width == 0) return;  // results have no elements either
+  // Results have no elements either, but means do.
+  if (layer.clips * layer.frames * layer.height * layer.width == 0 && layer.kind != kMean) return;
 #if defined(OCTVIDEO_HAS_BFLOAT16)
   if (layer.format == kBFloat16) return run_bfloat16(layer, maps, threads);
 #endif
