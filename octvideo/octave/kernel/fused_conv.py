@@ -192,9 +192,9 @@ class Form:
         """
         size = (1, *shape[2:])[-3:]
         if self.pool_first:
-            size = _half(size)
+            size = half_size(size)
         shapes = []
-        for channels, read in zip(outs, (size, _half(size)), strict=True):
+        for channels, read in zip(outs, (size, half_size(size)), strict=True):
             axes = zip(read, self.kernel, self.stride, self.padding, self.dilation, strict=True)
             out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
             if pool := self.max_pool:
@@ -204,8 +204,9 @@ class Form:
         return shapes if outs[1] else shapes[:1]
 
 
-def _half(size: Sequence[int]) -> Shape:
-    return (size[0], (size[1] + 1) // 2, (size[2] + 1) // 2)
+def half_size(size: Sequence[int]) -> Shape:
+    """Of a low map, from ([T,] H, W) of its high one."""
+    return (*size[:-2], (size[-2] + 1) // 2, (size[-1] + 1) // 2)
 
 
 cached_out_shapes = functools.lru_cache(4096)(Form.out_shapes)

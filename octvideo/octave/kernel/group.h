@@ -14,10 +14,16 @@
 #include <unistd.h>
 #endif
 
+// For tests, which change it: bytes of what lies between layers, so that small maps have several parts; 0: by the cache.
+extern "C" {
+inline int64_t most_group_bytes = 0;
+}
+
 namespace {
 
 // Bytes of what lies between layers.
 inline int64_t group_bytes() {
+  if (most_group_bytes) return most_group_bytes;
   static const int64_t bytes = [] {
     int64_t cache = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -128,8 +134,9 @@ class GroupRun {
       const int64_t low_begin = part.begin / 2 * layer.stride[1] - layer.padding[1];
       const int64_t low_end = (low_size(part.end) - 1) * layer.stride[1] - layer.padding[1] + reach;
       from.begin = std::min(from.begin, 2 * low_begin), from.end = std::max(from.end, 2 * low_end);
-      from.begin -= from.begin & 1, from.end += from.end & 1;
     }
+    // Rows of low maps, which the layer before it may have where it has none itself, lie under two of the high ones.
+    if (layers[0].in_low || layer.in_low) from.begin -= from.begin & 1, from.end += from.end & 1;
     from.begin = std::max<int64_t>(from.begin, 0), from.end = std::min(from.end, in_height);
     return from;
   }
@@ -161,7 +168,7 @@ class GroupRun {
   // Whole frames, and several of them, where they fit; else rows.
   void choose_parts() {
     const int64_t most = group_bytes();
-    rows = out_height, chunk = out_frames;
+    rows = std::max<int64_t>(out_height, 1), chunk = std::max<int64_t>(out_frames, 1);
     while (chunk > 1 && local_bytes(rows, chunk) > most) chunk = (chunk + 1) / 2;
     while (rows > 4 && local_bytes(rows, chunk) > most) rows = (rows / 2 + 1) / 2 * 2;
     // All threads have work.
@@ -177,7 +184,7 @@ class GroupRun {
     const bool keeps_channels = layer.kind == kDepthwise || layer.kind == kScale;
     const bool is_after = n >= depthwise && depthwise >= 0;
     const int64_t high = keeps_channels ? layer.in_high : layer.outs_high, low = keeps_channels ? layer.in_low : layer.outs_low;
-    const bool has_gaps = is_local(n);
+    const bool has_gaps = is_local(n) && !places[n].residual_high;  // a residual's pixels lie side by side
     return {{static_cast<char*>(places[n].out_high), static_cast<char*>(places[n].out_low)},
             {high, low}, {has_gaps ? gap_after(high) : 0, has_gaps && low ? gap_after(low) : 0},
             is_after ? out_frames : in_frames, is_after ? out_height : in_height,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from octvideo.octave.kernel.formats import F32, Format, Quantum
-from octvideo.octave.kernel.fused_conv import FusedLayer, Layer, LayerKind, Shape
+from octvideo.octave.kernel.fused_conv import FusedLayer, Layer, LayerKind, Shape, half_size
 from octvideo.octave.kernel.large_pages import empty_in_large_pages
 from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
@@ -168,12 +168,16 @@ class SequencePlan:
             parts: that the batch is computed in.
 
         Returns:
-            None where a residual is not of its result's shape, or a gate has other sizes than one pixel for each clip.
+            None where a low map has not half the size of its high one, a residual is not of its result's shape or its
+            layer adds none, or a gate has other sizes than one pixel for each clip.
         """
         shapes = wiring.shapes(layers, [[(n // parts, *rest) for n, *rest in maps] for maps in inputs])
-        for value, (_, *others) in enumerate(wiring.reads, wiring.num_inputs):
+        if not all(map(_is_pair, shapes)):
+            return None
+        for value, (layer, (_, *others)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
             residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
-            if residual != NO_VALUE and shapes[residual] != shapes[value]:
+            adds = layer.layer.kind in (LayerKind.CONVOLUTION, LayerKind.SCALE)
+            if residual != NO_VALUE and (not adds or shapes[residual] != shapes[value]):
                 return None
             if gate != NO_VALUE and not _is_gate(shapes[gate], shapes[value]):
                 return None
@@ -264,7 +268,9 @@ _GROUPS = (
 
 def _kind_in_group(layer: Layer) -> str:
     if layer.kind == LayerKind.DEPTHWISE and not layer.pool_first:
-        return "depthwise"
+        reaches = zip(layer.padding, layer.dilation, layer.kernel, strict=True)
+        is_usual = all(p <= d * (k - 1) for p, d, k in reaches)  # every row of the result reads rows that there are
+        return "depthwise" if is_usual else "alone"
     if layer.kind == LayerKind.SCALE:
         return "scale"
     sizes = {"kernel": 1, "stride": 1, "padding": 0, "pool_window": 1, "pool_stride": 1}
@@ -283,6 +289,12 @@ def num_parts(clips: int, threads: int) -> int:
     if threads == 1 or not even:
         return 1
     return next((n for n in even if n >= 2 * threads), even[0])
+
+
+def _is_pair(maps: Sequence[Shape]) -> bool:
+    """Whether a value's low map, if it has one, is of half the size of its high one."""
+    (clips, _, *size), *others = maps
+    return all((n, tuple(low)) == (clips, half_size(size)) for n, _, *low in others)
 
 
 def _is_gate(gate: Sequence[Shape], result: Sequence[Shape]) -> bool:
