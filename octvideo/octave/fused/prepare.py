@@ -15,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from octvideo.octave.conversion.conv_form import conv_form, make_weight_once
-from octvideo.octave.conversion.modules import OctGate, OctMap, OctPool, OctSqueeze
+from octvideo.octave.conversion.modules import Method, OctGate, OctMap, OctPool, OctSqueeze
 from octvideo.octave.conversion.trace import computed_tensors, trace_network
 from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
@@ -162,7 +162,8 @@ class _Preparation(TracedModules):
     def _take_on_followers(self, order: dict[fx.Node, int]) -> None:
         for node in list(self.graph.nodes):
             prepared = self.module(node)
-            if isinstance(prepared, PreparedLayer | PreparedScale) and prepared.activation == "none":
+            pools = isinstance(prepared, PreparedConv) and prepared.max_pool is not None  # before what follows
+            if isinstance(prepared, PreparedLayer | PreparedScale) and prepared.activation == "none" and not pools:
                 self._take_on_addition(node, order)
                 self._take_on_activation(node, prepared)
             if isinstance(prepared, PreparedConv):
@@ -240,8 +241,10 @@ class _Preparation(TracedModules):
 
     def _gate_of(self, scale: fx.Node) -> tuple[fx.Node, fx.Node, list[fx.Node]] | None:
         """What `scale` multiplies by a gate; the mean of that; the convolutions from the mean to the gate."""
-        is_product = isinstance(self.module(scale), OctGate) or scale.target in _PRODUCTS
-        if not is_product or len(scale.args) != 2 or scale.kwargs:
+        module = self.module(scale)
+        operation = module.operation if isinstance(module, OctGate) else scale.target
+        name = operation.__name__ if isinstance(operation, Method) else operation
+        if name not in _PRODUCTS or len(scale.args) != 2 or scale.kwargs:
             return None
         for x, gate in (scale.args, scale.args[::-1]):
             convs: list[fx.Node] = []
@@ -249,7 +252,11 @@ class _Preparation(TracedModules):
             while _reads_a_pixel(self.module(node)) and len(node.users) == 1 and len(node.args) == 1:
                 convs.insert(0, node)
                 node = node.args[0]
-            if convs and isinstance(x, fx.Node) and self._is_mean_of(node, x, self.module(convs[0])):
+            if not convs or not isinstance(x, fx.Node):
+                continue
+            first, last = self.module(convs[0]), self.module(convs[-1])
+            scales_each = last.weight.shape[0] == first.weight.shape[1]  # type: ignore[union-attr, index]
+            if scales_each and self._is_mean_of(node, x, first):
                 return x, node, convs
         return None
 
