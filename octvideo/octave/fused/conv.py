@@ -197,12 +197,13 @@ class PreparedConv(PreparedLayer):
     @property
     def form(self) -> Form | None:
         is_depthwise = self.weight.shape[1] == 1 and self.groups == len(self.weight) > 1
-        if (self.groups > 1 and not is_depthwise) or self.weight.dim() < 4:
+        if self.weight.dim() < 4:
             return None
         sizes = (tuple(self.weight.shape[2:]), self.stride, self.padding, self.dilation)
         if self.weight.dim() == 4:
             sizes = tuple((first, *size) for first, size in zip((1, 1, 0, 1), sizes, strict=True))  # type: ignore
-        return Form(*sizes, max_pool=self.max_pool, is_depthwise=is_depthwise)
+        groups = 1 if is_depthwise else self.groups
+        return Form(*sizes, max_pool=self.max_pool, is_depthwise=is_depthwise, groups=groups)
 
     def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedLayer:
         given: dict[str, Any] = {"activation": self.activation, "format": format, "quanta": quanta}
@@ -337,7 +338,7 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
         low_sources = self.to_low.terms[0].sources if self.gives_pair else (None, None)
         expected &= low_sources[0] is None or low_sources[0].pool is not None
         expected &= low_sources[1] is None or low_sources[1].pool == self.pool_first
-        if not (alike and expected and self.halves_space):
+        if not (alike and expected and self.halves_space) or form.groups > 1:  # type: ignore[union-attr]
             return None
         return replace(
             form,  # type: ignore[type-var]

@@ -228,7 +228,8 @@ def _shifts(conv: PreparedLayer, quanta: Quanta, means: Sequence[Tensor]) -> Ite
         quanta, means: of what the layer reads.
     """
     if isinstance(conv, PreparedConv):
-        yield conv, _shift(conv.weight, quanta, means, conv.weight.shape[1])
+        of_groups = zip(conv.weight.chunk(conv.groups), means[0].chunk(conv.groups), strict=True)
+        yield conv, torch.cat([_shift(weight, quanta, [mean], weight.shape[1]) for weight, mean in of_groups])
         return
     assert isinstance(conv, PreparedOctConv) and conv.form is not None
     num_high, form = conv.num_high, conv.form

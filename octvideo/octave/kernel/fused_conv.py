@@ -58,6 +58,7 @@ class Layer(ctypes.Structure):
         *[(name, _SIZE) for name in ("clips", "frames", "height", "width")],
         *[(name, _SIZE) for name in ("in_high", "in_low", "outs_high", "outs_low")],
         *[(name, _SIZE * 2) for name in ("in_gap", "out_gap")],
+        ("groups", _SIZE),
         *[(name, _SIZE * 3) for name in ("kernel", "stride", "padding", "dilation")],
         *[(name, _SIZE * 2) for name in ("pool_window", "pool_stride", "pool_padding")],
         *[(name, _FLAG) for name in ("pool_first", "high_reads_low", "adds_from_low")],
@@ -122,6 +123,7 @@ class Form:
         low_reads_high, low_reads_low: which maps y_low's convolution reads, the high one pooled.
         max_pool: of y_high, where there is neither a low map nor a residual.
         is_depthwise: each channel is convolved by itself; maps exchange nothing then.
+        groups: of the channels of an ordinary convolution.
     """
 
     kernel: tuple[int, ...]
@@ -134,6 +136,7 @@ class Form:
     low_reads_low: bool = False
     max_pool: MaxPool | None = None
     is_depthwise: bool = False
+    groups: int = 1
 
     @property
     def is_fast(self) -> bool:
@@ -152,6 +155,8 @@ class Form:
         if self.is_depthwise:
             usual = self.stride[2] <= 2 and self.dilation[2] == 1 and self.kernel[2] <= _MOST_KERNEL_WIDTH
             return usual and self.max_pool is None and not (self.low_reads_high or self.high_reads_low)
+        if self.groups > 1 and (self.pool_first or self.high_reads_low or self.max_pool is not None):
+            return False
         return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
 
     def shares_low(self, outs_low: int, *, adds_from_low: bool, format: Format = F32) -> bool:
@@ -282,13 +287,16 @@ class FusedConv:
         if shares_low:
             assert from_low is not None and low is not None
             from_low, low = torch.cat([from_low, low[:, num_high:]]), low[:, :num_high]
-        layer = form.layer(num_high, self.outs, adds_from_low=adds_from_low, shares_low=shares_low)
+        layer = form.layer(num_high * form.groups, self.outs, adds_from_low=adds_from_low, shares_low=shares_low)
         layer.in_low = in_low
         layer.set(format, quanta, activation)
         joins = (library := load_library()) is not None and library.joins_maps(ctypes.byref(layer))
         biases = {"high": bias_high, "low": bias_low}
         biases = {name: None if bias is None else bias.detach().float() for name, bias in biases.items()}
         self._tensors: dict[str, Tensor] = {}
+        if form.groups > 1:
+            high, layer.groups = _joined_groups(high, form.groups)
+            num_high = high.shape[1]
         parts = {"high": (high, num_high), "from_low": (from_low, 0), "low": (low, low_from_high)}
         for which, (name, (weight, own_high)) in enumerate(parts.items()):
             if weight is None or not weight.shape[1]:
@@ -301,7 +309,8 @@ class FusedConv:
                     if (split or target == name) and len(correction):
                         bias = biases[target]
                         biases[target] = correction if bias is None else bias + correction
-            self._tensors["weight_" + name] = _pack(layer, which, weight, 0 if joins and name == "low" else own_high)
+            own_high = 0 if joins and name == "low" else own_high
+            self._tensors["weight_" + name] = _pack(layer, which, weight, own_high)
         self._tensors |= {f"bias_{name}": bias.contiguous() for name, bias in biases.items() if bias is not None}
         for name, tensor in self._tensors.items():
             setattr(layer, name, tensor.data_ptr())
@@ -329,6 +338,11 @@ def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
     library = load_library()
     if library is None:
         return torch.empty(0)
+    if layer.groups > 1:
+        own = Layer.from_buffer_copy(layer)
+        own.groups, own.in_high, own.outs_high = 1, num_high, layer.outs_high // layer.groups
+        each = [_pack(own, which, part, num_high) for part in weight.chunk(layer.groups)]
+        return torch.cat(each, out=WEIGHTS.empty(sum(map(len, each))))
     weight = weight.detach().float()
     weight = weight.unsqueeze(2) if weight.dim() == 4 else weight
     splits = [n for n in (num_high, weight.shape[1] - num_high) if n]
@@ -337,3 +351,23 @@ def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
     packed = WEIGHTS.empty(library.packed_words(ctypes.byref(layer), which))
     library.pack(ctypes.byref(layer), which, matrix.data_ptr(), packed.data_ptr())
     return packed
+
+
+def _joined_groups(weight: Tensor, groups: int) -> tuple[Tensor, int]:
+    """A weight of fewer and larger groups, whose outputs fill vectors; there are zeros between channels of other groups.
+
+    Args:
+        weight: (C_out, C_in / groups, ...).
+
+    Returns:
+        The weight (C_out, C_in / fewer, ...), and how many groups it has.
+    """
+    library = load_library()
+    lanes = 1 if library is None else int(library.num_lanes())
+    outs, ins = len(weight) // groups, weight.shape[1]
+    together = next((n for n in range(1, groups) if groups % n == 0 and n * outs % lanes == 0), groups)
+    fewer = groups // together
+    joined = weight.new_zeros(fewer, together, outs, together, ins, *weight.shape[2:])
+    for n in range(together):
+        joined[:, n, :, n] = weight.unflatten(0, (fewer, together, outs))[:, n]
+    return joined.flatten(3, 4).flatten(0, 2), fewer

@@ -26,7 +26,8 @@ struct Layer {
   int64_t activation;                                       // Activation, after the residual is added
   int64_t clips, frames, height, width;                     // of x_high
   int64_t in_high, in_low, outs_high, outs_low;             // channels
-  int64_t in_gap[2], out_gap[2];                            // elements between pixels, in a group (group.h); of high and low
+  int64_t in_gap[2], out_gap[2];                            // elements between pixels, where a layer is a part of another
+  int64_t groups;                                           // of channels, each with its own part of a weight; 0 is 1
   int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
   int64_t pool_window[2], pool_stride[2], pool_padding[2];  // max pool after an ordinary convolution; 1, 1, 0: none
   bool pool_first;      // x_high is pooled, and x_low where y_low reads it

@@ -9,7 +9,7 @@ void run_bfloat16(const Layer& layer, const Maps& maps, int64_t threads) {
     case kDepthwise: return DepthwiseRun<BFloat16>(layer, threads)(maps);
     case kMean: return MeanRun<BFloat16>(layer, maps, threads)();
     case kScale: return ScaleRun<BFloat16>(layer, maps, threads)();
-    default: return LayerRun<BFloat16>(layer, maps, threads)();
+    default: return run_in_groups<BFloat16>(layer, maps, threads);
   }
 }
 

@@ -8,7 +8,7 @@ void run_float32(const Layer& layer, const Maps& maps, int64_t threads) {
     case kDepthwise: return DepthwiseRun<Float32>(layer, threads)(maps);
     case kMean: return MeanRun<Float32>(layer, maps, threads)();
     case kScale: return ScaleRun<Float32>(layer, maps, threads)();
-    default: return LayerRun<Float32>(layer, maps, threads)();
+    default: return run_in_groups<Float32>(layer, maps, threads);
   }
 }
 

@@ -9,7 +9,7 @@ void run_int8(const Layer& layer, const Maps& maps, int64_t threads) {
     case kDepthwise: return DepthwiseRun<Int8>(layer, threads)(maps);
     case kMean: return MeanRun<Int8>(layer, maps, threads)();
     case kScale: return ScaleRun<Int8>(layer, maps, threads)();
-    default: return LayerRun<Int8>(layer, maps, threads)();
+    default: return run_in_groups<Int8>(layer, maps, threads);
   }
 }
 

@@ -300,7 +300,7 @@ class LayerRun {
     }
     if (has_space) {
       const PaddedMap<Format> to = padded_strip(strips, strip.begin);
-      copy_rows<Format>(high_frame(image), strip.begin - top, strip.end + top, to, 0);
+      copy_rows<Format>(high_frame(image), strip.begin - top, strip.end + top, to, 0, layer.in_gap[0]);
       at_high.source = to.source(top).data;
     }
     if (layer.adds_from_low) {
@@ -338,7 +338,7 @@ class LayerRun {
     const bool pools_while_read = pools_high && keeps_size() && !has_space;
     const bool pools_before = pools_high && !pools_while_read;
     parallel_for(threads, has_space || pools_before ? images : 0, [&](int64_t image) {
-      if (has_space) copy_rows<Format>(high_frame(image), -top, height + top, copy, image);
+      if (has_space) copy_rows<Format>(high_frame(image), -top, height + top, copy, image, layer.in_gap[0]);
       if (pools_before) pool_high_rows(image, 0, half_height, pooled, image);
     });
     if (layer.has_max_pool())
@@ -351,5 +351,26 @@ class LayerRun {
     if (gives_low) compute_all(low_conv, threads);
   }
 };
+
+// A convolution of groups of channels, one after the other: each is a layer whose pixels lie apart.
+template <class Format>
+void run_in_groups(const Layer& layer, const Maps& maps, int64_t threads) {
+  if (layer.groups <= 1) return LayerRun<Format>(layer, maps, threads)();
+  using Element = typename Format::Element;
+  Layer group = layer;
+  group.groups = 1, group.in_high /= layer.groups, group.outs_high /= layer.groups;
+  group.in_gap[0] = layer.in_high - group.in_high, group.out_gap[0] = layer.outs_high - group.outs_high;
+  const int64_t words = k_high(group).words() * ((group.outs_high + kLanes - 1) / kLanes * kLanes);
+  for (int64_t n = 0; n < layer.groups; ++n) {
+    Maps own = maps;
+    own.high = static_cast<const Element*>(maps.high) + n * group.in_high;
+    own.out_high = static_cast<Element*>(maps.out_high) + n * group.outs_high;
+    if (maps.residual_high) own.residual_high = static_cast<const Element*>(maps.residual_high) + n * group.outs_high;
+    group.weight_high = layer.weight_high + n * words;
+    if (layer.bias_high) group.bias_high = layer.bias_high + n * group.outs_high;
+    if (layer.scale_high) group.scale_high = layer.scale_high + n * group.outs_high;
+    LayerRun<Format>(group, own, threads)();
+  }
+}
 
 }  // namespace

@@ -96,12 +96,21 @@ void pool_rows(const typename Format::Element* frame, int64_t height, int64_t wi
   });
 }
 
-// Rows [begin, end) of an image of the size of `frame`, as far as it has them.
+// Rows [begin, end) of an image of the size of `frame`, as far as it has them. `gap`: between pixels of `frame`.
 template <class Format>
-void copy_rows(const typename Format::Element* frame, int64_t begin, int64_t end, const PaddedMap<Format>& to, int64_t image) {
-  const int64_t row = to.width * to.channels;
+void copy_rows(const typename Format::Element* frame, int64_t begin, int64_t end, const PaddedMap<Format>& to, int64_t image,
+               int64_t gap = 0) {
+  const int64_t pixel = to.channels + gap, row = to.width * pixel;
   to.fill_rows(image, begin, end, [&](int64_t y, typename Format::Element* out) {
-    std::memcpy(out, frame + y * row, row * sizeof *out);
+    const auto* from = frame + y * row;
+    if (!gap) {
+      std::memcpy(out, from, row * sizeof *out);
+      return;
+    }
+    for (int64_t x = 0; x < to.width; ++x, from += pixel, out += to.channels)
+      each_vector(to.channels, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+        Format::store_raw(out + c, Format::load_raw(from + c, lanes), lanes);
+      });
   });
 }
 

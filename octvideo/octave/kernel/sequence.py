@@ -275,7 +275,8 @@ def _kind_in_group(layer: Layer) -> str:
         return "scale"
     sizes = {"kernel": 1, "stride": 1, "padding": 0, "pool_window": 1, "pool_stride": 1}
     one_pixel = all(set(getattr(layer, name)) == {size} for name, size in sizes.items())
-    return "pointwise" if layer.kind == LayerKind.CONVOLUTION and one_pixel and not layer.pool_first else "alone"
+    is_dense = layer.kind == LayerKind.CONVOLUTION and not layer.pool_first and layer.groups <= 1
+    return "pointwise" if is_dense and one_pixel else "alone"
 
 
 def num_parts(clips: int, threads: int) -> int:
