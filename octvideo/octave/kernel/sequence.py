@@ -94,7 +94,7 @@ class Wiring:
     def owners(self, groups: Sequence[range], *, keeps_inputs: bool) -> list[int]:
         """Of each value, the value in whose memory it lies.
 
-        A result overwrites its residual, but not one that another layer of its group reads. What is scaled by a gate, and
+        A result overwrites its residual, but not within a group, nor one that another layer of its group reads. What is scaled by a gate, and
         not read afterwards, is overwritten too, by a layer that is alone.
 
         Args:
@@ -107,8 +107,8 @@ class Wiring:
         for step, (x, *others) in enumerate(self.reads):
             residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
             overwritten, group = residual, group_of[step]
-            if any(residual in self.reads[other] for other in group if other != step):
-                overwritten = NO_VALUE
+            if step != group[-1] or any(residual in self.reads[other] for other in group if other != step):
+                overwritten = NO_VALUE  # some rows of what lies between layers are computed twice
             is_alone = len(group) == 1 and residual == NO_VALUE
             if is_alone and gate != NO_VALUE and x >= self.num_inputs and last_reads[x] == step:
                 overwritten = x

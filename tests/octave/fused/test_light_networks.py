@@ -53,7 +53,11 @@ class Block(nn.Module):
         self.depthwise, self.norm2 = conv(20, 20, 3, strides, 1, groups=20, bias=False), norm(20)
         self.gate = Gate(axes, 20, kind)
         self.project, self.norm3 = conv(20, outs, 1, bias=False), norm(outs)
-        self.adds, self.act, self.adds_early = stride == 1 and ins == outs, nn.SiLU(), kind == "adds early" and stride == 1
+        self.adds, self.act, self.adds_early = (
+            stride == 1 and ins == outs,
+            nn.SiLU(),
+            kind == "adds early" and stride == 1,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         first = nn.functional.relu6(self.norm1(self.expand(x)))

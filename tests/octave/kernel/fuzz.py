@@ -240,7 +240,9 @@ class RandomLayer:
             pooled = halve(read, sums=self.pools_sums)
         kept = None if pooled is None else guarded.map(pooled.shape, pooled.dtype)
         low = maps[1] if len(maps) > 1 else None
-        arguments = Maps.of(high=maps[0], low=low, out_high=made[0], out_low=dict(enumerate(made)).get(1), out_pooled=kept)
+        arguments = Maps.of(
+            high=maps[0], low=low, out_high=made[0], out_low=dict(enumerate(made)).get(1), out_pooled=kept
+        )
         layer = conv.layer.for_map(tuple(case.high.shape), in_low)
         poison()
         kernel.pack_and_run_layer(*map(ctypes.byref, (layer, given, arguments)), self.threads)
@@ -433,7 +435,9 @@ class RandomBlocks:
 
     def _add_block(self, axes: int) -> str:
         choose, randint, chance = self.random.choice, self.random.randint, lambda p: self.random.random() < p
-        kind = choose(("expand dw project", "expand dw project", "dw project", "expand dw", "dw", "expand gate project"))
+        kind = choose(
+            ("expand dw project", "expand dw project", "dw project", "expand dw", "dw", "expand gate project")
+        )
         block = x = len(self.values) - 1
         if "expand" in kind:
             low = choose((0, randint(1, 40)))
@@ -497,7 +501,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=100, help="how many seeds")
     parser.add_argument(
-        "--others-every", type=int, default=10, help="of so many seeds one is a light layer, one light blocks, one a sequence"
+        "--others-every",
+        type=int,
+        default=10,
+        help="of so many seeds one is a light layer, one light blocks, one a sequence",
     )
     given = parser.parse_args(arguments)
     if given.library:

@@ -56,7 +56,9 @@ def test_depthwise_convolutions(name: str, format: Format) -> None:
     for n, (high, low) in enumerate(((1, 0), (16, 5), (35, 32), (130, 0))):
         size = ((4, 9, 11), (2, 10, 17), (1, 1, 21), (5, 8, 6))[n] if form.low_reads_low else (4, 9, 17)
         low = low if form.low_reads_low else 0
-        LightCase("depthwise", (high, low), size, form=form, format=format, bias=n > 0, activation=ACTIVATIONS[n]).check()
+        LightCase(
+            "depthwise", (high, low), size, form=form, format=format, bias=n > 0, activation=ACTIVATIONS[n]
+        ).check()
     image = Form((1, *form.kernel[1:]), (1, *form.stride[1:]), (0, *form.padding[1:]), is_depthwise=True)
     LightCase("depthwise", (19, 0), (9, 17), form=image, format=format, activation="silu").check()
 
@@ -114,7 +116,9 @@ def test_means_and_products_with_gates(channels: tuple[int, int], format: Format
     for size in ((5, 7), (3, 7, 9), (2, 17, 19), (1, 1, 1)):
         LightCase("mean", channels, size, format=format).check()
         LightCase("scale", channels, size, format=format).check()
-    LightCase("scale", channels, (3, 7, 9), residual=True, activation="relu", format=format, zeros=(0, 0, 0, 128)).check()
+    LightCase(
+        "scale", channels, (3, 7, 9), residual=True, activation="relu", format=format, zeros=(0, 0, 0, 128)
+    ).check()
 
 
 def test_means_of_large_maps() -> None:
@@ -216,7 +220,11 @@ def test_blocks_in_parts(lows: tuple[int, int, int], kernel: tuple[int, ...], st
 def test_a_residual_within_a_group() -> None:
     """Its pixels lie side by side; those of other results between layers do not."""
     form = depthwise((1, 3, 3), low_reads_low=False)
-    layers = [pointwise((20, 0), (20, 0)), FusedDepthwise(form, high=random(20, 1, 1, 3, 3)), pointwise((20, 0), (8, 0))]
+    layers = [
+        pointwise((20, 0), (20, 0)),
+        FusedDepthwise(form, high=random(20, 1, 1, 3, 3)),
+        pointwise((20, 0), (8, 0)),
+    ]
     layers.insert(0, pointwise((20, 0), (20, 0)))
     wiring = Wiring(((0,), (0, 1), (2,), (3,)), 1, (4,))
     assert [len(steps) for steps in wiring.groups(layers)] == [1, 3]
