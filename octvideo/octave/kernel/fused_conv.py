@@ -151,7 +151,7 @@ class Form:
 
     @property
     def is_supported(self) -> bool:
-        """Whether the kernel has it: it pads by less than the kernel reaches; a depthwise one has usual rows, no pool."""
+        """Whether the kernel has it: it pads by less than it reaches; a depthwise one has usual rows, and no pool."""
         if self.is_depthwise:
             usual = self.stride[2] <= 2 and self.dilation[2] == 1 and self.kernel[2] <= _MOST_KERNEL_WIDTH
             return usual and self.max_pool is None and not (self.low_reads_high or self.high_reads_low)
@@ -354,7 +354,7 @@ def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
 
 
 def _joined_groups(weight: Tensor, groups: int) -> tuple[Tensor, int]:
-    """A weight of fewer and larger groups, whose outputs fill vectors; there are zeros between channels of other groups.
+    """A weight of fewer and larger groups, whose outputs fill vectors; zeros are between channels of other groups.
 
     Args:
         weight: (C_out, C_in / groups, ...).

@@ -69,8 +69,8 @@ class Wiring:
     def groups(self, layers: Sequence[FusedLayer]) -> list[range]:
         """Steps that the kernel computes together, part by part of their maps (group.h), and those that it does alone.
 
-        Between them is a value that only the next one reads: a depthwise convolution is joined with the pointwise layers
-        around it, and a product with a gate with the one after it.
+        Between them is a value that only the next one reads: a depthwise convolution is joined with the pointwise
+        layers around it, and a product with a gate with the one after it.
         """
         readers = Counter(value for values in [*self.reads, self.results] for value in values)
         kinds = [_kind_in_group(layer.layer) for layer in layers]
@@ -94,8 +94,8 @@ class Wiring:
     def owners(self, groups: Sequence[range], *, keeps_inputs: bool) -> list[int]:
         """Of each value, the value in whose memory it lies.
 
-        A result overwrites its residual, but not within a group, nor one that another layer of its group reads. What is scaled by a gate, and
-        not read afterwards, is overwritten too, by a layer that is alone.
+        A result overwrites its residual, but not within a group, nor one that another layer of its group reads. What
+        is scaled by a gate, and not read afterwards, is overwritten too, by a layer that is alone.
 
         Args:
             groups: of steps.

@@ -74,7 +74,7 @@ class Light(nn.Module):
         super().__init__()
         conv: Any = nn.Conv2d if axes == 2 else nn.Conv3d
         kernel = (3, 3) if axes == 2 else (1, 3, 3)
-        self.stem = conv(3, 12, kernel, kernel[:-2] + (2, 2), tuple(k // 2 for k in kernel))
+        self.stem = conv(3, 12, kernel, (*kernel[:-2], 2, 2), tuple(k // 2 for k in kernel))
         self.blocks = nn.ModuleList([Block(axes, 12, 12, 1, kind), Block(axes, 12, 16, 2, kind)])
         self.head, self.act, self.classes = conv(16, 24, 1), nn.Hardswish(), nn.Linear(24, 7)
         self.axes = tuple(range(2, 2 + axes))

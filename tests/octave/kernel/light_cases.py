@@ -1,6 +1,6 @@
-"""Layers of light blocks for tests of the kernel: depthwise convolutions, means, products with gates (cases.py has more).
+"""Layers of light blocks for tests of the kernel: depthwise convolutions, means, products with gates.
 
-Their sums, and how far the kernel's may be from these, are those of cases.py.
+cases.py has the other layers; their sums, and how far the kernel's may be from these, are its own.
 """
 
 from __future__ import annotations

@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from octvideo.octave import prepare_inference
-from octvideo.octave.fused.sequence import FusedSequence
-from octvideo.octave.kernel.formats import F32, Format
+from octvideo.octave.kernel.formats import Format
 from octvideo.octave.kernel.fused_conv import ACTIVATIONS, Activation, Form, FusedConv, FusedLayer
 from octvideo.octave.kernel.layout import channels_last
-from octvideo.octave.kernel.library import load_library
 from octvideo.octave.kernel.light_layers import FusedDepthwise, FusedMean, FusedScale
 from octvideo.octave.kernel.sequence import NO_VALUE, SequencePlan, Wiring
 from tests.octave.kernel.cases import ACTIVATED, POINT, Case, every_format, formats, needs_library, random
@@ -269,7 +266,7 @@ def test_groups_whose_result_has_no_rows() -> None:
 
 
 def test_what_the_kernel_does_not_have_is_not_planned() -> None:
-    """Low maps of other sizes (a time octave); a residual of a depthwise convolution or a mean; a gate of other sizes."""
+    """Low maps of other sizes (a time octave); a residual of what adds none; a gate of other sizes."""
     convolution = FusedDepthwise(depthwise((1, 3, 3)), high=random(8, 1, 1, 3, 3), low=random(4, 1, 1, 3, 3))
     high, low, gate = (2, 8, 4, 6, 6), (2, 4, 4, 3, 3), (2, 12, 1, 1, 1)
     one, with_gate = Wiring(((0,),), 1, (1,)), Wiring(((0, NO_VALUE, 1),), 2, (2,))
