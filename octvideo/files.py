@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import io
 import json
@@ -152,6 +153,10 @@ def whole_file(path: Path, *, to_disk: bool = False, keep: bool = False) -> Iter
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:  # a full disk says no name
+            error.filename = str(path)
+        raise
     finally:
         if not keep:
             part.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import math
 import os
 import subprocess
@@ -128,6 +129,12 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         part.write_bytes(b"half")
         raise OSError
     assert names_in(tmp_path) == [".a.txt.part", "a.txt"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, whole_file(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a")
 
 
 def test_nothing_else_in_the_package_renames_what_it_has_written() -> None:

@@ -9,11 +9,11 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime, time, timedelta, timezone
-from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 from octvideo.cli.arguments import Parser, above_zero
+from octvideo.cli.segment_file import SegmentFile
 from octvideo.cli.window_lines import TopClasses
 from octvideo.errors import UserError
 from octvideo.inference.live import LiveCounts, LiveWindow, live_windows
@@ -24,7 +24,7 @@ from octvideo.inference.timeline import Timeline
 from octvideo.json_lines import JsonLines, Words
 from octvideo.progress import Progress
 from octvideo.video import FileFrames, LiveFrames, VideoReadError
-from octvideo.video.addresses import is_address, is_camera, is_live, open_address, shown
+from octvideo.video.addresses import has_no_end, is_address, is_live, open_address, shown
 
 _RESULTS = "octvideo timeline, live 1"
 _WORDS = Words("file of window scores of a stream", "another model, or of other settings", "name another file")
@@ -38,7 +38,9 @@ class _Terminated(KeyboardInterrupt):
 
 def live_arguments(parser: Parser) -> None:
     """Options for streams, cameras, and files on the net."""
-    group = parser.add_argument_group("streams (rtsp://, http://) and cameras (camera, camera:1, /dev/video0)")
+    group = parser.add_argument_group(
+        "streams (rtsp://, http://, rtmp://, srt://, udp://) and cameras (camera, camera:1, /dev/video0)"
+    )
     add = group.add_argument
     add("--live", action="store_true", default=None, help="an http:// address is a stream (it has no duration or size)")
     add("--no_live", dest="live", action="store_false", help="it is a file, to be read from front to back")
@@ -68,7 +70,7 @@ def live_source(args: argparse.Namespace, videos: Sequence[str]) -> str | None:
 
 
 def _has_no_end(args: argparse.Namespace, name: str, *, is_alone: bool) -> bool:
-    if is_camera(name) or name.lower().startswith("rtsp"):
+    if has_no_end(name):
         return True
     if args.live is not None:
         return bool(args.live)
@@ -98,6 +100,7 @@ def score_live(
     names: Sequence[str],
     settings: SegmentSettings,
     made_by: dict[str, Any],
+    files: Sequence[SegmentFile],
 ) -> int:
     """Scores a stream until it is over; returns 0, 1 where it was cut for good, 143 after SIGTERM.
 
@@ -109,7 +112,7 @@ def score_live(
     until = None if args.until is None else args.until.timestamp()
     ended = ""
     with (
-        _Output(args, shown(name), names, settings, made_by) as output,
+        _Output(args, shown(name), names, settings, made_by, files) as output,
         _sigterm_raises(),
         Progress("scoring") as progress,
     ):
@@ -169,20 +172,20 @@ class _Output:
         names: Sequence[str],
         settings: SegmentSettings,
         made_by: dict[str, Any],
+        files: Sequence[SegmentFile],
     ) -> None:
         self._path, self._names = path, names
         self._top = TopClasses(names, args.topk, settings.classes)
         self._first_wall: float | None = None  # of time 0
-        self._files: list[TextIO] = []
-        for file in map(Path, args.segments):
-            if file.suffix.lower() != ".csv" or not file.absolute().parent.is_dir():
-                raise UserError(
-                    f"--segments {file}: of a stream, got {file.suffix or 'a folder'}, expected .csv, in a folder"
-                )
+        # A table grows line by line. All else is written at the end, and needs all segments.
+        self._tables: list[TextIO] = []
+        self._files = [file for file in files if not file.is_table]
+        self._segments: list[Segment] = []
         self._lines = None if args.output is None else JsonLines(args.output, {"results": _RESULTS, **made_by}, _WORDS)
-        for file in map(Path, args.segments):
-            self._files.append(file.open("w", encoding="utf-8", newline=""))
-            self._write(segments_csv({}, names))
+        for file in files:
+            if file.is_table:
+                self._tables.append(file.path.open("w", encoding="utf-8", newline=""))
+        self._write(segments_csv({}, names))
         self._add({"started": in_utc(datetime.now(timezone.utc).timestamp())})
 
     def __enter__(self) -> _Output:
@@ -190,7 +193,7 @@ class _Output:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files:
+        for file in self._tables:
             file.close()
         if self._lines is not None:
             self._lines.close()
@@ -217,11 +220,13 @@ class _Output:
         seconds = segment.end_sec - segment.start_sec
         print(f"  {at}  {seconds:7.1f} s  {100 * segment.score:5.1f} %  {name}", flush=True)
         self._write(segments_csv({self._path: [segment]}, self._names).split("\r\n", 1)[1])
+        if self._files:
+            self._segments.append(segment)
         times = {"start": round(segment.start_sec, 3), "end": round(segment.end_sec, 3), "at": at}
         self._add({"segment": {**times, "class": name, "score": round(segment.score, 6)}})
 
     def end(self, counts: LiveCounts, live: LiveFrames, trouble: str) -> None:
-        """Says what has become of it."""
+        """Says what has become of it, and writes the files that wait for it."""
         mean = counts.latency_sum / counts.windows if counts.windows else None
         self._add(
             {
@@ -238,13 +243,17 @@ class _Output:
         )
         if live.num_frames:
             print(counts.in_words(live), file=sys.stderr)
+        segments = sorted(self._segments, key=lambda one: (one.start_sec, one.class_index))
+        for file in self._files:
+            file.add(self._path, segments, self._names)
+            file.write({self._path: segments}, self._names)
 
     def _add(self, entry: dict[str, Any]) -> None:
         if self._lines is not None:
             self._lines.add({"path": self._path, **entry})
 
     def _write(self, text: str) -> None:
-        for file in self._files:
+        for file in self._tables:
             file.write(text)
             file.flush()
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,11 +25,11 @@ from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, positive, share, zero_or_more
 from octvideo.cli.infer import find_videos, model_arguments, predictor_of, say_predictor, weights_of
 from octvideo.cli.live import address_frames, live_arguments, live_source, score_live
+from octvideo.cli.segment_file import SegmentFile
 from octvideo.cli.timeline_shown import check_shown, show
 from octvideo.cli.window_lines import TopClasses
 from octvideo.errors import UserError
-from octvideo.files import digest, read_text, text_lines, whole_text
-from octvideo.inference.segment_files import OF_ONE_VIDEO, WRITERS
+from octvideo.files import digest, read_text, text_lines
 from octvideo.inference.segments import Segment, SegmentSettings, find_segments
 from octvideo.inference.timeline import Timeline, WindowScores
 from octvideo.json_lines import JsonLines, Words
@@ -97,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     live = live_source(args, found_videos)
     addresses = {shown(name): name for name in found_videos if is_address(name)}
     videos = list(dict.fromkeys(map(shown, found_videos)))
-    files = [] if live else [_SegmentFile(Path(name), len(videos)) for name in args.segments]
+    files = [SegmentFile(Path(name), len(videos)) for name in args.segments]
     if args.overlay is not None and addresses:
         raise UserError(f"--overlay {args.overlay}: of files on this machine alone, got {next(iter(addresses))}")
     if live is not None and args.picture is not None:
@@ -120,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         made_by |= {"topk": args.topk, "classes": args.classes}
     if live is not None:
         say_predictor(predictor, console)
-        return score_live(args, live, timeline, names, settings, made_by)
+        return score_live(args, live, timeline, names, settings, made_by, files)
     if args.output is not None:
         scores.go_on_with(args.output, made_by)
     say_predictor(predictor, console)
@@ -134,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
                 with progress.hidden() if sys.stdout.isatty() else contextlib.nullcontext():
                     found[path] = scores.segments(path, settings)
                     if scores.videos[path].starts:  # else the error at the end says all
-                        _print_segments(path, found[path], names, "\n" if any_shown else "")
+                        none = "" if found[path] else f"no segments: the highest score is {scores.highest(path)}"
+                        _print_segments(path, found[path], names, "\n" if any_shown else "", none)
                         any_shown = True
                 for file in files:
                     file.add(path, found[path], names)
@@ -217,6 +216,7 @@ class _Scores:
 
     def __init__(self, names: Sequence[str], topk: int, classes: Sequence[int] | None) -> None:
         self.videos: dict[str, _Video] = {}
+        self._names = names
         self._top = TopClasses(names, topk, classes)
         self._lines: JsonLines | None = None
 
@@ -274,6 +274,11 @@ class _Scores:
         found = find_segments(video.starts, video.ends, scores, own, video.cuts)
         return [replace(segment, class_index=classes[segment.class_index]) for segment in found]
 
+    def highest(self, path: str) -> str:
+        """The highest score of a video's windows and its class, "0.31 (kick)": what to choose thresholds by."""
+        score, number = max((score, -number) for top in self.videos[path].scores for number, score in top.items())
+        return f"{score:.2g} ({self._names[-number]})"
+
     def close(self) -> None:
         """Lets others write the file, and says what is in it."""
         if self._lines is not None:
@@ -287,63 +292,12 @@ class _Scores:
         video.scores.append(top)
 
 
-class _SegmentFile:
-    """A file of segments, or a folder with all kinds of files for each video.
-
-    Args:
-        path: of it.
-        num_videos: that there will be.
-
-    Raises:
-        UserError: a kind of file that there is not, or that holds one video.
-    """
-
-    def __init__(self, path: Path, num_videos: int) -> None:
-        self._path, self._suffix = path, path.suffix.lower()
-        self._num_called: Counter[str] = Counter()
-        self._is_folder = path.is_dir() or not self._suffix
-        if self._is_folder:
-            path.mkdir(parents=True, exist_ok=True)
-            _check_writable(path)
-            return
-        if self._suffix not in WRITERS:
-            raise UserError(f"--segments {path}: got {path.suffix}, expected {', '.join(WRITERS)}, or a folder")
-        if self._suffix in OF_ONE_VIDEO and num_videos != 1:
-            raise UserError(f"--segments {path}: subtitles are of one video, got {num_videos}: name a folder")
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"--segments {path}: no folder {path.parent}")
-        _check_writable(path.absolute().parent)
-
-    def add(self, video: str, segments: Sequence[Segment], names: Sequence[str]) -> None:
-        """Writes the files of a video into the folder."""
-        if self._is_folder:
-            name = Path(video).name
-            self._num_called[name] += 1
-            if self._num_called[name] > 1:  # of another folder
-                name += f".{self._num_called[name]}"
-            for suffix, text_of in WRITERS.items():
-                with whole_text(self._path / f"{name}{suffix}") as file:
-                    file.write(text_of({video: segments}, names))
-
-    def write(self, videos: dict[str, list[Segment]], names: Sequence[str]) -> None:
-        """Writes the file of all videos that are done."""
-        if not self._is_folder and videos:
-            with whole_text(self._path) as file:
-                file.write(WRITERS[self._suffix](videos, names))
-
-
-def _check_writable(folder: Path) -> None:
-    """Not at the end of hours of work."""
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--segments: can't write into {folder}")
-
-
-def _print_segments(path: str, segments: Sequence[Segment], names: Sequence[str], before: str) -> None:
+def _print_segments(path: str, segments: Sequence[Segment], names: Sequence[str], before: str, none: str) -> None:
     lines = [before + path]
     for one in segments:
         times = f"{_clock(one.start_sec)} - {_clock(one.end_sec)}"
         lines.append(f"  {times}  {100 * one.score:5.1f} %  {names[one.class_index]}")
-    print("\n".join(lines if segments else [*lines, "  no class reaches its threshold"]), flush=True)
+    print("\n".join(lines if segments else [*lines, f"  {none}"]), flush=True)
 
 
 def _clock(seconds: float) -> str:

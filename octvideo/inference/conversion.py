@@ -23,18 +23,14 @@ from octvideo.inference.checkpoint import network_of_checkpoint
 from octvideo.inference.choice import clock_of, measured
 from octvideo.inference.preparation import Normaliser
 from octvideo.models.layers import LEAVES
-from octvideo.models.library import LIBRARY_NETWORKS, FrameNetwork
+from octvideo.models.library import CLIP_FORMS, LIBRARY_NETWORKS, FrameNetwork
 from octvideo.models.weights import library_pixels, load_weights, read_weights
 from octvideo.octave import Calibration, OctaveReport, count_cost, octavize, prepare_inference
 from octvideo.video import VideoReadError, ViewSettings, read_views
 
-# Clips that pytorchvideo's networks were trained on: frames, stride and size (pytorchvideo's model zoo and hub).
-_VIEWS = {
-    "slowfast_r50": (32, 2, 256), "csn_r101": (32, 2, 256), "r2plus1d_r50": (16, 4, 256),
-    "x3d_xs": (4, 12, 182), "x3d_s": (13, 6, 182), "x3d_m": (16, 5, 256), "x3d_l": (16, 5, 356),
-}  # fmt: skip
 # Builders of ours that have a hub network's keys and scores.
-_OURS = {"c2d_r50": "c2d_r50", "i3d_r50": "i3d_r50", "slow_r50": "slow_r50", "slowfast_r50": "slowfast_8x8_r50"}
+_OURS = {name: name for name in ("c2d_r50", "i3d_r50", "slow_r50", "x3d_xs", "x3d_s", "x3d_m", "x3d_l", "csn_r101")}
+_OURS |= {"slowfast_r50": "slowfast_8x8_r50", "r2plus1d_r50": "r2plus1d_r50"}
 _HELD_OUT = 5  # of so many videos one is left for the comparison of scores
 # What `Calibration` knows of each: choose, spread, refit.
 CHOICES = {name: get_args(hint) for name, hint in get_type_hints(Calibration).items() if get_origin(hint) is Literal}
@@ -80,6 +76,11 @@ def trained_checkpoint(path: str | Path) -> Trained:
     shares = given["alpha"]
     if any(shares.values() if isinstance(shares, Mapping) else [shares]):
         raise UserError(f"{path} holds an octave network already (alpha {shares}): give the ordinary one")
+    if given.get("shift"):
+        raise UserError(
+            f"{path} was trained with temporal shift, and such networks are not converted: train the octave network "
+            "from these weights (octvideo fit --init)"
+        )
     if given["downsample"] == "pool":
         raise UserError(
             f"{path} was trained with downsample pool, and networks with strides are converted: train one with "
@@ -112,9 +113,12 @@ def trained_by_name(name: str, *, weights: str | None = None, num_classes: int |
     found = read_weights(weights or name)
     load_weights(network, found, head="strict")
     size = 256 if of_clips else 224
-    frames, stride, size = (
-        (16, 2, 112) if (library, of_clips) == ("torchvision", True) else _VIEWS.get(own, (8, 8, size))
-    )
+    frames, stride = 8, 8
+    if (library, of_clips) == ("torchvision", True):
+        frames, stride, size = 16, 2, 112
+    elif of_clips and own in CLIP_FORMS:
+        form = CLIP_FORMS[own]
+        frames, stride, size = form.frames, form.stride, form.test_px
     views = ViewSettings(clip_frames=frames, frame_stride=stride, short_side_px=size, crop_px=size)
     names = [str(n) for n in range(num_classes)]
     if of_clips and num_classes == 400:

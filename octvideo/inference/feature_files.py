@@ -13,8 +13,11 @@ import csv
 import importlib
 import io
 import json
+import logging
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +29,8 @@ from safetensors.numpy import save
 from octvideo.errors import UserError
 from octvideo.files import json_text, one_line, whole_file, whole_text
 from octvideo.inference.engine import needs
+
+log = logging.getLogger("octvideo.inference")
 
 Format = Literal["safetensors", "npz"]
 SETTINGS_FILE, KIND = "features.json", "octvideo features 1"
@@ -192,7 +197,7 @@ class FeatureFolder:
         return entry if entry is not None and self._is_own(entry) else None
 
     def entries(self) -> Iterator[Entry]:
-        """All files of features, by path."""
+        """All files of features, by path; a warning names each that does not count."""
         for here, folders, files in os.walk(self.folder):
             folders.sort()
             for name in sorted(files):
@@ -200,6 +205,8 @@ class FeatureFolder:
                     entry = read_entry(Path(here) / name)
                     if entry is not None and self._is_own(entry):
                         yield entry
+                    else:
+                        log.warning("%s is left out: it is not whole, or of other settings", Path(here) / name)
 
     def write(self, video: str, features: VideoFeatures) -> Path:
         """Writes the file of a video, whole or not at all; returns its path."""
@@ -288,7 +295,7 @@ def read_entry(file: Path) -> Entry | None:
     """The header of a file of features; None where there is no such file, or it is something else or not whole."""
     try:
         return _npz_entry(file) if file.suffix == ".npz" else _safetensors_entry(file)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from octvideo.errors import UserError
+from octvideo.models.library import FrameNetwork
 from octvideo.octave import Octave, arrange, merge, prepare_inference
 
 # After the name of a layer: what it reads, in place of what it gives.
@@ -277,12 +278,11 @@ class _FrameSteps(nn.Module):
 
     def __init__(self, image_network: nn.Module) -> None:
         super().__init__()
-        self.image_network = image_network
+        self.frames = FrameNetwork(image_network)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips (N, 3, T, H, W) to features (N, T, C)."""
-        features = self.image_network(clips.transpose(1, 2).flatten(0, 1))  # (N·T,C)
-        return features.unflatten(0, (clips.shape[0], clips.shape[2]))
+        return self.frames.frame_logits(clips)
 
 
 class _Read(nn.Module):

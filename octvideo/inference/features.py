@@ -123,7 +123,7 @@ class FeatureExtractor:
         if self.whole:
             yield from self.of_whole([video], raises=True)  # type: ignore[misc]
         elif isinstance(video, VideoArray):
-            times = ((frame, n / video.fps) for n, frame in enumerate(video.frames))
+            times = ((frame, n / video.fps) for n, frame in enumerate(video.checked_frames()))
             yield from self.of_frames(times, rate=video.fps, name=str(video))
         else:
             with FileFrames(video, self.predictor.views.short_side_px) as frames:

@@ -1,7 +1,7 @@
 """Scores of the newest windows of a stream.
 
-A window is taken when the engine is free for it: the newest whose frames have all come. Those that were passed over are
-counted.
+A window is taken when the engine is free for it. It is passed over, and counted, where all frames of a later one have
+come, and those of its stride not in the same burst: HLS brings many seconds at once, and then none for as long.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def live_windows(
 
 
 class _Newest:
-    """Windows without those that are followed, in the queue, by all frames of another one."""
+    """Windows without those that another one follows, whose frames have all come, and at least a stride later."""
 
     def __init__(self, windows: Iterator[Window], stride_sec: float | None, live: LiveFrames) -> None:
         self._windows, self._stride_sec, self._live = windows, stride_sec, live
@@ -106,11 +106,12 @@ class _Newest:
         self.num_left = 0
         for window in self._windows:
             stride_sec = self._stride_sec or (window.end_sec - window.start_sec) / 2
-            if self._live.newest_sec >= window.end_sec + stride_sec:
-                self.num_left += 1
-                continue
             first, last = window.frames[0], window.frames[-1]
             assert isinstance(first, LiveFrame) and isinstance(last, LiveFrame)
+            queue = self._live.queue
+            if self._live.newest_sec >= window.end_sec + stride_sec and queue.newest_came >= last.seconds + stride_sec:
+                self.num_left += 1
+                continue
             self.wall, self.last_came, self.num_skipped = first.wall, last.seconds, self.num_left
             self.num_left = 0
             return window

@@ -67,9 +67,11 @@ def nearest(
     best: list[np.ndarray] = [np.empty(0, np.float32), *(np.empty(0, np.int64) for _ in range(3))]
     files: list[str] = []
     for block, numbers, rows in _blocks(folder, files, directions.shape[0], leave_out):
-        products = block @ directions  # (B,Q)
-        query = products.argmax(1)
-        similarity = products[np.arange(len(block)), query] / _lengths(block)
+        with np.errstate(invalid="ignore", over="ignore"):
+            products = block @ directions  # (B,Q)
+            query = products.argmax(1)
+            similarity = products[np.arange(len(block)), query] / _lengths(block)
+        similarity[~np.isfinite(similarity)] = -1  # of rows that others wrote; NaN would push out the best
         found = [np.concatenate(pair) for pair in zip(best, (similarity, numbers, rows, query), strict=True)]
         if not per_video and len(found[0]) > 4 * k:  # no need to sort all
             least = np.partition(found[0], -k)[-k]

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 Place = Literal["stem", "block", "nonlocal", "fusion", "head"]
 
 
@@ -45,30 +47,41 @@ TORCHVISION = Naming(
     ),
 )
 # Source: PySlowFast's slowfast/models/{stem,resnet,nonlocal,head}_helper.py and FuseFastToSlow in
-# video_model_builder.py. A network of one pathway has pathway0 only; SlowFast's pathway1 is the fast one. The
-# norm of non-local blocks was "norm" before it became "bn".
+# video_model_builder.py, and SE in operators.py. A network of one pathway has pathway0 only; SlowFast's pathway1 is the
+# fast one. The norm of non-local blocks was "norm" before it became "bn". Where a name has two rows, a network has one
+# of the places: the second is X3D's. pytorchvideo's stem of X3D calls its convolution in space conv_t.
 PYSLOWFAST = Naming(
     "PySlowFast's",
     2,
     (
         ("s1.pathway{path}_stem.conv", "stem", "conv"),
+        ("s1.pathway{path}_stem.conv", "stem", "conv.conv_xy"),
+        ("s1.pathway{path}_stem.conv_xy", "stem", "conv.conv_t"),
         ("s1.pathway{path}_stem.bn", "stem", "norm"),
         ("s{stage}.pathway{path}_res{block}.branch1", "block", "branch1_conv"),
         ("s{stage}.pathway{path}_res{block}.branch1_bn", "block", "branch1_norm"),
         ("s{stage}.pathway{path}_res{block}.branch2.{layer}", "block", "branch2.conv_{layer}"),
         ("s{stage}.pathway{path}_res{block}.branch2.{layer}_bn", "block", "branch2.norm_{layer}"),
+        ("s{stage}.pathway{path}_res{block}.branch2.{layer}_bn", "block", "branch2.norm_{layer}.0"),
+        ("s{stage}.pathway{path}_res{block}.branch2.se.fc1", "block", "branch2.norm_b.1.block.0"),
+        ("s{stage}.pathway{path}_res{block}.branch2.se.fc2", "block", "branch2.norm_b.1.block.2"),
         ("s{stage}.pathway{path}_nonlocal{block}.conv_{role}", "nonlocal", "conv_{role}"),
         ("s{stage}.pathway{path}_nonlocal{block}.bn", "nonlocal", "norm"),
         ("s{stage}.pathway{path}_nonlocal{block}.norm", "nonlocal", "norm"),
         ("s{stage}_fuse.conv_f2s", "fusion", "conv_fast_to_slow"),  # s1_fuse follows the stem
         ("s{stage}_fuse.bn", "fusion", "norm"),
         ("head.projection", "head", "proj"),
+        ("head.conv_5", "head", "pool.pre_conv"),
+        ("head.conv_5_bn", "head", "pool.pre_norm"),
+        ("head.lin_5", "head", "pool.post_conv"),
+        ("head.lin_5_bn", "head", "pool.post_norm"),
     ),
 )
 NAMINGS = (TORCHVISION, PYSLOWFAST)
 
 _FIELDS = {"stage": r"\d", "block": r"\d+", "path": r"\d", "layer": "[abc123]", "role": "theta|phi|g|out"}
 _PARAMETER = r"\.(?P<parameter>weight|bias|running_mean|running_var|num_batches_tracked)"
+_EPS = 1e-5  # of PySlowFast's norms
 _LETTER = {"1": "a", "2": "b", "3": "c"}  # conv1 of a bottleneck is conv_a
 
 
@@ -208,8 +221,37 @@ def _translated(
         path = layout.find(place, stage=stage, block=int(fields.get("block", 0)), path=int(fields.get("path", 0)))
         fields["layer"] = _LETTER.get(fields.get("layer", ""), fields.get("layer", ""))
         target = f"{path}.{ours.format(**fields)}.{fields['parameter']}"
-        return target if target in own else None
+        if target in own:
+            return target
     return None
+
+
+def without_shortcut_norms(tensors: Mapping[str, Tensor], matching: Matching) -> dict[str, Tensor]:
+    """A file's tensors without the norms of shortcuts that the network has none of, which their neighbours take on.
+
+    PySlowFast's X3D normalises every shortcut with a convolution, pytorchvideo's only those that change the number of
+    channels, so not that of res2. As the shortcut is added to what norm c gives, convolution and norm c can hold it:
+    in evaluation the block gives the same.
+
+    Args:
+        tensors: by the file's keys.
+        matching: of these keys.
+    """
+    kept = dict(tensors)
+    if matching.owner != PYSLOWFAST.owner:
+        return kept
+    for key in tensors:
+        before, found, _ = key.partition("branch1_bn.weight")
+        norm = [f"{before}branch1_bn.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
+        conv, last = f"{before}branch1.weight", f"{before}branch2.c_bn.bias"
+        if not found or matching.keys[key] != key or not {conv, last, *norm} <= kept.keys():
+            continue
+        gain, bias, mean, variance = (kept.pop(name) for name in norm)
+        kept.pop(f"{before}branch1_bn.num_batches_tracked", None)
+        scale = gain / (variance + _EPS).sqrt()
+        kept[conv] = kept[conv] * scale[:, None, None, None, None]
+        kept[last] = kept[last] + bias - mean * scale
+    return kept
 
 
 def _hits(keys: Mapping[str, str], own: Collection[str]) -> int:

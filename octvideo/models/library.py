@@ -1,5 +1,7 @@
 """Networks of other libraries by name, for K classes: "pytorchvideo:x3d_s", "torchvision:r3d_18", "timm:resnet26".
 
+pytorchvideo's X3D, CSN and R(2+1)D are builders of their own, too.
+
 Video networks are taken as they are. Image networks see every frame by itself, and their logits are averaged over time:
 this is C2D in the wide sense (arXiv 1711.07971 means by it a ResNet that pools over time inside). Whatever is known of
 image networks, the rows of the octave paper's image tables included, holds for each frame.
@@ -8,7 +10,8 @@ image networks, the rows of the octave paper's image tables included, holds for 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytorchvideo.models.hub as hub
@@ -19,9 +22,9 @@ from pytorchvideo.models.resnet import ResStage
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
-from octvideo.models.builders import Alpha, OctaveOptions, builder, make_octave
+from octvideo.models.builders import Alpha, OctaveOptions, builder, make_octave, preset
 from octvideo.models.layers import FittingAvgPool
-from octvideo.octave import Downsample, OctaveReport
+from octvideo.octave import Downsample, OctaveReport, add_temporal_shifts, takes_num_frames
 
 # Convolutional ones with a linear classifier; the others of these libraries are transformers, or (s3d) end in a
 # convolution.
@@ -33,14 +36,63 @@ _NETWORKS = {
     "torchvision": ("r3d_18", "mc3_18", "r2plus1d_18"),
 }
 LIBRARY_NETWORKS = tuple(f"{library}:{name}" for library, names in _NETWORKS.items() for name in names)
+
+
+@dataclass(frozen=True)
+class ClipForm:
+    """Clips that a network was published with.
+
+    Args:
+        frames: T.
+        stride: of a video's frames every how many-th is one of the clip's.
+        train_px: side of the crop in training, for which papers count multiply-adds.
+        test_px: of the three crops in tests, and the short side.
+    """
+
+    frames: int
+    stride: int
+    train_px: int
+    test_px: int
+
+
+# Source: PySlowFast's configs/Kinetics/X3D_*.yaml, SLOWFAST_*_R50.yaml and pytorchvideo/{CSN_32x2_R101,
+# R2PLUS1D_16x4_R50}.yaml. pytorchvideo's zoo was trained on the same.
+CLIP_FORMS = {
+    "x3d_xs": ClipForm(4, 12, 160, 182),
+    "x3d_s": ClipForm(13, 6, 160, 182),
+    "x3d_m": ClipForm(16, 5, 224, 256),
+    "x3d_l": ClipForm(16, 5, 312, 356),
+    "csn_r101": ClipForm(32, 2, 224, 256),
+    "r2plus1d_r50": ClipForm(16, 4, 224, 256),
+    "slowfast_r50": ClipForm(32, 2, 224, 256),
+    "slowfast_8x8_r50": ClipForm(32, 2, 224, 256),
+    "slowfast_4x16_r50": ClipForm(32, 2, 224, 256),
+}
 _STAGES = ("layer1", "layer2", "layer3", "layer4")  # of ResNets, res2 to res5 of the papers
+
+
+def _video_network(
+    network: str,
+    num_classes: int = 400,
+    alpha: Alpha = 0.0,
+    *,
+    downsample: Downsample | None = None,
+    octave: OctaveOptions | None = None,
+    dropout: float = 0.5,
+) -> nn.Module:
+    ordinary = _ordinary(network, num_classes, dropout)
+    leaves = [ResNetBasicHead]
+    return make_octave(ordinary, _shares(ordinary, alpha), downsample=downsample, octave=octave, leaf_modules=leaves)
+
+
+_ALPHA = """share of low-frequency channels in the first three of the four stages; 0 is the ordinary network. Or
+        shares of module path prefixes ({"layer1": 0.5}), 0 elsewhere."""
 
 
 @builder(
     network="""of clips: "pytorchvideo:NAME" (c2d_r50, i3d_r50, slow_r50, r2plus1d_r50, csn_r101, x3d_xs to x3d_l)
         or "torchvision:NAME" (r3d_18, mc3_18, r2plus1d_18); nothing is downloaded.""",
-    alpha="""share of low-frequency channels in the first three of the four stages; 0 is the ordinary network. Or
-        shares of module path prefixes ({"layer1": 0.5}), 0 elsewhere.""",
+    alpha=_ALPHA,
 )
 def video_network(
     network: str = "pytorchvideo:x3d_s",
@@ -52,9 +104,25 @@ def video_network(
     dropout: float = 0.5,
 ) -> nn.Module:
     """A video network of pytorchvideo or torchvision, with the library's keys and initialisation."""
-    ordinary = _ordinary(network, num_classes, dropout)
-    leaves = [ResNetBasicHead]
-    return make_octave(ordinary, _shares(ordinary, alpha), downsample=downsample, octave=octave, leaf_modules=leaves)
+    return _video_network(network, num_classes, alpha, downsample=downsample, octave=octave, dropout=dropout)
+
+
+def _of_pytorchvideo(name: str, summary: str) -> Callable[..., nn.Module]:
+    alpha = _ALPHA.replace("layer1", "blocks.1")
+    form = CLIP_FORMS[name]
+    clips = f"Published with {form.frames} frames at every {form.stride}th, {form.train_px} pixels. Any clip."
+    return preset(_video_network, f"pytorchvideo:{name}", name, f"{summary}\n\n{clips}", alpha=alpha)
+
+
+_X3D = "(arXiv 2004.04730): inverted residuals with gates, depthwise convolutions over time and space."
+x3d_xs = _of_pytorchvideo("x3d_xs", f"X3D-XS {_X3D}")
+x3d_s = _of_pytorchvideo("x3d_s", f"X3D-S {_X3D}")
+x3d_m = _of_pytorchvideo("x3d_m", f"X3D-M {_X3D}")
+x3d_l = _of_pytorchvideo("x3d_l", f"X3D-L {_X3D}")
+csn_r101 = _of_pytorchvideo("csn_r101", "CSN ResNet-101 (arXiv 1904.02811): its 3x3x3 convolutions are depthwise.")
+r2plus1d_r50 = _of_pytorchvideo(
+    "r2plus1d_r50", "R(2+1)D ResNet-50 (arXiv 1711.11248): each 3x3x3 convolution is one in space and one in time."
+)
 
 
 def _ordinary(name: str, num_classes: int, dropout: float) -> nn.Module:
@@ -86,7 +154,7 @@ class FrameNetwork(nn.Module):
     """Runs a network of images on each frame of a clip and averages the logits over time.
 
     Args:
-        network: images (N, 3, H, W) to logits (N, K).
+        network: images (N, 3, H, W) to logits (N, K); one with temporal shifts takes the number of frames, too.
 
     Example:
         >>> FrameNetwork(torchvision.models.resnet18(num_classes=5))(torch.randn(2, 3, 4, 64, 64)).shape
@@ -96,15 +164,21 @@ class FrameNetwork(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.image_network = network
+        self.takes_num_frames = takes_num_frames(network)
         self.meta: dict[str, Any] = {}  # as that of an OctaveNetwork
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips (N, 3, T, H, W) to logits (N, K)."""
+        return self.frame_logits(clips).mean(1)
+
+    def frame_logits(self, clips: Tensor) -> Tensor:
+        """Clips (N, 3, T, H, W) to what the network of images gives for each frame, (N, T, K)."""
         num_clips, num_frames = clips.shape[0], clips.shape[2]
         # Of clips in channels_last_3d this is a view, in channels_last.
         frames = clips.transpose(1, 2).flatten(0, 1)  # (N·T,3,H,W)
-        logits = self.image_network(frames)  # (N·T,K)
-        return logits.unflatten(0, (num_clips, num_frames)).mean(1)  # (N,K)
+        # What a network has no second input for it need not be told.
+        logits = self.image_network(frames, num_frames) if self.takes_num_frames else self.image_network(frames)
+        return logits.unflatten(0, (num_clips, num_frames))
 
     def to(self, *args: Any, **kwargs: Any) -> FrameNetwork:
         """As nn.Module's; channels_last_3d, the clips' memory format, is channels_last for the frames."""
@@ -125,6 +199,10 @@ class FrameNetwork(nn.Module):
         the four stages stay ordinary, as in the paper's video networks; elsewhere the stem does. Or shares of
         module path prefixes of the image network ({"layer1": 0.5}), 0 elsewhere.""",
     dropout="before the classifier; it takes the place of the network's own.",
+    shift="""share of channels that each residual block's first convolution sees of the next frame, and as many of
+        the frame before (temporal shift, arXiv 1811.08383); an eighth there, 0 is none. It has no weights: an image
+        network's fit, and costs no multiply-add.""",
+    online="shift from the frame before only: for streams, frame by frame (octvideo.models.streams.FrameStream).",
 )
 def frame_network(
     network: str = "torchvision:resnet50",
@@ -134,10 +212,21 @@ def frame_network(
     downsample: Downsample | None = None,
     octave: OctaveOptions | None = None,
     dropout: float = 0.5,
+    shift: float = 0.0,
+    online: bool = False,
 ) -> nn.Module:
-    """An image network of torchvision or timm on every frame, its logits averaged over time. Any T."""
+    """An image network of torchvision or timm on every frame, its logits averaged over time. Any T.
+
+    With `shift` frames see their neighbours: TSM. T is any then, too, but clips are best as long as in training.
+    """
     ordinary = image_network(network, num_classes, dropout=dropout)
-    return FrameNetwork(make_octave(ordinary, _shares(ordinary, alpha), downsample=downsample, octave=octave))
+    images = make_octave(ordinary, _shares(ordinary, alpha), downsample=downsample, octave=octave)
+    if shift:
+        try:
+            add_temporal_shifts(images, shift, online=online)
+        except ValueError as error:
+            raise UserError(f"{network}: {error}") from error
+    return FrameNetwork(images)
 
 
 class DropoutLinear(nn.Linear):

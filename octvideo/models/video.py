@@ -287,6 +287,9 @@ slowfast_8x8_r50 = preset(
     "SlowFast 8x8, ResNet-50: of 32 frames Slow sees every 4th; pytorchvideo's slowfast_r50. T is a multiple of 4.",
     alpha=_ALPHA,
 )
+slowfast_r50 = preset(
+    _network, _R50_8X8, "slowfast_r50", "slowfast_8x8_r50 by pytorchvideo's name. T is a multiple of 4.", alpha=_ALPHA
+)
 
 
 @builder(

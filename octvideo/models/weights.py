@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from octvideo.class_names import ClassMatch, match_classes
 from octvideo.errors import UserError
-from octvideo.models.checkpoint_keys import match_keys
+from octvideo.models.checkpoint_keys import match_keys, without_shortcut_norms
 from octvideo.models.weight_files import OctaveSetting, PixelScale, Weights, first_of, weights_in
 from octvideo.models.weight_sources import library_pixels, read_weights
 from octvideo.octave import OctConv1d, OctConv2d, OctConv3d
@@ -136,7 +136,8 @@ def load_weights(
     """
     own = network.state_dict()
     matching = match_keys(weights.tensors, own)
-    tensors = {matching.keys[key]: tensor for key, tensor in weights.tensors.items()}
+    given = without_shortcut_norms(weights.tensors, matching)
+    tensors = {matching.keys[key]: tensor for key, tensor in given.items()}
     # Old files lack this counter, which only a cumulative average reads.
     wanted = [key for key in own if key in tensors or not key.endswith(".num_batches_tracked")]
     inflated = _inflated(tensors, own)

@@ -12,6 +12,7 @@ paths.py        the four parts of the ordinary weight, and the terms that add up
 layer.py        a tensor's way through them
 conv.py         OctConv1d, 2d, 3d
 transposed.py   the same of transposed convolutions
+temporal_shift.py   channels from the neighbouring frames, of maps and pairs
 norms.py        batch norm of a pair
 cost.py         multiply-adds, parameters and activations
 
@@ -27,6 +28,7 @@ from octvideo.octave.conv import OctConv1d, OctConv2d, OctConv3d
 from octvideo.octave.conversion.calibration import Calibration, CalibrationReport
 from octvideo.octave.conversion.octavize import OctaveNetwork, octavize
 from octvideo.octave.conversion.report import OctaveReport
+from octvideo.octave.conversion.shifting import add_temporal_shifts, takes_num_frames
 from octvideo.octave.conversion.value_classes import InvertedResiduals
 from octvideo.octave.cost import Cost, count_cost, layer_flop_ratio, layer_memory_ratio
 from octvideo.octave.factor import low_size
@@ -39,6 +41,7 @@ from octvideo.octave.partition import Partition, split_channels
 from octvideo.octave.paths import Downsample, Exchange, OctaveDownsample
 from octvideo.octave.resample import pool_down, upsample
 from octvideo.octave.sync_norms import SynchronisedNorms
+from octvideo.octave.temporal_shift import TemporalShift
 from octvideo.octave.transposed import OctConvTranspose1d, OctConvTranspose2d, OctConvTranspose3d
 
 __all__ = [
@@ -64,6 +67,8 @@ __all__ = [
     "OctaveReport",
     "Partition",
     "SynchronisedNorms",
+    "TemporalShift",
+    "add_temporal_shifts",
     "arrange",
     "count_cost",
     "fuse_convolutions",
@@ -77,6 +82,7 @@ __all__ = [
     "prepare_inference",
     "split",
     "split_channels",
+    "takes_num_frames",
     "unfuse",
     "upsample",
 ]

@@ -23,7 +23,7 @@ from octvideo.video.pyav_file import OPEN_OPTIONS
 
 Transport = Literal["tcp", "udp"]
 
-_ADDRESS = re.compile(r"(rtsps?|https?)://", re.IGNORECASE)
+_ADDRESS = re.compile(r"(https?|rtsps?|rtmps?|srt|tcp|udp)://", re.IGNORECASE)
 _CAMERA = re.compile(r"camera(?::(?P<which>.+))?|(?P<device>/dev/video\d+)")
 # Also of passwords with signs that have no place in an address: rather too much is hidden than too little.
 _USER = re.compile(r"(?<=://)(?:[^/?#]*@|[^/?#:]*:(?!\d*[/?#]).*@)")
@@ -42,6 +42,11 @@ def is_address(name: str) -> bool:
 def is_camera(name: str) -> bool:
     """`camera`, `camera:1`, or a device of Linux, `/dev/video0`."""
     return bool(_CAMERA.fullmatch(name))
+
+
+def has_no_end(name: str) -> bool:
+    """Whether a name is a stream or a camera, whatever comes; behind http:// there may be a file."""
+    return is_address(name) and not name.lower().startswith("http")
 
 
 def shown(name: str) -> str:
@@ -74,7 +79,9 @@ def open_address(name: str, *, timeout_sec: float, transport: Transport = "tcp",
         file, kind = _camera(name)
         return _opened(name, file, timeout_sec, timeout_sec, format=kind)
     in_us = str(round(timeout_sec * 1e6))
-    if name.lower().startswith("rtsp"):
+    scheme, _, rest = name.partition(":")
+    name = f"{scheme.lower()}:{rest}"  # FFmpeg knows no other
+    if name.startswith("rtsp"):
         return _opened(name, name, timeout_sec, timeout_sec, options={"rtsp_transport": transport, "timeout": in_us})
     if not as_file_sec:
         return _opened(name, name, timeout_sec, timeout_sec)
@@ -85,7 +92,7 @@ def open_address(name: str, *, timeout_sec: float, transport: Transport = "tcp",
 
 def is_live(name: str, container: Any) -> bool:
     """Whether a container has no end that it knows of: neither a duration nor a size."""
-    if is_camera(name) or name.lower().startswith("rtsp"):
+    if has_no_end(name):
         return True
     if container.duration is not None:
         return False
@@ -108,7 +115,7 @@ def reason_of(name: str, error: Exception, timeout_sec: float) -> str:
             except OSError as of_host:
                 return f"no host {host}: {one_line(of_host)}"
         return "the connection was cut"
-    return one_line(error).replace(name, shown(name))
+    return re.sub(re.escape(name), lambda _: shown(name), one_line(error), flags=re.IGNORECASE)
 
 
 def _camera(name: str) -> tuple[str, str]:

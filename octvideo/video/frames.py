@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,18 @@ class VideoArray:
     def __str__(self) -> str:
         return self.name
 
+    def checked_frames(self) -> Tensor:
+        """The frames as a tensor on the CPU.
+
+        Raises:
+            UserError: frames or fps that can't be meant.
+        """
+        if self.frames.ndim != 4:
+            raise UserError(f"{self}: got shape {tuple(self.frames.shape)}, expected frames (T, H, W, 3)")
+        if not isinstance(self.fps, Real) or not 0 < self.fps <= 1000:
+            raise UserError(f"{self}: got fps {self.fps}, expected more than 0 and at most 1000")
+        return rgb_image(self.frames, str(self))
+
 
 Source = str | Path | VideoBytes
 
@@ -60,7 +73,8 @@ def rgb_image(given: Tensor | np.ndarray, name: str) -> Tensor:
     Raises:
         UserError: it is something else.
     """
-    image = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
+    # Of an array that may not be written, a copy: PyTorch warns of the array itself.
+    image = given if isinstance(given, Tensor) else torch.from_numpy(np.require(given, requirements=["C", "W"]))
     if image.dtype != torch.uint8 or image.shape[-1:] != (3,) or 0 in image.shape:
         got = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
         raise UserError(f"{name}: got {got}, expected RGB, uint8 (..., H, W, 3)")
@@ -82,7 +96,9 @@ def missing_reason(source: Source) -> str | None:
         return None if source.content else "the file is empty"
     file = Path(source)
     if not file.is_file():
-        return "it is a folder" if file.is_dir() else "no such file"
+        if file.is_dir():
+            return "it is a folder"
+        return "it is a pipe or a device, and no file" if file.exists() else "no such file"
     return None if file.stat().st_size else "the file is empty"
 
 

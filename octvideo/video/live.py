@@ -188,7 +188,7 @@ class NewestFrames:
         self._times: deque[int] = deque()  # of the frames among them
         self._bytes = 0
         self._changed, self._is_cut = threading.Condition(), False
-        self.num_dropped, self.newest = 0, 0
+        self.num_dropped, self.newest, self.newest_came = 0, 0, 0.0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -202,7 +202,7 @@ class NewestFrames:
             else:
                 self._items.append(item)
                 self._times.append(item.time)
-                self._bytes, self.newest = self._bytes + item.num_bytes, item.time
+                self._bytes, self.newest, self.newest_came = self._bytes + item.num_bytes, item.time, item.seconds
                 while len(self._times) > 1 and (
                     self._bytes > self._most_bytes or item.time - self._times[0] > self._most_units
                 ):

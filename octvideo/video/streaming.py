@@ -220,11 +220,15 @@ class FileFrames:
             yield self._timed(frame)
             del frame  # while it waits for the next one
         if not (self.num_frames or self._is_closed):
-            raise VideoReadError(self._path, "no frame can be decoded" if self._num_shown else "it holds no frames")
+            reason = "no frame can be decoded" if self._num_shown else "it holds no frames"
+            if self._given is not None and self.trouble:
+                reason = f"{self.trouble} (does its server give ranges? Otherwise download it first)"
+            raise VideoReadError(self._path, reason)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         stream, bits = self._stream, Bitstream(self._stream.codec_context.name, self._stream.codec_context.extradata)
         intact = empty = damaged = 0
+        broken = ""
         packets = self._container.demux(stream)
         while True:
             try:
@@ -232,8 +236,7 @@ class FileFrames:
             except StopIteration:
                 break
             except (av.FFmpegError, ValueError) as error:  # as far as it can be read
-                damaged += 1
-                self.trouble = one_line(error)
+                broken = one_line(error)
                 break
             if packet.size == 0:
                 empty += packet.dts is not None
@@ -244,11 +247,19 @@ class FileFrames:
                 self._num_shown += bits.shows_frame(memoryview(packet))
             yield from decoded_frames(packet)[0]
         yield from drained_frames(stream)
+        if broken and not self._ends_untold():
+            self.trouble, damaged = broken, damaged + 1
         # An AVI's empty packets are counted as frames by its header.
         not_there = 0 if self._container.format.name == "avi" else stream.frames - empty - intact
         self.num_missing = max(self._num_shown - self.num_frames + max(not_there, damaged), 0)
         if self.num_missing and not self.trouble:
             self.trouble = f"only {self.num_frames} of its {self.num_frames + self.num_missing} frames can be read"
+
+    def _ends_untold(self) -> bool:
+        """Whether all has come of an answer over the net without a length, whose end is an error to FFmpeg."""
+        if self._given is None or self._container.size > 0 or self.duration_sec is None:
+            return False
+        return self.end * self.time_base > self.duration_sec - 1
 
     def _timed(self, frame: av.VideoFrame) -> TimedFrame:
         if self._origin is None or (self._last is None and frame.pts is not None and frame.pts < self._origin):
@@ -303,6 +314,8 @@ class GivenFrames:
         rate: float | None = None,
     ) -> None:
         self.name, self.time_base = name, _FINE
+        if rate is not None and not 0 < rate < math.inf:
+            raise UserError(f"{name}: got rate {rate}, expected frames per second, or None")
         self.rate = None if rate is None else Fraction(rate).limit_denominator(1001)
         self._frames, self._short_side_px = frames, short_side_px
         self._last = self._duration = 0
@@ -315,11 +328,19 @@ class GivenFrames:
 
     def __iter__(self) -> Iterator[TimedFrame]:
         size: tuple[int, int] | None = None
-        for n, (given, time_sec) in enumerate(self._frames):
-            image = rgb_image(given, f"{self.name}, frame {n}")
+        for n, pair in enumerate(self._frames):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise UserError(f"{self.name}, frame {n}: got {type(pair).__name__}, expected (image, seconds)")
+            image = rgb_image(pair[0], f"{self.name}, frame {n}")
+            if image.ndim != 3:
+                raise UserError(f"{self.name}, frame {n}: got shape {tuple(image.shape)}, expected (H, W, 3)")
             size = size or short_side_size(image.shape[0], image.shape[1], self._short_side_px)
+            try:
+                time_sec = float(pair[1])  # also of numpy and PyTorch
+            except (TypeError, ValueError):
+                time_sec = math.nan
             if not math.isfinite(time_sec):
-                raise UserError(f"{self.name}, frame {n}: got time {time_sec}, expected seconds")
+                raise UserError(f"{self.name}, frame {n}: got time {pair[1]}, expected seconds")
             time = round(Fraction(time_sec) / self.time_base)
             if n and time <= self._last:
                 before = float(self._last * self.time_base)

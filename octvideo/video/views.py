@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video.frames import Source, VideoArray, rgb_image
+from octvideo.video.frames import Source, VideoArray
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import ShortVideo, uniform_clips, wanted_frames
 from octvideo.video.transforms import Box, evaluation_crops, resize_short_side
@@ -188,11 +188,7 @@ def decode_views(path: Source | VideoArray, settings: ViewSettings, *, decoder: 
 
 def _of_array(video: VideoArray, settings: ViewSettings) -> tuple[Tensor, Tensor]:
     """The distinct frames of all clips, uint8 (D, H, W, C), and the places of the clips' frames among them."""
-    if video.frames.ndim != 4:
-        raise UserError(f"{video}: got shape {tuple(video.frames.shape)}, expected frames (T, H, W, 3)")
-    if not 0 < video.fps <= 1000:
-        raise UserError(f"{video}: got fps {video.fps}, expected more than 0 and at most 1000")
-    frames = rgb_image(video.frames, str(video))
+    frames = video.checked_frames()
     frame_sec = 1 / Fraction(video.fps).limit_denominator(1001)
     wanted, places, _ = wanted_frames(settings.clips, range(len(frames) + 1), frame_sec, settings.target_fps)
     return frames[wanted], places

@@ -13,6 +13,8 @@ import torch
 import yaml
 
 from octvideo.cli.config_files import with_bases
+from octvideo.models.library import CLIP_FORMS
+from octvideo.models.weights import PixelScale, library_pixels
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -47,6 +49,7 @@ TINY = {
 TWINS = (
     *("c2d", "c2d_oct", "i3d", "i3d_nl", "i3d_nl_oct", "i3d_pool", "slowfast", "slowfast_oct", "i3d_oct_k600"),
     *("jhmdb_i3d", "jhmdb_i3d_pool"),
+    *("x3d_s", "x3d_s_oct", "x3d_m", "tsm_resnet50", "tsm_mobilenet_v2", "tsm_mobilenet_v2_oct"),
 )
 # What a network needs of them.
 OWN = {name: {"data.clip_frames": 8} for name in ("slowfast", "slowfast_oct")}  # Slow sees every 8th frame
@@ -146,6 +149,36 @@ def test_slowfasts_recipe_is_pyslowfasts(name: str, octvideo: Callable[..., tupl
     assert (data["clip_frames"], data["frame_stride"], data["crop_px"]) == (32, 2, 256)
     assert data["augment"] == {"crop_px": 224, "short_side_px": [256, 320], "flip": 0.5}
     assert model["network"]["init_args"]["dropout"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["x3d_s", "x3d_s_oct", "x3d_m"])
+def test_x3ds_recipe_is_pyslowfasts(name: str) -> None:
+    """Its configs/Kinetics/X3D_S.yaml and X3D_M.yaml."""
+    content = merged(CONFIGS / f"{name}.yaml")
+    model, data = content["model"], content["data"]
+    assert (model["lr"], model["schedule"], model["warmup_epochs"]) == (0.1, "cosine", 35)
+    assert content["trainer"]["max_epochs"] == 300 and model["precise_bn"] == 200
+    assert (model["weight_decay"], model["momentum"], 8 * data["batch_size"]) == (5e-5, 0.9, 128)
+    form = CLIP_FORMS[name.removesuffix("_oct")]
+    assert (data["clip_frames"], data["frame_stride"]) == (form.frames, form.stride)
+    assert (data["augment"]["crop_px"], data["crop_px"]) == (form.train_px, form.test_px)
+    assert data["augment"]["short_side_px"] == ([256, 320] if name == "x3d_m" else [182, 228])
+    assert model["network"]["init_args"]["dropout"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["tsm_resnet50", "tsm_mobilenet_v2", "tsm_mobilenet_v2_oct"])
+def test_temporal_shifts_recipe_is_its_authors(name: str) -> None:
+    """README of github.com/mit-han-lab/temporal-shift-module, its 50 epochs and two steps doubled."""
+    content = merged(CONFIGS / f"{name}.yaml")
+    model, data, trainer = content["model"], content["data"], content["trainer"]
+    assert model["lr"] * 128 / (8 * data["batch_size"]) == 0.02 and model["gamma"] == 0.1
+    assert (trainer["max_epochs"], model["milestones"], trainer["gradient_clip_val"]) == (100, [40, 80], 20.0)
+    assert model["weight_decay"] == (1e-4 if name == "tsm_resnet50" else 2e-5)
+    assert (data["clip_frames"], data["frame_stride"], data["num_clips"], data["num_crops"]) == (8, 8, 10, 3)
+    init_args = model["network"]["init_args"]
+    assert (init_args["shift"], init_args["dropout"]) == (1 / 8, 0.5)
+    pixels = PixelScale(tuple(model["mean"]), tuple(model["std"]))
+    assert pixels.is_close(library_pixels(init_args["network"]))
 
 
 @pytest.mark.parametrize("name", ["i3d", "i3d_pool", "i3d_oct", "c2d", "c2d_oct", "i3d_nl", "i3d_nl_oct"])

@@ -97,6 +97,36 @@ def test_a_slow_network_sees_the_newest_windows(moving: Moving) -> None:
     assert counts.windows + counts.skipped == whole and live.queue.num_dropped == 0
 
 
+class Bursts(Camera):
+    """Four seconds of frames at once, as HLS brings them."""
+
+    next_due = 104.0
+
+    def __iter__(self) -> Iterator[Arrival | None]:
+        for n, (image, time) in enumerate(self._frames):
+            self._watch.now = max(self._watch.now, self.next_due)
+            self.next_due = 104.0 + 4 * ((n + 1) // 40)
+            yield Arrival(time, self._watch.now, self._watch.wall(), image.numpy)
+
+
+def test_no_window_of_a_burst_is_passed_over_by_a_network_that_is_fast_enough(moving: Moving) -> None:
+    watch, counts = FakeWatch(), LiveCounts()
+    frames = [(image, n / 10) for n, image in enumerate(moving(40, 40, 56).repeat(2, 1, 1, 1))]
+    predictor = copy.copy(predictor_of("i3d", views=replace(VIEWS, num_clips=1, num_crops=1)))
+    engine, camera = predictor.engine, Bursts(watch, frames)
+
+    def quick(clips: Tensor) -> Tensor:
+        while camera.next_due <= watch.now and next(live.steps, "over") != "over":
+            pass
+        watch.now += 0.4
+        return engine(clips)
+
+    predictor.engine = Counting(quick)
+    with live_of(watch, camera) as live:
+        list(live_windows(Timeline(predictor, 1.0, 0.5), live, counts))
+    assert (counts.windows, counts.skipped) == (15, 0) and counts.latency_most < 4.5
+
+
 def test_frames_that_nobody_takes_are_dropped_and_no_window_spans_them(moving: Moving) -> None:
     watch = FakeWatch()
     frames = [(image, n / 10) for n, image in enumerate(moving(40, 40, 56).repeat(2, 1, 1, 1))]
@@ -209,7 +239,9 @@ def test_a_stopped_stream_has_everything_written(
 
     monkeypatch.setattr(cli_live, "live_windows", some)
     before, out = signal.getsignal(signal.SIGTERM), tmp_path / "live.jsonl"
-    code = main(["timeline", "rtsp://127.0.0.1:1/x", *words, "-o", str(out)])
+    files = [tmp_path / name for name in ("a.json", "a.srt", "a.vtt", "folder/x.srt")]
+    names = [str(file) for file in files[:3]] + [str(tmp_path / "folder")]
+    code = main(["timeline", "rtsp://127.0.0.1:1/x", *words, "-o", str(out), "--segments", *names])
     said, err = capsys.readouterr()
     assert code == (130 if how == "Ctrl-C" else 143) and signal.getsignal(signal.SIGTERM) is before
     assert "stopped: all windows and segments until now are written" in err
@@ -217,6 +249,8 @@ def test_a_stopped_stream_has_everything_written(
     assert window["at"] == "2027-01-15T08:00:00.000Z" and window["latency_sec"] == 0.25
     assert segment["segment"] == {"start": 0.0, "end": 1.0, "at": window["at"], "class": NAMES[0], "score": 0.9}
     assert ended["trouble"] == "stopped" and "up" in said
+    assert json.loads(files[0].read_text())["videos"][0]["segments"][0]["end"] == 1.0
+    assert all("00:01" in file.read_text() and f"{NAMES[0]} 90 %" in file.read_text() for file in files[1:])
 
 
 def test_a_file_on_the_net_is_as_one_here(
@@ -243,7 +277,7 @@ def test_a_file_on_the_net_is_as_one_here(
         ("--until", "noon"): "--until: got noon, expected 18:30 or 2030-12-31T18:30",
         ("--overlay", "a.mp4"): "--overlay a.mp4: of files on this machine alone, got rtsp://127.0.0.1:1/x",
         ("--picture", "a.png"): "--picture a.png: a stream has no end; draw one of a file",
-        ("--segments", "a.srt"): "--segments a.srt: of a stream, got .srt, expected .csv",
+        ("--segments", "a.txt"): "--segments a.txt: got .txt, expected .json, .csv, .srt, .vtt, or a folder",
     }.items():
         assert main(["timeline", "rtsp://127.0.0.1:1/x", *words, *options]) == 2
         assert message in capsys.readouterr().err

@@ -46,18 +46,26 @@ def test_what_is_written_is_read(form: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.rows(0, n), expected.features)
 
 
-def test_a_file_that_is_not_whole_or_of_others_does_not_count(tmp_path: Path) -> None:
-    folder = FeatureFolder.made(tmp_path / "f", SETTINGS)
+@pytest.mark.parametrize("form", ["safetensors", "npz"])
+def test_a_file_that_is_not_whole_or_of_others_does_not_count(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {**SETTINGS, "format": form}
+    folder = FeatureFolder.made(tmp_path / "f", settings)
     file = folder.write("a.mp4", made(3, 0))
     assert folder.find("a.mp4") is not None
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     assert folder.find("a.mp4") is None
-    other = FeatureFolder.made(tmp_path / "g", {**SETTINGS, "layer": "y"})
+    other = FeatureFolder.made(tmp_path / "g", {**settings, "layer": "y"})
     file.write_bytes(other.write("a.mp4", made(3, 0)).read_bytes())
     assert folder.find("a.mp4") is None and list(folder.entries()) == []
-    (tmp_path / "f" / "z.safetensors").write_bytes(b"\xff" * 40)
+    caplog.clear()
+    (tmp_path / "f" / f"z.{form}").write_bytes(b"\xff" * 40)
     assert list(folder.entries()) == []
+    assert all(
+        f"/{name}.{form} is left out" in text for name, text in zip(("a.mp4", "z"), caplog.messages, strict=True)
+    )
 
 
 def test_a_folder_is_of_one_choice_of_settings(tmp_path: Path) -> None:
@@ -105,6 +113,9 @@ def test_the_nearest_are_those_of_brute_force(
     of_videos["v07.mp4"].features[2] = 0  # like nothing
     for video, features in of_videos.items():
         folder.write(video, features)
+    spoilt = made(20, 5)
+    spoilt.features[:] = np.nan
+    folder.write("spoilt.mp4", spoilt)
     queries = np.random.default_rng(99).normal(size=(4, 12))
     expected = []
     for video, features in of_videos.items():

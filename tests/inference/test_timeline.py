@@ -102,16 +102,17 @@ def test_a_window_scores_as_a_file_of_its_frames(
     assert found.std(0).max() > 1e-3  # windows differ
 
 
-@pytest.mark.parametrize(("engine", "precision"), [("compile", "f32"), ("openvino", "f32"), ("onnx", "f32")])
-@pytest.mark.parametrize("name", ["frames", "i3d"])
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "eager"])
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.slow
-def test_engines_of_fixed_batches_score_windows_as_files(
-    name: str, engine: str, precision: str, frames: Tensor, video: Path, encode: Encode, tmp_path: Path
+def test_every_engine_scores_windows_as_files(
+    name: str, engine: str, frames: Tensor, video: Path, encode: Encode, tmp_path: Path
 ) -> None:
     if ENGINES[engine].library != "torch":
         pytest.importorskip(ENGINES[engine].library)
-    predictor = predictor_of(name, engine=engine, precision=precision, views_per_chunk=4)
+    predictor = predictor_of(name, engine=engine, precision="f32", views_per_chunk=4)
     windows = list(Timeline(predictor, window_sec=1.0, stride_sec=0.7).of_video(video))
+    assert len(windows) == 4
     for w in windows:
         cut = lossless(tmp_path / f"{w.index}.mkv", frames[w.first_frame : w.last_frame + 1], encode)
         torch.testing.assert_close(w.scores, predictor.scores(cut), atol=1e-5, rtol=0)
@@ -181,9 +182,13 @@ def test_an_array_is_seen_at_its_own_rate(frames: Tensor, video: Path) -> None:
         (frames[0], 10, "array: got shape (40, 56, 3), expected frames (T, H, W, 3)"),
         (frames.float(), 10, "array: got float32 (27, 40, 56, 3), expected RGB, uint8 (..., H, W, 3)"),
         (frames, 0, "array: got fps 0, expected more than 0 and at most 1000"),
+        (frames, None, "array: got fps None, expected more than 0 and at most 1000"),
+        (frames, float("nan"), "array: got fps nan, expected more than 0 and at most 1000"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
-            predictor.predict(array, fps=fps)
+            predictor.predict(array, fps=fps)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=re.escape(message)):
+            next(predictor.features(array, fps=fps))  # type: ignore[arg-type]
 
 
 def test_each_window_of_a_stream_comes_when_its_frames_are_there(frames: Tensor) -> None:
@@ -326,6 +331,11 @@ def test_a_stopped_timeline_goes_on_and_ends_as_one_that_was_not(
     assert parts.read_text() == whole.read_text()
     assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
     assert main([*words, "-o", str(parts)]) == 0 and parts.read_text() == whole.read_text()
+    capsys.readouterr()
+    assert main([*words, "-o", str(parts), "--threshold", "1"]) == 0
+    _, *lines, _ = map(json.loads, whole.read_text().splitlines())
+    highest = max((one["score"], one["name"]) for line in lines for one in line["top"])
+    assert f"\n  no segments: the highest score is {highest[0]:.2g} ({highest[1]})\n" in capsys.readouterr().out
     assert main([*words, "-o", str(parts), "--window", "2"]) == 2
     assert "is of another model, or of other settings (window: 1.0, now 2.0)" in capsys.readouterr().err
 

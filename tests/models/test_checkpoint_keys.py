@@ -12,12 +12,13 @@ import pytorchvideo.models.hub as hub
 import torch
 import torchvision
 from pytorchvideo.layers.nonlocal_net import create_nonlocal
+from pytorchvideo.models.x3d import create_x3d_bottleneck_block, create_x3d_res_block
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import octvideo.models as models
 from octvideo.errors import UserError
-from octvideo.models.checkpoint_keys import PYSLOWFAST, BlockLayout, match_keys, translate
+from octvideo.models.checkpoint_keys import PYSLOWFAST, BlockLayout, match_keys, translate, without_shortcut_norms
 from octvideo.models.weights import PixelScale, load_weights, read_weights, weights_in
 
 OURS = PixelScale((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
@@ -243,3 +244,150 @@ def test_non_local_blocks_are_found_by_the_block_they_follow(norm: str) -> None:
     start = "blocks.3.nonlocal_blocks.1."
     ours = [start + layer for layer in ("conv_theta.weight", "conv_phi.weight", "conv_out.weight", "norm.weight")]
     assert list(found.values()) == [*ours, "s3.pathway0_nonlocal3.conv_g.bias"]
+
+
+# -- PySlowFast's X3D -------------------------------------------------------------------------------------
+
+# From X3DStem in stem_helper.py, X3DTransform in resnet_helper.py, SE in operators.py and X3DHead in head_helper.py.
+# pytorchvideo's create_x3d_stem gives its Conv2plus1d the convolution in space as conv_t.
+X3D = {
+    "s1.pathway0_stem.conv_xy.weight": "blocks.0.conv.conv_t.weight",
+    "s1.pathway0_stem.conv.weight": "blocks.0.conv.conv_xy.weight",
+    "s1.pathway0_stem.bn.weight": "blocks.0.norm.weight",
+    "s2.pathway0_res0.branch1.weight": "blocks.1.res_blocks.0.branch1_conv.weight",
+    "s3.pathway0_res0.branch1_bn.running_var": "blocks.2.res_blocks.0.branch1_norm.running_var",
+    "s2.pathway0_res0.branch2.a.weight": "blocks.1.res_blocks.0.branch2.conv_a.weight",
+    "s2.pathway0_res1.branch2.b.weight": "blocks.1.res_blocks.1.branch2.conv_b.weight",
+    "s2.pathway0_res1.branch2.a_bn.bias": "blocks.1.res_blocks.1.branch2.norm_a.bias",
+    "s2.pathway0_res1.branch2.b_bn.running_mean": "blocks.1.res_blocks.1.branch2.norm_b.0.running_mean",
+    "s4.pathway0_res2.branch2.se.fc1.weight": "blocks.3.res_blocks.2.branch2.norm_b.1.block.0.weight",
+    "s4.pathway0_res2.branch2.se.fc2.bias": "blocks.3.res_blocks.2.branch2.norm_b.1.block.2.bias",
+    "s5.pathway0_res6.branch2.c_bn.weight": "blocks.4.res_blocks.6.branch2.norm_c.weight",
+    "head.conv_5.weight": "blocks.5.pool.pre_conv.weight",
+    "head.conv_5_bn.running_var": "blocks.5.pool.pre_norm.running_var",
+    "head.lin_5.weight": "blocks.5.pool.post_conv.weight",
+    "head.projection.bias": "blocks.5.proj.bias",
+}
+
+
+@pytest.mark.usefixtures("only_names")
+def test_pyslowfasts_x3d_one_by_one() -> None:
+    own = hub.x3d_s(pretrained=False).state_dict().keys()
+    assert match_keys(X3D, own).keys == X3D
+
+
+class PySlowFastBlock(nn.Module):
+    """A residual block of PySlowFast's X3D: ResBlock and X3DTransform, attribute by attribute."""
+
+    def __init__(self, dims: tuple[int, int, int, int], stride: int, gate: bool) -> None:
+        super().__init__()
+        dim_in, inner, dim_out, squeezed = dims
+        if dim_in != dim_out or stride != 1:
+            self.branch1 = nn.Conv3d(dim_in, dim_out, 1, stride=(1, stride, stride), bias=False)
+            self.branch1_bn = nn.BatchNorm3d(dim_out)
+        self.branch2 = nn.Module()
+        self.branch2.a, self.branch2.a_bn = nn.Conv3d(dim_in, inner, 1, bias=False), nn.BatchNorm3d(inner)
+        b = nn.Conv3d(inner, inner, 3, stride=(1, stride, stride), padding=1, groups=inner, bias=False)
+        self.branch2.b, self.branch2.b_bn = b, nn.BatchNorm3d(inner)
+        if gate:
+            self.branch2.se = nn.Module()
+            self.branch2.se.fc1, self.branch2.se.fc2 = nn.Conv3d(inner, squeezed, 1), nn.Conv3d(squeezed, inner, 1)
+        self.branch2.c, self.branch2.c_bn = nn.Conv3d(inner, dim_out, 1, bias=False), nn.BatchNorm3d(dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts: Any = self.branch2
+        y = parts.b_bn(parts.b(parts.a_bn(parts.a(x)).relu()))
+        if hasattr(parts, "se"):
+            y = y * parts.se.fc2(parts.se.fc1(y.mean((2, 3, 4), keepdim=True)).relu()).sigmoid()
+        y = parts.c_bn(parts.c(nn.functional.silu(y)))
+        return ((self.branch1_bn(self.branch1(x)) if hasattr(self, "branch1") else x) + y).relu()
+
+
+def random_norms(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(std=0.2)
+            module.running_mean.normal_(std=0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+
+
+def test_a_shortcut_without_norm_takes_on_the_files() -> None:
+    """One block of PySlowFast's against pytorchvideo's, with as many channels out as in."""
+    torch.manual_seed(0)
+    theirs = PySlowFastBlock((6, 12, 6, 8), 2, gate=False).eval()
+    random_norms(theirs)
+    dims: dict[str, Any] = {"dim_in": 6, "dim_inner": 12, "dim_out": 6, "conv_stride": (1, 2, 2)}
+    ours = create_x3d_res_block(**dims, bottleneck=create_x3d_bottleneck_block, se_ratio=0.0).eval()
+    state = {f"s2.pathway0_res0.{key}": value for key, value in theirs.state_dict().items()}
+    own = {f"blocks.1.res_blocks.0.{key}" for key in ours.state_dict()} | {"blocks.0.conv.conv_t.weight"}
+    matching = match_keys(state, own)
+    made = {matching.keys[key]: value for key, value in without_shortcut_norms(state, matching).items()}
+    ours.load_state_dict({key.removeprefix("blocks.1.res_blocks.0."): value for key, value in made.items()})
+    x = torch.randn(2, 6, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+class PySlowFastX3D(nn.Module):
+    """Its X3D-XS, -S and -M (WIDTH_FACTOR 2.0, DEPTH_FACTOR 2.2, BOTTLENECK_FACTOR 2.25, DIM_C1 12, DIM_C5 2048)."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.s1 = nn.Module()
+        self.s1.pathway0_stem = nn.Module()
+        self.s1.pathway0_stem.conv_xy = nn.Conv3d(3, 24, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), bias=False)
+        self.s1.pathway0_stem.conv = nn.Conv3d(24, 24, (5, 1, 1), padding=(2, 0, 0), groups=24, bias=False)
+        self.s1.pathway0_stem.bn = nn.BatchNorm3d(24)
+        dim_in = 24
+        for number, (depth, dim, squeezed) in enumerate(((3, 24, 8), (5, 48, 8), (11, 96, 16), (7, 192, 32)), 2):
+            stage = nn.Module()
+            for n in range(depth):
+                dims = (dim_in, int(2.25 * dim), dim, squeezed)
+                stage.add_module(f"pathway0_res{n}", PySlowFastBlock(dims, 2 if n == 0 else 1, gate=n % 2 == 0))
+                dim_in = dim
+            self.add_module(f"s{number}", stage)
+        self.head = nn.Module()
+        self.head.conv_5, self.head.conv_5_bn = nn.Conv3d(192, 432, 1, bias=False), nn.BatchNorm3d(432)
+        self.head.lin_5, self.head.projection = nn.Conv3d(432, 2048, 1, bias=False), nn.Linear(2048, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts: Any = self
+        stem, head = parts.s1.pathway0_stem, parts.head
+        x = stem.bn(stem.conv(stem.conv_xy(x))).relu()
+        for stage in (parts.s2, parts.s3, parts.s4, parts.s5):
+            for block in stage.children():
+                x = block(x)
+        x = head.conv_5_bn(head.conv_5(x)).relu().mean((2, 3, 4), keepdim=True)
+        return head.projection(head.lin_5(x).relu().flatten(1))
+
+
+@pytest.mark.slow
+def test_a_whole_x3d_checkpoint_of_pyslowfast_gives_its_scores(tmp_path: Path) -> None:
+    """Its res2 normalises a shortcut that pytorchvideo's does not."""
+    torch.manual_seed(0)
+    theirs = PySlowFastX3D(5).eval()
+    random_norms(theirs)
+    torch.save({"epoch": 300, "model_state": theirs.state_dict(), "cfg": "A: 1"}, tmp_path / "x3d_s.pyth")
+    network = models.x3d_s(5, alpha=0.0).eval()
+    report = load_weights(network, read_weights(tmp_path / "x3d_s.pyth"), head="strict")
+    total = len(network.state_dict())
+    assert str(report) == f"{total} of {total} weights loaded\n  {total} found under PySlowFast's names"
+    clips = torch.randn(1, 3, 2, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(network(clips), theirs(clips), rtol=1e-4, atol=1e-4)
+    octave = models.x3d_s(5, alpha=0.25)
+    assert load_weights(octave, read_weights(tmp_path / "x3d_s.pyth"), head="strict").loaded == total
+
+
+@pytest.mark.usefixtures("only_names")
+@pytest.mark.parametrize("prefix", ["", "module.model."])
+@pytest.mark.parametrize(
+    "name", ["x3d_xs", *[pytest.param(n, marks=pytest.mark.slow) for n in ("csn_r101", "r2plus1d_r50", "slowfast_r50")]]
+)
+def test_pytorchvideos_files_load_whether_its_own_or_by_pyslowfasts_builders(name: str, prefix: str) -> None:
+    """PTVX3D, PTVCSN and PTVR2plus1D of ptv_model_builder.py hold pytorchvideo's network as `model`."""
+    theirs = {prefix + key: value for key, value in getattr(hub, name)(pretrained=False).state_dict().items()}
+    network = getattr(models, name)()
+    report = load_weights(network, weights_in({"model_state": theirs}, source="x"), head="strict")
+    assert report.loaded == len(theirs) and report.owner is None

@@ -12,9 +12,12 @@ import torch
 import torchvision
 from torch import nn
 
+import octvideo.models as models
 from octvideo.errors import UserError
 from octvideo.models import video_network
 from octvideo.models.checkpoint import build_network
+from octvideo.models.costs import cost_rows
+from octvideo.models.library import CLIP_FORMS
 from octvideo.octave import OctConv3d, count_cost, octavize
 
 
@@ -158,3 +161,31 @@ def test_torchs_swish_changes_no_key_and_the_last_bit_of_scores() -> None:
     clips = torch.randn(1, 3, 4, 160, 160)
     with torch.no_grad():
         torch.testing.assert_close(converted(clips), ordinary(clips), rtol=1e-5, atol=1e-6)
+
+
+_OF_PYTORCHVIDEO = ["x3d_s", "x3d_m", "x3d_l", "csn_r101", "r2plus1d_r50", "slowfast_r50"]
+
+
+@pytest.mark.parametrize("name", ["x3d_xs", *[pytest.param(name, marks=pytest.mark.slow) for name in _OF_PYTORCHVIDEO]])
+def test_builders_of_pytorchvideos_names(name: str) -> None:
+    """Keys and shapes of the hub's network; X3D's cost as PySlowFast's MODEL_ZOO.md prints it."""
+    with torch.device("meta"):
+        theirs = getattr(hub, name)(pretrained=False).state_dict()
+        network = getattr(models, name)()
+        octave = getattr(models, name)(num_classes=400, alpha=0.25)
+    assert network.meta["built_from"]["class_path"] == f"octvideo.models.{name}"
+    for own in (network.state_dict(), octave.state_dict()):
+        assert {key: value.shape for key, value in own.items()} == {key: v.shape for key, v in theirs.items()}
+    (row,) = cost_rows([name], [0.0], clip=None)
+    form = CLIP_FORMS[name]
+    assert row[0] == f"{name} {form.frames}x{form.train_px}²"
+    published = {"x3d_xs": 0.60, "x3d_s": 1.96, "x3d_m": 4.73, "x3d_l": 18.37}
+    assert float(row[2]) == pytest.approx(published.get(name, float(row[2])), abs=0.011)
+
+
+def test_a_builder_of_pytorchvideos_name_is_built_again() -> None:
+    network = models.x3d_xs(3, {"blocks.2": 0.5}, dropout=0.1, octave={"inverted_residuals": "all"})
+    with torch.device("meta"):
+        again = build_network({"network": network.meta["built_from"]}, "last.ckpt")
+    assert again.state_dict().keys() == network.state_dict().keys() and again.meta == network.meta
+    assert {path.split(".")[1] for path in again.octave_report.layers} == {"2", "3"}  # res4's first block merges

@@ -201,6 +201,7 @@ def test_addresses_are_shown_without_secrets() -> None:
         "http://cam:80/a@b?x=1&Password=pw&token=t#a": "http://cam:80/a@b?x=1&Password=***&token=***#a",
         "https://cam/a.m3u8?channel=2": "https://cam/a.m3u8?channel=2",
         "me:pw@file.mp4": "me:pw@file.mp4",
+        "rtmp://me:pw@host/live": "rtmp://***@host/live",
     }.items():
         assert shown(name) == expected
     assert [
@@ -305,6 +306,25 @@ def test_a_file_on_the_net_is_read_whole_over_cuts(server: HttpServer, files: di
     assert f"bytes={len(content) // 2}-" in server.ranges
 
 
+def test_the_end_of_an_answer_without_a_length_is_no_trouble(
+    server: HttpServer, encode: Encode, moving: Moving, tmp_path: Path
+) -> None:
+    large = encode(tmp_path / "large.mp4", torch.randint(256, (40, 64, 96, 3), dtype=torch.uint8), qp=0)
+    header_first = encode(tmp_path / "a.mp4", moving(40, 48, 64), movflags="faststart").read_bytes()
+
+    def read(content: bytes) -> tuple[int, str]:
+        server.contents["a.mp4"] = lambda write: write(content)
+        url = server.url("a.mp4")
+        with FileFrames(url, 32, container=open_address(url, timeout_sec=10, as_file_sec=1)) as frames:
+            return len(list(frames)), frames.trouble
+
+    assert read(header_first) == (40, "")
+    num_frames, trouble = read(header_first[: len(header_first) * 2 // 3])
+    assert num_frames < 40 and "Input/output error" in trouble
+    with pytest.raises(VideoReadError, match="does its server give ranges"):
+        read(large.read_bytes())  # its header comes last, and FFmpeg holds less of what came before
+
+
 def test_what_can_not_be_read_is_one_line(server: HttpServer) -> None:
     server.contents["page"] = b"<html><body>hello</body></html>" * 99
     port = closed_port()
@@ -314,9 +334,12 @@ def test_what_can_not_be_read_is_one_line(server: HttpServer) -> None:
         ): f"cannot read video '{server.url('none', '***@')}': Server returned 404 Not Found",
         server.url("page"): f"cannot read video '{server.url('page')}': what comes is no video that FFmpeg knows",
         f"rtsp://me:pw@127.0.0.1:{port}/1": f"cannot read video 'rtsp://***@127.0.0.1:{port}/1': Connection refused",
-        f"http://127.0.0.1:{port}/1": f"cannot read video 'http://127.0.0.1:{port}/1': Connection refused",
+        # FFmpeg knows small letters only.
+        f"HTTP://127.0.0.1:{port}/1": f"cannot read video 'HTTP://127.0.0.1:{port}/1': Connection refused",
+        f"udp://127.0.0.1:{port}": f"cannot read video 'udp://127.0.0.1:{port}': no answer for 0.3 s",
     }.items():
-        with LiveFrames(url, 32) as live, pytest.raises(VideoReadError) as caught:
+        timeout_sec = 0.3 if url.startswith("udp") else 10
+        with LiveFrames(url, 32, timeout_sec=timeout_sec) as live, pytest.raises(VideoReadError) as caught:
             next(live.runs())
         assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
         assert caught.value.__cause__ is None and "pw" not in repr(caught.value.__context__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import struct
 import subprocess
@@ -324,6 +325,7 @@ def header_only(path: Path, video: Path) -> None:
     [
         ("missing.mp4", lambda path, video: None, "no such file"),
         ("folder.mp4", lambda path, video: path.mkdir(), "it is a folder"),
+        ("pipe.mp4", lambda path, video: os.mkfifo(path), "it is a pipe or a device, and no file"),
         ("empty.mp4", lambda path, video: path.touch(), "the file is empty"),
         ("text.mp4", lambda path, video: path.write_text("hello\n" * 100), "Invalid data found when processing input"),
         (

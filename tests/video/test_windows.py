@@ -307,6 +307,9 @@ def test_given_frames_may_be_written_over() -> None:
         ([(np.zeros((4, 4, 3), np.float32), 0)], r"cam, frame 0: got float32 \(4, 4, 3\)"),
         ([(np.zeros((4, 4, 3), np.uint8), 1.0)] * 2, "cam, frame 1: got time 1.0 s, expected more than 1 s"),
         ([(np.zeros((4, 4, 3), np.uint8), float("nan"))], "cam, frame 0: got time nan, expected seconds"),
+        ([(np.zeros((4, 4, 3), np.uint8), None)], "cam, frame 0: got time None, expected seconds"),
+        ([(np.zeros((2, 4, 4, 3), np.uint8), 0.0)], r"cam, frame 0: got shape \(2, 4, 4, 3\), expected \(H, W, 3\)"),
+        ([np.zeros((4, 4, 3), np.uint8)], r"cam, frame 0: got ndarray, expected \(image, seconds\)"),
     ],
 )
 def test_given_frames_that_are_none(frames: list[tuple[np.ndarray, float]], message: str) -> None:

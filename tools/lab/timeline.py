@@ -1,6 +1,6 @@
 """What a timeline of a long video costs over its parts, on one core.
 
-Arms take turns on the same video: it decoded once and nothing else; the engine alone, on as many clips as the timeline
+Arms take turns on the same video: it decoded once by plain PyAV; the engine alone, on as many clips as the timeline
 has; the timeline; and, where the network sees frames one by one, the timeline with each window computed by itself.
 Times are of the processor, all threads together, so that other programs matter little. Weights are random.
 """
@@ -17,11 +17,12 @@ from statistics import median
 import torch
 
 import octvideo.models
-from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.arguments import Parser, above_zero, positive
 from octvideo.cli.ending import command
 from octvideo.errors import UserError
 from octvideo.inference import Predictor, Timeline
-from octvideo.video import FileFrames, ViewSettings
+from octvideo.video import ViewSettings
+from octvideo.video.pyav_file import main_stream, open_video, set_threads
 
 
 @command()
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--builder", default="i3d_small", help="of octvideo.models (i3d_small)")
     parser.add_argument("--num_clips", type=positive, default=1, metavar="N", help="clips of a window (1)")
     parser.add_argument("--num_crops", type=positive, default=1, metavar="1|3", help="crops of a clip (1)")
+    parser.add_argument("--stride", type=above_zero, metavar="S", help="from window to window, seconds (half a window)")
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="turns of each arm (3)")
     parser.add_argument("--crop_px", type=positive, default=224, help="side of the clips (224)")
     parser.shared("threads", default=1)
@@ -51,15 +53,16 @@ def report(args: argparse.Namespace) -> None:
     network = getattr(octvideo.models, args.builder)(num_classes=400)
     names = [str(n) for n in range(400)]
     predictor = Predictor(network.eval(), names, views=views, device="cpu", num_threads=args.threads)
-    shared, apart = Timeline(predictor), Timeline(predictor, share_frames=False)
+    shared = Timeline(predictor, None, args.stride)
+    apart = Timeline(predictor, None, args.stride, share_frames=False)
     windows = frames = 0
 
     def decode() -> None:
         nonlocal frames
-        with FileFrames(args.video, views.short_side_px) as source:
-            for _ in source:
-                pass
-            frames = source.num_frames
+        with open_video(args.video) as container:
+            stream = main_stream(args.video, container)
+            set_threads(stream, 1)
+            frames = sum(1 for _ in container.decode(stream))
 
     def score(timeline: Timeline) -> None:
         nonlocal windows
