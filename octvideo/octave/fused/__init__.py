@@ -8,6 +8,7 @@ conv.py       a convolution, ordinary or octave: kernel, else oneDNN, else torch
 gates.py      squeeze-excitation: means over clips, products with a gate
 onednn.py     oneDNN's fused convolution
 training.py   `fuse_training`: norms that take on what surrounds them, for CUDA
-patterns.py   what the nodes around a layer do
+patterns.py   what the nodes around a layer do; activations.py: which activation
+              one applies
 arrange.py    `arrange`: ordinary convolutions in the form that is fast for their layout, for training too
 """

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from octvideo.octave.factor import Factor, low_size
 from octvideo.octave.features import Octave
+from octvideo.octave.fused.activations import activated
 from octvideo.octave.fused.onednn import OneDnnConv, onednn_reads
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta
@@ -383,23 +384,6 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
             return (y_high,)
         low = self.to_low.terms[0].gather(high, low, axes, self)
         return y_high, run(self.low[0], low, residual_low)  # type: ignore[arg-type]
-
-
-_FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y,
-    "relu6": F.relu6,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
-}
-
-
-def activated(y: Tensor, activation: Activation) -> Tensor:
-    """The activation of a result that nobody else has."""
-    if activation == "relu":
-        return y.relu() if torch.compiler.is_compiling() or y.requires_grad else y.relu_()
-    return _FUNCTIONS[activation](y)
 
 
 def _prepared(conv: OctaveLayer, target: Target) -> list[PreparedConv]:

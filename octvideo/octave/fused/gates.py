@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
-from octvideo.octave.fused.conv import activated
+from octvideo.octave.fused.activations import activated
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta
 from octvideo.octave.kernel.fused_conv import Activation, FusedLayer
 from octvideo.octave.kernel.library import load_library

@@ -7,35 +7,13 @@ from collections import Counter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from octvideo.octave.conversion.modules import Method, OctMap
+from octvideo.octave.fused.activations import activation_of
 from octvideo.octave.kernel.fused_conv import Activation
 
 ADDITIONS = (operator.add, operator.iadd, torch.add)
-_RELUS, _RELU_METHODS = (F.relu, torch.relu), ("relu", "relu_")
-_ACTIVATION_MODULES: tuple[tuple[type[nn.Module], Activation], ...] = (
-    (nn.ReLU6, "relu6"),
-    (nn.SiLU, "silu"),
-    (nn.Hardswish, "hardswish"),
-    (nn.Sigmoid, "sigmoid"),
-    (nn.Hardsigmoid, "hardsigmoid"),
-)
-_ACTIVATION_FUNCTIONS: dict[Any, Activation] = {
-    F.relu6: "relu6",
-    F.silu: "silu",
-    F.hardswish: "hardswish",
-    F.hardsigmoid: "hardsigmoid",
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_"), "sigmoid"),
-}
-# timm's own modules, each of which computes what torch's of a like name does.
-_TIMM_ACTIVATIONS: dict[str, Activation] = {
-    "Swish": "silu",
-    "HardSwish": "hardswish",
-    "Sigmoid": "sigmoid",
-    "HardSigmoid": "hardsigmoid",
-}
 
 
 class TracedModules:
@@ -73,26 +51,14 @@ class TracedModules:
         plain = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
         return plain and node.args[0] is not node.args[1] and self.operation(node) in ADDITIONS
 
+    def activation(self, node: fx.Node) -> Activation | None:
+        """Which of the kernel's activations `node` applies, to a map or an octave pair; None: it does another thing."""
+        operation = self.operation(node)
+        return activation_of(operation.__name__ if isinstance(operation, Method) else operation)
+
     def is_relu(self, node: fx.Node) -> bool:
         """Written as a module, a function or a method; of a map or an octave pair."""
-        operation = self.operation(node)
-        name = operation.__name__ if isinstance(operation, Method) else operation  # of a method, or another thing
-        return name in _RELU_METHODS or operation in _RELUS or isinstance(operation, nn.ReLU)
-
-    def activation(self, node: fx.Node) -> Activation | None:
-        """Which of the kernel's activations `node` applies; None: it does another thing."""
-        if self.is_relu(node):
-            return "relu"
-        operation = self.operation(node)
-        if isinstance(operation, nn.Module):
-            kind = type(operation)
-            if kind.__module__.startswith("timm.layers.activations"):
-                return _TIMM_ACTIVATIONS.get(kind.__name__)
-            if isinstance(operation, nn.Hardtanh) and (operation.min_val, operation.max_val) == (0, 6):
-                return "relu6"
-            return next((name for own, name in _ACTIVATION_MODULES if kind is own), None)
-        name = operation.__name__ if isinstance(operation, Method) else operation
-        return _ACTIVATION_FUNCTIONS.get(name)
+        return self.activation(node) == "relu"
 
     def writes_in_place(self, node: fx.Node) -> bool:
         """Whether `node` changes the value that it reads first."""

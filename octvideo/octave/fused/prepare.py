@@ -227,17 +227,16 @@ class _Preparation(TracedModules):
         if found is None:
             return
         x, mean, convs = found
-        modules = [self.module(node) for node in convs]
-        pair = isinstance(self.module(scale), OctGate)
-        if pair:
-            partition = self.module(scale).partition  # type: ignore[union-attr]
-            channels = torch.tensor([*partition.high, *partition.low])
-            modules[0].weight = modules[0].weight[:, channels]  # type: ignore[union-attr, index]
-            modules[-1].weight = modules[-1].weight[channels]  # type: ignore[union-attr, index]
-            if modules[-1].bias is not None:  # type: ignore[union-attr]
-                modules[-1].bias = modules[-1].bias[channels]  # type: ignore[union-attr, index]
+        gate = self.module(scale)
+        if isinstance(gate, OctGate):  # means and gates have the high channels first
+            channels = torch.tensor([*gate.partition.high, *gate.partition.low])
+            first: Any = self.module(convs[0])
+            last: Any = self.module(convs[-1])
+            first.weight = first.weight[:, channels]
+            last.weight = last.weight[channels]
+            last.bias = None if last.bias is None else last.bias[channels]
         self._call(mean, PreparedMean(), (x,))
-        self._call(scale, PreparedScale(gives_pair=pair), (x, None, convs[-1]))
+        self._call(scale, PreparedScale(gives_pair=isinstance(gate, OctGate)), (x, None, convs[-1]))
 
     def _gate_of(self, scale: fx.Node) -> tuple[fx.Node, fx.Node, list[fx.Node]] | None:
         """What `scale` multiplies by a gate; the mean of that; the convolutions from the mean to the gate."""
@@ -264,9 +263,11 @@ class _Preparation(TracedModules):
         """Whether `node`, which `reader` alone reads, takes each channel's mean over a clip."""
         if not isinstance(node, fx.Node) or len(node.users) != 1 or not node.args or node.args[0] is not x:
             return False
-        operation, args, kwargs = self.operation(node), node.args[1:], node.kwargs
+        operation: Any = self.operation(node)
+        args: Any = node.args[1:]
+        kwargs: Any = node.kwargs
         if isinstance(operation, OctSqueeze):
-            operation, args, kwargs = operation.pool, operation.args, operation.kwargs  # type: ignore[assignment]
+            operation, args, kwargs = operation.pool, operation.args, operation.kwargs
         if isinstance(operation, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
             size = operation.output_size
             return not args and set(size if isinstance(size, tuple) else (size,)) == {1}

@@ -218,20 +218,27 @@ cached_out_shapes = functools.lru_cache(4096)(Form.out_shapes)
 
 
 class FusedLayer(Protocol):
-    """What a sequence is made of.
-
-    Attributes:
-        layer: for maps of any size; its weights live as long as this object.
-        format, quanta: of maps.
-        form: whatever else sizes of results depend on.
-    """
-
-    layer: Layer
-    format: Format
-    quanta: LayerQuanta | None
+    """What a sequence is made of."""
 
     @property
-    def form(self) -> object: ...
+    def layer(self) -> Layer:
+        """For maps of any size; its weights live as long as this object."""
+        ...
+
+    @property
+    def format(self) -> Format:
+        """Of maps."""
+        ...
+
+    @property
+    def quanta(self) -> LayerQuanta | None:
+        """Of the maps, for int8."""
+        ...
+
+    @property
+    def form(self) -> object:
+        """Whatever else sizes of results depend on."""
+        ...
 
     def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Of the result's maps, from those of the maps of x."""
