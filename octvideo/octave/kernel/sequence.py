@@ -168,11 +168,11 @@ class SequencePlan:
             parts: that the batch is computed in.
 
         Returns:
-            None where a low map has not half the size of its high one, a residual is not of its result's shape or its
-            layer adds none, or a gate has other sizes than one pixel for each clip.
+            None where a low map that is read has not half the size of its high one, a residual is not of its result's
+            shape or its layer adds none, or a gate has other sizes than one pixel for each clip.
         """
         shapes = wiring.shapes(layers, [[(n // parts, *rest) for n, *rest in maps] for maps in inputs])
-        if not all(map(_is_pair, shapes)):
+        if not all(_is_pair(shapes[x]) for x, *_ in wiring.reads):
             return None
         for value, (layer, (_, *others)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
             residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
