@@ -1,11 +1,11 @@
-"""Convolutions of a network that only computes scores, ordinary and octave: residual, ReLU and max pool in passing.
+"""Convolutions of a network that only computes scores: residual, activation and max pool in passing.
 
 `prepare_inference` puts them in the places of a network's own. There are three ways to compute one:
 
 kernel   on the CPU, in compiled graphs too: one pass over the maps, in a sequence (sequence.py); in float32, and in
          bfloat16 and int8 where the processor has their products
 oneDNN   layers, and bfloat16, that the kernel does not have or is not there for (onednn.py)
-torch    CUDA, other layouts, and other graphs that are compiled or exported: convolution, addition, ReLU
+torch    CUDA, other layouts, and other graphs that are compiled or exported: convolution, addition, activation
 
 `FusedSequence.forward` chooses the first one where it can, and `PreparedLayer.forward` between the others.
 """
@@ -22,12 +22,14 @@ from torch import Tensor, nn
 
 from octvideo.octave.factor import Factor, low_size
 from octvideo.octave.features import Octave
+from octvideo.octave.fused.activations import activated
 from octvideo.octave.fused.onednn import OneDnnConv, onednn_reads
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta
-from octvideo.octave.kernel.fused_conv import Form, FusedConv, MaxPool
+from octvideo.octave.kernel.fused_conv import Activation, Form, FusedConv, FusedLayer, MaxPool
 from octvideo.octave.kernel.layout import LAYOUTS, fold_frames, unfold_frames
 from octvideo.octave.kernel.library import load_library
+from octvideo.octave.kernel.light_layers import FusedDepthwise
 from octvideo.octave.layer import OctaveLayer, convolve
 from octvideo.octave.partition import HoldsIndices
 from octvideo.octave.paths import Target
@@ -35,14 +37,14 @@ from octvideo.octave.resample import add_upsampled, pool_down, upsample
 
 Maps = tuple[Tensor, Tensor | None]  # of a value: the high one, and the low one if there is one
 Residuals = tuple[Tensor | None, Tensor | None]
-Run = Callable[["PreparedConv", Tensor, Tensor | None], Tensor]  # relu(conv(x) + residual)
+Run = Callable[["PreparedConv", Tensor, Tensor | None], Tensor]  # activation(conv(x) + residual)
 
 
 class PreparedLayer(nn.Module):
-    """relu(conv(x) + residual), of which ReLU and residual are optional, by oneDNN or torch.
+    """activation(conv(x) + residual), of which activation and residual are optional, by oneDNN or torch.
 
     Attributes:
-        relu: whether it applies a ReLU; set it before the first call.
+        activation: what follows; set it before the first call.
         gives_pair: whether its result is an Octave.
         pool_first: what x_high is pooled by before the convolution; None: not.
         main: the convolution that reads x_high and whose result has y_high's size.
@@ -50,7 +52,7 @@ class PreparedLayer(nn.Module):
         fused: the layer as the kernel has it, after `fuse`.
     """
 
-    relu: bool
+    activation: Activation
     gives_pair = False
     pool_first: Factor | None = None
     main: PreparedConv
@@ -58,7 +60,7 @@ class PreparedLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fused: FusedConv | None = None
+        self.fused: FusedLayer | None = None
 
     def forward(self, x: Tensor | Octave, residual: Tensor | Octave | None = None) -> Any:
         """Convolve.
@@ -103,7 +105,7 @@ class PreparedLayer(nn.Module):
             self.fused = self.as_fused(self.form, format, quanta)  # type: ignore[arg-type]
         return self.fused is not None
 
-    def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedConv:
+    def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedLayer:
         """The layer as the kernel has it."""
         raise NotImplementedError
 
@@ -139,7 +141,7 @@ class PreparedLayer(nn.Module):
 
 
 class PreparedConv(PreparedLayer):
-    """An ordinary one: relu(max_pool(conv(x) + residual)), of which all but the convolution is optional.
+    """An ordinary one: max_pool(activation(conv(x) + residual)), of which all but the convolution is optional.
 
     Args:
         weight: (C_out, C_in / groups, ...).
@@ -163,7 +165,7 @@ class PreparedConv(PreparedLayer):
         padding: Sequence[int],
         dilation: Sequence[int],
         groups: int = 1,
-        relu: bool = False,
+        activation: Activation = "none",
     ) -> None:
         super().__init__()
         layout = LAYOUTS.get(weight.dim(), torch.contiguous_format)
@@ -171,7 +173,7 @@ class PreparedConv(PreparedLayer):
         self.register_buffer("weight", own.contiguous(memory_format=layout))
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
-        self.groups, self.relu = groups, relu
+        self.groups, self.activation = groups, activation
         self.max_pool: MaxPool | None = None
         self.place = 0  # among those of a PreparedOctConv
         self.onednn = OneDnnConv(tuple(weight.shape[2:]), self.stride, self.padding, self.dilation, groups)
@@ -195,35 +197,36 @@ class PreparedConv(PreparedLayer):
 
     @property
     def form(self) -> Form | None:
-        if self.groups > 1 or self.weight.dim() < 4:
+        is_depthwise = self.weight.shape[1] == 1 and self.groups == len(self.weight) > 1
+        if self.weight.dim() < 4:
             return None
         sizes = (tuple(self.weight.shape[2:]), self.stride, self.padding, self.dilation)
         if self.weight.dim() == 4:
             sizes = tuple((first, *size) for first, size in zip((1, 1, 0, 1), sizes, strict=True))  # type: ignore
-        return Form(*sizes, max_pool=self.max_pool)
+        groups = 1 if is_depthwise else self.groups
+        return Form(*sizes, max_pool=self.max_pool, is_depthwise=is_depthwise, groups=groups)
 
-    def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedConv:
-        return FusedConv(
-            form,
-            high=self.weight,
-            num_high=self.weight.shape[1],
-            bias_high=self.bias,
-            relu=self.relu,
-            format=format,
-            quanta=quanta,
-        )
+    def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedLayer:
+        given: dict[str, Any] = {"activation": self.activation, "format": format, "quanta": quanta}
+        if form.is_depthwise:
+            return FusedDepthwise(form, high=self.weight, bias_high=self.bias, **given)
+        return FusedConv(form, high=self.weight, num_high=self.weight.shape[1], bias_high=self.bias, **given)
 
     def run_terms(self, maps: Maps, residuals: Residuals, run: Run, *, sums_last: bool = False) -> Sequence[Tensor]:
         return (run(self, maps[0], residuals[0]),)
 
     def run_onednn(self, x: Tensor, residual: Tensor | None, clips: int) -> Tensor:
         """The result for channels-last images or frames (N·T, C_in, H, W), where N is `clips`."""
-        return self._pooled(self.onednn.run(x, self.weight, self.bias, residual, relu=self.relu, clips=clips))
+        rectifies = self.activation == "relu"
+        y = self.onednn.run(x, self.weight, self.bias, residual, relu=rectifies, clips=clips)
+        return self._pooled(y if rectifies else activated(y, self.activation))
 
     def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
         y = self.convolve(maps[0])
-        y = self._pooled(y if residuals[0] is None else y + residuals[0])
-        return (rectified(y) if self.relu else y,)  # after a pool it is the same, of fewer elements
+        y = y if residuals[0] is None else y + residuals[0]
+        if self.activation == "relu":  # after a pool it is the same, of fewer elements
+            return (activated(self._pooled(y), "relu"),)
+        return (self._pooled(activated(y, self.activation)),)
 
     def convolve(self, x: Tensor) -> Tensor:
         """The convolution alone."""
@@ -248,7 +251,7 @@ class PreparedConv(PreparedLayer):
 
     def extra_repr(self) -> str:
         pool = f", {self.max_pool}" if self.max_pool else ""
-        return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, relu={self.relu}{pool}"
+        return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, {self.activation}{pool}"
 
 
 class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
@@ -293,30 +296,31 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
         return self.high[0]  # type: ignore[return-value]
 
     @property
-    def relu(self) -> bool:  # type: ignore[override]
-        return self.main.relu
+    def activation(self) -> Activation:  # type: ignore[override]
+        return self.main.activation
 
-    @relu.setter
-    def relu(self, value: bool) -> None:
-        # Before the upsampled low part is added, there is nothing to rectify.
+    @activation.setter
+    def activation(self, value: Activation) -> None:
+        # Before the upsampled low part is added, there is nothing to apply it to.
         for conv in (self.main, *self.low):
-            conv.relu = value  # type: ignore[assignment]
+            conv.activation = value  # type: ignore[assignment]
 
-    def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedConv:
+    def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedLayer:
         from_low: Any = self.high[1] if len(self.high) > 1 else None
         low: Any = self.low[0] if self.gives_pair else None
-        return FusedConv(
-            form,
-            high=self.main.weight,
-            from_low=None if from_low is None else from_low.weight,
-            low=None if low is None else low.weight,
-            num_high=self.num_high,
-            bias_high=self.main.bias,
-            bias_low=None if low is None else low.bias,
-            relu=self.relu,
-            format=format,
-            quanta=quanta,
-        )
+        given: dict[str, Any] = {
+            "high": self.main.weight,
+            "low": None if low is None else low.weight,
+            "bias_high": self.main.bias,
+            "bias_low": None if low is None else low.bias,
+            "activation": self.activation,
+            "format": format,
+            "quanta": quanta,
+        }
+        if form.is_depthwise:
+            return FusedDepthwise(form, **given)
+        from_low = None if from_low is None else from_low.weight
+        return FusedConv(form, from_low=from_low, num_high=self.num_high, **given)
 
     @property
     def form(self) -> Form | None:
@@ -335,7 +339,7 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
         low_sources = self.to_low.terms[0].sources if self.gives_pair else (None, None)
         expected &= low_sources[0] is None or low_sources[0].pool is not None
         expected &= low_sources[1] is None or low_sources[1].pool == self.pool_first
-        if not (alike and expected and self.halves_space):
+        if not (alike and expected and self.halves_space) or form.groups > 1:  # type: ignore[union-attr]
             return None
         return replace(
             form,  # type: ignore[type-var]
@@ -370,7 +374,7 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
             elif sums_last:
                 y = add_upsampled(self.main.convolve(main), part, up[-axes:])
                 y = y if residual is None else y + residual
-                y_high = rectified(y) if self.relu else y
+                y_high = activated(y, self.activation)
             elif residual is None:
                 size = [h if f == 2 else p for h, p, f in zip(high.shape[2:], part.shape[2:], up[-axes:], strict=True)]
                 y_high = run(self.main, main, upsample(part, size, up[-axes:]))
@@ -380,11 +384,6 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
             return (y_high,)
         low = self.to_low.terms[0].gather(high, low, axes, self)
         return y_high, run(self.low[0], low, residual_low)  # type: ignore[arg-type]
-
-
-def rectified(y: Tensor) -> Tensor:
-    """The ReLU of a result that nobody else has."""
-    return y.relu() if torch.compiler.is_compiling() or y.requires_grad else y.relu_()
 
 
 def _prepared(conv: OctaveLayer, target: Target) -> list[PreparedConv]:

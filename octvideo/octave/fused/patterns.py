@@ -7,13 +7,13 @@ from collections import Counter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from octvideo.octave.conversion.modules import Method, OctMap
+from octvideo.octave.fused.activations import activation_of
+from octvideo.octave.kernel.fused_conv import Activation
 
 ADDITIONS = (operator.add, operator.iadd, torch.add)
-_RELUS, _RELU_METHODS = (F.relu, torch.relu), ("relu", "relu_")
 
 
 class TracedModules:
@@ -51,11 +51,14 @@ class TracedModules:
         plain = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
         return plain and node.args[0] is not node.args[1] and self.operation(node) in ADDITIONS
 
+    def activation(self, node: fx.Node) -> Activation | None:
+        """Which of the kernel's activations `node` applies, to a map or an octave pair; None: it does another thing."""
+        operation = self.operation(node)
+        return activation_of(operation.__name__ if isinstance(operation, Method) else operation)
+
     def is_relu(self, node: fx.Node) -> bool:
         """Written as a module, a function or a method; of a map or an octave pair."""
-        operation = self.operation(node)
-        name = operation.__name__ if isinstance(operation, Method) else operation  # of a method, or another thing
-        return name in _RELU_METHODS or operation in _RELUS or isinstance(operation, nn.ReLU)
+        return self.activation(node) == "relu"
 
     def writes_in_place(self, node: fx.Node) -> bool:
         """Whether `node` changes the value that it reads first."""

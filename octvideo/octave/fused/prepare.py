@@ -15,21 +15,24 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from octvideo.octave.conversion.conv_form import conv_form, make_weight_once
-from octvideo.octave.conversion.modules import OctMap, OctPool
+from octvideo.octave.conversion.modules import Method, OctGate, OctMap, OctPool, OctSqueeze
 from octvideo.octave.conversion.trace import computed_tensors, trace_network
 from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
+from octvideo.octave.fused.gates import PreparedGate, PreparedMean, PreparedScale
 from octvideo.octave.fused.patterns import TracedModules
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.fused.training import fuse_training, unfuse
 from octvideo.octave.gpu.devices import runs_on
 from octvideo.octave.kernel.formats import FORMATS
 from octvideo.octave.kernel.fused_conv import MaxPool, has_format
+from octvideo.octave.kernel.sequence import NO_VALUE
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.ordinary import is_conv
 
-_MAKERS = (PreparedLayer, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
+_PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+_MAKERS = (PreparedLayer, PreparedGate, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 
 
 def prepare_inference(network: nn.Module, *, device: torch.device | str | None = None) -> nn.Module:
@@ -147,17 +150,24 @@ class _Preparation(TracedModules):
         for node in list(self.graph.nodes):
             self._prepare_convolution(node)
         order = {node: n for n, node in enumerate(self.graph.nodes)}
+        self._take_on_followers(order)
         for node in list(self.graph.nodes):
-            prepared = self.module(node)
-            if isinstance(prepared, PreparedLayer):
-                self._take_on_addition(node, order)
-                self._take_on_relu(node, prepared)
-            if isinstance(prepared, PreparedConv):
-                self._take_on_pool(node, prepared)
+            self._prepare_gate(node)
+        self._take_on_followers(order)  # what is scaled by a gate is a shortcut to others, too
         self._join_convolutions()
         self.model.delete_all_unused_submodules()
         self.graph.lint()
         self.model.recompile()
+
+    def _take_on_followers(self, order: dict[fx.Node, int]) -> None:
+        for node in list(self.graph.nodes):
+            prepared = self.module(node)
+            pools = isinstance(prepared, PreparedConv) and prepared.max_pool is not None  # before what follows
+            if isinstance(prepared, PreparedLayer | PreparedScale) and prepared.activation == "none" and not pools:
+                self._take_on_addition(node, order)
+                self._take_on_activation(node, prepared)
+            if isinstance(prepared, PreparedConv):
+                self._take_on_pool(node, prepared)
 
     def _fold_norm(self, node: fx.Node) -> None:
         """Let a convolution that a batch norm alone reads do the norm's work."""
@@ -193,21 +203,88 @@ class _Preparation(TracedModules):
     def _take_on_addition(self, conv: fx.Node, order: dict[fx.Node, int]) -> None:
         """Let a convolution add its result to the shortcut, where nobody reads the shortcut afterwards."""
         addition = next(iter(conv.users))
-        if len(conv.users) != 1 or not self.is_addition(addition):
+        has_residual = len(conv.args) > 1 and conv.args[1] is not None
+        if len(conv.users) != 1 or not self.is_addition(addition) or has_residual or self._is_depthwise(conv):
             return
         shortcut = addition.args[1] if addition.args[0] is conv else addition.args[0]
         assert isinstance(shortcut, fx.Node)
         last = max(shortcut.users, key=order.__getitem__)
         is_read = last is not addition or shortcut in conv.all_input_nodes  # afterwards, or while it is overwritten
         if order[shortcut] < order[conv] and not is_read and self._is_fresh(shortcut):
-            conv.args = (*conv.args, shortcut)
+            conv.args = (conv.args[0], shortcut, *conv.args[2:])
             self.drop(addition, conv)
 
-    def _take_on_relu(self, conv: fx.Node, prepared: PreparedLayer) -> None:
-        user = next(iter(conv.users))
-        if len(conv.users) == 1 and self.is_relu(user):
-            prepared.relu = True
-            self.drop(user, conv)
+    def _take_on_activation(self, layer: fx.Node, prepared: PreparedLayer | PreparedScale) -> None:
+        user = next(iter(layer.users))
+        activation = self.activation(user) if len(layer.users) == 1 else None
+        if activation is not None:
+            prepared.activation = activation
+            self.drop(user, layer)
+
+    def _prepare_gate(self, scale: fx.Node) -> None:
+        """Let the kernel take means over clips, and scale by what convolutions make of them (squeeze-excitation)."""
+        found = self._gate_of(scale)
+        if found is None:
+            return
+        x, mean, convs = found
+        gate = self.module(scale)
+        if isinstance(gate, OctGate):  # means and gates have the high channels first
+            channels = torch.tensor([*gate.partition.high, *gate.partition.low])
+            first: Any = self.module(convs[0])
+            last: Any = self.module(convs[-1])
+            first.weight = first.weight[:, channels]
+            last.weight = last.weight[channels]
+            last.bias = None if last.bias is None else last.bias[channels]
+        self._call(mean, PreparedMean(), (x,))
+        self._call(scale, PreparedScale(gives_pair=isinstance(gate, OctGate)), (x, None, convs[-1]))
+
+    def _gate_of(self, scale: fx.Node) -> tuple[fx.Node, fx.Node, list[fx.Node]] | None:
+        """What `scale` multiplies by a gate; the mean of that; the convolutions from the mean to the gate."""
+        module = self.module(scale)
+        operation = module.operation if isinstance(module, OctGate) else scale.target
+        name = operation.__name__ if isinstance(operation, Method) else operation
+        if name not in _PRODUCTS or len(scale.args) != 2 or scale.kwargs:
+            return None
+        for x, gate in (scale.args, scale.args[::-1]):
+            convs: list[fx.Node] = []
+            node: Any = gate
+            while _reads_a_pixel(self.module(node)) and len(node.users) == 1 and len(node.args) == 1:
+                convs.insert(0, node)
+                node = node.args[0]
+            if not convs or not isinstance(x, fx.Node):
+                continue
+            first, last = self.module(convs[0]), self.module(convs[-1])
+            scales_each = last.weight.shape[0] == first.weight.shape[1]  # type: ignore[union-attr, index]
+            if scales_each and self._is_mean_of(node, x, first):
+                return x, node, convs
+        return None
+
+    def _is_mean_of(self, node: Any, x: fx.Node, reader: Any) -> bool:
+        """Whether `node`, which `reader` alone reads, takes each channel's mean over a clip."""
+        if not isinstance(node, fx.Node) or len(node.users) != 1 or not node.args or node.args[0] is not x:
+            return False
+        operation: Any = self.operation(node)
+        args: Any = node.args[1:]
+        kwargs: Any = node.kwargs
+        if isinstance(operation, OctSqueeze):
+            operation, args, kwargs = operation.pool, operation.args, operation.kwargs
+        if isinstance(operation, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
+            size = operation.output_size
+            return not args and set(size if isinstance(size, tuple) else (size,)) == {1}
+        name = operation if isinstance(operation, str) else getattr(operation, "__name__", "")
+        given = {**dict(zip(("dim", "keepdim"), args, strict=False)), **kwargs}
+        if name != "mean" or given.pop("keepdim", False) is not True or set(given) != {"dim"}:
+            return False
+        dims, axes = given["dim"], reader.weight.dim()
+        dims = (dims,) if isinstance(dims, int) else dims
+        return sorted(dim % axes for dim in dims) == list(range(2, axes))
+
+    def _call(self, node: fx.Node, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Let a node, whatever it did, call `module` in its place."""
+        name = f"prepared_{node.name}"
+        self.model.add_submodule(name, module)
+        self.modules[name] = module
+        node.op, node.target, node.args, node.kwargs = "call_module", name, args, {}
 
     def _take_on_pool(self, conv: fx.Node, prepared: PreparedConv) -> None:
         """Let a stem pool its map while it makes it."""
@@ -219,6 +296,10 @@ class _Preparation(TracedModules):
             if prepared.max_pool is not None:
                 self.drop(user, conv)
 
+    def _is_depthwise(self, node: fx.Node) -> bool:
+        module = self.module(node)
+        return isinstance(module, PreparedLayer) and module.form is not None and module.form.is_depthwise
+
     def _is_fresh(self, node: fx.Node) -> bool:
         """Whether `node` makes tensors of its own, which no other node's result shares."""
         return node.target in (operator.add, torch.add) or isinstance(self.module(node), _MAKERS)
@@ -228,7 +309,7 @@ class _Preparation(TracedModules):
         sequence: list[fx.Node] = []
         for node in list(self.graph.nodes):
             module = self.module(node)
-            if isinstance(module, PreparedLayer) and module.kernel_has:
+            if isinstance(module, PreparedLayer | PreparedGate) and module.kernel_has:
                 sequence.append(node)
             elif node.op not in ("placeholder", "get_attr"):
                 self._join(sequence)
@@ -243,7 +324,7 @@ class _Preparation(TracedModules):
         results = [node for node in sequence if any(user not in sequence for user in node.users)]
         module = FusedSequence(
             [self.module(node) for node in sequence],  # type: ignore[misc]
-            [[indices[source] for source in node.args] for node in sequence],  # type: ignore[index]
+            [[NO_VALUE if arg is None else indices[arg] for arg in node.args] for node in sequence],  # type: ignore
             len(inputs),
             [indices[node] for node in results],
         )
@@ -259,6 +340,13 @@ class _Preparation(TracedModules):
             node.replace_all_uses_with(new, lambda user: user not in sequence)
         for node in reversed(sequence):
             self.graph.erase_node(node)
+
+
+def _reads_a_pixel(module: Any) -> bool:
+    """Whether it is a dense convolution whose kernel has one pixel, and which does nothing but apply an activation."""
+    if not isinstance(module, PreparedConv) or module.max_pool is not None or module.groups > 1:
+        return False
+    return set(module.weight.shape[2:]) == {1} and set(module.padding) == {0} and set(module.stride) == {1}
 
 
 def _activation(norm: nn.Module) -> nn.Module | None:

@@ -27,6 +27,7 @@ from octvideo.octave.features import Octave
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.formats import FORMATS, Quanta, Quantum, quantised_weight
+from octvideo.octave.kernel.sequence import NO_VALUE
 
 _INT8 = FORMATS["int8"]
 
@@ -107,7 +108,8 @@ def correct_biases(sequence: FusedSequence, calibration: Calibration) -> None:
         calibration: its means tell what a weight's rounding error is multiplied by, on average.
     """
     for conv, (x, *_) in zip(sequence.convs, sequence.wiring.reads, strict=True):
-        assert isinstance(conv, PreparedLayer)
+        if not isinstance(conv, PreparedLayer) or (conv.form is not None and conv.form.is_depthwise):
+            continue  # no weights, or float32 ones
         quanta, means = calibration.quanta[x], calibration.means[x]
         for target, shift in _shifts(conv, quanta, means):
             bias = shift.new_zeros(len(shift)) if target.bias is None else target.bias.double()
@@ -164,10 +166,10 @@ class _Observed:
         for n, value in enumerate(values):
             self.observe(n, value)
         for step, (conv, reads) in enumerate(zip(self.sequence.convs, wiring.reads, strict=True)):
-            values.append(conv(*[values[n] for n in reads]))
+            values.append(conv(*[None if n == NO_VALUE else values[n] for n in reads]))
             self.observe(len(values) - 1, values[-1])
             for n in reads:
-                if last_reads[n] == step:
+                if n != NO_VALUE and last_reads[n] == step:
                     values[n] = None
         results = [values[n] for n in wiring.results]
         return results[0] if len(results) == 1 else tuple(results)
@@ -226,7 +228,8 @@ def _shifts(conv: PreparedLayer, quanta: Quanta, means: Sequence[Tensor]) -> Ite
         quanta, means: of what the layer reads.
     """
     if isinstance(conv, PreparedConv):
-        yield conv, _shift(conv.weight, quanta, means, conv.weight.shape[1])
+        of_groups = zip(conv.weight.chunk(conv.groups), means[0].chunk(conv.groups), strict=True)
+        yield conv, torch.cat([_shift(weight, quanta, [mean], weight.shape[1]) for weight, mean in of_groups])
         return
     assert isinstance(conv, PreparedOctConv) and conv.form is not None
     num_high, form = conv.num_high, conv.form

@@ -16,23 +16,22 @@ from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quanta, Quantum
-from octvideo.octave.kernel.fused_conv import FusedConv
+from octvideo.octave.kernel.fused_conv import FusedLayer
 from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
-from octvideo.octave.kernel.sequence import SequencePlan, Wiring, from_format, num_parts, to_format
+from octvideo.octave.kernel.sequence import NO_VALUE, SequencePlan, Wiring, from_format, num_parts, to_format
 
 _MOST_PLANS = 4
 _NO_PLAN: Any = object()  # None: there can't be one
 
 
 class FusedSequence(nn.Module):
-    """Prepared convolutions, in order; called one by one where one of them cannot be fused, or where torch exports.
+    """Prepared layers, in order; called one by one where one of them cannot be fused, or where torch exports.
 
     Values are indexed: first the inputs, then the result of each convolution.
 
     Args:
         convs: `PreparedLayer`s.
-        reads: for each of them the values that it reads: x, or x and the residual, which is added and overwritten
-            and not read afterwards.
+        reads: for each of them the values that it reads, as `Wiring` has them.
         num_inputs: how many values `forward` takes.
         results: the values that it returns.
 
@@ -82,17 +81,18 @@ class FusedSequence(nn.Module):
     def fuse(self) -> bool:
         """Prepares for being fused, also in graphs that are compiled afterwards; whether that can be."""
         made: list[bool] = []
-        for index, (conv, (x, *residual)) in enumerate(zip(self.convs, self.wiring.reads, strict=True)):
+        for index, (conv, (x, *others)) in enumerate(zip(self.convs, self.wiring.reads, strict=True)):
             of_layer = None
             if self.quanta:
                 y = self.quanta[self.wiring.num_inputs + index]
-                of_layer = LayerQuanta(self.quanta[x], y, self.quanta[residual[0]] if residual else ())
+                of_others = [() if value == NO_VALUE else self.quanta[value] for value in others]
+                of_layer = LayerQuanta(self.quanta[x], y, *of_others)
             made.append(conv.fuse(self.format, of_layer))  # type: ignore[operator]
         if not all(made):
             return False
         if self._name is None:
             # Inductor finds graphs of other networks in its cache on the disk: the name has all that sizes depend on.
-            forms = [(layer.form, layer.outs) for layer in self._layers()]
+            forms = [(layer.form, getattr(layer, "outs", ())) for layer in self._layers()]
             form = repr((forms, self.wiring, self.format.name, self.gives_format))
             self._name = f"{hashlib.sha256(form.encode()).hexdigest()[:16]} {next(_NUMBERS)}"
             _SEQUENCES[self._name] = self
@@ -129,9 +129,9 @@ class FusedSequence(nn.Module):
     def _one_by_one(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
         values: list[Any] = [*inputs]
         for step, (conv, reads) in enumerate(zip(self.convs, self.wiring.reads, strict=True)):
-            values.append(conv(*[values[n] for n in reads]))
+            values.append(conv(*[None if n == NO_VALUE else values[n] for n in reads]))
             for n in reads:
-                if self._last_reads[n] == step:
+                if n != NO_VALUE and self._last_reads[n] == step:
                     values[n] = None
         return [values[n] for n in self.wiring.results]
 
@@ -154,7 +154,7 @@ class FusedSequence(nn.Module):
             )
         return plan
 
-    def _layers(self) -> list[FusedConv]:
+    def _layers(self) -> list[FusedLayer]:
         return [conv.fused for conv in self.convs]  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ struct Convolution {
   void* out;
   bool out_is_float;  // whatever the format
   int64_t outs;
-  bool relu;
+  int64_t activation;
   const std::vector<Block>* blocks;
   Addend addend;
   Quantum of_residual, of_out;
@@ -197,7 +197,7 @@ struct Convolution {
     tiles.out = results;
     tiles.out_step = out_pixel();
     tiles.last_lanes = block.last_lanes;
-    tiles.relu = relu && ends;
+    tiles.activation = ends ? activation : kNone;
     tiles.out_is_float = out_is_float;
     tiles.is_cached = out_is_cached || !starts;
     tiles.ahead_step = prefetch.data ? prefetch.per_pixel : 0;

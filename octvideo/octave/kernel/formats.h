@@ -32,6 +32,8 @@ struct Quantum {
   float zero = 0.0f;
 };
 
+inline Quantum quantum_of(float scale, int64_t zero) { return {scale, 1.0f / scale, static_cast<float>(zero)}; }
+
 struct Float32 {
   using Element = float;
   using Sum = Vector;

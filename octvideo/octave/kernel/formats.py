@@ -59,11 +59,13 @@ class LayerQuanta:
         x: of its input.
         y: of its result.
         residual: of the value that is added to it, if there is one.
+        gate: of the value that it is multiplied by, if there is one.
     """
 
     x: Quanta
     y: Quanta
     residual: Quanta = ()
+    gate: Quanta = ()
 
 
 def quantised_weight(weight: Tensor, quanta: Sequence[Quantum]) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,9 +13,13 @@
 void run_float32(const Layer& layer, const Maps& maps, int64_t threads);
 void run_bfloat16(const Layer& layer, const Maps& maps, int64_t threads);
 void run_int8(const Layer& layer, const Maps& maps, int64_t threads);
+void run_group_float32(const Step* steps, int64_t count, const std::vector<Maps>& places, int64_t threads);
+void run_group_bfloat16(const Step* steps, int64_t count, const std::vector<Maps>& places, int64_t threads);
+void run_group_int8(const Step* steps, int64_t count, const std::vector<Maps>& places, int64_t threads);
 
 void run_layer(const Layer& layer, const Maps& maps, int64_t threads) {
-  if (layer.clips * layer.frames * layer.height * layer.width == 0) return;  // results have no elements either
+  // Results have no elements either, but means do.
+  if (layer.clips * layer.frames * layer.height * layer.width == 0 && layer.kind != kMean) return;
 #if defined(OCTVIDEO_HAS_BFLOAT16)
   if (layer.format == kBFloat16) return run_bfloat16(layer, maps, threads);
 #endif
@@ -26,6 +30,18 @@ void run_layer(const Layer& layer, const Maps& maps, int64_t threads) {
 }
 
 namespace {
+
+void run_group(const Step* steps, int64_t count, const std::vector<Maps>& places, int64_t threads) {
+  const Layer& layer = *steps->layer;
+  if (layer.clips * layer.frames * layer.height * layer.width == 0) return;
+#if defined(OCTVIDEO_HAS_BFLOAT16)
+  if (layer.format == kBFloat16) return run_group_bfloat16(steps, count, places, threads);
+#endif
+#if defined(OCTVIDEO_HAS_INT8)
+  if (layer.format == kInt8) return run_group_int8(steps, count, places, threads);
+#endif
+  run_group_float32(steps, count, places, threads);
+}
 
 // fn(first element, lanes) for all of `count` elements.
 template <class Function>
@@ -85,10 +101,18 @@ void run_sequence(const Step* steps, int64_t count, char* const* slots, int64_t 
   parallel_for(parts > 1 ? threads : 1, parts, [&](int64_t part) {
     char* const* const own = slots + part * num_slots;
     const auto map = [&](const Place& place) { return place.slot < 0 ? nullptr : own[place.slot] + place.offset; };
-    for (const Step* step = steps; step < steps + count; ++step) {
-      const Maps maps{map(step->high), map(step->low), map(step->residual_high), map(step->residual_low),
-                      map(step->out_high), map(step->out_low), nullptr};
-      run_layer(*step->layer, maps, parts > 1 ? 1 : threads);
+    const auto maps_of = [&](const Step& step) {
+      return Maps{map(step.high), map(step.low), map(step.residual_high), map(step.residual_low),
+                  map(step.gate), map(step.out_high), map(step.out_low), nullptr};
+    };
+    std::vector<Maps> places;
+    for (const Step* step = steps; step < steps + count; step += step->group) {
+      places.clear();
+      for (int64_t n = 0; n < step->group; ++n) places.push_back(maps_of(step[n]));
+      if (step->group > 1)
+        run_group(step, step->group, places, parts > 1 ? 1 : threads);
+      else
+        run_layer(*step->layer, places[0], parts > 1 ? 1 : threads);
     }
   }, 1);
 }

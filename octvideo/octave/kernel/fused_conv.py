@@ -11,6 +11,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +22,18 @@ from octvideo.octave.kernel.library import load_library
 
 Shape = tuple[int, ...]
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
+
+
+# What follows a layer, element by element; in the order of `Activation` of activation.h.
+Activation = Literal["none", "relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+_MOST_KERNEL_WIDTH = 16  # kMostKernelWidth of depthwise.h
+
+
+class LayerKind:
+    """`LayerKind` of layer.h."""
+
+    CONVOLUTION, DEPTHWISE, MEAN, SCALE = range(4)
 
 
 def has_format(format: Format) -> bool:
@@ -35,21 +48,39 @@ class Layer(ctypes.Structure):
     _fields_ = (
         *[(name, _POINTER) for name in ("weight_high", "weight_from_low", "weight_low", "bias_high", "bias_low")],
         *[(name, _POINTER) for name in ("scale_high", "scale_from_low", "scale_low")],
-        *[(name, ctypes.c_float * 2) for name in ("residual_scale", "out_scale")],
+        *[(name, ctypes.c_float * 2) for name in ("in_scale", "residual_scale", "out_scale")],
+        ("gate_scale", ctypes.c_float),
         *[(name, _SIZE * 2) for name in ("in_zero", "residual_zero", "out_zero")],
+        ("gate_zero", _SIZE),
+        ("kind", _SIZE),
         ("format", _SIZE),
+        ("activation", _SIZE),
         *[(name, _SIZE) for name in ("clips", "frames", "height", "width")],
         *[(name, _SIZE) for name in ("in_high", "in_low", "outs_high", "outs_low")],
+        *[(name, _SIZE * 2) for name in ("in_gap", "out_gap")],
+        ("groups", _SIZE),
         *[(name, _SIZE * 3) for name in ("kernel", "stride", "padding", "dilation")],
         *[(name, _SIZE * 2) for name in ("pool_window", "pool_stride", "pool_padding")],
-        *[(name, _FLAG) for name in ("relu", "pool_first", "high_reads_low", "adds_from_low")],
+        *[(name, _FLAG) for name in ("pool_first", "high_reads_low", "adds_from_low")],
         *[(name, _FLAG) for name in ("low_reads_high", "low_reads_low", "shares_low", "pools_sums")],
     )
+
+    def set(self, format: Format, quanta: LayerQuanta | None, activation: Activation = "none") -> None:
+        """The fields of the number format, and of what follows."""
+        self.format, self.activation = format.index, ACTIVATIONS.index(activation)
+        given = quanta or LayerQuanta((), ())
+        for name, own in (("in", given.x), ("residual", given.residual), ("out", given.y)):
+            for n, quantum in enumerate([*own, *[Quantum()] * (2 - len(own))]):
+                getattr(self, name + "_zero")[n], getattr(self, name + "_scale")[n] = quantum.zero, quantum.scale
+        gate = given.gate[0] if given.gate else Quantum()
+        self.gate_zero, self.gate_scale = gate.zero, gate.scale
 
     def for_map(self, shape: Shape, in_low: int) -> Layer:
         """A copy for an x_high of `shape`, and an x_low of `in_low` channels."""
         layer = Layer.from_buffer_copy(self)
-        layer.clips, layer.in_low = shape[0], in_low
+        layer.clips, layer.in_high, layer.in_low = *shape[:2], in_low
+        if layer.kind == LayerKind.MEAN:
+            layer.outs_high = shape[1] + in_low
         layer.frames, layer.height, layer.width = (1, *shape[2:])[-3:]
         return layer
 
@@ -59,13 +90,13 @@ class Maps(ctypes.Structure):
 
     _fields_ = tuple(
         (name, _POINTER)
-        for name in ("high", "low", "residual_high", "residual_low", "out_high", "out_low", "out_pooled")
+        for name in ("high", "low", "residual_high", "residual_low", "gate", "out_high", "out_low", "out_pooled")
     )
 
     @classmethod
-    def of(cls, *maps: Tensor | None) -> Maps:
-        """In the fields' order."""
-        return cls(*[None if x is None else x.data_ptr() for x in maps])
+    def of(cls, **maps: Tensor | None) -> Maps:
+        """By the fields' names."""
+        return cls(**{name: None if x is None else x.data_ptr() for name, x in maps.items()})
 
 
 @dataclass(frozen=True)
@@ -91,6 +122,8 @@ class Form:
         high_reads_low: y_high's convolution reads [x_high, x_low], of one size: in a strided layer.
         low_reads_high, low_reads_low: which maps y_low's convolution reads, the high one pooled.
         max_pool: of y_high, where there is neither a low map nor a residual.
+        is_depthwise: each channel is convolved by itself; maps exchange nothing then.
+        groups: of the channels of an ordinary convolution.
     """
 
     kernel: tuple[int, ...]
@@ -102,6 +135,8 @@ class Form:
     low_reads_high: bool = False
     low_reads_low: bool = False
     max_pool: MaxPool | None = None
+    is_depthwise: bool = False
+    groups: int = 1
 
     @property
     def is_fast(self) -> bool:
@@ -111,12 +146,17 @@ class Form:
         prefetch the memory of their results, less.
         """
         library = load_library()
-        in_space = self.kernel[1] * self.kernel[2] > 1
+        in_space = self.kernel[1] * self.kernel[2] > 1 and not self.is_depthwise
         return library is not None and (library.num_registers() >= 32 or not in_space)
 
     @property
     def is_supported(self) -> bool:
-        """Whether the kernel has it: it pads by less than the kernel reaches."""
+        """Whether the kernel has it: it pads by less than it reaches; a depthwise one has usual rows, and no pool."""
+        if self.is_depthwise:
+            usual = self.stride[2] <= 2 and self.dilation[2] == 1 and self.kernel[2] <= _MOST_KERNEL_WIDTH
+            return usual and self.max_pool is None and not (self.low_reads_high or self.high_reads_low)
+        if self.groups > 1 and (self.pool_first or self.high_reads_low or self.max_pool is not None):
+            return False
         return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
 
     def shares_low(self, outs_low: int, *, adds_from_low: bool, format: Format = F32) -> bool:
@@ -144,6 +184,7 @@ class Form:
             flags: those of `Layer` that are not in this class.
         """
         own = dict(vars(self))  # fields of the same names
+        own["kind"] = LayerKind.DEPTHWISE if own.pop("is_depthwise") else LayerKind.CONVOLUTION
         pool = own.pop("max_pool") or MaxPool((1, 1), (1, 1), (0, 0))
         pools = {"pool_window": pool.window, "pool_stride": pool.stride, "pool_padding": pool.padding}
         return Layer(in_high=in_high, outs_high=outs[0], outs_low=outs[1], **own, **pools, **flags)
@@ -156,9 +197,9 @@ class Form:
         """
         size = (1, *shape[2:])[-3:]
         if self.pool_first:
-            size = _half(size)
+            size = half_size(size)
         shapes = []
-        for channels, read in zip(outs, (size, _half(size)), strict=True):
+        for channels, read in zip(outs, (size, half_size(size)), strict=True):
             axes = zip(read, self.kernel, self.stride, self.padding, self.dilation, strict=True)
             out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
             if pool := self.max_pool:
@@ -168,15 +209,44 @@ class Form:
         return shapes if outs[1] else shapes[:1]
 
 
-def _half(size: Sequence[int]) -> Shape:
-    return (size[0], (size[1] + 1) // 2, (size[2] + 1) // 2)
+def half_size(size: Sequence[int]) -> Shape:
+    """Of a low map, from ([T,] H, W) of its high one."""
+    return (*size[:-2], (size[-2] + 1) // 2, (size[-1] + 1) // 2)
 
 
 cached_out_shapes = functools.lru_cache(4096)(Form.out_shapes)
 
 
+class FusedLayer(Protocol):
+    """What a sequence is made of."""
+
+    @property
+    def layer(self) -> Layer:
+        """For maps of any size; its weights live as long as this object."""
+        ...
+
+    @property
+    def format(self) -> Format:
+        """Of maps."""
+        ...
+
+    @property
+    def quanta(self) -> LayerQuanta | None:
+        """Of the maps, for int8."""
+        ...
+
+    @property
+    def form(self) -> object:
+        """Whatever else sizes of results depend on."""
+        ...
+
+    def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Of the result's maps, from those of the maps of x."""
+        ...
+
+
 class FusedConv:
-    """One layer: y_high = relu(conv(x_high) + upsample(conv(x_low)) + residual_high), and y_low likewise.
+    """One layer: y_high = activation(conv(x_high) + upsample(conv(x_low)) + residual_high); y_low likewise.
 
     layer_run.h has the formulas.
 
@@ -188,7 +258,7 @@ class FusedConv:
             low ones, as far as it reads them.
         num_high: channels of x_high.
         bias_high, bias_low: (C,) or None.
-        relu: apply a ReLU.
+        activation: what follows.
         format: of maps and weights.
         quanta: of the maps, for int8.
 
@@ -206,7 +276,7 @@ class FusedConv:
         num_high: int,
         bias_high: Tensor | None = None,
         bias_low: Tensor | None = None,
-        relu: bool = False,
+        activation: Activation = "none",
         format: Format = F32,
         quanta: LayerQuanta | None = None,
     ) -> None:
@@ -224,18 +294,16 @@ class FusedConv:
         if shares_low:
             assert from_low is not None and low is not None
             from_low, low = torch.cat([from_low, low[:, num_high:]]), low[:, :num_high]
-        layer = form.layer(num_high, self.outs, relu=relu, adds_from_low=adds_from_low, shares_low=shares_low)
-        layer.format, layer.in_low = format.index, in_low
-        if quanta is not None:
-            for name, given in (("out", quanta.y), ("residual", quanta.residual), ("in", quanta.x)):
-                for n, quantum in enumerate([*given, *[Quantum()] * (2 - len(given))]):
-                    getattr(layer, name + "_zero")[n] = quantum.zero
-                    if name != "in":  # its scales are in the weights
-                        getattr(layer, name + "_scale")[n] = quantum.scale
+        layer = form.layer(num_high * form.groups, self.outs, adds_from_low=adds_from_low, shares_low=shares_low)
+        layer.in_low = in_low
+        layer.set(format, quanta, activation)
         joins = (library := load_library()) is not None and library.joins_maps(ctypes.byref(layer))
         biases = {"high": bias_high, "low": bias_low}
         biases = {name: None if bias is None else bias.detach().float() for name, bias in biases.items()}
         self._tensors: dict[str, Tensor] = {}
+        if form.groups > 1:
+            high, layer.groups = _joined_groups(high, form.groups)
+            num_high = high.shape[1]
         parts = {"high": (high, num_high), "from_low": (from_low, 0), "low": (low, low_from_high)}
         for which, (name, (weight, own_high)) in enumerate(parts.items()):
             if weight is None or not weight.shape[1]:
@@ -248,15 +316,16 @@ class FusedConv:
                     if (split or target == name) and len(correction):
                         bias = biases[target]
                         biases[target] = correction if bias is None else bias + correction
-            self._tensors["weight_" + name] = _pack(layer, which, weight, 0 if joins and name == "low" else own_high)
+            own_high = 0 if joins and name == "low" else own_high
+            self._tensors["weight_" + name] = _pack(layer, which, weight, own_high)
         self._tensors |= {f"bias_{name}": bias.contiguous() for name, bias in biases.items() if bias is not None}
         for name, tensor in self._tensors.items():
             setattr(layer, name, tensor.data_ptr())
         self.layer = layer
 
-    def out_shapes(self, shape: Shape) -> list[Shape]:
-        """Of y_high, and of y_low if there is one, from x_high's."""
-        return self.form.out_shapes(shape, self.outs)
+    def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Of y_high, and of y_low if there is one, from those of the maps of x."""
+        return self.form.out_shapes(shapes[0], self.outs)
 
 
 def _input_quanta(quanta: LayerQuanta, num_high: int, channels: int) -> list[Quantum]:
@@ -276,6 +345,11 @@ def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
     library = load_library()
     if library is None:
         return torch.empty(0)
+    if layer.groups > 1:
+        own = Layer.from_buffer_copy(layer)
+        own.groups, own.in_high, own.outs_high = 1, num_high, layer.outs_high // layer.groups
+        each = [_pack(own, which, part, num_high) for part in weight.chunk(layer.groups)]
+        return torch.cat(each, out=WEIGHTS.empty(sum(map(len, each))))
     weight = weight.detach().float()
     weight = weight.unsqueeze(2) if weight.dim() == 4 else weight
     splits = [n for n in (num_high, weight.shape[1] - num_high) if n]
@@ -284,3 +358,23 @@ def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
     packed = WEIGHTS.empty(library.packed_words(ctypes.byref(layer), which))
     library.pack(ctypes.byref(layer), which, matrix.data_ptr(), packed.data_ptr())
     return packed
+
+
+def _joined_groups(weight: Tensor, groups: int) -> tuple[Tensor, int]:
+    """A weight of fewer and larger groups, whose outputs fill vectors; zeros are between channels of other groups.
+
+    Args:
+        weight: (C_out, C_in / groups, ...).
+
+    Returns:
+        The weight (C_out, C_in / fewer, ...), and how many groups it has.
+    """
+    library = load_library()
+    lanes = 1 if library is None else int(library.num_lanes())
+    outs, ins = len(weight) // groups, weight.shape[1]
+    together = next((n for n in range(1, groups) if groups % n == 0 and n * outs % lanes == 0), groups)
+    fewer = groups // together
+    joined = weight.new_zeros(fewer, together, outs, together, ins, *weight.shape[2:])
+    for n in range(together):
+        joined[:, n, :, n] = weight.unflatten(0, (fewer, together, outs))[:, n]
+    return joined.flatten(3, 4).flatten(0, 2), fewer

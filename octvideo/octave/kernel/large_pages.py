@@ -45,7 +45,8 @@ class Pool:
     def empty(self, count: int) -> Tensor:
         """`torch.empty(count, dtype=torch.float32)`, from the start of a cache line on."""
         size = -(-4 * count // _LINE) * _LINE // 4
-        with self._lock:
+        # Memory that is made in inference mode could not be written to outside of it.
+        with self._lock, torch.inference_mode(False):
             if self._used + size > len(self._chunk):
                 if 4 * size >= _CHUNK:
                     return empty_in_large_pages(count)

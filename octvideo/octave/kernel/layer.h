@@ -8,6 +8,8 @@
 
 constexpr int kAxes = 3;
 
+enum LayerKind : int64_t { kConvolution, kDepthwise, kMean, kScale };  // Layer::kind
+
 extern "C" {
 
 // These have the fields of the ctypes.Structures of the same names in fused_conv.py, training.py and sequence.py, in their order.
@@ -15,14 +17,19 @@ struct Layer {
   const float *weight_high, *weight_from_low, *weight_low;  // packed words of the format; null where there is none
   const float *bias_high, *bias_low;                        // may be null
   const float *scale_high, *scale_from_low, *scale_low;     // int8: of the sums of each output
-  float residual_scale[2], out_scale[2];                    // int8: of the high and the low map
+  float in_scale[2], residual_scale[2], out_scale[2];       // int8: of the high and the low map
+  float gate_scale;                                         // int8
   int64_t in_zero[2], residual_zero[2], out_zero[2];        // int8: the elements that stand for 0
+  int64_t gate_zero;
+  int64_t kind;                                             // LayerKind
   int64_t format;                                           // FormatIndex
+  int64_t activation;                                       // Activation, after the residual is added
   int64_t clips, frames, height, width;                     // of x_high
   int64_t in_high, in_low, outs_high, outs_low;             // channels
+  int64_t in_gap[2], out_gap[2];                            // elements between pixels, where a layer is a part of another
+  int64_t groups;                                           // of channels, each with its own part of a weight; 0 is 1
   int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
   int64_t pool_window[2], pool_stride[2], pool_padding[2];  // max pool after an ordinary convolution; 1, 1, 0: none
-  bool relu;
   bool pool_first;      // x_high is pooled, and x_low where y_low reads it
   bool high_reads_low;  // y_high's convolution reads [x_high, x_low], which then have one size
   bool adds_from_low;   // a convolution of x_low, upsampled, is added to y_high
@@ -46,6 +53,7 @@ struct Layer {
 // lie in its place.
 struct Maps {
   const void *high, *low, *residual_high, *residual_low;
+  const void* gate;  // (clips, channels): what a kScale layer multiplies by
   void *out_high, *out_low;
   void* out_pooled;  // x_high as it is pooled for y_low, if the caller wants it
 };
@@ -58,14 +66,17 @@ struct Weight {
   float scale_from_low;
 };
 
-// A map in a sequence: so many bytes after the start of a slot; slot -1: no map.
+// A map in a sequence: so many bytes after the start of a slot; slot -1: no map. kLocal: the result of the `offset`th step
+// of a group, which is nowhere as a whole.
+constexpr int64_t kLocal = -2;
 struct Place {
   int64_t slot, offset;
 };
 
 struct Step {
   const Layer* layer;
-  Place high, low, residual_high, residual_low, out_high, out_low;
+  int64_t group;  // so many steps from this one on are computed together (group.h)
+  Place high, low, residual_high, residual_low, gate, out_high, out_low;
 };
 
 }  // extern "C"

@@ -1,11 +1,11 @@
-// Ordinary and octave convolutions, each with its bias, residual, ReLU, pooling and upsampling in the same pass over the
+// Ordinary and octave convolutions, each with its bias, residual, activation, pooling and upsampling in the same pass over the
 // maps:
 //
-//   y_high = relu(conv(x_high) + upsample(conv(x_low)) + residual_high)
-//   y_low  = relu(conv(pool(x_high)) + conv(x_low) + residual_low)
+//   y_high = activation(conv(x_high) + upsample(conv(x_low)) + residual_high)
+//   y_low  = activation(conv(pool(x_high)) + conv(x_low) + residual_low)
 //
 // A layer runs strip by strip, or one map after the other. A strip (convolution.h) is cut into tiles (tiles.h). Tiles of
-// y_high get the upsampled low part, with the bias in it, and stay in registers until residual and ReLU are done. x_high is pooled when it is read for y_high, so that it comes out of
+// y_high get the upsampled low part, with the bias in it, and stay in registers until residual and activation are done. x_high is pooled when it is read for y_high, so that it comes out of
 // a cache the second time. Where the kernel has a width, maps are first copied into ones with padding (pooling.h).
 
 #pragma once
@@ -78,9 +78,12 @@ class LayerRun {
     return {layer.clips, layer.frames, h, w, layer.out_size(layer.frames, 0), layer.out_size(h, 1), layer.out_size(w, 2)};
   }
 
-  static Source<Format> plain(const void* data, int64_t h, int64_t w, int64_t channels) {
-    return {static_cast<const Element*>(data), channels, channels, w * channels, h * w * channels};
+  static Source<Format> plain(const void* data, int64_t h, int64_t w, int64_t channels, int64_t gap = 0) {
+    const int64_t pixel = channels + gap;
+    return {static_cast<const Element*>(data), channels, pixel, w * pixel, h * w * pixel};
   }
+  int64_t high_pixel() const { return layer.in_high + layer.in_gap[0]; }
+  int64_t low_pixel() const { return layer.in_low + layer.in_gap[1]; }
 
   // Whether y_low's convolution reads what is pooled and x_low as one map, and the channels of that.
   bool joins() const { return low_conv.order.joins; }
@@ -115,7 +118,7 @@ class LayerRun {
     x.pad_frame = frame;
   }
 
-  const Element* high_frame(int64_t image) const { return high + image * height * width * layer.in_high; }
+  const Element* high_frame(int64_t image) const { return high + image * height * width * high_pixel(); }
 
   void pool_input() {
     const int64_t h = low_size(height), w = low_size(width);
@@ -132,7 +135,7 @@ class LayerRun {
     const int64_t frame = h * w * layer.in_low;
     const bool pools = layer.low_reads_low && layer.pool_first;
     const Element* const low = static_cast<const Element*>(maps.low);
-    Source<Format> for_high = plain(low, h, w, layer.in_low);
+    Source<Format> for_high = plain(low, h, w, layer.in_low, layer.in_gap[1]);
     if (has_space && (layer.adds_from_low || layer.high_reads_low || (layer.low_reads_low && !pools && !joins()))) {
       const PaddedMap<Format> to = padded(kPaddedLow, h, w, layer.in_low, true);
       parallel_for(threads, images, [&](int64_t image) {
@@ -157,24 +160,24 @@ class LayerRun {
     from_low_blocks = blocks_of(layer.outs_from_low(), from_low_conv.words(), from_low_conv.order.by_tiles);
 
     high_conv.layer = low_conv.layer = from_low_conv.layer = &layer;
-    high_conv.relu = low_conv.relu = layer.relu;
+    high_conv.activation = low_conv.activation = layer.activation;
     high_conv.size = size, low_conv.size = from_low_conv.size = half_size;
     high_conv.blocks = &high_blocks, low_conv.blocks = &low_blocks, from_low_conv.blocks = &from_low_blocks;
     high_conv.index = 1, low_conv.index = 2;
     high_conv.has_outside = low_conv.has_outside = from_low_conv.has_outside = has_outside();
 
-    high_conv.sources[high_conv.num_sources++] = plain(high, height, width, layer.in_high);
+    high_conv.sources[high_conv.num_sources++] = plain(high, height, width, layer.in_high, layer.in_gap[0]);
     if (layer.high_reads_low) high_conv.sources[high_conv.num_sources++] = low_for_high;
     high_conv.weight = layer.weight_high, high_conv.bias = layer.bias_high, high_conv.scale = layer.scale_high;
     high_conv.residual = static_cast<const Element*>(maps.residual_high);
-    high_conv.out = maps.out_high, high_conv.outs = layer.outs_high;
+    high_conv.out = maps.out_high, high_conv.outs = layer.outs_high, high_conv.gap = layer.out_gap[0];
     set_quanta(high_conv, 0);
 
     if (pools_high) ++low_conv.num_sources;
     if (gives_low && layer.low_reads_low && !layer.shares_low && !joins()) low_conv.sources[low_conv.num_sources++] = low_for_low;
     low_conv.weight = layer.weight_low, low_conv.bias = layer.bias_low, low_conv.scale = layer.scale_low;
     low_conv.residual = static_cast<const Element*>(maps.residual_low);
-    low_conv.out = maps.out_low, low_conv.outs = layer.outs_low;
+    low_conv.out = maps.out_low, low_conv.outs = layer.outs_low, low_conv.gap = layer.out_gap[1];
     set_quanta(low_conv, 1);
 
     from_low_conv.sources[from_low_conv.num_sources++] = low_for_high;
@@ -187,9 +190,8 @@ class LayerRun {
 
   void set_quanta(Convolution<Format>& conv, int map) const {
     if (!kIsInt8<Format>) return;
-    const auto quantum = [](float scale, int64_t zero) { return Quantum{scale, 1.0f / scale, static_cast<float>(zero)}; };
-    conv.of_residual = quantum(layer.residual_scale[map], layer.residual_zero[map]);
-    conv.of_out = quantum(layer.out_scale[map], layer.out_zero[map]);
+    conv.of_residual = quantum_of(layer.residual_scale[map], layer.residual_zero[map]);
+    conv.of_out = quantum_of(layer.out_scale[map], layer.out_zero[map]);
   }
 
   // After the runners have set the sources.
@@ -219,10 +221,10 @@ class LayerRun {
 
   // Rows [begin, end) of what y_low's convolution reads of an image of `high`, with those in the padding around them.
   void pool_high_rows(int64_t image, int64_t begin, int64_t end, const PaddedMap<Format>& to, int64_t to_image) const {
-    const Element* const low = joins() ? static_cast<const Element*>(maps.low) + image * half_height * half_width * layer.in_low
+    const Element* const low = joins() ? static_cast<const Element*>(maps.low) + image * half_height * half_width * low_pixel()
                                        : nullptr;
     pool_rows<Format>(high_frame(image), height, width, layer.in_high, begin - top, end + top,
-                      layer.pools_sums ? 1.0f : 0.25f, to, to_image, low);
+                      layer.pools_sums ? 1.0f : 0.25f, to, to_image, low, layer.in_gap);
     if (!kept.data || pools_in_place) return;
     for (int64_t y = begin; y < std::min(end, half_height); ++y) {
       const Element* from = to.pixels(to_image, y);
@@ -283,7 +285,7 @@ class LayerRun {
     Local<Format> at_high, at_low;
     Prefetch high_prefetch, low_prefetch;
     // The rows in the padding above a strip have been read for the strip before it.
-    const Source<Format> map = plain(high + top * width * layer.in_high, height, width, layer.in_high);
+    const Source<Format> map = plain(high + top * width * high_pixel(), height, width, layer.in_high, layer.in_gap[0]);
     high_conv.prefetch_map(map, strips, n, count, &high_prefetch);
     high_prefetch.next_out = high_conv.next_out(strips, n, count);
     if (pools_high) {
@@ -298,7 +300,7 @@ class LayerRun {
     }
     if (has_space) {
       const PaddedMap<Format> to = padded_strip(strips, strip.begin);
-      copy_rows<Format>(high_frame(image), strip.begin - top, strip.end + top, to, 0);
+      copy_rows<Format>(high_frame(image), strip.begin - top, strip.end + top, to, 0, layer.in_gap[0]);
       at_high.source = to.source(top).data;
     }
     if (layer.adds_from_low) {
@@ -336,7 +338,7 @@ class LayerRun {
     const bool pools_while_read = pools_high && keeps_size() && !has_space;
     const bool pools_before = pools_high && !pools_while_read;
     parallel_for(threads, has_space || pools_before ? images : 0, [&](int64_t image) {
-      if (has_space) copy_rows<Format>(high_frame(image), -top, height + top, copy, image);
+      if (has_space) copy_rows<Format>(high_frame(image), -top, height + top, copy, image, layer.in_gap[0]);
       if (pools_before) pool_high_rows(image, 0, half_height, pooled, image);
     });
     if (layer.has_max_pool())
@@ -349,5 +351,26 @@ class LayerRun {
     if (gives_low) compute_all(low_conv, threads);
   }
 };
+
+// A convolution of groups of channels, one after the other: each is a layer whose pixels lie apart.
+template <class Format>
+void run_in_groups(const Layer& layer, const Maps& maps, int64_t threads) {
+  if (layer.groups <= 1) return LayerRun<Format>(layer, maps, threads)();
+  using Element = typename Format::Element;
+  Layer group = layer;
+  group.groups = 1, group.in_high /= layer.groups, group.outs_high /= layer.groups;
+  group.in_gap[0] = layer.in_high - group.in_high, group.out_gap[0] = layer.outs_high - group.outs_high;
+  const int64_t words = k_high(group).words() * ((group.outs_high + kLanes - 1) / kLanes * kLanes);
+  for (int64_t n = 0; n < layer.groups; ++n) {
+    Maps own = maps;
+    own.high = static_cast<const Element*>(maps.high) + n * group.in_high;
+    own.out_high = static_cast<Element*>(maps.out_high) + n * group.outs_high;
+    if (maps.residual_high) own.residual_high = static_cast<const Element*>(maps.residual_high) + n * group.outs_high;
+    group.weight_high = layer.weight_high + n * words;
+    if (layer.bias_high) group.bias_high = layer.bias_high + n * group.outs_high;
+    if (layer.scale_high) group.scale_high = layer.scale_high + n * group.outs_high;
+    LayerRun<Format>(group, own, threads)();
+  }
+}
 
 }  // namespace

@@ -19,7 +19,7 @@ inline int64_t poison_round = 0;
 namespace {
 
 // What a thread keeps apart.
-enum Scratch { kPooledInput, kPaddedLow, kPooledLow, kPooledHigh, kPaddedHigh, kFromLow, kMaxPoolRows, kBias, kPadFrameHigh, kPadFrameLow, kScratches };
+enum Scratch { kPooledInput, kPaddedLow, kPooledLow, kPooledHigh, kPaddedHigh, kFromLow, kMaxPoolRows, kBias, kPadFrameHigh, kPadFrameLow, kSums, kGroup, kScratches };
 
 // Bytes that are not set; much of them in pages of 2 MB, for the reason that large_pages.py gives.
 class Memory {

@@ -62,16 +62,16 @@ template <class Function>
 }
 
 // One row of a map of half the size, from one or two rows: sums of blocks of two by two pixels, times `scale`. Pixels at an
-// odd edge count twice, so that a scale of a quarter gives the mean of those that there are. The result's pixels are `pixel`
-// elements apart.
+// odd edge count twice, so that a scale of a quarter gives the mean of those that there are. Pixels are `step` elements
+// apart, and the result's `pixel`.
 template <class Format, class Element = typename Format::Element>
-void pool_row(const Element* upper, const Element* lower, int64_t width, int64_t channels, float scale, Element* out,
-              int64_t pixel) {
+void pool_row(const Element* upper, const Element* lower, int64_t width, int64_t channels, int64_t step, float scale,
+              Element* out, int64_t pixel) {
   const auto get = [](const Element* from, int lanes) __attribute__((always_inline)) { return Format::load_raw(from, lanes); };
   for (int64_t x = 0; x < width; x += 2, out += pixel) {
     const bool pair = x + 1 < width;
-    const Element *a = upper + x * channels, *b = pair ? a + channels : a;
-    const Element *c = lower + x * channels, *d = pair ? c + channels : c;
+    const Element *a = upper + x * step, *b = pair ? a + step : a;
+    const Element *c = lower + x * step, *d = pair ? c + step : c;
     each_vector(channels, [&](int64_t n, int lanes) __attribute__((always_inline)) {
       const Vector sum = (get(a + n, lanes) + get(b + n, lanes)) + (get(c + n, lanes) + get(d + n, lanes));
       Format::store_raw(out + n, sum * scale, lanes);
@@ -80,27 +80,37 @@ void pool_row(const Element* upper, const Element* lower, int64_t width, int64_t
 }
 
 // Rows [begin, end) of an image of half the size of `frame`, as far as it has them: the first channels of `to`. `low`, of
-// that size, has its other ones, if any.
+// that size, has its other ones, if any. `gaps`: between pixels of both; null: none.
 template <class Format>
 void pool_rows(const typename Format::Element* frame, int64_t height, int64_t width, int64_t channels, int64_t begin,
                int64_t end, float scale, const PaddedMap<Format>& to, int64_t image,
-               const typename Format::Element* low = nullptr) {
-  const int64_t row = width * channels, low_channels = to.channels - channels;
+               const typename Format::Element* low = nullptr, const int64_t* gaps = nullptr) {
+  const int64_t pixel = channels + (gaps ? gaps[0] : 0), row = width * pixel, low_channels = to.channels - channels;
+  const int64_t low_pixel = low_channels + (gaps ? gaps[1] : 0);
   to.fill_rows(image, begin, end, [&](int64_t y, typename Format::Element* out) {
     const auto* upper = frame + 2 * y * row;
-    pool_row<Format>(upper, 2 * y + 1 < height ? upper + row : upper, width, channels, scale, out, to.channels);
+    pool_row<Format>(upper, 2 * y + 1 < height ? upper + row : upper, width, channels, pixel, scale, out, to.channels);
     if (low_channels)
       for (int64_t x = 0; x < to.width; ++x)
-        std::memcpy(out + x * to.channels + channels, low + (y * to.width + x) * low_channels, low_channels * sizeof *out);
+        std::memcpy(out + x * to.channels + channels, low + (y * to.width + x) * low_pixel, low_channels * sizeof *out);
   });
 }
 
-// Rows [begin, end) of an image of the size of `frame`, as far as it has them.
+// Rows [begin, end) of an image of the size of `frame`, as far as it has them. `gap`: between pixels of `frame`.
 template <class Format>
-void copy_rows(const typename Format::Element* frame, int64_t begin, int64_t end, const PaddedMap<Format>& to, int64_t image) {
-  const int64_t row = to.width * to.channels;
+void copy_rows(const typename Format::Element* frame, int64_t begin, int64_t end, const PaddedMap<Format>& to, int64_t image,
+               int64_t gap = 0) {
+  const int64_t pixel = to.channels + gap, row = to.width * pixel;
   to.fill_rows(image, begin, end, [&](int64_t y, typename Format::Element* out) {
-    std::memcpy(out, frame + y * row, row * sizeof *out);
+    const auto* from = frame + y * row;
+    if (!gap) {
+      std::memcpy(out, from, row * sizeof *out);
+      return;
+    }
+    for (int64_t x = 0; x < to.width; ++x, from += pixel, out += to.channels)
+      each_vector(to.channels, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+        Format::store_raw(out + c, Format::load_raw(from + c, lanes), lanes);
+      });
   });
 }
 

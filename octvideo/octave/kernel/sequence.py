@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 
 from octvideo.octave.kernel.formats import F32, Format, Quantum
-from octvideo.octave.kernel.fused_conv import FusedConv, Layer, Shape
+from octvideo.octave.kernel.fused_conv import FusedLayer, Layer, LayerKind, Shape, half_size
 from octvideo.octave.kernel.large_pages import empty_in_large_pages
 from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
 
 _CACHE_LINE = 64  # bytes
-_NO_MAP, _WORKSPACE = -1, 0  # slots
+_NO_MAP, _LOCAL, _WORKSPACE = -1, -2, 0  # slots
+NO_VALUE = -1
 
 
 class Place(ctypes.Structure):
@@ -33,7 +35,8 @@ class Step(ctypes.Structure):
 
     _fields_ = (
         ("layer", ctypes.POINTER(Layer)),
-        *[(name, Place) for name in ("high", "low", "residual_high", "residual_low", "out_high", "out_low")],
+        ("group", ctypes.c_int64),
+        *[(name, Place) for name in ("high", "low", "residual_high", "residual_low", "gate", "out_high", "out_low")],
     )
 
 
@@ -44,8 +47,8 @@ class Wiring:
     Values are indexed: first the inputs, then the result of each layer.
 
     Args:
-        reads: of each layer, the values that it reads: x, or x and a residual, which the result overwrites and which
-            nothing reads afterwards.
+        reads: of each layer, the values that it reads: x; x and a residual, which the result overwrites and which
+            nothing reads afterwards; or x, a residual or NO_VALUE, and a gate.
         num_inputs: how many inputs there are.
         results: the values that are returned.
     """
@@ -59,26 +62,65 @@ class Wiring:
         last = [-1] * (self.num_inputs + len(self.reads))
         for step, values in enumerate([*self.reads, self.results]):
             for value in values:
-                last[value] = step
+                if value >= 0:
+                    last[value] = step
         return last
 
-    def owners(self, *, keeps_inputs: bool) -> list[int]:
-        """Of each value, the value in whose memory it lies: a result overwrites its residual.
+    def groups(self, layers: Sequence[FusedLayer]) -> list[range]:
+        """Steps that the kernel computes together, part by part of their maps (group.h), and those that it does alone.
+
+        Between them is a value that only the next one reads: a depthwise convolution is joined with the pointwise
+        layers around it, and a product with a gate with the one after it.
+        """
+        readers = Counter(value for values in [*self.reads, self.results] for value in values)
+        kinds = [_kind_in_group(layer.layer) for layer in layers]
+
+        def follows(step: int) -> bool:
+            value = self.num_inputs + step - 1
+            return step < len(layers) and self.reads[step][0] == value and readers[value] == 1
+
+        groups, begin = [], 0
+        while begin < len(layers):
+            end = begin + 1
+            for pattern in _GROUPS:
+                steps = range(begin, begin + len(pattern))
+                if tuple(kinds[steps.start : steps.stop]) == pattern and all(follows(step) for step in steps[1:]):
+                    end = steps.stop
+                    break
+            groups.append(range(begin, end))
+            begin = end
+        return groups
+
+    def owners(self, groups: Sequence[range], *, keeps_inputs: bool) -> list[int]:
+        """Of each value, the value in whose memory it lies.
+
+        A result overwrites its residual, but not within a group, nor one that another layer of its group reads. What
+        is scaled by a gate, and not read afterwards, is overwritten too, by a layer that is alone.
 
         Args:
+            groups: of steps.
             keeps_inputs: results that would overwrite an input do not.
         """
+        group_of = {step: group for group in groups for step in group}
         owners = list(range(self.num_inputs))
-        for _, *residual in self.reads:
-            owner = owners[residual[0]] if residual else len(owners)
+        last_reads = self.last_reads()
+        for step, (x, *others) in enumerate(self.reads):
+            residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
+            overwritten, group = residual, group_of[step]
+            if step != group[-1] or any(residual in self.reads[other] for other in group if other != step):
+                overwritten = NO_VALUE  # some rows of what lies between layers are computed twice
+            is_alone = len(group) == 1 and residual == NO_VALUE
+            if is_alone and gate != NO_VALUE and x >= self.num_inputs and last_reads[x] == step:
+                overwritten = x
+            owner = len(owners) if overwritten == NO_VALUE else owners[overwritten]
             owners.append(len(owners) if keeps_inputs and owner < self.num_inputs else owner)
         return owners
 
-    def shapes(self, layers: Sequence[FusedConv], inputs: Sequence[Sequence[Shape]]) -> list[Sequence[Shape]]:
+    def shapes(self, layers: Sequence[FusedLayer], inputs: Sequence[Sequence[Shape]]) -> list[Sequence[Shape]]:
         """Of all values' maps, from the inputs'."""
         shapes = list(inputs)
         for layer, (x, *_) in zip(layers, self.reads, strict=True):
-            shapes.append(layer.out_shapes(shapes[x][0]))
+            shapes.append(layer.out_shapes(shapes[x]))
         return shapes
 
 
@@ -98,7 +140,7 @@ class SequencePlan:
     """
 
     wiring: Wiring
-    layers: Sequence[FusedConv]
+    layers: Sequence[FusedLayer]
     results: list[tuple[int, Sequence[Shape]]]
     steps: list[Step]
     size: int
@@ -112,7 +154,7 @@ class SequencePlan:
     def of(
         cls,
         wiring: Wiring,
-        layers: Sequence[FusedConv],
+        layers: Sequence[FusedLayer],
         inputs: Sequence[Sequence[Shape]],
         *,
         keeps_inputs: bool = False,
@@ -126,13 +168,26 @@ class SequencePlan:
             parts: that the batch is computed in.
 
         Returns:
-            None where a residual is not of its result's shape.
+            None where a low map that is read has not half the size of its high one, a residual is not of its result's
+            shape or its layer adds none, or a gate has other sizes than one pixel for each clip.
         """
         shapes = wiring.shapes(layers, [[(n // parts, *rest) for n, *rest in maps] for maps in inputs])
-        for value, (_, *residual) in enumerate(wiring.reads, wiring.num_inputs):
-            if residual and shapes[residual[0]] != shapes[value]:
+        if not all(_is_pair(shapes[x]) for x, *_ in wiring.reads):
+            return None
+        for value, (layer, (_, *others)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
+            residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
+            adds = layer.layer.kind in (LayerKind.CONVOLUTION, LayerKind.SCALE)
+            if residual != NO_VALUE and (not adds or shapes[residual] != shapes[value]):
                 return None
-        owners, last_reads = wiring.owners(keeps_inputs=keeps_inputs), wiring.last_reads()
+            if gate != NO_VALUE and not _is_gate(shapes[gate], shapes[value]):
+                return None
+        groups = wiring.groups(layers)
+        owners, last_reads = wiring.owners(groups, keeps_inputs=keeps_inputs), wiring.last_reads()
+        # Nothing that a group reads may be overwritten before all of it is done.
+        ends = {step: group[-1] for group in groups for step in group}
+        last_reads = [ends.get(step, step) for step in last_reads]
+        local = {wiring.num_inputs + step: n for group in groups for n, step in enumerate(group[:-1])}
+        sizes = {group[0]: len(group) for group in groups}
         last = [-1] * len(owners)
         for value, owner in enumerate(owners):
             last[owner] = max(last[owner], last_reads[value])
@@ -142,6 +197,9 @@ class SequencePlan:
         for value, owner in enumerate(owners):
             index = value - wiring.num_inputs  # of a layer
             memory.free(before=index)
+            if value in local:
+                places[value] = [Place(_LOCAL, local[value])] * len(shapes[value])
+                continue
             if owner != value:
                 continue
             for shape in shapes[value]:
@@ -152,15 +210,17 @@ class SequencePlan:
                     size = torch.Size(shape).numel() * format.dtype.itemsize
                     places[value].append(Place(_WORKSPACE, memory.take(size, until=last[value])))
 
-        def maps_of(values: Sequence[int]) -> list[Place]:
-            found = [place for value in values for place in places[owners[value]]]
+        def maps_of(value: int) -> list[Place]:
+            found = [] if value == NO_VALUE else places[owners[value]]
             return [*found, *[Place(_NO_MAP)] * (2 - len(found))]
 
         steps = []
-        for value, (conv, (x, *residual)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
+        for value, (conv, (x, *others)) in enumerate(zip(layers, wiring.reads, strict=True), wiring.num_inputs):
+            residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
             high, *low = shapes[x]
             sized = conv.layer.for_map(high, low[0][1] if low else 0)
-            steps.append(Step(ctypes.pointer(sized), *maps_of([x]), *maps_of(residual), *maps_of([value])))
+            maps = (*maps_of(x), *maps_of(residual), maps_of(gate)[0], *maps_of(value))
+            steps.append(Step(ctypes.pointer(sized), sizes.get(value - wiring.num_inputs, 1), *maps))
         results = [(owners[value], shapes[value]) for value in wiring.results]
         return cls(wiring, layers, results, steps, memory.size, format, parts)
 
@@ -198,6 +258,27 @@ class SequencePlan:
         return torch.empty(shape, dtype=self.format.dtype, memory_format=LAYOUTS[len(shape)])
 
 
+_GROUPS = (
+    ("pointwise", "depthwise", "pointwise"),
+    ("pointwise", "depthwise"),
+    ("depthwise", "pointwise"),
+    ("scale", "pointwise"),
+)
+
+
+def _kind_in_group(layer: Layer) -> str:
+    if layer.kind == LayerKind.DEPTHWISE and not layer.pool_first:
+        reaches = zip(layer.padding, layer.dilation, layer.kernel, strict=True)
+        is_usual = all(p <= d * (k - 1) for p, d, k in reaches)  # every row of the result reads rows that there are
+        return "depthwise" if is_usual else "alone"
+    if layer.kind == LayerKind.SCALE:
+        return "scale"
+    sizes = {"kernel": 1, "stride": 1, "padding": 0, "pool_window": 1, "pool_stride": 1}
+    one_pixel = all(set(getattr(layer, name)) == {size} for name, size in sizes.items())
+    is_dense = layer.kind == LayerKind.CONVOLUTION and not layer.pool_first and layer.groups <= 1
+    return "pointwise" if is_dense and one_pixel else "alone"
+
+
 def num_parts(clips: int, threads: int) -> int:
     """In how many parts of equally many clips a batch is computed, each by one thread; 1: threads share each layer.
 
@@ -209,6 +290,17 @@ def num_parts(clips: int, threads: int) -> int:
     if threads == 1 or not even:
         return 1
     return next((n for n in even if n >= 2 * threads), even[0])
+
+
+def _is_pair(maps: Sequence[Shape]) -> bool:
+    """Whether a value's low map, if it has one, is of half the size of its high one."""
+    (clips, _, *size), *others = maps
+    return all((n, tuple(low)) == (clips, half_size(size)) for n, _, *low in others)
+
+
+def _is_gate(gate: Sequence[Shape], result: Sequence[Shape]) -> bool:
+    channels = sum(shape[1] for shape in result)
+    return [tuple(shape) for shape in gate] == [(result[0][0], channels, *[1] * (len(result[0]) - 2))]
 
 
 class _Memory:

@@ -1,11 +1,12 @@
 // The micro-kernel: tiles of some pixels by some vectors of output channels, whose sums stay in registers until the residual
-// is added and the ReLU is done.
+// is added and the activation is done.
 
 #pragma once
 
 #include <utility>
 #include <vector>
 
+#include "activation.h"
 #include "formats.h"
 
 namespace {
@@ -37,7 +38,7 @@ struct Tiles {
   char* out;
   int64_t out_step;        // bytes from pixel to pixel, of the residual too
   int last_lanes;          // channels in the last vector
-  bool relu;
+  int64_t activation;
   bool out_is_float;       // `out` has float32 elements, whatever the format
   bool is_cached;          // `out` is in the cache
   const char* ahead;       // what is read next, to be prefetched; may be null
@@ -45,17 +46,6 @@ struct Tiles {
   int64_t next_out;        // bytes from `out` to where results go next; 0: unknown
   Quantum of_residual, of_out;
 };
-
-// NaN stays NaN: the processor's maximum gives its second operand then.
-[[gnu::always_inline]] inline Vector relu(Vector value) {
-#if defined(__AVX512F__)
-  return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)value);
-#elif defined(__AVX__)
-  return (Vector)_mm256_max_ps(_mm256_setzero_ps(), (__m256)value);
-#else
-  return value < 0.0f ? Vector{} : value;
-#endif
-}
 
 // fn(pixel, vector, lanes of that vector) for all of a tile, without a branch where all vectors are full.
 template <int Pixels, int Vectors, class Function>
@@ -95,7 +85,10 @@ template <class Format, int Pixels, int Vectors>
       const Element* from = reinterpret_cast<const Element*>(residual + p * out_step) + v * kLanes;
       values[p][v] += load_real<Format>(from, used, tiles.of_residual);
     });
-  if (tiles.relu) each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { values[p][v] = relu(values[p][v]); });
+  if (tiles.activation == kRelu)
+    each<Pixels, Vectors>(kLanes, [&](int p, int v, int) { values[p][v] = relu(values[p][v]); });
+  else if (tiles.activation)
+    activate(&values[0][0], Pixels * Vectors, tiles.activation);
   if (kElement<Format> < 4 && tiles.out_is_float)
     each<Pixels, Vectors>(lanes, [&](int p, int v, int used) {
       store(reinterpret_cast<float*>(out + p * out_step) + v * kLanes, values[p][v], used);

@@ -25,7 +25,7 @@ def test_prepared_convolutions_are_torchs(kernel: str, residual: str) -> None:
     conv = nn.Conv3d(8, 16, size, stride, padding, dilation, groups)
     prepared = PreparedConv.of(conv)
     assert prepared is not None
-    prepared.relu = True
+    prepared.activation = "relu"
     with torch.inference_mode():
         for n, sizes in enumerate(((4, 7, 9), (3, 20, 30), (4, 7, 9))):  # packed once, then other sizes
             x = random(2, 8, *sizes, seed=n)

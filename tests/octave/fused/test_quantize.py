@@ -100,7 +100,7 @@ def layer_int8(
     for sums, bias, added, quantum in zip(results, biases, given, y, strict=True):
         value = sums + added
         value = value if bias is None else value + bias.double().view(-1, *[1] * (sums.dim() - 2))
-        value = value.relu() if conv.relu else value
+        value = value.relu() if conv.activation == "relu" else value
         value = value if form.max_pool is None else max_pooled(conv, value)
         made.append(elements(value, quantum))
     return made
@@ -257,7 +257,7 @@ def test_maps_that_are_never_negative_have_zero_0() -> None:
     for name, calibration in calibrate(prepared, clips_of(3, 2)).items():
         sequence = prepared.get_submodule(name)
         for conv, quanta in zip(sequence.convs, calibration.quanta[sequence.wiring.num_inputs :], strict=True):
-            assert all((quantum.zero == 0) == conv.relu for quantum in quanta)
+            assert all((quantum.zero == 0) == (conv.activation == "relu") for quantum in quanta)
             assert len(quanta) == 1 + conv.gives_pair
 
 

@@ -7,7 +7,7 @@ the kernel's element lies between the rounded ends of that interval: no error of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octvideo.octave.kernel.formats import F32, FORMATS, Format, LayerQuanta, Quantum, quantised_weight
-from octvideo.octave.kernel.fused_conv import Form, FusedConv
+from octvideo.octave.kernel.fused_conv import Activation, Form, FusedConv
 from octvideo.octave.kernel.layout import channels_last
 from octvideo.octave.kernel.library import load_library
 from octvideo.octave.kernel.sequence import SequencePlan, Wiring
@@ -120,6 +120,38 @@ class Expected(NamedTuple):
     greatest: Tensor
 
 
+ACTIVATED: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+}
+
+
+def elements_of(y: Sums, activation: Activation, format: Format, quantum: Quantum) -> Expected:
+    """Of a result, from the sums before its activation."""
+    function, error, size = ACTIVATED[activation], y.error(), y.value.abs()
+    ends = [function(y.value + sign * error) for sign in (0, -1, 1)]
+    least, greatest = torch.minimum(ends[1], ends[2]), torch.maximum(ends[1], ends[2])
+    if activation in ("silu", "hardswish"):  # which fall, and then rise, by less than 1.5 times what they are given
+        least, greatest = ends[0] - 1.5 * error, ends[0] + 1.5 * error
+    rounding = {"silu": 8 + size / 2, "sigmoid": 8 + size / 2, "hardswish": 8 + 0 * size, "hardsigmoid": 8 + 0 * size}
+    if activation in rounding:
+        own = _UNIT * rounding[activation] * ends[0].abs() + 1e-35  # see kMostExponent
+        if activation.startswith("hard"):
+            own = own + 8 * _UNIT * (size.clamp(max=4) if activation == "hardswish" else 1)
+        least, greatest = least - own, greatest + own
+    made = []
+    for sign, real in ((0, ends[0]), (-1, least), (1, greatest)):
+        if format.name == "int8":  # by float32 too: times the inverse of the scale, plus zero
+            real = real + sign * 4 * _UNIT * (real.abs() + quantum.scale * quantum.zero)
+        made.append(to_elements(real, format, quantum).double())
+    return Expected(*made)
+
+
 class Case:
     """Weights and maps of one layer, and what it should give.
 
@@ -127,6 +159,7 @@ class Case:
         channels: in high, in low, out high, out low.
         size: of x_high: ([T,] H, W).
         upsampled: a part of x_low is added to y_high.
+        relu: what follows, if no activation is given.
         pools_sums: see `Layer`.
         zeros: the int8 elements that stand for 0: of x_high, x_low, the results and the residuals.
         spread: of int8 results' scale: where it is small, many elements saturate.
@@ -143,6 +176,7 @@ class Case:
         residual: bool = False,
         bias: bool = True,
         relu: bool = True,
+        activation: Activation | None = None,
         format: Format = F32,
         pools_sums: bool = False,
         zeros: tuple[int, int, int, int] = (128, 0, 0, 128),
@@ -151,7 +185,8 @@ class Case:
     ) -> None:
         in_high, in_low, out_high, out_low = channels
         kernel = form.kernel[-len(size) :]
-        self.form, self.relu, self.format, self.pools_sums = form, relu, format, pools_sums
+        self.form, self.format, self.pools_sums = form, format, pools_sums
+        self.activation: Activation = activation or ("relu" if relu else "none")
         reads = in_high * form.low_reads_high + in_low * form.low_reads_low
         self.high_weight = random(out_high, in_high + in_low * form.high_reads_low, *kernel, seed=seed)
         self.from_low = random(out_high, in_low, *kernel, seed=seed + 1) if upsampled and in_low else None
@@ -198,7 +233,7 @@ class Case:
             num_high=self.high.shape[1],
             bias_high=self.biases[0],
             bias_low=self.biases[1],
-            relu=self.relu,
+            activation=self.activation,
             format=self.format,
             quanta=self.quanta,
         )
@@ -279,17 +314,11 @@ class Case:
         ]
 
     def _elements(self, y: Sums, quantum: Quantum) -> Expected:
-        made = []
-        for sign in (0, -1, 1):
-            real = y.value + sign * y.error()
-            real = real.relu() if self.relu else real
-            if self.format.name == "int8":  # by float32 too: times the inverse of the scale, plus zero
-                real = real + sign * 4 * _UNIT * (real.abs() + quantum.scale * quantum.zero)
-            elements = to_elements(real, self.format, quantum).double()
-            if pool := self.form.max_pool:
-                elements = F.max_pool3d(elements, (1, *pool.window), (1, *pool.stride), (0, *pool.padding))
-            made.append(elements)
-        return Expected(*made)
+        made = elements_of(y, self.activation, self.format, quantum)
+        if pool := self.form.max_pool:
+            sizes = (1, *pool.window), (1, *pool.stride), (0, *pool.padding)
+            made = Expected(*[F.max_pool3d(elements, *sizes) for elements in made])
+        return made
 
     def maps(self) -> list[Tensor | None]:
         """Copies of x_high, x_low and the residuals, channels last."""
@@ -304,27 +333,30 @@ class Case:
         worst = 0.0
         for name, y, want in zip(("high", "low"), results, self.expected(), strict=True):
             assert (y is None) == (want is None)
-            if y is None or want is None:
-                continue
-            assert y.dtype == self.format.dtype and y.shape == want.nearest.shape
-            layout = torch.channels_last if y.dim() == 4 else torch.channels_last_3d
-            assert y.is_contiguous(memory_format=layout)
-            got = y.double()
-            is_nan = want.nearest.isnan()
-            wrong = torch.where(is_nan, ~got.isnan(), ~((want.least <= got) & (got <= want.greatest)))
-            if self.format.name == "bf16":  # its conversions take elements that are this small for 0
-                wrong &= ~((got == 0) & (want.least <= _SMALLEST) & (want.greatest >= -_SMALLEST))
-            if wrong.any():
-                at = tuple(wrong.nonzero()[0].tolist())
-                bounds = [part[at].item() for part in (want.least, want.nearest, want.greatest)]
-                pytest.fail(
-                    f"{int(wrong.sum())} of {wrong.numel()} elements of y_{name} are wrong, first at {at}: "
-                    f"{got[at].item()}, expected {bounds[1]} between {bounds[0]} and {bounds[2]}"
-                )
-            most = torch.maximum(want.greatest - want.nearest, want.nearest - want.least)
-            ratio = (got - want.nearest).abs() / most
-            worst = max(worst, ratio[most > 0].max().item() if bool((most > 0).any() and not is_nan.any()) else 0.0)
+            if y is not None and want is not None:
+                worst = max(worst, check_map(name, y, want, self.format))
         return worst
+
+
+def check_map(name: str, y: Tensor, want: Expected, format: Format) -> float:
+    """Fails where a map is not as expected. The greatest error, as a part of the greatest that may be."""
+    assert y.dtype == format.dtype and y.shape == want.nearest.shape
+    assert y.is_contiguous(memory_format=torch.channels_last if y.dim() == 4 else torch.channels_last_3d)
+    got = y.double()
+    is_nan = want.nearest.isnan()
+    wrong = torch.where(is_nan, ~got.isnan(), ~((want.least <= got) & (got <= want.greatest)))
+    if format.name == "bf16":  # its conversions take elements that are this small for 0
+        wrong &= ~((got == 0) & (want.least <= _SMALLEST) & (want.greatest >= -_SMALLEST))
+    if wrong.any():
+        at = tuple(wrong.nonzero()[0].tolist())
+        bounds = [part[at].item() for part in (want.least, want.nearest, want.greatest)]
+        pytest.fail(
+            f"{int(wrong.sum())} of {wrong.numel()} elements of y_{name} are wrong, first at {at}: "
+            f"{got[at].item()}, expected {bounds[1]} between {bounds[0]} and {bounds[2]}"
+        )
+    most = torch.maximum(want.greatest - want.nearest, want.nearest - want.least)
+    ratio = (got - want.nearest).abs() / most
+    return ratio[most > 0].max().item() if bool((most > 0).any() and not is_nan.any()) else 0.0
 
 
 def _float32(value: float) -> float:

@@ -23,12 +23,14 @@ import torch
 from torch import Tensor
 
 from octvideo.octave.kernel import library
-from octvideo.octave.kernel.formats import FORMATS, FormatName
-from octvideo.octave.kernel.fused_conv import Form, FusedConv, Maps, MaxPool
+from octvideo.octave.kernel.formats import FORMATS, FormatName, LayerQuanta, Quantum
+from octvideo.octave.kernel.fused_conv import ACTIVATIONS, Form, FusedConv, FusedLayer, Maps, MaxPool, half_size
 from octvideo.octave.kernel.library import load_library
-from octvideo.octave.kernel.sequence import SequencePlan, Step, Wiring
+from octvideo.octave.kernel.light_layers import FusedDepthwise, FusedMean, FusedScale
+from octvideo.octave.kernel.sequence import NO_VALUE, SequencePlan, Step, Wiring
 from octvideo.octave.kernel.training import Weight
-from tests.octave.kernel.cases import Case, halve
+from tests.octave.kernel.cases import Case, halve, to_elements
+from tests.octave.kernel.light_cases import LightCase, LightKind
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -83,24 +85,14 @@ class Guarded:
         made.copy_(x)
         return made
 
-    def copy_weights(self, conv: FusedConv) -> list[Tensor]:
+    def copy_weights(self, fused: FusedLayer) -> list[Tensor]:
         """Lets the layer read copies of its weights, biases and scales, which must be kept."""
-        kernel, layer, made = load_library(), conv.layer, []
-        assert kernel is not None
-        outs_from_low = layer.outs_high + (layer.outs_low if layer.shares_low else 0)
-        outs = {"high": layer.outs_high, "from_low": outs_from_low, "low": layer.outs_low}
-        for which, name in enumerate(outs):
-            counts = {
-                "weight_": kernel.packed_words(ctypes.byref(layer), which),
-                "scale_": outs[name],
-                "bias_": outs[name],
-            }
-            for field, count in counts.items():
-                address = getattr(layer, field + name, None)
-                if address and count:
-                    made.append(self.bytes(4 * count))
-                    ctypes.memmove(made[-1].data_ptr(), address, 4 * count)
-                    setattr(layer, field + name, made[-1].data_ptr())
+        made = []
+        for name, tensor in getattr(fused, "_tensors", {}).items():
+            if tensor.numel():
+                made.append(self.bytes(tensor.nbytes))
+                ctypes.memmove(made[-1].data_ptr(), tensor.data_ptr(), tensor.nbytes)
+                setattr(fused.layer, name, made[-1].data_ptr())
         return made
 
 
@@ -109,6 +101,13 @@ def poison() -> None:
     kernel = load_library()
     assert kernel is not None
     ctypes.c_int64.in_dll(kernel, "poison_round").value += 1
+
+
+def set_group_bytes(count: int) -> None:
+    """How much may lie between the layers of a group; 0: as ever."""
+    kernel = load_library()
+    assert kernel is not None
+    ctypes.c_int64.in_dll(kernel, "most_group_bytes").value = count
 
 
 def run_plan(plan: SequencePlan, inputs: Sequence[Sequence[Tensor]], guarded: Guarded) -> list[Sequence[Tensor]]:
@@ -146,12 +145,13 @@ class RandomLayer:
             form, size = self._form(flags, axes)
             channels = self._channels(), has_low * self._channels(), self._channels(), gives_low * self._channels()
             clips = choose((1, 1, 2, 3))
+            activation = choose(ACTIVATIONS)
             if self.kind == "ordinary" and chance(0.2):
                 form = self._with_max_pool(form)
             if self._is_possible(form, (clips, channels[0], *size), channels, upsampled):
                 break
         has_residual = form.max_pool is None and chance(0.5)
-        options = {"residual": has_residual, "bias": chance(0.8), "relu": chance(0.5), "upsampled": upsampled}
+        options = {"residual": has_residual, "bias": chance(0.8), "activation": activation, "upsampled": upsampled}
         options |= {"clips": clips, "zeros": zeros, "spread": spread, "pools_sums": self.pools_sums}
         self.text = f"{self.kind}: {form}, channels={channels}, size={size}, {options}, threads={self.threads}"
         self.case = Case(form, channels, size, format=FORMATS[format], seed=seed, **options)  # type: ignore[arg-type]
@@ -240,7 +240,9 @@ class RandomLayer:
             pooled = halve(read, sums=self.pools_sums)
         kept = None if pooled is None else guarded.map(pooled.shape, pooled.dtype)
         low = maps[1] if len(maps) > 1 else None
-        arguments = Maps.of(maps[0], low, None, None, made[0], made[1] if len(made) > 1 else None, kept)
+        arguments = Maps.of(
+            high=maps[0], low=low, out_high=made[0], out_low=dict(enumerate(made)).get(1), out_pooled=kept
+        )
         layer = conv.layer.for_map(tuple(case.high.shape), in_low)
         poison()
         kernel.pack_and_run_layer(*map(ctypes.byref, (layer, given, arguments)), self.threads)
@@ -309,6 +311,188 @@ class RandomSequence:
         return 0.0
 
 
+class RandomLight:
+    """The depthwise convolution, the mean or the product with a gate of a seed."""
+
+    def __init__(self, seed: int, format: FormatName) -> None:
+        self.random = python_random.Random(seed)
+        choose, randint, chance = self.random.choice, self.random.randint, lambda p: self.random.random() < p
+        self.kind: LightKind = choose(("depthwise", "depthwise", "depthwise", "mean", "scale"))
+        self.threads, self.at_end = choose((1, 2)), chance(0.7)
+        channels = choose((randint(1, 130), randint(1, 9), 16, 32)), choose((0, randint(1, 40), 16))
+        axes, has_low = choose((2, 3, 3)), bool(channels[1])
+        while True:
+            size = (randint(1, 6), randint(1, 70) if chance(0.1) else randint(1, 20), randint(1, 30))
+            usual = choose(((1, 3, 3), (3, 3, 3), (5, 1, 1), (1, 5, 5), (3, 1, 1), (1, 7, 7)))
+            kernel = usual if chance(0.5) else (randint(1, 7), randint(1, 7), randint(1, 16))
+            stride = choose((1, 1, 2)), choose((1, 1, 2, 3)), choose((1, 1, 2))
+            dilation = (choose((1, 1, 2)), choose((1, 1, 2)), 1)
+            reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+            padding = [n // 2 for n in reach] if chance(0.7) else [randint(0, n + 2) for n in reach]
+            if axes == 2:
+                kernel, stride, dilation, padding[0] = (1, *kernel[1:]), (1, *stride[1:]), (1, dilation[1], 1), 0
+            flags = {"pool_first": chance(0.15), "low_reads_low": has_low, "is_depthwise": True}
+            form = Form(kernel, stride, tuple(padding), dilation, **flags)
+            high, low = ((1, *shape[2:])[-3:] for shape in form.out_shapes((1, 1, *size[-axes:]), (1, 1)))
+            if min(high) > 0 and (not has_low or low == half_size(high)):
+                break
+        zeros = choose((0, 128)), choose((0, 100, 128)), choose((0, 128)), choose((0, 128))
+        options: Any = {"clips": randint(1, 3), "bias": chance(0.8), "activation": choose(ACTIVATIONS), "zeros": zeros}
+        options["residual"] = self.kind == "scale" and chance(0.5)
+        self.text = f"{self.kind}: {form}, {channels=}, {size=}, {axes} axes, {options}, threads={self.threads}"
+        self.case = LightCase(
+            self.kind, channels, size[-axes:], form=form, format=FORMATS[format], seed=seed, **options
+        )
+
+    def check(self) -> float:
+        """Fails where results are wrong; the greatest error as a part of what it may be."""
+        case, guarded = self.case, Guarded(at_end=self.at_end)
+        torch.set_num_threads(self.threads)
+        plan = case.plan()
+        kept = [guarded.copy_weights(layer) for layer in plan.layers]
+        plan = SequencePlan.of(plan.wiring, plan.layers, [[tuple(x.shape) for x in maps] for maps in case.values])  # type: ignore
+        (results,) = run_plan(plan, [[guarded.copy(x) for x in maps] for maps in case.values], guarded)
+        worst = case.check_results(results)
+        del kept
+        return worst
+
+
+class RandomBlocks:
+    """Light blocks of a seed, ordinary and octave, whose layers the kernel joins in groups of several parts."""
+
+    def __init__(self, seed: int, format: FormatName) -> None:
+        self.random = python_random.Random(seed)
+        choose, randint, chance = self.random.choice, self.random.randint, lambda p: self.random.random() < p
+        self.format, self.threads, self.at_end = FORMATS[format], choose((1, 2)), chance(0.7)
+        self.group_bytes = choose((1, 3000, 20_000, 100_000, 0))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.layers: list[FusedLayer] = []
+        self.reads: list[tuple[int, ...]] = []
+        axes = choose((2, 3, 3))
+        self.values = [(choose((randint(1, 40), 16)), choose((0, randint(1, 20))))]  # channels
+        size = (randint(1, 9), choose((randint(1, 12), randint(13, 40))), randint(1, 20))
+        sizes, clips = (size, half_size(size)), randint(1, 3)
+        self.shapes = [(clips, n, *own[-axes:]) for n, own in zip(self.values[0], sizes, strict=True)]
+        self.shapes = self.shapes[: 1 + bool(self.values[0][1])]
+        results, kinds = set(), []
+        for _ in range(randint(1, 3)):
+            kinds.append(self._add_block(axes))
+            if chance(0.2):
+                results.add(randint(1, len(self.values) - 1))
+        taken = {reads[1] for reads in self.reads if len(reads) > 1 and reads[1] > 0}
+        results = {n for n in results if n not in taken} | {len(self.values) - 1}
+        self.wiring = Wiring(tuple(self.reads), 1, tuple(sorted(results)))
+        self.text = f"blocks: {kinds}, {self.shapes}, {self.group_bytes} bytes, threads={self.threads}"
+
+    def _quanta(self, *values: int) -> list[Any]:
+        return [[Quantum(2.0**-5, 128)] * (1 + bool(self.values[n][1])) if n >= 0 else () for n in values]
+
+    def _weight(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator) / max(torch.Size(shape[1:]).numel(), 1) ** 0.5
+
+    def _add(self, outs: tuple[int, int], *reads: int) -> dict[str, Any]:
+        """One more value; what its layer needs."""
+        self.values.append(outs)
+        self.reads.append(reads)
+        activation = self.random.choice(("none", "relu", "relu6", "silu", "hardswish"))
+        quanta = self._quanta(reads[0], len(self.values) - 1, *reads[1:]) if self.format.name == "int8" else None
+        return {
+            "activation": activation,
+            "format": self.format,
+            "quanta": None if quanta is None else LayerQuanta(*quanta),
+        }
+
+    def _pointwise(self, outs: tuple[int, int], *reads: int, axes: int) -> int:
+        (in_high, in_low), ones = self.values[reads[0]], (1,) * axes
+        given = self._add(outs, *reads)
+        form = Form((1, 1, 1), low_reads_high=bool(outs[1]), low_reads_low=bool(outs[1] and in_low))
+        weights = {
+            "high": self._weight(outs[0], in_high, *ones),
+            "from_low": self._weight(outs[0], in_low, *ones) if in_low else None,
+            "low": self._weight(outs[1], in_high + in_low, *ones) if outs[1] else None,
+        }
+        biases = {"bias_high": self._weight(outs[0]), "bias_low": self._weight(outs[1]) if outs[1] else None}
+        self.layers.append(FusedConv(form, num_high=in_high, **weights, **biases, **given))  # type: ignore[arg-type]
+        return len(self.values) - 1
+
+    def _depthwise(self, form: Form, x: int, axes: int) -> int:
+        given, (high, low) = self._add(self.values[x], x), self.values[x]
+        kernel = form.kernel[-axes:]
+        weights = {"high": self._weight(high, 1, *kernel), "low": self._weight(low, 1, *kernel) if low else None}
+        biases = {"bias_high": self._weight(high), "bias_low": self._weight(low) if low else None}
+        self.layers.append(FusedDepthwise(form, **weights, **biases, **given))  # type: ignore[arg-type]
+        return len(self.values) - 1
+
+    def _gate(self, x: int, residual: int, axes: int) -> int:
+        channels = sum(self.values[x])
+        given = self._add((channels, 0), x)
+        self.layers.append(FusedMean(self.format, given["quanta"]))
+        middle = self._pointwise((self.random.randint(1, 9), 0), len(self.values) - 1, axes=axes)
+        gate = self._pointwise((channels, 0), middle, axes=axes)
+        given = self._add(self.values[x], x, residual, gate)
+        self.layers.append(FusedScale(**given))
+        return len(self.values) - 1
+
+    def _add_block(self, axes: int) -> str:
+        choose, randint, chance = self.random.choice, self.random.randint, lambda p: self.random.random() < p
+        kind = choose(
+            ("expand dw project", "expand dw project", "dw project", "expand dw", "dw", "expand gate project")
+        )
+        block = x = len(self.values) - 1
+        if "expand" in kind:
+            low = choose((0, randint(1, 40)))
+            x = self._pointwise((choose((randint(1, 70), 48)), low), x, axes=axes)
+        is_strided = False
+        if "dw" in kind:
+            kernel = choose(((1, 3, 3), (3, 3, 3), (5, 1, 1), (1, 5, 5), (3, 1, 1), (1, 7, 7)))
+            dilation = choose((1, 1, 1, 2)) if kernel[0] > 1 and axes == 3 else 1
+            stride = choose((1, 1, 2)) if axes == 3 else 1, *[choose((1, 1, 2))] * 2
+            kernel = kernel if axes == 3 else (1, *kernel[1:])
+            padding = (dilation * (kernel[0] // 2), kernel[1] // 2, kernel[2] // 2)
+            flags = {"pool_first": chance(0.1), "low_reads_low": bool(self.values[x][1]), "is_depthwise": True}
+            form = Form(kernel, stride, padding, (dilation, 1, 1), **flags)
+            x = self._depthwise(form, x, axes)
+            is_strided = max(stride) > 1 or form.pool_first
+        if "gate" in kind or chance(0.3):
+            # The block's input may be added before the projection, too: nothing reads it afterwards then.
+            adds = not is_strided and self.values[x] == self.values[block] and x != block and chance(0.5)
+            x = self._gate(x, block if adds else NO_VALUE, axes)
+            is_strided |= adds
+        if "project" in kind:
+            adds = not is_strided and chance(0.6)
+            outs = self.values[block] if adds else (choose((randint(1, 40), 24)), choose((0, randint(1, 20))))
+            self._pointwise(outs, x, *([block] if adds else []), axes=axes)
+        return kind
+
+    def check(self) -> float:
+        """Fails where a result is not bit for bit that of the layers by themselves, in memory of their own."""
+        guarded = Guarded(at_end=self.at_end)
+        torch.set_num_threads(self.threads)
+        kept = [guarded.copy_weights(layer) for layer in self.layers]
+        real = [torch.randn(shape, generator=self.generator) for shape in self.shapes]
+        first = [to_elements(x, self.format, Quantum(2.0**-5, 128)) for x in real]
+        values: list[Sequence[Tensor]] = [first]
+        for layer, reads in zip(self.layers, self.reads, strict=True):
+            given = [[guarded.copy(x) for x in values[n]] for n in reads if n >= 0]
+            indices = iter(range(len(given)))
+            alone = Wiring((tuple(n if n < 0 else next(indices) for n in reads),), len(given), (len(given),))
+            plan = SequencePlan.of(alone, [layer], [[tuple(x.shape) for x in maps] for maps in given])
+            assert plan is not None
+            values += run_plan(plan, given, guarded)
+        plan = SequencePlan.of(self.wiring, self.layers, [[tuple(x.shape) for x in first]])
+        assert plan is not None
+        set_group_bytes(self.group_bytes)
+        try:
+            made = run_plan(plan, [[guarded.copy(x) for x in first]], guarded)
+        finally:
+            set_group_bytes(0)
+        for n, found in zip(self.wiring.results, made, strict=True):
+            for x, y in zip(found, values[n], strict=True):
+                assert torch.equal(x, y), f"value {n} is another one: {(x.float() - y.float()).abs().max()}"
+        del kept
+        return 0.0
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints each format and seed before it is tried, and at the end what was found, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -316,11 +500,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=FORMATS, nargs="+", required=True)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=100, help="how many seeds")
-    parser.add_argument("--sequence-every", type=int, default=10, help="every so many seeds are sequences")
+    parser.add_argument(
+        "--others-every",
+        type=int,
+        default=10,
+        help="of so many seeds one is a light layer, one light blocks, one a sequence",
+    )
     given = parser.parse_args(arguments)
     if given.library:
         library.kernel_file = lambda: given.library
         load_library.cache_clear()  # cases.py has asked for the usual one
+    makers: dict[int, Any] = {1: RandomSequence, 2: RandomBlocks, 3: RandomLight}
     kinds: Counter[str] = Counter()
     failures, worst, began = [], (0.0, 0), time.process_time()
     for format, seed in itertools.product(given.format, range(given.first, given.first + given.count)):
@@ -328,10 +518,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         made: Any = None
         try:
             with torch.inference_mode():
-                is_sequence = seed % given.sequence_every == given.sequence_every - 1
-                made = (RandomSequence if is_sequence else RandomLayer)(seed, format)
+                maker = makers.get(given.others_every - seed % given.others_every, RandomLayer)
+                made = maker(seed, format)
                 worst = max(worst, (made.check(), seed))
-            kinds["sequence" if is_sequence else made.kind] += 1
+            kinds[getattr(made, "kind", maker.__name__)] += 1
         except BaseException as error:  # pytest's failures are no Exceptions
             if isinstance(error, KeyboardInterrupt):
                 raise

@@ -65,3 +65,10 @@ def test_the_system_gives_large_pages() -> None:
     if kilobytes == 0:
         pytest.skip("it has none free")
     assert kilobytes >= 2048
+
+
+def test_memory_of_a_pool_is_written_to_in_any_mode() -> None:
+    pool = Pool()
+    with torch.inference_mode():
+        pool.empty(4).fill_(1)
+    assert pool.empty(4).copy_(torch.arange(4)).sum() == 6
