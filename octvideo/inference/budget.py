@@ -51,10 +51,8 @@ class ViewsChoice:
         about = f"about {_ms(self.timing.total)} ms a video ({parts})"
         if self.keeps:
             return f"budget {_ms(self.budget_sec)} ms: {self.views.name} views by {self.engine}, {about}"
-        return (
-            f"budget {_ms(self.budget_sec)} ms is not kept: even {self.views.name} views by {self.engine} take {about}. "
-            "They are used"
-        )
+        even = f"even {self.views.name} views by {self.engine} take {about}"
+        return f"budget {_ms(self.budget_sec)} ms is not kept: {even}. They are used"
 
 
 def _ms(seconds: float) -> str:
@@ -80,8 +78,8 @@ def choose_views(
     """The most views that fit, and what they take; 1x1 where nothing does.
 
     One view is measured first. From each measurement follows what others take, about: decoding as much, and the rest in
-    proportion to their number. The most that would fit are measured next, until the next step would be too much. On a
-    GPU views of one call take little more than one, which only a measurement of many shows.
+    proportion to their number. The most that would fit are measured next, or the next step where none would: on a GPU
+    views of one call take little more than one. What is chosen has been measured, and the step after it was too much.
 
     Args:
         own: the model's views, the most that are tried.
@@ -97,10 +95,7 @@ def choose_views(
     while too_many - fits > 1:
         each = (latest.prepare + latest.engine) / steps[measured].num_views
         expected = [latest.decode + each * step.num_views for step in steps[fits + 1 : too_many]]
-        fitting = sum(seconds <= most for seconds in expected)
-        if not fitting:
-            break
-        measured = fits + fitting
+        measured = fits + max(1, sum(seconds <= most for seconds in expected))
         latest = measure(steps[measured])
         if latest.total <= most:
             fits, best = measured, latest

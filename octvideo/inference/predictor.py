@@ -22,7 +22,7 @@ from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import best_classes, even_chunk, video_scores
 from octvideo.inference.budget import ViewsChoice, choose_views, measured_video
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
-from octvideo.inference.choice import AUTO, choice_device, choose_engine, clock_of
+from octvideo.inference.choice import AUTO, choice_device, choose_engine
 from octvideo.inference.device import pick_device
 from octvideo.inference.engine import Engine, ModelSpec
 from octvideo.inference.engines import FileEngine, build_engine
@@ -265,12 +265,12 @@ class Predictor:
             >>> print(predictor.choose_views(0.2, ["video.mp4"]))  # doctest: +SKIP
             budget 200 ms: 3x1 views by openvino f32, about 150 ms a video (decoding 57, cutting 3, network 30 a view)
         """
-        own, clock = self.views, clock_of(self._num_threads or torch.get_num_threads())
+        own = self.views
 
         def measure(video: str | Path | VideoArray, views: ViewSettings) -> Timing:
             self.use_views(views)
             how: dict[str, Any] = {"views_per_chunk": self.views_per_chunk, "device": self.device}
-            return measured_video(video, views, self.normalise, self.engine, clock=clock, **how)
+            return measured_video(video, views, self.normalise, self.engine, **how)
 
         last: VideoReadError | None = None
         for video in videos:
