@@ -18,7 +18,7 @@ OWN = {name: command for name, command in COMMANDS.items() if command.module != 
 # What a new command might call what others have: the word of the others.
 OTHER_WORDS = {
     "workers": "num_workers", "jobs": "num_workers", "num_threads": "threads", "out": "output", "out_dir": "output",
-    "clips": "num_clips", "crops": "num_crops", "views": "num_clips", "force": "overwrite",
+    "clips": "num_clips", "crops": "num_crops", "force": "overwrite",
     "checkpoint": "ckpt", "runs": "runs_dir", "reader": "decoder", "random_seed": "seed", "top_k": "topk",
 }  # fmt: skip
 
