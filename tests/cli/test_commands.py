@@ -117,6 +117,8 @@ def test_hyphens_are_read_by_every_command(octvideo: Cli, workplace: Path, tiny_
         ("check x --min_readable 2", "--min_readable: got 2, expected 0 to 1"),
         ("infer x --threads two", "--threads: got two, expected 1 or more"),
         ("infer x --json -o y", "-o/--output: not allowed with argument --json"),
+        ("timeline x --views 1x1 --num_clips 2", "--views 1x1 with --num_clips 2: both say how many views"),
+        ("features x --views 1x1 --num_crops 1", "--views 1x1 with --num_crops 1: both say how many views"),
         ("prepare frobnicate", "COMMAND: invalid choice: 'frobnicate'"),
     ],
 )
