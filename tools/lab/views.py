@@ -436,6 +436,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("published top-1 on Kinetics-400, %")
+    axes.margins(x=0.1)  # for the labels of the outermost
     axes.grid(which="both", alpha=0.25)
     axes.legend(fontsize=8, loc="upper left")
     figure.tight_layout()
