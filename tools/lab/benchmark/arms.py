@@ -327,6 +327,23 @@ PRESETS = {
         ),
         {"rounds": 7, "threads": ["1"]},
     ),
+    "cpu-light": Preset(
+        "light, gated and grouped networks, by octvideo's kernel and by OpenVINO; image networks on eight frames",
+        (
+            *[
+                f"pytorchvideo:{name}:alpha=0/.25/.5,frames={frames},crop={crop},engine=eager/openvino"
+                for name, frames, crop in (("x3d_s", 13, 160), ("csn_r101", 32, 224), ("r2plus1d_r50", 16, 224))
+            ],
+            *[
+                f"{name}:alpha=0/.25/.5,frames=1,batch=8,engine=eager/openvino"
+                for name in (
+                    "timm:efficientnet_lite0", "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_large",
+                    "timm:seresnet50", "torchvision:resnext50_32x4d",
+                )
+            ],
+        ),
+        {"rounds": 7, "threads": ["1"]},
+    ),
     "resnet50-table2": Preset(
         "ResNet-50 on one image, against Table 2 of arXiv 1904.05049",
         ("torchvision:resnet50:engine=eager/openvino,alpha=0/.125/.25/.5/.75",),
