@@ -419,8 +419,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             if times:
                 axes.plot([min(times), max(times)], [accuracy] * 2, color=colours[name], linewidth=1, alpha=0.5)
                 label = f"{recipe.title} {recipe.views(number).name}"
-                place = {"textcoords": "offset points", "xytext": (6, 5), "fontsize": 8, "color": colours[name]}
-                axes.annotate(label, (max(times), accuracy), **place)
+                place = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center", "fontsize": 8}
+                axes.annotate(label, ((min(times) * max(times)) ** 0.5, accuracy), color=colours[name], **place)
     for one in ELSEWHERE:
         axes.plot(1000 * one.seconds, one.top1, "x", color="grey", markersize=7)
         place = {"textcoords": "offset points", "xytext": (0, -12), "ha": "center", "fontsize": 8, "color": "grey"}
