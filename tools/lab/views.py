@@ -413,18 +413,19 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.plot(milliseconds, accuracy, marks[row["engine"]], color=colour, markersize=7)
         elif row["alpha"] and row["views"] in RECIPES[row["network"]].published:
             axes.plot(milliseconds, 65.8, marks[row["engine"]], color=colour, markersize=6, fillstyle="none")
+    place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
     for name, recipe in RECIPES.items():
         for number, accuracy in recipe.published.items():
             times = [1000 * r["seconds"] for r in rows if top1(r) is not None and _is(r, name, number)]
             if times:
                 axes.plot([min(times), max(times)], [accuracy] * 2, color=colours[name], linewidth=1, alpha=0.5)
                 label = f"{recipe.title} {recipe.views(number).name}"
-                place = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center", "fontsize": 8}
-                axes.annotate(label, ((min(times) * max(times)) ** 0.5, accuracy), color=colours[name], **place)
+                axes.annotate(
+                    label, ((min(times) * max(times)) ** 0.5, accuracy), xytext=(0, 7), color=colours[name], **place
+                )
     for one in ELSEWHERE:
         axes.plot(1000 * one.seconds, one.top1, "x", color="grey", markersize=7)
-        place = {"textcoords": "offset points", "xytext": (0, -12), "ha": "center", "fontsize": 8, "color": "grey"}
-        axes.annotate(one.title, (1000 * one.seconds, one.top1), **place)
+        axes.annotate(one.title, (1000 * one.seconds, one.top1), xytext=(0, -12), color="grey", **place)
     for engine, mark in marks.items():
         if any(row["engine"] == engine for row in rows):
             axes.plot([], [], mark, color="black", label=f"here, {engine}")
