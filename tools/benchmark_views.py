@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How many clips a second one core classifies: `python tools/benchmark_views.py VIDEO [ARM ...] --views 1 3 10 30`;
+"""What a whole video takes on one core, beside published accuracy: `python tools/benchmark_views.py --rows FILE`;
 all options: `--help`.
 """
 

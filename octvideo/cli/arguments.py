@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -46,6 +47,46 @@ def _number(kind: Callable[[str], Number], text: str, fits: Callable[[Number], b
     return value
 
 
+def duration(text: str) -> float:
+    """Seconds, of a time with its unit such as 200ms, 0.2s or 2 s, for argparse."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s)\s*", text)
+    seconds = float(found[1]) / (1000 if found[2] == "ms" else 1) if found else 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a time with its unit, such as 200ms or 0.2s")
+    return seconds
+
+
+def views(text: str) -> tuple[int, int]:
+    """(clips, crops), of a name such as 10x3, for argparse."""
+    found = re.fullmatch(r"([1-9]\d*)x([13])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"got {text}, expected clips x crops, of which there are 1 or 3: 1x1, 3x1, 10x3, ..."
+        )
+    return int(found[1]), int(found[2])
+
+
+def asked_views(views: tuple[int, int] | None, num_clips: Any, num_crops: Any, prefix: str = "") -> dict[str, Any]:
+    """The fields of `ViewSettings` that options ask for: --views, or --num_clips and --num_crops.
+
+    Args:
+        views: (clips, crops).
+        num_clips, num_crops: as given; None is not given.
+        prefix: of their names, "data." where they are keys of a config.
+
+    Raises:
+        UserError: both ways at once.
+    """
+    given = {name: value for name, value in (("num_clips", num_clips), ("num_crops", num_crops)) if value is not None}
+    if views is None:
+        return given
+    if given:
+        name, value = next(iter(given.items()))
+        both = f"--views {views[0]}x{views[1]} with --{prefix}{name} {value}"
+        raise UserError(f"{both}: both say how many views; leave one of them out")
+    return {"num_clips": views[0], "num_crops": views[1]}
+
+
 # Options of one meaning: wherever they are, they are spelt so.
 _SHARED: dict[str, dict[str, Any]] = {
     "ckpt": {
@@ -56,6 +97,8 @@ _SHARED: dict[str, dict[str, Any]] = {
     "decoder": {"default": "auto", "help": "(auto)"},
     "device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1, ... (auto)"},
     "markdown": {"action": "store_true", "help": "print Markdown for a README"},
+    "num_clips": {"type": positive, "metavar": "N", "help": "clips of a video (the model's own)"},
+    "num_crops": {"type": positive, "metavar": "1|3", "help": "crops of a clip (the model's own)"},
     "num_workers": {"type": positive, "metavar": "N"},
     "output": {"type": Path},
     "overwrite": {"action": "store_true"},
@@ -64,6 +107,11 @@ _SHARED: dict[str, dict[str, Any]] = {
     "seed": {"type": int, "default": 0},
     "threads": {"type": positive, "metavar": "N", "help": "CPU threads of the engine (all)"},
     "timeout": {"type": above_zero, "default": 60.0, "metavar": "S"},
+    "views": {
+        "type": views,
+        "metavar": "CLIPSxCROPS",
+        "help": "clips x crops by name, such as 1x1 or 10x3 (the model's own)",
+    },
 }
 _SHORT = {"output": ["-o"]}
 

@@ -3,6 +3,7 @@ parser reads."""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import locale
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from octvideo.cli.arguments import asked_views, views
 from octvideo.errors import UserError
 from octvideo.files import read_text
 from octvideo.inference.checkpoint import expanded, find_checkpoint, find_runs, run_folder
@@ -101,6 +103,7 @@ def prepare_argv(argv: Sequence[str]) -> tuple[list[str], str | Path | None]:
     # `--flag=value` as two words, so that below there is one form; but the one flag that takes no other.
     split = [arg.startswith("-") and "=" in arg and not arg.startswith("--print_config=") for arg in argv]
     words = [word for arg, two in zip(argv, split, strict=True) for word in (arg.split("=", 1) if two else [arg])]
+    words = _with_view_keys(words)
     out: list[str] = []
     name: str | Path | None = None
     previous = ""
@@ -122,6 +125,26 @@ def prepare_argv(argv: Sequence[str]) -> tuple[list[str], str | Path | None]:
             out[1:1] = ["--config", _for_parser(run / "config.yaml")]
             name = run
     return out, name
+
+
+def _with_view_keys(words: list[str]) -> list[str]:
+    """Words with `--views 3x1` as the two keys of a config that it stands for.
+
+    Raises:
+        UserError: it names no views, or the keys are there, too.
+    """
+    if "--views" not in words:
+        return words
+    place = words.index("--views")
+    name = words[place + 1] if place + 1 < len(words) else "nothing"
+    values = dict(itertools.pairwise(words))
+    try:
+        given = values.get("--data.num_clips"), values.get("--data.num_crops")
+        asked = asked_views(views(name), *given, prefix="data.")
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--views: {error}") from error
+    keys = [word for key, value in asked.items() for word in (f"--data.{key}", str(value))]
+    return words[:place] + keys + words[place + 2 :]
 
 
 def _for_parser(file: Path) -> str:

@@ -21,7 +21,7 @@ from torch import nn
 
 from octvideo._version import __version__
 from octvideo.cli.allocator import keep_freed_memory
-from octvideo.cli.arguments import Parser, above_zero, positive
+from octvideo.cli.arguments import Parser, above_zero, asked_views
 from octvideo.cli.infer import find_videos, say_predictor
 from octvideo.cli.tables import print_table
 from octvideo.errors import UserError
@@ -58,8 +58,9 @@ def add_arguments(parser: Parser) -> None:
     add("--window", type=above_zero, metavar="S", help="seconds of a window (those of the network's clip)")
     add("--stride", type=above_zero, metavar="S", help="seconds from one window to the next (half of a window)")
     add("--whole", action="store_true", help="one vector for a video, of the views of octvideo test")
-    add("--num_clips", type=positive, metavar="N", help="clips of a window (as octvideo test)")
-    add("--num_crops", type=positive, metavar="1|3", help="crops of a clip (as octvideo test)")
+    parser.shared("views")
+    parser.shared("num_clips", help="clips of a window (as octvideo test)")
+    parser.shared("num_crops", help="crops of a clip (as octvideo test)")
     add("--per_step", action="store_true", help="a vector for each time step of the layer, not one for a window")
     add("--format", choices=get_args(Format), default="safetensors", help="of the files (safetensors)")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the vectors (float32)")
@@ -77,11 +78,12 @@ def run(args: argparse.Namespace) -> int:
             f"--model {args.model}: an exported model holds no layers to take features from; give --ckpt, the run or "
             "checkpoint that it was made of"
         )
+    views = asked_views(args.views, args.num_clips, args.num_crops)
     checkpoint = None if args.ckpt is None else find_checkpoint(args.ckpt, args.runs_dir)
     if args.layer == "list":
         network, settings = loaded_network(checkpoint)
-        views: ViewSettings = settings["views"]
-        rows = list_layers(network, (3, views.clip_frames, views.crop_px, views.crop_px))
+        own: ViewSettings = settings["views"]
+        rows = list_layers(network, (3, own.clip_frames, own.crop_px, own.crop_px))
         print_table(("layer", "class", "C x T x H x W"), rows)
         return 0
     if args.output is None:
@@ -94,9 +96,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with console.status("getting the network ready"):
         network, settings = loaded_network(checkpoint)
-        for name in ("num_clips", "num_crops"):
-            if (value := getattr(args, name)) is not None:
-                settings["views"] = replace(settings["views"], **{name: value})
+        settings["views"] = replace(settings["views"], **views)
         asked = {"layer": args.layer, "pooled": not args.per_step, "whole": args.whole}
         asked |= {"window_sec": args.window, "stride_sec": args.stride}
         before = _engine_before(args.output, args.engine or AUTO, args.precision or AUTO)

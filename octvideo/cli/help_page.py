@@ -24,6 +24,7 @@ _GROUPS = {"": "The run", "model": "Network and training", "data": "Data"}
 _TRAINER = "Lightning's Trainer, a line each (in full: https://lightning.ai/docs/pytorch/stable/common/trainer.html)"
 _MORE = {
     "--init WEIGHTS, --ckpt RUN|FILE": "short for --model.init_weights and --ckpt_path",
+    "--views CLIPSxCROPS": "short for --data.num_clips and --data.num_crops, as 10x3",
     "--print_config": "print the config that all other words give; --print_config=skip_default leaves defaults out",
     f"{BUILDER_HELP} [BUILDER]": "the arguments of a network's builder, or which builders there are",
     "--trainer.callbacks.help CLASS": "the arguments of a callback, as EarlyStopping; --trainer.logger.help likewise",

@@ -10,16 +10,17 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from octvideo.cli.allocator import keep_freed_memory
-from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.arguments import Parser, asked_views, duration, positive, views
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_lines, walk_videos
+from octvideo.inference.budget import kept_in_words
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.choice import AUTO
 from octvideo.inference.device import precision_in_words
@@ -39,6 +40,13 @@ def add_arguments(parser: Parser) -> None:
         "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )
     model_arguments(parser)
+    parser.shared("views", "num_clips", "num_crops")
+    parser.add_argument(
+        "--budget",
+        type=duration,
+        metavar="TIME",
+        help="what a video may take, such as 200ms or 0.2s: the fastest engine, and the most views that keep it",
+    )
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")
     form = parser.add_mutually_exclusive_group()
@@ -69,19 +77,32 @@ def model_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Classifies the videos; returns 0, or 1 where some video could not be read (the others are done)."""
     keep_freed_memory()
+    asked = asked_views(args.views, args.num_clips, args.num_crops)
+    if args.budget is not None and asked:
+        raise UserError("--budget chooses the views, and --views, --num_clips or --num_crops name them: leave one out")
     videos = list(find_videos(args.videos))
     weights = weights_of(args)
     console = Console(stderr=True)
     with console.status("getting the network ready"):
-        predictor = predictor_of(args, weights, _RESULTS, len(set(videos)))
+        # Who names a time wants the fastest engine, so one is measured however few videos there are.
+        expected_videos = len(set(videos)) if args.budget is None else None
+        predictor = predictor_of(args, weights, _RESULTS, expected_videos, 1 if args.budget else None)
+        own = predictor.views
+        told = _settle_views(args, asked, predictor, videos)
     made_by = {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
+    # The model's own are not named, as in files of older versions.
+    if predictor.views != own or (args.output is not None and views_of_results(args.output)):
+        made_by["views"] = predictor.views.name
     output: Text | Json | ResultFile = Json(made_by) if args.json else Text(timing=args.timing)
     if args.output is not None:
         made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
         output = ResultFile(args.output, made_by)
         videos = output.left(videos)
     say_predictor(predictor, console)
+    if told:
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     failures: list[VideoReadError] = []
+    seconds: list[float] = []
     try:
         # Results are closed in any case: Ctrl-C ends the preparing thread with them.
         with (
@@ -95,12 +116,49 @@ def run(args: argparse.Namespace) -> int:
                     output.add(result)
                 if isinstance(result, VideoReadError):
                     failures.append(result)
+                else:
+                    seconds.append(result.timing.total)
                 progress.advance()
     finally:  # in any case what has been done
         output.end()
+        if args.budget is not None and seconds:
+            console.print(kept_in_words(seconds, args.budget), highlight=False, soft_wrap=True)
         for failure in failures:
             print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _settle_views(args: argparse.Namespace, asked: dict[str, Any], predictor: Predictor, videos: Sequence[str]) -> str:
+    """Gives the predictor the views that are asked for, or those that a budget allows; returns what to tell of them.
+
+    Results in one file are of the same views, so a budget chooses none where some are there.
+    """
+    if args.budget is None:
+        if asked:
+            predictor.use_views(replace(predictor.views, **asked))
+        return f"views: {predictor.views.name}" if asked else ""
+    before = None if args.output is None else views_of_results(args.output)
+    if before is not None:
+        predictor.use_views(replace(predictor.views, **before))
+        return f"views: {predictor.views.name} (as the results in {args.output} so far)"
+    if not videos:
+        return ""
+    try:
+        return str(predictor.choose_views(args.budget, videos))
+    except VideoReadError:  # there is none to measure on, and each is told of when its turn comes
+        return ""
+
+
+def views_of_results(file: Path) -> dict[str, Any] | None:
+    """The views of the results in a file, as fields of `ViewSettings`, none for the model's own; None where there are
+    no such results."""
+    made_by = first_line(file) or {}
+    if made_by.get("results") != _RESULTS:
+        return None
+    try:
+        return asked_views(views(str(made_by["views"])), None, None) if "views" in made_by else {}
+    except argparse.ArgumentTypeError:
+        return None
 
 
 class Text:
@@ -235,7 +293,11 @@ def weights_of(args: argparse.Namespace) -> Path | None:
 
 
 def predictor_of(
-    args: argparse.Namespace, weights: Path | None, results: str, expected_videos: int | None = None
+    args: argparse.Namespace,
+    weights: Path | None,
+    results: str,
+    expected_videos: int | None = None,
+    views_per_chunk: int | None = None,
 ) -> Predictor:
     """The predictor that `model_arguments` ask for.
 
@@ -243,7 +305,7 @@ def predictor_of(
         args: with `output`, a file of results that may be there already.
         weights: see `weights_of`.
         results: the kind of that file.
-        expected_videos: see `Predictor`.
+        expected_videos, views_per_chunk: see `Predictor`.
 
     Raises:
         UserError: options that can't be together, or what `Predictor` refuses.
@@ -264,7 +326,8 @@ def predictor_of(
     before = None if args.output is None else engine_of_results(args.output, engine, precision, results)
     engine, precision = before or (engine, precision)
     how: dict[str, Any] = {"engine": engine, "precision": precision, "expected_videos": expected_videos}
-    how |= {"device": args.device, "num_threads": args.threads, "calibrate": list(find_videos(args.calibrate or []))}
+    how |= {"views_per_chunk": views_per_chunk, "device": args.device}
+    how |= {"num_threads": args.threads, "calibrate": list(find_videos(args.calibrate or []))}
     predictor = Predictor.from_pytorchvideo(**how) if weights is None else Predictor.from_checkpoint(weights, **how)
     if before:
         predictor.engine_reason = f"as the results in {args.output} so far"

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from octvideo.class_names import ClassIndex
 from octvideo.cli.allocator import keep_freed_memory
-from octvideo.cli.arguments import Parser, above_zero, positive, share, zero_or_more
+from octvideo.cli.arguments import Parser, above_zero, asked_views, positive, share, zero_or_more
 from octvideo.cli.infer import find_videos, model_arguments, predictor_of, say_predictor, weights_of
 from octvideo.cli.live import address_frames, live_arguments, live_source, score_live
 from octvideo.cli.segment_file import SegmentFile
@@ -50,8 +50,9 @@ def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--window", type=above_zero, metavar="S", help="seconds of a window (those of the network's clip)")
     add("--stride", type=above_zero, metavar="S", help="seconds from one window to the next (half of a window)")
-    add("--num_clips", type=positive, metavar="N", help="clips of a window (as octvideo test)")
-    add("--num_crops", type=positive, metavar="1|3", help="crops of a clip (as octvideo test)")
+    parser.shared("views")
+    parser.shared("num_clips", help="clips of a window (as octvideo test)")
+    parser.shared("num_crops", help="crops of a clip (as octvideo test)")
     add("--topk", type=positive, default=5, metavar="K", help="classes to write per window, at least (5)")
     add("--classes", nargs="+", metavar="CLASS|@FILE", help="look for these alone; @FILE: one in a line")
     add(
@@ -91,6 +92,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores the videos; returns 0, or 1 where some video could not be read to its end (what could be is there)."""
     keep_freed_memory()
+    views = asked_views(args.views, args.num_clips, args.num_crops)
     found_videos = list(dict.fromkeys(_find(args.videos)))
     live = live_source(args, found_videos)
     addresses = {shown(name): name for name in found_videos if is_address(name)}
@@ -105,7 +107,6 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with console.status("getting the network ready"):
         predictor = predictor_of(args, weights, _RESULTS)
-        views = {name: value for name in ("num_clips", "num_crops") if (value := getattr(args, name)) is not None}
         timeline = Timeline(predictor, args.window, args.stride, views=replace(predictor.views, **views))
     names = predictor.class_names
     settings = _segment_settings(args, names)

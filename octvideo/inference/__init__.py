@@ -6,6 +6,7 @@ engine.py       what an engine, a way to run a network, is
 torch_engines.py, model_files.py   all engines: of networks in memory, and of models that are files
 engines.py      the table of them, `ENGINES`, and the way from a network to one
 choice.py       which of them is the best here: "auto"
+budget.py       how many views a time allows
 preparation.py  videos are decoded and cut beside the engine
 timeline.py     scores of one window after the other along a video of any length
 frame_units.py  networks whose clips fall into frames, which are then computed once
@@ -21,8 +22,9 @@ export.py       a folder that serves by itself: behind octvideo export
 standalone/     the program copied into it
 """
 
+from octvideo.inference.budget import ViewsChoice
 from octvideo.inference.features import WindowFeatures
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.inference.timeline import Timeline, WindowScores
 
-__all__ = ["Prediction", "Predictor", "Timeline", "WindowFeatures", "WindowScores"]
+__all__ = ["Prediction", "Predictor", "Timeline", "ViewsChoice", "WindowFeatures", "WindowScores"]

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import best_classes, even_chunk, video_scores
+from octvideo.inference.budget import ViewsChoice, choose_views, measured_video
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
 from octvideo.inference.choice import AUTO, choice_device, choose_engine
 from octvideo.inference.device import pick_device
@@ -151,13 +152,14 @@ class Predictor:
         num_threads: int | None = None,
         calibrate: Sequence[str] = (),
         expected_videos: int | None = None,
+        views_per_chunk: int | None = None,
     ) -> Predictor:
         """Builds the network that a checkpoint of `octvideo fit` describes, with its weights.
 
         Args:
             path: of the checkpoint.
             device: "auto", "cpu", "cuda", "cuda:1", ...
-            engine, precision, num_threads, calibrate, expected_videos: see `Predictor`.
+            engine, precision, num_threads, calibrate, expected_videos, views_per_chunk: see `Predictor`.
 
         Raises:
             UserError: no such file, or none of ours; no such engine, precision or device.
@@ -165,7 +167,8 @@ class Predictor:
         choice_device(engine, precision, device)  # what can't be is said before the file is read
         network, settings = network_of_checkpoint(path)
         how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "num_threads": num_threads}
-        predictor = cls(network, **settings, **how, calibrate=calibrate, expected_videos=expected_videos)
+        how |= {"calibrate": calibrate, "expected_videos": expected_videos, "views_per_chunk": views_per_chunk}
+        predictor = cls(network, **settings, **how)
         predictor._network_again = lambda: network_of_checkpoint(path)[0]
         return predictor
 
@@ -216,6 +219,7 @@ class Predictor:
         num_threads: int | None = None,
         calibrate: Sequence[str] = (),
         expected_videos: int | None = None,
+        views_per_chunk: int | None = None,
     ) -> Predictor:
         """I3D ResNet-50 8x8 with pytorchvideo's published Kinetics-400 weights, downloaded once into torch's
         cache.
@@ -226,7 +230,60 @@ class Predictor:
         choice_device(engine, precision, device)
         network, settings = network_of_pytorchvideo()
         how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "num_threads": num_threads}
-        return cls(network, **settings, **how, calibrate=calibrate, expected_videos=expected_videos)
+        how |= {"calibrate": calibrate, "expected_videos": expected_videos, "views_per_chunk": views_per_chunk}
+        return cls(network, **settings, **how)
+
+    def use_views(self, views: ViewSettings) -> None:
+        """Cuts videos so from now on.
+
+        Raises:
+            UserError: clips of another shape than the engine's.
+        """
+        self.views = self.checked_views(views)
+        self.views_per_chunk = self.engine.views_per_call or choose_views_per_call(
+            views, self.device, torch.get_num_threads()
+        )
+
+    def choose_views(self, budget_sec: float, videos: Sequence[str | Path | VideoArray]) -> ViewsChoice:
+        """Uses the most views, from 1x1 up to those it has now, with which a video takes no longer than a time; 1x1
+        where even that takes longer, which `keeps` of the result tells.
+
+        Make the predictor with views_per_chunk=1: an engine that is made for more clips in a call computes as many of
+        any smaller number of views.
+
+        Args:
+            budget_sec: seconds that a video may take by itself: opened, decoded, cut, computed.
+            videos: of which the first that can be read is measured, some times.
+
+        Raises:
+            VideoReadError: none of them can be read; of the last one.
+            ValueError: there is none.
+
+        Example:
+            >>> how = {"engine": "auto", "precision": "auto", "views_per_chunk": 1}  # doctest: +SKIP
+            >>> predictor = Predictor.from_checkpoint("runs/demo/checkpoints/last.ckpt", **how)  # doctest: +SKIP
+            >>> print(predictor.choose_views(0.2, ["video.mp4"]))  # doctest: +SKIP
+            budget 200 ms: 3x1 views by openvino f32, about 150 ms a video (decoding 57, cutting 3, network 30 a view)
+        """
+        own = self.views
+
+        def measure(video: str | Path | VideoArray, views: ViewSettings) -> Timing:
+            self.use_views(views)
+            how: dict[str, Any] = {"views_per_chunk": self.views_per_chunk, "device": self.device}
+            return measured_video(video, views, self.normalise, self.engine, **how)
+
+        last: VideoReadError | None = None
+        for video in videos:
+            try:
+                measure(video, replace(own, num_clips=1, num_crops=1))  # loads what is loaded at the first use
+            except VideoReadError as error:
+                last = error
+                continue
+            views, timing = choose_views(own, budget_sec, functools.partial(measure, video))
+            self.use_views(views)
+            return ViewsChoice(views, timing, budget_sec, f"{self.engine.name} {self.engine.precision}")
+        self.use_views(own)
+        raise last or ValueError("videos: got none to measure")
 
     def scores(self, path: str | Path | VideoArray) -> Tensor:
         """Scores (K,) of a video, on the CPU.

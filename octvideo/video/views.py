@@ -64,6 +64,11 @@ class ViewSettings:
         """V = num_clips * num_crops; view number = clip * num_crops + crop."""
         return self.num_clips * self.num_crops
 
+    @property
+    def name(self) -> str:
+        """Clips x crops: "10x3"."""
+        return f"{self.num_clips}x{self.num_crops}"
+
     def clips(self, num_frames: int) -> Tensor:
         """Frame indices of the clips of a video, int64 (num_clips, clip_frames)."""
         return uniform_clips(

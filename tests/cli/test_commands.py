@@ -18,7 +18,7 @@ OWN = {name: command for name, command in COMMANDS.items() if command.module != 
 # What a new command might call what others have: the word of the others.
 OTHER_WORDS = {
     "workers": "num_workers", "jobs": "num_workers", "num_threads": "threads", "out": "output", "out_dir": "output",
-    "clips": "num_clips", "crops": "num_crops", "views": "num_clips", "force": "overwrite",
+    "clips": "num_clips", "crops": "num_crops", "force": "overwrite",
     "checkpoint": "ckpt", "runs": "runs_dir", "reader": "decoder", "random_seed": "seed", "top_k": "topk",
 }  # fmt: skip
 
@@ -117,6 +117,8 @@ def test_hyphens_are_read_by_every_command(octvideo: Cli, workplace: Path, tiny_
         ("check x --min_readable 2", "--min_readable: got 2, expected 0 to 1"),
         ("infer x --threads two", "--threads: got two, expected 1 or more"),
         ("infer x --json -o y", "-o/--output: not allowed with argument --json"),
+        ("timeline x --views 1x1 --num_clips 2", "--views 1x1 with --num_clips 2: both say how many views"),
+        ("features x --views 1x1 --num_crops 1", "--views 1x1 with --num_crops 1: both say how many views"),
         ("prepare frobnicate", "COMMAND: invalid choice: 'frobnicate'"),
     ],
 )

@@ -78,6 +78,20 @@ def test_short_flags_and_a_given_subcommand(here: Path) -> None:
     ]
 
 
+def test_views_by_name_are_two_keys() -> None:
+    keys = ["--data.num_clips", "3", "--data.num_crops", "1"]
+    for words in (["--views", "3x1"], ["--views=3x1"]):
+        args, _ = prepare_argv(["test", *words, "--model.lr", "3"])
+        assert args == ["test", *keys, "--model.lr", "3"]
+    for words, message in (
+        ("--views 3", "--views: got 3, expected clips x crops"),
+        ("--views", "--views: got nothing, expected clips x crops"),
+        ("--views 3x1 --data.num_crops 3", "--views 3x1 with --data.num_crops 3: both say how many views"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare_argv(["test", *words.split()])
+
+
 def test_a_test_without_config_takes_the_runs_own(here: Path) -> None:
     run = here / "runs" / "demo"
     (run / "checkpoints").mkdir(parents=True)
