@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from octvideo.errors import UserError
-from octvideo.models.library import FrameNetwork
 from octvideo.octave import Octave, arrange, merge, prepare_inference
 
 # After the name of a layer: what it reads, in place of what it gives.
@@ -278,6 +277,10 @@ class _FrameSteps(nn.Module):
 
     def __init__(self, image_network: nn.Module) -> None:
         super().__init__()
+        from octvideo.models.library import (
+            FrameNetwork,  # not where exported models are served: it imports pytorchvideo
+        )
+
         self.frames = FrameNetwork(image_network)
 
     def forward(self, clips: Tensor) -> Tensor:
