@@ -39,8 +39,9 @@ def prepare_inference(network: nn.Module, *, device: torch.device | str | None =
     """A copy of `network` for inference: the same scores to rounding, in less time.
 
     Batch norms are folded into the convolutions before them, ordinary and octave alike. These convolutions then take
-    on the ReLU, a stem's max pool and the residual addition after them (octvideo/octave/fused/conv.py). All else takes
-    the forms of octvideo/octave/fused/arrange.py. The copy has no gradients and other keys; give it channels-last
+    on the activation, a stem's max pool and the residual addition after them (octvideo/octave/fused/conv.py), and
+    squeeze-excitation becomes a mean and a product (octvideo/octave/fused/gates.py). All else takes the forms of
+    octvideo/octave/fused/arrange.py. The copy has no gradients and other keys; give it channels-last
     clips, one at a time where the processor's cache is small.
 
     For CUDA a network of `octavize` keeps its norms where that makes fewer passes: each does in one pass what lies

@@ -5,8 +5,9 @@
 //   y_low  = activation(conv(pool(x_high)) + conv(x_low) + residual_low)
 //
 // A layer runs strip by strip, or one map after the other. A strip (convolution.h) is cut into tiles (tiles.h). Tiles of
-// y_high get the upsampled low part, with the bias in it, and stay in registers until residual and activation are done. x_high is pooled when it is read for y_high, so that it comes out of
-// a cache the second time. Where the kernel has a width, maps are first copied into ones with padding (pooling.h).
+// y_high get the upsampled low part, with the bias in it, and stay in registers until residual and activation are done.
+// x_high is pooled when it is read for y_high, so that it comes out of a cache the second time. Where the kernel has a width,
+// maps are first copied into ones with padding (pooling.h).
 
 #pragma once
 
