@@ -134,7 +134,8 @@ using DepthwiseFunction = void (*)(const DepthwiseCall<Format>&);
 template <class Format, int Width, int Stride, int... Less>
 DepthwiseFunction<Format> choose_depthwise(int pixels, bool is_edge, std::integer_sequence<int, Less...>) {
   static constexpr DepthwiseFunction<Format> functions[2][kMostDepthwisePixels] = {
-      {compute_depthwise<Format, Less + 1, Width, Stride, false>...}, {compute_depthwise<Format, Less + 1, Width, Stride, true>...}};
+      {compute_depthwise<Format, Less + 1, Width, Stride, false>...},
+      {compute_depthwise<Format, Less + 1, Width, Stride, true>...}};
   return functions[is_edge][pixels - 1];
 }
 
@@ -194,7 +195,8 @@ class DepthwiseRun {
           for (int64_t j = 0; j < layer.kernel[1]; ++j) {
             const int64_t from = y * layer.stride[1] - layer.padding[1] + j * layer.dilation[1];
             if (from < 0 || from >= map.height) continue;
-            rows[n * most + counts[n]++] = {map.from.at(first_frame + frame, from), (i * layer.kernel[1] + j) * layer.kernel[2]};
+            const int64_t tap = (i * layer.kernel[1] + j) * layer.kernel[2];
+            rows[n * most + counts[n]++] = {map.from.at(first_frame + frame, from), tap};
           }
         }
       }

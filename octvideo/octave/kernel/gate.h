@@ -69,7 +69,8 @@ class ScaleRun {
     parallel_for(threads, layer.clips * layer.frames, [&](int64_t image) {
       compute(image, maps.high, maps.residual_high, maps.out_high, layer.height * layer.width, layer.in_high, 0);
       if (layer.in_low)
-        compute(image, maps.low, maps.residual_low, maps.out_low, low_size(layer.height) * low_size(layer.width), layer.in_low, 1);
+        compute(image, maps.low, maps.residual_low, maps.out_low, low_size(layer.height) * low_size(layer.width),
+                layer.in_low, 1);
     });
   }
 
@@ -78,14 +79,16 @@ class ScaleRun {
   const Maps& maps;
   const int64_t threads;
 
-  void compute(int64_t image, const void* data, const void* added, void* to, int64_t pixels, int64_t channels, int which) const {
+  void compute(int64_t image, const void* data, const void* added, void* to, int64_t pixels, int64_t channels,
+               int which) const {
     const int64_t begin = image * pixels * channels, all = layer.in_high + layer.in_low;
     const auto* const x = static_cast<const Element*>(data) + begin;
     const auto* const residual = added ? static_cast<const Element*>(added) + begin : nullptr;
     Element* const out = static_cast<Element*>(to) + image * pixels * (channels + layer.out_gap[which]);
     const auto* const gate = static_cast<const Element*>(maps.gate) + image / layer.frames * all + (which ? layer.in_high : 0);
     float* const factors = scratch<float>(kSums, channels);
-    const Quantum of_x = quantum_of(layer.in_scale[which], layer.in_zero[which]), of_gate = quantum_of(layer.gate_scale, layer.gate_zero);
+    const Quantum of_x = quantum_of(layer.in_scale[which], layer.in_zero[which]);
+    const Quantum of_gate = quantum_of(layer.gate_scale, layer.gate_zero);
     const Quantum of_residual = quantum_of(layer.residual_scale[which], layer.residual_zero[which]);
     const Quantum of_out = quantum_of(layer.out_scale[which], layer.out_zero[which]);
     each_vector(channels, [&](int64_t c, int lanes) __attribute__((always_inline)) {
@@ -94,7 +97,8 @@ class ScaleRun {
     constexpr int64_t kVectors = 16;
     for (int64_t p = 0; p < pixels; ++p)
       for (int64_t first = 0; first < channels; first += kVectors * kLanes) {
-        const int64_t at = p * channels + first, to_at = p * (channels + layer.out_gap[which]) + first, part = std::min(kVectors * kLanes, channels - first);
+        const int64_t at = p * channels + first, to_at = p * (channels + layer.out_gap[which]) + first;
+        const int64_t part = std::min(kVectors * kLanes, channels - first);
         Vector values[kVectors];
         each_vector(part, [&](int64_t c, int lanes) __attribute__((always_inline)) {
           Vector value = load_real<Format>(x + at + c, lanes, of_x) * load(factors + first + c, lanes);
