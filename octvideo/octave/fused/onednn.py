@@ -1,7 +1,7 @@
 """oneDNN's fused convolution: a residual is added, and a ReLU applied, while the result is written.
 
 torch.ops.mkldnn has it, the operations that inductor's CPU code calls. It serves where the kernel does not: in
-precisions that the kernel has not here, for octave layers in groups, for 1x3x3 convolutions on AVX2, and without a compiler.
+precisions that the kernel has not here, for octave layers in groups, for 1x3x3 ones on AVX2, and without a compiler.
 """
 
 from __future__ import annotations
