@@ -32,7 +32,6 @@ class FrameStream:
 
     def __init__(self, network: FrameNetwork) -> None:
         images = copy.deepcopy(network.image_network)
-        self._shifts: list[_KeptShift] = []
         for path, module in list(images.named_modules()):
             if isinstance(module, TemporalShift):
                 if not module.online:

@@ -1,4 +1,4 @@
-"""What a node of a traced network does, for those that join it with others: additions, ReLUs, pools."""
+"""What a node of a traced network does, for those that join it with others: additions, activations, pools."""
 
 from __future__ import annotations
 

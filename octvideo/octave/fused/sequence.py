@@ -1,4 +1,4 @@
-"""Prepared convolutions that follow each other, or one alone, run by one call of the kernel.
+"""Prepared layers that follow each other, or one alone, run by one call of the kernel.
 
 octvideo/octave/kernel/sequence.py plans the call; from layer to layer there is then no Python and no allocation.
 """

@@ -18,7 +18,6 @@ namespace {
 
 constexpr int kMostDepthwisePixels = 8, kMostKernelWidth = 16;
 constexpr int64_t kDepthwiseStrip = 512 * 1024;  // bytes of the frames that a strip reads
-constexpr int64_t kFramesAtOnce = 4;             // where they share what they read
 
 // A row of the map under a row of the kernel.
 template <class Format>
@@ -250,17 +249,17 @@ class DepthwiseRun {
 
   void run(const DepthwiseMap<Format>& map) const {
     const int64_t frames = layer.out_size(layer.frames, 0), pixel = map.channels * kElement<Format>;
-    const int64_t read = std::min(layer.kernel[0] + kFramesAtOnce - 1, layer.frames) * map.width * pixel * layer.stride[1];
+    const int64_t read = std::min(layer.kernel[0], layer.frames) * map.width * pixel * layer.stride[1];
     const int64_t rows = std::max<int64_t>(kDepthwiseStrip / std::max<int64_t>(read, 1), 4);
     const int64_t strips = (map.out_height + rows - 1) / rows;
     // A clip's frames share what they read where the kernel has an extent in time: one thread takes them in turn.
     const bool by_time = layer.kernel[0] > 1;
-    const int64_t turns = by_time ? 1 : frames, at_once = by_time ? kFramesAtOnce : 1;
+    const int64_t turns = by_time ? 1 : frames;
     parallel_for(threads, layer.clips * strips * turns, [&](int64_t unit) {
       const int64_t clip = unit / turns / strips, strip = unit / turns % strips, turn = unit % turns;
       const int64_t last = by_time ? frames : turn + 1;
-      for (int64_t t = by_time ? 0 : turn; t < last; t += at_once)
-        compute(t, std::min(t + at_once, last), strip * rows, std::min((strip + 1) * rows, map.out_height), map,
+      for (int64_t t = by_time ? 0 : turn; t < last; ++t)
+        compute(t, t + 1, strip * rows, std::min((strip + 1) * rows, map.out_height), map,
                 clip * layer.frames, clip * frames);
     });
   }

@@ -1,7 +1,7 @@
 """Finds this folder's C++ code in compiled form, and loads it.
 
 A wheel brings it compiled for several kinds of processor (variants.py). Where none fits, and in a checkout, the
-machine's compiler makes it at first use, in half a minute or so. The result stays in the user's `cache_folder`,
+machine's compiler makes it at first use, in less than a minute. The result stays in the user's `cache_folder`,
 under a name that sources, compiler and processor decide. Where there is no compiler either, or where OCTVIDEO_FUSED is
 0, layers run by oneDNN.
 """

@@ -176,9 +176,8 @@ class TrainedConv:
             # the sum of the block.
             last_tap = weight.data_ptr() + (weight.shape[2:].numel() - 1) * tap_step * weight.element_size()
             given = Weight(last_tap, weight.stride(1), weight.stride(0), -tap_step, 1 / _BLOCK)
-        maps = Maps.of(
-            high=high, low=low, out_high=results[0], out_low=dict(enumerate(results)).get(1), out_pooled=pooled
-        )
+        out_low = results[1] if len(results) > 1 else None
+        maps = Maps.of(high=high, low=low, out_high=results[0], out_low=out_low, out_pooled=pooled)
         layer = self.layer(_format_of(high)).for_map(high.shape, self.ins[1])
         library.pack_and_run_layer(*map(ctypes.byref, (layer, given, maps)), torch.get_num_threads())
         return results, pooled

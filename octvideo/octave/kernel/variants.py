@@ -84,7 +84,7 @@ def find_compiler() -> list[str] | None:
     return command if shutil.which(command[0]) else None
 
 
-# All files together: half a minute on two idle cores, minutes where many processes share few cores.
+# All files together: 40 seconds on two idle cores, minutes where many processes share few cores.
 _COMPILER_TIMEOUT_S = 3600
 
 

@@ -241,7 +241,7 @@ class RandomLayer:
         kept = None if pooled is None else guarded.map(pooled.shape, pooled.dtype)
         low = maps[1] if len(maps) > 1 else None
         arguments = Maps.of(
-            high=maps[0], low=low, out_high=made[0], out_low=dict(enumerate(made)).get(1), out_pooled=kept
+            high=maps[0], low=low, out_high=made[0], out_low=made[1] if len(made) > 1 else None, out_pooled=kept
         )
         layer = conv.layer.for_map(tuple(case.high.shape), in_low)
         poison()
