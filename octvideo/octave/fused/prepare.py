@@ -19,7 +19,7 @@ from octvideo.octave.conversion.modules import Method, OctGate, OctMap, OctPool,
 from octvideo.octave.conversion.trace import computed_tensors, trace_network
 from octvideo.octave.fused.arrange import arrange
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
-from octvideo.octave.fused.gates import PreparedGate, PreparedMean, PreparedScale
+from octvideo.octave.fused.light_operations import PreparedMean, PreparedOperation, PreparedScale, PreparedShift
 from octvideo.octave.fused.patterns import TracedModules
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.fused.training import fuse_training, unfuse
@@ -30,19 +30,20 @@ from octvideo.octave.kernel.sequence import NO_VALUE
 from octvideo.octave.layer import OctaveLayer
 from octvideo.octave.norms import OctBatchNormAct2d
 from octvideo.octave.ordinary import is_conv
+from octvideo.octave.temporal_shift import TemporalShift
 
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_MAKERS = (PreparedLayer, PreparedGate, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
+_MAKERS = (PreparedLayer, PreparedOperation, OctPool, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 
 
 def prepare_inference(network: nn.Module, *, device: torch.device | str | None = None) -> nn.Module:
     """A copy of `network` for inference: the same scores to rounding, in less time.
 
     Batch norms are folded into the convolutions before them, ordinary and octave alike. These convolutions then take
-    on the activation, a stem's max pool and the residual addition after them (octvideo/octave/fused/conv.py), and
-    squeeze-excitation becomes a mean and a product (octvideo/octave/fused/gates.py). All else takes the forms of
-    octvideo/octave/fused/arrange.py. The copy has no gradients and other keys; give it channels-last
-    clips, one at a time where the processor's cache is small.
+    on the activation, a stem's max pool and the residual addition after them (octvideo/octave/fused/conv.py).
+    Squeeze-excitation becomes a mean and a product, and the kernel does temporal shifts, too (light_operations.py). All
+    else takes the forms of octvideo/octave/fused/arrange.py. The copy has no gradients and other keys; give it
+    channels-last clips, one at a time where the processor's cache is small.
 
     For CUDA a network of `octavize` keeps its norms where that makes fewer passes: each does in one pass what lies
     between two convolutions (octvideo/octave/fused/training.py).
@@ -154,6 +155,8 @@ class _Preparation(TracedModules):
         self._take_on_followers(order)
         for node in list(self.graph.nodes):
             self._prepare_gate(node)
+            if isinstance(shift := self.module(node), TemporalShift):
+                self.put(node, PreparedShift(shift))
         self._take_on_followers(order)  # what is scaled by a gate is a shortcut to others, too
         self._join_convolutions()
         self.model.delete_all_unused_submodules()
@@ -310,7 +313,7 @@ class _Preparation(TracedModules):
         sequence: list[fx.Node] = []
         for node in list(self.graph.nodes):
             module = self.module(node)
-            if isinstance(module, PreparedLayer | PreparedGate) and module.kernel_has:
+            if isinstance(module, PreparedLayer | PreparedOperation) and module.kernel_has:
                 sequence.append(node)
             elif node.op not in ("placeholder", "get_attr"):
                 self._join(sequence)
@@ -319,6 +322,11 @@ class _Preparation(TracedModules):
     def _join(self, sequence: list[fx.Node]) -> None:
         if not sequence:
             return
+        num_frames = None
+        for node in sequence:
+            if isinstance(self.module(node), PreparedShift):
+                *args, num_frames = node.args  # all of a network read the same number
+                node.args = tuple(args)
         read = dict.fromkeys(source for node in sequence for source in node.all_input_nodes)
         inputs = [node for node in read if node not in sequence]
         indices = {node: n for n, node in enumerate([*inputs, *sequence])}
@@ -332,7 +340,7 @@ class _Preparation(TracedModules):
         name = "sequence_" + str(sequence[0].target).replace(".", "_")
         self.model.add_submodule(name, module)
         with self.graph.inserting_after(sequence[-1]):
-            call = self.graph.call_module(name, tuple(inputs))
+            call = self.graph.call_module(name, tuple(inputs), {} if num_frames is None else {"num_frames": num_frames})
         with self.graph.inserting_after(call):
             made = [call] if len(results) == 1 else [
                 self.graph.call_function(operator.getitem, (call, n)) for n in range(len(results))

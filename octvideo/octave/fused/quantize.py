@@ -27,7 +27,6 @@ from octvideo.octave.features import Octave
 from octvideo.octave.fused.conv import PreparedConv, PreparedLayer, PreparedOctConv
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.formats import FORMATS, Quanta, Quantum, quantised_weight
-from octvideo.octave.kernel.sequence import NO_VALUE
 
 _INT8 = FORMATS["int8"]
 
@@ -160,18 +159,8 @@ class _Observed:
         finally:
             del self.sequence.forward
 
-    def forward(self, *inputs: Tensor | Octave) -> Any:
-        wiring, last_reads = self.sequence.wiring, self.sequence.wiring.last_reads()
-        values: list[Any] = [*inputs]
-        for n, value in enumerate(values):
-            self.observe(n, value)
-        for step, (conv, reads) in enumerate(zip(self.sequence.convs, wiring.reads, strict=True)):
-            values.append(conv(*[None if n == NO_VALUE else values[n] for n in reads]))
-            self.observe(len(values) - 1, values[-1])
-            for n in reads:
-                if n != NO_VALUE and last_reads[n] == step:
-                    values[n] = None
-        results = [values[n] for n in wiring.results]
+    def forward(self, *inputs: Tensor | Octave, num_frames: int = 1) -> Any:
+        results = self.sequence.one_by_one(inputs, num_frames, self.observe)
         return results[0] if len(results) == 1 else tuple(results)
 
     def observe(self, n: int, value: Tensor | Octave) -> None:

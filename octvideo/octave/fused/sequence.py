@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
+from octvideo.octave.fused.light_operations import PreparedShift
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quanta, Quantum
 from octvideo.octave.kernel.fused_conv import FusedLayer
 from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
@@ -54,18 +55,24 @@ class FusedSequence(nn.Module):
         self.format, self.gives_format = F32, False
         self.quanta: Sequence[Quanta] = ()
         self._last_reads = self.wiring.last_reads()
+        self._shifts = any(isinstance(conv, PreparedShift) for conv in convs)
         self._plans: dict[Any, SequencePlan | None] = {}
         self._workspaces: list[Tensor] = []  # of which each call takes one
         self._name: str | None = None  # in compiled graphs
 
-    def forward(self, *inputs: Tensor | Octave) -> Any:
-        """The result, or a tuple of results where there are several."""
+    def forward(self, *inputs: Tensor | Octave, num_frames: int = 1) -> Any:
+        """The result, or a tuple of results where there are several.
+
+        Args:
+            inputs: maps, or octave pairs of them.
+            num_frames: T where layers shift and maps are of the N·T frames of N clips.
+        """
         if not torch.compiler.is_compiling():
-            results = self._run(inputs)
+            results = self._run(inputs, num_frames)
         elif self._name is None or is_exporting() or torch.is_grad_enabled():
-            results = self._one_by_one(inputs)
+            results = self.one_by_one(inputs, num_frames)
         else:
-            results = self._as_operation(inputs)
+            results = self._as_operation(inputs, num_frames)
         return results[0] if len(results) == 1 else tuple(results)
 
     def set_format(self, format: Format, quanta: Sequence[Quanta] = (), *, gives_format: bool = False) -> None:
@@ -98,11 +105,11 @@ class FusedSequence(nn.Module):
             _SEQUENCES[self._name] = self
         return True
 
-    def _run(self, inputs: Sequence[Tensor | Octave], *, keeps_inputs: bool = False) -> list[Any]:
-        plan = self._plan_for(inputs, keeps_inputs)
+    def _run(self, inputs: Sequence[Tensor | Octave], num_frames: int, *, keeps_inputs: bool = False) -> list[Any]:
+        plan = self._plan_for(inputs, num_frames, keeps_inputs)
         if plan is None:
             copies = (_of_parts([part.clone() for part in _parts(value)]) for value in inputs)
-            return self._one_by_one(list(copies) if keeps_inputs else inputs)
+            return self.one_by_one(list(copies) if keeps_inputs else inputs, num_frames)
         maps = [self._each(to_format, n, map(channels_last, _parts(value))) for n, value in enumerate(inputs)]
         results = plan.run(maps, self._workspaces)
         if not self.gives_format:
@@ -119,36 +126,56 @@ class FusedSequence(nn.Module):
         """Of what it returns."""
         return self.format.dtype if self.gives_format else torch.float32
 
-    def _as_operation(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
+    def _as_operation(self, inputs: Sequence[Tensor | Octave], num_frames: int) -> list[Any]:
         parts = [_parts(value) for value in inputs]
         counts, maps = [len(own) for own in parts], [part for own in parts for part in own]
-        made = torch.ops.octvideo.fused_sequence(maps, counts, self._name)
+        made = torch.ops.octvideo.fused_sequence(maps, counts, self._name, num_frames)
         pairs: list[Any] = [self.convs[n - self.wiring.num_inputs].gives_pair for n in self.wiring.results]
         return _values(made, [1 + pair for pair in pairs])
 
-    def _one_by_one(self, inputs: Sequence[Tensor | Octave]) -> list[Any]:
+    def one_by_one(
+        self,
+        inputs: Sequence[Tensor | Octave],
+        num_frames: int,
+        watch: Callable[[int, Tensor | Octave], None] | None = None,
+    ) -> list[Any]:
+        """The results, by torch's operations.
+
+        Args:
+            inputs, num_frames: as of `forward`.
+            watch: is called with the index of each value and the value, inputs too.
+        """
         values: list[Any] = [*inputs]
+        for n, value in enumerate(values if watch else ()):
+            watch(n, value)  # type: ignore[misc]
         for step, (conv, reads) in enumerate(zip(self.convs, self.wiring.reads, strict=True)):
-            values.append(conv(*[None if n == NO_VALUE else values[n] for n in reads]))
+            given = [None if n == NO_VALUE else values[n] for n in reads]
+            values.append(conv(*given, num_frames) if isinstance(conv, PreparedShift) else conv(*given))
+            if watch:
+                watch(len(values) - 1, values[-1])
             for n in reads:
                 if n != NO_VALUE and self._last_reads[n] == step:
                     values[n] = None
         return [values[n] for n in self.wiring.results]
 
-    def _plan_for(self, inputs: Sequence[Tensor | Octave], keeps_inputs: bool) -> SequencePlan | None:
+    def _plan_for(self, inputs: Sequence[Tensor | Octave], num_frames: int, keeps_inputs: bool) -> SequencePlan | None:
         parts = [_parts(value) for value in inputs]
         if not all([_is_readable(part, self.format) for own in parts for part in own]):
             return None
         shapes = [[tuple(part.shape) for part in own] for own in parts]
         batches = {shape[0] for own in shapes for shape in own}
-        count = num_parts(batches.pop(), torch.get_num_threads()) if len(batches) == 1 else 1
-        sizes = count, keeps_inputs, *map(tuple, shapes)
+        if not self._shifts:
+            num_frames = 1  # a batch is cut into parts between frames, too
+        count = num_parts(batches.pop() // num_frames, torch.get_num_threads()) if len(batches) == 1 else 1
+        sizes = count, num_frames, keeps_inputs, *map(tuple, shapes)
         plan = self._plans.get(sizes, _NO_PLAN)  # asked once: other threads add plans, and forget them
         if plan is _NO_PLAN or (plan is not None and plan.layers != self._layers()):
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[sizes] = plan = (
-                SequencePlan.of(self.wiring, self._layers(), shapes, keeps_inputs=keeps_inputs, parts=count)
+                SequencePlan.of(
+                    self.wiring, self._layers(), shapes, keeps_inputs=keeps_inputs, parts=count, num_frames=num_frames
+                )
                 if self.fuse()
                 else None
             )
@@ -164,17 +191,19 @@ class FusedSequence(nn.Module):
 # The same for graphs that are compiled, which know a sequence by a name in this process.
 _NUMBERS = itertools.count()
 _SEQUENCES: weakref.WeakValueDictionary[str, FusedSequence] = weakref.WeakValueDictionary()
-torch.library.define("octvideo::fused_sequence", "(Tensor[] maps, int[] counts, str name) -> Tensor[]")
+torch.library.define(
+    "octvideo::fused_sequence", "(Tensor[] maps, int[] counts, str name, int num_frames=1) -> Tensor[]"
+)
 
 
 @torch.library.impl("octvideo::fused_sequence", "CPU")
-def _fused_sequence(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
-    results = _SEQUENCES[name]._run(_values(maps, counts), keeps_inputs=True)
+def _fused_sequence(maps: list[Tensor], counts: list[int], name: str, num_frames: int = 1) -> list[Tensor]:
+    results = _SEQUENCES[name]._run(_values(maps, counts), num_frames, keeps_inputs=True)
     return [channels_last(part) for value in results for part in _parts(value)]
 
 
 @torch.library.register_fake("octvideo::fused_sequence")
-def _(maps: list[Tensor], counts: list[int], name: str) -> list[Tensor]:
+def _(maps: list[Tensor], counts: list[int], name: str, num_frames: int = 1) -> list[Tensor]:
     sequence = _SEQUENCES[name]
     inputs = [[tuple(part.shape) for part in _parts(value)] for value in _values(maps, counts)]
     shapes = sequence.wiring.shapes(sequence._layers(), inputs)

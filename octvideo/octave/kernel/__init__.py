@@ -7,7 +7,7 @@ library.py           loads the C++, which a wheel brings or a compiler makes (va
 formats.py           number formats: float32, bfloat16, int8
 large_pages.py       memory for weights and for maps between layers
 fused_conv.py        a layer that computes scores: its form, the struct that both sides share, packed weights
-light_layers.py      layers of light blocks: depthwise convolutions, means, products with a gate
+light_layers.py      layers of light blocks: depthwise convolutions, means, products with a gate, temporal shifts
 sequence.py          layers that follow each other: where each map lies, and one call for all
 training.py          a layer in a training step, forward and back
 
@@ -24,6 +24,7 @@ strips.h             a map in strips of rows
 convolution.h        one convolution of a layer, strip by strip
 depthwise.h          depthwise convolutions
 gate.h               squeeze-excitation: means over clips, products with a gate
+shift.h              temporal shift
 group.h              layers of a light block together, part by part of their maps
 layer_run.h          a whole layer, by strips or by maps; layer_float32.cpp and the others compile it for each format
 fused_conv.cpp       a sequence of layers

@@ -33,7 +33,7 @@ _MOST_KERNEL_WIDTH = 16  # kMostKernelWidth of depthwise.h
 class LayerKind:
     """`LayerKind` of layer.h."""
 
-    CONVOLUTION, DEPTHWISE, MEAN, SCALE = range(4)
+    CONVOLUTION, DEPTHWISE, MEAN, SCALE, SHIFT = range(5)
 
 
 def has_format(format: Format) -> bool:
@@ -57,7 +57,7 @@ class Layer(ctypes.Structure):
         ("activation", _SIZE),
         *[(name, _SIZE) for name in ("clips", "frames", "height", "width")],
         *[(name, _SIZE) for name in ("in_high", "in_low", "outs_high", "outs_low")],
-        *[(name, _SIZE * 2) for name in ("in_gap", "out_gap")],
+        *[(name, _SIZE * 2) for name in ("in_gap", "out_gap", "from_next", "from_previous")],
         ("groups", _SIZE),
         *[(name, _SIZE * 3) for name in ("kernel", "stride", "padding", "dilation")],
         *[(name, _SIZE * 2) for name in ("pool_window", "pool_stride", "pool_padding")],

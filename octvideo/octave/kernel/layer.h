@@ -8,7 +8,7 @@
 
 constexpr int kAxes = 3;
 
-enum LayerKind : int64_t { kConvolution, kDepthwise, kMean, kScale };  // Layer::kind
+enum LayerKind : int64_t { kConvolution, kDepthwise, kMean, kScale, kShift };  // Layer::kind
 
 extern "C" {
 
@@ -27,6 +27,7 @@ struct Layer {
   int64_t clips, frames, height, width;                     // of x_high
   int64_t in_high, in_low, outs_high, outs_low;             // channels
   int64_t in_gap[2], out_gap[2];                            // elements between pixels, where a layer is a part of another
+  int64_t from_next[2], from_previous[2];                   // kShift: first channels of a map, and those after them
   int64_t groups;                                           // of channels, each with its own part of a weight; 0 is 1
   int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
   int64_t pool_window[2], pool_stride[2], pool_padding[2];  // max pool after an ordinary convolution; 1, 1, 0: none

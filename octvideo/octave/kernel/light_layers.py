@@ -1,6 +1,7 @@
-"""What light blocks have beside dense convolutions: depthwise ones, means over a clip, and products with a gate.
+"""What light blocks have beside dense convolutions: depthwise ones, means over a clip, products with a gate, shifts.
 
-A squeeze-excitation is a mean, two convolutions of one pixel, and a product (gate.h); depthwise.h has the rest.
+A squeeze-excitation is a mean, two convolutions of one pixel, and a product (gate.h). depthwise.h and shift.h have the
+rest.
 """
 
 from __future__ import annotations
@@ -125,6 +126,40 @@ class FusedScale:
         """Without sizes."""
         layer = Layer(kind=LayerKind.SCALE)
         layer.set(self.format, self.quanta, self.activation)
+        return layer
+
+    def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """As x."""
+        return list(shapes)
+
+
+@dataclass(frozen=True)
+class FusedShift:
+    """The first channels of a frame's maps come from the next frame, those after them from the one before (TSM).
+
+    Args:
+        high, low: of each map, how many come from the next frame and from the one before.
+        format: of maps.
+        quanta: of the maps, for int8.
+    """
+
+    high: tuple[int, int]
+    low: tuple[int, int]
+    format: Format = F32
+    quanta: LayerQuanta | None = None
+
+    @property
+    def form(self) -> tuple[str, tuple[int, int], tuple[int, int]]:
+        """What distinguishes it from other layers."""
+        return "shift", self.high, self.low
+
+    @property
+    def layer(self) -> Layer:
+        """Without sizes."""
+        layer = Layer(kind=LayerKind.SHIFT)
+        layer.set(self.format, self.quanta)
+        for which, (from_next, from_previous) in enumerate((self.high, self.low)):
+            layer.from_next[which], layer.from_previous[which] = from_next, from_previous
         return layer
 
     def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:

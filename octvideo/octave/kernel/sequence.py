@@ -159,6 +159,7 @@ class SequencePlan:
         *,
         keeps_inputs: bool = False,
         parts: int = 1,
+        num_frames: int = 1,
     ) -> SequencePlan | None:
         """A value lies in an input, in a new tensor if it is returned, or in memory that others had or will have.
 
@@ -166,11 +167,15 @@ class SequencePlan:
             inputs: shapes of their maps.
             keeps_inputs: no result overwrites one.
             parts: that the batch is computed in.
+            num_frames: of a clip, where a batch of images has the frames of clips; a part has whole clips.
 
         Returns:
-            None where a low map that is read has not half the size of its high one, a residual is not of its result's
-            shape or its layer adds none, or a gate has other sizes than one pixel for each clip.
+            None where a batch has no whole clips, a low map that is read has not half the size of its high one, a
+            residual is not of its result's shape or its layer adds none, or a gate has other sizes than one pixel for
+            each clip.
         """
+        if any(n % (parts * num_frames) for maps in inputs for n, *_ in maps):
+            return None
         shapes = wiring.shapes(layers, [[(n // parts, *rest) for n, *rest in maps] for maps in inputs])
         if not all(_is_pair(shapes[x]) for x, *_ in wiring.reads):
             return None
@@ -219,6 +224,8 @@ class SequencePlan:
             residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
             high, *low = shapes[x]
             sized = conv.layer.for_map(high, low[0][1] if low else 0)
+            if sized.kind == LayerKind.SHIFT:
+                sized.clips, sized.frames = sized.clips // num_frames, num_frames
             maps = (*maps_of(x), *maps_of(residual), maps_of(gate)[0], *maps_of(value))
             steps.append(Step(ctypes.pointer(sized), sizes.get(value - wiring.num_inputs, 1), *maps))
         results = [(owners[value], shapes[value]) for value in wiring.results]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octvideo.octave import fuse_convolutions, octavize, prepare_inference
-from octvideo.octave.fused.gates import PreparedScale
+from octvideo.octave import add_temporal_shifts, fuse_convolutions, octavize, prepare_inference
+from octvideo.octave.fused.light_operations import PreparedScale, PreparedShift
 from octvideo.octave.fused.quantize import quantize
 from octvideo.octave.fused.sequence import FusedSequence
 from octvideo.octave.kernel.formats import FORMATS
@@ -252,3 +252,63 @@ def test_whole_networks(entry: Network, alpha: float) -> None:
             x = entry.random_input()
             found, expected = prepare_inference(network)(last(x)), network(x)
             near(found, expected)
+
+
+class Clips(nn.Module):
+    """A network of images on clips of three frames."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.network(x, 3)
+        return made
+
+
+def shifted(alpha: float, *, online: bool = False) -> nn.Module:
+    """Of images, with temporal shifts before its blocks' first convolutions."""
+    torch.manual_seed(0)
+    made = Light(2, "usual")
+    measure_norms(made, clip(2, 4, 1))
+    network = octavize(made.eval(), dict.fromkeys(INVERTED, alpha), octave_downsample="pool", inverted_residuals="all")
+    add_temporal_shifts(network, 0.25, online=online)
+    return network.eval()
+
+
+@needs_library
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_temporal_shifts_are_layers_of_the_sequence(alpha: float, online: bool) -> None:
+    own = shifted(alpha, online=online)
+    prepared, before = prepare_inference(own), torch.get_num_threads()
+    (sequence,) = sequences(prepared)
+    assert sum(isinstance(conv, PreparedShift) for conv in sequence.convs) == 1  # one block has a shortcut
+    try:
+        with torch.inference_mode():
+            for count, num_frames, threads in ((6, 3, 1), (6, 6, 1), (5, 1, 1), (12, 3, 2), (12, 12, 2)):
+                torch.set_num_threads(threads)
+                x = clip(2, count)
+                near(prepared(x, num_frames), own(x, num_frames))
+                assert not torch.allclose(prepared(x, num_frames), prepared(x, 1), atol=1e-4) or num_frames == 1
+            with pytest.raises(RuntimeError, match=r"unflatten|divisible|don't multiply"):
+                prepared(clip(2, 5), 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8"])
+def test_temporal_shifts_in_other_formats(name: str) -> None:
+    if not has_format(FORMATS[name]):
+        pytest.skip(f"no {name} on this processor")
+    prepared, x = Clips(prepare_inference(shifted(0.5))), clip(2, 6)
+    with torch.inference_mode():
+        expected = prepared(x)
+        if name == "int8":
+            quantize(prepared, [clip(2, 6, n) for n in range(4)])
+        else:
+            (sequence,) = sequences(prepared)
+            sequence.set_format(FORMATS[name])
+        found = prepared(x)
+    assert not torch.equal(found, expected)
+    assert ((found - expected).std() / expected.std()).item() < 0.1

@@ -1,7 +1,7 @@
-"""Squeeze-excitation of a network that only computes scores: a mean over each clip, and a product with a gate.
+"""What prepared networks have beside convolutions: squeeze-excitation and temporal shifts.
 
-`prepare_inference` puts these around the two convolutions that make a gate, which are ordinary ones of one pixel. Of an
-octave pair, means and gates have the high channels first, whatever the network's order.
+A squeeze-excitation is a mean over each clip, two ordinary convolutions of one pixel that make a gate, and a product
+with it. Of an octave pair, means and gates have the high channels first, whatever the network's order.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from octvideo.octave.fused.activations import activated
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta
 from octvideo.octave.kernel.fused_conv import Activation, FusedLayer
 from octvideo.octave.kernel.library import load_library
-from octvideo.octave.kernel.light_layers import FusedMean, FusedScale
+from octvideo.octave.kernel.light_layers import FusedMean, FusedScale, FusedShift
+from octvideo.octave.temporal_shift import TemporalShift
 
 
-class PreparedGate(nn.Module):
-    """What both have.
+class PreparedOperation(nn.Module):
+    """What they have.
 
     Attributes:
         gives_pair: whether its result is an Octave.
@@ -50,7 +51,7 @@ class PreparedGate(nn.Module):
         return {**self.__dict__, "fused": None}
 
 
-class PreparedMean(PreparedGate):
+class PreparedMean(PreparedOperation):
     """(N, C, [T,] H, W) to (N, C, 1, ..., 1); of an Octave, the high channels and then the low ones."""
 
     def as_fused(self, format: Format, quanta: LayerQuanta | None) -> FusedLayer:
@@ -61,7 +62,7 @@ class PreparedMean(PreparedGate):
         return torch.cat([part.mean(tuple(range(2, part.dim())), keepdim=True) for part in parts], 1)
 
 
-class PreparedScale(PreparedGate):
+class PreparedScale(PreparedOperation):
     """activation(x * gate + residual), of which activation and residual are optional.
 
     Args:
@@ -98,3 +99,18 @@ class PreparedScale(PreparedGate):
 
     def extra_repr(self) -> str:
         return self.activation
+
+
+class PreparedShift(PreparedOperation):
+    """As a `TemporalShift`: (N·T, C, H, W) or an Octave of it, and T, to the same."""
+
+    def __init__(self, shift: TemporalShift) -> None:
+        super().__init__()
+        self.shift, self.gives_pair = shift, bool(shift.partition.low)
+
+    def as_fused(self, format: Format, quanta: LayerQuanta | None) -> FusedLayer:
+        return FusedShift(self.shift.high, self.shift.low, format, quanta)
+
+    def forward(self, x: Tensor | Octave, num_frames: int) -> Tensor | Octave:
+        made: Tensor | Octave = self.shift(x, num_frames)
+        return made
