@@ -312,15 +312,15 @@ class RandomSequence:
 
 
 class RandomLight:
-    """The depthwise convolution, the mean or the product with a gate of a seed."""
+    """The depthwise convolution, the mean, the product with a gate or the temporal shift of a seed."""
 
     def __init__(self, seed: int, format: FormatName) -> None:
         self.random = python_random.Random(seed)
         choose, randint, chance = self.random.choice, self.random.randint, lambda p: self.random.random() < p
-        self.kind: LightKind = choose(("depthwise", "depthwise", "depthwise", "mean", "scale"))
+        self.kind: LightKind = choose(("depthwise", "depthwise", "depthwise", "mean", "scale", "shift"))
         self.threads, self.at_end = choose((1, 2)), chance(0.7)
         channels = choose((randint(1, 130), randint(1, 9), 16, 32)), choose((0, randint(1, 40), 16))
-        axes, has_low = choose((2, 3, 3)), bool(channels[1])
+        axes, has_low = 2 if self.kind == "shift" else choose((2, 3, 3)), bool(channels[1])
         while True:
             size = (randint(1, 6), randint(1, 70) if chance(0.1) else randint(1, 20), randint(1, 30))
             usual = choose(((1, 3, 3), (3, 3, 3), (5, 1, 1), (1, 5, 5), (3, 1, 1), (1, 7, 7)))
@@ -339,6 +339,9 @@ class RandomLight:
         zeros = choose((0, 128)), choose((0, 100, 128)), choose((0, 128)), choose((0, 128))
         options: Any = {"clips": randint(1, 3), "bias": chance(0.8), "activation": choose(ACTIVATIONS), "zeros": zeros}
         options["residual"] = self.kind == "scale" and chance(0.5)
+        if self.kind == "shift":
+            runs = [(first := randint(0, n), randint(0, n - first)) for n in channels]
+            options |= {"num_frames": randint(1, 5), "runs": runs}
         self.text = f"{self.kind}: {form}, {channels=}, {size=}, {axes} axes, {options}, threads={self.threads}"
         self.case = LightCase(
             self.kind, channels, size[-axes:], form=form, format=FORMATS[format], seed=seed, **options
@@ -350,7 +353,7 @@ class RandomLight:
         torch.set_num_threads(self.threads)
         plan = case.plan()
         kept = [guarded.copy_weights(layer) for layer in plan.layers]
-        plan = SequencePlan.of(plan.wiring, plan.layers, [[tuple(x.shape) for x in maps] for maps in case.values])  # type: ignore
+        plan = case.plan(plan.layers[0])
         (results,) = run_plan(plan, [[guarded.copy(x) for x in maps] for maps in case.values], guarded)
         worst = case.check_results(results)
         del kept

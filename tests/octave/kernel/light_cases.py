@@ -1,4 +1,4 @@
-"""Layers of light blocks for tests of the kernel: depthwise convolutions, means, products with gates.
+"""Layers of light blocks for tests of the kernel: depthwise convolutions, means, products with gates, temporal shifts.
 
 cases.py has the other layers; their sums, and how far the kernel's may be from these, are its own.
 """
@@ -16,11 +16,11 @@ from torch import Tensor
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quantum
 from octvideo.octave.kernel.fused_conv import Activation, Form, FusedLayer
 from octvideo.octave.kernel.layout import channels_last
-from octvideo.octave.kernel.light_layers import FusedDepthwise, FusedMean, FusedScale
+from octvideo.octave.kernel.light_layers import FusedDepthwise, FusedMean, FusedScale, FusedShift
 from octvideo.octave.kernel.sequence import NO_VALUE, SequencePlan, Wiring
 from tests.octave.kernel.cases import Sums, check_map, elements_of, halve, random, to_elements, to_real
 
-LightKind = Literal["depthwise", "mean", "scale"]
+LightKind = Literal["depthwise", "mean", "scale", "shift"]
 _PIXELS_AT_ONCE = 256  # whose sum is added to the other ones, in a mean
 
 
@@ -32,6 +32,8 @@ class LightCase:
         channels: high, low (0: no low map).
         size: of x_high: ([T,] H, W).
         form: of a depthwise convolution.
+        num_frames: of a clip of images, for a shift.
+        runs: of a shift's maps: channels from the next frame, and from the one before.
         zeros: the int8 elements that stand for 0: of x, the result, the residual and the gate.
 
     Attributes:
@@ -45,6 +47,8 @@ class LightCase:
         size: tuple[int, ...] = (3, 7, 9),
         *,
         form: Form = Form((1, 1, 1), is_depthwise=True),  # noqa: B008 (nobody changes it)
+        num_frames: int = 1,
+        runs: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
         clips: int = 2,
         bias: bool = True,
         residual: bool = False,
@@ -54,6 +58,8 @@ class LightCase:
         seed: int = 0,
     ) -> None:
         self.kind, self.form, self.format, self.activation, self.has_residual = kind, form, format, activation, residual
+        self.num_frames, self.runs = num_frames, runs
+        clips *= num_frames
         low_size = (*size[:-2], *[(n + 1) // 2 for n in size[-2:]])
         shapes = [(clips, channels[0], *size), *([(clips, channels[1], *low_size)] if channels[1] else [])]
         is_int8 = format.name == "int8"
@@ -92,14 +98,17 @@ class LightCase:
             return FusedMean(self.format, self.quanta)
         if self.kind == "scale":
             return FusedScale(self.activation, self.format, self.quanta)
+        if self.kind == "shift":
+            return FusedShift(*self.runs, self.format, self.quanta)
         high, low = (*self.weights, None)[:2]
         bias_high, bias_low = (*self.biases, None)[:2]
         given = {"bias_high": bias_high, "bias_low": bias_low, "activation": self.activation}
         return FusedDepthwise(self.form, high=high, low=low, format=self.format, quanta=self.quanta, **given)  # type: ignore
 
-    def plan(self) -> SequencePlan:
+    def plan(self, layer: FusedLayer | None = None) -> SequencePlan:
         wiring = Wiring((self.reads,), len(self.values), (len(self.values),))
-        plan = SequencePlan.of(wiring, [self.layer()], [[tuple(x.shape) for x in maps] for maps in self.values])
+        shapes = [[tuple(x.shape) for x in maps] for maps in self.values]
+        plan = SequencePlan.of(wiring, [layer or self.layer()], shapes, num_frames=self.num_frames)
         assert plan is not None
         return plan
 
@@ -107,10 +116,8 @@ class LightCase:
         """Of each map of the result, before the activation."""
         if self.kind == "mean":
             return [self._means()]
-        made = []
-        for which, x in enumerate(self.values[0]):
-            made.append(self._convolved(x, which) if self.kind == "depthwise" else self._scaled(x, which))
-        return made
+        compute = {"depthwise": self._convolved, "scale": self._scaled, "shift": self._shifted}[self.kind]
+        return [compute(x, which) for which, x in enumerate(self.values[0])]
 
     def check(self) -> None:
         given = [[channels_last(x.clone()) for x in maps] for maps in self.values]
@@ -119,7 +126,7 @@ class LightCase:
 
     def check_results(self, results: Sequence[Tensor]) -> float:
         """Fails where a result is not as expected. The greatest error, as a part of the greatest that may be."""
-        worst, activation = 0.0, "none" if self.kind == "mean" else self.activation
+        worst, activation = 0.0, "none" if self.kind in ("mean", "shift") else self.activation
         for name, y, sums, quantum in zip(("high", "low"), results, self.sums(), self.y_quanta, strict=False):
             worst = max(worst, check_map(name, y, elements_of(sums, activation, self.format, quantum), self.format))  # type: ignore
         assert len(results) == len(self.sums())
@@ -148,6 +155,17 @@ class LightCase:
             residual = to_real(self.values[1][which], self.residual_quanta[which])
             value, size = value + residual, size + residual.abs()
         return Sums(value, size, 4)
+
+    def _shifted(self, x: Tensor, which: int) -> Sums:
+        from_next, from_previous = self.runs[which]
+        x = to_real(x, self.x_quanta[which])
+        value = torch.zeros_like(x)
+        for image in range(len(x)):
+            for channel in range(x.shape[1]):
+                step = 1 if channel < from_next else -1 if channel < from_next + from_previous else 0
+                if 0 <= image % self.num_frames + step < self.num_frames:
+                    value[image, channel] = x[image + step, channel]
+        return Sums(value, value.abs(), 2)
 
     def _means(self) -> Sums:
         parts, sizes = [], []

@@ -61,6 +61,17 @@ def test_depthwise_convolutions(name: str, format: Format) -> None:
 
 
 @every_format
+def test_temporal_shifts(format: Format) -> None:
+    for channels, runs, frames in (
+        ((8, 0), ((1, 1), (0, 0)), 3),
+        ((35, 6), ((17, 17), (0, 3)), 4),
+        ((3, 20), ((0, 3), (20, 0)), 1),
+        ((19, 0), ((0, 0), (0, 0)), 2),
+    ):
+        LightCase("shift", channels, (5, 7), num_frames=frames, runs=runs, format=format).check()
+
+
+@every_format
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_follow_layers(activation: Activation, format: Format) -> None:
     """After a residual is added; before a pool."""
