@@ -1,6 +1,6 @@
 // Layers computed together, part by part of their maps, so that what lies between them stays in the cache: a depthwise
 // convolution, the pointwise layer whose result it reads, and those that read its own result. Of a depthwise convolution
-// with an extent in time, the frames that are read again stay in a ring.
+// with an extent in time, the frames that are read again stay in a ring. What it pools first is pooled frame by frame.
 
 #pragma once
 
@@ -82,7 +82,8 @@ class GroupRun {
       for (Layer& layer : layers) layer.frames *= layer.clips, layer.clips = 1;
     clips = layers[0].clips, in_frames = layers[0].frames, in_height = layers[0].height, in_width = layers[0].width;
     out_frames = depthwise < 0 ? in_frames : layers[depthwise].out_size(in_frames, 0);
-    out_height = depthwise < 0 ? in_height : layers[depthwise].out_size(in_height, 1);
+    pools = depthwise >= 0 && layers[depthwise].pool_first;
+    out_height = depthwise < 0 ? in_height : layers[depthwise].out_size(read_size(in_height), 1);
     choose_parts();
   }
 
@@ -108,6 +109,7 @@ class GroupRun {
   std::vector<Layer> layers;
   int64_t depthwise = -1;
   int64_t clips, in_frames, in_height, in_width, out_frames, out_height;
+  bool pools = false;  // before the depthwise convolution
   int64_t rows, chunk;  // of a part of the result
 
   bool shares_frames() const { return depthwise >= 0 && layers[depthwise].kernel[0] > 1; }
@@ -120,7 +122,10 @@ class GroupRun {
     return (vectors | 1) * kLanes - channels;
   }
 
-  // Rows and frames of the depthwise convolution's input that a part of its result needs.
+  // Of the map that the depthwise convolution reads, from that of the group's input.
+  int64_t read_size(int64_t size) const { return pools ? low_size(size) : size; }
+
+  // Rows and frames of the group's input that a part of the depthwise convolution's result needs.
   Part needed(const Part& part) const {
     if (depthwise < 0) return part;
     const Layer& layer = layers[depthwise];
@@ -134,6 +139,11 @@ class GroupRun {
       const int64_t low_begin = part.begin / 2 * layer.stride[1] - layer.padding[1];
       const int64_t low_end = (low_size(part.end) - 1) * layer.stride[1] - layer.padding[1] + reach;
       from.begin = std::min(from.begin, 2 * low_begin), from.end = std::max(from.end, 2 * low_end);
+    }
+    if (pools) {  // each row from two, and of a low map from two that lie under four
+      const int64_t step = layer.in_low ? 4 : 2;
+      from.begin = std::max<int64_t>(from.begin, 0) * 2 / step * step;
+      from.end = (2 * from.end + step - 1) / step * step;
     }
     // Rows of low maps, which the layer before it may have where it has none itself, lie under two of the high ones.
     if (layers[0].in_low || layer.in_low) from.begin -= from.begin & 1, from.end += from.end & 1;
@@ -153,9 +163,11 @@ class GroupRun {
       if (!is_local(n)) continue;
       const bool is_before = n < depthwise;
       const GroupMap map = result(n);
+      if (is_before && pools) continue;  // some rows at a time
       const int64_t height = is_before ? std::min(of_rows * stride() + reach(), in_height) : of_rows;
       bytes += map.bytes_of_row() * height * (is_before ? ring(of_chunk) : of_chunk);
     }
+    if (pools) bytes += pooled().bytes_of_row() * std::min(of_rows * stride() + reach(), read_size(in_height)) * ring(of_chunk);
     return bytes;
   }
   int64_t stride() const { return depthwise < 0 ? 1 : layers[depthwise].stride[1]; }
@@ -163,6 +175,12 @@ class GroupRun {
     if (depthwise < 0) return 0;
     const Layer& layer = layers[depthwise];
     return layer.dilation[1] * (layer.kernel[1] - 1) * (layer.in_low ? 2 : 1);
+  }
+
+  // Rows that are pooled at once: as many as stay in the cache beside what lies between layers.
+  int64_t pooled_at_once() const {
+    const int64_t most = group_bytes() / 4 / std::max<int64_t>(result(0).bytes_of_row(), 1);
+    return std::max<int64_t>(most / 4 * 4, 4);
   }
 
   // Whole frames, and several of them, where they fit; else rows.
@@ -188,7 +206,15 @@ class GroupRun {
     return {{static_cast<char*>(places[n].out_high), static_cast<char*>(places[n].out_low)},
             {high, low}, {has_gaps ? gap_after(high) : 0, has_gaps && low ? gap_after(low) : 0},
             is_after ? out_frames : in_frames, is_after ? out_height : in_height,
-            is_after ? layers[depthwise].out_size(in_width, 2) : in_width, kElement<Format>};
+            is_after ? layers[depthwise].out_size(read_size(in_width), 2) : in_width, kElement<Format>};
+  }
+
+  // What the depthwise convolution reads if it pools first.
+  GroupMap pooled() const {
+    const Layer& layer = layers[depthwise];
+    return {{nullptr, nullptr}, {layer.in_high, layer.in_low},
+            {gap_after(layer.in_high), layer.in_low ? gap_after(layer.in_low) : 0},
+            in_frames, read_size(in_height), read_size(in_width), kElement<Format>};
   }
 
   void compute(const Part& part, int64_t* made) const {
@@ -196,43 +222,71 @@ class GroupRun {
     static thread_local std::vector<GroupMap> results;
     results.clear();
     int64_t bytes = 0;
+    const auto limit = [&bytes](GroupMap& map, int64_t frames, int64_t begin, int64_t end) {
+      map.ring = frames, map.first_row = begin, map.ring_rows = end - begin;
+      bytes += map.ring * (map.frame_bytes(0) + map.frame_bytes(1)) + 2 * kLine;
+    };
     for (int64_t n = 0; n < count; ++n) {
       GroupMap map = result(n);
-      if (is_local(n)) {
-        const bool is_before = n < depthwise;
-        map.ring = is_before ? ring(chunk) : chunk;
-        map.ring_rows = is_before ? from.rows() : part.rows();
-        map.first_row = is_before ? from.begin : part.begin;
-        bytes += map.ring * (map.frame_bytes(0) + map.frame_bytes(1)) + 2 * kLine;
-      }
+      if (is_local(n) && n < depthwise)
+        pools ? limit(map, 1, 0, pooled_at_once()) : limit(map, ring(chunk), from.begin, from.end);
+      if (is_local(n) && n >= depthwise) limit(map, chunk, part.begin, part.end);
       results.push_back(map);
     }
+    GroupMap half{};
+    if (pools) half = pooled(), limit(half, ring(chunk), from.begin / 2, low_size(from.end));
     // Parts of one strip, which share a ring, get the same places.
     char* memory = scratch<char>(kGroup, bytes);
-    for (int64_t n = 0; n < count; ++n)
-      for (int which = 0; which < 2 && is_local(n); ++which) {
-        GroupMap& map = results[n];
+    const auto place = [&memory](GroupMap& map) {
+      for (int which = 0; which < 2; ++which) {
         map.data[which] = map.channels[which] ? memory : nullptr;
         memory += (map.ring * map.frame_bytes(which) + kLine - 1) / kLine * kLine;
       }
-    for (int64_t n = 0; n < count; ++n) {
-      const Layer& layer = layers[n];
-      if (n < depthwise) {
-        // Frames that are not there yet, as far as they lie side by side.
-        for (int64_t t = std::max(*made, from.first); t < from.last;) {
-          const int64_t until = std::min(from.last, results[n].ring ? (t / results[n].ring + 1) * results[n].ring : from.last);
-          const int64_t next = from.rows() == in_height ? until : t + 1;
-          compute_pointwise(n, {part.clip, t, next, from.begin, from.end}, results);
-          t = next;
+    };
+    for (int64_t n = 0; n < count; ++n)
+      if (is_local(n)) place(results[n]);
+    if (pools) place(half);
+    // Frames that are not there yet, as far as they lie side by side.
+    for (int64_t t = std::max(*made, from.first); t < from.last;) {
+      int64_t next = t + 1;
+      if (pools) {
+        pool_frame({part.clip, t, next, from.begin, from.end}, &results, half);
+      } else if (depthwise > 0) {
+        const int64_t ring = results[0].ring;
+        if (from.rows() == in_height) next = std::min(from.last, ring ? (t / ring + 1) * ring : from.last);
+        compute_pointwise(0, {part.clip, t, next, from.begin, from.end}, results);
+      }
+      t = next;
+    }
+    *made = std::max(*made, from.last);
+    for (int64_t n = std::max<int64_t>(depthwise, 0); n < count; ++n)
+      if (n == depthwise)
+        compute_depthwise(layers[n], part, pools ? half : source(n, results), results[n]);
+      else
+        compute_pointwise(n, part, results);
+  }
+
+  // Some rows of a frame, which are computed first where they are a layer's result, to rows of half the size.
+  void pool_frame(const Part& part, std::vector<GroupMap>* results, const GroupMap& half) const {
+    using Element = typename Format::Element;
+    const int64_t step = depthwise ? (*results)[0].ring_rows : part.rows();
+    for (int64_t top = part.begin; top < part.end; top += step) {
+      Part some = part;
+      some.begin = top, some.end = std::min(top + step, part.end);
+      if (depthwise) (*results)[0].first_row = top, compute_pointwise(0, some, *results);
+      const GroupMap from = source(depthwise, *results);
+      for (int which = 0; which < (half.channels[1] ? 2 : 1); ++which) {
+        const int64_t height = which ? low_size(from.height) : from.height, width = which ? low_size(from.width) : from.width;
+        const int64_t above = which ? 2 : 1;  // rows of the high map over one of this map
+        for (int64_t y = top / (2 * above); y * 2 * above < some.end; ++y) {
+          const char* const upper = from.at(which, part.clip, part.first, 2 * y * above);
+          const char* const lower = 2 * y + 1 < height ? upper + from.row_bytes(which) : upper;
+          pool_row<Format>(reinterpret_cast<const Element*>(upper), reinterpret_cast<const Element*>(lower), width,
+                           half.channels[which], from.channels[which] + from.gap[which], 0.25f,
+                           reinterpret_cast<Element*>(half.at(which, part.clip, part.first, y * above)),
+                           half.channels[which] + half.gap[which]);
         }
-        continue;
       }
-      if (n == depthwise) {
-        *made = std::max(*made, from.last);
-        compute_depthwise(layer, part, source(n, results), results[n]);
-        continue;
-      }
-      compute_pointwise(n, part, results);
     }
   }
 

@@ -274,7 +274,7 @@ _GROUPS = (
 
 
 def _kind_in_group(layer: Layer) -> str:
-    if layer.kind == LayerKind.DEPTHWISE and not layer.pool_first:
+    if layer.kind == LayerKind.DEPTHWISE:
         reaches = zip(layer.padding, layer.dilation, layer.kernel, strict=True)
         is_usual = all(p <= d * (k - 1) for p, d, k in reaches)  # every row of the result reads rows that there are
         return "depthwise" if is_usual else "alone"

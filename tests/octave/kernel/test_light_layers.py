@@ -205,13 +205,14 @@ def pointwise(ins: tuple[int, int], outs: tuple[int, int], activation: Activatio
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2), "pooled"], ids=str)
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (5, 1, 1), (3, 3, 3)])
 @pytest.mark.parametrize("lows", [(0, 0, 0), (5, 9, 4), (5, 0, 0), (0, 9, 0), (5, 0, 4)], ids=str)
-def test_blocks_in_parts(lows: tuple[int, int, int], kernel: tuple[int, ...], stride: tuple[int, ...]) -> None:
+def test_blocks_in_parts(lows: tuple[int, int, int], kernel: tuple[int, ...], stride: Any) -> None:
     """Of values where some have a low map, and so an even number of rows in a part."""
     values = [(8, lows[0]), (20, lows[1]), (8, lows[2])]
-    form = depthwise(kernel, stride, low_reads_low=bool(lows[1]))
+    pools = stride == "pooled"
+    form = depthwise(kernel, (1, 1, 1) if pools else stride, low_reads_low=bool(lows[1]), pool_first=pools)
     middle = FusedDepthwise(
         form,
         high=random(20, 1, *kernel),
@@ -220,6 +221,13 @@ def test_blocks_in_parts(lows: tuple[int, int, int], kernel: tuple[int, ...], st
     )
     layers = [pointwise(values[0], values[1], "relu6"), middle, pointwise(values[1], values[2])]
     x = tensors((2, 8, 5, 23, 7), *([(2, lows[0], 5, 12, 4)] if lows[0] else []))
+    if pools and not lows[0]:  # it reads the input, too
+        check_group(
+            [middle, layers[2]],
+            Wiring(((0,), (1,)), 1, (2,)),
+            tensors((2, 20, 5, 23, 7), *([(2, lows[1], 5, 12, 4)] if lows[1] else [])),
+            2,
+        )
     adds_input = stride == (1, 1, 1) and values[0] == values[2]
     check_group(layers, Wiring(((0,), (1,), (2, 0) if adds_input else (2,)), 1, (3,)), x)
 
