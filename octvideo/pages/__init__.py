@@ -6,6 +6,7 @@ report.py     a run: figures, curves, confusion matrix, classes, mistakes
 chosen.py     which videos of a run get a thumbnail, and which are listed
 curves.py     training curves as SVG
 
-look.css is the look of all of them. timeline.js shows a document of `octvideo.inference.timeline_document`; report.js
-and matrix.js show a run.
+look.css is the look of all of them. After dom.js, timeline.js shows a document of
+`octvideo.inference.timeline_document`,
+and matrix.js and report.js show a run.
 """

@@ -1,26 +1,9 @@
 "use strict";
-// A video beside its timeline. The document is described in octvideo/inference/timeline_document.py.
-// Names come from files and people: they only ever become text, never HTML.
+// A video beside its timeline; after dom.js. The document is described in octvideo/inference/timeline_document.py.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MOST_NOW = 6; // classes beside the video
 const MOST_SEGMENTS = 500; // rows of the table
-
-/** An element with attributes and children; strings become text. */
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
-/** A name in its own direction, whatever stands around it. */
-function named(text) {
-  return element("bdi", { class: "named" }, text);
-}
 
 /** 1:02.5, of 62.5 seconds; hours where there are some. */
 function clock(seconds, tenths = true) {

@@ -9,6 +9,8 @@ from typing import Any
 
 from octvideo.pages.page import page_html
 
+# What a page needs that calls `showTimeline(element, document)`.
+TIMELINE_SCRIPTS = ("dom.js", "timeline.js")
 _MOST_NAMES = 4  # classes that the list shows of each video
 
 
@@ -38,7 +40,7 @@ def timeline_page(document: Mapping[str, Any], *, up: str | None = None) -> str:
     """
     num_segments, num_classes = len(document["segments"]), len(document["classes"])
     said = f"{clock(document['duration'])} long, {_counted(num_segments, 'segment')}, {_counted(num_classes, 'class')}"
-    scripts = ["timeline.js", "timeline_start.js"]
+    scripts = [*TIMELINE_SCRIPTS, "timeline_start.js"]
     return page_html("timeline.html.j2", title=document["title"], scripts=scripts, data=document, said=said, up=up)
 
 
