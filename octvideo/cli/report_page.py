@@ -5,12 +5,12 @@ DIR/index.html holds all but the thumbnails, which lie in DIR/clips/. Those that
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from octvideo.data.quarantine import read_quarantine
+from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.evaluation.pictures import Curve
 from octvideo.evaluation.report import Pairs
@@ -93,7 +93,7 @@ def _thumbnails(folder: Path, sources: Mapping[int, Path]) -> dict[int, Thumbnai
     if not wanted:
         return found
     pool: IsolatedPool[tuple[str, str]] = IsolatedPool(
-        make_thumbnail, num_processes=_num_processes(), timeout_s=_TIMEOUT_S, memory_bytes=_MEMORY_BYTES
+        make_thumbnail, num_processes=min(available_cpus(), 8), timeout_s=_TIMEOUT_S, memory_bytes=_MEMORY_BYTES
     )
     with Progress("making thumbnails", len(wanted)) as progress, pool:
         for item, outcome in pool.run(wanted):
@@ -107,10 +107,6 @@ def _thumbnails(folder: Path, sources: Mapping[int, Path]) -> dict[int, Thumbnai
 
 def _no_file(error: OSError) -> str:
     return "no such file" if isinstance(error, FileNotFoundError) else one_line(error)
-
-
-def _num_processes() -> int:
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
 def _unreadable(run: Path) -> Sequence[tuple[str, str]]:

@@ -51,11 +51,9 @@ function tableOf(root, data, counts, totals, open) {
       const count = counts[row].get(column) || 0;
       const cell = element("td", {});
       if (count) {
-        const alpha = strength(count, totals[row]);
         const button = element("button", { type: "button", class: row === column ? "cell right" : "cell wrong" }, String(count));
         button.tabIndex = buttons.size ? -1 : 0;
-        button.style.setProperty("--alpha", alpha.toFixed(2));
-        if (alpha > 0.62) button.classList.add("full");
+        button.style.setProperty("--alpha", strength(count, totals[row]).toFixed(2));
         button.setAttribute("aria-label", `${label} taken for ${other}: ${videosOf(count)}`);
         button.title = `${label} → ${other}: ${videosOf(count)}`;
         button.addEventListener("click", () => open(row, column));

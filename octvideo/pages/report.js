@@ -1,7 +1,7 @@
 "use strict";
 // The page of a run. The data are described in octvideo/pages/report.py.
 
-const AT_ONCE = 24; // videos in a list, before "show more"
+const AT_ONCE = 12; // videos in a list, before "show more"
 const MOST_MIXED = 30;
 const report = JSON.parse(document.getElementById("data").textContent);
 const stands = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -206,7 +206,7 @@ function showClasses(root) {
     };
   });
   const body = element("tbody");
-  const titles = ["class", "videos", "top-1", "95 % interval", "top-5", "right when named", "most often taken for"];
+  const titles = ["class", "videos", "top-1", "95 % interval", "top-5", "precision", "most often taken for"];
   const head = element("tr");
   let sorted = [-1, 1];
   const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b, undefined, { numeric: true }) : a - b);

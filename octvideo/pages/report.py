@@ -17,7 +17,7 @@ from octvideo.pages.chosen import common_folder, confident_mistakes, fitting, in
 from octvideo.pages.curves import charts_of
 from octvideo.pages.page import page_html, plain_text
 
-MOST_BYTES = 3_500_000  # of videos by name; the page stays below 5 MB
+MOST_BYTES = 4_500_000  # of cells and of videos by name; the page stays below 5 MB
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,14 @@ def report_document(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) ->
     order = in_order_of_use(scores)
     # First those with thumbnails or the reason why not: they must be found.
     order = [n for n in order if n in thumbnails] + [n for n in order if n not in thumbnails]
-    rows = [row(number) for number in order]
-    listed = rows[: fitting((len(json_text(one)) + 2 for one in rows), MOST_BYTES)]
-    place_of = {number: place for place, number in enumerate(order[: len(listed)])}
     counts = confusion_matrix(scores)
+    cells = [[int(t), int(p), int(counts[t, p])] for t, p in zip(*np.nonzero(counts), strict=True)]
+    rows = [row(number) for number in order]
+    listed = rows[: fitting((len(json_text(one)) + 2 for one in rows), MOST_BYTES - len(json_text(cells)))]
+    place_of = {number: place for place, number in enumerate(order[: len(listed)])}
     return {
         "classes": [plain_text(name) for name in scores.class_names],
-        "counts": [[int(t), int(p), int(counts[t, p])] for t, p in zip(*np.nonzero(counts), strict=True)],
+        "counts": cells,
         "table": _class_table(scores, counts),
         "folder": plain_text(folder),
         "videos": listed,

@@ -1,10 +1,10 @@
-"""Headless Chromium, driven by selenium; a document of a timeline; small videos."""
+"""Headless Chromium, driven by selenium."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,24 +108,4 @@ def page(chromium: Page, tmp_path: Path) -> Iterator[Page]:
     folder = tmp_path.absolute().as_uri()
     assert [url for url in chromium.requests() if not url.startswith(folder)] == []
     assert chromium.errors() == []
-    assert "hacked" not in chromium.driver.title
-
-
-@pytest.fixture(scope="session")
-def moving_video() -> Callable[[Path], Path]:
-    """Writes two seconds of 64 x 48 pixels, each second in another grey."""
-    import av
-    import numpy as np
-
-    def write(path: Path, seconds: int = 2, grey: int = 40) -> Path:
-        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as output:
-            stream: Any = output.add_stream("libx264", rate=10, options={"preset": "ultrafast", "g": "5"})
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for n in range(10 * seconds):
-                image = np.full((48, 64, 3), (grey + 60 * (n // 10)) % 256, np.uint8)
-                image[:, 3 * (n % 20) : 3 * (n % 20) + 6] = 220
-                output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            output.mux(stream.encode(None))
-        return path
-
-    return write
+    assert chromium.driver.title != "hacked"
