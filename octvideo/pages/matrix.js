@@ -104,7 +104,7 @@ function pictureOf(root, data, counts, totals, open) {
     const image = context.createImageData(k, k);
     for (const [row, column, count] of data.counts) {
       const [red, green, blue] = row === column ? right : wrong;
-      image.data.set([red, green, blue, Math.round(255 * strength(count, totals[row]))], 4 * (row * k + column));
+      image.data.set([red, green, blue, Math.round(255 * (0.25 + 0.75 * strength(count, totals[row])))], 4 * (row * k + column));
     }
     context.putImageData(image, 0, 0);
   }

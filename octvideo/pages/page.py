@@ -72,6 +72,17 @@ def plain_text(text: str) -> str:
     return _NO_TEXT.sub("\ufffd", text)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things in words.
+
+    Example:
+        >>> counted(1, "class"), counted(1200, "class")
+        ('1 class', '1,200 classes')
+    """
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 @functools.cache
 def source(name: str) -> str:
     """The text of a file of this folder."""

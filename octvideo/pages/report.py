@@ -15,9 +15,10 @@ from octvideo.evaluation.scores import VideoScores
 from octvideo.files import json_text
 from octvideo.pages.chosen import common_folder, confident_mistakes, fitting, in_order_of_use
 from octvideo.pages.curves import charts_of
-from octvideo.pages.page import page_html, plain_text
+from octvideo.pages.page import counted, page_html, plain_text
 
 MOST_BYTES = 4_500_000  # of cells and of videos by name; the page stays below 5 MB
+_MOST_UNREAD = 1000
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,11 @@ def report_page(
         tiles=tiles,
         charts=charts_of(curves or {}),
         has_scores=has_scores,
-        unreadable=list(unreadable),
+        unreadable=list(unreadable[:_MOST_UNREAD]),
         failed=failed,
+        num_unread=counted(len(unreadable) + len(failed), "video") if unreadable or failed else "",
+        many_unread=len(unreadable) + len(failed) > 10,
+        num_unnamed=max(len(unreadable) - _MOST_UNREAD, 0),
         notes=_notes(known, thumbnails or {}) if has_scores and known is not None else [],
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octvideo.pages.page import page_html
+from octvideo.pages.page import counted, page_html
 
 # What a page needs that calls `showTimeline(element, document)`.
 TIMELINE_SCRIPTS = ("dom.js", "timeline.js")
@@ -39,7 +39,7 @@ def timeline_page(document: Mapping[str, Any], *, up: str | None = None) -> str:
         up: URL of the list of videos.
     """
     num_segments, num_classes = len(document["segments"]), len(document["classes"])
-    said = f"{clock(document['duration'])} long, {_counted(num_segments, 'segment')}, {_counted(num_classes, 'class')}"
+    said = f"{clock(document['duration'])} long, {counted(num_segments, 'segment')}, {counted(num_classes, 'class')}"
     scripts = [*TIMELINE_SCRIPTS, "timeline_start.js"]
     return page_html("timeline.html.j2", title=document["title"], scripts=scripts, data=document, said=said, up=up)
 
@@ -64,7 +64,7 @@ def index_page(videos: Sequence[ListedVideo], *, title: str = "Timelines") -> st
                 "num_more": max(len(names) - _MOST_NAMES, 0),
             }
         )
-    said = _counted(len(videos), "video")
+    said = counted(len(videos), "video")
     return page_html("index.html.j2", title=title, scripts=[], data=None, said=said, videos=rows)
 
 
@@ -78,8 +78,3 @@ def clock(seconds: float) -> str:
     count = round(seconds)
     hours = f"{count // 3600}:{count // 60 % 60:02}" if count >= 3600 else f"{count // 60}"
     return f"{hours}:{count % 60:02}"
-
-
-def _counted(count: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{count:,} {noun if count == 1 else plural}"

@@ -161,6 +161,9 @@ def test_a_run_of_two_classes(page: Any, tmp_path: Path, video: Path) -> None:
     page.one("#mistakes .pauses").click()
     page.until("return [...document.querySelectorAll('video.thumb')].every((v) => v.paused)")
     assert page.one("#mistakes .pauses").text == "Play clips"
+    assert page.one("#unread summary").text == "2 videos" == page.one(".problem a").text.partition(" could")[0]
+    page.one(".problem a").click()
+    page.until("return document.querySelector('#unread').getBoundingClientRect().top < innerHeight")
 
 
 @pytest.mark.slow
@@ -258,3 +261,19 @@ def test_all_text_has_contrast(page: Any, tmp_path: Path, video: Path, is_dark: 
     page.open(write_timeline(tmp_path, video, ["a", "b", "c"]))
     assert page.js(CONTRAST) == []
     page.dark(False)
+
+
+@pytest.mark.slow
+def test_what_a_page_asks_others_for_would_be_seen(chromium: Any, tmp_path: Path) -> None:
+    file = tmp_path / "index.html"
+    file.write_text('<img src="http://127.0.0.1:9/a.png"><script>x y</script>', encoding="utf-8")
+    chromium.open(file)
+    assert "http://127.0.0.1:9/a.png" in chromium.requests() and len(chromium.errors()) == 2
+    # The same inside of a page of ours is stopped by the page's own policy.
+    html = timeline_page(timeline_document([0.0], [1.0], [{0: 0.9}], [], ["a"], title="t"))
+    planted = '<main id="main"><img src="http://127.0.0.1:9/a.png"><script>document.title = "hacked"</script>'
+    assert '<main id="main">' in html
+    file.write_text(html.replace('<main id="main">', planted), encoding="utf-8")
+    chromium.open(file)
+    assert chromium.driver.title == "t"
+    assert len([said for said in chromium.errors() if "Content Security Policy" in said]) == 2
