@@ -54,8 +54,9 @@ function tableOf(root, data, counts, totals, open) {
         const button = element("button", { type: "button", class: row === column ? "cell right" : "cell wrong" }, String(count));
         button.tabIndex = buttons.size ? -1 : 0;
         button.style.setProperty("--alpha", strength(count, totals[row]).toFixed(2));
-        button.setAttribute("aria-label", `${label} taken for ${other}: ${videosOf(count)}`);
-        button.title = `${label} → ${other}: ${videosOf(count)}`;
+        const said = `${label}${row === column ? ", right" : ` taken for ${other}`}: ${videosOf(count)}`;
+        button.setAttribute("aria-label", said);
+        button.title = said;
         button.addEventListener("click", () => open(row, column));
         buttons.set(`${row},${column}`, button);
         cell.append(button);
@@ -115,7 +116,8 @@ function pictureOf(root, data, counts, totals, open) {
   function move(row, column) {
     at = [Math.min(Math.max(row, 0), k - 1), Math.min(Math.max(column, 0), k - 1)];
     const count = counts[at[0]].get(at[1]) || 0;
-    readout.replaceChildren(named(data.classes[at[0]]), " taken for ", named(data.classes[at[1]]), `: ${count ? videosOf(count) : "no video"}`);
+    const taken = at[0] === at[1] ? [", right"] : [" taken for ", named(data.classes[at[1]])];
+    readout.replaceChildren(named(data.classes[at[0]]), ...taken, `: ${count ? videosOf(count) : "no video"}`);
     mark.hidden = false;
     mark.style.setProperty("--row", at[0] / k);
     mark.style.setProperty("--column", at[1] / k);

@@ -156,12 +156,12 @@ function showMixed(root) {
         element("td", {}, named(report.classes[row])),
         element("td", {}, named(report.classes[column])),
         element("td", { class: "number" }, button),
-        element("td", { class: "number" }, share(count, report.table[row][0])),
+        element("td", { class: "number extra" }, share(count, report.table[row][0])),
       ),
     );
   }
   const head = element("tr");
-  for (const [title, kind] of [["true class", ""], ["taken for", ""], ["videos", "number"], ["of the class", "number"]]) {
+  for (const [title, kind] of [["true class", ""], ["taken for", ""], ["videos", "number"], ["of the class", "number extra"]]) {
     head.append(element("th", { scope: "col", class: kind }, title));
   }
   root.append(element("div", { class: "scrolls" }, element("table", {}, element("thead", {}, head), body)));

@@ -299,7 +299,7 @@ def test_a_page_is_made_of_files_alone(
     assert main([*words, "--page", str(tmp_path / "page"), "-o", str(tmp_path / "windows.jsonl")]) == 0
     assert f"the page is {tmp_path / 'page' / 'index.html'}" in capsys.readouterr().err
     html = (tmp_path / "page" / "index.html").read_text("utf-8")
-    assert f'<h1 dir="auto">{video.name}</h1>' in html
+    assert f"<h1><bdi>{video.name}</bdi></h1>" in html
     (played,) = (tmp_path / "page" / "videos").iterdir()
     assert played.suffix == ".mp4" and f'"videos/{played.name}"' in html
     code = main(["timeline", "rtsp://127.0.0.1:1/x", *words[2:], "--page", str(tmp_path / "other")])

@@ -161,6 +161,14 @@ def test_a_run_of_two_classes(page: Any, tmp_path: Path, video: Path) -> None:
     page.one("#mistakes .pauses").click()
     page.until("return [...document.querySelectorAll('video.thumb')].every((v) => v.paused)")
     assert page.one("#mistakes .pauses").text == "Play clips"
+    # A curve stands where the lines of its chart say: from a loss of 2 to 1.
+    places = """
+      const plane = document.querySelector('.plane'), top = (e) => e.getBoundingClientRect().top;
+      const line = (text) => top([...plane.querySelectorAll('.y')].find((e) => e.textContent === text));
+      const curve = plane.querySelector('path').getBoundingClientRect();
+      return [line('2') - curve.top, line('1') - curve.bottom];
+    """
+    assert page.js(places) == pytest.approx([0, 0], abs=2)
     assert page.one("#unread summary").text == "2 videos" == page.one(".problem a").text.partition(" could")[0]
     page.one(".problem a").click()
     page.until("return document.querySelector('#unread').getBoundingClientRect().top < innerHeight")
