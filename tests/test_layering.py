@@ -38,7 +38,19 @@ PARTS: dict[str, set[str]] = {
     "evaluation": set(),
     "training": {"models", "evaluation", "octave", "octave.kernel", "seeds", "compiling"},
     "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused", "compiling", "lettering"},
-    "cli": {"video", "data", "models", "evaluation", "training", "inference", "progress", "json_lines", "lettering"},
+    "pages": {"evaluation"},
+    "cli": {
+        "video",
+        "data",
+        "models",
+        "evaluation",
+        "training",
+        "inference",
+        "pages",
+        "progress",
+        "json_lines",
+        "lettering",
+    },
     "__main__": {"cli"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.
@@ -62,6 +74,7 @@ LIBRARIES: dict[str, set[str]] = {
     "octave.fused": {"torch"},
     "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock"},
     "evaluation": {"torch", "numpy", "torchmetrics", "rich", "matplotlib"},
+    "pages": {"numpy", "jinja2", "markupsafe"},
 }
 # The others may use any library but these.
 DECODERS = {"av", "decord", "torchcodec", "cv2"}

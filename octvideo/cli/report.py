@@ -1,7 +1,8 @@
-"""Table and picture of a run: `octvideo report RUN [-o FILE.png] [--markdown]`.
+"""Table, picture and page of a run: `octvideo report RUN [-o FILE.png] [--markdown] [--page [DIR]]`.
 
 Reads metrics.csv (training curves) and scores.npz (table, confusion matrix) of the run folder; one of the two
-is enough. The picture is written to report.png in it.
+is enough. The picture is written to report.png in it. A page is a folder for a browser, to be looked at and sent;
+the videos of the test are needed for its thumbnails.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from octvideo.cli.arguments import Parser
+from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.report_page import MOST_THUMBNAILS, write_report_page
 from octvideo.data.synthetic import OPPOSITES
 from octvideo.errors import UserError
 from octvideo.evaluation.pictures import draw_report, read_curves
 from octvideo.evaluation.report import markdown_table, metrics_table, pairs_from
 from octvideo.evaluation.scores import VideoScores, find_scores
+
+STOPPED = "stopped: the same command goes on with the thumbnails that are missing"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,11 +27,29 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--scores", type=Path, metavar="FILE", help="(scores.npz of the run, else its scores_*.npz)")
     parser.shared("output", metavar="FILE", help="picture to write (report.png of the run)")
     parser.add_argument("--title", metavar="TEXT", help="of table and picture (the name of the run folder)")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="write a page with playing thumbnails, too (page/ of the run)",
+    )
+    parser.add_argument(
+        "--thumbnails",
+        type=positive,
+        default=MOST_THUMBNAILS,
+        metavar="N",
+        help=f"videos that the page shows, at most ({MOST_THUMBNAILS}); others are listed by name",
+    )
+    parser.add_argument(
+        "--videos", type=Path, default=Path(), metavar="DIR", help="where relative paths of videos start (here)"
+    )
     parser.shared("pairs", "markdown")
 
 
 def run(args: Namespace) -> int:
-    """Prints the table and writes the picture; returns 0.
+    """Prints the table, writes the picture and, where it is asked for, the page; returns 0.
 
     Raises:
         UserError: the folder holds neither curves nor scores, or the pairs do not fit.
@@ -52,4 +74,16 @@ def run(args: Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_report(out, curves=curves, scores=scores, pairs=pairs, title=title)
     print(f"picture: {out}", file=sys.stderr)
+    if args.page is not None:
+        page = write_report_page(
+            folder / "page" if args.page is True else args.page,
+            folder,
+            title=title,
+            curves=curves,
+            scores=scores,
+            pairs=pairs,
+            videos=args.videos,
+            most_thumbnails=args.thumbnails,
+        )
+        print(f"page: {page}", file=sys.stderr)
     return 0

@@ -26,6 +26,7 @@ from octvideo.cli.arguments import Parser, above_zero, asked_views, positive, sh
 from octvideo.cli.infer import find_videos, model_arguments, predictor_of, say_predictor, weights_of
 from octvideo.cli.live import address_frames, live_arguments, live_source, score_live
 from octvideo.cli.segment_file import SegmentFile
+from octvideo.cli.timeline_page import TimelinePages
 from octvideo.cli.timeline_shown import check_shown, show
 from octvideo.cli.window_lines import TopClasses
 from octvideo.errors import UserError
@@ -81,6 +82,12 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="write one video anew with captions in its frames, its sound copied: .mp4, .mov or .mkv, in H.264",
     )
+    add(
+        "--page",
+        type=Path,
+        metavar="DIR",
+        help="write a page for a browser: each video beside its timeline; those that no browser plays are encoded anew",
+    )
     parser.shared(
         "output",
         metavar="FILE",
@@ -102,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--overlay {args.overlay}: of files on this machine alone, got {next(iter(addresses))}")
     if live is not None and args.picture is not None:
         raise UserError(f"--picture {args.picture}: a stream has no end; draw one of a file")
+    if args.page is not None and (live is not None or addresses):
+        raise UserError(f"--page {args.page}: of files on this machine alone, got {next(iter(addresses))}")
     check_shown(args.picture, args.overlay, videos)
     weights = weights_of(args)
     console = Console(stderr=True)
@@ -123,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         scores.go_on_with(args.output, made_by)
     say_predictor(predictor, console)
+    pages = None if args.page is None else TimelinePages(args.page, len(videos), names, settings.classes)
     found: dict[str, list[Segment]] = {}
     any_shown = False
     try:
@@ -138,10 +148,15 @@ def run(args: argparse.Namespace) -> int:
                         any_shown = True
                 for file in files:
                     file.add(path, found[path], names)
+                if pages is not None:
+                    with progress.hidden():
+                        pages.add(path, scores.videos[path], found[path], scores.videos[path].trouble)
     finally:  # in any case what has been done
         scores.close()
         for file in files:
             file.write(found, names)
+        if pages is not None:
+            pages.close()
     if (video := scores.videos[videos[0]]).starts:
         show(args.picture, args.overlay, videos[0], video, found[videos[0]], names, settings.classes)
     troubles = [trouble for path in videos if (trouble := scores.videos[path].trouble)]

@@ -11,7 +11,8 @@ preparation.py  videos are decoded and cut beside the engine
 timeline.py     scores of one window after the other along a video of any length
 frame_units.py  networks whose clips fall into frames, which are then computed once
 live.py         the same of the newest windows of a stream; live_segments.py: segments as they close
-timeline_picture.py   scores and segments over time, as PNG or SVG
+timeline_picture.py   scores and segments over time, as PNG or SVG; score_rows.py: which classes it shows
+timeline_document.py  the same as JSON, which the pages of octvideo.pages show
 captions.py     the best classes of each moment, painted onto frames
 feature_network.py  a network that ends at one of its layers
 features.py     what such a layer gives for each window of a video

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 
 from octvideo.errors import UserError
 from octvideo.files import whole_file
+from octvideo.inference.score_rows import chosen_rows, score_columns
 from octvideo.inference.segments import Segment, window_cells
 from octvideo.lettering import fitted_text, shown_names, shown_text, text_mask
 
@@ -80,14 +81,14 @@ def draw_timeline(
         raise UserError(f"picture {path}: there are no windows to draw")
     is_svg = path.suffix.lower() == ".svg"
     among = range(len(names)) if classes is None else sorted(set(classes))
-    rows = _chosen_rows(scores, segments, among, most_rows)
+    rows = chosen_rows(scores, segments, among, most_rows)
     labels = list(names) if is_svg else shown_names(names)
     cells = window_cells(np.asarray(starts_sec, np.float64), np.asarray(ends_sec, np.float64))  # (N,2)
     span = float(cells[0, 0]), float(cells[-1, 1])
 
     left = _MARGIN + min(max(_text_width(labels[n]) for n in rows), _WIDTH * 3 // 10) + 10
     width = _WIDTH - left - _MARGIN - 14  # the last tick's letters reach over the end
-    heat = _heat(cells, scores, rows, span, width * _SCALE)
+    heat = score_columns(cells, scores, rows, span, width * _SCALE)
     footer = _footer(rows, among, len(heat[0]), len(cells))
     bottom = _BOTTOM + _FOOTER * bool(footer)
     height = _TOP + bottom + _ROW * len(rows)
@@ -112,48 +113,6 @@ def draw_timeline(
     with whole_file(path) as part, warnings.catch_warnings(), rc_context({"svg.fonttype": "none"}):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # an SVG's reader has fonts of its own
         figure.savefig(part, format=path.suffix[1:].lower(), dpi=_DPI * _SCALE)
-
-
-def _chosen_rows(
-    scores: Sequence[Mapping[int, float]], segments: Sequence[Segment], among: Sequence[int], most: int
-) -> list[int]:
-    """Classes with segments by when the first of them starts, then those with the highest scores."""
-    of_segments: dict[int, float] = {}  # class -> seconds
-    for one in segments:
-        of_segments[one.class_index] = of_segments.get(one.class_index, 0.0) + one.end_sec - one.start_sec
-    best = dict.fromkeys(among, 0.0)
-    for top in scores:
-        for number, score in top.items():
-            if score > best.get(number, score):
-                best[number] = score
-    with_segments = sorted(of_segments, key=lambda n: -of_segments[n])[:most]
-    first = {one.class_index: one.start_sec for one in reversed(sorted(segments, key=lambda one: one.start_sec))}
-    with_segments.sort(key=lambda n: (first[n], n))
-    others = sorted((n for n in best if n not in of_segments), key=lambda n: (-best[n], n))
-    return with_segments + others[: most - len(with_segments)]
-
-
-def _heat(
-    cells: np.ndarray,
-    scores: Sequence[Mapping[int, float]],
-    rows: Sequence[int],
-    span: tuple[float, float],
-    num_columns: int,
-) -> np.ndarray:
-    """The highest score of each row in each column of pixels, (rows, columns); NaN where no window speaks."""
-    values = np.zeros((len(cells) + 1, len(rows)), np.float32)  # one more, which ends the last reduction
-    column = {number: n for n, number in enumerate(rows)}
-    for row, top in zip(values, scores, strict=False):
-        for number, score in top.items():
-            if number in column:
-                row[column[number]] = score
-    edges = np.linspace(*span, num_columns + 1)
-    first = np.searchsorted(cells[:, 1], edges[:-1], side="right")
-    stop = np.searchsorted(cells[:, 0], edges[1:], side="left")
-    pairs = np.stack([np.minimum(first, len(cells)), np.minimum(stop, len(cells))], 1).ravel()
-    heat = np.maximum.reduceat(values, pairs)[::2]  # (columns, rows)
-    heat[stop <= first] = np.nan
-    return heat.T
 
 
 def _draw_segments(axes: Axes, segments: Sequence[Segment], rows: Sequence[int], span: tuple[float, float]) -> None:

@@ -9,7 +9,8 @@ av1.py         which coded frames of AV1 another one needs
 sampling.py    which frames: integer maths only
 cuts.py        where one shot ends and the next begins
 streaming.py   frames from front to back, of a file or from anywhere
-overlay.py     a file → the same with something painted over its frames; its sound in sound.py
+overlay.py     a file → the same with something painted over its frames; its sound in sound.py, its encoder in h264.py
+browser.py     a file → one that every browser plays; thumbnail.py: → some small seconds of it
 addresses.py   streams, files on the net and cameras, opened
 live.py        their newest frames, in runs without a gap
 windows.py     frames → windows of some seconds, and their views

@@ -16,6 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from octvideo.errors import UserError
 from octvideo.files import one_line, whole_file
 from octvideo.video.frames import VideoReadError
+from octvideo.video.h264 import ENCODERS, encoder_name
 from octvideo.video.pyav_file import CONVERT_OPTIONS, main_stream, open_video
 from octvideo.video.sound import Sound
 from octvideo.video.streaming import FileFrames, TimedFrame
@@ -29,16 +30,6 @@ _CONTAINERS: dict[str, tuple[str, frozenset[str] | None]] = {
     ".mkv": ("matroska", None),
 }
 OVERLAY_SUFFIXES = tuple(_CONTAINERS)
-# Encoders of H.264 and what they need to be told, the best first. Those of GPUs may be there and not work.
-_ENCODERS: dict[str, dict[str, str]] = {
-    "libx264": {"preset": "veryfast", "crf": "20"},
-    "libopenh264": {},
-    "h264_videotoolbox": {},
-    "h264_nvenc": {},
-    "h264_qsv": {},
-    "h264_amf": {},
-    "h264_mf": {},
-}
 # How YUV is made of RGB, by the numbers that files say it with (ISO/IEC 23091-2), and the one for files that do not.
 _MATRICES = {
     1: Colorspace.ITU709,
@@ -88,6 +79,7 @@ def write_overlay(
     paint: Callable[[np.ndarray, float], None],
     *,
     on_frame: Callable[[float], None] = lambda time_sec: None,
+    played: frozenset[str] | None = None,
 ) -> OverlayReport:
     """Writes a video anew, painted over; the file is there when it is whole. Memory does not grow with its length.
 
@@ -99,6 +91,7 @@ def write_overlay(
         path: of the new one: .mp4, .m4v, .mov or .mkv.
         paint: is called with each frame, RGB, uint8 (H, W, 3), which it may change, and its time in seconds.
         on_frame: is called with the time of each frame that is done.
+        played: codecs of sound that are copied; None is those that players play in this container.
 
     Raises:
         UserError: see `check_overlay`; PyAV has no encoder of H.264; the file can't be written.
@@ -106,7 +99,7 @@ def write_overlay(
     """
     path = Path(path)
     check_overlay(path, source)
-    container, played = _CONTAINERS[path.suffix.lower()]
+    container, usual = _CONTAINERS[path.suffix.lower()]
     report = OverlayReport()
     with ExitStack() as stack:
         # One thread decodes, so that of damaged files the frames are those that are scored; more would lose some.
@@ -121,7 +114,7 @@ def write_overlay(
         try:
             with av.open(str(part.absolute()), "w", format=container, options=flags) as output:
                 video = _Video(output, frames, first.image.numpy().shape, main_stream(source, beside), report)
-                sound = Sound(output, beside, played, frames.origin_sec, report.notes)
+                sound = Sound(output, beside, usual if played is None else played, frames.origin_sec, report.notes)
                 for frame, duration in _chain(first, first_duration, timed):
                     image = video.blank(frame)
                     time_sec = frame.time * frames.time_base
@@ -180,9 +173,9 @@ class _Video:
         if self._shape != tuple(shape):
             grown, was = f"{self._shape[1]}x{self._shape[0]}", f"{self.width}x{self.height}"
             report.notes.append(f"{was} became {grown}, with the last row or column twice: H.264 takes even sizes")
-        name = _encoder_name()
+        name = encoder_name()
         rate = frames.rate if frames.rate and 1 <= frames.rate <= 240 else Fraction(25)
-        self._stream = output.add_stream(name, rate=rate, options=_ENCODERS[name])
+        self._stream = output.add_stream(name, rate=rate, options=ENCODERS[name])
         coder = self._stream.codec_context
         coder.height, coder.width = self._shape[:2]
         coder.pix_fmt, coder.time_base = "yuv420p", self._time_base
@@ -230,30 +223,3 @@ class _Video:
     def end(self) -> None:
         """Writes what the encoder holds back."""
         self._output.mux(self._stream.encode(None))
-
-
-def _encoder_name() -> str:
-    """The first encoder of H.264 that works here.
-
-    Raises:
-        UserError: there is none.
-    """
-    there = [name for name in _ENCODERS if name in av.codecs_available]
-    for name in there:
-        if name == "libx264" or _works(name):
-            return name
-    tried = f" that works (tried {', '.join(there)})" if there else ""
-    raise UserError(
-        f"this PyAV has no encoder of H.264{tried}; its wheels have: pip install --force-reinstall --only-binary av av"
-    )
-
-
-def _works(name: str) -> bool:
-    try:
-        coder: Any = av.CodecContext.create(name, "w")
-        coder.width, coder.height, coder.pix_fmt, coder.time_base = 256, 256, "yuv420p", Fraction(1, 25)
-        frame = av.VideoFrame.from_ndarray(np.zeros((384, 256), np.uint8), format="yuv420p")
-        frame.pts = 0
-        return bool([*coder.encode(frame), *coder.encode(None)])
-    except (av.FFmpegError, ValueError):
-        return False

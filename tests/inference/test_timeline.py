@@ -293,6 +293,19 @@ def test_windows_and_segments_are_written(
     assert files[3].read_text("utf-8").startswith("WEBVTT\n\n00:00:0")
 
 
+def test_a_page_is_made_of_files_alone(
+    words: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--page", str(tmp_path / "page"), "-o", str(tmp_path / "windows.jsonl")]) == 0
+    assert f"the page is {tmp_path / 'page' / 'index.html'}" in capsys.readouterr().err
+    html = (tmp_path / "page" / "index.html").read_text("utf-8")
+    assert f"<h1><bdi>{video.name}</bdi></h1>" in html
+    (played,) = (tmp_path / "page" / "videos").iterdir()
+    assert played.suffix == ".mp4" and f'"videos/{played.name}"' in html
+    code = main(["timeline", "rtsp://127.0.0.1:1/x", *words[2:], "--page", str(tmp_path / "other")])
+    assert code == 2 and "--page" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
 def test_a_picture_and_an_overlay_are_made_after_the_scores(
     words: list[str], encode: Encode, moving: Moving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

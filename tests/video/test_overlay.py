@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.video import FileFrames, VideoReadError, overlay
+from octvideo.video import FileFrames, VideoReadError, h264, overlay
 from octvideo.video.overlay import write_overlay
 
 Encode = Callable[..., Path]
@@ -159,14 +159,14 @@ def test_encoders_that_are_not_there_or_do_not_work(
     with pytest.raises(UserError, match=r"this PyAV has no encoder of H\.264; its wheels have: pip install"):
         write_overlay(source, tmp_path / "b.mp4", nothing)
     monkeypatch.setattr(overlay.av, "codecs_available", {"h264_nvenc"})
-    monkeypatch.setattr(overlay, "_works", lambda name: False)
+    monkeypatch.setattr(h264, "_works", lambda name: False)
     with pytest.raises(UserError, match=r"no encoder of H\.264 that works \(tried h264_nvenc\)"):
         write_overlay(source, tmp_path / "b.mp4", nothing)
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_whether_an_encoder_works_is_tried() -> None:
-    assert overlay._works("mpeg4") and not overlay._works("no such encoder")
+    assert h264._works("mpeg4") and not h264._works("no such encoder")
 
 
 @pytest.mark.parametrize(

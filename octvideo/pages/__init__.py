@@ -1,0 +1,12 @@
+"""Pages to look at and to send: of a run, and of videos with their timelines.
+
+page.py       one HTML file that needs nothing from elsewhere; what names hold is only text in it
+timeline.py   a video beside its timeline, and the list of several videos
+report.py     a run: figures, curves, confusion matrix, classes, mistakes
+chosen.py     which videos of a run get a thumbnail, and which are listed
+curves.py     training curves as SVG
+
+look.css is the look of all of them. After dom.js, timeline.js shows a document of
+`octvideo.inference.timeline_document`,
+and matrix.js and report.js show a run.
+"""

@@ -1,0 +1,83 @@
+"""Which videos of a run are shown: those with thumbnails, and those that are listed by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from octvideo.evaluation.scores import VideoScores
+
+MOST_CONFIDENT = 24  # mistakes that the page begins with
+
+
+def confident_mistakes(scores: VideoScores, most: int = MOST_CONFIDENT) -> list[int]:
+    """Numbers of the videos whose wrong class has the highest scores, the highest first.
+
+    Args:
+        scores: with known labels.
+        most: how many.
+    """
+    predicted, best = _predicted(scores)
+    wrong = np.flatnonzero(predicted != scores.labels)
+    return wrong[np.argsort(-best[wrong], kind="stable")][:most].tolist()
+
+
+def in_order_of_use(scores: VideoScores) -> list[int]:
+    """Numbers of all videos: first those that a reader will look for.
+
+    These are the most confident mistakes; then the first of each cell of the confusion matrix, the second of each, and
+    so on, mistakes before hits. Within a cell the most confident come first.
+
+    Args:
+        scores: with known labels.
+    """
+    first = confident_mistakes(scores)
+    predicted, best = _predicted(scores)
+    k = max(len(scores.class_names), 1)
+    cells = scores.labels * k + predicted
+    by_cell = np.lexsort((-best, cells))  # most confident first in each cell
+    sizes = np.unique(cells, return_counts=True)[1]
+    rank = np.empty(len(scores), np.int64)
+    rank[by_cell] = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else []
+    right = predicted == scores.labels
+    order = np.lexsort((-best, right, rank)).tolist()
+    known = set(first)
+    return first + [n for n in order if n not in known]
+
+
+def fitting(sizes: Iterable[int], most: int) -> int:
+    """How many of the first items take `most` together at most.
+
+    Example:
+        >>> fitting([4, 4, 4], 9)
+        2
+    """
+    total = count = 0
+    for size in sizes:
+        total += size
+        if total > most:
+            break
+        count += 1
+    return count
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """What all paths begin with, up to a slash.
+
+    Example:
+        >>> common_folder(["data/test/a/1.mp4", "data/test/b/2.mp4"])
+        'data/test/'
+    """
+    if not paths:
+        return ""
+    low, high = min(paths), max(paths)
+    same = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return low[: low.rfind("/", 0, same) + 1]
+
+
+def _predicted(scores: VideoScores) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each video (N,), as in the confusion matrix, and its score (N,)."""
+    if not len(scores):
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return scores.scores.argmax(1), scores.scores.max(1)

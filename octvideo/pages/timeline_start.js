@@ -1,0 +1,2 @@
+"use strict";
+showTimeline(document.getElementById("timeline"), JSON.parse(document.getElementById("data").textContent));
