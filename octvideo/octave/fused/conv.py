@@ -46,6 +46,7 @@ class PreparedLayer(nn.Module):
     Attributes:
         activation: what follows; set it before the first call.
         gives_pair: whether its result is an Octave.
+        takes_num_frames: never.
         pool_first: what x_high is pooled by before the convolution; None: not.
         main: the convolution that reads x_high and whose result has y_high's size.
         onednn_has: whether oneDNN has the layer.
@@ -53,7 +54,7 @@ class PreparedLayer(nn.Module):
     """
 
     activation: Activation
-    gives_pair = False
+    gives_pair = takes_num_frames = False
     pool_first: Factor | None = None
     main: PreparedConv
     onednn_has: bool

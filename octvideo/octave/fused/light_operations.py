@@ -23,11 +23,13 @@ class PreparedOperation(nn.Module):
 
     Attributes:
         gives_pair: whether its result is an Octave.
+        takes_num_frames: whether `forward` takes the number of frames of a clip, too.
         fused: as the kernel has it, after `fuse`.
         kernel_has: whether the kernel is there.
     """
 
     gives_pair = False
+    takes_num_frames = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,6 +105,8 @@ class PreparedScale(PreparedOperation):
 
 class PreparedShift(PreparedOperation):
     """As a `TemporalShift`: (N·T, C, H, W) or an Octave of it, and T, to the same."""
+
+    takes_num_frames = True
 
     def __init__(self, shift: TemporalShift) -> None:
         super().__init__()

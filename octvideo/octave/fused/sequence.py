@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.octave.features import Octave
-from octvideo.octave.fused.light_operations import PreparedShift
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quanta, Quantum
 from octvideo.octave.kernel.fused_conv import FusedLayer
 from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
@@ -31,7 +30,7 @@ class FusedSequence(nn.Module):
     Values are indexed: first the inputs, then the result of each convolution.
 
     Args:
-        convs: `PreparedLayer`s.
+        convs: `PreparedLayer`s and `PreparedOperation`s.
         reads: for each of them the values that it reads, as `Wiring` has them.
         num_inputs: how many values `forward` takes.
         results: the values that it returns.
@@ -55,7 +54,7 @@ class FusedSequence(nn.Module):
         self.format, self.gives_format = F32, False
         self.quanta: Sequence[Quanta] = ()
         self._last_reads = self.wiring.last_reads()
-        self._shifts = any(isinstance(conv, PreparedShift) for conv in convs)
+        self._shifts = any(conv.takes_num_frames for conv in convs)
         self._plans: dict[Any, SequencePlan | None] = {}
         self._workspaces: list[Tensor] = []  # of which each call takes one
         self._name: str | None = None  # in compiled graphs
@@ -150,7 +149,7 @@ class FusedSequence(nn.Module):
             watch(n, value)  # type: ignore[misc]
         for step, (conv, reads) in enumerate(zip(self.convs, self.wiring.reads, strict=True)):
             given = [None if n == NO_VALUE else values[n] for n in reads]
-            values.append(conv(*given, num_frames) if isinstance(conv, PreparedShift) else conv(*given))
+            values.append(conv(*given, num_frames) if conv.takes_num_frames else conv(*given))
             if watch:
                 watch(len(values) - 1, values[-1])
             for n in reads:
