@@ -38,7 +38,11 @@ PARTS: dict[str, set[str]] = {
     "evaluation": set(),
     "training": {"models", "evaluation", "octave", "octave.kernel", "seeds", "compiling"},
     "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused", "compiling", "lettering"},
-    "cli": {"video", "data", "models", "evaluation", "training", "inference", "progress", "json_lines", "lettering"},
+    "explain": {"video", "models", "evaluation", "inference", "octave", "octave.conversion", "lettering"},
+    "cli": {
+        *("video", "data", "models", "evaluation", "training", "inference", "explain"),
+        *("progress", "json_lines", "lettering"),
+    },
     "__main__": {"cli"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.
@@ -62,6 +66,7 @@ LIBRARIES: dict[str, set[str]] = {
     "octave.fused": {"torch"},
     "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock"},
     "evaluation": {"torch", "numpy", "torchmetrics", "rich", "matplotlib"},
+    "explain": {"torch", "numpy", "matplotlib"},
 }
 # The others may use any library but these.
 DECODERS = {"av", "decord", "torchcodec", "cv2"}
