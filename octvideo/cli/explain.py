@@ -40,7 +40,9 @@ _LOST = "share of the variance that half\nof the own resolution cannot hold"
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="one; folders and @FILE too for --spectrum")
     parser.shared("ckpt", required=True, help="a run's name or folder, 'last' for the newest, or a checkpoint")
-    parser.shared("output", required=True, metavar="FILE", help="a picture (.png), or the whole video (.mp4, .mov, .mkv)")
+    parser.shared(
+        "output", required=True, metavar="FILE", help="a picture (.png), or the whole video (.mp4, .mov, .mkv)"
+    )
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="the class to explain (the predicted one)")
     parser.add_argument("--method", choices=get_args(Method), help="Grad-CAM, or smoothed input gradients (gradcam)")
     parser.add_argument(

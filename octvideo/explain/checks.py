@@ -82,8 +82,8 @@ def shuffled_networks(network: nn.Module, *, seed: int = 0) -> Iterator[tuple[st
     """Copies of a network in which more and more layers have lost what they learnt, from the last one on.
 
     The check is that of Adebayo et al. 2018 (arXiv 1810.03292, cascading randomisation): an explanation that stays the
-    same says nothing about the network. Each weight tensor's values change places, so that their distribution stays; the
-    vectors of a norm change places together, so that means fit variances.
+    same says nothing about the network. Each weight tensor's values change places, so that their distribution stays.
+    The vectors of a norm change places together, so that means fit variances.
 
     Args:
         network: left as it is.
@@ -94,7 +94,11 @@ def shuffled_networks(network: nn.Module, *, seed: int = 0) -> Iterator[tuple[st
     """
     shuffled = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(seed)
-    own = [(name, module) for name, module in shuffled.named_modules() if next(module.parameters(recurse=False), None) is not None]
+    own = [
+        (name, module)
+        for name, module in shuffled.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
     for name, module in reversed(own):
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         vectors: dict[int, torch.Tensor] = {}

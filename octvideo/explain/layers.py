@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -101,8 +100,8 @@ class Watched:
         if not _gives_map(self._module, maps[0]):
             got = tuple(maps[0].shape[1:]) if isinstance(maps[0], Tensor) else type(maps[0]).__name__
             raise UserError(
-                f"layer '{self.layer}' gives {got}, expected maps (C, T, H, W) of more than one row and column, or pairs "
-                f"of them; {HOW_TO_LIST}"
+                f"layer '{self.layer}' gives {got}, expected maps (C, T, H, W) of more than one row and column, or "
+                f"pairs of them; {HOW_TO_LIST}"
             )
         return logits, maps
 

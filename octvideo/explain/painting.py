@@ -72,7 +72,7 @@ class Painter:
             self._scale = max(float(np.quantile(each, _TOP)) for each in values) or 1.0
         grey = image @ np.array([0.299, 0.587, 0.114], np.float32)  # (H,W)
         number = bisect_right([start for start, _ in self._cells or ()], time_sec + 1e-6) - 1
-        if 0 <= number < len(self._maps):
+        if self._cells and number >= 0 and time_sec < self._cells[number][1] + 1e-6:
             start, end = self._starts[number], self._ends[number]
             steps = len(next(iter(self._maps[number].values())))
             step = min(max(int((time_sec - start) / max(end - start, 1e-9) * steps), 0), steps - 1)
@@ -114,7 +114,10 @@ class Painter:
         for text, colour in lines:
             text = fitted_text(text, letters, image.shape[1] - 2 * x, bold=colour != _INK)
             mask = text_mask(text, letters, bold=colour != _INK)
-            height, width = min(mask.shape[0], image.shape[0] - y), min(mask.shape[1] + letters // 2, image.shape[1] - x)
+            height, width = (
+                min(mask.shape[0], image.shape[0] - y),
+                min(mask.shape[1] + letters // 2, image.shape[1] - x),
+            )
             if height < mask.shape[0]:
                 return
             part = image[y : y + height, x : x + width]

@@ -15,7 +15,7 @@ from octvideo.errors import UserError
 from octvideo.explain.saliency import PathName, Saliency
 from octvideo.explain.video import ExplainedClip
 from octvideo.files import whole_file
-from octvideo.lettering import shown_text
+from octvideo.lettering import fitted_text, shown_text, text_mask
 
 PICTURE_SUFFIX = ".png"
 _INK, _QUIET = "#23272e", "#6d737d"
@@ -23,6 +23,7 @@ _COLOURS = colormaps["inferno"]
 # In inches: a frame, the gap between two, and what is around all of them.
 _CELL, _GAP, _LEFT, _RIGHT, _TOP, _BOTTOM = 1.2, 0.05, 1.75, 1.05, 0.78, 0.12
 _MOST_FRAMES = 8
+_DPI, _LETTERS_PX = 110, 17
 _TOP_PERCENT = 99.5  # of gradients' values: what the colours reach
 
 
@@ -60,7 +61,7 @@ def draw_clip(path: str | Path, clip: ExplainedClip, *, title: str) -> None:
     rows, columns = 1 + len(maps), len(shown)
     width = _LEFT + columns * (_CELL + _GAP) + _RIGHT
     height = _TOP + rows * (_CELL + _GAP) + _BOTTOM
-    figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
     def at(row: int, column: int) -> tuple[float, float, float, float]:
@@ -69,7 +70,8 @@ def draw_clip(path: str | Path, clip: ExplainedClip, *, title: str) -> None:
 
     frames = clip.frames[shown]
     grey = frames @ np.array([0.299, 0.587, 0.114]) / 255  # (n,S,S)
-    images = {"frames": frames, **{name: _over(grey, scale(each)) for name, each in maps.items()}}
+    images: dict[str, np.ndarray] = {"frames": frames}
+    images |= {name: _over(grey, scale(each)) for name, each in maps.items()}
     for row, (name, each) in enumerate(images.items()):
         for column, image in enumerate(each):
             axes = figure.add_axes(at(row, column))
@@ -78,7 +80,7 @@ def draw_clip(path: str | Path, clip: ExplainedClip, *, title: str) -> None:
         left, bottom, _, cell = at(row, 0)
         text = "frames" if name == "frames" else _label(saliency, name)  # type: ignore[arg-type]
         figure.text(left - 0.12 / width, bottom + cell / 2, text, ha="right", va="center", fontsize=9, color=_INK)
-    figure.text(0.15 / width, 1 - 0.27 / height, shown_text(title), fontsize=11, color=_INK, va="center", parse_math=False)
+    _write_title(figure, title, (width, height))
     how = "Grad-CAM" if saliency.method == "gradcam" else "smoothed input gradients"
     figure.text(0.15 / width, 1 - 0.55 / height, f"{how} at {saliency.layer}", fontsize=8.5, color=_QUIET, va="center")
     left, bottom, _, _ = at(rows - 1, columns - 1)
@@ -88,6 +90,17 @@ def draw_clip(path: str | Path, clip: ExplainedClip, *, title: str) -> None:
     bar.set_yticklabels(["0", "most" if top == 100 else f"top {100 - top:g} %"], fontsize=8.5, color=_QUIET)
     with whole_file(path) as part:
         figure.savefig(part, format="png")
+
+
+def _write_title(figure: Figure, title: str, size: tuple[float, float]) -> None:
+    """In the upper left, in any script; `size` is the figure's, in inches."""
+    room = int((size[0] - 0.3) * _DPI)
+    mask = text_mask(fitted_text(shown_text(title), _LETTERS_PX, room), _LETTERS_PX)
+    image = np.empty((*mask.shape, 4), np.uint8)
+    image[..., :3] = [int(_INK[n : n + 2], 16) for n in (1, 3, 5)]
+    image[..., 3] = mask
+    y = round((size[1] - 0.27) * _DPI - mask.shape[0] / 2)
+    figure.figimage(image, round(0.15 * _DPI), y, origin="upper", zorder=5)
 
 
 def _label(saliency: Saliency, name: PathName) -> str:

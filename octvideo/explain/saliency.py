@@ -53,7 +53,7 @@ class Saliency:
 
         In space they are interpolated; in time each frame has the map of the step that it belongs to.
         """
-        frames, height, width = self.clip_shape
+        _, height, width = self.clip_shape
         maps = torch.from_numpy(self.maps[path])
         if maps.shape[1:] != (height, width):
             maps = F.interpolate(maps[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
@@ -87,13 +87,14 @@ def explain_clip(
     """Which places of a clip raise the score of a class.
 
     "gradcam" (Selvaraju et al. 2017, arXiv 1610.02391): the layer's channels, each weighted by the mean of its gradient
-    over positions and time, added up, and what is below 0 left out; one map for each of the layer's time steps. Channels
-    at half resolution count as often as they are repeated, so `both` is what Grad-CAM gives for the merged map.
+    over positions and time, added up, and what is below 0 left out. There is one map for each of the layer's time
+    steps. Channels at half resolution count as often as they are repeated, so `both` is what Grad-CAM gives for the
+    merged map.
 
     "gradients" (SmoothGrad, Smilkov et al. 2017, arXiv 1706.03825): the gradient with respect to the pixels, the mean
-    over noisy copies of the clip, its size summed over colours. For `high` it goes from the score back to the layer, from
-    there through the high channels alone, and on to the pixels by all ways that lead there; for `low` likewise. Their
-    sum before the size is taken is `both`. What passes beside the layer, as by a shortcut around it, is in none.
+    over noisy copies of the clip, its size summed over colours. For `high` it goes from the score back to the layer,
+    from there through the high channels alone, and on to the pixels by all ways that lead there; for `low` likewise.
+    Their sum before the size is taken is `both`. What passes beside the layer, as by a shortcut around it, is in none.
 
     Args:
         network: clips to logits; it is run in eval, and left as it is.

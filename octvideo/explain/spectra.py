@@ -1,8 +1,8 @@
 """What the channels of a network hold: of each layer, the share of variance that half resolution cannot hold.
 
-A channel x becomes up(pool x) where it is stored at half resolution. `octvideo.octave.Calibration` measures the same, of
-all values that it would store alike; here it is of what each convolution writes, in networks of any kind and in octave
-networks too. A batch norm after the convolution changes nothing: it scales and shifts a channel as a whole.
+A channel x becomes up(pool x) where it is stored at half resolution. `octvideo.octave.Calibration` measures the same
+of all values that it would store alike. Here it is of what each convolution writes, in networks of any kind and in
+octave networks too. A batch norm after the convolution changes nothing: it scales and shifts a channel as a whole.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class LayerSpectrum:
 
     Args:
         lost: of each channel, the share of its variance that half of its own resolution cannot hold, float64 (C,), in
-            the order of the weight's rows. The rest survives pooling by 2 and repeating. Of a channel that is stored low
-            the own resolution is half already.
+            the order of the weight's rows. The rest survives pooling by 2 and repeating. Of a channel that is stored
+            low the own resolution is half already.
         low: which channels are stored at half resolution, bool (C,).
         size: height and width of its maps, of those at full resolution.
     """
@@ -89,7 +89,9 @@ def channel_spectra(network: nn.Module, clips: Iterable[Tensor]) -> Mapping[str,
     if not num_clips:
         raise UserError("spectrum: got no clip to measure on")
     if not sums:
-        raise UserError(f"spectrum: no convolution of {type(network).__name__} gives maps of {_LEAST_PX} pixels or more")
+        raise UserError(
+            f"spectrum: no convolution of {type(network).__name__} gives maps of {_LEAST_PX} pixels or more"
+        )
     return {name: _spectrum(convs[name], parts, sizes[name]) for name, parts in sums.items()}
 
 

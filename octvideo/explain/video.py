@@ -179,4 +179,6 @@ def check_no_export(path: str | Path) -> None:
     given = Path(path)
     folder = given if given.is_dir() else given.parent
     if (folder / EXPORT_FILE).is_file() and given.suffix != ".ckpt":
-        raise UserError(f"{path} is an exported model, which holds no layers: give the run or checkpoint it was made of")
+        raise UserError(
+            f"{path} is an exported model, which holds no layers: give the run or checkpoint it was made of"
+        )

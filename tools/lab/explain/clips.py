@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ class Demo:
             UserError: no such data or run, or a run on other classes.
         """
         read_settings(root)
-        networks, settings = {}, {}
+        networks: dict[str, nn.Module] = {}
+        settings: dict[str, Any] = {}
         for run in runs:
             networks[run], settings = network_of_checkpoint(find_checkpoint(run, runs_dir))
             if tuple(settings["class_names"]) != CLASS_NAMES:

@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--videos", nargs="+", metavar="FOLDER", help="real clips, for spectra")
     parser.add_argument("--weights", nargs="+", default=[], metavar="NETWORK=FILE", help=f"of {', '.join(NETWORKS)}")
     parser.add_argument("--num_clips", type=positive, default=24, metavar="N", help="for spectra (24)")
-    parser.add_argument("--num_shuffled", type=positive, default=20, metavar="N", help="clips to shuffle weights by (20)")
+    parser.add_argument(
+        "--num_shuffled", type=positive, default=20, metavar="N", help="clips to shuffle weights by (20)"
+    )
     parser.shared("output", required=True, metavar="DIR", help="of tables and pictures")
     parser.shared("runs_dir")
     args = parser.parse_args(argv)

@@ -19,8 +19,8 @@ _DRAWS = 10_000
 _SAMPLES = 8  # of smoothed gradients
 _CELLS = 8  # along each side: single pixels of gradients are noise, so their strongest cell is taken
 HEADER = (
-    "network", "layer", "method", "path", "clips", "hits, % (95 %)", "chance, %", "times chance", "middle of the clip, %",
-    "hits where the middle misses, %",
+    "network", "layer", "method", "path", "clips", "hits, % (95 %)", "chance, %", "times chance",
+    "middle of the clip, %", "hits where the middle misses, %",
 )  # fmt: skip
 
 
@@ -90,9 +90,7 @@ def play(demo: Demo, clips: Iterable[DemoClip], *, watch: Callable[[Any], Any] =
     layers = {run: last_layer(network, like) for run, network in demo.networks.items()}
     first = next(iter(layers.values()))
     arms = [(run, network, layers[run], "gradcam") for run, network in demo.networks.items()]
-    arms += [
-        (run, network, first, "gradcam") for run, network in demo.networks.items() if layers[run] != first
-    ]
+    arms += [(run, network, first, "gradcam") for run, network in demo.networks.items() if layers[run] != first]
     arms += [(run, network, first, "gradients") for run, network in demo.networks.items()]
     for run, network in demo.networks.items():
         *_, (_, shuffled) = shuffled_networks(network)

@@ -52,8 +52,8 @@ def compare(
                     now = explained(shuffled, clip, layer, method).maps
                     for path, maps in before[method, n].items():
                         sums.setdefault(path, []).append(rank_correlation(maps, now[path]))
-                for path, each in sums.items():
-                    found.setdefault((run, method, path), {})[stage_of(name)] = float(np.mean(each))
+                for key, each in sums.items():
+                    found.setdefault((run, method, key), {})[stage_of(name)] = float(np.mean(each))
     return found
 
 

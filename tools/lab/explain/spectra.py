@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,11 @@ class VideoNetwork:
 
 VIDEO_NETWORKS = (
     VideoNetwork(
-        "ResNet-50 on frames", lambda: models.frame_network("torchvision:resnet50", 400, 0.0), 8, 224, {"": "random weights"}
+        "ResNet-50 on frames",
+        lambda: models.frame_network("torchvision:resnet50", 400, 0.0),
+        8,
+        224,
+        {"": "random weights"},
     ),
     VideoNetwork("I3D-50", lambda: models.i3d_r50(400, 0.0), 8, 224, {"": "random weights"}),
     VideoNetwork(
@@ -83,7 +87,7 @@ def draw_evidence(
     Raises:
         UserError: no videos, or no such network or file.
     """
-    videos = [video for folder in folders for video in walk_videos(Path(folder))]
+    videos = [Path(folder, video) for folder in folders for video in walk_videos(folder)]
     if not videos:
         raise UserError(f"no videos in {', '.join(folders)}")
     videos = [videos[n * len(videos) // num_clips] for n in range(min(num_clips, len(videos)))]
@@ -94,8 +98,8 @@ def draw_evidence(
         _take_statistics(network, clips)
         found = channel_spectra(network, watch(clips, own.title))
         for prefix, name in own.parts.items():
-            part = {layer: each for layer, each in found.items() if f".{prefix}" in f".{layer}"}
-            lines.setdefault(own.title, {})[name] = part
+            own_part = {layer: each for layer, each in found.items() if f".{prefix}" in f".{layer}"}
+            lines.setdefault(own.title, {})[name] = own_part
     for text in weights:
         name, _, file = text.partition("=")
         if name not in NETWORKS or not file:
@@ -128,7 +132,7 @@ def _as_built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 @torch.no_grad()
 def _take_statistics(network: nn.Module, clips: Sequence[Tensor]) -> None:
-    """Gives norms the statistics of some clips, as in training: without them no channel of a random network is centred."""
+    """Gives norms the statistics of some clips, as in training: without them no channel of random weights is centred."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
@@ -188,16 +192,17 @@ def draw_lines(lines: Mapping[str, Mapping[str, Spectra]], file: Path) -> None:
     for axis in axes.flat[max(0, len(lines) - columns) : len(lines)]:
         axis.set_xlabel("depth: from the first convolution to the last")
     figure.tight_layout()
-    figure.savefig(file, dpi=100, format="png")
+    figure.savefig(file, dpi=90, format="png")
     plt.close(figure)
 
 
 def _mark_sizes(axis: Any, spectra: Spectra) -> None:
     """Lines where maps become smaller, and their size."""
     sizes = [min(each.size) for each in spectra.values()]
-    firsts = [n for n, size in enumerate(sizes) if n == 0 or size < min(sizes[:n])]
-    for n in firsts:
-        depth = n / max(1, len(sizes) - 1)
-        if n:
+    places = {n / max(1, len(sizes) - 1): size for n, size in enumerate(sizes) if n == 0 or size < min(sizes[:n])}
+    for depth, size in places.items():
+        if depth:
             axis.axvline(depth, color="#b8bec7", linewidth=0.8, linestyle=":")
-        axis.text(depth + 0.006, 0.985, f"{sizes[n]} px", fontsize=7, color="#6d737d", va="top")
+        if any(depth < other < depth + 0.07 for other in places):
+            continue  # no room for its size
+        axis.text(depth + 0.006, 0.985, f"{size} px", fontsize=7, color="#6d737d", va="top")
