@@ -132,7 +132,7 @@ def _as_built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 @torch.no_grad()
 def _take_statistics(network: nn.Module, clips: Sequence[Tensor]) -> None:
-    """Gives norms the statistics of some clips, as in training: without them no channel of random weights is centred."""
+    """Gives norms the statistics of some clips, as in training: else random channels are not centred."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
