@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import octvideo.models as models
@@ -116,7 +118,9 @@ def draw_evidence(
     with whole_file(output / "spectra.png") as part:
         draw_lines(lines, part)
     shares = {
-        (network, name, "these clips"): {layer: torch.from_numpy(each.lost) for layer, each in spectra.items()}
+        (network, name, " and ".join(Path(folder).name for folder in folders)): {
+            layer: torch.from_numpy(each.lost) for layer, each in spectra.items()
+        }
         for network, of_network in lines.items()
         for name, spectra in of_network.items()
     }
@@ -192,8 +196,11 @@ def draw_lines(lines: Mapping[str, Mapping[str, Spectra]], file: Path) -> None:
     for axis in axes.flat[max(0, len(lines) - columns) : len(lines)]:
         axis.set_xlabel("depth: from the first convolution to the last")
     figure.tight_layout()
-    figure.savefig(file, dpi=90, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=90, format="png")
     plt.close(figure)
+    with Image.open(drawn) as image:  # in few colours, which is a third of the bytes
+        image.convert("RGB").quantize(128).save(file, format="PNG", optimize=True)
 
 
 def _mark_sizes(axis: Any, spectra: Spectra) -> None:
