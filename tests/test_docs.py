@@ -264,7 +264,9 @@ def test_the_site_builds(tmp_path: Path) -> None:
         assert loaded == [], file
 
 
-@pytest.mark.parametrize("package", ["octave", "models", "video", "data", "evaluation", "training", "inference"])
+@pytest.mark.parametrize(
+    "package", ["octave", "models", "video", "data", "evaluation", "training", "inference", "explain"]
+)
 def test_the_reference_has_every_public_name(package: str) -> None:
     text = (REPO / "docs" / "reference" / f"{package}.md").read_text(encoding="utf-8")
     listed = re.findall(rf"^::: (octvideo\.{package}\.[\w.]+)$", text, re.MULTILINE)

@@ -39,17 +39,10 @@ PARTS: dict[str, set[str]] = {
     "training": {"models", "evaluation", "octave", "octave.kernel", "seeds", "compiling"},
     "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused", "compiling", "lettering"},
     "pages": {"evaluation"},
+    "explain": {"video", "models", "evaluation", "inference", "octave", "octave.conversion", "lettering"},
     "cli": {
-        "video",
-        "data",
-        "models",
-        "evaluation",
-        "training",
-        "inference",
-        "pages",
-        "progress",
-        "json_lines",
-        "lettering",
+        *("video", "data", "models", "evaluation", "training", "inference", "pages", "explain"),
+        *("progress", "json_lines", "lettering"),
     },
     "__main__": {"cli"},
 }
@@ -75,6 +68,7 @@ LIBRARIES: dict[str, set[str]] = {
     "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock"},
     "evaluation": {"torch", "numpy", "torchmetrics", "rich", "matplotlib"},
     "pages": {"numpy", "jinja2", "markupsafe"},
+    "explain": {"torch", "numpy", "matplotlib"},
 }
 # The others may use any library but these.
 DECODERS = {"av", "decord", "torchcodec", "cv2"}

@@ -98,14 +98,9 @@ class Scene:
 
     def render(self, *, height: int, width: int) -> Tensor:
         """The frames, uint8 (T, H, W, 3)."""
-        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")  # (H,W)
+        x, y = _pixel_centres(height, width)  # (H,W)
         background = self.background.paint(x, y)  # (H,W,3)
-        dx = x - self.centre[:, 0, None, None]  # (T,H,W)
-        dy = y - self.centre[:, 1, None, None]  # (T,H,W)
-        cos, sin = self.angle.cos()[:, None, None], self.angle.sin()[:, None, None]
-        radius = self.radius[:, None, None]
-        u, v = (cos * dx + sin * dy) / radius, (cos * dy - sin * dx) / radius  # (T,H,W)
-        outside = radius * _distance(self.shape, u, v, self.lobes)  # (T,H,W), pixels beyond the outline
+        u, v, outside = self._placed(x, y)  # (T,H,W)
         cover = (0.5 - outside).clamp(0, 1)[..., None]  # (T,H,W,1)
         # The texture grows with the shape: its period is for the shape in the middle of the video.
         size = float(self.radius.log().mean().exp())
@@ -113,6 +108,35 @@ class Scene:
         painted = self.texture.paint(size * u, size * v) * (1 - 0.55 * rim)  # (T,H,W,3)
         frames = background + cover * (painted - background)  # (T,H,W,3)
         return (255 * frames).round().clamp(0, 255).to(torch.uint8)
+
+    def boxes(self, *, height: int, width: int) -> Tensor:
+        """Where the shape is in each frame: the edges of its bounding box, int64 (T, 4) as left, top, right, bottom.
+
+        Right and bottom are excluded. Pixels count that the shape covers by half or more. Where none is in the frame
+        the box is empty: (0, 0, 0, 0).
+        """
+        covered = self._placed(*_pixel_centres(height, width))[2] <= 0  # (T,H,W)
+        boxes = torch.zeros(len(covered), 4, dtype=torch.int64)
+        for box, frame in zip(boxes, covered, strict=True):
+            rows, columns = frame.any(1).nonzero().flatten(), frame.any(0).nonzero().flatten()
+            if len(rows):
+                box.copy_(torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]))
+        return boxes
+
+    def _placed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Places in the shape's own axes, in units of its radius, and pixels beyond its outline: (T, H, W) each."""
+        dx = x - self.centre[:, 0, None, None]  # (T,H,W)
+        dy = y - self.centre[:, 1, None, None]  # (T,H,W)
+        cos, sin = self.angle.cos()[:, None, None], self.angle.sin()[:, None, None]
+        radius = self.radius[:, None, None]
+        u, v = (cos * dx + sin * dy) / radius, (cos * dy - sin * dx) / radius  # (T,H,W)
+        return u, v, radius * _distance(self.shape, u, v, self.lobes)
+
+
+def _pixel_centres(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """x and y, (H, W) each."""
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    return x, y
 
 
 def _distance(shape: Shape, u: Tensor, v: Tensor, lobes: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Literal
 import av
 from torch import Generator, Tensor
 
-from octvideo.data.scenes import Motion, draw_scene
+from octvideo.data.scenes import Motion, Scene, draw_scene
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.files import whole_file
@@ -100,13 +100,32 @@ def frames_of(settings: DemoSettings, split: Split, class_name: str, index: int)
         >>> bool((left == right.flip(0)).all())
         True
     """
+    scene, is_reversed = _scene_of(settings, split, class_name, index)
+    frames = scene.render(height=settings.height, width=settings.width)  # (T,H,W,3)
+    return frames.flip(0) if is_reversed else frames
+
+
+def boxes_of(settings: DemoSettings, split: Split, class_name: str, index: int) -> Tensor:
+    """Where the moving shape is in each frame of one video: what there is to find.
+
+    Args:
+        settings, split, class_name, index: of `frames_of`.
+
+    Returns:
+        int64 (T, 4): left, top, right and bottom edges in pixels, the last two excluded.
+    """
+    scene, is_reversed = _scene_of(settings, split, class_name, index)
+    boxes = scene.boxes(height=settings.height, width=settings.width)
+    return boxes.flip(0) if is_reversed else boxes
+
+
+def _scene_of(settings: DemoSettings, split: Split, class_name: str, index: int) -> tuple[Scene, bool]:
+    """The scene of a video, and whether its frames are in reverse order."""
     for motion, forward, backward in _PAIRS:
         if class_name in (forward, backward):
             draw = Generator().manual_seed(seed_of(settings.seed, split, motion, index))
             size = {"height": settings.height, "width": settings.width}
-            scene = draw_scene(motion, draw, num_frames=settings.num_frames, **size)
-            frames = scene.render(**size)  # (T,H,W,3)
-            return frames if class_name == forward else frames.flip(0)
+            return draw_scene(motion, draw, num_frames=settings.num_frames, **size), class_name == backward
     raise UserError(f"no class {class_name!r}: expected one of {', '.join(CLASS_NAMES)}")
 
 
@@ -149,7 +168,7 @@ def write_demo(out: Path, settings: DemoSettings, *, workers: int | None = None,
     missing = [
         (split, class_name, index, path)
         for split in SPLITS
-        for class_name, index, path in _videos(settings, split)
+        for class_name, index, path in videos_of(settings, split)
         if not (out / path).exists()
     ]
 
@@ -169,7 +188,19 @@ def write_demo(out: Path, settings: DemoSettings, *, workers: int | None = None,
     return len(missing)
 
 
-def _videos(settings: DemoSettings, split: Split) -> Iterator[tuple[str, int, str]]:
+def read_settings(root: Path) -> DemoSettings:
+    """The settings of a demo data set on disk.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    file = root / _SETTINGS_FILE
+    if not file.is_file():
+        raise UserError(f"no demo data in {root} (no {_SETTINGS_FILE}): octvideo demo-data -o {root} writes it")
+    return DemoSettings(**json.loads(file.read_text()))
+
+
+def videos_of(settings: DemoSettings, split: Split) -> Iterator[tuple[str, int, str]]:
     """Class, index within it and path of each video of a split, in the order of its list."""
     for class_name in CLASS_NAMES:
         for index in range(settings.count(split)):
@@ -202,5 +233,5 @@ def _claim(out: Path, settings: DemoSettings, *, overwrite: bool) -> None:
 def _write_lists(out: Path, settings: DemoSettings) -> None:
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))
     for split in SPLITS:
-        lines = [f"{path} {CLASS_NAMES.index(name)}\n" for name, _, path in _videos(settings, split)]
+        lines = [f"{path} {CLASS_NAMES.index(name)}\n" for name, _, path in videos_of(settings, split)]
         (out / f"{split}.txt").write_text("".join(lines))

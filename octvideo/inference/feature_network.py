@@ -67,7 +67,7 @@ def feature_network(
     name, is_input = layer.removesuffix(INPUT), layer.endswith(INPUT)
     modules = dict(network.named_modules())
     if not name or name not in modules:
-        raise UserError(f"no layer '{layer}' in this network{_near(name, modules)}; {_HOW_TO_LIST}")
+        raise UserError(f"no layer '{layer}' in this network{near_layers(name, modules)}; {HOW_TO_LIST}")
     if pooled and is_input and name == _classifier(network)[0]:
         return _at_classifier(network, clip_shape)
     owner = _owner(network, name)
@@ -78,11 +78,11 @@ def feature_network(
         if found is not None:
             return FeatureNetwork(_ended_at(network, owner, found, pooled=pooled), layer)
         if not any(own_name.startswith(f"{node.target}.") for node in graph.nodes if node.op == "call_module"):
-            raise UserError(f"layer '{layer}' gives nothing that can be read here; {_HOW_TO_LIST}")
+            raise UserError(f"layer '{layer}' gives nothing that can be read here; {HOW_TO_LIST}")
     return FeatureNetwork(_Read(_whole(network), name, is_input=is_input, pooled=pooled), layer, kept_whole=True)
 
 
-_HOW_TO_LIST = "octvideo features --layer list (or octvideo.inference.feature_network.list_layers) shows all"
+HOW_TO_LIST = "octvideo features --layer list (or octvideo.inference.feature_network.list_layers) shows all"
 
 
 def list_layers(network: nn.Module, clip_shape: Sequence[int]) -> list[tuple[str, str, str]]:
@@ -120,7 +120,8 @@ def _shape_of(value: Any) -> str:
     return ", ".join(map(_shape_of, value)) if isinstance(value, list | tuple) else ""
 
 
-def _near(name: str, known: Sequence[str] | dict[str, nn.Module]) -> str:
+def near_layers(name: str, known: Sequence[str] | dict[str, nn.Module]) -> str:
+    """`: did you mean X?` of the layers whose names are most like one that is not there; "" where none is."""
     near = difflib.get_close_matches(name, [other for other in known if other], n=3, cutoff=0.5)
     return f": did you mean {' or '.join(near)}?" if near else ""
 
@@ -142,7 +143,7 @@ def _at_classifier(network: nn.Module, clip_shape: Sequence[int]) -> FeatureNetw
     if classifier is None:
         raise UserError(
             f"the network {type(network).__name__} has no nn.Linear, so it is not known what its classifier reads: "
-            f"give a layer; {_HOW_TO_LIST}"
+            f"give a layer; {HOW_TO_LIST}"
         )
     headless = _copy(network)
     headless.set_submodule(name, nn.Identity())
@@ -181,7 +182,7 @@ def _before_pools(network: nn.Module) -> FeatureNetwork:
                 value.target if isinstance(value, fx.Node) and value.op == "call_module" else f"{reader.target}:input"
             )
             return FeatureNetwork(_ended_at(network, "", value, pooled=False), str(layer))
-    raise UserError(f"it is not known which map of {type(network).__name__} has time: give a layer; {_HOW_TO_LIST}")
+    raise UserError(f"it is not known which map of {type(network).__name__} has time: give a layer; {HOW_TO_LIST}")
 
 
 def _is_pool(network: nn.Module, node: fx.Node) -> bool:
@@ -218,7 +219,7 @@ def _value(graph: fx.Graph, name: str, *, is_input: bool) -> Any:
         used = dict.fromkeys(node for node in graph.nodes if node in inside and not set(node.users) <= inside)
     if len(used) > 1:
         listed = ", ".join(str(node.target) for node in used if node.op == "call_module")
-        raise UserError(f"layer '{name}' has several values here: take one of the layers {listed}; {_HOW_TO_LIST}")
+        raise UserError(f"layer '{name}' has several values here: take one of the layers {listed}; {HOW_TO_LIST}")
     return next(iter(used), None)
 
 
@@ -312,7 +313,7 @@ class _Read(nn.Module):
         self._kept = torch.empty(0)
         self.network(clips)
         if not len(self._kept):
-            raise UserError(f"the network does not call its layer '{self._name}'; {_HOW_TO_LIST}")
+            raise UserError(f"the network does not call its layer '{self._name}'; {HOW_TO_LIST}")
         if len(self._kept) == len(clips):
             return self._kept
         of_frames = self._kept.unflatten(0, (len(clips), -1))  # of a network of images

@@ -14,7 +14,16 @@ import torch
 from torch import Generator, Tensor
 
 from octvideo.data.scenes import PATTERNS, SHAPES, Motion, Scene, draw_scene
-from octvideo.data.synthetic import CLASS_NAMES, OPPOSITES, DemoSettings, frames_of, write_demo, write_video
+from octvideo.data.synthetic import (
+    CLASS_NAMES,
+    OPPOSITES,
+    DemoSettings,
+    boxes_of,
+    frames_of,
+    read_settings,
+    write_demo,
+    write_video,
+)
 from octvideo.errors import UserError
 
 TINY = DemoSettings(2, 1, num_frames=6, width=32, height=24)
@@ -172,3 +181,23 @@ def test_impossible_settings() -> None:
         DemoSettings(width=33)
     with pytest.raises(UserError, match="no class 'jump': expected one of approach, move_down"):
         frames_of(TINY, "train", "jump", 0)
+
+
+@pytest.mark.parametrize("motion", ["left", "approach"])
+def test_boxes_hold_the_shape(motion: Motion) -> None:
+    for scene in scenes(motion, 6):
+        for box, mask in zip(scene.boxes(height=96, width=128).tolist(), cover(scene), strict=True):
+            y, x = (mask > 0.51).nonzero(as_tuple=True)
+            assert box == pytest.approx([int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1], abs=1)
+
+
+def test_boxes_of_opposites_are_reversed_and_settings_are_read_again(tmp_path: Path) -> None:
+    boxes = boxes_of(TINY, "test", "approach", 0)
+    assert boxes.shape == (6, 4) and (boxes == boxes_of(TINY, "test", "recede", 0).flip(0)).all()
+    away = draw_scene("left", Generator().manual_seed(0), num_frames=2, height=24, width=32)
+    away.centre[0] = -100.0
+    assert away.boxes(height=24, width=32)[0].tolist() == [0, 0, 0, 0]
+    write_demo(tmp_path / "demo", TINY)
+    assert read_settings(tmp_path / "demo") == TINY
+    with pytest.raises(UserError, match=r"no demo data in .* \(no demo.json\): octvideo demo-data -o .* writes it"):
+        read_settings(tmp_path)

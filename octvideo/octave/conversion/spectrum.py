@@ -125,7 +125,7 @@ class _Recorder(fx.Interpreter):
         spectrum.multiply_adds = self._multiply_adds
         for node, value, gradient in zip(self._values, values, gradients, strict=True):
             x = at_least_float32(value.detach())
-            detail, energy = _detail_and_energy(x, as_factor(self._network.factor, x.dim() - 2))  # (N,C)
+            detail, energy = detail_and_energy(x, as_factor(self._network.factor, x.dim() - 2))  # (N,C)
             bound = torch.zeros_like(detail)
             if gradient is not None:
                 bound = _squares(at_least_float32(gradient)) * detail * x[0, 0].numel()
@@ -184,8 +184,8 @@ def _with_gradient(clip: Any) -> Any:
     return [_with_gradient(part) for part in clip]
 
 
-def _detail_and_energy(x: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
-    """|x - up(pool x)|² and |x - mean x|², means over positions, (N, C) each.
+def detail_and_energy(x: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
+    """|x - up(pool x)|² and |x - mean x|², means over positions, (N, C) each, of x (N, C, [T,] H, W).
 
     In a cell of n pixels with the mean m, the sum of (x - m)² is that of x² less n m²: nothing is upsampled.
     """
