@@ -38,7 +38,11 @@ PARTS: dict[str, set[str]] = {
     "evaluation": set(),
     "training": {"models", "evaluation", "octave", "octave.kernel", "seeds", "compiling"},
     "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused", "compiling", "lettering"},
-    "cli": {"video", "data", "models", "evaluation", "training", "inference", "progress", "json_lines", "lettering"},
+    "serving": {"inference", "video", "evaluation", "pages"},
+    "cli": {
+        *("video", "data", "models", "evaluation", "training", "inference", "serving"),
+        *("progress", "json_lines", "lettering"),
+    },
     "__main__": {"cli"},
 }
 # Parts that must stay light -> the libraries they may use, beside Python's own.
@@ -69,6 +73,7 @@ NOT_FOR: dict[str, set[str]] = {
     "video": {"lightning", "pytorch_lightning"},
     "training": DECODERS,
     "inference": DECODERS | {"lightning", "pytorch_lightning"},
+    "serving": DECODERS | {"lightning", "pytorch_lightning"},
 }
 
 

@@ -11,6 +11,7 @@ preparation.py  videos are decoded and cut beside the engine
 timeline.py     scores of one window after the other along a video of any length
 frame_units.py  networks whose clips fall into frames, which are then computed once
 live.py         the same of the newest windows of a stream; live_segments.py: segments as they close
+window_lines.py  how the scores of a window are written
 timeline_picture.py   scores and segments over time, as PNG or SVG
 captions.py     the best classes of each moment, painted onto frames
 feature_network.py  a network that ends at one of its layers
