@@ -86,6 +86,11 @@ class Computing:
         """Whether it computes."""
         return self._thread.is_alive()
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls whose turn has not come."""
+        return len(self._calls)
+
     def run(self, engine: Engine, clips: Tensor, turn: Turn) -> Tensor:
         """Logits float32 (N, K), on the CPU, of clips (N, 3, T, H, W), when their turn has come.
 
