@@ -217,9 +217,10 @@ async def _answer_or_leave(job: Future[Any], receive: Callable[[], Awaitable[Any
         await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             turn.gone.set()
-            answer.cancel()  # where its turn has not come
-            if not job.cancelled():
-                await asyncio.wait({asyncio.wrap_future(job)})
+            job.cancel()  # where its turn has not come
+            await asyncio.wait({answer})
+            if not answer.cancelled():
+                answer.exception()  # asyncio would tell of one that nobody looks at
             raise ClientGone
         result: BaseModel = answer.result()
         return result
