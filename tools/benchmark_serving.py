@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import re
 import subprocess
 import sys
@@ -67,13 +68,14 @@ def main(argv: list[str]) -> int:
         raise UserError("--ckpt not given")
     own = ["--ckpt", args.ckpt, "--runs_dir", args.runs_dir, "--engine", args.engine, "--precision", args.precision]
     own += ["--threads", str(args.threads or 1)]
-    expected, before = infer(videos, own, args.seconds / 4)
-    load, peak_mb, rate = serve(videos, own, args, expected)
-    _, after = infer(videos, own, args.seconds / 4)
+    expected, before, infer_cpu = infer(videos, own, args.seconds / 4)
+    load, peak_mb, rate, cpu_sec = serve(videos, own, args, expected)
+    _, after, _ = infer(videos, own, args.seconds / 4)
     alone = (before + after) / 2
     load.seconds.sort()
-    print(f"octvideo infer: {before:.3f} and {after:.3f} videos/s, before and after")
+    print(f"octvideo infer: {before:.3f} and {after:.3f} videos/s, before and after; {infer_cpu:.3f} CPU s a video")
     print(f"octvideo serve: {rate:.3f} videos/s with {args.clients} clients; ratio {rate / alone:.3f}")
+    print(f"octvideo serve: {cpu_sec:.3f} CPU s a video, without the clients' own")
     print(f"answers by status: {dict(load.statuses)}; wrong: {len(load.wrong)}; peak memory {peak_mb:.0f} MB")
     if load.seconds:
         middle, late = (load.seconds[int(share * (len(load.seconds) - 1))] for share in (0.5, 0.95))
@@ -83,27 +85,33 @@ def main(argv: list[str]) -> int:
     return int(bool(load.wrong or load.statuses.keys() - {200, 429}))
 
 
-def infer(videos: list[str], own: list[str], seconds: float) -> tuple[dict[str, dict[str, float]], float]:
-    """Scores of each video by class, and videos per second: by the sum of what each took, for so long at least."""
+def infer(videos: list[str], own: list[str], seconds: float) -> tuple[dict[str, dict[str, float]], float, float]:
+    """Scores of each video by class; videos per second, by the sum of what each took, for so long at least; and CPU
+    seconds of a video: those by which more videos in one process cost more.
+    """
     scores: dict[str, dict[str, float]] = {}
     num, took = 0, 0.0
+    cpu: list[float] = []
     while took < seconds:
-        many = videos * 3  # the start of the process does not count
-        words = [sys.executable, "-m", "octvideo", "infer", *many, *own, "--topk", "10000", "--json"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(f"octvideo infer failed: {done.stderr[-2000:]}")
-        for video in json.loads(done.stdout)["videos"]:
-            scores[video["path"]] = {one["name"]: one["score"] for one in video["top"]}
-            took += video["seconds"]["total"]
-            num += 1
-    return scores, num / took
+        for many in (videos, videos * 3):
+            words = [sys.executable, "-m", "octvideo", "infer", *many, *own, "--topk", "10000", "--json"]
+            began = sum(os.times()[2:4])
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            cpu.append(sum(os.times()[2:4]) - began)
+            if done.returncode:
+                raise UserError(f"octvideo infer failed: {done.stderr[-2000:]}")
+            for video in json.loads(done.stdout)["videos"]:
+                scores[video["path"]] = {one["name"]: one["score"] for one in video["top"]}
+                took += video["seconds"]["total"]
+                num += 1
+    more = (sum(cpu[1::2]) - sum(cpu[::2])) / (2 * len(videos) * len(cpu[::2]))
+    return scores, num / took, more
 
 
 def serve(
     videos: list[str], own: list[str], args: argparse.Namespace, expected: dict[str, dict[str, float]]
-) -> tuple[Load, float, float]:
-    """What clients saw, the most memory of all processes in MB, and good answers per second."""
+) -> tuple[Load, float, float, float]:
+    """What clients saw, the most memory of all processes in MB, good answers per second, CPU seconds of each."""
     with tempfile.TemporaryFile("w+") as said:
         words = [sys.executable, "-m", "octvideo", "serve", *own, "--port", "0", "--queue", str(args.queue)]
         process = subprocess.Popen([*words, "--workers", str(args.workers)], stderr=said)
@@ -112,7 +120,7 @@ def serve(
             load, stop = Load(), threading.Event()
             contents = {video: Path(video).read_bytes() for video in videos}
             lock = threading.Lock()
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), cpu_of(process.pid)
             clients = [
                 threading.Thread(target=client, args=(port, n, contents, expected, load, lock, stop))
                 for n in range(args.clients)
@@ -126,8 +134,9 @@ def serve(
             stop.set()
             for thread in clients:
                 thread.join()
+            cpu = cpu_of(process.pid) - cpu
             inside = sum(done - began <= args.seconds for done in load.done)
-            return load, peak / 2**20, inside / args.seconds
+            return load, peak / 2**20, inside / args.seconds, cpu / max(len(load.done), 1)
         finally:
             process.terminate()
             process.wait(60)
@@ -141,6 +150,12 @@ def port_of(process: subprocess.Popen[bytes], said: int) -> int:
             return int(found[1])
         time.sleep(0.2)
     raise UserError("octvideo serve ended")
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds that a process and its children have computed."""
+    times = [one.cpu_times() for one in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
+    return sum(one.user + one.system for one in times)
 
 
 def memory(pid: int) -> int:
