@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or Ctrl-C, and returns 0; or 130, where it was told twice and did not wait for the end."""
     try:
         from octvideo.serving.limits import Limits
-        from octvideo.serving.server import serve
+        from octvideo.serving.server import bound_socket, serve, url_of
         from octvideo.serving.service import Service
     except ImportError as error:
         raise UserError(f"this needs FastAPI and uvicorn ({error}): pip install 'octvideo[serve]'") from error
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         batch=args.batch,
     )
+    bound = bound_socket(args.host, args.port)
     keep_freed_memory()
     args.output = None  # `predictor_of` looks for results to go on with
     console = Console(stderr=True)
@@ -70,13 +71,11 @@ def run(args: argparse.Namespace) -> int:
             predictor.use_views(replace(predictor.views, **asked))
         service = Service(predictor, limits)
     say_predictor(predictor, console)
+    bound.listen()  # from here on a client waits at worst
+    console.print(f"serving at {url_of(bound)} (Ctrl-C stops)", highlight=False, markup=False, soft_wrap=True)
     _log_to_stderr()
-
-    def ready(url: str) -> None:
-        console.print(f"serving at {url} (Ctrl-C stops)", highlight=False, markup=False, soft_wrap=True)
-
     with service:
-        in_peace = serve(service, args.host, args.port, when_ready=ready)
+        in_peace = serve(service, bound)
     if not in_peace:
         sys.stderr.flush()
         os._exit(130)  # threads may hang in a decoder

@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 from types import FrameType
-from typing import Any
 
 import h11
 import uvicorn
@@ -97,22 +96,16 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(service: Service, host: str, port: int, *, when_ready: Any = None) -> bool:
+def serve(service: Service, bound: socket.socket) -> bool:
     """Serves until SIGTERM or Ctrl-C.
 
     Args:
         service: that answers; it is left open.
-        host: address to bind to.
-        port: 0 is any that is free.
-        when_ready: called with the URL, once requests are taken.
+        bound: see `bound_socket`; it is closed at the end.
 
     Returns:
         Whether it ended in peace: False after a second signal.
-
-    Raises:
-        UserError: the address can't be bound.
     """
-    bound = _bound(host, port)
     limits = service.limits
     connection = type("Connection", (_Connection,), {"patience_sec": limits.idle_sec})
     config = uvicorn.Config(
@@ -130,15 +123,27 @@ def serve(service: Service, host: str, port: int, *, when_ready: Any = None) -> 
         limit_concurrency=limits.places + _SPARE_CONNECTIONS,
     )
     server = _Server(config, service)
-    if when_ready is not None:
-        shown = f"[{host}]" if ":" in host else host
-        when_ready(f"http://{shown}:{bound.getsockname()[1]}/")
     with contextlib.closing(bound):
         server.run(sockets=[bound])
     return not server.is_forced
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def url_of(bound: socket.socket) -> str:
+    """Where a browser finds it."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens to nobody yet, so that what can't be bound is told before a network is loaded.
+
+    Args:
+        host: address to bind to.
+        port: 0 is any that is free.
+
+    Raises:
+        UserError: the address can't be bound.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         bound = socket.socket(family, socket.SOCK_STREAM)
