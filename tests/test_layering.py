@@ -39,9 +39,10 @@ PARTS: dict[str, set[str]] = {
     "training": {"models", "evaluation", "octave", "octave.kernel", "seeds", "compiling"},
     "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused", "compiling", "lettering"},
     "pages": {"evaluation"},
+    "serving": {"inference", "video", "evaluation", "pages"},
     "explain": {"video", "models", "evaluation", "inference", "octave", "octave.conversion", "lettering"},
     "cli": {
-        *("video", "data", "models", "evaluation", "training", "inference", "pages", "explain"),
+        *("video", "data", "models", "evaluation", "training", "inference", "pages", "serving", "explain"),
         *("progress", "json_lines", "lettering"),
     },
     "__main__": {"cli"},
@@ -76,6 +77,7 @@ NOT_FOR: dict[str, set[str]] = {
     "video": {"lightning", "pytorch_lightning"},
     "training": DECODERS,
     "inference": DECODERS | {"lightning", "pytorch_lightning"},
+    "serving": DECODERS | {"lightning", "pytorch_lightning"},
 }
 
 

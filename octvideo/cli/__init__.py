@@ -4,7 +4,7 @@ lightning.py      fit, validate, test and predict: Lightning's CLI, the only fil
 config_files.py   configs by name, and what was typed becomes what the parser of Lightning's CLI reads
 help_page.py      its help as a page; mistakes.py: its errors in one line
 infer.py, timeline.py, features.py, export.py, ...   the other commands: `add_arguments(parser)` and `run(args)`
-live.py           the part of timeline for streams and cameras; window_lines.py: how scores are written
+live.py           the part of timeline for streams and cameras
 arguments.py      how words are read: options that several commands have, types, one spelling
 ending.py         how programs end: exit codes and errors in one place
 tables.py         how commands print tables
@@ -51,6 +51,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "similar": Command("similar", "find videos that are like another one, among such features"),
         "convert": Command("convert", "make a trained network octave, without labels or training"),
         "export": Command("export", "write a trained network for serving, with a program that needs no octvideo"),
+        "serve": Command("serve", "answer uploads over HTTP: a page, and JSON"),
     },
     "Data": {
         "prepare": Command("prepare", "download a data set, write its lists, verify it, or make a smaller copy"),

@@ -14,13 +14,13 @@ from typing import Any, TextIO
 
 from octvideo.cli.arguments import Parser, above_zero
 from octvideo.cli.segment_file import SegmentFile
-from octvideo.cli.window_lines import TopClasses
 from octvideo.errors import UserError
 from octvideo.inference.live import LiveCounts, LiveWindow, live_windows
 from octvideo.inference.live_segments import LiveSegments
 from octvideo.inference.segment_files import segments_csv
 from octvideo.inference.segments import Segment, SegmentSettings
 from octvideo.inference.timeline import Timeline
+from octvideo.inference.window_lines import TopClasses
 from octvideo.json_lines import JsonLines, Words
 from octvideo.progress import Progress
 from octvideo.video import FileFrames, LiveFrames, VideoReadError

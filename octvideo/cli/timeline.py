@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from octvideo.class_names import ClassIndex
@@ -28,11 +27,11 @@ from octvideo.cli.live import address_frames, live_arguments, live_source, score
 from octvideo.cli.segment_file import SegmentFile
 from octvideo.cli.timeline_page import TimelinePages
 from octvideo.cli.timeline_shown import check_shown, show
-from octvideo.cli.window_lines import TopClasses
 from octvideo.errors import UserError
 from octvideo.files import digest, read_text, text_lines
-from octvideo.inference.segments import Segment, SegmentSettings, find_segments
+from octvideo.inference.segments import Segment, SegmentSettings, segments_of_top
 from octvideo.inference.timeline import Timeline, WindowScores
+from octvideo.inference.window_lines import TopClasses
 from octvideo.json_lines import JsonLines, Words
 from octvideo.progress import Progress
 from octvideo.video import FileFrames, VideoReadError
@@ -271,24 +270,9 @@ class _Scores:
             self._lines.add(done)
 
     def segments(self, path: str, settings: SegmentSettings) -> list[Segment]:
-        """The segments of a video; of classes that reach their threshold nowhere there is no need to look for any."""
+        """The segments of a video."""
         video = self.videos[path]
-        best: dict[int, float] = {}
-        for top in video.scores:
-            for number, score in top.items():
-                best[number] = max(score, best.get(number, 0.0))
-        # The best class of a moment may be one that reaches no threshold.
-        classes = sorted(n for n, score in best.items() if settings.only_best or score >= settings.thresholds(n)[0])
-        column = {number: n for n, number in enumerate(classes)}
-        scores = np.zeros((len(video.scores), len(classes)), np.float32)
-        for row, top in zip(scores, video.scores, strict=True):
-            for number, score in top.items():
-                if number in column:
-                    row[column[number]] = score
-        of_columns = {column[n]: enter for n, enter in settings.enter_of.items() if n in column}
-        own = replace(settings, classes=None, enter_of=of_columns)
-        found = find_segments(video.starts, video.ends, scores, own, video.cuts)
-        return [replace(segment, class_index=classes[segment.class_index]) for segment in found]
+        return segments_of_top(video.starts, video.ends, video.scores, settings, video.cuts)
 
     def highest(self, path: str) -> str:
         """The highest score of a video's windows and its class, "0.31 (kick)": what to choose thresholds by."""

@@ -13,6 +13,7 @@ frame_units.py  networks whose clips fall into frames, which are then computed o
 live.py         the same of the newest windows of a stream; live_segments.py: segments as they close
 timeline_picture.py   scores and segments over time, as PNG or SVG; score_rows.py: which classes it shows
 timeline_document.py  the same as JSON, which the pages of octvideo.pages show
+window_lines.py  how the scores of a window are written
 captions.py     the best classes of each moment, painted onto frames
 feature_network.py  a network that ends at one of its layers
 features.py     what such a layer gives for each window of a video

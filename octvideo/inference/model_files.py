@@ -133,7 +133,11 @@ def load_openvino(file: str, precision: str, device: str, threads: int) -> tuple
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = str(threads)
-    model = openvino.compile_model(file, "CPU", options)
+    # One Core, kept to the end of the process. On CPUs with AMX each gives the thread a stack for signals, and takes it
+    # away when it ends; of several some leave one that is freed, and then the next signal (Ctrl-C) is a crash.
+    if not hasattr(openvino, "octvideo_core"):
+        openvino.octvideo_core = openvino.Core()
+    model = openvino.octvideo_core.compile_model(file, "CPU", options)
     if precision == "bf16" and model.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
         precision = "f32"
     request = model.create_infer_request()

@@ -19,7 +19,7 @@ the shot speaks::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -143,6 +143,43 @@ def find_segments(
                 mean = float(np.average(scores[first:stop, number], weights=lengths[first:stop]))
                 found.append(Segment(start, end, number, mean))
     return sorted(found, key=lambda segment: (segment.start_sec, segment.class_index))
+
+
+def segments_of_top(
+    starts_sec: Sequence[float],
+    ends_sec: Sequence[float],
+    tops: Sequence[Mapping[int, float]],
+    settings: SegmentSettings,
+    cuts_sec: Sequence[float] = (),
+) -> list[Segment]:
+    """The same of windows of which some classes are known; of classes that reach their threshold nowhere there is no
+    need to look for any.
+
+    Args:
+        starts_sec, ends_sec, settings, cuts_sec: see `find_segments`.
+        tops: of each window, scores by the number of the class; others are 0.
+
+    Raises:
+        ValueError: see `find_segments`.
+    """
+    best: dict[int, float] = {}
+    for top in tops:
+        for number, score in top.items():
+            best[number] = max(score, best.get(number, 0.0))
+    # The best class of a moment may be one that reaches no threshold.
+    classes = sorted(n for n, score in best.items() if settings.only_best or score >= settings.thresholds(n)[0])
+    if settings.classes is not None:
+        classes = sorted(set(classes) & set(settings.classes))
+    column = {number: n for n, number in enumerate(classes)}
+    scores = np.zeros((len(tops), len(classes)), np.float32)
+    for row, top in zip(scores, tops, strict=True):
+        for number, score in top.items():
+            if number in column:
+                row[column[number]] = score
+    of_columns = {column[n]: enter for n, enter in settings.enter_of.items() if n in column}
+    own = replace(settings, classes=None, enter_of=of_columns)
+    found = find_segments(starts_sec, ends_sec, scores, own, cuts_sec)
+    return [replace(segment, class_index=classes[segment.class_index]) for segment in found]
 
 
 def window_cells(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ windows.py     frames → windows of some seconds, and their views
 transforms.py  resize, crops, flip on uint8 frames
 views.py       file → all views of one evaluation item, cut when they are wanted
 isolated.py    work in processes that can be killed
+untrusted.py   which files of strangers may be given to a decoder
 checking.py    whether a file can be read to its end
 ffmpeg_libraries.py  PyAV's FFmpeg, lent to torchcodec
 """

@@ -50,6 +50,7 @@ _START_S = 300  # for imports on a slow disk; they count in no file's time
 _GRACE_S = 5  # the alarm clock is for those whose parent is gone
 _LOOK_S = 0.05
 _SIGN_S = 0.5  # signs of life may be given for every frame
+_ONE_STARTS = threading.Lock()
 _OUT_OF_MEMORY = 86  # exit code; any that Python and signals do not use
 
 
@@ -245,15 +246,16 @@ def _main_left_alone(work: Work) -> Iterator[None]:
     start processes without end.
     """
     main = sys.modules["__main__"]
-    names = [name for name in ("__file__", "__spec__") if hasattr(main, name) and work.__module__ != "__main__"]
-    kept = {name: getattr(main, name) for name in names}
-    try:
-        for name in names:
-            setattr(main, name, None)
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(main, name, value)
+    with _ONE_STARTS:  # another thread's would take the empty names for the main program's own
+        names = [name for name in ("__file__", "__spec__") if hasattr(main, name) and work.__module__ != "__main__"]
+        kept = {name: getattr(main, name) for name in names}
+        try:
+            for name in names:
+                setattr(main, name, None)
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(main, name, value)
 
 
 # ── in the process ──────────────────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
@@ -170,8 +170,18 @@ def read_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto
     return decode_views(path, settings, decoder=decoder).cut()
 
 
-def decode_views(path: Source | VideoArray, settings: ViewSettings, *, decoder: Decoder = "auto") -> VideoViews:
+def decode_views(
+    path: Source | VideoArray,
+    settings: ViewSettings,
+    *,
+    decoder: Decoder = "auto",
+    on_frames: Callable[[], object] = bool,
+) -> VideoViews:
     """The same, not cut yet. Of a video in memory, too, which needs no decoder.
+
+    Args:
+        path, settings, decoder: see `read_views`.
+        on_frames: called for every piece of up to 64 MB of frames that is decoded.
 
     Raises:
         VideoReadError: the video can't be read.
@@ -179,6 +189,7 @@ def decode_views(path: Source | VideoArray, settings: ViewSettings, *, decoder: 
     """
 
     def smaller(frames: Tensor) -> Tensor:
+        on_frames()
         return resize_short_side(frames, settings.short_side_px).permute(0, 2, 3, 1)
 
     if isinstance(path, VideoArray):

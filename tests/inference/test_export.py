@@ -294,3 +294,30 @@ def test_two_pathways_are_exported_by_the_command(tmp_path: Path, video: Path, m
     scores = Predictor.from_export(tmp_path / "out").scores(video)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
     assert scores.max() - scores.min() > 0.05  # no scores that any network has
+
+
+@pytest.mark.slow  # imports OpenVINO in another process
+def test_a_signal_after_models_of_openvino_have_come_and_gone_is_no_crash(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    program = """
+import gc, os, signal, sys, torch
+from pathlib import Path
+from octvideo.inference.engines import FileEngine, write_model
+from octvideo.inference.engine import ModelSpec
+from octvideo.models import i3d_small
+spec, file = ModelSpec((1, 3, 4, 32, 32)), Path(sys.argv[1]) / "model.xml"
+write_model("openvino", i3d_small(num_classes=3), file, spec)
+first, second = FileEngine("openvino", file, spec), FileEngine("openvino", file, spec)
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("told"))
+os.kill(os.getpid(), signal.SIGTERM)
+print("goes on")
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    repo = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=repo, text=True, capture_output=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split("\n")[-3:] == ["told", "goes on", ""]

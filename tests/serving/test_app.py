@@ -1,0 +1,274 @@
+"""The routes, in this process: right answers, clear errors, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from octvideo.inference import Predictor, Timeline
+from octvideo.inference.segments import SegmentSettings, find_segments
+from octvideo.serving.app import make_app
+from octvideo.serving.limits import Limits
+from octvideo.serving.service import Service
+from octvideo.video import FileFrames
+
+LIMITS = Limits(max_bytes=200_000, max_length_sec=2.5, queue=1, workers=1)
+FORM = "multipart/form-data; boundary=b"
+
+
+@pytest.fixture(scope="module")
+def predictor(served_checkpoint: Path) -> Predictor:
+    return Predictor.from_checkpoint(served_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def service(predictor: Predictor) -> Iterator[Service]:
+    with Service(predictor, LIMITS) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> TestClient:
+    return TestClient(make_app(service), raise_server_exceptions=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(service: Service) -> Iterator[None]:
+    yield
+    assert list(service.folder.iterdir()) == []
+    assert [path for path in open_files() if str(service.folder) in path] == []
+    assert service.counts == (0, 0)
+
+
+def open_files() -> list[str]:
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(link.readlink()))
+    return found
+
+
+def upload(client: TestClient, route: str, video: Path, name: str = "a.mp4", **query: Any) -> Any:
+    answer = client.post(route, params=query, files={"file": (name, video.read_bytes(), "video/mp4")})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize("query", [{}, {"topk": 2}, {"views": "3x1"}])
+def test_predict_gives_what_infer_gives(
+    query: dict[str, Any], client: TestClient, predictor: Predictor, clips: list[Path]
+) -> None:
+    own = predictor.views
+    try:
+        if "views" in query:
+            predictor.use_views(replace(own, num_clips=3, num_crops=1))
+        expected = predictor.predict(clips[1], topk=query.get("topk", 5)).top
+    finally:
+        predictor.use_views(own)
+    got = upload(client, "/predict", clips[1], **query)
+    assert [one["name"] for one in got["top"]] == [name for name, _ in expected]
+    assert [one["score"] for one in got["top"]] == pytest.approx([score for _, score in expected], abs=1e-5)
+    assert got["views"] == query.get("views", "2x3")
+    assert got["seconds"]["decoding"] > 0 and got["seconds"]["computing"] > 0
+    raw = client.post("/predict", params=query, content=clips[1].read_bytes(), headers={"Content-Type": "video/mp4"})
+    assert raw.json()["top"] == got["top"]
+
+
+def test_timeline_gives_what_the_timeline_gives(client: TestClient, predictor: Predictor, clips: list[Path]) -> None:
+    windows = list(Timeline(predictor, 0.5, 0.25).of_video(clips[1]))
+    with FileFrames(clips[1], 32) as frames:
+        for _ in frames:
+            pass
+        cuts = frames.cuts_sec
+    starts, ends = [one.start_sec for one in windows], [one.end_sec for one in windows]
+    scores = torch.stack([one.scores for one in windows]).numpy()
+    threshold = float(scores.max()) - 0.02
+    segments = find_segments(starts, ends, scores, SegmentSettings(threshold), cuts)
+    got = upload(client, "/timeline", clips[1], window=0.5, stride=0.25, threshold=threshold)
+    assert [(one["start"], one["end"]) for one in got["windows"]] == list(zip(starts, ends, strict=True))
+    for one, window in zip(got["windows"], windows, strict=True):
+        by_name = {score["name"]: score["score"] for score in one["top"]}
+        expected = dict(zip(predictor.class_names, window.scores.tolist(), strict=True))
+        assert by_name == pytest.approx(expected, abs=1e-5)
+    names = [predictor.class_names[one.class_index] for one in segments]
+    assert len(segments) > 0
+    assert [one["name"] for one in got["segments"]] == names
+    assert [one["start"] for one in got["segments"]] == pytest.approx([s.start_sec for s in segments], abs=1e-3)
+    assert got["trouble"] == "" and got["cuts"] == pytest.approx(cuts)
+
+
+def test_of_one_class_another_threshold(client: TestClient, clips: list[Path]) -> None:
+    (best,) = {one["name"] for one in upload(client, "/timeline", clips[0], threshold=0.34)["segments"][:1]}
+    got = upload(client, "/timeline", clips[0], threshold=0.34, thresholds=f"{best}=1")
+    assert best not in {one["name"] for one in got["segments"]}
+    got = upload(client, "/timeline", clips[0], classes=best, threshold=0.01)
+    assert {one["name"] for one in got["segments"]} == {best} == {s["name"] for w in got["windows"] for s in w["top"]}
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--b--\r\n") -> bytes:
+    heads = [
+        f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="v"\r\n\r\n'.encode() + data + b"\r\n"
+        for name, data in parts
+    ]
+    return b"".join(heads) + end
+
+
+PLAYLIST = b"#EXTM3U\n#EXTINF:1,\nfile://VIDEO\n#EXT-X-ENDLIST\n"
+BAD: dict[str, tuple[int, str, bytes | None, str, str]] = {
+    # name: status, content type, body (None: a good form), query, what the error says
+    "no type": (415, "", b"x", "", "got no content type; expected multipart/form-data with a field 'file'"),
+    "another type": (415, "text/html", b"x", "", "got another content type"),
+    "no boundary": (400, "multipart/form-data", b"x", "", "without its boundary"),
+    "long boundary": (400, FORM + 400 * "b", b"x", "", "boundary is too long"),
+    "damaged form": (400, FORM, b"nothing of this kind", "", "the form is damaged"),
+    "cut form": (400, FORM, form(("file", b"x"), end=b""), "", "the form is cut off"),
+    "no field": (422, FORM, form(("video", b"x")), "", "no field 'file'"),
+    "two fields": (422, FORM, form(("file", b"x"), ("file", b"x")), "", "several fields 'file'"),
+    "empty": (422, FORM, form(("file", b"")), "", "the video is empty"),
+    "empty body": (422, "video/mp4", b"", "", "the video is empty"),
+    "text": (422, "video/mp4", b"no video\n" * 50, "", "it is no video in a known container"),
+    "playlist": (422, "video/mp4", PLAYLIST, "", "it is no video in a known container"),
+    "list": (422, "video/mp4", b"ffconcat version 1.0\nfile VIDEO\n", "", "it is no video in a known container"),
+    "half a video": (422, "video/mp4", b"HALF", "", "can't read the video"),
+    "large body": (413, "video/mp4", bytes(200_001), "", "larger than 0.190735 MiB"),
+    "large file": (413, FORM, form(("file", bytes(200_001))), "", "larger than"),
+    "large form": (413, FORM, form(("other", bytes(1_300_000))), "", "larger than"),
+    "too long": (413, "video/mp4", b"LONG", "", "it lasts 3.0 s, and may last 2.5 s"),
+    "no class": (422, FORM, None, "topk=0", "topk: got 0; "),
+    "no number": (422, FORM, None, "topk=%0Ax", "topk: got x; "),
+    "views": (422, FORM, None, "views=3x2", "views: got 3x2; "),
+    "many views": (422, FORM, None, "views=900x3", "views: got 900x3, expected at most 120 in all"),
+    "another site": (403, FORM, None, "", "a page of another site"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_told_in_a_line(case: str, client: TestClient, clips: list[Path]) -> None:
+    status, kind, body, query, text = BAD[case]
+    video = str(clips[0])
+    contents = {b"HALF": clips[0].read_bytes()[:700], b"LONG": clips[2].read_bytes()}
+    body = form(("file", clips[0].read_bytes())) if body is None else contents.get(body, body)
+    headers = {"Content-Type": kind} if kind else {}
+    if case == "another site":
+        headers["Sec-Fetch-Site"] = "cross-site"
+    content = body.replace(b"VIDEO", video.encode())
+    answer = client.post(f"/predict?{query}", content=content, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, text in error) == (status, True), (answer.status_code, error)
+    assert "\n" not in error and "Traceback" not in error
+    assert "/proc" not in error and "/tmp" not in error and str(clips[0].parent) not in error
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("classes=up&classes=lft", "classes: 'lft' is none"),
+        ("thresholds=up", "expected CLASS=SCORE"),
+        ("thresholds=up%3D1.5", "expected CLASS=SCORE"),
+        ("threshold=0.3&leave=0.5", "leave: got 0.5, expected more than 0 and at most the threshold"),
+        ("stride=0", "stride: got 0; "),
+        ("window=nan", "window: got nan; "),
+    ],
+)
+def test_what_a_timeline_can_not_mean(query: str, text: str, client: TestClient, clips: list[Path]) -> None:
+    answer = client.post(f"/timeline?{query}", content=clips[0].read_bytes(), headers={"Content-Type": "video/mp4"})
+    error = answer.json()["error"]
+    assert answer.status_code == 422 and (text in error or (text.startswith("classes") and "lft" in error)), error
+
+
+@pytest.mark.parametrize("name", ["../../evil.mp4", "/etc/evil", "a\x00b", "..\\..\\evil", "é" * 2000, "", ".", "|sh"])
+def test_what_a_client_calls_its_file_is_not_used(
+    name: str, client: TestClient, service: Service, clips: list[Path]
+) -> None:
+    around = sorted(path.name for path in service.folder.parent.iterdir() if "evil" in path.name)
+    body = form(("file", clips[0].read_bytes())).replace(b'"v"', b'"' + name.encode() + b'"')
+    answer = client.post("/predict", content=body, headers={"Content-Type": FORM})
+    assert answer.status_code == 200, answer.text
+    assert sorted(path.name for path in service.folder.parent.iterdir() if "evil" in path.name) == around
+
+
+def test_other_routes(client: TestClient, service: Service) -> None:
+    assert client.get("/health").json() == {"status": "ok", "waiting": 0, "working": 0}
+    assert client.get("/ready").json()["status"] == "ready"
+    assert client.get("/model").json()["class_names"] == ["left", "right", "up"]
+    assert (client.get("/nothing").status_code, client.get("/nothing").json()) == (404, {"error": "Not Found"})
+    refused = client.get("/predict")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert client.get("/docs").status_code == 404  # FastAPI's would load its program from another server
+    schema = client.get("/openapi.json").json()
+    assert {"/predict", "/timeline", "/health", "/ready", "/model", "/metrics"} == set(schema["paths"])
+    assert "multipart/form-data" in schema["paths"]["/predict"]["post"]["requestBody"]["content"]
+
+
+def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    answer = client.get("/")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "connect-src 'self'" in answer.headers["content-security-policy"]
+    assert re.findall(r"https?://\S+", answer.text) == []
+    assert 'id="timeline"' in answer.text and "getUserMedia" in answer.text
+
+
+def test_metrics_count(client: TestClient, clips: list[Path]) -> None:
+    def value(name: str) -> float:
+        (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(name + " ")]
+        return float(line.split()[-1])
+
+    upload(client, "/predict", clips[0])
+    done, size = value('octvideo_requests_total{route="/predict",status="200"}'), value("octvideo_upload_bytes_total")
+    took = value('octvideo_part_seconds_total{route="/predict",part="computing"}')
+    upload(client, "/predict", clips[0])
+    assert value('octvideo_requests_total{route="/predict",status="200"}') == done + 1
+    assert value("octvideo_upload_bytes_total") == size + clips[0].stat().st_size
+    assert value('octvideo_part_seconds_total{route="/predict",part="computing"}') > took
+    assert value('octvideo_request_seconds_bucket{route="/predict",le="+Inf"}') >= done + 1
+
+
+def test_too_many_are_turned_away_and_so_are_all_at_the_end(
+    client: TestClient, service: Service, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = form(("file", clips[0].read_bytes()))
+    with contextlib.ExitStack() as taken:
+        for _ in range(LIMITS.places):
+            taken.enter_context(service.place())
+        answer = client.post("/predict", content=body, headers={"Content-Type": FORM})
+        assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 60
+        assert client.get("/health").status_code == 200
+    assert client.post("/predict", content=body, headers={"Content-Type": FORM}).status_code == 200
+    monkeypatch.setattr(service, "is_stopping", True)
+    answer = client.post("/predict", content=body, headers={"Content-Type": FORM})
+    assert (answer.status_code, answer.json()["error"]) == (503, "the server is stopping")
+    assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
+
+
+def test_a_fault_of_ours_is_one_line_and_the_next_request_is_answered(
+    client: TestClient, service: Service, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(clips: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("secret of /the/server")
+
+    with monkeypatch.context() as patch:
+        fails.views_per_call = None  # type: ignore[attr-defined]
+        patch.setattr(service.predictor, "engine", fails)
+        answer = client.post("/predict", content=clips[0].read_bytes(), headers={"Content-Type": "video/mp4"})
+        assert answer.status_code == 500
+        assert answer.json() == {"error": "the server failed at this request; its log says why"}
+    upload(client, "/predict", clips[0])
+
+
+def test_each_request_has_a_line_in_the_log(
+    client: TestClient, clips: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "octvideo.serving"):
+        upload(client, "/predict", clips[0])
+        client.get("/a%0Ab" + 200 * "c")
+    first, second = (record.getMessage() for record in caplog.records if record.name == "octvideo.serving")
+    assert re.fullmatch(r"POST /predict 200 \d+ ms waiting \d+ decoding \d+ computing \d+ \d+\.\d\d MB", first)
+    assert second.startswith("GET /a%0Abccc") and " 404 " in second and len(second) < 150
