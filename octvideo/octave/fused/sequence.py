@@ -18,7 +18,15 @@ from octvideo.octave.features import Octave
 from octvideo.octave.kernel.formats import F32, Format, LayerQuanta, Quanta, Quantum
 from octvideo.octave.kernel.fused_conv import FusedLayer
 from octvideo.octave.kernel.layout import LAYOUTS, channels_last, is_exporting
-from octvideo.octave.kernel.sequence import NO_VALUE, SequencePlan, Wiring, from_format, num_parts, to_format
+from octvideo.octave.kernel.sequence import (
+    CACHED_BYTES,
+    NO_VALUE,
+    SequencePlan,
+    Wiring,
+    from_format,
+    num_parts,
+    to_format,
+)
 
 _MOST_PLANS = 4
 _NO_PLAN: Any = object()  # None: there can't be one
@@ -173,7 +181,13 @@ class FusedSequence(nn.Module):
                 self._plans.clear()
             self._plans[sizes] = plan = (
                 SequencePlan.of(
-                    self.wiring, self._layers(), shapes, keeps_inputs=keeps_inputs, parts=count, num_frames=num_frames
+                    self.wiring,
+                    self._layers(),
+                    shapes,
+                    keeps_inputs=keeps_inputs,
+                    parts=count,
+                    num_frames=num_frames,
+                    slices_above=CACHED_BYTES if count > 1 or torch.get_num_threads() == 1 else None,
                 )
                 if self.fuse()
                 else None

@@ -96,24 +96,30 @@ bool has_format(int64_t format) {
 }
 
 // A batch is computed in `parts` of equally many clips, each with slots of its own, that follow those of the part before it.
-// Several parts run at once, each on one thread, so that no thread waits for another from layer to layer.
-void run_sequence(const Step* steps, int64_t count, char* const* slots, int64_t num_slots, int64_t parts, int64_t threads) {
+// Several parts run at once, each on one thread, so that no thread waits for another from layer to layer. Of a part, the first
+// `sliced` steps are done for some clips, and then for the next ones, in `slices`: their maps stay in the cache.
+void run_sequence(const Step* steps, int64_t count, char* const* slots, int64_t num_slots, int64_t parts, int64_t sliced,
+                  int64_t slices, int64_t threads) {
   parallel_for(parts > 1 ? threads : 1, parts, [&](int64_t part) {
     char* const* const own = slots + part * num_slots;
-    const auto map = [&](const Place& place) { return place.slot < 0 ? nullptr : own[place.slot] + place.offset; };
-    const auto maps_of = [&](const Step& step) {
-      return Maps{map(step.high), map(step.low), map(step.residual_high), map(step.residual_low),
-                  map(step.gate), map(step.out_high), map(step.out_low), nullptr};
-    };
     std::vector<Maps> places;
-    for (const Step* step = steps; step < steps + count; step += step->group) {
-      places.clear();
-      for (int64_t n = 0; n < step->group; ++n) places.push_back(maps_of(step[n]));
-      if (step->group > 1)
-        run_group(step, step->group, places, parts > 1 ? 1 : threads);
-      else
-        run_layer(*step->layer, places[0], parts > 1 ? 1 : threads);
-    }
+    const auto run = [&](const Step* begin, const Step* end, int64_t slice) {
+      const auto map = [&](const Place& place) {
+        return place.slot < 0 ? nullptr : own[place.slot] + place.offset + slice * place.slice;
+      };
+      for (const Step* step = begin; step < end; step += step->group) {
+        places.clear();
+        for (const Step* one = step; one < step + step->group; ++one)
+          places.push_back({map(one->high), map(one->low), map(one->residual_high), map(one->residual_low),
+                            map(one->gate), map(one->out_high), map(one->out_low), nullptr});
+        if (step->group > 1)
+          run_group(step, step->group, places, parts > 1 ? 1 : threads);
+        else
+          run_layer(*step->layer, places[0], parts > 1 ? 1 : threads);
+      }
+    };
+    for (int64_t slice = 0; slice < slices; ++slice) run(steps, steps + sliced, slice);
+    run(steps + sliced, steps + count, 0);
   }, 1);
 }
 

@@ -240,6 +240,11 @@ class FusedLayer(Protocol):
         """Whatever else sizes of results depend on."""
         ...
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of what it reads beside maps."""
+        ...
+
     def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Of the result's maps, from those of the maps of x."""
         ...
@@ -322,6 +327,11 @@ class FusedConv:
         for name, tensor in self._tensors.items():
             setattr(layer, name, tensor.data_ptr())
         self.layer = layer
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of what it reads beside maps."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Of y_high, and of y_low if there is one, from those of the maps of x."""

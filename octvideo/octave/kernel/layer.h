@@ -68,10 +68,10 @@ struct Weight {
 };
 
 // A map in a sequence: so many bytes after the start of a slot; slot -1: no map. kLocal: the result of the `offset`th step
-// of a group, which is nowhere as a whole.
+// of a group, which is nowhere as a whole. `slice`: bytes from a slice's clips to the next one's; 0 where slices share memory.
 constexpr int64_t kLocal = -2;
 struct Place {
-  int64_t slot, offset;
+  int64_t slot, offset, slice;
 };
 
 struct Step {

@@ -55,7 +55,7 @@ def load_library() -> ctypes.CDLL | None:
         ("product_rate", ctypes.c_double, [size]),
         ("packed_words", size, [pointer, size]),
         ("pack", None, [pointer, size, pointer, pointer]),
-        ("run_sequence", None, [pointer, size, pointer, size, size, size]),
+        ("run_sequence", None, [pointer, size, pointer, *[size] * 5]),
         ("convert_to", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
         ("convert_from", None, [size, pointer, pointer, size, ctypes.c_float, size, size]),
         ("pack_and_run_layer", None, [pointer, pointer, pointer, size]),

@@ -62,6 +62,11 @@ class FusedDepthwise:
             setattr(layer, name, tensor.data_ptr())
         self.layer = layer
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of what it reads beside maps."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
     def out_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Of y_high, and of y_low if there is one, from those of the maps of x."""
         return self.form.out_shapes(shapes[0], self.outs)
@@ -92,6 +97,7 @@ class FusedMean:
     format: Format = F32
     quanta: LayerQuanta | None = None
     form = "mean"
+    weight_bytes = 0
 
     @property
     def layer(self) -> Layer:
@@ -120,6 +126,7 @@ class FusedScale:
     format: Format = F32
     quanta: LayerQuanta | None = None
     form = "scale"
+    weight_bytes = 0
 
     @property
     def layer(self) -> Layer:
@@ -147,6 +154,7 @@ class FusedShift:
     low: tuple[int, int]
     format: Format = F32
     quanta: LayerQuanta | None = None
+    weight_bytes = 0
 
     @property
     def form(self) -> tuple[str, tuple[int, int], tuple[int, int]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +22,13 @@ from octvideo.octave.kernel.library import load_library
 _CACHE_LINE = 64  # bytes
 _NO_MAP, _LOCAL, _WORKSPACE = -1, -2, 0  # slots
 NO_VALUE = -1
+CACHED_BYTES = 2 << 20  # of what a step reads and writes: what is larger has left the cache when the next step reads it
 
 
 class Place(ctypes.Structure):
     """`struct Place` of layer.h."""
 
-    _fields_ = (("slot", ctypes.c_int64), ("offset", ctypes.c_int64))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("slot", "offset", "slice"))
 
 
 class Step(ctypes.Structure):
@@ -137,6 +138,7 @@ class SequencePlan:
         size: bytes of a part's workspace.
         format: of all maps.
         parts: of the batch, see `num_parts`.
+        sliced, slices: the first steps, and of each part how many slices of clips run through them one by one.
     """
 
     wiring: Wiring
@@ -146,6 +148,8 @@ class SequencePlan:
     size: int
     format: Format
     parts: int = 1
+    sliced: int = 0
+    slices: int = 1
 
     def __post_init__(self) -> None:
         self._steps = (Step * len(self.steps))(*self.steps)
@@ -160,6 +164,7 @@ class SequencePlan:
         keeps_inputs: bool = False,
         parts: int = 1,
         num_frames: int = 1,
+        slices_above: int | None = None,
     ) -> SequencePlan | None:
         """A value lies in an input, in a new tensor if it is returned, or in memory that others had or will have.
 
@@ -168,6 +173,7 @@ class SequencePlan:
             keeps_inputs: no result overwrites one.
             parts: that the batch is computed in.
             num_frames: of a clip, where a batch of images has the frames of clips; a part has whole clips.
+            slices_above: bytes of a step's maps, see `_sliced_steps`; None: the batch is not sliced.
 
         Returns:
             None where a batch has no whole clips, a low map that is read has not half the size of its high one, a
@@ -198,22 +204,35 @@ class SequencePlan:
             last[owner] = max(last[owner], last_reads[value])
 
         format, num_slots, memory = layers[0].format if layers else F32, 1, _Memory()
+        sliced, slices = 0, 1
+        if slices_above is not None:
+            sliced, slices = _sliced_steps(wiring, layers, shapes, groups, local, slices_above)
         places: list[list[Place]] = [[] for _ in owners]
-        for value, owner in enumerate(owners):
+
+        def place(value: int) -> None:
+            nonlocal num_slots
             index = value - wiring.num_inputs  # of a layer
-            memory.free(before=index)
+            for shape in shapes[value]:
+                size = torch.Size(shape).numel() * format.dtype.itemsize
+                if index < 0 or last[value] == len(layers):
+                    places[value].append(Place(num_slots, 0, size // slices))
+                    num_slots += 1
+                elif index < sliced and last[value] < sliced:
+                    places[value].append(Place(_WORKSPACE, memory.take(size // slices, until=last[value]), 0))
+                else:
+                    places[value].append(Place(_WORKSPACE, memory.take(size, until=last[value]), size // slices))
+
+        placed = [value for value, owner in enumerate(owners) if owner == value and value not in local]
+        # What slices leave behind has its memory from the start: the next slice must not write there.
+        first = [value for value in placed if 0 <= value - wiring.num_inputs < sliced <= last[value] < len(layers)]
+        for value in first:
+            place(value)
+        for value, owner in enumerate(owners):
+            memory.free(before=value - wiring.num_inputs)
             if value in local:
                 places[value] = [Place(_LOCAL, local[value])] * len(shapes[value])
-                continue
-            if owner != value:
-                continue
-            for shape in shapes[value]:
-                if index < 0 or last[value] == len(layers):
-                    places[value].append(Place(num_slots))
-                    num_slots += 1
-                else:
-                    size = torch.Size(shape).numel() * format.dtype.itemsize
-                    places[value].append(Place(_WORKSPACE, memory.take(size, until=last[value])))
+            elif owner == value and value not in first:
+                place(value)
 
         def maps_of(value: int) -> list[Place]:
             found = [] if value == NO_VALUE else places[owners[value]]
@@ -224,12 +243,14 @@ class SequencePlan:
             residual, gate = (*others, NO_VALUE, NO_VALUE)[:2]
             high, *low = shapes[x]
             sized = conv.layer.for_map(high, low[0][1] if low else 0)
+            if value - wiring.num_inputs < sliced:
+                sized.clips //= slices
             if sized.kind == LayerKind.SHIFT:
                 sized.clips, sized.frames = sized.clips // num_frames, num_frames
             maps = (*maps_of(x), *maps_of(residual), maps_of(gate)[0], *maps_of(value))
             steps.append(Step(ctypes.pointer(sized), sizes.get(value - wiring.num_inputs, 1), *maps))
         results = [(owners[value], shapes[value]) for value in wiring.results]
-        return cls(wiring, layers, results, steps, memory.size, format, parts)
+        return cls(wiring, layers, results, steps, memory.size, format, parts, sliced, slices)
 
     def run(self, inputs: Sequence[Sequence[Tensor]], workspaces: list[Tensor]) -> list[Sequence[Tensor]]:
         """The maps of each result.
@@ -257,7 +278,9 @@ class SequencePlan:
         assert library is not None
         addresses = (ctypes.c_int64 * len(slots))(*slots)
         threads = torch.get_num_threads()
-        library.run_sequence(self._steps, len(self.steps), addresses, len(places), self.parts, threads)
+        library.run_sequence(
+            self._steps, len(self.steps), addresses, len(places), self.parts, self.sliced, self.slices, threads
+        )
         workspaces.append(workspace)
         return [made[owner] for owner, _ in self.results]
 
@@ -297,6 +320,41 @@ def num_parts(clips: int, threads: int) -> int:
     if threads == 1 or not even:
         return 1
     return next((n for n in even if n >= 2 * threads), even[0])
+
+
+def _sliced_steps(
+    wiring: Wiring,
+    layers: Sequence[FusedLayer],
+    shapes: Sequence[Sequence[Shape]],
+    groups: Sequence[range],
+    local: Mapping[int, int],
+    above: int,
+) -> tuple[int, int]:
+    """How many of the first steps some clips run through, and then the next clips; and in how many slices.
+
+    The maps of a whole batch are larger than the cache, where one clip's may fit. Weights are read anew for each slice:
+    steps are sliced only while the maps are larger than these.
+
+    Args:
+        local: values that lie nowhere as a whole.
+        above: bytes of what a group of steps reads and writes; smaller ones gain nothing.
+    """
+    clips = shapes[0][0][0] if shapes and shapes[0] else 1
+    sliced, largest = 0, 0
+    for group in groups:
+        values = {wiring.num_inputs + step for step in group}
+        values |= {value for step in group for value in wiring.reads[step] if value >= 0}
+        maps = [shape for value in values if value not in local for shape in shapes[value]]
+        itemsize = layers[group[0]].format.dtype.itemsize
+        size = sum(torch.Size(shape).numel() for shape in maps) * itemsize
+        weights = sum(layers[step].weight_bytes for step in group)
+        kinds = {layers[step].layer.kind for step in group}
+        uneven = {shape[0] for shape in maps} != {clips} or LayerKind.SHIFT in kinds
+        if size <= above or size < clips * weights or uneven:
+            break
+        sliced, largest = group[-1] + 1, max(largest, size)
+    slices = next((n for n in range(1, clips + 1) if clips % n == 0 and largest <= n * above), clips)
+    return (sliced, slices) if slices > 1 else (0, 1)
 
 
 def _is_pair(maps: Sequence[Shape]) -> bool:

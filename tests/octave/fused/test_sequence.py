@@ -110,6 +110,32 @@ def test_sequences(axes: int, time: int, alpha: float, threads: int) -> None:
         network.float()
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.25])
+@pytest.mark.parametrize(("clips", "threads"), [(1, 1), (3, 1), (12, 1), (12, 2)])
+def test_the_first_steps_are_sliced_where_maps_are_large(
+    clips: int, threads: int, alpha: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clip by clip, with the same results bit for bit, in less memory."""
+    _, _, sequence = prepared(3, alpha)
+    x = last(torch.randn(clips, 3, 2, 61, 77))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        whole = sequence(x)
+        monkeypatch.setattr(fused_sequence, "CACHED_BYTES", 30_000)
+        sequence._plans.clear()
+        sliced = sequence(x)
+    finally:
+        torch.set_num_threads(before)
+    (plan,) = plans(sequence)
+    (monkeypatch.undo(), sequence._plans.clear(), sequence(x))
+    assert plan.slices == {1: 1, 3: 3, 12: 12 // plan.parts}[clips]
+    if plan.slices > 1:
+        assert plan.sliced >= 3 and plan.size < plans(sequence)[0].size
+    for own, other in zip(sliced, whole, strict=True):
+        assert all(map(torch.equal, fused_sequence._parts(own), fused_sequence._parts(other)))
+
+
 @pytest.mark.parametrize(
     "format", [f for f in FORMATS.values() if f.name != "int8" and has_format(f)], ids=lambda f: f.name
 )

@@ -124,7 +124,7 @@ def run_plan(plan: SequencePlan, inputs: Sequence[Sequence[Tensor]], guarded: Gu
     addresses = (ctypes.c_int64 * len(slots))(*[x.data_ptr() for x in slots])
     poison()
     steps, threads = (Step * len(plan.steps))(*plan.steps), torch.get_num_threads()
-    kernel.run_sequence(steps, len(plan.steps), addresses, len(addresses), 1, threads)
+    kernel.run_sequence(steps, len(plan.steps), addresses, len(addresses), 1, plan.sliced, plan.slices, threads)
     return [made[owner] for owner, _ in plan.results]
 
 
@@ -288,6 +288,7 @@ class RandomSequence:
         taken = {values[1] for values in reads if len(values) > 1}
         results = {len(reads), *[n for n in range(1, len(reads)) if n not in taken and random() < 0.2]}
         self.wiring = Wiring(tuple(reads), 1, tuple(sorted(results)))
+        self.slices_above = choose((None, 1, 5_000, 50_000))
         self.text = f"sequence: {self.wiring}, channels={channels}, size={size}, threads={self.threads}"
 
     def check(self) -> float:
@@ -303,8 +304,10 @@ class RandomSequence:
             plan = SequencePlan.of(alone, [conv], [[tuple(x.shape) for x in maps] for maps in given])
             assert plan is not None
             values += run_plan(plan, given, guarded)
-        plan = SequencePlan.of(self.wiring, convs, [[tuple(x.shape) for x in first]])
+        shapes = [[tuple(x.shape) for x in first]]
+        plan = SequencePlan.of(self.wiring, convs, shapes, slices_above=self.slices_above)
         assert plan is not None
+        self.kind = "sliced sequence" if plan.slices > 1 else "sequence"
         made = run_plan(plan, [[guarded.copy(x) for x in first]], guarded)
         for n, found in zip(self.wiring.results, made, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(found, values[n], strict=True)), f"value {n} is another one"
@@ -368,6 +371,7 @@ class RandomBlocks:
         choose, randint, chance = self.random.choice, self.random.randint, lambda p: self.random.random() < p
         self.format, self.threads, self.at_end = FORMATS[format], choose((1, 2)), chance(0.7)
         self.group_bytes = choose((1, 3000, 20_000, 100_000, 0))
+        self.slices_above = choose((None, 1, 5_000, 50_000))
         self.generator = torch.Generator().manual_seed(seed)
         self.layers: list[FusedLayer] = []
         self.reads: list[tuple[int, ...]] = []
@@ -482,8 +486,10 @@ class RandomBlocks:
             plan = SequencePlan.of(alone, [layer], [[tuple(x.shape) for x in maps] for maps in given])
             assert plan is not None
             values += run_plan(plan, given, guarded)
-        plan = SequencePlan.of(self.wiring, self.layers, [[tuple(x.shape) for x in first]])
+        shapes = [[tuple(x.shape) for x in first]]
+        plan = SequencePlan.of(self.wiring, self.layers, shapes, slices_above=self.slices_above)
         assert plan is not None
+        self.kind = "sliced blocks" if plan.slices > 1 else "blocks"
         set_group_bytes(self.group_bytes)
         try:
             made = run_plan(plan, [[guarded.copy(x) for x in first]], guarded)
