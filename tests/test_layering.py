@@ -74,7 +74,7 @@ LIBRARIES: dict[str, set[str]] = {
     "octave.fused": {"torch"},
     "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock", "huggingface_hub"},
     "evaluation": {"torch", "numpy", "torchmetrics", "rich", "matplotlib"},
-    "pages": {"numpy", "jinja2", "markupsafe"},
+    "pages": {"numpy", "jinja2", "markupsafe", "yaml"},
 }
 # The others may use any library but these.
 DECODERS = {"av", "decord", "torchcodec", "cv2"}

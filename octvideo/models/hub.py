@@ -47,9 +47,7 @@ def download_repository(name: str, files: tuple[str, ...], *, revision: str | No
     for file in files:
         try:
             path = Path(
-                hf_hub_download(
-                    repository, file, revision=commit, library_name="octvideo", library_version=__version__
-                )
+                hf_hub_download(repository, file, revision=commit, library_name="octvideo", library_version=__version__)
             )
         except Exception as error:  # of the hub, of connections, of the disk: no common type
             raise UserError(_reason(error, f"{HUB}{repository}", wanted, file)) from error

@@ -84,10 +84,11 @@ def write_pretrained(network: nn.Module, block: dict[str, Any], folder: Path) ->
     content = {"library_name": "octvideo", "octvideo": {**block, "partitions": partitions_of(network)}}
     with whole_text(folder / CONFIG) as file:
         file.write(json_text(content, indent=1) + "\n")
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets nobody else read its files
 
 
-def partitions_of(network: nn.Module) -> dict[str, dict[str, list[list[int]]]]:
-    """Of each octave convolution the channels that it reads and writes at half resolution, as runs [first, last + 1]."""
+def partitions_of(network: nn.Module) -> dict[str, dict[str, str]]:
+    """Channels that each octave convolution reads and writes at half resolution, such as "0:4,60:64"."""
     return {
         path: {"in": _runs(module.partition_in.is_low), "out": _runs(module.partition_out.is_low)}
         for path, module in network.named_modules()
@@ -95,14 +96,14 @@ def partitions_of(network: nn.Module) -> dict[str, dict[str, list[list[int]]]]:
     }
 
 
-def _runs(is_low: tuple[bool, ...]) -> list[list[int]]:
+def _runs(is_low: tuple[bool, ...]) -> str:
     runs, start = [], 0
     for low, members in groupby(is_low):
         stop = start + len(list(members))
         if low:
-            runs.append([start, stop])
+            runs.append(f"{start}:{stop}")
         start = stop
-    return runs
+    return ",".join(runs)
 
 
 def _check_fits(network: nn.Module, folder: Path, source: str, block: dict[str, Any]) -> None:
@@ -129,6 +130,6 @@ def _check_partitions(network: nn.Module, source: str, block: dict[str, Any]) ->
     own, theirs = partitions_of(network), block["partitions"]
     if wrong := sorted(path for path in own.keys() | theirs.keys() if own.get(path) != theirs.get(path)):
         raise UserError(
-            f"{source}: octvideo {block.get('version')}, which wrote it, stores other channels at half resolution than "
-            f"this one, in {len(wrong)} layers, first {wrong[0]}, so its accuracy would not be kept: install that version"
+            f"{source}: octvideo {block.get('version')}, which wrote it, stores other channels at half resolution in "
+            f"{len(wrong)} layers, first {wrong[0]}, so its accuracy would not be kept: install that version"
         )
