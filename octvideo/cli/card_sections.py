@@ -176,8 +176,8 @@ def _settings(facts: Facts, has_teacher: bool) -> list[tuple[str, str]]:
     left_out = _NOT_OF_TRAINING | {"seed"} | (set() if has_teacher else set(_OF_TEACHER))
     left_out |= set(_OF_SGD) if model.get("optimizer") != "sgd" else set()
     left_out |= set(_OF_STEPS) if model.get("schedule") != "step" else set()
-    rows = [(key, str(value)) for key, value in model.items() if key not in left_out and value not in _OFF]
-    return rows + [(key, str(trainer[key])) for key in _OF_TRAINER if trainer.get(key) not in (*_OFF, -1)]
+    rows = [(key, _value(value)) for key, value in model.items() if key not in left_out and value not in _OFF]
+    return rows + [(key, _value(trainer[key])) for key in _OF_TRAINER if trainer.get(key) not in (*_OFF, -1)]
 
 
 def _test(facts: Facts, dataset: str | None) -> Section:
@@ -403,7 +403,13 @@ def _of(facts: Facts, part: str, key: str) -> str:
 def _pairs(values: Any) -> str:
     if not isinstance(values, Mapping):
         return _UNKNOWN
-    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+    return ", ".join(f"{key} {_value(value)}" for key, value in values.items() if value is not None)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -79,6 +79,9 @@ def _reason(error: Exception, name: str, revision: str | None, file: str) -> str
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision {revision}: give a branch, a tag or a whole commit that it has"
     if isinstance(error, errors.LocalEntryNotFoundError):
+        answer = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+        if answer:
+            return f"{name}{at}: {file} is not in the cache, and the hub answers with status {answer}: try again later"
         return (
             f"{name}{at}: {file} is not in the cache, and the hub can't be reached: check the connection "
             "(and HF_ENDPOINT and HF_HUB_OFFLINE, where they are set)"

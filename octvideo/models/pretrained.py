@@ -61,7 +61,7 @@ def pretrained_network(source: str | Path, *, revision: str | None = None) -> tu
     name = name_of_cached(folder)
     block = read_config(folder, name)
     with torch.device("meta"):  # nothing is allocated
-        _check_fits(build_network(block, name), folder, name, block)
+        _check_fits(build_network(_ordinary(block), name), folder, name, block)
     network = build_network(block, name)
     _check_partitions(network, name, block)
     load_weights(network, shared_weights(folder, name), head="strict")
@@ -104,6 +104,12 @@ def _runs(is_low: tuple[bool, ...]) -> str:
             runs.append(f"{start}:{stop}")
         start = stop
     return ",".join(runs)
+
+
+def _ordinary(block: dict[str, Any]) -> dict[str, Any]:
+    """The block of the ordinary network: its keys and shapes are the same, and it is built sooner."""
+    built = block["network"]
+    return {**block, "network": {**built, "init_args": {**built["init_args"], "alpha": 0.0, "octave": None}}}
 
 
 def _check_fits(network: nn.Module, folder: Path, source: str, block: dict[str, Any]) -> None:
