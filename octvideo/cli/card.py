@@ -25,9 +25,9 @@ from octvideo.inference.device import pick_device
 from octvideo.inference.engine_times import engine_times, machine_in_words
 from octvideo.inference.predictor import choose_views_per_call, clip_shape
 from octvideo.models.checkpoint import build_network
+from octvideo.models.costs import Cost, count_cost
 from octvideo.models.pretrained import write_pretrained
 from octvideo.models.shared_files import SHARED_FILES
-from octvideo.octave import Cost, count_cost
 from octvideo.pages.card import card_page
 from octvideo.pages.card_markdown import card_markdown
 

@@ -12,7 +12,7 @@ from octvideo.evaluation.calibration import reliability
 from octvideo.evaluation.metrics import wilson_interval
 from octvideo.evaluation.report import Figure, confusion_matrix, figures, percent, percent_range
 from octvideo.inference.engine_times import EngineTime
-from octvideo.octave import Cost
+from octvideo.models.costs import Cost
 from octvideo.pages.card import Card, Section, Table
 from octvideo.pages.page import counted
 
@@ -263,7 +263,7 @@ def _calibration(facts: Facts) -> Section:
     few = "With so few videos a bin's share is uncertain, and the error comes out larger than it is."
     rows = tuple(
         (
-            f"{percent(one.low)} to {percent(one.high)}",
+            percent_range((one.low, one.high)),
             f"{one.videos:,}",
             *(percent(one.confidence), percent(one.accuracy), percent_range(one.interval)),
         )
