@@ -26,7 +26,7 @@ _NOT_OF_TRAINING = {
 _OF_TRAINER = ("max_epochs", "max_steps", "precision", "devices", "num_nodes", "accumulate_grad_batches",
                "gradient_clip_val", "sync_batchnorm")  # fmt: skip
 _OF_TEACHER = ("distill_logits", "distill_temperature", "distill_features", "label_weight")
-_OFF = (None, False, 0, "none", [])
+_OFF: tuple[Any, ...] = (None, False, 0, "none", [])
 _OF_SGD, _OF_STEPS = ("momentum",), ("milestones", "gamma")
 
 

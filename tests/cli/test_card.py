@@ -177,3 +177,33 @@ def test_names_leave_out_where_somebody_works() -> None:
     assert own_name("/home/me/runs/demo/checkpoints/best.ckpt") == "demo/best.ckpt"
     assert own_name("/data/kinetics/") == "kinetics" and own_name("timm:resnet50") == "timm:resnet50"
     assert own_name("https://host/a.pth?key=secret") == "https://host/a.pth"
+
+
+@pytest.mark.slow  # it trains and converts
+def test_a_converted_run_says_what_was_measured_and_shares_the_same_network(
+    octvideo: Cli, workplace: Path, tiny_data: Path
+) -> None:
+    fit = ("fit", "-c", "tiny", "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", 1)
+    octvideo(*fit, "--model.network.init_args.alpha", 0, "--name", "own")
+    octvideo("convert", "own", "--data", tiny_data / "train", "-o", "runs/oct", "--num_clips", 10)
+    octvideo("card", "oct", "--hub", "--no_time")
+    front, text = front_of(Path("runs/oct/card"))
+    assert "octave-convolution" in front["tags"] and "## How it was made" in text and "How it was trained" not in text
+    assert re.search(r"Measured on \d clips without labels, compared on \d clips of \d other videos", text)
+    assert "| octave, before fitting |" in text
+    assert "How that network was trained is unknown" in text and str(workplace) not in text
+    assert "of its own for each of" in row(text, "share of low channels (alpha)")
+    clips = torch.randn(2, 3, 4, 32, 32)
+    networks = [network_of_checkpoint(f"runs/oct/{name}")[0] for name in ("checkpoints/converted.ckpt", "card")]
+    with torch.inference_mode():
+        assert torch.equal(networks[0](clips), networks[1](clips))
+
+
+def test_many_classes_fold_in_markdown_and_scroll_on_the_page(octvideo: Cli, tested: Path) -> None:
+    names = [f"class {n}" for n in range(400)]
+    scores = np.eye(400, dtype=np.float32)
+    VideoScores([f"{n}.mp4" for n in range(400)], np.arange(400), scores, names).save(tested / "scores.npz")
+    octvideo("card", "tiny", "--no_time")
+    _, text = front_of(tested / "card")
+    assert "<summary>400 rows</summary>" in text and "400 classes had fewer than 20 test videos: class 0, " in text
+    assert "and 390 more" in text and len((tested / "card" / "index.html").read_bytes()) < 300_000
