@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fake_hub import Hub, serve_hub
+
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -88,6 +90,12 @@ def moving() -> Callable[..., Tensor]:
 def encode() -> Callable[..., Path]:
     """`encode_video`, for tests that need files."""
     return encode_video
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hugging Face hub on this machine."""
+    yield from serve_hub(tmp_path, monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "octvideo"
 # octvideo/<part> (a folder or a file; inside octave/ its rooms) -> the parts that it may import, beside `FREE` ones.
 FREE = {"errors", "files", "class_names", "batches", "_version"}
 PARTS: dict[str, set[str]] = {
-    "": set(),  # octvideo/__init__.py
+    "": {"inference"},  # octvideo/__init__.py: from_pretrained, when it is asked for
     "errors": set(),
     "files": set(),
     "_version": set(),
@@ -66,10 +66,10 @@ LIBRARIES: dict[str, set[str]] = {
     "octave.gpu": {"torch", "triton"},
     "octave.conversion": {"torch"},
     "octave.fused": {"torch"},
-    "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock"},
+    "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock", "huggingface_hub"},
     "evaluation": {"torch", "numpy", "torchmetrics", "rich", "matplotlib"},
-    "pages": {"numpy", "jinja2", "markupsafe"},
     "explain": {"torch", "numpy", "matplotlib"},
+    "pages": {"numpy", "jinja2", "markupsafe", "yaml"},
 }
 # The others may use any library but these.
 DECODERS = {"av", "decord", "torchcodec", "cv2"}

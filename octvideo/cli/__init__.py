@@ -62,6 +62,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Measure": {
         "report": Command("report", "table and picture of a run"),
         "explain": Command("explain", "show what a network looks at in a video, by high and by low frequency"),
+        "card": Command("card", "write a network's model card; --hub: its weights too, as a folder to share"),
         "score": Command("score", "metrics from saved scores; compare runs video by video"),
         "cost": Command("cost", "multiply-adds, parameters and memory of networks at several alphas"),
     },

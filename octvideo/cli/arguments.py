@@ -91,7 +91,7 @@ def asked_views(views: tuple[int, int] | None, num_clips: Any, num_crops: Any, p
 _SHARED: dict[str, dict[str, Any]] = {
     "ckpt": {
         "metavar": "RUN|FILE",
-        "help": "a run's name or folder, 'last' for the newest, or a checkpoint; "
+        "help": "a run's name or folder, 'last' for the newest, a checkpoint, or hf:USER/NAME; "
         "default: pytorchvideo's Kinetics-400 I3D",
     },
     "decoder": {"default": "auto", "help": "(auto)"},

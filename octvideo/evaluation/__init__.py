@@ -3,6 +3,7 @@
 view_scores.py  views → chunks for a network; view logits → video scores, their best classes (torch only)
 metrics.py      metrics of videos, and pairs; intervals; differences of arms over several runs
 scores.py       the result of an evaluation: one row of scores per video, in a file
+calibration.py  whether scores are what they say
 report.py       scores → figures with intervals → tables
 pictures.py     training curves and confusion matrix (imports matplotlib)
 """

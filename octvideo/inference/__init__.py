@@ -1,6 +1,6 @@
 """A video in, class names out.
 
-checkpoint.py   where networks come from: checkpoints, exported models
+checkpoint.py   where networks come from: checkpoints, shared networks, exported models
 device.py       devices by name
 engine.py       what an engine, a way to run a network, is
 torch_engines.py, model_files.py   all engines: of networks in memory, and of models that are files
@@ -20,6 +20,8 @@ features.py     what such a layer gives for each window of a video
 feature_files.py  a folder of features, a file for each video
 similar.py      the windows in such a folder that are most like others
 predictor.py    all that scores depend on, in one object
+pretrained.py   the same out of a shared network: `octvideo.from_pretrained`
+engine_times.py what a network takes by each engine here: for model cards
 export.py       a folder that serves by itself: behind octvideo export
 standalone/     the program copied into it
 """
@@ -27,6 +29,7 @@ standalone/     the program copied into it
 from octvideo.inference.budget import ViewsChoice
 from octvideo.inference.features import WindowFeatures
 from octvideo.inference.predictor import Prediction, Predictor
+from octvideo.inference.pretrained import from_pretrained
 from octvideo.inference.timeline import Timeline, WindowScores
 
-__all__ = ["Prediction", "Predictor", "Timeline", "ViewsChoice", "WindowFeatures", "WindowScores"]
+__all__ = ["Prediction", "Predictor", "Timeline", "ViewsChoice", "WindowFeatures", "WindowScores", "from_pretrained"]

@@ -1,5 +1,5 @@
-"""Where networks come from: checkpoints of runs, pytorchvideo's weights, exported models. They are found by name, and
-what belongs to them beside the network is read.
+"""Where networks come from: checkpoints of runs, shared networks, pytorchvideo's weights, exported models. They are
+found by name, and what belongs to them beside the network is read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import nn
 
 from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
+from octvideo.files import one_line
 from octvideo.video import ViewSettings
 
 EXPORT_FILE, EXPORT_FORMAT = "octvideo.json", 1  # what an exported folder says of its model
@@ -62,11 +63,17 @@ def find_runs(runs_dir: str | Path = "runs") -> list[Path]:
 
 
 def find_checkpoint(given: str, runs_dir: str | Path = "runs") -> Path:
-    """What --ckpt means: "last" for the checkpoint written last, a run (name or folder) for its last one, or a file.
+    """What --ckpt means: "last" for the checkpoint written last, a run (name or folder) for its last one, a file, or
+    the folder of a shared network, which hf:USER/NAME downloads.
 
     Raises:
         UserError: there is no checkpoint where one is looked for.
     """
+    # Imported where they are needed: they bring libraries of networks, which an exported model does without.
+    if given.startswith("hf:"):
+        from octvideo.models.pretrained import pretrained_folder
+
+        return pretrained_folder(given)
     if given == "last":
         runs, looked_in, pattern = find_runs(runs_dir), Path(expanded(str(runs_dir))), f"**/{_OF_RUN}"
     else:
@@ -75,6 +82,11 @@ def find_checkpoint(given: str, runs_dir: str | Path = "runs") -> Path:
         if not folders:
             return path
         looked_in = next((folder for folder in folders if any(folder.glob(_OF_RUN))), folders[0])
+        if not any(looked_in.glob(_OF_RUN)):
+            from octvideo.models.shared_files import is_shared_folder
+
+            if shared := next(filter(is_shared_folder, folders), None):
+                return shared
         runs = [looked_in]
     written = (checkpoint for run in runs for checkpoint in run.glob(_OF_RUN))
     newest = max(written, key=lambda path: path.stat().st_mtime_ns, default=None)
@@ -88,15 +100,23 @@ def find_checkpoint(given: str, runs_dir: str | Path = "runs") -> Path:
 def network_of_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
     """The network of a checkpoint with its weights, and the arguments of `Predictor` that belong to it.
 
+    Args:
+        path: of the checkpoint, or of the folder of a shared network.
+
     Raises:
         UserError: no such file, or none of ours.
     """
     from octvideo.models.checkpoint import trained_network
+    from octvideo.models.hub import name_of_cached
+    from octvideo.models.pretrained import pretrained_network
 
-    network, block = trained_network(path)
-    views = ViewSettings() if block["views"] is None else ViewSettings.from_dict(block["views"])
+    network, block = pretrained_network(path) if Path(path).is_dir() else trained_network(path)
+    try:
+        views = ViewSettings() if block["views"] is None else ViewSettings.from_dict(block["views"])
+    except (UserError, TypeError) as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
     settings = {"class_names": block["class_names"], "views": views, "mean": block["mean"], "std": block["std"]}
-    return network, {**settings, "source": str(path)}
+    return network, {**settings, "source": name_of_cached(path)}
 
 
 def network_of_pytorchvideo() -> tuple[nn.Module, dict]:

@@ -9,7 +9,9 @@ weight_sources.py   a path, a URL or a name → a file
 weight_files.py     a file → its tensors
 checkpoint_keys.py  other programs' names of weights → ours
 weights.py          weights → a network, with a report in words
+shared_files.py     the two files by which a network is shared; hub.py: the same from the Hugging Face hub
 checkpoint.py       a checkpoint of octvideo → its network with its weights
+pretrained.py       a shared network, written and read
 costs.py            multiply-adds and memory of networks at several alphas
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+import octvideo.models as models
 from octvideo.errors import UserError
 from octvideo.files import one_line
+from octvideo.models.shared_files import is_shared_folder
 from octvideo.models.weights import load_weights, weights_in
 
 
@@ -21,6 +22,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, or not a checkpoint of octvideo.
     """
+    if Path(path).is_dir() and is_shared_folder(Path(path)):
+        raise UserError(f"{path} is a network to share, no checkpoint of a run: start from it with --init {path}")
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}: give --ckpt PATH, --ckpt RUN or --ckpt last")
     if not zipfile.is_zipfile(path):
@@ -41,7 +44,7 @@ def build_network(block: dict[str, Any], path: str | Path) -> nn.Module:
     """The network that a checkpoint's "octvideo" block describes, without its weights.
 
     Raises:
-        UserError: the block names no builder, or one that is not ours.
+        UserError: the block names no builder, one that is not ours, or arguments that it does not take.
     """
     built_from = block["network"]
     if built_from is None:
@@ -51,9 +54,14 @@ def build_network(block: dict[str, Any], path: str | Path) -> nn.Module:
         )
     module, _, name = built_from["class_path"].rpartition(".")
     # A path in a file is code to run: our own builders only.
-    if module != "octvideo.models":
+    if module != "octvideo.models" or name not in models.__all__:
         raise UserError(f"{path} names the builder {built_from['class_path']}, expected one of octvideo.models")
-    return getattr(importlib.import_module(module), name)(**built_from["init_args"])
+    try:
+        return getattr(models, name)(**built_from["init_args"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:  # what other types of values give
+        raise UserError(f"{path}: octvideo.models.{name} takes no such arguments ({one_line(error)})") from error
 
 
 def trained_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""Where weights come from: a file, a URL (downloaded once, whole or not at all), or a name in torchvision's, timm's or
-pytorchvideo's own zoo.
+"""Where weights come from: a file, a URL (downloaded once, whole or not at all), a shared network, or a name in
+torchvision's, timm's or pytorchvideo's own zoo.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from filelock import FileLock
 from octvideo.download import fetch, version_of
 from octvideo.errors import UserError
 from octvideo.files import digest, one_line, part_of, whole_file
+from octvideo.models.hub import download_repository, is_hub_name, name_of_cached
+from octvideo.models.shared_files import SHARED_FILES, is_shared_folder, shared_weights
 from octvideo.models.weight_files import PixelScale, Weights, read_file
 from octvideo.progress import Progress
 
@@ -33,7 +35,8 @@ def read_weights(source: str | Path) -> Weights:
     Args:
         source: the path of a file (see `read_file` for what may be in it); an https URL of one, downloaded
             once; `torchvision:resnet50` for that network's default weights, or
-            `torchvision:ResNet50_Weights.IMAGENET1K_V1`; `timm:resnet50.a1_in1k`; `pytorchvideo:x3d_s`.
+            `torchvision:ResNet50_Weights.IMAGENET1K_V1`; `timm:resnet50.a1_in1k`; `pytorchvideo:x3d_s`;
+            `hf:USER/NAME`, or a folder that `octvideo card RUN --hub` wrote.
 
     Raises:
         UserError: no such file, URL or name, no connection, or no weights in the file.
@@ -51,6 +54,11 @@ def read_weights(source: str | Path) -> Weights:
         return _from_timm(text.removeprefix(_TIMM))
     if text.startswith(_PYTORCHVIDEO):
         return _from_pytorchvideo(text.removeprefix(_PYTORCHVIDEO))
+    if is_hub_name(text):
+        folder = download_repository(text, SHARED_FILES)
+        return shared_weights(folder, name_of_cached(folder))
+    if is_shared_folder(Path(source)):
+        return shared_weights(Path(source), text)
     return read_file(source)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from octvideo.evaluation.metrics import wilson_interval
 from octvideo.evaluation.pictures import Curve
-from octvideo.evaluation.report import Pairs, confusion_matrix, figures, percent, percent_range
+from octvideo.evaluation.report import Pairs, confusion_matrix, figures
 from octvideo.evaluation.scores import VideoScores
 from octvideo.files import json_text
+from octvideo.pages.card import figure_tile
 from octvideo.pages.chosen import common_folder, confident_mistakes, fitting, in_order_of_use
 from octvideo.pages.curves import charts_of
 from octvideo.pages.page import counted, page_html, plain_text
@@ -62,7 +63,7 @@ def report_page(
     elif known is None or not len(known):
         said = f"{len(scores)} videos were scored; none has a known label, so nothing was measured."
     else:
-        tiles = [_tile(figure) for figure in figures(known, pairs=pairs)]
+        tiles = [figure_tile(figure) for figure in figures(known, pairs=pairs)]
         said = f"{len(known):,} videos of {len(known.class_names):,} classes"
         if unknown := len(scores) - len(known):
             said += f"; {unknown:,} more without a label were left out"
@@ -159,19 +160,6 @@ def _class_table(scores: VideoScores, counts: np.ndarray) -> list[list[Any]]:
         low, high = wilson_interval(right, total)
         table.append([total, right, int(among5[number]), round(low, 3), round(high, 3)])
     return table
-
-
-def _tile(figure: Any) -> dict[str, Any]:
-    low, high = figure.interval or (None, None)
-    return {
-        "name": figure.name,
-        "value": percent(figure.value),
-        "interval": percent_range(figure.interval),
-        "low": low,
-        "high": high,
-        "at": figure.value,
-        "count": f"{figure.hits:,} of {figure.total:,} videos" if figure.total else "",
-    }
 
 
 def _notes(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) -> list[str]:

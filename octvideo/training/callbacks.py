@@ -239,6 +239,18 @@ class WriteUnreadable(Callback):
             file.unlink(missing_ok=True)  # of an earlier run
 
 
+def _protocol(trainer: L.Trainer) -> dict[str, Any]:
+    """How a test was made, as far as it is known: views, decoder, the list's name, precision."""
+    data: Any = getattr(trainer, "datamodule", None)
+    views, sources = getattr(data, "view_settings", None), getattr(data, "sources", {})
+    return {
+        "views": None if views is None else views.as_dict(),
+        "decoder": getattr(data, "decoder", None),
+        "videos": sources.get("test"),
+        "precision": str(trainer.precision),
+    }
+
+
 def _paths(found: list[UnreadableVideos]) -> dict[str, str]:
     return {path: reason for videos in found for path, reason in videos.paths.items()}
 
@@ -262,7 +274,8 @@ class WriteScores(Callback):
         metrics = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()}
         metrics["videos"] = len(scores.paths)
         file = self._folder / "metrics_test.json"
-        file.write_text(json_text({"checkpoint": str(trainer.ckpt_path), **metrics}, indent=2) + "\n")
+        content = {"checkpoint": str(trainer.ckpt_path), **metrics, "protocol": _protocol(trainer)}
+        file.write_text(json_text(content, indent=2) + "\n")
         print(metrics_table(scores))
         if skipped := int(metrics.get("unreadable", 0)):
             print(f"{skipped} videos could not be read and are in none of these figures")
