@@ -150,7 +150,7 @@ function send(what) {
   request.upload.addEventListener("load", () => {
     arrivedAt = performance.now();
     progress.removeAttribute("value");
-    say("The video has arrived. The server looks at it.");
+    say("The video has arrived. The server analyses it.");
   });
   const ticking = setInterval(() => {
     if (arrivedAt) byId("how-far").textContent = clock((performance.now() - arrivedAt) / 1000, false);
@@ -220,7 +220,7 @@ function showAnswer(what, content, { title, url }) {
   } else {
     const { root } = screenOf(url, title, "This browser can't play the video. Its scores are here all the same.");
     const list = element("ol", { class: "now" }, ...scoreLines(content.top));
-    const scores = element("section", { class: "now-panel" }, element("h3", { class: "now-title" }, "All of the video"), list);
+    const scores = element("section", { class: "now-panel" }, element("h3", { class: "now-title" }, "The whole video"), list);
     byId("view").append(element("div", { class: "stage" }, root, scores));
     say(`Done: ${content.top[0].name}, ${percent(content.top[0].score)}.`);
   }

@@ -16,7 +16,7 @@ function clock(seconds, tenths = true) {
 }
 
 function percent(score) {
-  return `${(100 * score).toFixed(score > 0.0995 && score < 0.9995 ? 0 : 1)} %`;
+  return `${(100 * score).toFixed(score > 0.0995 ? 0 : 1)} %`;
 }
 
 /** The index of the cell that holds a time, or -1: cells are in order and may have gaps. */
