@@ -3,18 +3,12 @@
 
 const limits = JSON.parse(document.getElementById("data").textContent); // {max_bytes, max_length_sec}
 const byId = (id) => document.getElementById(id);
+// What is said where the server gives no reason, or one for programs.
 const REFUSALS = {
   0: "No answer came. Is the server still running, and the file still there?",
-  400: "The upload was damaged.",
-  403: "The server answers its own page alone.",
-  408: "The upload was too slow.",
-  413: "This video is too large or too long.",
-  415: "The server does not take this kind of file.",
-  422: "The server can't read this video.",
-  429: "The server is busy.",
-  500: "The server failed.",
+  413: "The video is too large.",
+  429: "The server is busy: too many others wait.",
   503: "The server is stopping.",
-  507: "The server has no room left.",
 };
 let chosen = null; // {blob, title, url}
 let sending = null; // the request under way
@@ -190,8 +184,9 @@ function send(what) {
 }
 
 function refused(request, content) {
-  const words = [REFUSALS[request.status] || `The server answers ${request.status}.`];
-  if (content.error) words.push(`${content.error[0].toUpperCase()}${content.error.slice(1)}.`);
+  const hasReason = content.error && request.status !== 429 && request.status !== 503;
+  const reason = hasReason ? `${content.error[0].toUpperCase()}${content.error.slice(1)}.` : REFUSALS[request.status];
+  const words = [reason || `The server answers ${request.status}.`];
   const seconds = Number(request.status ? request.getResponseHeader("Retry-After") : 0);
   if (seconds > 0) {
     words.push(`Try again in ${seconds} s.`);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
@@ -19,10 +20,10 @@ from octvideo.training.checkpoint_block import make_block
 from octvideo.video import ViewSettings
 
 pytest.importorskip("fastapi", reason="octvideo serve needs the extra 'serve'")
-from octvideo.serving.computing import Computing  # noqa: E402
-from octvideo.serving.limits import Limits  # noqa: E402
-from octvideo.serving.server import bound_socket, serve, url_of  # noqa: E402
-from octvideo.serving.service import Service  # noqa: E402
+from octvideo.serving.computing import Computing
+from octvideo.serving.limits import Limits
+from octvideo.serving.server import bound_socket, serve, url_of
+from octvideo.serving.service import Service
 
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">'\"&{{ 7*7 }}"
 ARABIC = "فتح الصندوق"
@@ -200,7 +201,7 @@ def test_what_can_not_be_taken_is_told_clearly(served: Served, video: Path, tmp_
     rotten = tmp_path / "rotten.mp4"
     rotten.write_bytes(b"nothing " * 100)
     served.ask(rotten)
-    assert served.problem.startswith("The server can't read this video. ") and "known container" in served.problem
+    assert served.problem.startswith("Can't read the video: it is no video in a known container")
     assert "can't play this file" in served.page.one("#preview").text and served.focused() == "send"
 
     large = tmp_path / f"{HOSTILE.replace('/', '')}.mp4"
@@ -211,11 +212,11 @@ def test_what_can_not_be_taken_is_told_clearly(served: Served, video: Path, tmp_
     served.page.js("limits.max_bytes = 1e9")
     large.write_bytes(bytes(2_000_000))
     served.ask(large)
-    assert served.problem.startswith("This video is too large or too long. The video is larger than 0.14")
+    assert served.problem.startswith("The video is larger than 0.14")
 
     long = encode(tmp_path / "long.mp4", torch.zeros(500, 32, 32, 3, dtype=torch.uint8), rate=20)
     served.ask(long)
-    assert "It lasts 25.0 s, and may last 20.0 s" in served.problem or "lasts 25.0 s" in served.problem
+    assert served.problem == "The video is too long: it lasts 25.0 s, and may last 20 s."
     # None of this keeps it from the next.
     served.ask(video)
     assert served.problem == "" and served.state.startswith("Done: ")
@@ -229,13 +230,13 @@ def test_a_busy_and_a_stopping_server(served: Served, video: Path) -> None:
         for _ in range(LIMITS.places):
             taken.enter_context(service.place())
         served.ask(video)
-        assert served.problem.startswith("The server is busy. ") and served.problem.endswith("Try again in 2 s.")
+        assert served.problem.startswith("The server is busy: ") and served.problem.endswith("Try again in 2 s.")
     served.page.until("return document.querySelector('#state').textContent === 'You can try again now.'")
     assert served.problem == ""
     with service.place():
         service.is_stopping = True
         served.ask(video)
-        assert served.problem.startswith("The server is stopping. ") and "Try again in 10 s." in served.problem
+        assert served.problem == "The server is stopping. Try again in 10 s."
         service.is_stopping = False
     served.ask(video)
     assert served.state.startswith("Done: ")
@@ -252,7 +253,7 @@ def test_a_server_that_has_gone(chromium: Any, tmp_path: Path, video: Path) -> N
 
 @pytest.mark.slow
 def test_while_it_is_computed_it_can_be_cancelled(
-    served: Served, video: Path, monkeypatch: pytest.MonkeyPatch
+    served: Served, video: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     go_on, run = threading.Event(), Computing.run
 
@@ -261,12 +262,13 @@ def test_while_it_is_computed_it_can_be_cancelled(
         return run(self, *arguments)
 
     monkeypatch.setattr(Computing, "run", waits)
+    request.addfinalizer(go_on.set)
     served.open()
     served.choose(video)
     served.page.keys(ENTER)
     served.page.until("return document.querySelector('#state').textContent.startsWith('The video has arrived')")
     assert served.focused() == "cancel" and not served.page.one("#send").is_displayed()
-    assert not served.page.one("#progress").get_attribute("value")
+    assert served.page.js("return document.querySelector('#progress').position") == -1  # nobody knows how long it takes
     served.page.keys(ENTER)
     assert served.state == "Cancelled." and served.focused() == "send"
     assert not served.page.one("#sending").is_displayed() and not served.page.one("#answer").is_displayed()
@@ -286,8 +288,6 @@ def test_a_video_is_dropped_anywhere(served: Served, video: Path) -> None:
       const event = new DragEvent('drop', {dataTransfer, bubbles: true, cancelable: true});
       return !document.querySelector('footer').dispatchEvent(event);
     """
-    import base64
-
     assert served.page.js(drop, base64.b64encode(video.read_bytes()).decode(), HOSTILE)
     assert HOSTILE in served.page.one("#preview").text
     served.page.keys(ENTER)
@@ -301,7 +301,7 @@ def test_a_video_is_dropped_anywhere(served: Served, video: Path) -> None:
 def test_few_and_many_classes_wide_and_narrow(
     chromium: Any, tmp_path: Path, video: Path, num_classes: int, width: int
 ) -> None:
-    names = [f"a class with a long name {n} " + "verylongword" * (n % 3) for n in range(num_classes)]
+    names = [f"a class with a long name {n}" + " verylongword" * (n % 3) for n in range(num_classes)]
     names[:2] = [ARABIC, HOSTILE]
     with serving(chromium, tmp_path, names) as served:
         for is_dark in (False, True):
@@ -311,7 +311,7 @@ def test_few_and_many_classes_wide_and_narrow(
             assert chromium.texts(".known bdi") == names
             assert chromium.poor_contrast() == []
             served.ask(video)
-            assert served.problem == "" and len(chromium.all(".plot .label")) == min(num_classes, 20)
+            assert served.problem == "" and len(chromium.all(".plot .label bdi")) == min(num_classes, 20)
             assert ("20 of 400 classes" in chromium.one(".notes").text) == (num_classes == 400)
             assert chromium.js("return document.documentElement.scrollWidth <= innerWidth")
             assert chromium.poor_contrast() == []
@@ -324,7 +324,9 @@ def test_a_camera_that_is_not_there_is_no_dead_end(served: Served, video: Path) 
     served.page.one("#camera").click()
     served.page.until("return document.querySelector('#problem').textContent")
     assert served.problem.startswith("The camera can't be used: ")
-    assert served.problem.endswith(("there is none. Please choose a file instead.", "it was not allowed. Please choose a file instead."))
+    assert served.problem.endswith(
+        ("there is none. Please choose a file instead.", "it was not allowed. Please choose a file instead.")
+    )
     assert served.focused() == "camera"
     served.ask(video)
     assert served.state.startswith("Done: ")
@@ -355,7 +357,9 @@ def test_a_recording_of_the_camera(chromium_with_camera: Any, tmp_path: Path) ->
         over = page.one(".over")
         length = float(page.one(".plot").get_attribute("aria-valuemax"))
         ActionChains(page.driver).move_to_element(over).click().perform()
-        page.until("return Math.abs(document.querySelector('#view video').currentTime - arguments[0]) < 0.2", length / 2)
+        page.until(
+            "return Math.abs(document.querySelector('#view video').currentTime - arguments[0]) < 0.2", length / 2
+        )
 
         # Another one ends by itself before it is longer than the server takes; and one is left off.
         page.js("limits.max_length_sec = 2")
