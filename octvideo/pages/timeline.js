@@ -63,6 +63,7 @@ function screenOf(url, title, unplayable) {
   if (url) video.src = url;
   else video.hidden = true;
   video.addEventListener("error", () => {
+    video.hidden = true;
     problem.hidden = false;
     problem.textContent = unplayable;
   });
