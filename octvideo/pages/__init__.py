@@ -4,10 +4,11 @@ page.py       one HTML file that needs nothing from elsewhere; what names hold i
 timeline.py   a video beside its timeline, and the list of several videos
 report.py     a run: figures, curves, confusion matrix, classes, mistakes
 card.py       what is written of a network; card_markdown.py: the same for the Hugging Face hub
+serve.py      the page of `octvideo serve`: choose or record a video, and see its timeline
 chosen.py     which videos of a run get a thumbnail, and which are listed
 curves.py     training curves as SVG
 
-look.css is the look of all of them. After dom.js, timeline.js shows a document of
-`octvideo.inference.timeline_document`,
-and matrix.js and report.js show a run.
+look.css is the look of all of them. After dom.js and table.js, timeline.js shows a document of
+`octvideo.inference.timeline_document`, and matrix.js and report.js show a run. camera.js and serve.js are the
+server's.
 """

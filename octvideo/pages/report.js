@@ -205,35 +205,15 @@ function showClasses(root) {
       keys: [report.classes[row], total, ratio(right, total), null, ratio(among5, total), ratio(right, said), most[row] ? most[row][1] : 0],
     };
   });
-  const body = element("tbody");
-  const titles = ["class", "videos", "top-1", "95 % interval", "top-5", "precision", "most often taken for"];
-  const head = element("tr");
-  let sorted = [-1, 1];
-  const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
-  function sort(column, direction) {
-    sorted = [column, direction];
-    rows.sort((a, b) => {
-      const [x, y] = [a.keys[column], b.keys[column]];
-      if (x === null || y === null) return (x === null) - (y === null); // unknown last, both ways
-      return direction * compare(x, y);
-    });
-    [...head.children].forEach((th, n) => {
-      if (n === column) th.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
-      else th.removeAttribute("aria-sort");
-    });
-    body.replaceChildren(...rows.map((one) => one.line));
-  }
-  titles.forEach((title, column) => {
-    const numeric = column > 0 && column < 6;
-    const th = element("th", { scope: "col", class: numeric ? "number" : "" });
-    if (rows[0].keys[column] === null && column === 3) th.append(title);
-    else {
-      const button = element("button", { type: "button", class: "sorts" }, title);
-      button.addEventListener("click", () => sort(column, sorted[0] === column ? -sorted[1] : column === 1 || column === 6 ? -1 : 1));
-      th.append(button);
-    }
-    head.append(th);
-  });
+  const columns = [
+    { title: "class" },
+    { title: "videos", number: true, falls: true },
+    { title: "top-1", number: true },
+    { title: "95 % interval", number: true, fixed: true },
+    { title: "top-5", number: true },
+    { title: "precision", number: true },
+    { title: "most often taken for", falls: true },
+  ];
   const found = element("span", { class: "quiet", role: "status" });
   const search = element("input", { type: "search", "aria-label": "Find a class", placeholder: "Find a class", dir: "auto" });
   search.addEventListener("input", () => {
@@ -246,9 +226,8 @@ function showClasses(root) {
     found.textContent = wanted ? `${count} of ${rows.length} classes` : "";
   });
   if (rows.length > 12) root.append(element("div", { class: "tools" }, search, found));
-  const table = element("table", { class: "classes" }, element("caption", { class: "unseen" }, "Classes; headings sort"), element("thead", {}, head), body);
+  const table = sortableTable(rows, columns, { by: 2, name: "classes", caption: "Classes; headings sort" });
   root.append(element("div", { class: "scrolls" }, table));
-  sort(2, 1);
 }
 
 showMistakes(document.getElementById("mistakes"));

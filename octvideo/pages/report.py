@@ -75,7 +75,7 @@ def report_page(
     return page_html(
         "report.html.j2",
         title=title,
-        scripts=["dom.js", "matrix.js", "report.js"] if has_scores else [],
+        scripts=["dom.js", "table.js", "matrix.js", "report.js"] if has_scores else [],
         data=report_document(known, thumbnails or {}) if has_scores and known is not None else None,
         said=said,
         tiles=tiles,

@@ -1,5 +1,5 @@
 "use strict";
-// A video beside its timeline; after dom.js. The document is described in octvideo/inference/timeline_document.py.
+// A video beside its timeline; after dom.js and table.js. The document is described in octvideo/inference/timeline_document.py.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MOST_NOW = 6; // classes beside the video
@@ -16,7 +16,7 @@ function clock(seconds, tenths = true) {
 }
 
 function percent(score) {
-  return `${(100 * score).toFixed(score > 0.0995 && score < 0.9995 ? 0 : 1)} %`;
+  return `${(100 * score).toFixed(score > 0.0995 ? 0 : 1)} %`;
 }
 
 /** The index of the cell that holds a time, or -1: cells are in order and may have gaps. */
@@ -55,6 +55,36 @@ function tickStep(duration, most) {
   return steps.find((step) => duration / step < most) || 86400 * Math.ceil(duration / (86400 * most));
 }
 
+/** A video to play, {video, root}; `unplayable` is said where the browser can't. */
+function screenOf(url, title, unplayable) {
+  const problem = element("p", { class: "problem", role: "alert", hidden: true });
+  const video = element("video", { controls: true, preload: "metadata", playsinline: true, tabindex: "0" });
+  video.setAttribute("aria-label", title);
+  if (url) video.src = url;
+  else video.hidden = true;
+  video.addEventListener("error", () => {
+    video.hidden = true;
+    problem.hidden = false;
+    problem.textContent = unplayable;
+  });
+  // What a browser has recorded does not say how long it is, and can't be sought in until its end was looked for.
+  video.addEventListener("loadedmetadata", () => {
+    if (video.duration !== Infinity) return;
+    video.addEventListener("durationchange", () => (video.currentTime = 0), { once: true });
+    video.currentTime = 1e9;
+  });
+  return { video, root: element("div", { class: "screen" }, video, problem) };
+}
+
+/** Lines of a list of [{name, score}]. */
+function scoreLines(ranked) {
+  return ranked.map(({ name, score }) => {
+    const meter = element("span", { class: "meter", "aria-hidden": "true" }, element("span"));
+    meter.firstChild.style.width = `${100 * score}%`;
+    return element("li", {}, named(name), element("span", { class: "number" }, percent(score)), meter);
+  });
+}
+
 /**
  * Builds the view of a timeline into an element, and returns {video, seek, time, remove}.
  *
@@ -67,19 +97,12 @@ function showTimeline(root, data) {
   let frame = 0;
 
   // ── the video, and the scores beside it ──
-  const problem = element("p", { class: "problem", role: "alert", hidden: true });
-  const video = element("video", { controls: true, preload: "metadata", playsinline: true, tabindex: "0" });
-  video.setAttribute("aria-label", data.title);
-  if (data.video) video.src = data.video;
-  else video.hidden = true;
-  video.addEventListener("error", () => {
-    problem.hidden = false;
-    problem.textContent = "This browser can't play the video. Its timeline is here all the same.";
-  });
+  const unplayable = "This browser can't play the video. Its timeline is here all the same.";
+  const { video, root: screen } = screenOf(data.video, data.title, unplayable);
   const nowTitle = element("h2", { class: "now-title" });
   const nowList = element("ol", { class: "now" });
   const now = element("section", { class: "now-panel", "aria-label": "Scores at this moment" }, nowTitle, nowList);
-  const stage = element("div", { class: "stage" }, element("div", { class: "screen" }, video, problem), now);
+  const stage = element("div", { class: "stage" }, screen, now);
 
   // ── the rows ──
   const axis = element("div", { class: "axis", "aria-hidden": "true" });
@@ -126,12 +149,11 @@ function showTimeline(root, data) {
   plot.append(over);
 
   // ── the segments, as a table ──
-  const body = element("tbody");
   const listed = data.segments.slice(0, MOST_SEGMENTS);
   const lines = listed.map((one) => {
     const go = element("button", { type: "button", class: "link" }, clock(one.start));
     go.addEventListener("click", () => seek(one.start));
-    const line = element(
+    return element(
       "tr",
       {},
       element("td", {}, go),
@@ -139,16 +161,14 @@ function showTimeline(root, data) {
       element("td", {}, named(data.classes[one.class])),
       element("td", { class: "number" }, percent(one.score)),
     );
-    body.append(line);
-    return line;
   });
-  const head = element("tr", {});
-  for (const title of ["from", "to", "class"]) head.append(element("th", { scope: "col" }, title));
-  head.append(element("th", { scope: "col", class: "number" }, "score"));
-  const table = element("table", { class: "segments" }, element("thead", {}, head), body);
+  const rows = listed.map((one, n) => ({ line: lines[n], keys: [one.start, one.end, data.classes[one.class], one.score] }));
+  const columns = [{ title: "from" }, { title: "to" }, { title: "class" }, { title: "score", number: true, falls: true }];
   const segments = element("section", {}, element("h2", {}, "Segments"));
-  if (listed.length) segments.append(element("div", { class: "scrolls" }, table));
-  else segments.append(element("p", { class: "quiet" }, "No class reaches its threshold."));
+  if (listed.length) {
+    const table = sortableTable(rows, columns, { by: 0, name: "segments", caption: "Segments; headings sort" });
+    segments.append(element("div", { class: "scrolls" }, table));
+  } else segments.append(element("p", { class: "quiet" }, "No class reaches its threshold."));
   if (data.segments.length > listed.length) {
     segments.append(element("p", { class: "quiet" }, `The first ${listed.length} of ${data.segments.length}.`));
   }
@@ -171,13 +191,7 @@ function showTimeline(root, data) {
       .filter((one) => one.score !== null && one.score !== undefined)
       .sort((a, b) => b.score - a.score)
       .slice(0, MOST_NOW);
-    nowList.replaceChildren(
-      ...ranked.map(({ name, score }) => {
-        const meter = element("span", { class: "meter", "aria-hidden": "true" }, element("span"));
-        meter.firstChild.style.width = `${100 * score}%`;
-        return element("li", {}, named(name), element("span", { class: "number" }, percent(score)), meter);
-      }),
-    );
+    nowList.replaceChildren(...scoreLines(ranked));
     if (!ranked.length) nowList.append(element("li", { class: "quiet" }, "no window speaks here"));
     return ranked;
   }

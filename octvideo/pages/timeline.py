@@ -10,7 +10,7 @@ from typing import Any
 from octvideo.pages.page import counted, page_html
 
 # What a page needs that calls `showTimeline(element, document)`.
-TIMELINE_SCRIPTS = ("dom.js", "timeline.js")
+TIMELINE_SCRIPTS = ("dom.js", "table.js", "timeline.js")
 _MOST_NAMES = 4  # classes that the list shows of each video
 
 

@@ -12,6 +12,6 @@ computing.py   one thread that runs the engine, for one request after the other 
 answers.py     what the JSON holds, and how it is made of a decoded video
 service.py     the queue: who waits, who is answered, who is turned away
 metrics.py     counts and times, as Prometheus reads them
-app.py         the routes, their errors, one line in the log for each request; page.html is the page
+app.py         the routes, their errors, one line in the log for each request; the page is octvideo.pages.serve's
 server.py      sockets, signals and the patience with slow clients: uvicorn
 """

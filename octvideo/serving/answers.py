@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from octvideo.errors import UserError
@@ -16,12 +16,15 @@ from octvideo.inference.predictor import Predictor
 from octvideo.inference.preparation import made_beside, on_device
 from octvideo.inference.segments import SegmentSettings, segments_of_top
 from octvideo.inference.timeline import Timeline
+from octvideo.inference.timeline_document import timeline_document
 from octvideo.inference.window_lines import TopClasses
 from octvideo.serving.computing import Computing, Turn, TurnedScorer, UnitEngines
 from octvideo.serving.decoding import Decoders
 from octvideo.serving.limits import Limits
 from octvideo.serving.uploads import Refusal
 from octvideo.video import VideoReadError, VideoViews, ViewSettings
+
+_TOPK = 5  # classes of a window that are kept whatever their scores
 
 # ── what the JSON holds ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -49,28 +52,29 @@ class PredictAnswer(BaseModel):
     seconds: Seconds
 
 
-class WindowAnswer(BaseModel):
-    """Some seconds of a video."""
-
-    start: float
-    end: float
-    top: list[Score] = Field(description="the best classes, and all others of 0.005 or more")
-
-
 class SegmentAnswer(BaseModel):
     """From when to when a video shows a class."""
 
     start: float
     end: float
-    name: str
+    row: int = Field(alias="class", description="place in `classes`")
     score: float = Field(description="mean over the segment")
 
 
 class TimelineAnswer(BaseModel):
-    """What happens when; times in seconds."""
+    """What happens when, in seconds: the document that `octvideo.inference.timeline_document` describes, and more."""
 
-    windows: list[WindowAnswer]
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+
+    title: str = Field(description="empty: what a client calls its file is not used")
+    video: str | None = Field(description="null: the client has it")
+    duration: float = Field(description="seconds that the windows reach to")
+    classes: list[str] = Field(description="names of the rows: those with segments first, then the highest scores")
+    starts: list[float] = Field(description="of the cells of time: when each window begins to speak, in order")
+    ends: list[float] = Field(description="of the cells, excluded; there may be gaps")
+    scores: list[list[float | None]] = Field(description="for each of `classes` one for each cell; null in a gap")
     segments: list[SegmentAnswer]
+    notes: list[str] = Field(description="for the reader: what is left out, and the trouble")
     cuts: list[float] = Field(description="where shots begin")
     trouble: str = Field(description="why not all of the video could be read; empty where it could")
     seconds: Seconds
@@ -119,13 +123,14 @@ class PredictQuestion:
 
 @dataclass(frozen=True)
 class TimelineQuestion:
-    """What happens when in a video; see `Timeline` and `SegmentSettings`."""
+    """What happens when in a video; see `Timeline`, `SegmentSettings` and `timeline_document`."""
 
-    topk: int
     views: ViewSettings
     window_sec: float | None
     stride_sec: float | None
     segments: SegmentSettings
+    most_rows: int
+    most_cells: int
 
 
 class Answerer:
@@ -186,7 +191,7 @@ class Answerer:
     def timeline(
         self, path: str, question: TimelineQuestion, decoders: Decoders, turn: Turn, arrived: float
     ) -> TimelineAnswer:
-        """Windows and segments of an upload.
+        """The timeline of an upload.
 
         Raises:
             Refusal: it can't be read.
@@ -199,38 +204,34 @@ class Answerer:
             timeline = Timeline(scorer, *how, views=question.views)
         except UserError as error:
             raise Refusal(422, str(error)) from error
-        kept = TopClasses(names, question.topk, question.segments.classes)
-        windows: list[WindowAnswer] = []
+        classes = question.segments.classes
+        kept = TopClasses(names, _TOPK, classes)
         starts, ends, tops = list[float](), list[float](), list[dict[int, float]]()
         with decoders.windows(path, question.views, *how, turn.check) as incoming:
             try:
                 with contextlib.closing(timeline.of_windows(iter(incoming), "the video")) as scored:
                     for window in scored:
                         turn.check()
-                        top = kept.of(window.scores)
                         starts.append(round(window.start_sec, 6))
                         ends.append(round(window.end_sec, 6))
-                        tops.append(top)
-                        listed = [Score(**one) for one in kept.listed(top)]
-                        windows.append(WindowAnswer(start=starts[-1], end=ends[-1], top=listed))
+                        tops.append(kept.of(window.scores))
             except VideoReadError as error:
                 raise Refusal(500, "the network's scores of this video are not finite") from error
             end = incoming.end
         assert end is not None
         turn.decoding = timeline.timing.decode
-        segments = [
-            SegmentAnswer(
-                start=round(one.start_sec, 3),
-                end=round(one.end_sec, 3),
-                name=names[one.class_index],
-                score=round(one.score, 6),
-            )
-            for one in segments_of_top(starts, ends, tops, question.segments, end.cuts_sec)
-        ]
-        seconds = _seconds(turn, arrived)
-        return TimelineAnswer(
-            windows=windows, segments=segments, cuts=end.cuts_sec, trouble=end.trouble, seconds=seconds
+        document = timeline_document(
+            starts,
+            ends,
+            tops,
+            segments_of_top(starts, ends, tops, question.segments, end.cuts_sec),
+            names,
+            classes=classes,
+            notes=[f"Not all of the video could be read: {end.trouble}"] if end.trouble else [],
+            most_rows=question.most_rows,
+            most_cells=question.most_cells,
         )
+        return TimelineAnswer(**document, cuts=end.cuts_sec, trouble=end.trouble, seconds=_seconds(turn, arrived))
 
 
 def _seconds(turn: Turn, arrived: float) -> Seconds:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -23,6 +22,7 @@ from octvideo._version import __version__
 from octvideo.class_names import ClassIndex
 from octvideo.errors import UserError
 from octvideo.inference.segments import SegmentSettings
+from octvideo.pages.serve import serve_page
 from octvideo.serving.answers import (
     ErrorAnswer,
     ModelAnswer,
@@ -40,11 +40,10 @@ from octvideo.serving.uploads import ClientGone, Refusal, receive_upload
 log = logging.getLogger("octvideo.serving")
 
 _CLIENT_GONE = 499  # nginx's number, for the log alone
-# The page loads nothing from anywhere else, and no other page may show it.
+# What a page can't state itself: no other page may show it. The rest of its policy stands in it.
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; media-src blob:; img-src blob: data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Permissions-Policy": "camera=(self), microphone=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -109,7 +108,6 @@ def make_app(service: Service, metrics: Metrics | None = None) -> ASGIApp:
     @api.post("/timeline", responses={200: {"model": TimelineAnswer}, **_ERRORS}, openapi_extra=_BODY)
     async def timeline(
         request: Request,
-        topk: TopK = 5,
         views: Views = None,
         window: Annotated[
             float | None, Query(ge=0.05, le=600, description="seconds of a window (those of the network's clip)")
@@ -131,20 +129,28 @@ def make_app(service: Service, metrics: Metrics | None = None) -> ASGIApp:
         shortest: Length = 0.0,
         gap: Length = 0.0,
         only_best: Annotated[bool, Query(description="each moment belongs to its best class alone")] = False,
+        rows: Annotated[int, Query(ge=1, le=10_000, description="classes of the answer, at most")] = 20,
+        cells: Annotated[
+            int, Query(ge=1, le=20_000, description="of time, at most; of more windows each has the highest score")
+        ] = 2000,
     ) -> Response:
-        """What happens when in a video, as `octvideo timeline` has it."""
+        """What happens when in a video, as `octvideo timeline --page` shows it.
+
+        A window's best 5 classes have their scores, and all others of 0.005 or more; the rest have 0.
+        """
         wanted = [index.need(name, "classes") for name in classes or []] or None
         of_classes = dict(_class_threshold(word, index) for word in thresholds or [])
         times = {"smooth_sec": smooth, "min_sec": shortest, "join_sec": gap}
         settings = SegmentSettings(threshold, leave, of_classes, wanted, **times, only_best=only_best)
         cut = answerer.views(*_clips_and_crops(views))
-        return await _answer(service, request, TimelineQuestion(topk, cut, window, stride, settings))
+        return await _answer(service, request, TimelineQuestion(cut, window, stride, settings, rows, cells))
 
     return ASGIApp(api, counted)
 
 
 def _add_state(api: FastAPI, service: Service, metrics: Metrics) -> None:
-    page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    names, limits = service.predictor.class_names, service.limits
+    page = serve_page(names, max_bytes=limits.max_bytes, max_length_sec=limits.max_length_sec)
 
     def state(status: str) -> StateAnswer:
         waiting, working = service.counts
@@ -168,9 +174,9 @@ def _add_state(api: FastAPI, service: Service, metrics: Metrics) -> None:
     @api.get("/model")
     async def model() -> ModelAnswer:
         """Classes, views and limits."""
-        predictor, limits = service.predictor, service.limits
+        predictor = service.predictor
         return ModelAnswer(
-            class_names=predictor.class_names,
+            class_names=names,
             views=predictor.views.name,
             engine=predictor.engine.name,
             precision=predictor.engine.precision,
@@ -201,7 +207,7 @@ async def _answer(service: Service, request: Request, question: PredictQuestion 
         record.received = time.perf_counter()
         answer = await _answer_or_leave(service.submit(upload, question, turn), request.receive, turn)
         record.answered = time.perf_counter()
-    content = await asyncio.to_thread(answer.model_dump_json)
+    content = await asyncio.to_thread(answer.model_dump_json, by_alias=True)
     return Response(content, media_type="application/json")
 
 

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from octvideo.inference import Predictor, Timeline
 from octvideo.inference.segments import SegmentSettings, find_segments
+from octvideo.inference.timeline_document import timeline_document
 from octvideo.serving.app import make_app
 from octvideo.serving.limits import Limits
 from octvideo.serving.service import Service
@@ -82,7 +83,9 @@ def test_predict_gives_what_infer_gives(
     assert raw.json()["top"] == got["top"]
 
 
-def test_timeline_gives_what_the_timeline_gives(client: TestClient, predictor: Predictor, clips: list[Path]) -> None:
+def test_timeline_gives_the_document_of_the_timeline(
+    client: TestClient, predictor: Predictor, clips: list[Path]
+) -> None:
     windows = list(Timeline(predictor, 0.5, 0.25).of_video(clips[1]))
     with FileFrames(clips[1], 32) as frames:
         for _ in frames:
@@ -90,27 +93,37 @@ def test_timeline_gives_what_the_timeline_gives(client: TestClient, predictor: P
         cuts = frames.cuts_sec
     starts, ends = [one.start_sec for one in windows], [one.end_sec for one in windows]
     scores = torch.stack([one.scores for one in windows]).numpy()
-    threshold = float(scores.max()) - 0.02
+    names, threshold = predictor.class_names, float(scores.max()) - 0.02
     segments = find_segments(starts, ends, scores, SegmentSettings(threshold), cuts)
+    tops = [dict(enumerate(window.scores.tolist())) for window in windows]
+    expected = timeline_document(starts, ends, tops, segments, names)
     got = upload(client, "/timeline", clips[1], window=0.5, stride=0.25, threshold=threshold)
-    assert [(one["start"], one["end"]) for one in got["windows"]] == list(zip(starts, ends, strict=True))
-    for one, window in zip(got["windows"], windows, strict=True):
-        by_name = {score["name"]: score["score"] for score in one["top"]}
-        expected = dict(zip(predictor.class_names, window.scores.tolist(), strict=True))
-        assert by_name == pytest.approx(expected, abs=1e-5)
-    names = [predictor.class_names[one.class_index] for one in segments]
-    assert len(segments) > 0
-    assert [one["name"] for one in got["segments"]] == names
-    assert [one["start"] for one in got["segments"]] == pytest.approx([s.start_sec for s in segments], abs=1e-3)
+    assert len(segments) > 0 and len(windows) > 4
+    for key in expected.keys() - {"scores", "segments"}:
+        assert got[key] == expected[key], key
+    assert torch.tensor(got["scores"]).numpy() == pytest.approx(torch.tensor(expected["scores"]).numpy(), abs=1.1e-3)
+    assert [(s["class"], s["start"], s["end"]) for s in got["segments"]] == [
+        (s["class"], s["start"], s["end"]) for s in expected["segments"]
+    ]
     assert got["trouble"] == "" and got["cuts"] == pytest.approx(cuts)
 
 
+def test_rows_and_cells_of_a_timeline_are_bounded(client: TestClient, clips: list[Path]) -> None:
+    got = upload(client, "/timeline", clips[1], window=0.5, stride=0.05, rows=2, cells=7, threshold=1)
+    assert len(got["classes"]) == 2 == len(got["scores"])
+    assert len(got["starts"]) == len(got["ends"]) == len(got["scores"][0]) == 7
+    assert got["segments"] == [] and "2 of 3 classes" in got["notes"][0] and "windows" in got["notes"][1]
+
+
 def test_of_one_class_another_threshold(client: TestClient, clips: list[Path]) -> None:
-    (best,) = {one["name"] for one in upload(client, "/timeline", clips[0], threshold=0.34)["segments"][:1]}
-    got = upload(client, "/timeline", clips[0], threshold=0.34, thresholds=f"{best}=1")
-    assert best not in {one["name"] for one in got["segments"]}
-    got = upload(client, "/timeline", clips[0], classes=best, threshold=0.01)
-    assert {one["name"] for one in got["segments"]} == {best} == {s["name"] for w in got["windows"] for s in w["top"]}
+    def shown(**query: Any) -> set[str]:
+        got = upload(client, "/timeline", clips[0], **query)
+        return {got["classes"][one["class"]] for one in got["segments"]}
+
+    best = min(shown(threshold=0.34))
+    assert best not in shown(threshold=0.34, thresholds=f"{best}=1")
+    assert shown(classes=best, threshold=0.01) == {best}
+    assert upload(client, "/timeline", clips[0], classes=best)["classes"] == [best]
 
 
 def form(*parts: tuple[str, bytes], end: bytes = b"--b--\r\n") -> bytes:
@@ -210,10 +223,11 @@ def test_other_routes(client: TestClient, service: Service) -> None:
 
 def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
     answer = client.get("/")
-    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
-    assert "connect-src 'self'" in answer.headers["content-security-policy"]
-    assert re.findall(r"https?://\S+", answer.text) == []
-    assert 'id="timeline"' in answer.text and "getUserMedia" in answer.text
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', answer.text)
+    assert policy.startswith("default-src &#39;none&#39;") and "connect-src &#39;self&#39;;" in policy
+    assert re.findall(r"https?://\S+", answer.text) == ["http://www.w3.org/2000/svg\";"]  # a name, not an address
+    assert "up to 0.191 MiB and 2.5 seconds" in answer.text and "3 classes" in answer.text
 
 
 def test_metrics_count(client: TestClient, clips: list[Path]) -> None:

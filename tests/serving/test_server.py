@@ -213,7 +213,7 @@ def test_a_killed_decoder_is_an_error_of_its_request(server: Server, moving: Any
     asking.join()
     assert answers == [(422, {"error": "can't read the video: its decoder crashed"})]
     status, answer = server.ask("POST", "/timeline?stride=1", film, VIDEO)
-    assert status == 200 and len(answer["windows"]) > 10
+    assert status == 200 and len(answer["starts"]) > 10
     server.rest()
 
 
@@ -257,7 +257,7 @@ def test_the_end_waits_for_what_is_computed_and_takes_nothing_new(
     status, answer = server.ask("POST", "/predict", film, VIDEO)
     assert (status, answer) == (503, {"error": "the server is stopping"})
     asking.join()
-    assert answers[0][0] == 200 and len(answers[0][1]["windows"]) > 150
+    assert answers[0][0] == 200 and len(answers[0][1]["starts"]) > 150
     assert server.process.wait(60) == 0
     assert list(server.temporary.iterdir()) == []
 
