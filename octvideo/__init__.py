@@ -5,9 +5,9 @@ How a video becomes a score, and where each step lives::
     file.mp4 ─ video/ ─▶ frames uint8 (T,H,W,C) ─ video/ ─▶ clip, views (V,C,T,H,W) ─ data/ ─▶ batch
        ─ models/ (octave/ inside) ─▶ logits (N·V,K) ─ evaluation/ ─▶ video scores (N,K) ─▶ top-1, top-5
 
-Around it: training/ (Lightning), inference/ (a video in, class names out), explain/ (what a network looks at), cli/
-(the command `octvideo`). The laboratory (benchmarks, arms, the paper's tables, fuzzing) is no part of the package: see
-tools/lab/ in the repository.
+Around it: training/ (Lightning), inference/ (a video in, class names out), explain/ (what a network looks at), pages/
+(for a browser: runs, timelines, cards), serving/ (the same over HTTP), cli/ (the command `octvideo`). The laboratory
+(benchmarks, arms, the paper's tables, fuzzing) is no part of the package: see tools/lab/ in the repository.
 Below all of it, in one way each: files.py (folders, whole files, text), json_lines.py, class_names.py, download.py,
 seeds.py, progress.py (how far work is), batches.py (what data/ gives and training/ takes), errors.py, compiling.py
 (torch.compile, for any number of networks).
