@@ -37,13 +37,13 @@ function mebibytes(count) {
 // ── the video ──
 
 function choose(blob, title) {
-  clearTimeout(waiting);
-  if (sending) sending.abort();
-  if (camera) camera.close();
   if (blob.size > limits.max_bytes) {
     complain(`“${title}” has ${mebibytes(blob.size)}. This server takes up to ${mebibytes(limits.max_bytes)}.`);
     return;
   }
+  clearTimeout(waiting);
+  if (sending) sending.abort();
+  if (camera) camera.close();
   hideAnswer();
   if (chosen) URL.revokeObjectURL(chosen.url);
   chosen = { blob, title, url: URL.createObjectURL(blob) };

@@ -226,7 +226,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
     assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
     (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', answer.text)
     assert policy.startswith("default-src &#39;none&#39;") and "connect-src &#39;self&#39;;" in policy
-    assert re.findall(r"https?://\S+", answer.text) == ["http://www.w3.org/2000/svg\";"]  # a name, not an address
+    assert re.findall(r"https?://\S+", answer.text) == ['http://www.w3.org/2000/svg";']  # a name, not an address
     assert "up to 0.191 MiB and 2.5 seconds" in answer.text and "3 classes" in answer.text
 
 
