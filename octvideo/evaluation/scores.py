@@ -67,7 +67,7 @@ class VideoScores:
         return in_top_k(torch.from_numpy(self.scores), torch.from_numpy(self.labels), k).numpy()
 
     def predicted(self) -> np.ndarray:
-        """The class that each video is taken for, int64 (N,); -1 where its scores are not finite, which is never right."""
+        """The class that each video is taken for, int64 (N,); -1 where its scores are not finite."""
         if not len(self):
             return np.zeros(0, np.int64)
         return np.where(np.isfinite(self.scores).all(1), self.scores.argmax(1), -1)

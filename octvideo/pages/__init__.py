@@ -5,6 +5,7 @@ timeline.py   a video beside its timeline, and the list of several videos
 report.py     a run: figures, curves, confusion matrix, classes, mistakes
 chosen.py     which videos of a run get a thumbnail, and which are listed
 curves.py     training curves as SVG
+folder.py     where they are written
 
 look.css is the look of all of them. After dom.js, timeline.js shows a document of
 `octvideo.inference.timeline_document`,

@@ -5,6 +5,7 @@ What every current browser plays: H.264 of 8 bits in 4:2:0 and AV1 in MP4, VP8, 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
@@ -69,7 +70,12 @@ def write_for_browser(
         return BrowserVideo(path, bool(suffix))
     if suffix:
         with whole_file(path) as part:
-            shutil.copyfile(source, part)
+            try:
+                shutil.copyfile(source, part)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of which it says the name of the source
+                    error.filename, error.filename2 = str(path), None
+                raise
         return BrowserVideo(path, is_copy=True)
     report = write_overlay(source, path, _nothing, on_frame=on_frame, played=_PLAYED["mp4"][1])
     return BrowserVideo(path, False, [*report.notes, *filter(None, [report.trouble])])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,22 @@ def test_what_browsers_do_not_play_is_written_anew_with_all_its_frames(
     with FileFrames(made.path, None) as frames:
         assert len(list(frames)) == 21
     assert write_for_browser(source, tmp_path, on_frame=times.append).path == made.path and len(times) == 21
+
+
+def test_a_full_disk_is_told_by_the_name_of_what_was_written(
+    tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = encode(tmp_path / "a.mp4", moving(5))
+
+    def full(source: Path, part: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(part))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_for_browser(source, tmp_path / "out")
+    assert Path(caught.value.filename).parent == tmp_path / "out" and caught.value.filename2 is None
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_names_change_with_the_video_and_are_ascii(tmp_path: Path) -> None:
