@@ -147,7 +147,7 @@ def test_a_page_of_others_is_kept(octvideo: Any, tmp_path: Path) -> None:
     assert (site / "index.html").read_text() == "my own page"
     (site / "index.html").unlink()
     (site / "02.html").write_text("my own page")
-    with pytest.raises(UserError, match="its 02.html was not written by octvideo"):
+    with pytest.raises(UserError, match=r"its 02\.html was not written by octvideo"):
         TimelinePages(site, 10, ["a", "b"], None)
     TimelinePages(site, 9, ["a", "b"], None).close()
     octvideo("report", run, "--page", site)
