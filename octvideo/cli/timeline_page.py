@@ -52,7 +52,9 @@ class TimelinePages:
         notes, url = [trouble] if trouble else [], None
         try:
             with Progress(f"writing {title} for browsers, seconds", max(int(video.ends[-1]), 1)) as progress:
-                played = write_for_browser(path, self._folder.inner, on_frame=lambda s: progress.update(int(s)))
+                played = write_for_browser(
+                    path, self._folder.inner, is_damaged=bool(trouble), on_frame=lambda s: progress.update(int(s))
+                )
             url = f"videos/{played.path.name}"
             how = "a copy of the file" if played.is_copy else "the file anew, in H.264, so that browsers play it"
             notes += [f"The video is {how}.", *played.notes]
