@@ -1,6 +1,7 @@
 """A video as a file that browsers play: copied where they play it as it is, else written anew in H.264 and AAC.
 
-What every current browser plays: H.264 of 8 bits in 4:2:0 and AV1 in MP4, VP8, VP9 and AV1 in WebM.
+What current browsers play: H.264 of 8 bits in 4:2:0, VP9 and AV1 in MP4, VP8, VP9 and AV1 in WebM. Safari plays AV1
+only on devices that have a decoder of it.
 """
 
 from __future__ import annotations
