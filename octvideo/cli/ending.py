@@ -48,6 +48,9 @@ def command(stopped: str = "stopped") -> Callable[[Callable[..., int]], Callable
                 print(str(error) or stopped, file=sys.stderr)
                 return 130
             except Exception as error:
+                if isinstance(error, ImportError) and isinstance(error.__cause__, KeyboardInterrupt):
+                    print(stopped, file=sys.stderr)  # a library of C++ was just being loaded
+                    return 130
                 return _tell(error, debug="--debug" in words[:end])
 
         return told

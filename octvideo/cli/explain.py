@@ -59,9 +59,13 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws what is asked for; returns 0, or 1 where not all of a video could be read."""
     if args.spectrum:
-        _refuse(args, ("class_name", "method", "layer"), "says what a class is seen by, and --spectrum has no class")
+        _refuse(
+            args,
+            ("class_name", "method", "layer"),
+            "says what a class is seen by, and --spectrum has no class: leave one of them out",
+        )
         return _spectrum(args)
-    _refuse(args, ("beside", "num_clips"), "is for --spectrum")
+    _refuse(args, ("beside", "num_clips"), "is for --spectrum: give both, or none")
     videos = list(find_videos(args.videos))
     if len(videos) != 1:
         raise UserError(f"got {len(videos)} videos, expected one (--spectrum takes many)")
@@ -84,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
     if line := lacking([], title if is_picture else scored):
         print(line, file=sys.stderr)
     print(f"looked at: {explainer.layer}, for {name} ({100 * float(scores[chosen]):.1f} %)", file=sys.stderr)
+    if explainer.passes_beside():
+        print("what passes beside this layer, by a shortcut or another pathway, is in no map", file=sys.stderr)
     if is_picture:
         draw_clip(args.output, explainer.middle_clip(videos[0], chosen), title=title)
         print(f"the picture is {args.output}", file=sys.stderr)
@@ -94,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
     for name in names:
         if getattr(args, name) is not None:
-            raise UserError(f"--{name.removesuffix('_name')} {why}: leave one of them out")
+            raise UserError(f"--{name.removesuffix('_name')} {why}")
 
 
 def _checkpoint(given: str, runs_dir: str) -> Path:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from octvideo.data.quarantine import read_quarantine
 from octvideo.data.workers import available_cpus
-from octvideo.errors import UserError
 from octvideo.evaluation.pictures import Curve
 from octvideo.evaluation.report import Pairs
 from octvideo.evaluation.scores import VideoScores
-from octvideo.files import one_line, whole_text
+from octvideo.files import one_line
 from octvideo.pages.chosen import in_order_of_use
+from octvideo.pages.folder import PageFolder
 from octvideo.pages.report import Thumbnail, report_page
 from octvideo.progress import Progress
 from octvideo.video.isolated import IsolatedPool
@@ -53,27 +53,31 @@ def write_report_page(
         The page's file.
 
     Raises:
-        UserError: the folder can't be made.
+        UserError: see `PageFolder`.
     """
-    try:
-        (folder / "clips").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--page {folder}: can't make the folder ({error.strerror})") from error
     known, thumbnails = None if scores is None else scores.known(), {}
-    if known is not None and len(known):
-        chosen = in_order_of_use(known)[:most_thumbnails]
-        thumbnails = _thumbnails(folder / "clips", {number: videos / known.paths[number] for number in chosen})
-    missing = [one.reason for one in thumbnails.values() if one.url is None]
-    if missing:
-        print(f"{len(missing)} of {len(thumbnails)} thumbnails can't be made, first: {missing[0]}", file=sys.stderr)
-        if len(missing) == len(thumbnails):
-            print("where the videos are now: --videos DIR, which their listed paths start from", file=sys.stderr)
-    html = report_page(
-        title=title, curves=curves, scores=scores, thumbnails=thumbnails, unreadable=_unreadable(run), pairs=pairs
-    )
-    with whole_text(folder / "index.html") as file:
-        file.write(html)
-    return folder / "index.html"
+    with PageFolder(folder, "clips") as pages:
+        if known is not None and len(known):
+            chosen = in_order_of_use(known)[:most_thumbnails]
+            thumbnails = _thumbnails(pages.inner, {number: videos / known.paths[number] for number in chosen})
+            _say_missing(known, thumbnails)
+        html = report_page(
+            title=title, curves=curves, scores=scores, thumbnails=thumbnails, unreadable=_unreadable(run), pairs=pairs
+        )
+        return pages.write("index.html", html)
+
+
+def _say_missing(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) -> None:
+    missing = [number for number, one in thumbnails.items() if one.url is None]
+    if not missing:
+        return
+    path, reason = scores.paths[missing[0]], thumbnails[missing[0]].reason
+    counts = f"{len(missing)} of {len(thumbnails)} thumbnails can't be made"
+    print(f"{counts}, first: {path}: {reason}", file=sys.stderr)
+    if len(missing) == len(thumbnails) and Path(path).is_absolute():
+        print("videos that have moved can be linked to where they were", file=sys.stderr)
+    elif len(missing) == len(thumbnails):
+        print("where the videos are now: --videos DIR, which their listed paths start from", file=sys.stderr)
 
 
 def _thumbnails(folder: Path, sources: Mapping[int, Path]) -> dict[int, Thumbnail]:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from octvideo.cli.timeline_shown import Scored
-from octvideo.errors import UserError
-from octvideo.files import whole_text
 from octvideo.inference.segments import Segment
 from octvideo.inference.timeline_document import timeline_document
+from octvideo.pages.folder import PageFolder
 from octvideo.pages.timeline import ListedVideo, index_page, timeline_page
 from octvideo.progress import Progress
 from octvideo.video import VideoReadError
@@ -31,16 +30,18 @@ class TimelinePages:
         classes: those that are looked for; None is all.
 
     Raises:
-        UserError: the folder can't be made.
+        UserError: see `PageFolder`.
     """
 
     def __init__(self, folder: Path, num_videos: int, names: Sequence[str], classes: Sequence[int] | None) -> None:
-        self.folder, self._num_videos, self._names, self._classes = folder, num_videos, names, classes
+        self._num_videos, self._names, self._classes = num_videos, names, classes
         self._listed: list[ListedVideo] = []
-        try:
-            (folder / "videos").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--page {folder}: can't make the folder ({error.strerror})") from error
+        several = [self._name(number) for number in range(num_videos)] if num_videos > 1 else []
+        self._folder = PageFolder(folder, "videos", ["index.html", *several])
+
+    def _name(self, number: int) -> str:
+        """Of a video's page, where there are several: as many digits as the last one has."""
+        return f"{number + 1:0{len(str(self._num_videos))}}.html"
 
     def add(self, path: str, video: Scored, segments: Sequence[Segment], trouble: str) -> None:
         """Writes the page of a video; of one that can't be read the list says so."""
@@ -51,7 +52,9 @@ class TimelinePages:
         notes, url = [trouble] if trouble else [], None
         try:
             with Progress(f"writing {title} for browsers, seconds", max(int(video.ends[-1]), 1)) as progress:
-                played = write_for_browser(path, self.folder / "videos", on_frame=lambda s: progress.update(int(s)))
+                played = write_for_browser(
+                    path, self._folder.inner, is_damaged=bool(trouble), on_frame=lambda s: progress.update(int(s))
+                )
             url = f"videos/{played.path.name}"
             how = "a copy of the file" if played.is_copy else "the file anew, in H.264, so that browsers play it"
             notes += [f"The video is {how}.", *played.notes]
@@ -69,16 +72,15 @@ class TimelinePages:
             notes=notes,
         )
         alone = self._num_videos == 1
-        page = "index.html" if alone else f"{len(self._listed) + 1:0{len(str(self._num_videos))}}.html"
-        with whole_text(self.folder / page) as file:
-            file.write(timeline_page(document, up=None if alone else "index.html"))
+        page = "index.html" if alone else self._name(len(self._listed))
+        self._folder.write(page, timeline_page(document, up=None if alone else "index.html"))
         self._listed.append(ListedVideo(title, page, document, trouble))
 
     def close(self) -> None:
         """Writes the list of the videos that are done, unless one page is all there is."""
-        if not self._listed:
-            return
-        if self._num_videos > 1 or self._listed[0].page is None:
-            with whole_text(self.folder / "index.html") as file:
-                file.write(index_page(self._listed))
-        print(f"the page is {self.folder / 'index.html'}", file=sys.stderr)
+        with self._folder:
+            if not self._listed:
+                return
+            if self._num_videos > 1 or self._listed[0].page is None:
+                self._folder.write("index.html", index_page(self._listed))
+        print(f"the page is {self._folder.path / 'index.html'}", file=sys.stderr)

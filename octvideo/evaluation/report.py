@@ -75,11 +75,15 @@ def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
 
 
 def confusion_matrix(scores: VideoScores) -> np.ndarray:
-    """How many videos of each class (row) were taken for each class (column), int64 (K, K)."""
+    """How many videos of each class (row) were taken for each class (column), int64 (K, K).
+
+    Videos whose scores are not finite are in no cell.
+    """
     scores = scores.known()
     k = len(scores.class_names)
-    predicted = scores.scores.argmax(1) if len(scores) else np.zeros(0, dtype=np.int64)  # (N,)
-    return np.bincount(scores.labels * k + predicted, minlength=k * k).reshape(k, k)
+    predicted = scores.predicted()  # (N,)
+    is_taken = predicted >= 0
+    return np.bincount((scores.labels * k + predicted)[is_taken], minlength=k * k).reshape(k, k)
 
 
 def pairs_from(given: Sequence[str] | None, *, known: Pairs, class_names: Sequence[str]) -> Pairs:

@@ -66,6 +66,12 @@ class VideoScores:
         """Which videos have their true class among the k best, bool (N,); the truth of all must be known."""
         return in_top_k(torch.from_numpy(self.scores), torch.from_numpy(self.labels), k).numpy()
 
+    def predicted(self) -> np.ndarray:
+        """The class that each video is taken for, int64 (N,); -1 where its scores are not finite."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        return np.where(np.isfinite(self.scores).all(1), self.scores.argmax(1), -1)
+
     @classmethod
     def concat(cls, parts: Sequence[VideoScores]) -> VideoScores:
         """All parts' videos one after another, none dropped.

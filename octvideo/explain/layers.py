@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,8 +18,9 @@ from octvideo.octave import Octave
 def last_layer(network: nn.Module, clips: Tensor) -> str:
     """The layer that explanations look at where none is named.
 
-    In an octave network it is the last one that gives a pair: after it there is one resolution alone. In an ordinary
-    network it is the last one whose maps have more than one position. In SlowFast that is the last of one pathway.
+    In an octave network it is the last one that gives a pair, in an ordinary network the last one that gives a map, of
+    more than one position; and of these the last one that nothing passes beside, as a shortcut does. Where something
+    passes beside all of them, as in SlowFast, whose pathways meet behind their last maps, it is the very last.
 
     Args:
         network: in eval.
@@ -27,24 +29,67 @@ def last_layer(network: nn.Module, clips: Tensor) -> str:
     Raises:
         UserError: no layer gives maps.
     """
-    pairs: dict[str, None] = {}
-    maps: dict[str, None] = {}
+    pairs: dict[str, set[Any]] = {}  # layer → nodes of autograd's graph that its result comes from
+    maps: dict[str, set[Any]] = {}
 
     def note(name: str, module: nn.Module, args: Any, result: Any) -> None:
-        for found, is_one in ((pairs, isinstance(result, Octave)), (maps, _gives_map(module, result))):
-            if is_one:
-                found.pop(name, None)
-                found[name] = None
+        found, parts = (pairs, list(result)) if isinstance(result, Octave) else (maps, [result])
+        if _gives_map(module, parts[0]):
+            found.pop(name, None)  # of several calls the last one counts
+            found[name] = {x.grad_fn for x in parts}
 
-    with ExitStack() as stack, torch.no_grad():
+    logits, pixels = _noted(network, clips, note)
+    if not pairs and not maps:
+        raise UserError(f"no layer of {type(network).__name__} gives maps of more than one position")
+    found = pairs or maps
+    whole = (name for name, nodes in reversed(found.items()) if not _reaches(logits, pixels, nodes))
+    return next(whole, list(found)[-1])
+
+
+def passes_beside(network: nn.Module, layer: str, clips: Tensor) -> bool:
+    """Whether a part of what the scores depend on does not come through a layer, but by a shortcut or another pathway.
+
+    Of a layer that is not called, or gives no tensor, it says False.
+
+    Args:
+        network: in eval.
+        layer: name of a module.
+        clips: (N, 3, T, H, W).
+    """
+    nodes: set[Any] = set()
+
+    def note(name: str, module: nn.Module, args: Any, result: Any) -> None:
+        parts = list(result) if isinstance(result, Octave) else [result]
+        if name == layer and isinstance(parts[0], Tensor):
+            nodes.update(x.grad_fn for x in parts)
+
+    logits, pixels = _noted(network, clips, note)
+    return bool(nodes) and _reaches(logits, pixels, nodes)
+
+
+def _noted(network: nn.Module, clips: Tensor, note: Callable[..., None]) -> tuple[Tensor, Tensor]:
+    """Runs a network, with `note` told of each module's results; the logits, and the clips that they come from."""
+    pixels = clips.detach().clone().requires_grad_()
+    with ExitStack() as stack, torch.enable_grad():
         for name, module in network.named_modules():
             if name:
                 handle = module.register_forward_hook(functools.partial(note, name))
                 stack.callback(handle.remove)
-        network(clips)
-    if not pairs and not maps:
-        raise UserError(f"no layer of {type(network).__name__} gives maps of more than one position")
-    return list(pairs or maps)[-1]
+        return network(pixels), pixels
+
+
+def _reaches(logits: Tensor, pixels: Tensor, nodes: set[Any]) -> bool:
+    """Whether logits depend on pixels by a way that goes through none of the nodes."""
+    seen, waiting = set(nodes), [logits.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", None) is pixels:
+            return True
+        waiting += [following for following, _ in node.next_functions]
+    return False
 
 
 def _gives_map(module: nn.Module, value: Any) -> bool:

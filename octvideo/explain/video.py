@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from octvideo.class_names import ClassIndex
 from octvideo.errors import UserError
 from octvideo.evaluation.view_scores import video_scores
-from octvideo.explain.layers import check_layer, last_layer
+from octvideo.explain.layers import check_layer, last_layer, passes_beside
 from octvideo.explain.saliency import Method, Saliency, explain_clip
 from octvideo.inference.checkpoint import EXPORT_FILE, network_of_checkpoint
 from octvideo.inference.device import pick_device
@@ -52,7 +52,7 @@ class Explainer:
         views: how clips are cut from a video.
         mean, std: per channel, of pixels scaled to [0, 1].
         method: of `explain_clip`.
-        layer: name of a module; None is the last one that gives a pair, or the last one that gives a map.
+        layer: name of a module; None is `octvideo.explain.layers.last_layer`.
         device: "auto" is CUDA where there is one.
 
     Example:
@@ -80,8 +80,11 @@ class Explainer:
         self._normalise = Normaliser(mean, std, self.device)
         if layer is not None:
             check_layer(self.network, layer)
-        shape = (1, 3, views.clip_frames, views.crop_px, views.crop_px)
-        self.layer = layer or last_layer(self.network, torch.zeros(shape, device=self.device))
+        self.layer = layer or last_layer(self.network, self._empty_clip())
+
+    def _empty_clip(self) -> Tensor:
+        shape = (1, 3, self.views.clip_frames, self.views.crop_px, self.views.crop_px)
+        return torch.zeros(shape, device=self.device)
 
     @classmethod
     def from_checkpoint(
@@ -108,6 +111,10 @@ class Explainer:
             UserError: there is none.
         """
         return ClassIndex(self.class_names).need(name, "--class")
+
+    def passes_beside(self) -> bool:
+        """Whether scores depend on more than the layer gives: on a shortcut around it, say, which no map shows."""
+        return passes_beside(self.network, self.layer, self._empty_clip())
 
     def scores(self, video: str | Path) -> Tensor:
         """Scores (K,) of a video: those of the network's own clips, centre crops alone.

@@ -7,6 +7,7 @@ card.py       what is written of a network; card_markdown.py: the same for the H
 serve.py      the page of `octvideo serve`: choose or record a video, and see its timeline
 chosen.py     which videos of a run get a thumbnail, and which are listed
 curves.py     training curves as SVG
+folder.py     where they are written
 
 look.css is the look of all of them. After dom.js and table.js, timeline.js shows a document of
 `octvideo.inference.timeline_document`, and matrix.js and report.js show a run. camera.js and serve.js are the

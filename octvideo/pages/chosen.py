@@ -18,8 +18,8 @@ def confident_mistakes(scores: VideoScores, most: int = MOST_CONFIDENT) -> list[
         scores: with known labels.
         most: how many.
     """
-    predicted, best = _predicted(scores)
-    wrong = np.flatnonzero(predicted != scores.labels)
+    predicted, best = predicted_classes(scores)
+    wrong = np.flatnonzero((predicted != scores.labels) & (predicted >= 0))
     return wrong[np.argsort(-best[wrong], kind="stable")][:most].tolist()
 
 
@@ -33,9 +33,8 @@ def in_order_of_use(scores: VideoScores) -> list[int]:
         scores: with known labels.
     """
     first = confident_mistakes(scores)
-    predicted, best = _predicted(scores)
-    k = max(len(scores.class_names), 1)
-    cells = scores.labels * k + predicted
+    predicted, best = predicted_classes(scores)
+    cells = scores.labels * (len(scores.class_names) + 1) + predicted + 1  # one of each class for no finite scores
     by_cell = np.lexsort((-best, cells))  # most confident first in each cell
     sizes = np.unique(cells, return_counts=True)[1]
     rank = np.empty(len(scores), np.int64)
@@ -76,8 +75,8 @@ def common_folder(paths: Sequence[str]) -> str:
     return low[: low.rfind("/", 0, same) + 1]
 
 
-def _predicted(scores: VideoScores) -> tuple[np.ndarray, np.ndarray]:
-    """The class of each video (N,), as in the confusion matrix, and its score (N,)."""
-    if not len(scores):
-        return np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return scores.scores.argmax(1), scores.scores.max(1)
+def predicted_classes(scores: VideoScores) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each video (N,), as in the confusion matrix, and its score (N,): -1 and 0 without finite scores."""
+    predicted = scores.predicted()
+    best = scores.scores[np.arange(len(scores)), predicted]
+    return predicted, np.where(predicted >= 0, best, 0.0)

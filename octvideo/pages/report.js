@@ -62,7 +62,8 @@ function figureOf([path, truth, predicted, best, own, clip]) {
     picture = element("div", { class: clip === -1 ? "thumb none" : "thumb none broken" }, reason);
   }
   const said = element("figcaption", {}, element("div", {}, named(report.classes[truth])));
-  if (truth === predicted) said.append(element("div", { class: "good" }, `right, ${best / 10} %`));
+  if (predicted < 0) said.append(element("div", { class: "bad" }, "its scores are not finite"));
+  else if (truth === predicted) said.append(element("div", { class: "good" }, `right, ${best / 10} %`));
   else {
     said.append(
       element("div", { class: "bad" }, "taken for ", named(report.classes[predicted]), ` ${best / 10} %`),

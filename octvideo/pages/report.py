@@ -14,7 +14,7 @@ from octvideo.evaluation.report import Pairs, confusion_matrix, figures
 from octvideo.evaluation.scores import VideoScores
 from octvideo.files import json_text
 from octvideo.pages.card import figure_tile
-from octvideo.pages.chosen import common_folder, confident_mistakes, fitting, in_order_of_use
+from octvideo.pages.chosen import common_folder, confident_mistakes, fitting, in_order_of_use, predicted_classes
 from octvideo.pages.curves import charts_of
 from octvideo.pages.page import counted, page_html, plain_text
 
@@ -61,10 +61,10 @@ def report_page(
     if scores is None:
         said = "The run was not tested yet, so the page has its training curves only."
     elif known is None or not len(known):
-        said = f"{len(scores)} videos were scored; none has a known label, so nothing was measured."
+        said = f"{counted(len(scores), 'video')} scored; none has a known label, so nothing was measured."
     else:
         tiles = [figure_tile(figure) for figure in figures(known, pairs=pairs)]
-        said = f"{len(known):,} videos of {len(known.class_names):,} classes"
+        said = f"{counted(len(known), 'video')} of {counted(len(known.class_names), 'class')}"
         if unknown := len(scores) - len(known):
             said += f"; {unknown:,} more without a label were left out"
     failed = [
@@ -101,6 +101,7 @@ def report_document(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) ->
           "table": [[videos, right, among the best five, low, high of the interval of top-1]],    for each class
           "folder": "data/test/",                                  what all paths begin with
           "videos": [[path, true class, predicted class, its score, the true class's score, thumbnail]],
+                                                                   -1, 0, 0 where scores are not finite
           "clips": [URLs],     "reasons": [texts],
           "mistakes": [numbers of videos],                         the most confident ones
           "total": 12000                                           of which "videos" may be a part
@@ -113,8 +114,8 @@ def report_document(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) ->
         scores: with known labels.
         thumbnails: by the number of the video.
     """
-    predicted, best = scores.scores.argmax(1), scores.scores.max(1)
-    own = scores.scores[np.arange(len(scores)), scores.labels]
+    predicted, best = predicted_classes(scores)
+    own = np.where(predicted >= 0, scores.scores[np.arange(len(scores)), scores.labels], 0.0)
     folder = common_folder(scores.paths)
     clips: list[str] = []
     reasons: dict[str, int] = {}
@@ -153,9 +154,10 @@ def report_document(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) ->
 
 def _class_table(scores: VideoScores, counts: np.ndarray) -> list[list[Any]]:
     k = len(counts)
+    totals = np.bincount(scores.labels, minlength=k)
     among5 = np.bincount(scores.labels[scores.hits(5)], minlength=k)
     table = []
-    for number, total in enumerate(counts.sum(1).tolist()):
+    for number, total in enumerate(totals.tolist()):
         right = int(counts[number, number])
         low, high = wilson_interval(right, total)
         table.append([total, right, int(among5[number]), round(low, 3), round(high, 3)])
@@ -167,4 +169,6 @@ def _notes(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) -> list[str
     notes = [f"{made:,} of {len(scores):,} videos have a thumbnail: some seconds from their middle, without sound."]
     if len(thumbnails) < len(scores):
         notes[0] += " Others are listed by name; --thumbnails N makes more of them."
+    if without := int((scores.predicted() < 0).sum()):
+        notes.append(f"{counted(without, 'video')} without finite scores: counted as wrong, and in no cell.")
     return notes

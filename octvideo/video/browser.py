@@ -1,10 +1,12 @@
 """A video as a file that browsers play: copied where they play it as it is, else written anew in H.264 and AAC.
 
-What every current browser plays: H.264 of 8 bits in 4:2:0 and AV1 in MP4, VP8, VP9 and AV1 in WebM.
+What current browsers play: H.264 of 8 bits in 4:2:0, VP9 and AV1 in MP4, VP8, VP9 and AV1 in WebM. Safari plays AV1
+only on devices that have a decoder of it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
@@ -28,6 +30,7 @@ _PLAYED = {
 }
 _DECODERS = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9", "mp3float": "mp3"}
 _FORMATS = frozenset({"yuv420p", "yuvj420p"})
+_LATEST_START = 100_000  # microseconds: browsers count a video's time from its own zero, timelines from its first frame
 
 
 @dataclass
@@ -49,6 +52,7 @@ def write_for_browser(
     source: str | Path,
     folder: Path,
     *,
+    is_damaged: bool = False,
     on_frame: Callable[[float], None] = lambda time_sec: None,
 ) -> BrowserVideo:
     """Puts a video into a folder so that browsers play it. One that is there already is left as it is.
@@ -56,6 +60,7 @@ def write_for_browser(
     Args:
         source: path of the video.
         folder: which is there.
+        is_damaged: not all of it can be decoded, where browsers stop: it is written anew as far as it can.
         on_frame: is called with the time of each frame that is encoded.
 
     Raises:
@@ -64,19 +69,28 @@ def write_for_browser(
         OSError: likewise.
     """
     suffix = played_suffix(source)
+    if is_damaged:
+        suffix = None
     path = folder / beside_name(source, suffix or ".mp4")
     if path.exists():
         return BrowserVideo(path, bool(suffix))
     if suffix:
         with whole_file(path) as part:
-            shutil.copyfile(source, part)
+            try:
+                shutil.copyfile(source, part)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of which it says the name of the source
+                    error.filename, error.filename2 = str(path), None
+                raise
         return BrowserVideo(path, is_copy=True)
     report = write_overlay(source, path, _nothing, on_frame=on_frame, played=_PLAYED["mp4"][1])
     return BrowserVideo(path, False, [*report.notes, *filter(None, [report.trouble])])
 
 
 def played_suffix(source: str | Path) -> str | None:
-    """The ending of a file that browsers play as it is, ".mp4" or ".webm"; None of others.
+    """The ending of a file that browsers play as it is, at the times that timelines have: ".mp4" or ".webm".
+
+    None of others.
 
     Raises:
         VideoReadError: it can't be opened, or holds no video.
@@ -86,7 +100,7 @@ def played_suffix(source: str | Path) -> str | None:
     with open_video(source) as container:
         stream = main_stream(source, container)
         kind = _kind(container, Path(source))
-        if kind is None:
+        if kind is None or (container.start_time or 0) > _LATEST_START:
             return None
         pictures, sounds = _PLAYED[kind]
         codec, pixels = stream.codec_context.name, getattr(stream.codec_context.format, "name", None)

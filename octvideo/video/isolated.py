@@ -31,6 +31,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -163,7 +164,7 @@ class _Process:
         context = _context(work)
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, work, timeout_s, memory_bytes), daemon=True)
-        with _main_left_alone(work):
+        with _main_left_alone(work), _no_interrupts():
             self._process.start()
         theirs.close()  # the process has its own; when that closes, we see it
         self._timeout_s, self._memory_bytes = timeout_s, memory_bytes
@@ -256,6 +257,17 @@ def _main_left_alone(work: Work) -> Iterator[None]:
         finally:
             for name, value in kept.items():
                 setattr(main, name, value)
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """New processes do not see a Ctrl-C, which would end their imports with a traceback. It waits for us meanwhile."""
+    resource_tracker.ensure_running()  # which unblocks what it blocks: not in here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # ── in the process ──────────────────────────────────────────────────────────────────────────────────────────

@@ -43,7 +43,7 @@ def test_gradients_and_spectra(trained: Path, tiny_data: Path, octvideo: Cli) ->
         (("--layer", "blocks.4.res", "-o", "a.png"), "error: no layer 'blocks.4.res' in this network: did you mean "),
         (("-o", "a.gif"), "error: -o a.gif: got .gif, expected .png, .mp4, .m4v, .mov, .mkv"),
         (("-o", "nowhere/a.mp4"), "error: overlay nowhere/a.mp4: no folder nowhere"),
-        (("--beside", "tiny", "-o", "a.png"), "error: --beside is for --spectrum: leave one of them out"),
+        (("--beside", "tiny", "-o", "a.png"), "error: --beside is for --spectrum: give both, or none"),
         (
             ("--spectrum", "--class", "left", "-o", "a.png"),
             "error: --class says what a class is seen by, and --spectrum has no class: leave one of them out",

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from octvideo.cli.timeline_page import TimelinePages
+from octvideo.errors import UserError
 from octvideo.evaluation.scores import VideoScores
 from octvideo.inference.segments import Segment
 
@@ -48,7 +49,7 @@ def test_a_page_of_a_run_whose_videos_are_gone(octvideo: Any, tmp_path: Path) ->
     run = a_run(tmp_path / "run", ["gone/1.mp4", "gone/2.mp4"])
     (run / "unreadable_test.txt").write_text("# root: /d\nrotten.mp4\tno frame can be decoded\n")
     _, err = octvideo("report", run, "--page")
-    assert "2 of 2 thumbnails can't be made, first: no such file" in err and "--videos DIR" in err
+    assert "2 of 2 thumbnails can't be made, first: gone/2.mp4: no such file" in err and "--videos DIR" in err
     html = (run / "page" / "index.html").read_text(encoding="utf-8")
     assert "rotten.mp4" in html and "gone/2.mp4" in html and "3 videos could not be read" in html
     data = data_of(run / "page" / "index.html")
@@ -128,3 +129,45 @@ def test_the_page_of_one_video_needs_no_list(
     pages.add("gone.mp4", NOTHING, [], "no such file")
     pages.close()
     assert "no such file" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_videos_that_are_gone_from_absolute_paths_have_no_folder_to_start_from(octvideo: Any, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", ["/gone/1.mp4"])
+    _, err = octvideo("report", run, "--page")
+    assert "--videos DIR" not in err and "can be linked to where they were" in err
+
+
+def test_a_page_of_others_is_kept(octvideo: Any, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", ["gone/1.mp4"])
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "index.html").write_text("my own page")
+    _, err = octvideo("report", run, "--page", site, code=2)
+    assert f"error: --page {site}: its index.html was not written by octvideo, and is kept: name another folder" in err
+    assert (site / "index.html").read_text() == "my own page"
+    (site / "index.html").unlink()
+    (site / "02.html").write_text("my own page")
+    with pytest.raises(UserError, match=r"its 02\.html was not written by octvideo"):
+        TimelinePages(site, 10, ["a", "b"], None)
+    TimelinePages(site, 9, ["a", "b"], None).close()
+    octvideo("report", run, "--page", site)
+    octvideo("report", run, "--page", site)  # our own is written anew
+
+
+def test_two_commands_do_not_write_to_one_folder_at_once(octvideo: Any, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", ["gone/1.mp4"])
+    pages = TimelinePages(run / "page", 1, ["wave", "sit"], None)
+    _, err = octvideo("report", run, "--page", code=2)
+    assert "another command writes there now: wait for it, or name another folder" in err
+    pages.close()
+    octvideo("report", run, "--page")
+
+
+def test_a_folder_that_can_not_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(UserError, match=r"--page .*a: can't make .*a/videos \(Not a directory\)"):
+        TimelinePages(tmp_path / "a", 1, ["wave", "sit"], None)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "videos").write_text("a file")
+    with pytest.raises(UserError, match=r"can't make .*b/videos \(File exists\)"):
+        TimelinePages(tmp_path / "b", 1, ["wave", "sit"], None)

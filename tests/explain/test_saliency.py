@@ -7,10 +7,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
 from octvideo.explain import Saliency, explain_clip
+from octvideo.explain.layers import last_layer, passes_beside
 from octvideo.models import frame_network, i3d_small
 from octvideo.octave import Octave, merge, split
 
@@ -113,6 +115,48 @@ def test_the_layer_is_the_last_pair_or_the_last_map(alpha: float, layer: str) ->
     assert found.layer == layer
     assert set(found.maps) == ({"high", "low", "both"} if alpha else {"both"})
     assert found.upsampled("both").shape == (4, 64, 64)
+
+
+class Branched(nn.Module):
+    """Its last module with maps is in a branch; what is added to it passes beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.branch, self.classifier = nn.Conv3d(3, 4, 1), nn.Conv3d(4, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = self.trunk(clips)
+        return self.classifier((x + self.branch(x)).mean((2, 3, 4)))
+
+
+def test_a_layer_that_something_passes_beside_is_not_chosen() -> None:
+    network, clips = Branched().eval(), torch.zeros(1, 3, 2, 4, 4)
+    assert last_layer(network, clips) == "trunk"
+    assert passes_beside(network, "branch", clips) and not passes_beside(network, "trunk", clips)
+    assert not passes_beside(network, "classifier", clips)
+    # A temporal shift begins the branch of a block, and gives the last pair.
+    shifted = frame_network("torchvision:resnet18", 4, 0.25, shift=0.125).eval()
+    assert last_layer(shifted, torch.zeros(1, 3, 2, 64, 64)) == "image_network.octave_ops.layer3_1_relu_1"
+    assert passes_beside(shifted, "image_network.octave_ops.shift_layer4_0_conv1", torch.zeros(1, 3, 2, 64, 64))
+
+
+def test_a_pair_of_one_position_is_not_chosen() -> None:
+    found = explain_clip(i3d_small(num_classes=5, alpha=0.25, width=8), torch.randn(3, 4, 16, 16))
+    assert found.layer == "blocks.3.res_blocks.1.activation" and found.maps["high"].shape == (2, 2, 2)
+
+
+def test_an_ordinary_network_of_torchvision_has_the_map_of_backward_hooks() -> None:
+    torch.manual_seed(0)
+    network, clip = torchvision.models.video.r3d_18(num_classes=5).eval(), torch.randn(3, 4, 64, 64)
+    kept: dict[str, Tensor] = {}
+    network.layer3.register_forward_hook(lambda module, args, result: kept.update(map=result.detach().clone()))
+    network.layer3.register_full_backward_hook(lambda module, inner, outer: kept.update(gradient=outer[0].clone()))
+    network(clip[None])[0, 3].backward()
+    expected = torch.einsum("cthw,c->thw", kept["map"][0], kept["gradient"][0].mean((1, 2, 3))).clamp_min(0).numpy()
+    network.layer3._backward_hooks.clear()
+    found = explain_clip(network, clip, 3, layer="layer3").maps["both"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+    assert expected.max() > 1e-4
 
 
 def test_networks_of_images_have_a_map_for_each_frame() -> None:

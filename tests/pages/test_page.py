@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from octvideo.evaluation.pictures import Curve
 from octvideo.evaluation.scores import VideoScores
@@ -201,3 +203,36 @@ def test_the_list_names_what_could_not_be_read(tmp_path: Path) -> None:
     parts = Parts(index_page([ListedVideo("a.mp4", "1.html", document()), ListedVideo("b.mp4", None, None, "rotten")]))
     assert [a["href"] for tag, a in parts.elements if tag == "a" and "skip" not in str(a)] == ["1.html"]
     assert "b.mp4" in parts.text and "rotten" in parts.text and "2 videos" in parts.text
+
+
+def test_scores_that_are_not_finite_are_wrong_and_in_no_cell() -> None:
+    scores = scores_of([0, 0, 1, 1], [0, 1, 1, 0], ["a", "b"])
+    scores.scores[0], scores.scores[2, 0], scores.scores[3] = np.nan, np.nan, np.inf
+    made = report_document(scores, {})
+    assert made["counts"] == [[0, 1, 1]] and made["total"] == 4
+    assert [row[:3] for row in made["table"]] == [[2, 0, 1], [2, 0, 0]]
+    assert sorted(video[:5] for video in made["videos"])[0] == ["0.mp4", 0, -1, 0, 0]
+    assert [made["videos"][n][0] for n in made["mistakes"]] == ["1.mp4"]
+    html = report_page(title="r", scores=scores)
+    assert "3 videos without finite scores: counted as wrong" in html and "0 of 4 videos</div>" in html
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 5), (50, 2), (300, 7), (900, 400)])
+def test_figures_are_those_of_torchmetrics(n: int, k: int) -> None:
+    rng = np.random.default_rng(n)
+    labels = rng.integers(0, max(k - 1, 1), n)  # the last class has no videos
+    values = rng.dirichlet(np.ones(k), n).astype(np.float32)
+    values[np.arange(n), labels] += rng.random(n) < 0.5
+    scores = VideoScores([f"d/{v}.mp4" for v in range(n)], labels, values, [f"c{c}" for c in range(k)])
+    made = report_document(scores, {})
+    tensors = torch.from_numpy(values), torch.from_numpy(labels)
+    counts = multiclass_confusion_matrix(*tensors, k).numpy()
+    assert made["counts"] == [[*map(int, cell), int(counts[tuple(cell)])] for cell in np.argwhere(counts)]
+    total = np.bincount(labels, minlength=k)
+    for column, top in ((1, 1), (2, min(5, k))):
+        shares = multiclass_accuracy(*tensors, k, average=None, top_k=top).numpy()
+        assert [row[column] for row in made["table"]] == (shares * total).round().astype(int).tolist()
+    assert [row[0] for row in made["table"]] == total.tolist()
+    top1 = float(multiclass_accuracy(*tensors, k, average="micro"))
+    shown = re.findall(r'"tile-value">(.*?)<', report_page(title="r", scores=scores))
+    assert shown[0] == f"{100 * top1:.1f} %"

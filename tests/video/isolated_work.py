@@ -23,6 +23,8 @@ def act(item: Any, alive: Callable[[], None]) -> Any:
     kind, *rest = item
     if kind == "pid":
         return os.getpid()
+    if kind == "blocked":
+        return [int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
     if kind == "sleep":
         time.sleep(rest[0])
     elif kind == "hang":  # native, and no other thread gets the interpreter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,46 @@ def test_what_browsers_do_not_play_is_written_anew_with_all_its_frames(
     with FileFrames(made.path, None) as frames:
         assert len(list(frames)) == 21
     assert write_for_browser(source, tmp_path, on_frame=times.append).path == made.path and len(times) == 21
+
+
+def test_a_video_whose_clock_starts_late_is_written_anew_from_0(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    source = tmp_path / "late.mp4"
+    with av.open(str(encode(tmp_path / "a.mp4", moving(5)))) as early, av.open(str(source), "w") as late:
+        copy = late.add_stream_from_template(early.streams.video[0])
+        for packet in early.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts = (time + 2 / packet.time_base for time in (packet.pts, packet.dts))
+                packet.stream = copy
+                late.mux(packet)
+    with av.open(str(source)) as container:
+        assert container.start_time == 2_000_000
+    assert played_suffix(source) is None
+    made = write_for_browser(source, tmp_path)
+    with av.open(str(made.path)) as container:
+        assert not made.is_copy and container.start_time == 0
+
+
+def test_a_damaged_video_is_written_anew(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    source = encode(tmp_path / "a.mp4", moving(5))
+    assert write_for_browser(source, tmp_path).is_copy
+    (tmp_path / "other").mkdir()
+    assert not write_for_browser(source, tmp_path / "other", is_damaged=True).is_copy
+
+
+def test_a_full_disk_is_told_by_the_name_of_what_was_written(
+    tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = encode(tmp_path / "a.mp4", moving(5))
+
+    def full(source: Path, part: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(part))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_for_browser(source, tmp_path / "out")
+    assert Path(caught.value.filename).parent == tmp_path / "out" and caught.value.filename2 is None
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_names_change_with_the_video_and_are_ascii(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ def test_each_way_to_end_is_told_and_the_next_item_is_none_the_worse(pool: Isola
     assert "raise ValueError" in one(pool, "raise").details
 
 
+def test_no_process_sees_a_ctrl_c_even_while_it_imports(pool: IsolatedPool[Any]) -> None:
+    assert one(pool, "blocked").value == [signal.SIGINT]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # we do
+
+
 def test_what_takes_too_long_is_told(hasty: IsolatedPool[Any], tmp_path: Path) -> None:
     items: list[Any] = [("sleep", 600), ("hang", tmp_path / "pid")]
     told = {item: (outcome.ending, outcome.reason) for item, outcome in hasty.run(items)}
