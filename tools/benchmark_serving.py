@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--clients", type=positive, default=50, metavar="N")
     parser.add_argument("--seconds", type=above_zero, default=120.0, metavar="S")
     parser.add_argument("--queue", type=positive, default=32, metavar="N")
-    parser.add_argument("--workers", type=positive, default=2, metavar="N")
+    parser.add_argument("--num_workers", type=positive, default=2, metavar="N")
     args = parser.parse_args(argv)
     videos = list(find_videos(args.videos))
     if args.ckpt is None:
@@ -114,7 +114,7 @@ def serve(
     """What clients saw, the most memory of all processes in MB, good answers per second, CPU seconds of each."""
     with tempfile.TemporaryFile("w+") as said:
         words = [sys.executable, "-m", "octvideo", "serve", *own, "--port", "0", "--queue", str(args.queue)]
-        process = subprocess.Popen([*words, "--workers", str(args.workers)], stderr=said)
+        process = subprocess.Popen([*words, "--num_workers", str(args.num_workers)], stderr=said)
         try:
             port = port_of(process, said.fileno())
             load, stop = Load(), threading.Event()

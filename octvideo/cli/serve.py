@@ -37,7 +37,7 @@ def add_arguments(parser: Parser) -> None:
     add("--max_size_mb", type=above_zero, default=200.0, metavar="MB", help="of an upload (200)")
     add("--max_length_sec", type=above_zero, default=600.0, metavar="S", help="of a video (600)")
     add("--queue", type=positive, default=32, metavar="N", help="requests that may wait; more are answered 429 (32)")
-    add("--workers", type=positive, default=2, metavar="N", help="videos that are decoded at once (2)")
+    parser.shared("num_workers", default=2, help="videos that are decoded at once (2)")
     add("--batch", type=positive, metavar="N", help="clips of several requests in a call (as the engine likes it)")
 
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         max_bytes=max(int(args.max_size_mb * 2**20), 1),
         max_length_sec=args.max_length_sec,
         queue=args.queue,
-        workers=args.workers,
+        workers=args.num_workers,
         batch=args.batch,
     )
     bound = bound_socket(args.host, args.port)

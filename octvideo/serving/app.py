@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -21,6 +20,7 @@ from starlette.exceptions import HTTPException
 from octvideo._version import __version__
 from octvideo.class_names import ClassIndex
 from octvideo.errors import UserError
+from octvideo.files import json_text
 from octvideo.inference.segments import SegmentSettings
 from octvideo.pages.serve import serve_page
 from octvideo.serving.answers import (
@@ -295,7 +295,7 @@ def _error(status: int, reason: str, headers: dict[str, str] | None = None) -> R
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = value if isinstance(value, str) else json_text(value, default=str)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

@@ -89,7 +89,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(served_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    limits = ("--queue", "8", "--workers", "2", "--max_size_mb", "20")
+    limits = ("--queue", "8", "--num_workers", "2", "--max_size_mb", "20")
     server = Server(tmp_path_factory.mktemp("server"), served_checkpoint, *limits)
     yield server
     server.rest()

@@ -58,6 +58,7 @@ def check(run_with_amx: RunWithAmx, kernel: Path, formats: Sequence[str], first:
 
 
 # To optimise takes most of the compiler's minute; the slow test runs what is optimised.
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_with_tiles", ["-O0"], indirect=True)
 def test_random_layers(kernel_with_tiles: Path, run_with_amx: RunWithAmx) -> None:
     check(run_with_amx, kernel_with_tiles, ["bf16", "int8"], 0, 60)
