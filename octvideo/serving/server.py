@@ -85,6 +85,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.is_stopping:
             self.is_forced = self.should_exit = self.force_exit = True
+            logging.getLogger("uvicorn.error").disabled = True  # requests that are cut off are no faults to be told of
             return
         self._service.is_stopping = True
         self._stop_at = time.monotonic() + self._service.limits.stop_sec
