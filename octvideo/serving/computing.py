@@ -26,7 +26,7 @@ log = logging.getLogger("octvideo.serving")
 _ENDLESS_VIEWS = 5040
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """Where the time of a request goes, in seconds, and whether it is still wanted.
 

@@ -85,15 +85,25 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.is_stopping:
             self.is_forced = self.should_exit = self.force_exit = True
+            _tell_no_more()
             return
         self._service.is_stopping = True
         self._stop_at = time.monotonic() + self._service.limits.stop_sec
         log.info("%s: answering what is there, taking nothing new; once more ends at once", signal.Signals(sig).name)
 
     async def on_tick(self, counter: int) -> bool:
-        if self._service.is_stopping and (not any(self._service.counts) or time.monotonic() > self._stop_at):
-            self.should_exit = True
+        if self._service.is_stopping and not self.should_exit:
+            is_late = time.monotonic() > self._stop_at
+            if is_late:
+                self._service.abandon()  # who waits is told so
+                _tell_no_more()
+            self.should_exit = is_late or not any(self._service.counts)
         return await super().on_tick(counter)
+
+
+def _tell_no_more() -> None:
+    """Requests that are cut off at the end are no faults, of which the log would have a traceback each."""
+    logging.getLogger("uvicorn.error").disabled = True
 
 
 def serve(service: Service, bound: socket.socket) -> bool:

@@ -51,6 +51,7 @@ class Service:
         self._lock = threading.Lock()
         self._num_taken = self._num_working = 0
         self._mean_sec = 0.0
+        self._turns: set[Turn] = set()  # of what was submitted and has not ended
         self._jobs: dict[type, SimpleQueue[_Job | None]] = {}
         self._decoders: list[Decoders] = []
         self._threads: list[threading.Thread] = []
@@ -122,8 +123,15 @@ class Service:
         if self.is_stopping:
             raise Refusal(503, "the server is stopping", retry_sec=10)
         job = _Job(upload, question, turn)
+        self._turns.add(turn)
+        job.answer.add_done_callback(lambda _: self._turns.discard(turn))
         self._jobs[type(question)].put(job)
         return job.answer
+
+    def abandon(self) -> None:
+        """Ends the work on what was submitted: its exception is Abandoned."""
+        for turn in list(self._turns):
+            turn.gone.set()
 
     def _retry_sec(self) -> int:
         """When a place may be free: what those before take with all threads, within reason."""

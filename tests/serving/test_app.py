@@ -277,6 +277,26 @@ def test_a_fault_of_ours_is_one_line_and_the_next_request_is_answered(
     upload(client, "/predict", clips[0])
 
 
+def test_what_is_given_up_is_told_so(
+    client: TestClient, service: Service, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = service.predictor.engine
+
+    class GivesUp:
+        name, precision, views_per_call = engine.name, engine.precision, 1
+
+        def __call__(self, clips: torch.Tensor) -> torch.Tensor:
+            service.abandon()
+            return engine(clips)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.predictor, "engine", GivesUp())
+        body = {"content": clips[1].read_bytes(), "headers": {"Content-Type": "video/mp4"}}
+        answer = client.post("/timeline?stride=0.1", **body)
+        assert (answer.status_code, answer.json()["error"]) == (503, "the server is stopping")
+    upload(client, "/timeline", clips[1], stride=0.1)
+
+
 def test_each_request_has_a_line_in_the_log(
     client: TestClient, clips: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:

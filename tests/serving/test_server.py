@@ -262,6 +262,28 @@ def test_the_end_waits_for_what_is_computed_and_takes_nothing_new(
     assert list(server.temporary.iterdir()) == []
 
 
+def test_a_second_ctrl_c_ends_at_once_and_without_a_traceback(
+    served_checkpoint: Path, moving: Callable[..., Tensor], encode: Callable[..., Path], tmp_path: Path
+) -> None:
+    film = encode(tmp_path / "film.mp4", moving(1200, 96, 128)).read_bytes()
+    server = Server(tmp_path, served_checkpoint)
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):  # it may be cut off
+            server.ask("POST", "/timeline?stride=0.02", film, VIDEO)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    busy_decoder(server)
+    server.process.send_signal(signal.SIGTERM)
+    while server.ask("GET", "/ready")[0] != 503:
+        time.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 130
+    asking.join()
+    assert "once more ends at once" in server.log.read_text() and "Traceback" not in server.log.read_text()
+
+
 def test_a_thousand_malformed_requests_from_its_own_description(server: Server, tmp_path: Path) -> None:
     program = shutil.which("schemathesis", path=str(Path(sys.executable).parent))
     if program is None:
