@@ -132,17 +132,23 @@ def _counted(plan: SequencePlan, inputs: Sequence[Sequence[Tensor]]) -> Iterator
 
 
 def _multiply_adds(layer: FusedLayer, source: Sequence[Shape], result: Sequence[Shape]) -> int:
-    """Those from or to a low map are at its size. Groups that the kernel joins are counted as it multiplies them."""
+    """Those from or to a low map are at its size, but where the layer pools first: its low input has the high result's
+    size. Groups that the kernel joins are counted as it multiplies them."""
     made = layer.layer
     if made.kind == LayerKind.DEPTHWISE:
         return sum(map(prod, result)) * prod(made.kernel)
     if made.kind != LayerKind.CONVOLUTION:
         return 0
-    high = result[0]
-    sizes = [prod(high[2:]), prod(half_size(high[2:]))]
-    taps = prod(made.kernel) * high[0]
+    clips, _, *size = source[0]
+    high = (1, *size)[-3:]
+    if made.pool_first:
+        high = half_size(high)
+    sides = zip(high, made.kernel, made.stride, made.padding, made.dilation, strict=True)
+    high = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides]  # before a max-pooling
+    sizes = [prod(high), prod(half_size(high))]
+    taps = prod(made.kernel) * clips
     return sum(
-        taps * out[1] * x[1] * sizes[max(to, of)] // max(made.groups, 1)
+        taps * out[1] * x[1] * sizes[to or (of and not made.pool_first)] // max(made.groups, 1)
         for to, out in enumerate(result)
         for of, x in enumerate(source)
     )
