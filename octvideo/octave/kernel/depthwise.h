@@ -26,15 +26,18 @@ struct DepthwiseRow {
   int64_t tap;                           // the first of the kernel's row
 };
 
-// Frames of rows of a map: all of them, or some rows of some frames in a ring. Steps are in elements.
+// Frames of rows of a map: all of them, or some frames in a ring, of some rows or of rows in a ring. Steps are in elements.
 template <class Element>
 struct FrameRows {
   Element* data;
   int64_t frame, row;
   int64_t ring = 0;  // frames; 0: all are there
   int64_t first_row = 0;
+  int64_t row_ring = 0;  // rows; 0: those from the first one on are there
 
-  Element* at(int64_t f, int64_t y) const { return data + (ring ? f % ring : f) * frame + (y - first_row) * row; }
+  Element* at(int64_t f, int64_t y) const {
+    return data + (ring ? f % ring : f) * frame + (row_ring ? y % row_ring : y - first_row) * row;
+  }
 };
 
 // The high or the low map of a layer, and of its result.

@@ -1,6 +1,7 @@
 // Layers computed together, part by part of their maps, so that what lies between them stays in the cache: a depthwise
 // convolution, the pointwise layer whose result it reads, and those that read its own result. Of a depthwise convolution
-// with an extent in time, the frames that are read again stay in a ring. What it pools first is pooled frame by frame.
+// with an extent in time, the frames that are read again stay in a ring; of another one, the rows. What it pools first is
+// pooled frame by frame.
 
 #pragma once
 
@@ -41,7 +42,8 @@ struct Part {
   int64_t rows() const { return end - begin; }
 };
 
-// Where a value lies: in a map of all frames and rows, or, of a thread's own, in a ring of some frames of some rows.
+// Where a value lies: in a map of all frames and rows, or, of a thread's own, in a ring of some frames, of some rows or of
+// rows in a ring.
 struct GroupMap {
   char* data[2];           // high, low; null where there is none
   int64_t channels[2], gap[2];    // gap: elements between pixels
@@ -50,6 +52,7 @@ struct GroupMap {
   int64_t ring = 0;               // frames; 0: a whole map
   int64_t ring_rows = 0;          // of the high map
   int64_t first_row = 0;          // that the ring has
+  bool has_row_ring = false;      // row y is the ring's row y % ring_rows
 
   int64_t rows(int which) const {
     const int64_t own = ring ? ring_rows : height;
@@ -59,7 +62,7 @@ struct GroupMap {
   int64_t frame_bytes(int which) const { return rows(which) * row_bytes(which); }
   char* at(int which, int64_t clip, int64_t frame, int64_t row) const {
     if (!data[which]) return nullptr;
-    const int64_t f = ring ? frame % ring : clip * frames + frame, y = ring ? row - first_row : row;
+    const int64_t f = ring ? frame % ring : clip * frames + frame, y = !ring ? row : has_row_ring ? row % ring_rows : row - first_row;
     return data[which] + f * frame_bytes(which) + (which ? y / 2 : y) * row_bytes(which);
   }
   int64_t bytes_of_row() const { return row_bytes(0) + row_bytes(1) / 2; }
@@ -88,16 +91,16 @@ class GroupRun {
   }
 
   void operator()() const {
-    const int64_t strips = (out_height + rows - 1) / rows;
-    // Chunks of frames follow each other where they share what they read.
-    const int64_t chunks = shares_frames() ? 1 : (out_frames + chunk - 1) / chunk;
-    parallel_for(threads, clips * strips * chunks, [&](int64_t unit) {
-      const int64_t clip = unit / chunks / strips, strip = unit / chunks % strips;
-      const int64_t begin = shares_frames() ? 0 : unit % chunks * chunk;
+    // Chunks of frames follow each other where they share what they read; else the strips of a chunk do.
+    const int64_t chunks = num_chunks(), strips = num_strips();
+    parallel_for(threads, clips * chunks * runs, [&](int64_t unit) {
+      const int64_t clip = unit / runs / chunks, run = unit % runs;
+      const int64_t begin = shares_frames() ? 0 : unit / runs % chunks * chunk;
       const int64_t end = shares_frames() ? out_frames : std::min(begin + chunk, out_frames);
-      int64_t made = 0;  // frames before the depthwise convolution
-      for (int64_t t = begin; t < end; t += chunk)
-        compute({clip, t, std::min(t + chunk, end), strip * rows, std::min((strip + 1) * rows, out_height)}, &made);
+      int64_t made = 0;  // frames, or rows, before the depthwise convolution
+      for (int64_t strip = strips * run / runs; strip < strips * (run + 1) / runs; ++strip)
+        for (int64_t t = begin; t < end; t += chunk)
+          compute({clip, t, std::min(t + chunk, end), strip * rows, std::min((strip + 1) * rows, out_height)}, &made);
     });
   }
 
@@ -110,9 +113,13 @@ class GroupRun {
   int64_t depthwise = -1;
   int64_t clips, in_frames, in_height, in_width, out_frames, out_height;
   bool pools = false;  // before the depthwise convolution
-  int64_t rows, chunk;  // of a part of the result
+  int64_t rows, chunk;  // of a part of the result: rows, frames
+  int64_t runs;         // of a chunk's strips, each computed by one thread
+  int64_t row_ring = 0;  // rows that the depthwise convolution's input has at once, where strips share them
 
   bool shares_frames() const { return depthwise >= 0 && layers[depthwise].kernel[0] > 1; }
+  int64_t num_strips() const { return (out_height + rows - 1) / rows; }
+  int64_t num_chunks() const { return shares_frames() ? 1 : (out_frames + chunk - 1) / chunk; }
   bool is_local(int64_t n) const { return steps[n].out_high.slot == kLocal; }
 
   // Pixels that start with whole vectors: none lies in more cache lines than it must, and pixels of many channels do not
@@ -183,18 +190,29 @@ class GroupRun {
     return std::max<int64_t>(most / 4 * 4, 4);
   }
 
-  // Whole frames, and several of them, where they fit; else rows.
+  // Whole frames, and several of them, where they fit; else rows of one.
   void choose_parts() {
     const int64_t most = group_bytes();
     rows = std::max<int64_t>(out_height, 1), chunk = std::max<int64_t>(out_frames, 1);
     while (chunk > 1 && local_bytes(rows, chunk) > most) chunk = (chunk + 1) / 2;
-    while (rows > 4 && local_bytes(rows, chunk) > most) rows = (rows / 2 + 1) / 2 * 2;
+    for (rows += rows & 1; rows > 4 && local_bytes(rows, chunk) > most;) rows -= 2;
+    set_rows((out_height + num_strips() - 1) / std::max<int64_t>(num_strips(), 1));  // strips of about one height
     // All threads have work.
-    const auto units = [&] { return clips * ((out_height + rows - 1) / rows) * (shares_frames() ? 1 : (out_frames + chunk - 1) / chunk); };
-    while (threads > 1 && units() < 2 * threads && !shares_frames() && chunk > 1) chunk = (chunk + 1) / 2;
-    while (threads > 1 && units() < 2 * threads && rows > 8) rows = (rows / 2 + 1) / 2 * 2;
+    const auto is_short = [&] { return threads > 1 && clips * num_chunks() * num_strips() < 2 * threads; };
+    while (is_short() && !shares_frames() && chunk > 1) chunk = (chunk + 1) / 2;
+    while (is_short() && rows > 8) set_rows(rows / 2);
     if (rows < out_height) chunk = 1;  // frames' rows do not lie side by side
+    const int64_t units = std::max<int64_t>(clips * num_chunks(), 1);
+    runs = shares_frames() ? num_strips() : threads > 1 ? std::min((2 * threads + units - 1) / units, num_strips()) : 1;
+    if (shares_frames() || rows >= out_height) return;
+    for (int64_t top = 0; top < out_height; top += rows) {
+      const Part from = needed({0, 0, 1, top, std::min(top + rows, out_height)});
+      row_ring = std::max(row_ring, read_size(from.rows()));
+    }
+    row_ring += row_ring & 1;
   }
+
+  void set_rows(int64_t wanted) { rows = std::max<int64_t>(wanted + (wanted & 1), 2); }
 
   // The result of step n as a whole map; local ones get their memory later.
   GroupMap result(int64_t n) const {
@@ -226,16 +244,21 @@ class GroupRun {
       map.ring = frames, map.first_row = begin, map.ring_rows = end - begin;
       bytes += map.ring * (map.frame_bytes(0) + map.frame_bytes(1)) + 2 * kLine;
     };
+    // What the depthwise convolution reads.
+    const auto limit_read = [&](GroupMap& map, int64_t begin, int64_t end) {
+      map.has_row_ring = row_ring > 0;
+      row_ring ? limit(map, 1, 0, row_ring) : limit(map, ring(chunk), begin, end);
+    };
     for (int64_t n = 0; n < count; ++n) {
       GroupMap map = result(n);
       if (is_local(n) && n < depthwise)
-        pools ? limit(map, 1, 0, pooled_at_once()) : limit(map, ring(chunk), from.begin, from.end);
+        pools ? limit(map, 1, 0, pooled_at_once()) : limit_read(map, from.begin, from.end);
       if (is_local(n) && n >= depthwise) limit(map, chunk, part.begin, part.end);
       results.push_back(map);
     }
     GroupMap half{};
-    if (pools) half = pooled(), limit(half, ring(chunk), from.begin / 2, low_size(from.end));
-    // Parts of one strip, which share a ring, get the same places.
+    if (pools) half = pooled(), limit_read(half, from.begin / 2, low_size(from.end));
+    // Parts that share a ring get the same places.
     char* memory = scratch<char>(kGroup, bytes);
     const auto place = [&memory](GroupMap& map) {
       for (int which = 0; which < 2; ++which) {
@@ -243,22 +266,27 @@ class GroupRun {
         memory += (map.ring * map.frame_bytes(which) + kLine - 1) / kLine * kLine;
       }
     };
+    if (pools) place(half);
     for (int64_t n = 0; n < count; ++n)
       if (is_local(n)) place(results[n]);
-    if (pools) place(half);
-    // Frames that are not there yet, as far as they lie side by side.
-    for (int64_t t = std::max(*made, from.first); t < from.last;) {
-      int64_t next = t + 1;
-      if (pools) {
-        pool_frame({part.clip, t, next, from.begin, from.end}, &results, half);
-      } else if (depthwise > 0) {
-        const int64_t ring = results[0].ring;
-        if (from.rows() == in_height) next = std::min(from.last, ring ? (t / ring + 1) * ring : from.last);
-        compute_pointwise(0, {part.clip, t, next, from.begin, from.end}, results);
+    // Rows, or frames, that are not there yet, as far as they lie side by side.
+    const auto make = [&](int64_t first, int64_t last, int64_t begin, int64_t end) {
+      const Part missing{part.clip, first, last, begin, end};
+      if (pools) pool_frame(missing, &results, half);
+      else if (depthwise > 0) compute_pointwise(0, missing, results);
+    };
+    if (row_ring) {
+      for (int64_t y = std::max(*made, from.begin), next; y < from.end; y = next)
+        next = pools ? from.end : std::min(from.end, (y / row_ring + 1) * row_ring), make(from.first, from.last, y, next);
+    } else {
+      const bool is_whole = !pools && from.rows() == in_height;
+      const int64_t ring = depthwise > 0 ? results[0].ring : 0;
+      for (int64_t t = std::max(*made, from.first), next; t < from.last; t = next) {
+        next = !is_whole ? t + 1 : ring ? std::min(from.last, (t / ring + 1) * ring) : from.last;
+        make(t, next, from.begin, from.end);
       }
-      t = next;
     }
-    *made = std::max(*made, from.last);
+    *made = std::max(*made, row_ring ? from.end : from.last);
     for (int64_t n = std::max<int64_t>(depthwise, 0); n < count; ++n)
       if (n == depthwise)
         compute_depthwise(layers[n], part, pools ? half : source(n, results), results[n]);
@@ -322,7 +350,7 @@ class GroupRun {
       const int64_t first = map.ring ? map.first_row : 0;
       return FrameRows<std::remove_pointer_t<decltype(data)>>{data, map.frame_bytes(which) / map.element,
                                                               map.row_bytes(which) / map.element, map.ring,
-                                                              which ? first / 2 : first};
+                                                              which ? first / 2 : first, map.has_row_ring ? map.rows(which) : 0};
     };
     for (int which = 0; which < (layer.in_low ? 2 : 1); ++which) {
       DepthwiseMap<Format> map = run.map(which);
