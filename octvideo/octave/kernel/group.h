@@ -192,7 +192,8 @@ class GroupRun {
 
   // Whole frames, and several of them, where they fit; else rows of one.
   void choose_parts() {
-    const int64_t most = group_bytes();
+    // Strips of rings of frames compute rows twice: a larger part, some of it outside the cache, costs less.
+    const int64_t most = group_bytes() * (shares_frames() ? 2 : 1);
     rows = std::max<int64_t>(out_height, 1), chunk = std::max<int64_t>(out_frames, 1);
     while (chunk > 1 && local_bytes(rows, chunk) > most) chunk = (chunk + 1) / 2;
     for (rows += rows & 1; rows > 4 && local_bytes(rows, chunk) > most;) rows -= 2;
