@@ -371,7 +371,8 @@ class VideoClassifier(L.LightningModule):
         failed = self.unreadable
         failed.add(batch["failures"])
         self.train_sums.update(unreadable=len(batch["failures"]))
-        self._largest_batch = max(self._largest_batch, len(labels) + len(batch["failures"]))
+        videos = len(set(batch["path"])) + len(batch["failures"])  # of which there may be several clips
+        self._largest_batch = max(self._largest_batch, videos)
         # Stops as soon as the epoch can't keep the bound any more, not after hours at its end.
         failed.check_bound(int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction)
         if not len(labels):
