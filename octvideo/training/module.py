@@ -36,6 +36,7 @@ from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, ch
 from octvideo.training.distillation import Distillation, LossWeights
 from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
 from octvideo.training.lightning_parts import KeepNorms
+from octvideo.training.mixing import Mixing
 from octvideo.training.precise_bn import BatchNormEstimate, training_clips
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
@@ -79,6 +80,9 @@ class VideoClassifier(L.LightningModule):
         gamma: factor of each.
         label_smoothing: of the training loss.
         mixup_alpha: of the Beta distribution that pairs of clips are mixed by; 0 is off.
+        cutmix_alpha: of the Beta distribution of CutMix, which puts a box of one clip into another; 0 is off.
+        mix_prob: that a batch is mixed at all.
+        mix_switch_prob: that it is by CutMix and not by mixup, where both are on.
         views_per_chunk: the most views that go through the network at once in evaluation; None is a number, at most 8,
             by which the views of a video divide, so that all chunks have one size, and are compiled once.
         freeze: "backbone" trains the head alone; "norms" keeps norm weights and statistics.
@@ -101,7 +105,7 @@ class VideoClassifier(L.LightningModule):
             (octvideo/octave/fused/training.py); keys and weights stay as they are. Off until it has been measured on a
             GPU: tools/gpu_report.py does.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
-        seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch, process): a resumed run
+        seed: of dropout and of mixing, which are drawn anew for each (seed, epoch, batch, process): a resumed run
             repeats them.
     """
 
@@ -124,6 +128,9 @@ class VideoClassifier(L.LightningModule):
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
         mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        mix_prob: float = 1.0,
+        mix_switch_prob: float = 0.5,
         views_per_chunk: int | None = None,
         freeze: Freeze = "none",
         init_weights: str | None = None,
@@ -157,7 +164,8 @@ class VideoClassifier(L.LightningModule):
         self.register_buffer("pixel_std", 255 * torch.tensor(std).view(3, 1, 1, 1), persistent=False)
         self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
         self.schedule = Schedule(schedule, warmup_epochs, tuple(milestones or ()), gamma)
-        self.label_smoothing, self.mixup_alpha, self.seed = label_smoothing, mixup_alpha, seed
+        self.label_smoothing, self.seed = label_smoothing, seed
+        self.mixing = Mixing(mixup_alpha, cutmix_alpha, mix_prob, mix_switch_prob)
         self.views_per_chunk = views_per_chunk
         self.init_weights = init_weights
         self.max_unreadable_fraction = max_unreadable_fraction
@@ -371,7 +379,7 @@ class VideoClassifier(L.LightningModule):
         failed = self.unreadable
         failed.add(batch["failures"])
         self.train_sums.update(unreadable=len(batch["failures"]))
-        videos = len(set(batch["path"])) + len(batch["failures"])  # of which there may be several clips
+        videos = len(labels) // getattr(self._datamodule, "repeats", 1) + len(batch["failures"])
         self._largest_batch = max(self._largest_batch, videos)
         # Stops as soon as the epoch can't keep the bound any more, not after hours at its end.
         failed.check_bound(int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction)
@@ -381,12 +389,9 @@ class VideoClassifier(L.LightningModule):
         clips, targets = video, None
         if self.reads_labels:
             targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
-        if self.mixup_alpha > 0:
-            alpha = torch.tensor(self.mixup_alpha, dtype=torch.float32)
-            share = float(torch.distributions.Beta(alpha, alpha).sample())
-            other = torch.randperm(len(labels), device=labels.device)
-            clips = share * video.float() + (1 - share) * video[other].float()
-            targets = None if targets is None else share * targets + (1 - share) * targets[other]
+        if (mix := self.mixing.draw(video)) is not None:
+            clips = mix.clips(video)
+            targets = None if targets is None else mix.targets(targets)
         self.steps.before_forward(self.network)
         taught = None if self.distillation is None else self.distillation.targets(clips)
         logits = self(clips)
