@@ -36,8 +36,7 @@ from octvideo.data.dataset import Item
 from octvideo.errors import UserError
 from octvideo.files import whole_file, whole_text
 from octvideo.pages.browse import Picture, Section, browse_page
-from octvideo.seeds import seed_of
-from octvideo.training.mixing import Mixing
+from octvideo.training.mixing import Mixing, step_seed
 
 SUFFIXES = (".html", ".png")
 
@@ -158,7 +157,7 @@ class _Clips:
             if not len(labels):
                 continue
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(self.seed, 0, number, "step", 0))  # as training's, in the first process
+                torch.manual_seed(step_seed(self.seed, epoch=0, batch=number, rank=0))
                 mix = self.mixing.draw(video)
             if mix is None:
                 continue

@@ -31,12 +31,11 @@ from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
-from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.distillation import Distillation, LossWeights
 from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
 from octvideo.training.lightning_parts import KeepNorms
-from octvideo.training.mixing import Mixing
+from octvideo.training.mixing import Mixing, step_seed
 from octvideo.training.precise_bn import BatchNormEstimate, training_clips
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
@@ -372,7 +371,8 @@ class VideoClassifier(L.LightningModule):
         # Filled on the device: a number would be copied there, which waits for all that the device has to do.
         self.log("lr", torch.full((), lr, device=self.device), on_step=True)
         # Not Lightning's global state, which a resumed run does not get back.
-        torch.manual_seed(seed_of(self.seed, self.trainer.current_epoch, batch_idx, "step", self.global_rank))
+        epoch = self.trainer.current_epoch
+        torch.manual_seed(step_seed(self.seed, epoch=epoch, batch=batch_idx, rank=self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         video, labels = batch["video"], batch["label"]
