@@ -7,7 +7,7 @@ the first process of a run on a CPU: what is drawn depends on the seed, the epoc
 A .html is a page, a .png a contact sheet.
 
   octvideo browse -c jhmdb_i3d -o clips.png
-  octvideo browse -c demo --clips 6 --draws 3 -o clips.html
+  octvideo browse -c demo --num_videos 6 --draws 3 -o clips.html
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from octvideo.cli.arguments import Parser, positive
 from octvideo.cli.browse_sheet import Block, Strip, contact_sheet, png_of, strip_image
+from octvideo.cli.config_files import CONFIG_FLAGS
 from octvideo.cli.lightning import OctvideoCLI
 from octvideo.cli.lightning import run as run_lightning
 from octvideo.data import Augmentation, Failure
@@ -43,9 +44,9 @@ SUFFIXES = (".html", ".png")
 
 def add_arguments(parser: Parser) -> None:
     parser.takes_keys = True
-    parser.add_argument("-c", "--config", required=True, metavar="CONFIG", help="by path or name; --data.KEY follow")
+    parser.add_argument(*CONFIG_FLAGS, required=True, metavar="CONFIG", help="by path or name; --data.KEY follow")
     parser.shared("output", default=Path("browse.html"), metavar="FILE", help="a page or a .png (browse.html)")
-    parser.add_argument("--clips", type=positive, default=4, metavar="N", help="videos, and clips of a batch (4)")
+    parser.add_argument("--num_videos", type=positive, default=4, metavar="N", help="and mixed clips (4)")
     parser.add_argument("--draws", type=positive, default=4, metavar="N", help="epochs, and batches that are mixed (4)")
     parser.add_argument("--frames", type=positive, default=4, metavar="N", help="of a clip that are shown, evenly (4)")
 
@@ -83,8 +84,8 @@ class _Browse(OctvideoCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         clips = _Clips(self.videos, self.mixing, seed=self.seed, frames=self._asked.frames)
-        videos = clips.of_videos(self._asked.clips, self._asked.draws)
-        mixed = clips.mixed(self._asked.clips, self._asked.draws)
+        videos = clips.of_videos(self._asked.num_videos, self._asked.draws)
+        mixed = clips.mixed(self._asked.num_videos, self._asked.draws)
         output: Path = self._asked.output
         if output.suffix.lower() == ".png":
             with whole_file(output) as part:
@@ -144,6 +145,7 @@ class _Clips:
                     raise UserError(f"cannot read video '{found.path}': {found.reason}")
                 items: list[Item] = found if isinstance(found, list) else [found]
                 for repeat, item in enumerate(items):
+                    assert isinstance(item.video, Tensor)  # a training clip
                     place = f"epoch {epoch + 1}" + (f", repeat {repeat + 1}" if len(items) > 1 else "")
                     strips.append(self._strip(f"{place}: {self._name(item.label)}", item.video))
             blocks.append(Block(Path(self.loader.dataset.records[index].path).name, strips))

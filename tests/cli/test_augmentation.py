@@ -55,6 +55,7 @@ def modern(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_everything_on_ends_with_the_same_weights(octvideo: Cli, modern: Path) -> None:
     last = modern / "runs/modern/checkpoints/last.ckpt"
     out, _ = octvideo(*FIT, "-c", "modern")

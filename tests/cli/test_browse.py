@@ -43,7 +43,7 @@ def frames_of(strip: np.ndarray) -> np.ndarray:
 
 
 def test_a_page_has_what_training_gets(octvideo: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, err = octvideo("browse", "-c", "tiny", "-o", "clips.html", "--clips", 3, "--draws", 3, *KEYS)
+    _, err = octvideo("browse", "-c", "tiny", "-o", "clips.html", "--num_videos", 3, "--draws", 3, *KEYS)
     assert "3 videos and 3 mixed clips: clips.html" in err and not Path("runs").exists()
     page = Path("clips.html").read_text()
     strips = strips_of(page)
@@ -79,7 +79,7 @@ def test_blocks_lie_in_rows_by_group() -> None:
 
 @pytest.mark.slow
 def test_a_contact_sheet_and_repeats(octvideo: Cli, workplace: Path) -> None:
-    words = ("browse", "-c", "tiny", "--clips", 2, "--draws", 2, "--frames", 2, "--data.repeats", 3)
+    words = ("browse", "-c", "tiny", "--num_videos", 2, "--draws", 2, "--frames", 2, "--data.repeats", 3)
     octvideo(*words, "-o", "clips.png")
     sheet = np.asarray(Image.open("clips.png"))
     assert sheet.shape[0] > 6 * 64 and sheet.shape[1] > 2 * (2 * 64 + 2)

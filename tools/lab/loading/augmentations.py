@@ -45,8 +45,9 @@ def augmentation_costs(videos: Sequence[Video], recipe: Recipe, *, rounds: int) 
 
     def clips(changes: Mapping[str, Any], repeats: int) -> TrainingClips:
         views, augment = recipe.views, replace(recipe.augment, **changes)
-        length = {"clip_frames": views.clip_frames, "frame_stride": views.frame_stride}
-        return TrainingClips(records, augment, **length, repeats=repeats)
+        return TrainingClips(
+            records, augment, clip_frames=views.clip_frames, frame_stride=views.frame_stride, repeats=repeats
+        )
 
     alone = {name: clips(changes, 1) for name, changes in _CHANGES.items()}
     repeated = {
@@ -70,7 +71,7 @@ def augmentation_costs(videos: Sequence[Video], recipe: Recipe, *, rounds: int) 
 
 def costs_sheet(costs: Mapping[str, Sequence[float]], recipe: Recipe, num_videos: int) -> Sheet:
     """A line per recipe: milliseconds, and ratios of the same round with their quartiles."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for name, times in costs.items():
         base = name.partition(_REPEATS)[0]
         per_view = _ratio(times, costs[base]) if base != name else ""
