@@ -55,6 +55,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Data": {
         "prepare": Command("prepare", "download a data set, write its lists, verify it, or make a smaller copy"),
+        "browse": Command(
+            "browse", "show what a network gets in training: augmented and mixed clips with their labels"
+        ),
         "check": Command("check", "decode every video, and list those that can't be read"),
         "shards": Command("shards", "copy a data set into tar archives"),
         "demo-data": Command("demo_data", "write the demo data set: moving shapes in eight classes"),

@@ -119,6 +119,8 @@ _SHORT = {"output": ["-o"]}
 class Parser(argparse.ArgumentParser):
     """argparse's, with --debug, descriptions as they are written, and a UserError for a mistake."""
 
+    takes_keys = False  # of a config, --data.KEY VALUE and the like, which become `keys` of what is parsed
+
     def __init__(self, **settings: Any) -> None:
         page = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
         super().__init__(formatter_class=page, allow_abbrev=False, **settings)
@@ -139,6 +141,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuses what it does not know: here, where a subcommand's parser knows its own options."""
         parsed, unknown = super().parse_known_args(args, namespace)
+        if self.takes_keys:
+            parsed.keys, unknown = unknown, [] if unknown[:1] and unknown[0].startswith("--") else unknown
         if unknown:
             word = unknown[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings]

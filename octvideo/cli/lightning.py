@@ -14,7 +14,7 @@ import pkgutil
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,11 +74,12 @@ _OTHERS_ENDED = (
 )
 
 
-def run(words: Sequence[str]) -> int:
+def run(words: Sequence[str], cli: Callable[[list[str], str | Path | None], object] | None = None) -> int:
     """Runs a command.
 
     Args:
         words: the command, and what follows it.
+        cli: takes the place of OctvideoCLI.
 
     Returns:
         0; 1 where another process of the run has ended with an error; 143 after SIGTERM.
@@ -91,7 +92,7 @@ def run(words: Sequence[str]) -> int:
         if BUILDER_HELP in args:
             print(builder_help(args))
             return 0
-        OctvideoCLI(args, default_run)
+        (cli or OctvideoCLI)(args, default_run)
         leave_process_group()
     except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
         if is_sigterm(error):

@@ -8,6 +8,8 @@ shards.py       videos in tar archives, near or far (shard_writer.py: how they a
 preparation/    lists of the published data sets, re-encoding, downloading
 checking.py     which videos can be read
 augment.py      random training views: parameters sampled apart from being applied
+policies.py     RandAugment and TrivialAugment among them
+flips.py        classes that a flip makes of each other
 dataset.py      training clips; all views of one video as one item
 workers.py      how many loading processes suit the machine
 loading.py      orders, batches, and a loader that resumes in the middle of an epoch

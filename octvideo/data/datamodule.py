@@ -28,6 +28,7 @@ from octvideo.class_names import (
 )
 from octvideo.data.augment import Augmentation
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
+from octvideo.data.flips import flipped_classes, read_swaps, warning_of_sides
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
 from octvideo.data.manifest import check_files, read_records
 from octvideo.data.quarantine import Quarantine
@@ -64,7 +65,11 @@ class VideoDataModule(L.LightningDataModule):
         crop_px: in evaluation.
         val_clips: clips of a video in validation, which runs every epoch and should be quick.
         val_crops: crops of each of these.
-        batch_size: training clips per process.
+        flip_labels: pairs of classes that a flip makes of each other, left and right ones, {name: name} or a YAML
+            file of such lines.
+        batch_size: training clips per process, repeats among them.
+        repeats: so many clips of a video are in a batch, decoded once and each augmented anew; an epoch then has so
+            many times as many steps.
         train_labels: whether training videos must have labels; false reads none. The commands set it from the model:
             a teacher alone may teach.
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
@@ -96,7 +101,9 @@ class VideoDataModule(L.LightningDataModule):
         crop_px: int = 256,
         val_clips: int = 1,
         val_crops: int = 1,
+        flip_labels: dict[str, str] | str | None = None,
         batch_size: int = 8,
+        repeats: int = 1,
         train_labels: bool = True,
         eval_batch_size: int = 1,
         num_workers: int | None = None,
@@ -107,10 +114,16 @@ class VideoDataModule(L.LightningDataModule):
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise UserError(f"batch_size: got {batch_size} and {eval_batch_size} (eval), expected 1 or more")
+        if repeats < 1 or batch_size % repeats:
+            raise UserError(
+                f"data.repeats: got {repeats} with a batch_size of {batch_size}, expected a divisor of it: batch_size "
+                "counts clips, and a batch holds all clips of each of its videos"
+            )
         self.root = Path(root)
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
         self.classes, self.quarantine = classes, quarantine
         self.augment, self.train_labels = augment, train_labels
+        self.flip_labels, self.repeats = flip_labels, repeats
         clips = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
         self.clip_settings: dict[str, Any] = {**clips, "target_fps": target_fps}
         common = {**self.clip_settings, "short_side_px": short_side_px, "crop_px": crop_px}
@@ -199,7 +212,9 @@ class VideoDataModule(L.LightningDataModule):
                 return place
         looked = " and ".join(str(place.absolute()) for place in places)
         advice = "octvideo check writes such a list" if key == "quarantine" else self.how_to_get
-        if not self.root.is_dir():
+        if key == "flip_labels":
+            advice = "It is a YAML file of `name: name` lines"
+        elif not self.root.is_dir():
             advice = f"There is no folder {self.root}, which data.root names. {advice}"
         elif key != "quarantine" and not any(self.root.glob("*.txt")) and any(map(Path.is_dir, self.root.iterdir())):
             name = shlex.quote(str(self.root))
@@ -238,6 +253,7 @@ class VideoDataModule(L.LightningDataModule):
             records = self._quarantine.leave_out(records, source)
         if role == "train" and labelled:
             self._warn_of_absent_classes(records.labels, source)
+            _ = self._flipped  # a mistake in it is told with those of the lists
         unlabelled = (records.labels < 0).nonzero()[:, 0]
         if role == "test" and 0 < len(unlabelled) < len(records):
             counts, first = f"{len(unlabelled)} of its {len(records)}", records[int(unlabelled[0])].path
@@ -284,11 +300,36 @@ class VideoDataModule(L.LightningDataModule):
             if role != "val" or self.sources["val"] is not None or stage == "validate":
                 self.videos(role)
 
+    def training_clips(self) -> TrainingClips:
+        """What training takes its batches from."""
+        return TrainingClips(
+            self.videos("train"),
+            self.augment,
+            **self.clip_settings,
+            seed=self.seed,
+            decoder=self.decoder,
+            repeats=self.repeats,
+            flipped=self._flipped,
+        )
+
+    @cached_property
+    def _flipped(self) -> list[int] | None:
+        """For each class the class that a flip makes of it."""
+        if not self.train_labels:
+            return None
+        if self.flip_labels is None:
+            if self.augment.flip > 0 and (warning := warning_of_sides(self.class_names)):
+                log.warning("%s", warning)
+            return None
+        given = self.flip_labels
+        swaps = read_swaps(self._look_for("flip_labels", given)) if isinstance(given, str) else given
+        return flipped_classes(swaps, self.class_names)
+
     def train_dataloader(self) -> DataLoader[Any]:
-        records = self.videos("train")
-        clips = TrainingClips(records, self.augment, **self.clip_settings, seed=self.seed, decoder=self.decoder)
+        records, clips = self.videos("train"), self.training_clips()
         rank, world_size = self._process()
-        batches = TrainingBatches(len(records), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+        videos = self.batch_size // self.repeats
+        batches = TrainingBatches(len(records), videos, seed=self.seed, rank=rank, world_size=world_size)
         shape = self.clip_shape
         return ResumableLoader(
             clips,

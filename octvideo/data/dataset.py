@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
@@ -46,13 +47,14 @@ class Item:
     path: str
 
 
-def item_generator(seed: int, epoch: int, index: int) -> Generator:
+def item_generator(seed: int, epoch: int, index: int, repeat: int = 0) -> Generator:
     """The randomness of one item: it depends on nothing else, not on workers, processes or what came before."""
-    return Generator().manual_seed(seed_of(seed, epoch, index, "clip"))
+    return Generator().manual_seed(seed_of(seed, epoch, index, *([repeat] if repeat else []), "clip"))
 
 
-class TrainingClips(Dataset[Item | Failure]):
-    """One random clip of each video; its items are asked for by (epoch, index).
+class TrainingClips(Dataset[Item | list[Item] | Failure]):
+    """One random clip of each video; its items are asked for by (epoch, index). With repeats an item is a list of them:
+    the same frames, decoded once, and augmented each time anew.
 
     Args:
         records: the videos.
@@ -63,6 +65,8 @@ class TrainingClips(Dataset[Item | Failure]):
         target_fps: clips are frames of a clock of this rate; None counts each video's own frames.
         seed: of all randomness.
         decoder: see `octvideo.video.read_frames`.
+        repeats: clips of each video.
+        flipped: for each class the class that it is in a mirror, (K,); None where all are themselves.
     """
 
     def __init__(
@@ -76,54 +80,76 @@ class TrainingClips(Dataset[Item | Failure]):
         target_fps: float | None = None,
         seed: int = 0,
         decoder: Decoder = "auto",
+        repeats: int = 1,
+        flipped: Sequence[int] | None = None,
     ) -> None:
         self.records, self.augment, self.seed, self.decoder = records, augment, seed, decoder
         self.clip_frames, self.frame_stride, self.short_video = clip_frames, frame_stride, short_video
-        self.target_fps = target_fps
+        self.target_fps, self.repeats, self.flipped = target_fps, repeats, flipped
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item | Failure:
+    def __getitem__(self, key: tuple[int, int]) -> Item | list[Item] | Failure:
         epoch, index = key
         record = self.records[index]
-        generator = item_generator(self.seed, epoch, index)
-        state = generator.get_state()
+        generators = [item_generator(self.seed, epoch, index, repeat) for repeat in range(self.repeats)]
+        states = [generator.get_state() for generator in generators]
         size = self.augment.crop_px
-        after_clip = state
-        transform: ClipTransform | None = None
+        transforms: list[ClipTransform] = []
 
         def clip_of(num_frames: int) -> Tensor:
-            nonlocal after_clip
-            generator.set_state(state)  # a second call, for a file with fewer frames than announced, draws alike
+            # A second call, for a file with fewer frames than announced, draws alike.
+            first = item_generator(self.seed, epoch, index)
             clip = random_clip(
                 num_frames,
                 clip_frames=self.clip_frames,
                 frame_stride=self.frame_stride,
-                generator=generator,
+                generator=first,
                 short_video=self.short_video,
             )
-            after_clip = generator.get_state()
+            states[0] = first.get_state()
             return clip
 
-        def region(frames: Tensor) -> Tensor:
-            """The same of all frames, however they come: (n, S, S, C)."""
-            nonlocal transform
-            generator.set_state(after_clip)
-            transform = sample_transform(
-                self.augment, height=frames.shape[1], width=frames.shape[2], generator=generator
-            )
-            return crop_and_resize(frames, transform.box, (size, size)).permute(0, 2, 3, 1)
+        def regions(frames: Tensor) -> Tensor:
+            """The same of all frames, however they come: (n, repeats, S, S, C)."""
+            nonlocal transforms
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            transforms = [
+                sample_transform(
+                    self.augment,
+                    height=frames.shape[1],
+                    width=frames.shape[2],
+                    generator=generator,
+                    clip_frames=self.clip_frames,
+                )
+                for generator in generators
+            ]
+            small = [
+                crop_and_resize(frames, transform.box, (size, size)).permute(0, 2, 3, 1) for transform in transforms
+            ]
+            return torch.stack(small, 1) if self.repeats > 1 else small[0].unsqueeze(1)
 
         try:
             read = read_frames(
-                source_of(record), clip_of, decoder=self.decoder, resize=region, target_fps=self.target_fps
+                source_of(record), clip_of, decoder=self.decoder, resize=regions, target_fps=self.target_fps
             )
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
-        assert transform is not None  # drawn with the frames
-        clip = read.frames[read.places].permute(0, 3, 1, 2)  # (T,C,S,S)
-        return Item(apply_transform(clip, transform), record.label, index, record.path)  # (C,T,S,S)
+        items = [
+            Item(
+                apply_transform(read.frames[:, repeat].permute(0, 3, 1, 2), transform, read.places),  # (C,T,S,S)
+                self._label(record.label, is_flipped=transform.flip),
+                index,
+                record.path,
+            )
+            for repeat, transform in enumerate(transforms)
+        ]
+        return items[0] if self.repeats == 1 else items
+
+    def _label(self, label: int, *, is_flipped: bool) -> int:
+        return self.flipped[label] if is_flipped and self.flipped is not None and label >= 0 else label
 
 
 class EvaluationVideos(Dataset[Item | Failure]):

@@ -7,6 +7,7 @@ number of processes: a resumed run starts after the items that have been trained
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -65,7 +66,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
     Args:
         num_items: of the data set.
-        batch_size: on this process.
+        batch_size: items, which are videos, on this process.
         seed: of the orders.
         rank: of this process.
         world_size: number of processes; all get equally many batches.
@@ -143,7 +144,8 @@ class EvaluationBatches(Sampler[list[int]]):
 
 
 class Collate:
-    """Items to a `Batch`; failures are listed beside the videos that could be read.
+    """Items to a `Batch`; failures are listed beside the videos that could be read. Clips of one video lie apart, by
+    as many clips as there are videos: neighbours in a batch are of different ones.
 
     Args:
         shape: of a training clip; None for evaluation, where the sizes of frames differ.
@@ -152,8 +154,9 @@ class Collate:
     def __init__(self, shape: Sequence[int] | None) -> None:
         self.shape = shape
 
-    def __call__(self, items: Sequence[Item | Failure]) -> MovableBatch:
-        good = [item for item in items if isinstance(item, Item)]
+    def __call__(self, items: Sequence[Item | list[Item] | Failure]) -> MovableBatch:
+        clips = [[item] if isinstance(item, Item) else item for item in items if not isinstance(item, Failure)]
+        good = list(itertools.chain.from_iterable(zip(*clips, strict=True)))
         return MovableBatch(
             {
                 "video": self._stack([item.video for item in good]),

@@ -4,6 +4,7 @@ page.py       one HTML file that needs nothing from elsewhere; what names hold i
 timeline.py   a video beside its timeline, and the list of several videos
 report.py     a run: figures, curves, confusion matrix, classes, mistakes
 card.py       what is written of a network; card_markdown.py: the same for the Hugging Face hub
+browse.py     augmented and mixed clips with their labels
 serve.py      the page of `octvideo serve`: choose or record a video, and see its timeline
 chosen.py     which videos of a run get a thumbnail, and which are listed
 curves.py     training curves as SVG

@@ -4,6 +4,7 @@ module.py             VideoClassifier: a network in training and evaluation
 schedule.py           the learning rate
 freezing.py           which parameters learn
 distillation.py       a trained network teaches another
+mixing.py             mixup and CutMix
 precise_bn.py         statistics of batch norm over many batches
 steps.py              steps that are not finite, and other troubles of a step
 unreadable.py         videos that can't be read

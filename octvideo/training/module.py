@@ -31,11 +31,11 @@ from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
-from octvideo.seeds import seed_of
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.distillation import Distillation, LossWeights
 from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
 from octvideo.training.lightning_parts import KeepNorms
+from octvideo.training.mixing import Mixing, step_seed
 from octvideo.training.precise_bn import BatchNormEstimate, training_clips
 from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName
@@ -79,6 +79,9 @@ class VideoClassifier(L.LightningModule):
         gamma: factor of each.
         label_smoothing: of the training loss.
         mixup_alpha: of the Beta distribution that pairs of clips are mixed by; 0 is off.
+        cutmix_alpha: of the Beta distribution of CutMix, which puts a box of one clip into another; 0 is off.
+        mix_prob: that a batch is mixed at all.
+        mix_switch_prob: that it is by CutMix and not by mixup, where both are on.
         views_per_chunk: the most views that go through the network at once in evaluation; None is a number, at most 8,
             by which the views of a video divide, so that all chunks have one size, and are compiled once.
         freeze: "backbone" trains the head alone; "norms" keeps norm weights and statistics.
@@ -101,7 +104,7 @@ class VideoClassifier(L.LightningModule):
             (octvideo/octave/fused/training.py); keys and weights stay as they are. Off until it has been measured on a
             GPU: tools/gpu_report.py does.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
-        seed: of dropout and mixup, which are drawn anew for each (seed, epoch, batch, process): a resumed run
+        seed: of dropout and of mixing, which are drawn anew for each (seed, epoch, batch, process): a resumed run
             repeats them.
     """
 
@@ -124,6 +127,9 @@ class VideoClassifier(L.LightningModule):
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
         mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        mix_prob: float = 1.0,
+        mix_switch_prob: float = 0.5,
         views_per_chunk: int | None = None,
         freeze: Freeze = "none",
         init_weights: str | None = None,
@@ -157,7 +163,8 @@ class VideoClassifier(L.LightningModule):
         self.register_buffer("pixel_std", 255 * torch.tensor(std).view(3, 1, 1, 1), persistent=False)
         self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
         self.schedule = Schedule(schedule, warmup_epochs, tuple(milestones or ()), gamma)
-        self.label_smoothing, self.mixup_alpha, self.seed = label_smoothing, mixup_alpha, seed
+        self.label_smoothing, self.seed = label_smoothing, seed
+        self.mixing = Mixing(mixup_alpha, cutmix_alpha, mix_prob, mix_switch_prob)
         self.views_per_chunk = views_per_chunk
         self.init_weights = init_weights
         self.max_unreadable_fraction = max_unreadable_fraction
@@ -364,14 +371,16 @@ class VideoClassifier(L.LightningModule):
         # Filled on the device: a number would be copied there, which waits for all that the device has to do.
         self.log("lr", torch.full((), lr, device=self.device), on_step=True)
         # Not Lightning's global state, which a resumed run does not get back.
-        torch.manual_seed(seed_of(self.seed, self.trainer.current_epoch, batch_idx, "step", self.global_rank))
+        epoch = self.trainer.current_epoch
+        torch.manual_seed(step_seed(self.seed, epoch=epoch, batch=batch_idx, rank=self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         video, labels = batch["video"], batch["label"]
         failed = self.unreadable
         failed.add(batch["failures"])
         self.train_sums.update(unreadable=len(batch["failures"]))
-        self._largest_batch = max(self._largest_batch, len(labels) + len(batch["failures"]))
+        videos = len(labels) // getattr(self._datamodule, "repeats", 1) + len(batch["failures"])
+        self._largest_batch = max(self._largest_batch, videos)
         # Stops as soon as the epoch can't keep the bound any more, not after hours at its end.
         failed.check_bound(int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction)
         if not len(labels):
@@ -380,12 +389,9 @@ class VideoClassifier(L.LightningModule):
         clips, targets = video, None
         if self.reads_labels:
             targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
-        if self.mixup_alpha > 0:
-            alpha = torch.tensor(self.mixup_alpha, dtype=torch.float32)
-            share = float(torch.distributions.Beta(alpha, alpha).sample())
-            other = torch.randperm(len(labels), device=labels.device)
-            clips = share * video.float() + (1 - share) * video[other].float()
-            targets = None if targets is None else share * targets + (1 - share) * targets[other]
+        if (mix := self.mixing.draw(video)) is not None:
+            clips = mix.clips(video)
+            targets = None if targets is None else mix.targets(targets)
         self.steps.before_forward(self.network)
         taught = None if self.distillation is None else self.distillation.targets(clips)
         logits = self(clips)

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
 from torch import Generator, Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
 from octvideo.data import TrainingClips, VideoRecord, dataset
-from octvideo.data.augment import Augmentation, ClipTransform, sample_transform
+from octvideo.data.augment import Augmentation, ClipTransform, apply_transform, sample_transform
 from octvideo.data.dataset import Item
+from octvideo.data.policies import Operation
 from octvideo.errors import UserError
 from octvideo.video import Box, crop_and_resize
 
 SIZES = [(240, 320), (320, 240), (256, 256), (121, 161)]
 
 
-def draw(augment: Augmentation, height: int, width: int, count: int) -> list[ClipTransform]:
-    generator = Generator().manual_seed(0)
-    return [sample_transform(augment, height=height, width=width, generator=generator) for _ in range(count)]
+def draw(
+    augment: Augmentation, height: int, width: int, count: int, *, seed: int = 0, clip_frames: int = 1
+) -> list[ClipTransform]:
+    generator = Generator().manual_seed(seed)
+    size = {"height": height, "width": width, "clip_frames": clip_frames}
+    return [sample_transform(augment, **size, generator=generator) for _ in range(count)]
 
 
 # ── parameters ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -168,6 +177,94 @@ def test_colours_against_pil(clip_of: Callable[..., Tensor], place: int, enhance
         assert np.abs(clip[:, t].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2  # roundings
 
 
+# ── strong augmentation ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def clip_like(*, frames: int = 5, size: int = 24) -> Tensor:
+    """(T, C, S, S), in memory channels last, as resizing gives it."""
+    noise = torch.randint(256, (frames, size, size, 3), dtype=torch.uint8, generator=Generator().manual_seed(3))
+    return noise.permute(0, 3, 1, 2)
+
+
+def changed(clip: Tensor, **what: Any) -> Tensor:
+    """(T, C, S, S) of a transform that keeps the region."""
+    return apply_transform(clip, ClipTransform(Box(0, 0, *clip.shape[-2:]), False, **what)).transpose(0, 1)
+
+
+def test_hue_and_grey_are_those_of_torchvision() -> None:
+    clip = clip_like()
+    assert torch.equal(changed(clip, hue=0.2), TF.adjust_hue(clip, 0.2))
+    assert torch.equal(changed(clip, grey=True), TF.rgb_to_grayscale(clip, 3))
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.8, 2.0])
+def test_blur_is_that_of_torchvision(sigma: float) -> None:
+    side = 2 * max(math.ceil(3 * sigma), 1) + 1
+    theirs = TF.gaussian_blur(clip_like(), [side, side], [sigma, sigma])
+    assert (changed(clip_like(), blur_sigma=sigma).int() - theirs.int()).abs().max() <= 1  # rounding
+
+
+def test_erasing_draws_as_torchvision() -> None:
+    augment = Augmentation(crop_px=24, short_side_px=(24, 24), erase=0.7, erase_with="grey")
+    theirs, black, erased = v2.RandomErasing(p=0.7, value=115), clip_like(), 0
+    for seed in range(60):
+        generator = Generator().manual_seed(seed)
+        for _ in range(7):  # the region, the flip and the colours
+            torch.rand((), generator=generator)
+        torch.set_rng_state(generator.get_state())
+        expected = theirs(black.contiguous())
+        transform = draw(augment, 24, 24, 1, seed=seed, clip_frames=5)[0]
+        transform = dataclasses.replace(transform, flip=False)
+        assert torch.equal(apply_transform(black, transform).transpose(0, 1), expected)
+        erased += transform.erased is not None
+    assert 30 < erased < 54
+
+
+def test_a_cube_is_erased_in_a_row_of_frames() -> None:
+    augment = Augmentation(crop_px=24, short_side_px=(24, 24), erase=1.0, erase_frames=(0.25, 0.5), flip=0.0)
+    counts, firsts = set(), set()
+    for transform in draw(augment, 24, 24, 200, clip_frames=8):
+        cube = transform.erased
+        assert cube is not None and 0 <= cube.first <= cube.last < 8
+        counts.add(cube.last - cube.first + 1)
+        firsts.add(cube.first)
+    assert counts == {2, 3, 4} and firsts == set(range(7))
+    clip = clip_like(frames=8)
+    out = apply_transform(clip, transform).transpose(0, 1)
+    outside = torch.ones_like(out, dtype=torch.bool)
+    box = cube.box
+    region = (slice(None), slice(box.top, box.top + box.height), slice(box.left, box.left + box.width))
+    for t in range(cube.first, cube.last + 1):
+        outside[(t, *region)] = False
+        assert torch.equal(out[(t, *region)], out[(cube.first, *region)])  # the noise is one for all frames
+    assert torch.equal(out[outside], clip[outside]) and not torch.equal(out, clip)
+    assert 80 < out[(cube.first, *region)].float().mean() < 175
+
+
+def test_each_frame_is_changed_once_and_shown_often() -> None:
+    frames, places = clip_like(frames=3), torch.tensor([0, 1, 1, 2, 2, 2])
+    transform = ClipTransform(Box(0, 0, 24, 24), True, (1.2, 0.9, 0.8), 0.1, False, 0.5, (Operation("Rotate", 9.0),))
+    assert torch.equal(apply_transform(frames, transform, places), apply_transform(frames[places], transform))
+
+
+def test_what_is_added_leaves_older_draws_alone() -> None:
+    plain, strong = Augmentation(colour=0.3), Augmentation(colour=0.3, hue=0.1, grey=0.2, policy="rand", erase=0.5)
+    for one, other in zip(*(draw(augment, 240, 320, 1, seed=5) for augment in (plain, strong)), strict=True):
+        assert (one.box, one.flip, one.factors) == (other.box, other.flip, other.factors)
+        assert other.operations and not one.operations
+
+
+def test_probabilities_are_as_said() -> None:
+    transforms = draw(Augmentation(hue=0.2, grey=0.2, blur=0.3, policy="trivial", erase=0.25), 240, 320, 1500)
+    for share, has in ((0.2, "grey"), (0.3, "blur_sigma"), (0.25, "erased")):
+        assert abs(sum(bool(getattr(transform, has)) for transform in transforms) / 1500 - share) < 0.035
+    hues = torch.tensor([transform.hue for transform in transforms])
+    assert -0.2 <= hues.min() < -0.19 and 0.19 < hues.max() <= 0.2 and abs(float(hues.mean())) < 0.01
+    sigmas = torch.tensor([transform.blur_sigma for transform in transforms if transform.blur_sigma])
+    assert 0.1 <= sigmas.min() < 0.13 and 1.95 < sigmas.max() <= 2
+    assert len({transform.operations[0].name for transform in transforms}) == 14
+
+
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -184,6 +281,11 @@ def test_colours_against_pil(clip_of: Callable[..., Tensor], place: int, enhance
         ({"area": (0.5, 1.5)}, r"augment\.area: got \[0\.5, 1\.5\]"),
         ({"aspect": (2.0, 1.0)}, r"augment\.aspect: got \[2\.0, 1\.0\], expected 0 < smallest <= largest"),
         ({"flip": 1.5}, r"augment\.flip: got 1\.5, expected 0 to 1"),
+        ({"hue": 0.7}, r"augment\.hue: got 0\.7, expected 0 to 0\.5"),
+        ({"blur_sigma": (0.0, 1.0)}, r"augment\.blur_sigma: got \[0\.0, 1\.0\], expected 0 < smallest <= largest$"),
+        ({"erase_frames": (0.5, 2.0)}, r"augment\.erase_frames: got \[0\.5, 2\.0\], expected .* <= 1"),
+        ({"policy_magnitude": 31}, r"augment\.policy_magnitude: got 31, expected 0 to 30"),
+        ({"policy_ops": 0}, r"augment\.policy_ops: got 0, expected 1 or more"),
         ({"colour": -0.1}, r"augment\.colour: got -0\.1, expected 0 to 1"),
     ],
 )

@@ -86,6 +86,35 @@ def test_generators_do_not_collide() -> None:
     assert len(seeds) == 3 * 30 * 30
 
 
+def test_repeats_are_the_same_frames_under_other_augmentations(
+    records: list[VideoRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def spy(path: str, choose: Callable[[int], Tensor], **options: Any) -> Frames:
+        opened.append(path)
+        return read_frames(path, choose, **options)
+
+    monkeypatch.setattr(dataset_module, "read_frames", spy)
+    augment = Augmentation(crop_px=32, short_side_px=(32, 40), colour=0.2, policy="rand", erase=0.5)
+    settings: dict[str, Any] = {"clip_frames": 4, "frame_stride": 3}
+    repeated = TrainingClips(records, augment, **settings, repeats=3)
+    items = repeated[5, 1]
+    assert isinstance(items, list) and len(items) == 3 and opened == [records[1].path]
+    first = TrainingClips(records, augment, **settings)[5, 1]
+    assert isinstance(first, Item) and torch.equal(items[0].video, first.video)  # the first is that of no repeats
+    # The reference: the frames of the first, each time augmented by the (epoch, index, repeat)'s own draws.
+    frames = read_frames(records[1].path, torch.arange, decoder="pyav").frames
+    numbers = random_clip(len(frames), clip_frames=4, frame_stride=3, generator=item_generator(0, 5, 1))
+    for repeat in (1, 2):
+        transform = sample_transform(
+            augment, height=48, width=64, generator=item_generator(0, 5, 1, repeat), clip_frames=4
+        )
+        expected = apply_transform(crop_and_resize(frames[numbers], transform.box, (32, 32)), transform)
+        assert torch.equal(items[repeat].video, expected)
+    assert len({item.video.numpy().tobytes() for item in items}) == 3
+
+
 @pytest.mark.parametrize("index", range(4))
 def test_an_item_is_a_random_clip_of_a_random_region(records: list[VideoRecord], index: int) -> None:
     """The reference: the same draws, then frame after frame."""

@@ -129,6 +129,13 @@ class AllViews(Dataset[Item]):
         return 3
 
 
+def test_clips_of_one_video_lie_apart_in_a_batch() -> None:
+    videos: list[Any] = [[Item(torch.zeros(1), n, n, f"{n}") for _ in range(2)] for n in range(3)]
+    batch = Collate((1,))([videos[0], Failure("bad", "broken", 7), *videos[1:]])
+    assert batch["index"].tolist() == [0, 1, 2, 0, 1, 2] and batch["video"].shape == (6, 1)
+    assert [failure.index for failure in batch["failures"]] == [7]
+
+
 def test_views_cross_processes_as_frames() -> None:
     loader = DataLoader(AllViews(), batch_size=2, num_workers=2, collate_fn=Collate(None))
     got = [video for batch in loader for video in batch["video"]]

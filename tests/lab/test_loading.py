@@ -141,3 +141,22 @@ def test_mistakes_are_one_line(
     code = main([word.format(folder) for word in words])
     said = capsys.readouterr()
     assert (code, said.out, said.err) == (2, "", f"error: {message.format(folder, folder)}\n")
+
+
+def test_augmentations_are_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--rounds", "2", "--augmentations", "--clip", "4x2x16"]
+    assert main([str(folder), *options], recipe=SMALL) == 0
+    out = capsys.readouterr().out
+    assert "Training clips of 4 frames, every 2, 16 pixels" in out and "2 videos" in out
+    assert main([str(folder), *options, "--json"], recipe=SMALL) == 0
+    costs = json.loads(capsys.readouterr().out)["costs"]
+    for name in (
+        "plain",
+        "RandAugment",
+        "hue",
+        "modern: RandAugment, erasing, data.repeats 2",
+        "plain, data.repeats 4",
+    ):
+        assert name in out and len(costs[name]) == 2 and min(costs[name]) > 0
+    assert main([str(folder), "--clip", "8x8"], recipe=SMALL) == 2
+    assert "got 8x8, expected frames x stride x pixels, such as 8x8x224" in capsys.readouterr().err

@@ -162,6 +162,7 @@ def test_a_training_step_reads_nothing(
         octave_network(),
         optimizer=optimizer,
         mixup_alpha=0.4,
+        cutmix_alpha=1.0,
         label_smoothing=0.1,
         channels_last=True,
         teacher=teacher,

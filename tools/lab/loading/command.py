@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from rich.console import Console
 
 from lab.benchmark.report import Sheet
+from lab.loading.augmentations import augmentation_costs, costs_sheet
 from lab.loading.loaders import Rate, loaders, measure, need
 from lab.loading.ways import FLOOR, Recipe, Turn, Video, clip_stages, clip_ways, look_at, usable, view_stages, view_ways
 from lab.timing import rounds_of, torch_threads
@@ -64,10 +67,42 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clips_per_second", type=float, default=400, metavar="X", help="that a GPU takes: of training, of tests (400)"
     )
+    parser.add_argument(
+        "--augmentations", action="store_true", help="instead: what each augmentation and data.repeats cost a clip"
+    )
+    parser.add_argument(
+        "--clip", type=_clip, metavar="TxSTRIDExPX", help="training clips to read, such as 16x4x112 (8x8x224)"
+    )
     parser.add_argument("--no_peers", action="store_true", help="leave pytorchvideo out")
     parser.add_argument("--no_loaders", action="store_true", help="leave the DataLoaders out")
     parser.add_argument("--json", action="store_true", help="print every number as JSON")
     return parser
+
+
+def _clip(text: str) -> tuple[int, int, int]:
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"got {text}, expected frames x stride x pixels, such as 8x8x224")
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def _of_clips(recipe: Recipe, frames: int, stride: int, size: int) -> Recipe:
+    """The recipe with other clips; the short side grows and shrinks with the crop."""
+    views = replace(recipe.views, clip_frames=frames, frame_stride=stride)
+    low, high = (max(round(side * size / recipe.augment.crop_px), size) for side in recipe.augment.short_side_px)
+    return Recipe(views, replace(recipe.augment, crop_px=size, short_side_px=(low, high)))
+
+
+def _augmentations(videos: list[Video], recipe: Recipe, args: argparse.Namespace) -> int:
+    with torch_threads(1):
+        costs = augmentation_costs(videos, recipe, rounds=args.rounds)
+    if args.json:
+        print(json_text({"torch": torch.__version__, "videos": videos, "costs": costs}, default=vars, indent=2))
+        return 0
+    sheet = costs_sheet(costs, recipe, len(videos))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(sheet.title, sheet.drawn(), *sheet.notes, sep="\n", highlight=False)
+    return 0
 
 
 def _run(args: argparse.Namespace, recipe: Recipe) -> int:
@@ -77,6 +112,10 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> int:
     if args.clips_per_second <= 0:
         raise UserError(f"--clips_per_second: got {args.clips_per_second:g}, expected more than 0")
     videos = [look_at(path) for path in _files(args.videos, args.most)]
+    if args.clip is not None:
+        recipe = _of_clips(recipe, *args.clip)
+    if args.augmentations:
+        return _augmentations(videos, recipe, args)
     workers = default_num_workers(available_cpus(), 1) if args.num_workers is None else args.num_workers
     # Shown if the tool is stopped too: for each video the facts ("video"), milliseconds of each way ("clips", "videos")
     # and of each stage; by kind and name of loader, a rate per round; by kind, what a GPU needs.

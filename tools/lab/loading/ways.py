@@ -333,7 +333,7 @@ def clip_stages(video: Video, recipe: Recipe, number: int) -> dict[str, float]:
 
     watch = _Stopwatch()
     read = _timed_read(watch, video, choose, region)
-    clip = apply_transform(read.frames[read.places].permute(0, 3, 1, 2), transform)
+    clip = apply_transform(read.frames.permute(0, 3, 1, 2), transform, read.places)
     watch.lap(ARRANGE)
     _across(Collate(clip.shape)([Item(clip, 0, 0, video.path)]))
     watch.lap(TRANSPORT)
