@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -48,7 +47,7 @@ from octvideo.training.parameter_groups import (
 )
 from octvideo.training.precise_bn import BatchNormEstimate, training_clips
 from octvideo.training.results import Evaluation
-from octvideo.training.schedule import Schedule, ScheduleName
+from octvideo.training.schedule import Schedule, ScheduleName, place_in_training
 from octvideo.training.steps import (
     NonFiniteSteps,
     compiler_errors_in_words,
@@ -344,16 +343,9 @@ class VideoClassifier(L.LightningModule):
         return True if device.type == "cuda" else None
 
     def _set_learning_rate(self, batch_idx: int) -> float:
-        trainer, window = self.trainer, self.trainer.accumulate_grad_batches
-        # The place counts optimizer steps; the last window of an epoch makes one too, however many batches it has.
-        per_epoch = max(math.ceil(trainer.num_training_batches / window), 1)
-        epoch = trainer.current_epoch + batch_idx // window / per_epoch
-        ends = [float(trainer.max_epochs)] if trainer.max_epochs not in (None, -1) else []
-        if trainer.max_steps not in (None, -1):
-            ends.append(epoch + (trainer.max_steps - trainer.global_step) / per_epoch)
-        top = self.rates.for_batch(self._clips_per_step or 0)
-        lr = top * self.schedule.factor(epoch, total_epochs=min(ends, default=epoch + 1))
-        for optimizer in trainer.optimizers:
+        epoch, total = place_in_training(self.trainer, batch_idx)
+        lr = self.rates.for_batch(self._clips_per_step or 0) * self.schedule.factor(epoch, total_epochs=total)
+        for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
         return lr

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from octvideo.errors import UserError
+from octvideo.training import VideoClassifier
 from octvideo.training.averaging import WeightAverage, check_goes_on
 
 
@@ -138,3 +141,10 @@ def test_a_checkpoint_without_averages_begins_them() -> None:
 def test_a_decay_that_can_not_be_meant_is_said(decay: float) -> None:
     with pytest.raises(UserError, match=r"model.ema_decay: got .*, expected between 0 and 1, such as .9999, or 0"):
         WeightAverage(decay)
+
+
+def test_shards_of_weights_are_refused() -> None:
+    module: Any = VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(24, 2)), ema_decay=0.9)
+    module._trainer = SimpleNamespace(strategy=FSDPStrategy(), world_size=2)
+    with pytest.raises(UserError, match=r"model.ema_decay averages whole weights, and FSDPStrategy has shards of them"):
+        module.setup("fit")
