@@ -269,7 +269,9 @@ def test_a_taught_run_resumes_bit_for_bit(root: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "model", [{"precise_bn": 2}, {"ema_warmup": False, "optimizer": "adamw"}], ids=["precise", "flat"]
+    "model",
+    [{"precise_bn": 2}, pytest.param({"ema_warmup": False, "optimizer": "adamw"}, marks=pytest.mark.slow)],
+    ids=["precise", "flat"],
 )
 def test_an_averaged_run_resumes_bit_for_bit(root: Path, model: dict[str, Any]) -> None:
     """From within an epoch and from its end; what is evaluated is what is saved as the weights."""
