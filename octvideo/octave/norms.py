@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from octvideo.octave.features import Octave
 from octvideo.octave.partition import (
-    ChannelIndex,
     HoldsIndices,
     Partition,
     as_channel_index,
     as_partition,
     take_channels,
 )
+
+# A map with the running mean, running variance, weight and bias of its channels.
+Part = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def batch_norm_parts(parts: Sequence[Part], momentum: float, eps: float) -> list[Tensor]:
+    """F.batch_norm of each map by its own batch; one function, so that a mode can do all of them in one exchange.
+
+    Args:
+        parts: what F.batch_norm takes of each; running statistics are changed.
+        momentum: of running statistics.
+        eps: added to variances.
+    """
+    maps = tuple(part[0] for part in parts)
+    if has_torch_function(maps):
+        return handle_torch_function(batch_norm_parts, maps, parts, momentum, eps)  # type: ignore[no-any-return]
+    return [F.batch_norm(*part, True, momentum, eps) for part in parts]
 
 
 class _OctBatchNorm(HoldsIndices, nn.modules.batchnorm._BatchNorm):
@@ -59,9 +78,8 @@ class _OctBatchNorm(HoldsIndices, nn.modules.batchnorm._BatchNorm):
             if self.momentum is None:  # cumulative average, as in nn.BatchNorm
                 momentum = 1.0 / float(self.num_batches_tracked)
         vectors = self.running_mean, self.running_var, self.weight, self.bias
-        parts = list(zip(*[self._parts(vector) for vector in vectors], strict=True))
-        high = self._norm(input.high, parts[0], self._high, momentum)
-        return Octave(high, self._norm(input.low, parts[1], self._low, momentum))
+        high, low = zip(*[self._parts(vector) for vector in vectors], strict=True)
+        return Octave(*self._norm([(input.high, *high), (input.low, *low)], momentum))
 
     def _parts(self, vector: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Of the high and of the low channels; by one split where that is possible: one step of autograd, not two."""
@@ -72,22 +90,21 @@ class _OctBatchNorm(HoldsIndices, nn.modules.batchnorm._BatchNorm):
             return high, low
         return take_channels(vector, self._high, 0, self), take_channels(vector, self._low, 0, self)
 
-    def _norm(self, x: Tensor, parts: tuple[Tensor | None, ...], channels: ChannelIndex, momentum: float) -> Tensor:
-        if x.shape[1] == 0:
-            return x
-        mean, var, weight, bias = parts
-        use_batch = self.training or mean is None
-        update = self.training and self.track_running_stats and mean is not None
-        if use_batch and not update:
-            mean = var = None
-        y = F.batch_norm(x, mean, var, weight, bias, use_batch, momentum, self.eps)
-        # Of a run of channels the statistics are a view, updated in place; others are written back.
-        if update and mean is not None and var is not None and not isinstance(channels, slice):
-            index = self.index_tensor(channels, mean.device)
-            with torch.no_grad():
-                self.running_mean.index_copy_(0, index, mean)  # type: ignore[union-attr]
-                self.running_var.index_copy_(0, index, var)  # type: ignore[union-attr]
-        return y
+    def _norm(self, parts: Sequence[Part], momentum: float) -> list[Tensor]:
+        if not (self.training or self.running_mean is None):
+            return [F.batch_norm(*part, False, momentum, self.eps) if part[0].shape[1] else part[0] for part in parts]
+        update = self.training and self.track_running_stats and self.running_mean is not None
+        if not update:
+            parts = [(x, None, None, weight, bias) for x, _, _, weight, bias in parts]
+        normed = iter(batch_norm_parts([part for part in parts if part[0].shape[1]], momentum, self.eps))
+        for (_, mean, var, *_), channels in zip(parts, (self._high, self._low), strict=True):
+            # Of a run of channels the statistics are a view, updated in place; others are written back.
+            if update and mean is not None and var is not None and not isinstance(channels, slice):
+                index = self.index_tensor(channels, mean.device)
+                with torch.no_grad():
+                    self.running_mean.index_copy_(0, index, mean)  # type: ignore[union-attr]
+                    self.running_var.index_copy_(0, index, var)  # type: ignore[union-attr]
+        return [next(normed) if part[0].shape[1] else part[0] for part in parts]
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", alpha={self.partition.alpha:.3g}"

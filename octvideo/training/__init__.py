@@ -3,6 +3,10 @@
 module.py             VideoClassifier: a network in training and evaluation
 schedule.py           the learning rate
 freezing.py           which parameters learn
+blocks.py             where a network divides
+parameter_groups.py   how fast each parameter learns, and what decays
+averaging.py          an average of the weights, which is evaluated and saved in their place
+gradient_checkpoints.py   blocks computed again in the backward pass: memory for time
 distillation.py       a trained network teaches another
 mixing.py             mixup and CutMix
 precise_bn.py         statistics of batch norm over many batches

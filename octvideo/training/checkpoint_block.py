@@ -70,25 +70,32 @@ def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], network
         log.warning("the checkpoint was trained as %s and is used as %s: its accuracy is not kept", then, now)
 
 
-def check_fit_goes_on(checkpoint: Mapping[str, Any], optimizer: str, num_weights: int) -> None:
+def check_fit_goes_on(checkpoint: Mapping[str, Any], optimizer: str, groups: Sequence[Mapping[str, Any]]) -> None:
     """Refuses the state of another optimizer in words, and lets an epoch continue that max_steps or max_time has
     cut short: Lightning takes it for finished.
 
     Args:
         checkpoint: Lightning's; its record of epochs is changed.
         optimizer: "sgd" or "adamw".
-        num_weights: that it trains, as parameters.
+        groups: of parameters, that it trains.
 
     Raises:
         UserError: the checkpoint's differs.
     """
+    own = [len(group["params"]) for group in groups]
     for state in checkpoint["optimizer_states"]:
-        groups = state["param_groups"]
-        theirs, number = "sgd" if "momentum" in groups[0] else "adamw", sum(len(group["params"]) for group in groups)
-        if (theirs, number) != (optimizer, num_weights):
+        theirs, sizes = state["param_groups"], [len(group["params"]) for group in state["param_groups"]]
+        name = "sgd" if "momentum" in theirs[0] else "adamw"
+        if (name, sum(sizes)) != (optimizer, sum(own)):
             raise UserError(
-                f"the checkpoint's run trains {number} parameters by {theirs}, this one {num_weights} by {optimizer}: "
+                f"the checkpoint's run trains {sum(sizes)} parameters by {name}, this one {sum(own)} by {optimizer}: "
                 "give its model.optimizer and model.freeze, or start a new run from its weights with --init"
+            )
+        if sizes != own:
+            raise UserError(
+                f"the checkpoint's run has {len(sizes)} groups of parameters by learning rate and decay, this one "
+                f"{len(own)}: give its model.layer_decay and model.backbone_lr_scale, or start a new run from its "
+                "weights with --init"
             )
     loop = checkpoint["loops"]["fit_loop"]
     if not loop["epoch_loop.batch_progress"]["is_last_batch"]:

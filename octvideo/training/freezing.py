@@ -1,9 +1,8 @@
-"""Which parameters learn: the head, frozen parts, and the groups with and without weight decay."""
+"""Which parameters learn: the head, and frozen parts."""
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -12,8 +11,7 @@ from octvideo.errors import UserError
 
 Freeze = Literal["none", "backbone", "norms"]
 
-_FSDP = "_fsdp_wrapped_module."  # in the names of what it wraps
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def find_head(network: nn.Module) -> nn.Linear:
@@ -44,7 +42,7 @@ def freeze_parameters(network: nn.Module, freeze: Freeze) -> list[nn.Module]:
     if freeze == "none":
         return []
     if freeze == "norms":
-        norms: list[nn.Module] = [module for module in network.modules() if isinstance(module, _NORMS)]
+        norms: list[nn.Module] = [module for module in network.modules() if isinstance(module, NORMS)]
         for module in norms:
             module.requires_grad_(False)
         return norms
@@ -53,27 +51,3 @@ def freeze_parameters(network: nn.Module, freeze: Freeze) -> list[nn.Module]:
     head.requires_grad_(True)
     # Leaves only, and not the dropout before the head, which belongs to the head's training.
     return [m for m in network.modules() if not list(m.children()) and m is not head and not isinstance(m, nn.Dropout)]
-
-
-def decayed_names(network: nn.Module) -> frozenset[str]:
-    """Parameters that weight decay is for: weights, not norms and biases (everything of one dimension).
-
-    To be asked before a strategy takes the network apart: shards of weights may have one dimension.
-    """
-    return frozenset(name for name, parameter in network.named_parameters() if parameter.ndim > 1)
-
-
-def decay_groups(network: nn.Module, weight_decay: float, decayed: Container[str]) -> list[dict[str, Any]]:
-    """Optimizer groups, with decay and without.
-
-    Args:
-        network: also wrapped by FSDP.
-        weight_decay: of the first group.
-        decayed: see `decayed_names`.
-    """
-    learning = [(name.replace(_FSDP, ""), p) for name, p in network.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in learning if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in learning if name not in decayed], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

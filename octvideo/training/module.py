@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -31,14 +31,23 @@ from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
+from octvideo.training.averaging import WeightAverage, check_goes_on
 from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
 from octvideo.training.distillation import Distillation, LossWeights
-from octvideo.training.freezing import Freeze, decay_groups, decayed_names, find_head, freeze_parameters
+from octvideo.training.freezing import Freeze, find_head, freeze_parameters
+from octvideo.training.gradient_checkpoints import GradientCheckpoints
 from octvideo.training.lightning_parts import KeepNorms
 from octvideo.training.mixing import Mixing, step_seed
+from octvideo.training.parameter_groups import (
+    LearningRates,
+    OptimizerName,
+    decayed_names,
+    make_optimizer,
+    parameter_groups,
+)
 from octvideo.training.precise_bn import BatchNormEstimate, training_clips
 from octvideo.training.results import Evaluation
-from octvideo.training.schedule import Schedule, ScheduleName
+from octvideo.training.schedule import Schedule, ScheduleName, place_in_training
 from octvideo.training.steps import (
     NonFiniteSteps,
     compiler_errors_in_words,
@@ -48,7 +57,6 @@ from octvideo.training.steps import (
 )
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
 
-Optimizer = Literal["sgd", "adamw"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 STEP_LOSS = "train/loss_step"  # of one batch
@@ -71,6 +79,10 @@ class VideoClassifier(L.LightningModule):
         std: per channel, of the same pixels.
         optimizer: "sgd" has Nesterov momentum.
         lr: at the top of the schedule, for the whole batch.
+        lr_batch_size: clips of an optimizer step, over all processes, that `lr` is for: the rate is in proportion to
+            what the step has. None takes `lr` as it is.
+        layer_decay: factor on the rate from each layer (stem, block, classifier) to the one below it; 1 is off.
+        backbone_lr_scale: factor on the rate of all but the classifier.
         momentum: of sgd.
         weight_decay: on weights; norms and biases have none.
         schedule: see `Schedule`, as are the next three.
@@ -92,6 +104,9 @@ class VideoClassifier(L.LightningModule):
         distill_temperature: that both networks' logits are divided by there.
         distill_features: weight of the distance between what the two classifiers read.
         label_weight: of the labels' loss; None is 1 - distill_logits. With 0 videos need no labels.
+        ema_decay: of an exponential moving average of the weights, which is evaluated, saved and used in place of them:
+            octvideo/training/averaging.py; 0 is off.
+        ema_warmup: averages begin with smaller decays, as timm's do.
         precise_bn: so many training batches estimate norms' statistics anew before validation; 0 is off.
         on_unreadable: in evaluation, "raise" stops at a video that can't be read, "count" leaves it out and
             says so.
@@ -103,6 +118,8 @@ class VideoClassifier(L.LightningModule):
         fuse: on a CUDA device, let batch norms do in one pass what lies between two convolutions
             (octvideo/octave/fused/training.py); keys and weights stay as they are. Off until it has been measured on a
             GPU: tools/gpu_report.py does.
+        checkpoint_gradients: keep of each block its input alone, and compute the block again in the backward pass:
+            memory for time, and the same gradients.
         compile: true compiles the network with torch.compile, or one of its modes does; keys stay as they are.
         seed: of dropout and of mixing, which are drawn anew for each (seed, epoch, batch, process): a resumed run
             repeats them.
@@ -117,8 +134,11 @@ class VideoClassifier(L.LightningModule):
         *,
         mean: tuple[float, float, float] = (0.45, 0.45, 0.45),
         std: tuple[float, float, float] = (0.225, 0.225, 0.225),
-        optimizer: Optimizer = "sgd",
+        optimizer: OptimizerName = "sgd",
         lr: float = 0.01,
+        lr_batch_size: int | None = None,
+        layer_decay: float = 1.0,
+        backbone_lr_scale: float = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         schedule: ScheduleName = "cosine",
@@ -138,19 +158,22 @@ class VideoClassifier(L.LightningModule):
         distill_temperature: float = 1.0,
         distill_features: float = 0.0,
         label_weight: float | None = None,
+        ema_decay: float = 0.0,
+        ema_warmup: bool = True,
         precise_bn: int = 0,
         on_unreadable: OnUnreadable = "raise",
         max_unreadable_fraction: float = 0.01,
         max_nonfinite_steps: int = 10,
         channels_last: bool = False,
         fuse: bool = False,
+        checkpoint_gradients: bool = False,
         compile: bool | CompileMode = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if views_per_chunk is not None and views_per_chunk < 1:
             raise UserError(f"views_per_chunk: got {views_per_chunk}, expected 1 or more")
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+        for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:  # nor NaN
                 raise UserError(f"model.{name}: got {value}, expected 0 or more")
         if precise_bn < 0:
@@ -161,7 +184,8 @@ class VideoClassifier(L.LightningModule):
         # Pixels are 0..255 here; not in the state_dict, they are in the checkpoint's "octvideo" block.
         self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", 255 * torch.tensor(std).view(3, 1, 1, 1), persistent=False)
-        self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
+        self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
+        self.rates = LearningRates(lr, layer_decay, backbone_lr_scale, lr_batch_size)
         self.schedule = Schedule(schedule, warmup_epochs, tuple(milestones or ()), gamma)
         self.label_smoothing, self.seed = label_smoothing, seed
         self.mixing = Mixing(mixup_alpha, cutmix_alpha, mix_prob, mix_switch_prob)
@@ -175,13 +199,20 @@ class VideoClassifier(L.LightningModule):
         if teacher is not None:  # before compiling: it hangs hooks on the network
             weights = LossWeights(distill_logits, distill_features, label_weight, distill_temperature)
             self.distillation = Distillation(teacher, network, weights, channels_last=channels_last, compile=compile)
+        self.average = WeightAverage(ema_decay, warmup=ema_warmup) if ema_decay else None
         self.precise_bn = precise_bn
+        if checkpoint_gradients and compile:
+            raise UserError(
+                "model.checkpoint_gradients works on networks that are not compiled: leave model.compile out"
+            )
+        self._checkpoints = GradientCheckpoints(network) if checkpoint_gradients else None
         # CUDA graphs: what they return lies in memory of their own.
         self._by_graphs = compile in ("reduce-overhead", "max-autotune")
         if compile:
             # In place, so that no key of a checkpoint gets a prefix.
             compile_module(network, mode=None if compile is True else compile)
         self._held, self._decayed = freeze_parameters(network, freeze), decayed_names(network)
+        self._rate_factors = self.rates.factors(network)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
         self.train_metrics = VideoMetrics(self.num_classes)
@@ -219,12 +250,19 @@ class VideoClassifier(L.LightningModule):
         x = x.to(next(self.network.parameters()).dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        norms = SynchronisedNorms() if self._synchronises and self.training else nullcontext()
-        with compiler_errors_in_words(), short_maps_in_float32(x), deterministic_pools(), norms:
-            logits = self.network(x)
+        modes = partial(self._modes, x)
+        with compiler_errors_in_words(), modes():
+            logits = self.network(x) if self._checkpoints is None else self._checkpoints(x, modes=modes)
         if self._by_graphs:
             logits = logits.clone()  # the next call overwrites them
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @contextmanager
+    def _modes(self, x: Tensor) -> Iterator[None]:
+        """What the network runs in; blocks that are computed again do so too."""
+        norms = SynchronisedNorms() if self._synchronises and self.training else nullcontext()
+        with short_maps_in_float32(x), deterministic_pools(), norms:
+            yield
 
     def view_scores(self, video: Tensor | Sequence[Views]) -> Tensor:
         """All views of each video to video scores (N, K), a bounded number of views at a time.
@@ -261,6 +299,11 @@ class VideoClassifier(L.LightningModule):
         if wanted:
             strategy._layer_sync = KeepNorms()  # type: ignore[attr-defined]
         self._synchronises = wanted and self.trainer.world_size > 1
+        if self.average is not None and isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+            raise UserError(
+                f"model.ema_decay averages whole weights, and {type(strategy).__name__} has shards of them: train with "
+                "--trainer.strategy ddp, or without ema_decay"
+            )
         names = self._names_of_data
         expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
         if expected != self.num_classes:
@@ -268,6 +311,8 @@ class VideoClassifier(L.LightningModule):
                 f"the network has {self.num_classes} classes and the data {expected}: "
                 f"set model.network.init_args.num_classes to {expected}"
             )
+        if stage == "fit" and self.rates.batch_size is not None and self._clips_per_step is None:
+            raise UserError("model.lr_batch_size needs data with a batch_size: give model.lr for the batch itself")
         if stage == "fit" and self.distillation is not None:
             self.distillation.check_classes(names, self.num_classes)
             self._teacher_line = self.distillation.cost(self.network, getattr(self._datamodule, "clip_shape", None))
@@ -282,9 +327,9 @@ class VideoClassifier(L.LightningModule):
 
     def _groups(self) -> list[dict[str, Any]]:
         """The optimizer's, with what learns beside the network last."""
-        groups = decay_groups(self.network, self.weight_decay, self._decayed)
+        groups = parameter_groups(self.network, self.weight_decay, self._decayed, self._rate_factors)
         if self.distillation is not None and (beside := list(self.distillation.parameters())):
-            groups.append({"params": beside, "weight_decay": self.weight_decay})
+            groups.append({"params": beside, "weight_decay": self.weight_decay, "lr_scale": 1.0})
         return groups
 
     @property
@@ -293,22 +338,8 @@ class VideoClassifier(L.LightningModule):
         return self.distillation is None or self.distillation.weights.of_labels > 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups, fused = self._groups(), self._skips_by_itself
-        optimizer: torch.optim.Optimizer
-        if self.optimizer_name == "adamw":
-            # torch's 1e-8 is 0 in float16, and an update of a weight without gradient 0/0.
-            eps = max(1e-8, torch.finfo(next(self.network.parameters()).dtype).tiny)
-            optimizer = torch.optim.AdamW(groups, lr=self.lr, eps=eps, fused=fused)
-        else:
-            nesterov = self.momentum > 0
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov, fused=fused)
-            if fused and nesterov:
-                # torch makes them uninitialised at the first step, and leaves them so where it skips that.
-                for parameter in itertools.chain.from_iterable(group["params"] for group in groups):
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        # Lightning unscales gradients before it clips them, and refuses to clip where an optimizer could unscale too.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        return optimizer
+        lr, fused = self.rates.lr, self._skips_by_itself
+        return make_optimizer(self.optimizer_name, self._groups(), lr=lr, momentum=self.momentum, fused=fused)
 
     @property
     def _skips_by_itself(self) -> bool | None:
@@ -319,18 +350,18 @@ class VideoClassifier(L.LightningModule):
         return True if device.type == "cuda" else None
 
     def _set_learning_rate(self, batch_idx: int) -> float:
-        trainer, window = self.trainer, self.trainer.accumulate_grad_batches
-        # The place counts optimizer steps; the last window of an epoch makes one too, however many batches it has.
-        per_epoch = max(math.ceil(trainer.num_training_batches / window), 1)
-        epoch = trainer.current_epoch + batch_idx // window / per_epoch
-        ends = [float(trainer.max_epochs)] if trainer.max_epochs not in (None, -1) else []
-        if trainer.max_steps not in (None, -1):
-            ends.append(epoch + (trainer.max_steps - trainer.global_step) / per_epoch)
-        lr = self.lr * self.schedule.factor(epoch, total_epochs=min(ends, default=epoch + 1))
-        for optimizer in trainer.optimizers:
+        epoch, total = place_in_training(self.trainer, batch_idx)
+        lr = self.rates.for_batch(self._clips_per_step or 0) * self.schedule.factor(epoch, total_epochs=total)
+        for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_scale"]
         return lr
+
+    @property
+    def _clips_per_step(self) -> int | None:
+        """Of an optimizer step, over all processes; None where the data does not say."""
+        batch_size = getattr(self._datamodule, "batch_size", None)
+        return batch_size and batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_fit_start(self) -> None:
         self._fuse_on_cuda()
@@ -339,6 +370,8 @@ class VideoClassifier(L.LightningModule):
         built = built_from(self.network) or {"class_path": type(self.network).__name__}
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
+        for line in self.rates.described(self._rate_factors, clips=self._clips_per_step):
+            self.print(line)
         if self.distillation is not None:
             self.distillation.teacher.move_to(self.trainer.strategy.root_device)  # FSDP moves what it trains alone
             self.print(self._teacher_line)
@@ -347,6 +380,12 @@ class VideoClassifier(L.LightningModule):
             self.print(f"precise_bn: {count} batch norms are estimated on {self.precise_bn} batches before validation")
         if advice := precision_advice(str(self.trainer.precision), self.trainer.strategy.root_device):
             self.print(advice)
+
+        if self._checkpoints is not None:
+            self.print(f"gradient checkpoints: {len(self._checkpoints)} blocks are computed again in the backward pass")
+        if self.average is not None:
+            self.average.begin(self.network)
+            self.print(self.average)
 
     def on_train_start(self) -> None:
         # Lightning leaves these out where it resumes within an epoch.
@@ -452,6 +491,12 @@ class VideoClassifier(L.LightningModule):
         elif self._look_at_steps():
             self.zero_grad(set_to_none=True)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's; behind it the weights are averaged, before anything saves them."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.network)
+
     def _look_at_steps(self) -> bool:
         """Whether steps since the last look were not finite; says so, and ends the run where they are many in a row."""
         self._steps_since_look = 0
@@ -479,8 +524,8 @@ class VideoClassifier(L.LightningModule):
         saved = trainer.ckpt_path or any(callback.best_model_path for callback in callbacks)
         go_on = "go on from the last checkpoint, which is finite, with --resume" if saved else "start again"
         return NotFinite(
-            f"training has diverged: {problem} ({self._place}). Lower --model.lr (now {self.lr:g}), warm up longer "
-            f"(--model.warmup_epochs) or clip gradients (--trainer.gradient_clip_val 1), and {go_on}"
+            f"training has diverged: {problem} ({self._place}). Lower --model.lr (now {self.rates.lr:g}), warm up "
+            f"longer (--model.warmup_epochs) or clip gradients (--trainer.gradient_clip_val 1), and {go_on}"
         )
 
     def _empty_loss(self, video: Tensor | Sequence[Views]) -> Tensor | None:
@@ -512,6 +557,10 @@ class VideoClassifier(L.LightningModule):
         self._log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))
+
+    def on_train_end(self) -> None:
+        if self.average is not None:
+            self.average.enter(self.network)  # what a test by the same module is of
 
     def _epoch_line(self, values: dict[str, float]) -> str:
         parts = [epoch_of(self.trainer)]
@@ -548,7 +597,10 @@ class VideoClassifier(L.LightningModule):
 
     def on_validation_start(self) -> None:
         self._fuse_on_cuda()
-        if self.precise_bn and self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if self.average is not None and fitting:
+            self.average.enter(self.network)  # before their statistics are estimated
+        if self.precise_bn and fitting and not self.trainer.sanity_checking:
             with self.trainer.precision_plugin.forward_context():
                 clips = training_clips(self.trainer, self._datamodule, self.precise_bn)
                 BatchNormEstimate(self.network, self._held).over(clips, self)
@@ -566,6 +618,8 @@ class VideoClassifier(L.LightningModule):
         self._evaluate(batch, keep=False)
 
     def on_validation_epoch_end(self) -> None:
+        if self.average is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.average.leave(self.network)
         self._log_all(self.evaluation.values("val"))
 
     def on_test_epoch_start(self) -> None:
@@ -607,7 +661,8 @@ class VideoClassifier(L.LightningModule):
         return list(getattr(self._datamodule, "class_names", ()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        optimized = [p for group in self._groups() for p in group["params"]]
+        groups = self._groups()
+        optimized = [p for group in groups for p in group["params"]]
         if self.distillation is None and self.trainer.state.fn != TrainerFn.FITTING:
             for key in [key for key in checkpoint["state_dict"] if key.startswith("distillation.")]:
                 del checkpoint["state_dict"][key]  # what only learnt beside the network
@@ -616,9 +671,14 @@ class VideoClassifier(L.LightningModule):
         check_fits(checkpoint, self.state_dict(), self.network)
         check_finite(checkpoint["state_dict"], self.trainer.ckpt_path)
         if self.trainer.state.fn == TrainerFn.FITTING:
-            check_fit_goes_on(checkpoint, self.optimizer_name, len(optimized))
-            for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
-                group["fused"] = self._skips_by_itself  # that of this run's device, not of the one that wrote it
+            check_goes_on(checkpoint, self.average)
+            check_fit_goes_on(checkpoint, self.optimizer_name, groups)
+            for state in checkpoint["optimizer_states"]:
+                for saved, own in zip(state["param_groups"], groups, strict=True):
+                    # That of this run's device and config, not of what wrote it.
+                    saved.update(fused=self._skips_by_itself, lr_scale=own["lr_scale"])
+            if self.average is not None:
+                self.average.load(checkpoint)
         self.unreadable.paths.update(checkpoint.get("unreadable", {}))
         self.unreadable.count = checkpoint.get("unreadable_in_epoch", 0)
 
@@ -633,3 +693,5 @@ class VideoClassifier(L.LightningModule):
         checkpoint["unreadable_in_epoch"] = self.unreadable.count  # of the first process, about what others have
         views = getattr(self._datamodule, "view_settings", None)
         checkpoint["octvideo"] = make_block(self.network, self.class_names, views=views, mean=self.mean, std=self.std)
+        if self.average is not None:
+            self.average.save(checkpoint)

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import lightning as L
+
 from octvideo.errors import UserError
 
 ScheduleName = Literal["cosine", "step", "constant"]
@@ -63,3 +65,17 @@ class Schedule:
         # The cosine spans what is left after the warm-up, as in PyTorch's SequentialLR recipes.
         span = max(total_epochs - self.warmup_epochs, 1e-9)
         return 0.5 * (1.0 + math.cos(math.pi * min((epoch - self.warmup_epochs) / span, 1.0)))
+
+
+def place_in_training(trainer: L.Trainer, batch_idx: int) -> tuple[float, float]:
+    """Where the step of a batch lies, for `Schedule`: finished epochs with the finished share of the running one, and
+    their total.
+    """
+    window = trainer.accumulate_grad_batches
+    # The place counts optimizer steps; the last window of an epoch makes one too, however many batches it has.
+    per_epoch = max(math.ceil(trainer.num_training_batches / window), 1)
+    epoch = trainer.current_epoch + batch_idx // window / per_epoch
+    ends = [float(trainer.max_epochs)] if trainer.max_epochs not in (None, -1) else []  # type: ignore[arg-type]
+    if trainer.max_steps not in (None, -1):
+        ends.append(epoch + (trainer.max_steps - trainer.global_step) / per_epoch)
+    return epoch, min(ends, default=epoch + 1)

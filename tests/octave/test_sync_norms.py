@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,34 @@ def one_process_is_itself(tmp_path: Path, backend: str, device: str) -> None:
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="its Gloo may never end in destroy_process_group")
 def test_one_process_is_itself(tmp_path: Path) -> None:
     one_process_is_itself(tmp_path, "gloo", "cpu")
+
+
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="its Gloo may never end in destroy_process_group")
+def test_both_maps_of_a_norm_go_in_one_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    sent: list[tuple[str, int]] = []
+    for name in ("all_gather", "all_reduce"):
+        real = getattr(dist, name)
+
+        def counted(*args: Any, name: str = name, real: Any = real) -> None:
+            sent.append((name, args[-1].numel()))
+            real(*args)
+
+        monkeypatch.setattr(dist, name, counted)
+    try:
+        net = network()
+        with SynchronisedNorms():
+            y = net(clips())
+        norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        assert [getattr(norm, "partition", None) is not None for norm in norms] == [False, True, True, False]
+        # Mean and variance of each channel, and the positions of each map.
+        channels = [8, 8, 6, 6]
+        assert sent == [("all_gather", 2 * c + maps) for c, maps in zip(channels, (1, 2, 2, 1), strict=True)]
+        sent.clear()
+        y.sum().backward()
+        assert sent == [("all_reduce", 2 * c) for c in reversed(channels)]
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""What learns and what decays."""
+"""What learns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from octvideo.errors import UserError
-from octvideo.training.freezing import decay_groups, decayed_names, find_head, freeze_parameters
+from octvideo.training.freezing import find_head, freeze_parameters
 
 
 def network() -> nn.Sequential:
@@ -22,26 +22,6 @@ def network() -> nn.Sequential:
 
 def learning(net: nn.Module) -> set[str]:
     return {name for name, p in net.named_parameters() if p.requires_grad}
-
-
-def test_decay_is_for_weights_and_each_parameter_is_in_one_group() -> None:
-    net = network()
-    decayed, free = decay_groups(net, 0.1, decayed_names(net))
-    assert {id(p) for p in decayed["params"]} == {id(net[0].weight), id(net[5].weight)}
-    assert {id(p) for p in free["params"]} == {id(p) for p in (net[0].bias, net[1].weight, net[1].bias, net[5].bias)}
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
-
-
-def test_shards_of_one_dimension_decay_as_their_weights_do() -> None:
-    """As FSDP makes them, with the names that it gives."""
-    net = network()
-    names, wrapped = decayed_names(net), nn.Module()
-    wrapped.add_module("_fsdp_wrapped_module", net)
-    for parameter in net.parameters():
-        parameter.data = parameter.data.flatten()
-    decayed, free = decay_groups(wrapped, 0.1, names)
-    assert {id(p) for p in decayed["params"]} == {id(net[0].weight), id(net[5].weight)}
-    assert len(free["params"]) == 4
 
 
 def test_a_frozen_backbone_leaves_the_head_and_its_dropout() -> None:

@@ -167,6 +167,7 @@ def test_a_training_step_reads_nothing(
         channels_last=True,
         teacher=teacher,
         distill_features=1.0,
+        ema_decay=0.99,
     )
     with FakeTensorMode(allow_non_fake_inputs=True), NoWaiting() as mode:
         module = as_fake_cuda(module)

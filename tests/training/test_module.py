@@ -121,6 +121,25 @@ def test_on_cuda_the_network_is_fused_once(
     assert "fused" not in network.meta and not any("Fused" in type(part).__name__ for part in network.modules())
 
 
+def test_a_rate_for_a_batch_needs_its_size(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"model.lr_batch_size needs data with a batch_size: give model.lr for"):
+        trainer(tmp_path).fit(VideoClassifier(Tiny(), lr_batch_size=8), loader([batch(2)]))
+
+
+def test_a_trained_module_has_its_averages(tmp_path) -> None:
+    """For a test behind the fit; a checkpoint still has the weights beside them, and save_weights_only the averages."""
+    module = VideoClassifier(Tiny(), ema_decay=0.9, lr=0.1)
+    runner = trainer(tmp_path)
+    runner.fit(module, loader([batch(2), batch(3), batch(4)]))
+    runner.save_checkpoint(tmp_path / "all.ckpt")
+    runner.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    whole, weights = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("all", "weights"))
+    for content in (whole, weights):
+        assert torch.equal(content["state_dict"]["network.head.weight"], module.network.head.weight)
+        assert content["octvideo"]["averaged"]["updates"] == 3
+    assert not torch.equal(whole["current_model_state"]["network.head.weight"], module.network.head.weight)
+
+
 def test_sync_batchnorm_is_done_by_the_module(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for a batch without a readable clip; Lightning replaces no norm; the next fit may be without it."""
     entered: list[int] = []

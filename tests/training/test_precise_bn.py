@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from fvcore.nn import update_bn_stats
 from torch import Tensor, distributed, nn
 
 from octvideo.octave import Octave, OctBatchNorm3d, Partition, fuse_training, octavize, split
@@ -50,6 +52,19 @@ def test_statistics_are_those_of_all_positions(partition: Partition, momentum: f
     assert network.norm.momentum == momentum and not network.norm.training and not network.dropout.training
     assert torch.equal(network.norm.num_batches_tracked, count) and not network.norm._forward_hooks
     assert torch.equal(network.unused.running_var, torch.ones(6))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_statistics_are_those_of_fvcore(momentum: float | None) -> None:
+    """Batches of several sizes, whose positions it weighs, through two norms."""
+    layers = (nn.Conv3d(6, 4, 1), nn.BatchNorm3d(4, momentum=momentum), nn.ReLU(), nn.Conv3d(4, 5, 1))
+    ours, given = nn.Sequential(*layers, nn.BatchNorm3d(5, momentum=momentum)), batches()
+    theirs = copy.deepcopy(ours).train()
+    update_bn_stats(theirs, given, num_iters=len(given))
+    BatchNormEstimate(ours.eval()).over(given, ours)
+    for key, value in ours.state_dict().items():
+        if "running" in key:
+            torch.testing.assert_close(value, theirs.state_dict()[key], rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_norms_keep_theirs_and_an_error_changes_nothing() -> None:

@@ -268,6 +268,85 @@ def test_a_taught_run_resumes_bit_for_bit(root: Path, monkeypatch: pytest.Monkey
     torch.testing.assert_close(whole[-1], expected)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [{"precise_bn": 2}, pytest.param({"ema_warmup": False, "optimizer": "adamw"}, marks=pytest.mark.slow)],
+    ids=["precise", "flat"],
+)
+def test_an_averaged_run_resumes_bit_for_bit(root: Path, model: dict[str, Any]) -> None:
+    """From within an epoch and from its end; what is evaluated is what is saved as the weights."""
+    settings: dict[str, Any] = {"model": model | {"ema_decay": 0.9}, "accumulate_grad_batches": 2}
+    saved, evaluated = KeepAll(), []
+
+    class Evaluated(L.Callback):
+        def on_validation_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+            evaluated.append({f"network.{k}": v.clone() for k, v in module.network.state_dict().items()})
+
+    fit(root, plugins=saved, callbacks=[Evaluated()], **settings)
+    end = torch.load(saved.kept[-1], weights_only=True)
+    assert end["octvideo"]["averaged"]["updates"] == end["global_step"] == 6
+    assert all(torch.equal(value, end["state_dict"][key]) for key, value in evaluated[-1].items())
+    assert not torch.equal(end["state_dict"]["network.head.weight"], end["current_model_state"]["network.head.weight"])
+    for checkpoint in saved.kept[::2]:
+        fit(root, resume=checkpoint, **settings)
+        found = torch.load(root / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        for part in ("state_dict", "current_model_state", "averaging_state"):
+            wrong = [
+                key
+                for key, value in end[part].items()
+                if not torch.equal(torch.as_tensor(value), torch.as_tensor(found[part][key]))
+            ]
+            assert wrong == [], (checkpoint, part)
+    with pytest.raises(UserError, match=r"averages its weights \(model.ema_decay 0.9\), this one does not"):
+        fit(root, resume=saved.kept[0], model={key: value for key, value in model.items() if "ema" not in key})
+
+
+def test_averages_follow_the_weights_of_each_optimizer_step(root: Path) -> None:
+    """By the formula, from what each step left."""
+
+    class Steps(L.Callback):
+        def __init__(self) -> None:
+            self.weights: list[Tensor] = []
+
+        def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+            if trainer.global_step > len(self.weights):
+                self.weights.append(module.network.head.weight.detach().clone())
+
+    steps = Steps()
+    fit(root, callbacks=[steps], accumulate_grad_batches=2, model={"ema_decay": 0.5})
+    average = steps.weights[0]
+    for n, weight in enumerate(steps.weights[1:], 2):
+        decay = min(0.5, 1 - n ** (-2 / 3))
+        average = decay * average + (1 - decay) * weight
+    found = torch.load(root / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert len(steps.weights) == 6
+    torch.testing.assert_close(found["network.head.weight"], average)
+
+
+def test_other_groups_of_rates_do_not_go_on(root: Path) -> None:
+    place = stopped_behind(root, 2)
+    with pytest.raises(UserError, match=r"has 2 groups of parameters by learning rate and decay, this one 3: give its"):
+        fit(root, resume=place, model={"backbone_lr_scale": 0.1})
+
+
+def test_rates_are_scaled_by_group_and_batch(root: Path) -> None:
+    """A step has 2 clips of 2 batches, and the rate is that of 8."""
+    watch, heads = Watch(), []
+
+    class Heads(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            heads.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    model = {"lr": 0.8, "lr_batch_size": 8, "backbone_lr_scale": 0.25, "schedule": "constant"}
+    fit(root, watch, callbacks=[Heads()], accumulate_grad_batches=2, model=model)
+    assert all(rates == pytest.approx([0.1, 0.4, 0.4]) for rates in heads) and heads
+    resumed = stopped_behind(root, 3, accumulate_grad_batches=2, model=model)
+    heads.clear()
+    model["backbone_lr_scale"] = 0.5
+    fit(root, callbacks=[Heads()], accumulate_grad_batches=2, model=model, resume=resumed)
+    assert heads[-1] == pytest.approx([0.2, 0.4, 0.4])
+
+
 def test_workers_draw_from_the_epoch_that_is_resumed(root: Path) -> None:
     """They ask for batches as soon as there is a loader."""
     saved, whole = KeepAll(), Watch()
