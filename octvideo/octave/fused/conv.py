@@ -283,8 +283,9 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
         terms = (*conv.to_high.terms, *conv.to_low.terms)
         paths = [path for term in terms for path in term.sources if path is not None]
         steps = [self.pool_first, *(path.pool for path in paths), *(term.path.up for term in terms)]
-        channels = [slice(0, len(part)) for part in (conv.partition_in.high, conv.partition_in.low)]
-        self.reads_all = all(p is None or p.inputs == all for term in terms for p, all in zip(term.sources, channels, strict=True))
+        whole = [slice(0, len(part)) for part in (conv.partition_in.high, conv.partition_in.low)]
+        read = [pair for term in terms for pair in zip(term.sources, whole, strict=True)]
+        self.reads_whole_maps = all(path is None or path.inputs == channels for path, channels in read)
         self.halves_space = axes > 1 and all(s is None or s == (1, 2, 2)[-axes:] for s in steps)
         convs: list[Any] = [*self.high, *self.low]
         self.onednn_has = self.halves_space and all(conv.onednn.has_form for conv in convs)
@@ -336,17 +337,16 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
     @property
     def weights(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Of the three convolutions that the kernel has: to y_high, of what is upsampled, and to y_low."""
-        high, low = ([conv.weight for conv in convs] for convs in (self.high, self.low))
-        reads_low = self.pool_first is not None
-        from_low = high.pop() if len(high) > 1 and not reads_low else None
-        return torch.cat(high, 1), from_low, torch.cat(low, 1) if low else None  # type: ignore[arg-type]
+        high, low = ([conv.weight for conv in convs] for convs in (self.high, self.low))  # type: ignore[misc]
+        from_low = high.pop() if len(high) > 1 and self.pool_first is None else None
+        return torch.cat(high, 1), from_low, torch.cat(low, 1) if low else None  # type: ignore
 
     @property
     def form(self) -> Form | None:
         """None where its convolutions are not alike, or do not meet in the way that the kernel expects."""
         main, *others = self.to_high.terms
         from_high, from_low = main.sources
-        expected = self.halves_space and self.reads_all and from_high is not None and from_high.pool is None
+        expected = self.halves_space and self.reads_whole_maps and from_high is not None and from_high.pool is None
         for term in others:
             source = term.sources[1]
             expected &= term.sources[0] is None and source is not None and source.pool is None
@@ -362,7 +362,8 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
         expected &= low_from_high is None or low_from_high.pool is not None
         expected &= low_from_low is None or low_from_low.pool == self.pool_first
         convs: list[Any] = [*self.high, *self.low]
-        is_depthwise = all(conv.is_depthwise for conv in convs) and not others and low_from_high is from_low is None
+        exchanges = bool(others) or from_low is not None or low_from_high is not None
+        is_depthwise = not exchanges and all(conv.is_depthwise for conv in convs)
         form, *other_forms = [conv.form if is_depthwise else conv.grouped_form for conv in convs]
         if form is None or any(other != form for other in other_forms) or not expected:
             return None

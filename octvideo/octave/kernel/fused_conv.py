@@ -169,8 +169,8 @@ class Form:
     def shares_low(self, outs_low: int, *, adds_from_low: bool, format: Format = F32) -> bool:
         """Whether both convolutions that read x_low at its own size run as one.
 
-        They do where y_low has few channels, as of a group, which alone would fill few registers. On AMX tiles y_low's convolution
-        reads both maps as one instead, which fills tiles.
+        They do where y_low has few channels, as in groups, which alone would fill few registers. On AMX tiles y_low's
+        convolution reads both maps as one instead, which fills tiles.
         """
         library = load_library()
         by_tiles = library is not None and format != F32 and library.tiles_are_used()
@@ -181,7 +181,7 @@ class Form:
             or not (adds_from_low and self.low_reads_high and self.low_reads_low)
         ):
             return False
-        return 0 < outs_low and (self.groups > 1 or outs_low < 3 * library.num_lanes())
+        return outs_low > 0 and (self.groups > 1 or outs_low < 3 * library.num_lanes())
 
     def layer(self, in_high: int, outs: tuple[int, int], **flags: bool) -> Layer:
         """For maps of any size, without weights.
@@ -354,7 +354,8 @@ def _packed(layer: Layer, given: Sequence[Tensor | None], quanta: LayerQuanta | 
         if quanta is not None:
             weight, scales, corrections = quantised_weight(weight, _input_quanta(quanta, own_high, weight.shape[1]))
             tensors["scale_" + name] = scales
-            split = corrections.split([layer.outs_high, len(corrections) - layer.outs_high]) if name == "from_low" else ()
+            outs = [layer.outs_high, len(corrections) - layer.outs_high]
+            split = corrections.split(outs) if name == "from_low" else ()
             for target, correction in zip(("high", "low"), split or (corrections,) * 2, strict=True):
                 if (split or target == name) and len(correction):
                     bias = biases[target]
