@@ -198,14 +198,23 @@ class PreparedConv(PreparedLayer):
 
     @property
     def form(self) -> Form | None:
-        is_depthwise = self.weight.shape[1] == 1 and self.groups == len(self.weight) > 1
+        form = self.grouped_form
+        return replace(form, is_depthwise=True, groups=1) if form is not None and self.is_depthwise else form
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel is convolved by itself."""
+        return self.weight.shape[1] == 1 and self.groups == len(self.weight) > 1
+
+    @property
+    def grouped_form(self) -> Form | None:
+        """The form, in which a depthwise convolution has as many groups as channels."""
         if self.weight.dim() < 4:
             return None
         sizes = (tuple(self.weight.shape[2:]), self.stride, self.padding, self.dilation)
         if self.weight.dim() == 4:
             sizes = tuple((first, *size) for first, size in zip((1, 1, 0, 1), sizes, strict=True))  # type: ignore
-        groups = 1 if is_depthwise else self.groups
-        return Form(*sizes, max_pool=self.max_pool, is_depthwise=is_depthwise, groups=groups)
+        return Form(*sizes, max_pool=self.max_pool, groups=self.groups)
 
     def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedLayer:
         given: dict[str, Any] = {"activation": self.activation, "format": format, "quanta": quanta}
@@ -258,9 +267,9 @@ class PreparedConv(PreparedLayer):
 class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
     """An octave one, as `PreparedConv`s, one for each term of the layer.
 
-    y_low is one convolution of the pooled high and the low channels side by side; y_high is one of the high channels,
-    added to what the low ones give, upsampled, and to the residual: two passes over y_high that the kernel does not
-    need.
+    y_low is one convolution of the pooled high and the low channels side by side, or, in a grouped layer, one of each;
+    y_high is one of the high channels, added to what the low ones give, upsampled, and to the residual: passes over
+    the results that the kernel does not need.
     """
 
     def __init__(self, conv: OctaveLayer) -> None:
@@ -270,10 +279,13 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
         self.hold_indices(*conv.to_high.inputs, *conv.to_low.inputs)
         axes = len(conv.kernel_size)
         self.high, self.low = (nn.ModuleList(_prepared(conv, target)) for target in (conv.to_high, conv.to_low))
-        self.num_high = len(conv.partition_in.high)
+        self.num_high = len(conv.partition_in.high) // conv.to_high.terms[0].path.groups
         terms = (*conv.to_high.terms, *conv.to_low.terms)
         paths = [path for term in terms for path in term.sources if path is not None]
         steps = [self.pool_first, *(path.pool for path in paths), *(term.path.up for term in terms)]
+        whole = [slice(0, len(part)) for part in (conv.partition_in.high, conv.partition_in.low)]
+        read = [pair for term in terms for pair in zip(term.sources, whole, strict=True)]
+        self.reads_whole_maps = all(path is None or path.inputs == channels for path, channels in read)
         self.halves_space = axes > 1 and all(s is None or s == (1, 2, 2)[-axes:] for s in steps)
         convs: list[Any] = [*self.high, *self.low]
         self.onednn_has = self.halves_space and all(conv.onednn.has_form for conv in convs)
@@ -285,12 +297,13 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
 
     @classmethod
     def of(cls, conv: OctaveLayer) -> PreparedOctConv | None:
-        """What computes `conv`; None for layers of another form: grouped with an exchange, or padded unusually."""
+        """What computes `conv`; None for layers of another form, as those that are padded unusually."""
         terms = (*conv.to_high.terms, *conv.to_low.terms)
         usual = conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and not conv.transposed
         whole = all(term.path.covers_target for term in terms)
-        one_each = bool(conv.to_high.terms) and len(conv.to_low.terms) == int(conv.gives_pair)
-        return cls(conv) if usual and whole and one_each and terms[0].path.up is None else None
+        alike = len({term.path.groups for term in terms}) == 1
+        few = len(conv.to_low.terms) == int(conv.gives_pair) or (alike and conv.groups > 1)
+        return cls(conv) if usual and whole and few and conv.to_high.terms and terms[0].path.up is None else None
 
     @property
     def main(self) -> PreparedConv:  # type: ignore[override]
@@ -303,51 +316,63 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
     @activation.setter
     def activation(self, value: Activation) -> None:
         # Before the upsampled low part is added, there is nothing to apply it to.
-        for conv in (self.main, *self.low):
+        for conv in (self.main, *self.low[:1]):
             conv.activation = value  # type: ignore[assignment]
 
     def as_fused(self, form: Form, format: Format, quanta: LayerQuanta | None) -> FusedLayer:
-        from_low: Any = self.high[1] if len(self.high) > 1 else None
-        low: Any = self.low[0] if self.gives_pair else None
+        high, from_low, low = self.weights
         given: dict[str, Any] = {
-            "high": self.main.weight,
-            "low": None if low is None else low.weight,
+            "high": high,
+            "low": low,
             "bias_high": self.main.bias,
-            "bias_low": None if low is None else low.bias,
+            "bias_low": self.low[0].bias if self.gives_pair else None,
             "activation": self.activation,
             "format": format,
             "quanta": quanta,
         }
         if form.is_depthwise:
             return FusedDepthwise(form, **given)
-        from_low = None if from_low is None else from_low.weight
         return FusedConv(form, from_low=from_low, num_high=self.num_high, **given)
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Of the three convolutions that the kernel has: to y_high, of what is upsampled, and to y_low."""
+        high, low = ([conv.weight for conv in convs] for convs in (self.high, self.low))  # type: ignore[misc]
+        from_low = high.pop() if len(high) > 1 and self.pool_first is None else None
+        return torch.cat(high, 1), from_low, torch.cat(low, 1) if low else None  # type: ignore
 
     @property
     def form(self) -> Form | None:
         """None where its convolutions are not alike, or do not meet in the way that the kernel expects."""
-        form, *other_forms = [conv.form for conv in (*self.high, *self.low)]
-        alike = form is not None and all(other == form for other in other_forms)
         main, *others = self.to_high.terms
         from_high, from_low = main.sources
-        expected = from_high is not None and from_high.pool is None
-        if from_low is not None:
-            expected &= from_low.pool is None and self.pool_first is not None
+        expected = self.halves_space and self.reads_whole_maps and from_high is not None and from_high.pool is None
         for term in others:
             source = term.sources[1]
             expected &= term.sources[0] is None and source is not None and source.pool is None
-            expected &= self.pool_first is None and term.path.up is not None
-        low_sources = self.to_low.terms[0].sources if self.gives_pair else (None, None)
-        expected &= low_sources[0] is None or low_sources[0].pool is not None
-        expected &= low_sources[1] is None or low_sources[1].pool == self.pool_first
-        if not (alike and expected and self.halves_space) or form.groups > 1:  # type: ignore[union-attr]
+            if term.path.up is None:
+                from_low = source  # of a grouped layer
+            else:
+                expected &= self.pool_first is None
+        if from_low is not None:
+            expected &= from_low.pool is None and self.pool_first is not None
+        low_from_high, low_from_low = (
+            next((term.sources[n] for term in self.to_low.terms if term.sources[n] is not None), None) for n in (0, 1)
+        )
+        expected &= low_from_high is None or low_from_high.pool is not None
+        expected &= low_from_low is None or low_from_low.pool == self.pool_first
+        convs: list[Any] = [*self.high, *self.low]
+        exchanges = bool(others) or from_low is not None or low_from_high is not None
+        is_depthwise = not exchanges and all(conv.is_depthwise for conv in convs)
+        form, *other_forms = [conv.form if is_depthwise else conv.grouped_form for conv in convs]
+        if form is None or any(other != form for other in other_forms) or not expected:
             return None
         return replace(
-            form,  # type: ignore[type-var]
+            form,
             pool_first=self.pool_first is not None,
             high_reads_low=from_low is not None,
-            low_reads_high=low_sources[0] is not None,
-            low_reads_low=low_sources[1] is not None,
+            low_reads_high=low_from_high is not None,
+            low_reads_low=low_from_low is not None,
         )
 
     def run_torch(self, maps: Maps, residuals: Residuals) -> Sequence[Tensor]:
@@ -383,8 +408,11 @@ class PreparedOctConv(HoldsIndices, PreparedLayer):  # type: ignore[misc]
                 y_high = run(self.main, main, add_upsampled(residual, part, up[-axes:]))
         if not self.gives_pair:
             return (y_high,)
-        low = self.to_low.terms[0].gather(high, low, axes, self)
-        return y_high, run(self.low[0], low, residual_low)  # type: ignore[arg-type]
+        first, *others = [term.gather(high, low, axes, self) for term in self.to_low.terms]
+        if others:
+            part = run(self.low[1], others[0], None)  # type: ignore[arg-type]
+            residual_low = part if residual_low is None else residual_low + part
+        return y_high, run(self.low[0], first, residual_low)  # type: ignore[arg-type]
 
 
 def _prepared(conv: OctaveLayer, target: Target) -> list[PreparedConv]:

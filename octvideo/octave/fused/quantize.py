@@ -217,35 +217,36 @@ def _shifts(conv: PreparedLayer, quanta: Quanta, means: Sequence[Tensor]) -> Ite
         quanta, means: of what the layer reads.
     """
     if isinstance(conv, PreparedConv):
-        of_groups = zip(conv.weight.chunk(conv.groups), means[0].chunk(conv.groups), strict=True)
-        yield conv, torch.cat([_shift(weight, quanta, [mean], weight.shape[1]) for weight, mean in of_groups])
+        yield conv, _shift(conv.weight, quanta, means, conv.weight.shape[1], conv.groups)
         return
     assert isinstance(conv, PreparedOctConv) and conv.form is not None
     num_high, form = conv.num_high, conv.form
-    high, *from_low = [part.weight for part in conv.high if isinstance(part, PreparedConv)]
-    shift = _shift(high, quanta, means, num_high)
-    for weight in from_low:
-        shift = shift + _shift(weight, quanta, means, 0)
+    high, from_low, low = conv.weights
+    shift = _shift(high, quanta, means, num_high, form.groups)
+    if from_low is not None:
+        shift = shift + _shift(from_low, quanta, means, 0, form.groups)
     yield conv.main, shift
-    if not conv.gives_pair:
+    if low is None:
         return
-    low = conv.low[0]
-    assert isinstance(low, PreparedConv)
     own_high = num_high if form.low_reads_high else 0
     # The kernel rounds those parts by themselves that it computes by themselves.
-    alone = form.shares_low(low.weight.shape[0], adds_from_low=bool(from_low), format=_INT8)
-    parts = [(low.weight, own_high)]
+    alone = form.shares_low(len(low), adds_from_low=from_low is not None, format=_INT8)
+    parts = [(low, own_high)]
     if alone:
-        parts = [(low.weight[:, :own_high], own_high), (low.weight[:, own_high:], 0)]
-    yield low, torch.stack([_shift(weight, quanta, means, count) for weight, count in parts]).sum(0)
+        parts = [(low[:, :own_high], own_high), (low[:, own_high:], 0)]
+    shifts = [_shift(weight, quanta, means, count, form.groups) for weight, count in parts]
+    yield conv.low[0], torch.stack(shifts).sum(0)  # type: ignore[misc]
 
 
-def _shift(weight: Tensor, quanta: Quanta, means: Sequence[Tensor], num_high: int) -> Tensor:
+def _shift(weight: Tensor, quanta: Quanta, means: Sequence[Tensor], num_high: int, groups: int = 1) -> Tensor:
     """By how much rounding a weight shifts the mean of each output: (C_out,), in float64.
 
     Args:
-        weight: (C_out, C_in, ...), of `num_high` high channels and then low ones.
+        weight: (C_out, C_in of a group, ...), of `num_high` high channels and then low ones.
     """
+    if groups > 1:
+        parts = zip(weight.chunk(groups), *[mean.chunk(groups) for mean in means], strict=True)
+        return torch.cat([_shift(own, quanta, own_means, num_high) for own, *own_means in parts])
     num_low = weight.shape[1] - num_high
     each = [*[quanta[0]] * num_high, *[quanta[-1]] * num_low]
     mean = torch.cat([means[0][:num_high], means[-1][:num_low]])

@@ -75,6 +75,13 @@ class Layer(ctypes.Structure):
         gate = given.gate[0] if given.gate else Quantum()
         self.gate_zero, self.gate_scale = gate.zero, gate.scale
 
+    def of_group(self) -> Layer:
+        """A copy for one of its groups."""
+        layer = Layer.from_buffer_copy(self)
+        for name in ("in_high", "in_low", "outs_high", "outs_low", "groups"):
+            setattr(layer, name, getattr(self, name) // self.groups)
+        return layer
+
     def for_map(self, shape: Shape, in_low: int) -> Layer:
         """A copy for an x_high of `shape`, and an x_low of `in_low` channels."""
         layer = Layer.from_buffer_copy(self)
@@ -123,7 +130,7 @@ class Form:
         low_reads_high, low_reads_low: which maps y_low's convolution reads, the high one pooled.
         max_pool: of y_high, where there is neither a low map nor a residual.
         is_depthwise: each channel is convolved by itself; maps exchange nothing then.
-        groups: of the channels of an ordinary convolution.
+        groups: of channels; each has equally many high and low ones, and reads and makes none of another group's.
     """
 
     kernel: tuple[int, ...]
@@ -155,15 +162,15 @@ class Form:
         if self.is_depthwise:
             usual = self.stride[2] <= 2 and self.dilation[2] == 1 and self.kernel[2] <= _MOST_KERNEL_WIDTH
             return usual and self.max_pool is None and not (self.low_reads_high or self.high_reads_low)
-        if self.groups > 1 and (self.pool_first or self.high_reads_low or self.max_pool is not None):
+        if self.groups > 1 and self.max_pool is not None:
             return False
         return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
 
     def shares_low(self, outs_low: int, *, adds_from_low: bool, format: Format = F32) -> bool:
         """Whether both convolutions that read x_low at its own size run as one.
 
-        They do where y_low has few channels, which alone would fill few registers. On AMX tiles y_low's convolution
-        reads both maps as one instead, which fills tiles.
+        They do where y_low has few channels, as in groups, which alone would fill few registers. On AMX tiles y_low's
+        convolution reads both maps as one instead, which fills tiles.
         """
         library = load_library()
         by_tiles = library is not None and format != F32 and library.tiles_are_used()
@@ -174,7 +181,7 @@ class Form:
             or not (adds_from_low and self.low_reads_high and self.low_reads_low)
         ):
             return False
-        return 0 < outs_low < 3 * library.num_lanes()
+        return outs_low > 0 and (self.groups > 1 or outs_low < 3 * library.num_lanes())
 
     def layer(self, in_high: int, outs: tuple[int, int], **flags: bool) -> Layer:
         """For maps of any size, without weights.
@@ -257,11 +264,11 @@ class FusedConv:
 
     Args:
         form: which sources are read, and how.
-        high: weight (C_high_out, C_in, ...) of y_high's convolution.
+        high: weight (C_high_out, C_in, ...) of y_high's convolution; input channels are those of a group.
         from_low: weight (C_high_out, C_low_in, ...) of the low part that is upsampled and added to it, or None.
         low: weight (C_low_out, C_in, ...) of y_low's convolution, or None; its C_in are the high channels, then the
             low ones, as far as it reads them.
-        num_high: channels of x_high.
+        num_high: channels of x_high, in a group.
         bias_high, bias_low: (C,) or None.
         activation: what follows.
         format: of maps and weights.
@@ -285,45 +292,27 @@ class FusedConv:
         format: Format = F32,
         quanta: LayerQuanta | None = None,
     ) -> None:
-        self.form, self.outs, self.format, self.quanta = (
-            form,
-            (high.shape[0], 0 if low is None else low.shape[0]),
-            format,
-            quanta,
-        )
+        self.form, self.format, self.quanta = form, format, quanta
+        self.outs = len(high), 0 if low is None else len(low)
         adds_from_low = from_low is not None
         shares_low = form.shares_low(self.outs[1], adds_from_low=adds_from_low, format=format)
-        low_from_high = num_high if form.low_reads_high else 0
-        in_low = max(high.shape[1] - num_high, 0 if from_low is None else from_low.shape[1])
-        in_low = max(in_low, 0 if low is None else low.shape[1] - low_from_high)
-        if shares_low:
-            assert from_low is not None and low is not None
-            from_low, low = torch.cat([from_low, low[:, num_high:]]), low[:, :num_high]
+        # Of each weight, how many of the inputs are high ones.
+        weights = ((high, num_high), (from_low, 0), (low, num_high if form.low_reads_high else 0))
+        in_low = max(weight.shape[1] - own_high for weight, own_high in weights if weight is not None)
         layer = form.layer(num_high * form.groups, self.outs, adds_from_low=adds_from_low, shares_low=shares_low)
-        layer.in_low = in_low
+        layer.in_low, layer.groups = in_low * form.groups, _num_joined(form.groups, sum(self.outs))
         layer.set(format, quanta, activation)
-        joins = (library := load_library()) is not None and library.joins_maps(ctypes.byref(layer))
-        biases = {"high": bias_high, "low": bias_low}
-        biases = {name: None if bias is None else bias.detach().float() for name, bias in biases.items()}
-        self._tensors: dict[str, Tensor] = {}
-        if form.groups > 1:
-            high, layer.groups = _joined_groups(high, form.groups)
-            num_high = high.shape[1]
-        parts = {"high": (high, num_high), "from_low": (from_low, 0), "low": (low, low_from_high)}
-        for which, (name, (weight, own_high)) in enumerate(parts.items()):
-            if weight is None or not weight.shape[1]:
-                continue
-            if quanta is not None:
-                weight, scales, corrections = quantised_weight(weight, _input_quanta(quanta, own_high, weight.shape[1]))
-                self._tensors["scale_" + name] = scales
-                split = corrections.split([self.outs[0], len(corrections) - self.outs[0]]) if name == "from_low" else ()
-                for target, correction in zip(("high", "low"), split or (corrections,) * 2, strict=True):
-                    if (split or target == name) and len(correction):
-                        bias = biases[target]
-                        biases[target] = correction if bias is None else bias + correction
-            own_high = 0 if joins and name == "low" else own_high
-            self._tensors["weight_" + name] = _pack(layer, which, weight, own_high)
-        self._tensors |= {f"bias_{name}": bias.contiguous() for name, bias in biases.items() if bias is not None}
+        dense = [_joined_groups(weight, own_high, form.groups, layer.groups) for weight, own_high in weights]
+        biases = [
+            [None] * layer.groups if bias is None else bias.detach().float().chunk(layer.groups)
+            for bias in (bias_high, bias_low)
+        ]
+        parts = [_packed(layer.of_group(), group, quanta) for group in zip(*dense, *biases, strict=True)]
+        self._tensors = parts[0]
+        if layer.groups > 1:
+            for name in self._tensors:
+                own = [part[name] for part in parts]
+                self._tensors[name] = torch.cat(own, out=WEIGHTS.empty(sum(map(len, own))))
         for name, tensor in self._tensors.items():
             setattr(layer, name, tensor.data_ptr())
         self.layer = layer
@@ -343,6 +332,39 @@ def _input_quanta(quanta: LayerQuanta, num_high: int, channels: int) -> list[Qua
     return [*[quanta.x[0]] * num_high, *[quanta.x[-1]] * (channels - num_high)]
 
 
+def _packed(layer: Layer, given: Sequence[Tensor | None], quanta: LayerQuanta | None) -> dict[str, Tensor]:
+    """What a layer without groups reads beside maps, by the names of its fields.
+
+    Args:
+        layer: with its channels.
+        given: weights of the three convolutions, and biases of y_high and y_low.
+    """
+    high, from_low, low, *given_biases = given
+    num_high, low_from_high = layer.in_high, layer.in_high if layer.low_reads_high else 0
+    if layer.shares_low:
+        assert from_low is not None and low is not None
+        from_low, low = torch.cat([from_low, low[:, num_high:]]), low[:, :num_high]
+    joins = (library := load_library()) is not None and library.joins_maps(ctypes.byref(layer))
+    biases = dict(zip(("high", "low"), given_biases, strict=True))
+    tensors: dict[str, Tensor] = {}
+    parts = {"high": (high, num_high), "from_low": (from_low, 0), "low": (low, low_from_high)}
+    for which, (name, (weight, own_high)) in enumerate(parts.items()):
+        if weight is None or not weight.shape[1]:
+            continue
+        if quanta is not None:
+            weight, scales, corrections = quantised_weight(weight, _input_quanta(quanta, own_high, weight.shape[1]))
+            tensors["scale_" + name] = scales
+            outs = [layer.outs_high, len(corrections) - layer.outs_high]
+            split = corrections.split(outs) if name == "from_low" else ()
+            for target, correction in zip(("high", "low"), split or (corrections,) * 2, strict=True):
+                if (split or target == name) and len(correction):
+                    bias = biases[target]
+                    biases[target] = correction if bias is None else bias + correction
+        own_high = 0 if joins and name == "low" else own_high
+        tensors["weight_" + name] = _pack(layer, which, weight, own_high)
+    return tensors | {f"bias_{name}": bias.contiguous() for name, bias in biases.items() if bias is not None}
+
+
 def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
     """A weight in the order and the format in which the kernel reads it.
 
@@ -355,11 +377,6 @@ def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
     library = load_library()
     if library is None:
         return torch.empty(0)
-    if layer.groups > 1:
-        own = Layer.from_buffer_copy(layer)
-        own.groups, own.in_high, own.outs_high = 1, num_high, layer.outs_high // layer.groups
-        each = [_pack(own, which, part, num_high) for part in weight.chunk(layer.groups)]
-        return torch.cat(each, out=WEIGHTS.empty(sum(map(len, each))))
     weight = weight.detach().float()
     weight = weight.unsqueeze(2) if weight.dim() == 4 else weight
     splits = [n for n in (num_high, weight.shape[1] - num_high) if n]
@@ -370,21 +387,32 @@ def _pack(layer: Layer, which: int, weight: Tensor, num_high: int) -> Tensor:
     return packed
 
 
-def _joined_groups(weight: Tensor, groups: int) -> tuple[Tensor, int]:
-    """A weight of fewer and larger groups, whose outputs fill vectors; zeros are between channels of other groups.
+def _num_joined(groups: int, outs: int) -> int:
+    """How many groups there are where as many are joined as fit in the vectors that the results of one fill.
 
-    Args:
-        weight: (C_out, C_in / groups, ...).
-
-    Returns:
-        The weight (C_out, C_in / fewer, ...), and how many groups it has.
+    Zeros in the weights, between channels of other groups, cost no time then.
     """
     library = load_library()
     lanes = 1 if library is None else int(library.num_lanes())
-    outs, ins = len(weight) // groups, weight.shape[1]
-    together = next((n for n in range(1, groups) if groups % n == 0 and n * outs % lanes == 0), groups)
-    fewer = groups // together
-    joined = weight.new_zeros(fewer, together, outs, together, ins, *weight.shape[2:])
-    for n in range(together):
-        joined[:, n, :, n] = weight.unflatten(0, (fewer, together, outs))[:, n]
-    return joined.flatten(3, 4).flatten(0, 2), fewer
+    vectors = -(-outs // groups // lanes)
+    return next(n for n in range(1, groups + 1) if groups % n == 0 and -(-outs // n // lanes) == vectors)
+
+
+def _joined_groups(weight: Tensor | None, num_high: int, groups: int, fewer: int) -> list[Tensor | None]:
+    """The weights (C_out / fewer, C_in, ...) of fewer and larger groups; zeros are between channels of other groups.
+
+    Args:
+        weight: (C_out, C_in of one of `groups`, ...), or None.
+        num_high: of its inputs, which come first in each group.
+    """
+    if weight is None or groups == 1:
+        return [weight] * fewer
+    together = groups // fewer
+    outs, size = len(weight) // groups, weight.shape[2:]
+    sources = []
+    for part in weight.detach().split([num_high, weight.shape[1] - num_high], 1):
+        joined = part.new_zeros(fewer, together, outs, together, part.shape[1], *size)
+        for n in range(together):
+            joined[:, n, :, n] = part.unflatten(0, (fewer, together, outs))[:, n]
+        sources.append(joined.flatten(3, 4).flatten(1, 2))
+    return [*torch.cat(sources, 2)]

@@ -28,7 +28,7 @@ struct Layer {
   int64_t in_high, in_low, outs_high, outs_low;             // channels
   int64_t in_gap[2], out_gap[2];                            // elements between pixels, where a layer is a part of another
   int64_t from_next[2], from_previous[2];                   // kShift: first channels of a map, and those after them
-  int64_t groups;                                           // of channels, each with its own part of a weight; 0 is 1
+  int64_t groups;                                           // of channels, each a layer by itself, weights too; 0 is 1
   int64_t kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
   int64_t pool_window[2], pool_stride[2], pool_padding[2];  // max pool after an ordinary convolution; 1, 1, 0: none
   bool pool_first;      // x_high is pooled, and x_low where y_low reads it
@@ -141,6 +141,11 @@ struct KOrder {
     return (num_sources > 0 ? fn(sources[0]) : 0) + (num_sources > 1 ? fn(sources[1]) : 0);
   }
 };
+
+// Words of a convolution's packed weight.
+inline int64_t words_of_weight(const KOrder& order, int64_t outs) {
+  return order.words() * ((outs + kLanes - 1) / kLanes * kLanes);
+}
 
 // The orders of a layer's three convolutions; `first_in` and `second_in` are the channels of their sources, or 0.
 inline KOrder k_order(const Layer& layer, int64_t first_in, int64_t second_in) {

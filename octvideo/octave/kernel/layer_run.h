@@ -66,6 +66,7 @@ class LayerRun {
   const int64_t top = has_space ? layer.padding[1] : 0, side = has_space ? layer.padding[2] : 0;
   const bool gives_low = layer.outs_low > 0, pools_high = gives_low && layer.low_reads_high;
   const Element* high;              // x_high; in a layer that pools first, pooled
+  int64_t high_gap = layer.in_gap[0];
   int64_t height, width;            // of `high`
   int64_t half_height, half_width;
   Geometry size, half_size;         // of convolutions at the size of `high`, and at half of it
@@ -83,7 +84,7 @@ class LayerRun {
     const int64_t pixel = channels + gap;
     return {static_cast<const Element*>(data), channels, pixel, w * pixel, h * w * pixel};
   }
-  int64_t high_pixel() const { return layer.in_high + layer.in_gap[0]; }
+  int64_t high_pixel() const { return layer.in_high + high_gap; }
   int64_t low_pixel() const { return layer.in_low + layer.in_gap[1]; }
 
   // Whether y_low's convolution reads what is pooled and x_low as one map, and the channels of that.
@@ -125,29 +126,29 @@ class LayerRun {
     const int64_t h = low_size(height), w = low_size(width);
     const PaddedMap<Format> to{scratch<Element>(kPooledInput, images * h * w * layer.in_high), h, w, layer.in_high, 0, 0, h};
     parallel_for(threads, images, [&](int64_t image) {
-      pool_rows<Format>(high_frame(image), height, width, layer.in_high, 0, h, 0.25f, to, image);
+      pool_rows<Format>(high_frame(image), height, width, layer.in_high, 0, h, 0.25f, to, image, high_gap);
     });
-    high = to.data, height = h, width = w;
+    high = to.data, high_gap = 0, height = h, width = w;
   }
 
   // x_low as y_high's convolution reads it, and as y_low's does: in a layer that pools first, pooled.
   std::pair<Source<Format>, Source<Format>> low_sources() const {
     const int64_t h = layer.pool_first ? height : half_height, w = layer.pool_first ? width : half_width;
-    const int64_t frame = h * w * layer.in_low;
+    const int64_t frame = h * w * low_pixel();
     const bool pools = layer.low_reads_low && layer.pool_first;
     const Element* const low = static_cast<const Element*>(maps.low);
     Source<Format> for_high = plain(low, h, w, layer.in_low, layer.in_gap[1]);
     if (has_space && (layer.adds_from_low || layer.high_reads_low || (layer.low_reads_low && !pools && !joins()))) {
       const PaddedMap<Format> to = padded(kPaddedLow, h, w, layer.in_low, true);
       parallel_for(threads, images, [&](int64_t image) {
-        copy_rows<Format>(low + image * frame, -top, h + top, to, image);
+        copy_rows<Format>(low + image * frame, -top, h + top, to, image, layer.in_gap[1]);
       });
       for_high = to.source(top);
     }
     if (!pools) return {for_high, for_high};
     const PaddedMap<Format> to = padded(kPooledLow, half_height, half_width, layer.in_low, true);
     parallel_for(threads, images, [&](int64_t image) {
-      pool_rows<Format>(low + image * frame, h, w, layer.in_low, -top, half_height + top, 0.25f, to, image);
+      pool_rows<Format>(low + image * frame, h, w, layer.in_low, -top, half_height + top, 0.25f, to, image, layer.in_gap[1]);
     });
     return {for_high, to.source(top)};
   }
@@ -167,7 +168,7 @@ class LayerRun {
     high_conv.index = 1, low_conv.index = 2;
     high_conv.has_outside = low_conv.has_outside = from_low_conv.has_outside = has_outside();
 
-    high_conv.sources[high_conv.num_sources++] = plain(high, height, width, layer.in_high, layer.in_gap[0]);
+    high_conv.sources[high_conv.num_sources++] = plain(high, height, width, layer.in_high, high_gap);
     if (layer.high_reads_low) high_conv.sources[high_conv.num_sources++] = low_for_high;
     high_conv.weight = layer.weight_high, high_conv.bias = layer.bias_high, high_conv.scale = layer.scale_high;
     high_conv.residual = static_cast<const Element*>(maps.residual_high);
@@ -225,7 +226,7 @@ class LayerRun {
     const Element* const low = joins() ? static_cast<const Element*>(maps.low) + image * half_height * half_width * low_pixel()
                                        : nullptr;
     pool_rows<Format>(high_frame(image), height, width, layer.in_high, begin - top, end + top,
-                      layer.pools_sums ? 1.0f : 0.25f, to, to_image, low, layer.in_gap);
+                      layer.pools_sums ? 1.0f : 0.25f, to, to_image, high_gap, low, layer.in_gap[1]);
     if (!kept.data || pools_in_place) return;
     for (int64_t y = begin; y < std::min(end, half_height); ++y) {
       const Element* from = to.pixels(to_image, y);
@@ -286,7 +287,7 @@ class LayerRun {
     Local<Format> at_high, at_low;
     Prefetch high_prefetch, low_prefetch;
     // The rows in the padding above a strip have been read for the strip before it.
-    const Source<Format> map = plain(high + top * width * high_pixel(), height, width, layer.in_high, layer.in_gap[0]);
+    const Source<Format> map = plain(high + top * width * high_pixel(), height, width, layer.in_high, high_gap);
     high_conv.prefetch_map(map, strips, n, count, &high_prefetch);
     high_prefetch.next_out = high_conv.next_out(strips, n, count);
     if (pools_high) {
@@ -301,7 +302,7 @@ class LayerRun {
     }
     if (has_space) {
       const PaddedMap<Format> to = padded_strip(strips, strip.begin);
-      copy_rows<Format>(high_frame(image), strip.begin - top, strip.end + top, to, 0, layer.in_gap[0]);
+      copy_rows<Format>(high_frame(image), strip.begin - top, strip.end + top, to, 0, high_gap);
       at_high.source = to.source(top).data;
     }
     if (layer.adds_from_low) {
@@ -339,7 +340,7 @@ class LayerRun {
     const bool pools_while_read = pools_high && keeps_size() && !has_space;
     const bool pools_before = pools_high && !pools_while_read;
     parallel_for(threads, has_space || pools_before ? images : 0, [&](int64_t image) {
-      if (has_space) copy_rows<Format>(high_frame(image), -top, height + top, copy, image, layer.in_gap[0]);
+      if (has_space) copy_rows<Format>(high_frame(image), -top, height + top, copy, image, high_gap);
       if (pools_before) pool_high_rows(image, 0, half_height, pooled, image);
     });
     if (layer.has_max_pool())
@@ -353,23 +354,32 @@ class LayerRun {
   }
 };
 
-// A convolution of groups of channels, one after the other: each is a layer whose pixels lie apart.
+// A layer of groups of channels, one after the other: each is a layer whose pixels lie apart.
 template <class Format>
 void run_in_groups(const Layer& layer, const Maps& maps, int64_t threads) {
   if (layer.groups <= 1) return LayerRun<Format>(layer, maps, threads)();
   using Element = typename Format::Element;
   Layer group = layer;
-  group.groups = 1, group.in_high /= layer.groups, group.outs_high /= layer.groups;
-  group.in_gap[0] = layer.in_high - group.in_high, group.out_gap[0] = layer.outs_high - group.outs_high;
-  const int64_t words = k_high(group).words() * ((group.outs_high + kLanes - 1) / kLanes * kLanes);
+  group.groups = 1;
+  for (int64_t* channels : {&group.in_high, &group.in_low, &group.outs_high, &group.outs_low}) *channels /= layer.groups;
+  group.in_gap[0] = layer.in_high - group.in_high, group.in_gap[1] = layer.in_low - group.in_low;
+  group.out_gap[0] = layer.outs_high - group.outs_high, group.out_gap[1] = layer.outs_low - group.outs_low;
+  const int64_t words[] = {words_of_weight(k_high(group), group.outs_high),
+                           words_of_weight(k_from_low(group), group.outs_from_low()),
+                           words_of_weight(k_low(group), group.outs_low)};
+  const auto part = [](const float* data, int64_t first) { return data ? data + first : nullptr; };
+  const auto channels = [](const void* map, int64_t first) {
+    return map ? const_cast<Element*>(static_cast<const Element*>(map) + first) : nullptr;
+  };
   for (int64_t n = 0; n < layer.groups; ++n) {
-    Maps own = maps;
-    own.high = static_cast<const Element*>(maps.high) + n * group.in_high;
-    own.out_high = static_cast<Element*>(maps.out_high) + n * group.outs_high;
-    if (maps.residual_high) own.residual_high = static_cast<const Element*>(maps.residual_high) + n * group.outs_high;
-    group.weight_high = layer.weight_high + n * words;
-    if (layer.bias_high) group.bias_high = layer.bias_high + n * group.outs_high;
-    if (layer.scale_high) group.scale_high = layer.scale_high + n * group.outs_high;
+    const int64_t out_high = n * group.outs_high, out_low = n * group.outs_low, from_low = n * group.outs_from_low();
+    group.weight_high = part(layer.weight_high, n * words[0]), group.bias_high = part(layer.bias_high, out_high);
+    group.weight_from_low = part(layer.weight_from_low, n * words[1]), group.bias_low = part(layer.bias_low, out_low);
+    group.weight_low = part(layer.weight_low, n * words[2]), group.scale_high = part(layer.scale_high, out_high);
+    group.scale_from_low = part(layer.scale_from_low, from_low), group.scale_low = part(layer.scale_low, out_low);
+    const Maps own{channels(maps.high, n * group.in_high), channels(maps.low, n * group.in_low),
+                   channels(maps.residual_high, out_high), channels(maps.residual_low, out_low), nullptr,
+                   channels(maps.out_high, out_high), channels(maps.out_low, out_low), nullptr};
     LayerRun<Format>(group, own, threads)();
   }
 }

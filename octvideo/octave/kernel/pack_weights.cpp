@@ -139,7 +139,7 @@ struct Weights {
 
   int64_t outs(int64_t which) const { return which == 0 ? outs_high : which == 1 ? outs_from_low : outs_low; }
   const KOrder& order(int64_t which) const { return which == 0 ? high : which == 1 ? from_low : low; }
-  int64_t words(int64_t which) const { return order(which).words() * whole_vectors(outs(which)); }
+  int64_t words(int64_t which) const { return words_of_weight(order(which), outs(which)); }
   Packed matrix(int64_t which, float* data) const {
     return {data, order(which).elements(), outs(which), order(which).words(), order(which).by_tiles};
   }

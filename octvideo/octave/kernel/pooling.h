@@ -80,13 +80,13 @@ void pool_row(const Element* upper, const Element* lower, int64_t width, int64_t
 }
 
 // Rows [begin, end) of an image of half the size of `frame`, as far as it has them: the first channels of `to`. `low`, of
-// that size, has its other ones, if any. `gaps`: between pixels of both; null: none.
+// that size, has its other ones, if any. Gaps are between pixels of both.
 template <class Format>
 void pool_rows(const typename Format::Element* frame, int64_t height, int64_t width, int64_t channels, int64_t begin,
-               int64_t end, float scale, const PaddedMap<Format>& to, int64_t image,
-               const typename Format::Element* low = nullptr, const int64_t* gaps = nullptr) {
-  const int64_t pixel = channels + (gaps ? gaps[0] : 0), row = width * pixel, low_channels = to.channels - channels;
-  const int64_t low_pixel = low_channels + (gaps ? gaps[1] : 0);
+               int64_t end, float scale, const PaddedMap<Format>& to, int64_t image, int64_t gap = 0,
+               const typename Format::Element* low = nullptr, int64_t low_gap = 0) {
+  const int64_t pixel = channels + gap, row = width * pixel, low_channels = to.channels - channels;
+  const int64_t low_pixel = low_channels + low_gap;
   to.fill_rows(image, begin, end, [&](int64_t y, typename Format::Element* out) {
     const auto* upper = frame + 2 * y * row;
     pool_row<Format>(upper, 2 * y + 1 < height ? upper + row : upper, width, channels, pixel, scale, out, to.channels);

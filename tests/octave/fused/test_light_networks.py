@@ -254,6 +254,98 @@ def test_whole_networks(entry: Network, alpha: float) -> None:
             near(found, expected)
 
 
+class Aggregated(nn.Module):
+    """Bottlenecks with grouped convolutions, the second one strided, as of ResNeXt."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        conv: Any = nn.Conv2d if axes == 2 else nn.Conv3d
+        norm: Any = nn.BatchNorm2d if axes == 2 else nn.BatchNorm3d
+        kernel, time = ((3, 3), ()) if axes == 2 else ((1, 3, 3), (1,))
+        self.stem, self.axes = conv(3, 24, 1), tuple(range(2, 2 + axes))
+        self.first, self.last = nn.ModuleList([conv(24, 32, 1) for _ in "ab"]), nn.ModuleList()
+        self.grouped, self.norms = nn.ModuleList(), nn.ModuleList([norm(32) for _ in "ab"])
+        for stride in (1, 2):
+            padding = tuple(k // 2 for k in kernel)
+            self.grouped.append(conv(32, 32, kernel, (*time, stride, stride), padding, groups=8, bias=False))
+            self.last.append(conv(32, 24, 1))
+        self.classes = nn.Linear(24, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for n, (first, grouped, norm, last) in enumerate(
+            zip(self.first, self.grouped, self.norms, self.last, strict=True)
+        ):
+            y = last(norm(grouped(first(x).relu())).relu())
+            x = (y if n else x + y).relu()
+        return self.classes(x.mean(self.axes))
+
+
+def aggregated(axes: int, alpha: float, way: Any = "pool", exchange: Any = "both") -> nn.Module:
+    torch.manual_seed(0)
+    made = Aggregated(axes)
+    measure_norms(made, clip(axes, 4, 1))
+    return octavize(made.eval(), alpha, octave_downsample=way, exchange=exchange).eval()
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("axes", "alpha", "way", "exchange"),
+    [
+        *[(2, 0, "pool", "both"), (3, 0.25, "pool", "both"), (2, 0.5, "pool", "both"), (2, 0.75, "pool", "none")],
+        *[(2, 0.25, "stride", "both"), (3, 0.5, "keep", "both"), (2, 0.125, "pool", "both")],
+        *[(2, 0.5, "pool", "low_to_high"), (2, 0.25, "pool", "high_to_low")],
+    ],
+)
+def test_grouped_convolutions(axes: int, alpha: float, way: str, exchange: str) -> None:
+    """Octave ones too are layers of the sequence, with an exchange and without one."""
+    own = aggregated(axes, alpha, way, exchange)
+    prepared = prepare_inference(own)
+    if way == "pool" and alpha != 0.125:  # which moves whole groups
+        assert [len(sequence.convs) for sequence in sequences(prepared)] == [7]
+    with torch.inference_mode():
+        for count in (1, 3):
+            x = clip(axes, count)
+            near(prepared(x), own(x))
+        for clone in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+            near(clone(x), own(x))
+        near(prepared.double()(x.double()).float(), own(x))
+
+
+@pytest.mark.parametrize("by", ["oneDNN", "export", "compile"])
+def test_grouped_convolutions_without_the_kernel(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, x = aggregated(2, 0.25), clip(2)
+    prepared = prepare_inference(own)
+    with torch.no_grad():
+        expected = own(x)
+        if by == "oneDNN":
+            monkeypatch.setattr(FusedSequence, "_plan_for", lambda *_: None)
+            near(prepared(x), expected)
+        elif by == "export":
+            near(torch.export.export(prepared, (x,), strict=False).module()(x), expected)
+        else:
+            near(torch.compile(prepared, backend="eager", fullgraph=True)(x), expected)
+            torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8"])
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_grouped_convolutions_in_other_formats(name: str, alpha: float) -> None:
+    if not has_format(FORMATS[name]):
+        pytest.skip(f"no {name} on this processor")
+    prepared, x = prepare_inference(aggregated(3, alpha)), clip(3)
+    with torch.inference_mode():
+        expected = prepared(x)
+        if name == "int8":
+            quantize(prepared, [clip(3, 4, n) for n in range(4)])
+        else:
+            (sequence,) = sequences(prepared)
+            sequence.set_format(FORMATS[name])
+        found = prepared(x)
+    assert not torch.equal(found, expected)
+    assert ((found - expected).std() / expected.std()).item() < 0.1
+
+
 class Clips(nn.Module):
     """A network of images on clips of three frames."""
 

@@ -55,13 +55,14 @@ def doubled(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def convolved(conv: PreparedConv, weight: Tensor, sources: Sequence[tuple[Tensor, Quantum]]) -> Tensor:
     """Sums of whole numbers, made real."""
-    x = torch.cat([x - quantum.zero for x, quantum in sources], 1)  # the padding is 0
-    scales = torch.cat([torch.full((x.shape[1],), quantum.scale, dtype=torch.float64) for x, quantum in sources])
+    of_groups = [(x - quantum.zero).unflatten(1, (conv.groups, -1)) for x, quantum in sources]  # the padding is 0
+    x = torch.cat(of_groups, 2).flatten(1, 2)
+    scales = torch.cat([x.new_full((x.shape[1] // conv.groups,), quantum.scale) for x, quantum in sources])
     folded = weight.double() * scales.view(1, -1, *[1] * (weight.dim() - 2))
     of_output = folded.flatten(1).abs().amax(1).view(-1, *[1] * (weight.dim() - 1)) / 127
     integers = (folded / of_output.masked_fill(of_output == 0, 1)).round()
     convolve = F.conv3d if weight.dim() == 5 else F.conv2d
-    sums = convolve(x, integers, None, conv.stride, conv.padding, conv.dilation)
+    sums = convolve(x, integers, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     return sums * of_output.transpose(0, 1)
 
 
@@ -80,21 +81,21 @@ def layer_int8(
         results.append(convolved(conv, conv.weight, maps))
     else:
         high = half(high) if form.pool_first else high
-        weights = [part.weight for part in conv.high]
+        high_weight, from_low, low_weight = conv.weights
         sources = [(high, of_high), *([(low, of_low)] if form.high_reads_low else [])]
-        results.append(convolved(conv.main, weights[0], sources))
-        if len(weights) > 1:
-            part = convolved(conv.main, weights[1], [(low, of_low)])
+        results.append(convolved(conv.main, high_weight, sources))
+        if from_low is not None:
+            part = convolved(conv.main, from_low, [(low, of_low)])
             results[0] = results[0] + doubled(part, results[0].shape[-2:])
-        if conv.gives_pair:
-            own = conv.low[0]
+        if low_weight is not None:
+            own: Any = conv.low[0]
             biases.append(own.bias)
             sources = [(half(high), of_high)] if form.low_reads_high else []
             sources += [(half(low) if form.pool_first else low, of_low)] if form.low_reads_low else []
-            by_source = form.shares_low(own.weight.shape[0], adds_from_low=len(weights) > 1, format=INT8)
-            groups = [[source] for source in sources] if by_source else [sources]
-            parts = own.weight.split([sum(x.shape[1] for x, _ in group) for group in groups], 1)
-            results.append(sum(convolved(own, *group) for group in zip(parts, groups, strict=True)))
+            by_source = form.shares_low(len(low_weight), adds_from_low=from_low is not None, format=INT8)
+            alone = [[source] for source in sources] if by_source else [sources]
+            parts = low_weight.split([sum(x.shape[1] // own.groups for x, _ in each) for each in alone], 1)
+            results.append(sum(convolved(own, *each) for each in zip(parts, alone, strict=True)))
     given = [real(*pair) for pair in zip(*residual, strict=True)] if residual else [0.0] * len(results)
     made = []
     for sums, bias, added, quantum in zip(results, biases, given, y, strict=True):
@@ -154,7 +155,7 @@ def use_reference(prepared: nn.Module, calibrations: dict[str, Calibration]) -> 
 class Network(nn.Module):
     """A stem with a max pool, a projection, residuals, a strided layer; odd sizes come from the test."""
 
-    def __init__(self, axes: int) -> None:
+    def __init__(self, axes: int, groups: int = 1) -> None:
         super().__init__()
         conv: Any = nn.Conv2d if axes == 2 else nn.Conv3d
         pool: Any = nn.MaxPool2d if axes == 2 else nn.MaxPool3d
@@ -165,9 +166,9 @@ class Network(nn.Module):
         self.time_pool = pool((*only, 2, 2), (*only, 2, 2)) if axes == 2 else pool((2, 1, 1), (2, 1, 1))
         self.project = conv(24, 48, 1)
         self.a, self.c = conv(24, 32, (*three, 1, 1), 1, (*pad, 0, 0)), conv(32, 48, 1)
-        self.b = conv(32, 32, (*only, 3, 3), 1, (*none, 1, 1))
+        self.b = conv(32, 32, (*only, 3, 3), 1, (*none, 1, 1), groups=groups)
         self.d, self.e = conv(48, 32, 1), conv(32, 48, 1)
-        self.f = conv(48, 40, (*only, 3, 3), (*only, 2, 2), (*none, 1, 1))
+        self.f = conv(48, 40, (*only, 3, 3), (*only, 2, 2), (*none, 1, 1), groups=groups)
         self.means = tuple(range(2, 2 + axes))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,9 +189,9 @@ def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
 
 
-def ready(axes: int, alpha: float, downsample: Any = "stride") -> nn.Module:
+def ready(axes: int, alpha: float, downsample: Any = "stride", groups: int = 1) -> nn.Module:
     torch.manual_seed(0)
-    return prepare_inference(octavize(Network(axes), alpha, downsample=downsample).eval())
+    return prepare_inference(octavize(Network(axes, groups), alpha, downsample=downsample).eval())
 
 
 def sequences_of(prepared: nn.Module) -> dict[str, FusedSequence]:
@@ -198,14 +199,17 @@ def sequences_of(prepared: nn.Module) -> dict[str, FusedSequence]:
 
 
 FORMS = pytest.mark.parametrize(
-    ("axes", "alpha", "downsample"),
-    [(2, 0, "stride"), (2, 0.25, "pool"), (3, 0, "pool"), (3, 0.25, "stride"), (3, 0.5, "stride"), (3, 0.75, "pool")],
+    ("axes", "alpha", "downsample", "groups"),
+    [
+        *[(2, 0, "stride", 1), (2, 0.25, "pool", 1), (3, 0, "pool", 1), (3, 0.25, "stride", 1), (3, 0.5, "stride", 1)],
+        *[(3, 0.75, "pool", 1), (2, 0, "stride", 4), (2, 0.25, "stride", 4), (3, 0.5, "stride", 4)],
+    ],
 )
 
 
 @FORMS
-def test_the_reference_is_near_float32(axes: int, alpha: float, downsample: str) -> None:
-    prepared = ready(axes, alpha, downsample)
+def test_the_reference_is_near_float32(axes: int, alpha: float, downsample: str, groups: int) -> None:
+    prepared = ready(axes, alpha, downsample, groups)
     clips = clips_of(axes, 4)
     calibrations = calibrate(prepared, clips)
     assert calibrations.keys() == sequences_of(prepared).keys()
@@ -217,9 +221,9 @@ def test_the_reference_is_near_float32(axes: int, alpha: float, downsample: str)
 
 @needs_int8
 @FORMS
-def test_the_kernel_computes_what_the_reference_says(axes: int, alpha: float, downsample: str) -> None:
+def test_the_kernel_computes_what_the_reference_says(axes: int, alpha: float, downsample: str, groups: int) -> None:
     """Layer by layer: elements are equal, but for a few that lie between two: float32 may round these the other way."""
-    prepared = ready(axes, alpha, downsample)
+    prepared = ready(axes, alpha, downsample, groups)
     calibrations = calibrate(prepared, clips_of(axes, 2))
     (clip,) = clips_of(axes, 1, seed=1)
     inputs: dict[str, Any] = {}
@@ -280,11 +284,13 @@ def test_a_network_with_two_inputs_to_a_sequence_is_calibrated() -> None:
     assert ((prepared(clip) - expected).norm() / (expected - expected.mean()).norm()).item() < 0.1
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("alpha", [0, 0.25])
-def test_corrected_biases_keep_means(alpha: float) -> None:
+def test_corrected_biases_keep_means(alpha: float, groups: int) -> None:
     """The mean error of a pointwise layer's outputs, which weights that are rounded coarsely bring."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(64, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 1, bias=False), nn.Conv2d(64, 64, 1))
+    second = nn.Conv2d(64, 64, 1, groups=groups, bias=False)
+    network = nn.Sequential(nn.Conv2d(64, 64, 1), nn.ReLU(), second, nn.Conv2d(64, 64, 1))
     for conv in network:
         if isinstance(conv, nn.Conv2d):
             conv.weight[:, 0] *= 60  # the others are then rounded to few integers

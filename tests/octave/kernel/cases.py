@@ -187,9 +187,10 @@ class Case:
         kernel = form.kernel[-len(size) :]
         self.form, self.format, self.pools_sums = form, format, pools_sums
         self.activation: Activation = activation or ("relu" if relu else "none")
-        reads = in_high * form.low_reads_high + in_low * form.low_reads_low
-        self.high_weight = random(out_high, in_high + in_low * form.high_reads_low, *kernel, seed=seed)
-        self.from_low = random(out_high, in_low, *kernel, seed=seed + 1) if upsampled and in_low else None
+        high_ins, low_ins = in_high // form.groups, in_low // form.groups  # of a group
+        reads = high_ins * form.low_reads_high + low_ins * form.low_reads_low
+        self.high_weight = random(out_high, high_ins + low_ins * form.high_reads_low, *kernel, seed=seed)
+        self.from_low = random(out_high, low_ins, *kernel, seed=seed + 1) if upsampled and in_low else None
         self.low_weight = random(out_low, reads, *kernel, seed=seed + 2) if out_low else None
         self.biases = (random(out_high, seed=seed), random(out_low, seed=seed) if out_low else None)
         self.biases = self.biases if bias else (None, None)
@@ -230,7 +231,7 @@ class Case:
             high=self.high_weight,
             from_low=self.from_low,
             low=self.low_weight,
-            num_high=self.high.shape[1],
+            num_high=self.high.shape[1] // self.form.groups,
             bias_high=self.biases[0],
             bias_low=self.biases[1],
             activation=self.activation,
@@ -242,22 +243,24 @@ class Case:
 
     def convolve(self, sources: Sequence[tuple[Tensor, Quantum]], weight: Tensor) -> Sums:
         """Of the channels of several maps, side by side."""
-        axes = weight.dim() - 2
+        axes, groups = weight.dim() - 2, self.form.groups
         sizes = [size[-axes:] for size in (self.form.stride, self.form.padding, self.form.dilation)]
 
         def conv(x: Tensor, weight: Tensor) -> Tensor:
-            return (F.conv2d if axes == 2 else F.conv3d)(x, weight, None, *sizes)
+            return (F.conv2d if axes == 2 else F.conv3d)(x, weight, None, *sizes, groups)
 
+        # Each group reads its channels of the one map, and then of the other.
+        joined = torch.cat([x.unflatten(1, (groups, -1)) for x, _ in sources], 2).flatten(1, 2)
         ends = (1, -1, *[1] * axes)
         if self.format.name != "int8":
-            x, weight = torch.cat([x for x, _ in sources], 1).double(), weight.to(self.format.dtype).double()
+            x, weight = joined.double(), weight.to(self.format.dtype).double()
             size = 1.01 * conv(x.float().abs(), weight.float().abs()).double()  # by float32, since that takes less time
             return Sums(conv(x, weight), size, 2 + weight[0].numel())
-        quanta = [quantum for x, quantum in sources for _ in range(x.shape[1])]
+        quanta = [quantum for x, quantum in sources for _ in range(x.shape[1] // groups)]
         integers, scales, _ = quantised_weight(weight, quanta)
         zeros = torch.tensor([float(q.zero) for q in quanta], dtype=torch.float64).view(ends)
         per_output = scales.double().view(ends)
-        exact = conv(torch.cat([x for x, _ in sources], 1).double() - zeros, integers.double())
+        exact = conv(joined.double() - zeros.repeat(1, groups, *[1] * axes), integers.double())
         # The kernel sums products with elements, exactly, and corrects them by this in float32.
         correction = (integers.double() * zeros).flatten(1).sum(1).view(ends)
         return Sums(exact * per_output, ((exact + correction).abs() + correction.abs()) * per_output, 3)
@@ -288,7 +291,7 @@ class Case:
             if form.low_reads_low and low is not None:
                 sources.append((halve(low) if form.pool_first else low, of_low))
             if shares_low:  # int8 weights have a scale for each output of each convolution
-                split = self.low_weight.split([sources[0][0].shape[1], sources[1][0].shape[1]], 1)
+                split = self.low_weight.split([source.shape[1] // form.groups for source, _ in sources], 1)
                 first, second = (self.convolve([source], part) for source, part in zip(sources, split, strict=True))
                 y_low = first.plus(*second)
             else:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,15 @@ class RandomLayer:
             axes = choose((2, 3, 3))
             form, size = self._form(flags, axes)
             channels = self._channels(), has_low * self._channels(), self._channels(), gives_low * self._channels()
+            if chance(0.3):
+                form, channels = self._in_groups(form, channels)
             clips = choose((1, 1, 2, 3))
             activation = choose(ACTIVATIONS)
-            if self.kind == "ordinary" and chance(0.2):
+            if self.kind == "ordinary" and form.groups == 1 and chance(0.2):
                 form = self._with_max_pool(form)
             if self._is_possible(form, (clips, channels[0], *size), channels, upsampled):
                 break
+        self.kind += " in groups" if form.groups > 1 else ""
         has_residual = form.max_pool is None and chance(0.5)
         options = {"residual": has_residual, "bias": chance(0.8), "activation": activation, "upsampled": upsampled}
         options |= {"clips": clips, "zeros": zeros, "spread": spread, "pools_sums": self.pools_sums}
@@ -174,6 +178,11 @@ class RandomLayer:
         height = randint(1, 60) if self.random.random() < 0.1 else randint(1, 20)
         size = (randint(1, 6), height, randint(1, 20))
         return Form(*map(tuple, (kernel, stride, padding, dilation)), **flags), size[-axes:]
+
+    def _in_groups(self, form: Form, channels: tuple[int, ...]) -> tuple[Form, tuple[int, ...]]:
+        groups = self.random.choice((2, 3, 4, 6, 8, 32))
+        most = self.random.choice((1, 4, 9, 40))  # channels of a group
+        return replace(form, groups=groups), tuple(n and groups * self.random.randint(1, most) for n in channels)
 
     def _with_max_pool(self, form: Form) -> Form:
         window = tuple(self.random.randint(1, 4) for _ in "hw")
@@ -210,7 +219,7 @@ class RandomLayer:
         (results,) = run_plan(plan, inputs, guarded)
         assert all(torch.equal(x, y) for x, y in zip(inputs[0], before, strict=True)), "an input has changed"
         worst = case.check_results([results[0], results[1] if len(results) > 1 else None])
-        if case.quanta is None and not case.form.high_reads_low and len(inputs) == 1:
+        if case.quanta is None and not case.form.high_reads_low and case.form.groups == 1 and len(inputs) == 1:
             self._pack_and_run(conv, inputs[0], results, guarded)
         del kept
         return worst

@@ -119,6 +119,34 @@ def test_every_kind_of_layer(form: Form, given: dict[str, Any], channels: Any, u
             case.check()
 
 
+@every_format
+@pytest.mark.parametrize(
+    ("given", "channels", "upsampled"),
+    [
+        ({}, (5, 0, 3, 0), False),
+        (BOTH, (3, 1, 3, 1), True),
+        (BOTH, (24, 8, 12, 4), True),
+        ({"low_reads_high": True}, (3, 0, 2, 1), False),
+        ({}, (3, 1, 4, 0), True),
+        ({"low_reads_low": True}, (2, 3, 1, 2), False),
+        ({**BOTH, "pool_first": True, "high_reads_low": True}, (3, 1, 5, 2), False),
+        ({"pool_first": True, "low_reads_high": True}, (1, 0, 2, 1), False),
+    ],
+)
+def test_groups(given: dict[str, Any], channels: Any, upsampled: bool, format: Format) -> None:
+    """Thin ones, of which several are computed as one, and wide ones; channels are a group's."""
+    for groups, form, size in ((32, SPACE, (6, 9)), (6, TIME, (3, 7, 5)), (2, POINT, (3, 6, 5))):
+        case = Case(
+            replace(form, groups=groups, **given),
+            tuple(groups * n for n in channels),
+            size,
+            upsampled=upsampled,
+            residual=groups == 6,
+            format=format,
+        )
+        case.check()
+
+
 WIDE_TIME = Form((3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1))
 
 
