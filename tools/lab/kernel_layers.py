@@ -139,11 +139,11 @@ def _multiply_adds(layer: FusedLayer, source: Sequence[Shape], result: Sequence[
         return sum(map(prod, result)) * prod(made.kernel)
     if made.kind != LayerKind.CONVOLUTION:
         return 0
-    clips, _, *size = source[0]
-    high = (1, *size)[-3:]
-    if made.pool_first:
-        high = half_size(high)
-    sides = zip(high, made.kernel, made.stride, made.padding, made.dilation, strict=True)
+    clips, _, *rest = source[0]
+    size: Shape = (1, *rest)[-3:]
+    sides = zip(
+        half_size(size) if made.pool_first else size, made.kernel, made.stride, made.padding, made.dilation, strict=True
+    )
     high = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides]  # before a max-pooling
     sizes = [prod(high), prod(half_size(high))]
     taps = prod(made.kernel) * clips
