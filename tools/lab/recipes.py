@@ -112,17 +112,15 @@ def table(runs: Sequence[RecipeRun], settings: RecipeSettings) -> list[tuple[str
         UserError: no plain run is tested, or one was trained by another config than the others.
     """
     found = {run: scores for run in runs if (scores := _scores(run, settings))}
-    by_part = {
-        part: {run.seed: scores for run, scores in found.items() if run.part == part} for part in (*PARTS, "all")
-    }
-    if not by_part[PLAIN]:
+    by_part: dict[str, dict[int, VideoScores]] = {}
+    for run, of_run in found.items():
+        by_part.setdefault(run.part, {})[run.seed] = of_run
+    if PLAIN not in by_part:
         raise UserError(f"no tested plain run in {settings.runs_dir}, which the others are compared with")
     rows: list[tuple[str, ...]] = []
-    for part, scores in by_part.items():
-        if not scores:
-            continue
-        difference = paired_difference(scores, by_part[PLAIN]) if part != PLAIN else None
-        rows.append((part, " ".join(map(str, scores)), _share(mean_top_k(scores, 1)), _points(difference)))
+    for part, by_seed in by_part.items():
+        difference = paired_difference(by_seed, by_part[PLAIN]) if part != PLAIN else None
+        rows.append((part, " ".join(map(str, by_seed)), _share(mean_top_k(by_seed, 1)), _points(difference)))
     return rows
 
 
