@@ -170,7 +170,9 @@ def test_curves_are_drawn_where_their_values_are() -> None:
     (chart,) = charts_of({"train/loss": Curve([1.0, 4.0], [3.0, 1.0]), "train/loss_step": many})
     steps, train = chart.lines
     assert train.path == "M250.0 0.0L1000.0 666.7" and train.last == "1" and train.kind == "train"
-    assert steps.path.count("L") == 599
+    assert steps.path.count("L") == 599 and not train.is_dot
+    (alone,) = charts_of({"train/loss": Curve([1.0], [2.0])})[0].lines
+    assert alone.is_dot and alone.path == "M1000.0 0.0L1000.0 0.0"
     assert chart.y_ticks[0] == (0.0, "0") and chart.y_ticks[-1] == (1.0, "3")
     assert ("4" in [text for _, text in chart.x_ticks]) and charts_of({"lr": Curve([1.0], [float("nan")])}) == []
 

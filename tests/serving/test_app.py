@@ -159,6 +159,8 @@ BAD: dict[str, tuple[int, str, bytes | None, str, str]] = {
     "no number": (422, FORM, None, "topk=%0Ax", "topk: got x; "),
     "views": (422, FORM, None, "views=3x2", "views: got 3x2; "),
     "many views": (422, FORM, None, "views=900x3", "views: got 900x3, expected at most 120 in all"),
+    "a typing error": (422, FORM, None, "topkk=3", "got a parameter 'topkk', expected some of topk, views"),
+    "a value twice": (422, FORM, None, "topk=3&topk=4", "topk: got it more than once, expected one value"),
     "another site": (403, FORM, None, "", "a page of another site"),
 }
 
@@ -189,6 +191,8 @@ def test_what_is_wrong_is_told_in_a_line(case: str, client: TestClient, clips: l
         ("threshold=0.3&leave=0.5", "leave: got 0.5, expected more than 0 and at most the threshold"),
         ("stride=0", "stride: got 0; "),
         ("window=nan", "window: got nan; "),
+        ("treshold=0.3", "got a parameter 'treshold', expected some of views, window, stride, threshold,"),
+        ("threshold=0.3&threshold=0.4", "threshold: got it more than once"),
     ],
 )
 def test_what_a_timeline_can_not_mean(query: str, text: str, client: TestClient, clips: list[Path]) -> None:
