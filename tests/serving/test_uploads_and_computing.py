@@ -133,19 +133,21 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_waiting_calls_are_joined_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    computing, engine = Computing(4), Slow()
-    asked = [(1.0, 1), (2.0, 2), (3.0, 3), (4.0, 1), (5.0, 9)]
+    computing, engine, other = Computing(4), Slow(), Slow()
+    other.go_on.set()
+    asked = [(1.0, 1), (2.0, 2), (3.0, 3), (4.0, 1), (5.0, 2), (6.0, 1), (7.0, 9), (8.0, 1)]
     threads = []
     for n, (value, number) in enumerate(asked):
-        clips = clips_of(value, number)
-        threads.append(in_thread(lambda clips=clips: computing.run(engine, clips, Turn())))  # type: ignore[misc]
+        clips, by = clips_of(value, number), other if value == 8 else engine
+        threads.append(in_thread(lambda clips=clips, by=by: computing.run(by, clips, Turn())))  # type: ignore[misc]
         assert engine.entered.wait(60)
         wait_until(lambda n=n: computing.num_waiting == n)  # type: ignore[misc]
     engine.go_on.set()
     for (thread, found), (value, number) in zip(threads, asked, strict=True):
         thread.join(60)
         assert found[0].tolist() == [[value]] * number
-    assert engine.sizes == [1, 3, 3, 9]  # 2 and 1, since 3 does not fit beside 2; then 3; then 9 alone
+    # 2, 1 and 1, since 3 does not fit beside 2, nor 2 beside 2 and 1; then 3; 2; 9 alone; and of another engine 1.
+    assert engine.sizes == [1, 4, 3, 2, 9] and other.sizes == [1]
     computing.close()
 
 
