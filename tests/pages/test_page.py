@@ -19,7 +19,7 @@ from octvideo.evaluation.pictures import Curve
 from octvideo.evaluation.scores import VideoScores
 from octvideo.inference.segments import Segment
 from octvideo.inference.timeline_document import timeline_document
-from octvideo.pages.chosen import common_folder, in_order_of_use
+from octvideo.pages.chosen import common_folder, fitting, in_order_of_use
 from octvideo.pages.curves import charts_of
 from octvideo.pages.page import json_block
 from octvideo.pages.report import Thumbnail, report_document, report_page
@@ -119,6 +119,10 @@ def test_the_videos_that_readers_look_for_come_first() -> None:
     many = scores_of([0, 1] * 50, [1, 2] * 50, ["a", "b", "c"])  # 24 mistakes, then cell by cell
     assert {(n % 2) for n in in_order_of_use(many)[24:26]} == {0, 1}
     assert in_order_of_use(scores_of([], [], ["a"])) == []
+    # Beyond those 24 the first hit comes before the seventh mistake of a cell.
+    few = scores_of([0] * 30 + [1], [1] * 31, ["a", "b"])
+    assert in_order_of_use(few)[24:] == [30, 5, 4, 3, 2, 1, 0]
+    assert fitting([4, 4, 1], 8) == 2 and fitting([9], 8) == 0
 
 
 def test_the_document_of_a_run_by_hand() -> None:

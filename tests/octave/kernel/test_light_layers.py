@@ -233,7 +233,7 @@ def test_blocks_in_parts(lows: tuple[int, int, int], kernel: tuple[int, ...], st
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("group_bytes", [3_000, 20_000, 60_000])
+@pytest.mark.parametrize("group_bytes", [3_000, 60_000, 200_000])
 @pytest.mark.parametrize(
     ("kernel", "sizes"),
     [
