@@ -93,12 +93,13 @@ def test_scores_are_the_same_bits(build: Callable[[], nn.Module], tmp_path: Path
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny()
+    write_pretrained(network, block_of(network, ["a", "b", "c"]), tmp_path)
     monkeypatch.setattr("octvideo.files.part_of", lambda path: full)
     (full := tmp_path / "full").symlink_to("/dev/full")
-    network = tiny()
     with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path / 'model.safetensors'}'")):
         write_pretrained(network, block_of(network, ["a", "b", "c"]), tmp_path)
-    assert not (tmp_path / "config.json").exists()
+    assert not (tmp_path / "config.json").exists()  # no folder is whole whose weights were to be others
 
 
 def test_files_are_safetensors_and_json_that_say_what_is_low(written: Path) -> None:

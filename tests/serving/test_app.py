@@ -19,6 +19,7 @@ from octvideo.inference.timeline_document import timeline_document
 from octvideo.serving.answers import TimelineQuestion
 from octvideo.serving.app import make_app
 from octvideo.serving.limits import Limits
+from octvideo.serving.metrics import Metrics
 from octvideo.serving.service import Service
 from octvideo.serving.uploads import Refusal
 from octvideo.video import FileFrames
@@ -133,6 +134,19 @@ def test_each_parameter_of_a_timeline_means_itself(
     times = {"smooth_sec": 4, "min_sec": 5, "join_sec": 6}
     segments = SegmentSettings(0.4, 0.2, {2: 0.7}, [0, 2], **times, only_best=True)
     assert asked == [TimelineQuestion(service.answerer.views(3, 1), 2, 0.25, segments, 7, 8)]
+
+
+def test_requests_are_counted_by_how_long_they_took() -> None:
+    metrics = Metrics()
+    for seconds in (0.05, 0.06, 0.1, 61.0):
+        metrics.add("/predict", 200, seconds, {"decoding": 0.01}, 5)
+    lines = metrics.text(1, 2).splitlines()
+    counts = {bound: 3 for bound in ("0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "30.0", "60.0")}
+    for bound, count in {"0.05": 1, **counts, "+Inf": 4}.items():
+        assert f'octvideo_request_seconds_bucket{{route="/predict",le="{bound}"}} {count}' in lines
+    assert 'octvideo_request_seconds_sum{route="/predict"} 61.210000' in lines
+    assert 'octvideo_part_seconds_total{route="/predict",part="decoding"} 0.040000' in lines
+    assert "octvideo_upload_bytes_total 20" in lines and "octvideo_waiting 1" in lines and "octvideo_working 2" in lines
 
 
 def test_rows_and_cells_of_a_timeline_are_bounded(client: TestClient, clips: list[Path]) -> None:
