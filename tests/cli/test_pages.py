@@ -156,6 +156,10 @@ def test_a_page_of_others_is_kept(octvideo: Any, tmp_path: Path) -> None:
     assert f"error: --page {site}: its index.html was not written by octvideo, and is kept: name another folder" in err
     assert (site / "index.html").read_text() == "my own page"
     (site / "index.html").unlink()
+    (site / "index.html").mkdir()  # what can't be read is not ours
+    _, err = octvideo("report", run, "--page", site, code=2)
+    assert "its index.html was not written by octvideo" in err
+    (site / "index.html").rmdir()
     (site / "02.html").write_text("my own page")
     with pytest.raises(UserError, match=r"its 02\.html was not written by octvideo"):
         TimelinePages(site, [f"{n}.mp4" for n in range(10)], ["a", "b"], None)

@@ -15,10 +15,13 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
+from octvideo.evaluation.calibration import Bin, Reliability
+from octvideo.evaluation.metrics import wilson_interval
 from octvideo.evaluation.pictures import Curve
 from octvideo.evaluation.scores import VideoScores
 from octvideo.inference.segments import Segment
 from octvideo.inference.timeline_document import timeline_document
+from octvideo.pages.card import Card, Section, card_page
 from octvideo.pages.chosen import common_folder, fitting, in_order_of_use
 from octvideo.pages.curves import charts_of
 from octvideo.pages.page import json_block
@@ -179,6 +182,14 @@ def test_curves_are_drawn_where_their_values_are() -> None:
     assert alone.is_dot and alone.path == "M1000.0 0.0L1000.0 0.0"
     assert chart.y_ticks[0] == (0.0, "0") and chart.y_ticks[-1] == (1.0, "3")
     assert ("4" in [text for _, text in chart.x_ticks]) and charts_of({"lr": Curve([1.0], [float("nan")])}) == []
+
+
+def test_bars_of_a_card_stand_where_their_shares_are() -> None:
+    chart = Reliability((Bin(0.4, 0.6, 4, 1, 0.5),), 5)
+    low, high = wilson_interval(1, 4)
+    html = card_page(Card("a", "b", sections=(Section("Calibration", chart=chart),)))
+    assert '<rect class="share-right" x="404.0" y="750.0" width="192.0" height="250.0">' in html
+    assert f'd="M500.0 {1000 * (1 - high):.1f}V{1000 * (1 - low):.1f}"' in html
 
 
 def test_a_timeline_of_any_length_has_about_the_same_size() -> None:
