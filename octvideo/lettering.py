@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.font_manager import findSystemFonts
+from matplotlib.font_manager import findSystemFonts, fontManager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, features
 
@@ -65,6 +65,23 @@ def shown_names(names: Sequence[str]) -> list[str]:
 def shown_text(text: str) -> str:
     """A text with \ufffd for each character that no font here has."""
     return "".join("\ufffd" if font is None else char for char, font in _each_font(one_line_text(text)))
+
+
+def font_families(texts: Iterable[str]) -> list[str]:
+    """Families for what matplotlib writes itself, which takes the first that has a character.
+
+    Args:
+        texts: that are written, as `shown_names` and `shown_text` give them.
+    """
+    needed = {font for text in texts for _, font in _each_font(one_line_text(text)) if font is not None}
+    return list(dict.fromkeys(map(_family, [_own_font(bold=False), *sorted(needed)])))
+
+
+@functools.cache
+def _family(path: str) -> str:
+    if path != _own_font(bold=False):
+        fontManager.addfont(path)
+    return FT2Font(path).family_name
 
 
 def lacking(names: Sequence[str], title: str = "") -> str:

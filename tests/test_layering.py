@@ -35,7 +35,7 @@ PARTS: dict[str, set[str]] = {
     "models": {"octave", "octave.kernel", "download", "progress"},
     "video": set(),
     "data": {"video", "download", "json_lines", "progress", "seeds"},
-    "evaluation": set(),
+    "evaluation": {"lettering"},
     "training": {"models", "evaluation", "octave", "octave.kernel", "seeds", "compiling"},
     "inference": {"video", "models", "evaluation", "octave", "octave.kernel", "octave.fused", "compiling", "lettering"},
     "pages": {"evaluation"},

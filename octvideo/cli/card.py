@@ -120,7 +120,9 @@ def _networks(facts: Facts) -> Mapping[str, nn.Module]:
 
 def _say(facts: Facts, folder: Path, args: Namespace) -> None:
     print(f"card: {folder / MARKDOWN}, {PAGE}")
-    if facts.scores is None:
+    if facts.export:
+        print("an exported model has no results of a test: the card of its run has them", file=sys.stderr)
+    elif facts.scores is None:
         print("no results of a test: octvideo test writes them", file=sys.stderr)
     for doubt in facts.doubts:
         print(f"warning: {doubt}", file=sys.stderr)

@@ -15,9 +15,10 @@ from octvideo.cli.arguments import Parser, positive
 from octvideo.cli.report_page import MOST_THUMBNAILS, write_report_page
 from octvideo.data.synthetic import OPPOSITES
 from octvideo.errors import UserError
-from octvideo.evaluation.pictures import draw_report, read_curves
+from octvideo.evaluation.pictures import PICTURE_SUFFIXES, draw_report, named_in_picture, read_curves
 from octvideo.evaluation.report import markdown_table, metrics_table, pairs_from
 from octvideo.evaluation.scores import VideoScores, find_scores
+from octvideo.lettering import lacking
 
 STOPPED = "stopped: the same command goes on with the thumbnails that are missing"
 
@@ -59,6 +60,8 @@ def run(args: Namespace) -> int:
         raise UserError(f"no folder {args.run}, and no run of that name in runs/")
     title = args.title or folder.resolve().name
     csv_file, out = folder / "metrics.csv", args.output or folder / "report.png"
+    if out.suffix not in PICTURE_SUFFIXES:
+        raise UserError(f"picture {out}: got {out.suffix or 'no suffix'}, expected {', '.join(PICTURE_SUFFIXES)}")
     curves = read_curves(csv_file) if csv_file.exists() else None
     scores = None
     if args.scores or curves is None or any(folder.glob("scores*.npz")):  # a run that still trains has none
@@ -73,6 +76,8 @@ def run(args: Namespace) -> int:
         print(metrics_table(scores, pairs=pairs, title=title))
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_report(out, curves=curves, scores=scores, pairs=pairs, title=title)
+    if line := lacking(named_in_picture(scores), title):
+        print(line, file=sys.stderr)
     print(f"picture: {out}", file=sys.stderr)
     if args.page is not None:
         page = write_report_page(

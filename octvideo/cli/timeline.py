@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         scores.go_on_with(args.output, made_by)
     say_predictor(predictor, console)
-    pages = None if args.page is None else TimelinePages(args.page, len(videos), names, settings.classes)
+    pages = None if args.page is None else TimelinePages(args.page, videos, names, settings.classes)
     found: dict[str, list[Segment]] = {}
     any_shown = False
     try:

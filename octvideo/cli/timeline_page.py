@@ -13,6 +13,7 @@ from pathlib import Path
 from octvideo.cli.timeline_shown import Scored
 from octvideo.inference.segments import Segment
 from octvideo.inference.timeline_document import timeline_document
+from octvideo.pages.chosen import common_folder
 from octvideo.pages.folder import PageFolder
 from octvideo.pages.timeline import ListedVideo, index_page, timeline_page
 from octvideo.progress import Progress
@@ -25,7 +26,7 @@ class TimelinePages:
 
     Args:
         folder: of them, made here.
-        num_videos: that there will be.
+        paths: of the videos that there will be.
         names: of all classes.
         classes: those that are looked for; None is all.
 
@@ -33,8 +34,11 @@ class TimelinePages:
         UserError: see `PageFolder`.
     """
 
-    def __init__(self, folder: Path, num_videos: int, names: Sequence[str], classes: Sequence[int] | None) -> None:
+    def __init__(self, folder: Path, paths: Sequence[str], names: Sequence[str], classes: Sequence[int] | None) -> None:
+        num_videos = len(paths)
         self._num_videos, self._names, self._classes = num_videos, names, classes
+        # Files of class folders have the same names: what they share is left out, and no more.
+        self._shared = common_folder(paths) if num_videos > 1 else ""
         self._listed: list[ListedVideo] = []
         several = [self._name(number) for number in range(num_videos)] if num_videos > 1 else []
         self._folder = PageFolder(folder, "videos", ["index.html", *several])
@@ -45,13 +49,13 @@ class TimelinePages:
 
     def add(self, path: str, video: Scored, segments: Sequence[Segment], trouble: str) -> None:
         """Writes the page of a video; of one that can't be read the list says so."""
-        title = Path(path).name
+        title = path.removeprefix(self._shared) if self._num_videos > 1 else Path(path).name
         if not video.starts:
             self._listed.append(ListedVideo(title, None, None, trouble or "it is shorter than a window"))
             return
         notes, url = [trouble] if trouble else [], None
         try:
-            with Progress(f"writing {title} for browsers, seconds", max(int(video.ends[-1]), 1)) as progress:
+            with Progress(f"writing {Path(path).name} for browsers, seconds", max(int(video.ends[-1]), 1)) as progress:
                 played = write_for_browser(
                     path, self._folder.inner, is_damaged=bool(trouble), on_frame=lambda s: progress.update(int(s))
                 )

@@ -6,6 +6,7 @@ import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,10 +19,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from octvideo.errors import UserError
 from octvideo.evaluation.report import Figure, Pairs, confusion_matrix, figures, percent, percent_range
 from octvideo.evaluation.scores import VideoScores
+from octvideo.files import whole_file
+from octvideo.lettering import fitted_text, font_families, shown_names, shown_text
 
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 _TRAIN, _VAL, _QUIET, _INK = "#2a78b5", "#d9622b", "#8a8f98", "#23272e"
 _MOST_COUNTS = 24  # classes up to which the matrix shows numbers
 _MOST_NAMES = 42  # and up to which it shows class names
+_DPI, _NAME_PX = 120, 260  # a class name is as wide at most
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def draw_report(
     """Writes the picture of a run; what is not given is left out.
 
     Args:
-        path: of the PNG.
+        path: of the picture, with one of `PICTURE_SUFFIXES`.
         curves: of the training.
         scores: of the test.
         pairs: names of opposite classes; they are put next to each other.
@@ -100,8 +105,21 @@ def draw_report(
     if scores is not None:
         draw_confusion(parts[1].subplots(), scores, pairs=pairs)
     if title:
-        canvas.suptitle(title, fontsize=14, fontweight="bold", color=_INK, x=0.012, ha="left")
-    canvas.savefig(path, dpi=120)
+        shown = _fitted(shown_text(title), 14, int(0.85 * canvas.get_figwidth() * _DPI))  # bold letters are wider
+        style: dict[str, Any] = {
+            "fontsize": 14,
+            "fontweight": "bold",
+            "fontfamily": font_families([shown]),
+            "parse_math": False,
+        }
+        canvas.suptitle(shown, color=_INK, x=0.012, ha="left", **style)
+    with whole_file(Path(path)) as part:
+        canvas.savefig(part, dpi=_DPI, format=Path(path).suffix[1:])
+
+
+def named_in_picture(scores: VideoScores | None) -> list[str]:
+    """The class names that the picture shows."""
+    return [] if scores is None or len(scores.class_names) > _MOST_NAMES else scores.class_names
 
 
 def draw_curves(canvas: FigureBase, curves: dict[str, Curve]) -> None:
@@ -169,12 +187,15 @@ def draw_confusion(axes: Axes, scores: VideoScores, *, pairs: Pairs = ()) -> Non
             text = str(counts[row, column])
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size + 1)
     if len(counts) <= _MOST_NAMES:
-        names = [scores.class_names[i].replace("_", " ") for i in order]
-        axes.set_xticks(range(len(names)), names, fontsize=size)
+        # A class name may be long, in any script, and hold signs that matplotlib takes for mathematics.
+        known = shown_names(scores.class_names)
+        names = [_fitted(known[i].replace("_", " "), size, _NAME_PX) for i in order]
+        style: dict[str, Any] = {"fontsize": size, "fontfamily": font_families(names), "parse_math": False}
+        axes.set_xticks(range(len(names)), names, **style)
         axes.tick_params("x", rotation=40)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(names)), names, fontsize=size)
+        axes.set_yticks(range(len(names)), names, **style)
         axes.set_xticks(np.arange(-0.5, len(names)), minor=True)
         axes.set_yticks(np.arange(-0.5, len(names)), minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5)
@@ -183,6 +204,10 @@ def draw_confusion(axes: Axes, scores: VideoScores, *, pairs: Pairs = ()) -> Non
     axes.set_ylabel("true class", color=_INK)
     axes.set_title(_caption(figures(scores, pairs=pairs)), fontsize=10, color=_INK, loc="left", pad=10)
     plain(axes)
+
+
+def _fitted(text: str, points: int, width_px: int) -> str:
+    return fitted_text(text, round(points * _DPI / 72), width_px)
 
 
 def _caption(row: list[Figure]) -> str:

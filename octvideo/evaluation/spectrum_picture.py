@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from octvideo.lettering import font_families, shown_text
 
 _ALL, _LOW, _INK = "#2a78b5", "#d9622b", "#23272e"
 _LOST = "share of the variance that\nhalf resolution cannot hold"
@@ -80,10 +83,12 @@ def _draw(axes: Axes, panel: SpectrumPanel) -> None:
     for colour, text in ((_ALL, "stored high"), (_LOW, "stored low"))[: 1 + has_low]:
         axes.scatter([], [], s=18, color=colour, label=text)
     axes.plot([], [], color=_ALL if by_path else _INK, label="median of the path" if by_path else "median of the layer")
-    axes.set_xticks(range(len(panel.details)), list(panel.details), rotation=90, fontsize=6.5)
+    axes.set_xticks(range(len(panel.details)), list(panel.details), rotation=90, fontsize=6.5, parse_math=False)
     axes.set_xlim(-1, len(panel.details))
     axes.set_ylim(0, None)
     axes.set_ylabel(panel.said)
-    axes.set_title(panel.title, loc="left", fontsize=11, pad=22)
+    title = shown_text(panel.title)
+    style: dict[str, Any] = {"fontfamily": font_families([title]), "parse_math": False}
+    axes.set_title(title, loc="left", fontsize=11, pad=22, **style)
     axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)  # above all points
     axes.spines[["top", "right"]].set_visible(False)

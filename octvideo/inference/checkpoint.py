@@ -92,7 +92,7 @@ def find_checkpoint(given: str, runs_dir: str | Path = "runs") -> Path:
     newest = max(written, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None:
         raise UserError(
-            f"no checkpoint under {looked_in.absolute()} (looked for {pattern}): train one first, or give --ckpt PATH"
+            f"no checkpoint under {looked_in.absolute()} (looked for {pattern}): train one first, or name a checkpoint"
         )
     return newest
 

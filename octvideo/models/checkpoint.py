@@ -25,7 +25,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if Path(path).is_dir() and is_shared_folder(Path(path)):
         raise UserError(f"{path} is a network to share, no checkpoint of a run: start from it with --init {path}")
     if not Path(path).is_file():
-        raise UserError(f"no checkpoint at {path}: give --ckpt PATH, --ckpt RUN or --ckpt last")
+        raise UserError(f"no checkpoint at {path}: give a run's name or folder, a checkpoint, or 'last' for the newest")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} can't be read as a checkpoint: it is not a file of torch.save")
     try:

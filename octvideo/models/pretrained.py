@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from octvideo.errors import UserError
@@ -80,11 +80,12 @@ def write_pretrained(network: nn.Module, block: dict[str, Any], folder: Path) ->
     # Tensors that share memory, or lie in another order there, can't be written.
     state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     with whole_file(folder / WEIGHTS) as part:
-        save_file(state, part, metadata={"format": "pt"})
+        part.write_bytes(
+            save(state, metadata={"format": "pt"})
+        )  # save_file tells of a full disk by an error of its own
     content = {"library_name": "octvideo", "octvideo": {**block, "partitions": partitions_of(network)}}
     with whole_text(folder / CONFIG) as file:
         file.write(json_text(content, indent=1) + "\n")
-    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets nobody else read its files
 
 
 def partitions_of(network: nn.Module) -> dict[str, dict[str, str]]:

@@ -23,12 +23,14 @@ class Line:
         kind: "train", "val", "steps" or "quiet", which decides its colour.
         path: of SVG, in a box of 1000 by 1000.
         last: its last value, in words.
+        is_dot: it has one value alone.
     """
 
     name: str
     kind: str
     path: str
     last: str
+    is_dot: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,8 @@ def _chart(title: str, curves: Sequence[tuple[Curve, str, str]], worded: Callabl
     for (points, name, kind), (curve, _, _) in zip(thinned, curves, strict=True):
         places = [f"{1000 * x / right:.1f} {1000 * (1 - max(y, 0) / top):.1f}" for x, y in points]
         # A line of one point is drawn as a dot: its ends are round.
-        lines.append(
-            Line(name, kind, "M" + "L".join(places * (2 if len(places) == 1 else 1)), worded(curve.values[-1]))
-        )
+        is_dot = len(places) == 1
+        lines.append(Line(name, kind, "M" + "L".join(places * (1 + is_dot)), worded(curve.values[-1]), is_dot))
     x_ticks = [(tick / right, f"{tick:g}") for tick in _ticks(right) if tick <= right and tick == int(tick)]
     return Chart(title, lines, x_ticks, [(tick / top, _worded_tick(title, tick)) for tick in y_ticks])
 

@@ -63,11 +63,11 @@ function figureOf([path, truth, predicted, best, own, clip]) {
   }
   const said = element("figcaption", {}, element("div", {}, named(report.classes[truth])));
   if (predicted < 0) said.append(element("div", { class: "bad" }, "its scores are not finite"));
-  else if (truth === predicted) said.append(element("div", { class: "good" }, `right, ${best / 10} %`));
+  else if (truth === predicted) said.append(element("div", { class: "good" }, `right, ${share(best, 1000)}`));
   else {
     said.append(
-      element("div", { class: "bad" }, "taken for ", named(report.classes[predicted]), ` ${best / 10} %`),
-      element("div", { class: "quiet" }, `the true class has ${own / 10} %`),
+      element("div", { class: "bad" }, "taken for ", named(report.classes[predicted]), ` ${share(best, 1000)}`),
+      element("div", { class: "quiet" }, `the true class has ${share(own, 1000)}`),
     );
   }
   said.append(element("div", { class: "quiet path" }, named(path)));

@@ -4,6 +4,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const MOST_NOW = 6; // classes beside the video
 const MOST_SEGMENTS = 500; // rows of the table
+const TICK_PX = 72; // that a tick of the axis has, with its text
 
 /** 1:02.5, of 62.5 seconds; hours where there are some. */
 function clock(seconds, tenths = true) {
@@ -106,12 +107,16 @@ function showTimeline(root, data) {
 
   // ── the rows ──
   const axis = element("div", { class: "axis", "aria-hidden": "true" });
-  const step = tickStep(duration, 8);
-  for (let n = 0; n * step <= duration * 1.0001; n += 1) {
-    const tick = element("span", {}, clock(n * step, step < 1));
-    tick.style.insetInlineStart = `${(100 * n * step) / duration}%`;
-    if (n * step > 0.93 * duration) tick.className = "last";
-    axis.append(tick);
+  function drawAxis() {
+    const width = axis.clientWidth || 800;
+    const step = tickStep(duration, Math.max(Math.min(8, width / TICK_PX), 1));
+    const ticks = [];
+    for (let n = 0; (n * step) / duration <= 1 - TICK_PX / width || n === 0; n += 1) {
+      const tick = element("span", {}, clock(n * step, step < 1));
+      tick.style.insetInlineStart = `${(100 * n * step) / duration}%`;
+      ticks.push(tick);
+    }
+    axis.replaceChildren(...ticks);
   }
   const plot = element("div", {
     class: "plot",
@@ -298,6 +303,8 @@ function showTimeline(root, data) {
     actions[event.key]();
   });
 
+  const resized = new ResizeObserver(drawAxis);
+  resized.observe(axis);
   moved();
   return {
     video,
@@ -305,6 +312,7 @@ function showTimeline(root, data) {
     time: () => at,
     remove() {
       cancelAnimationFrame(frame);
+      resized.disconnect();
       video.pause();
       root.replaceChildren();
     },

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel
@@ -99,13 +99,19 @@ def make_app(service: Service, metrics: Metrics | None = None) -> ASGIApp:
     answerer, names = service.answerer, service.predictor.class_names
     index = ClassIndex(names)
 
-    @api.post("/predict", responses={200: {"model": PredictAnswer}, **_ERRORS}, openapi_extra=_BODY)
+    def check_names(request: Request) -> None:
+        described = api.openapi()["paths"][request.scope["path"]]["post"]["parameters"]
+        _check_query(request, {one["name"]: one["schema"] for one in described})
+
+    how: dict[str, Any] = {"openapi_extra": _BODY, "dependencies": [Depends(check_names)]}
+
+    @api.post("/predict", responses={200: {"model": PredictAnswer}, **_ERRORS}, **how)
     async def predict(request: Request, topk: TopK = 5, views: Views = None) -> Response:
         """The best classes of a video, as `octvideo infer` has them."""
         question = PredictQuestion(topk, answerer.views(*_clips_and_crops(views)))
         return await _answer(service, request, question)
 
-    @api.post("/timeline", responses={200: {"model": TimelineAnswer}, **_ERRORS}, openapi_extra=_BODY)
+    @api.post("/timeline", responses={200: {"model": TimelineAnswer}, **_ERRORS}, **how)
     async def timeline(
         request: Request,
         views: Views = None,
@@ -238,6 +244,21 @@ async def _answer_or_leave(job: Future[Any], receive: Callable[[], Awaitable[Any
 async def _until_left(receive: Callable[[], Awaitable[Any]]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _check_query(request: Request, known: Mapping[str, Any]) -> None:
+    """Refuses names that mean nothing here, which would be answered as if they were not there, and values given twice.
+
+    Args:
+        request: with a query.
+        known: the schema of each parameter.
+    """
+    for name in request.query_params:
+        if name not in known:
+            raise UserError(f"got a parameter {_short(name)!r}, expected some of {', '.join(known)}")
+        is_list = any(one.get("type") == "array" for one in known[name].get("anyOf", ()))
+        if not is_list and len(request.query_params.getlist(name)) > 1:
+            raise UserError(f"{name}: got it more than once, expected one value")
 
 
 def _clips_and_crops(views: str | None) -> tuple[int | None, int | None]:

@@ -162,10 +162,13 @@ def test_hostile_names_are_text(octvideo: Cli, tested: Path) -> None:
 def test_an_exported_model_has_less_to_say(octvideo: Cli, trained: Path) -> None:
     pytest.importorskip("openvino")
     octvideo("export", "--ckpt", "tiny", "--engine", "openvino", "-o", "served")
-    octvideo("card", "served")
+    _, err = octvideo("card", "served")
+    assert "an exported model has no results of a test" in err and "octvideo test writes them" not in err
     front, text = front_of(Path("served/card"))
     assert "model-index" not in front and row(text, "made of") == "tiny/last.ckpt"
     assert "does not say how its network was built or trained" in text and "it measures no accuracy" in text
+    seconds = json.loads(Path("served/octvideo.json").read_text(encoding="utf-8"))["check"]["seconds_per_view"]
+    assert f"When it was exported, {1000 * seconds:.1f} ms a view" in text
     assert "Unknown: there is no config.yaml" in text and "Its accuracy is unknown" in text
     _, err = octvideo("card", "served", "--hub", code=2)
     assert "served is an exported model, and --hub shares a network" in err
@@ -202,8 +205,10 @@ def test_a_converted_run_says_what_was_measured_and_shares_the_same_network(
 def test_many_classes_fold_in_markdown_and_scroll_on_the_page(octvideo: Cli, tested: Path) -> None:
     names = [f"class {n}" for n in range(400)]
     scores = np.eye(400, dtype=np.float32)
-    VideoScores([f"{n}.mp4" for n in range(400)], np.arange(400), scores, names).save(tested / "scores.npz")
+    labels = np.arange(400) % 399  # of the last class there is none
+    VideoScores([f"{n}.mp4" for n in range(400)], labels, scores, names).save(tested / "scores.npz")
     octvideo("card", "tiny", "--no_time")
     _, text = front_of(tested / "card")
-    assert "<summary>400 rows</summary>" in text and "400 classes had fewer than 20 test videos: class 0, " in text
-    assert "and 390 more" in text and len((tested / "card" / "index.html").read_bytes()) < 300_000
+    assert "<summary>400 rows</summary>" in text and "399 classes had fewer than 20 test videos: class 0, " in text
+    assert "1 class had no test video: class 399." in text and "| class 399 | 0 | not tested |" in text
+    assert "and 389 more" in text and len((tested / "card" / "index.html").read_bytes()) < 300_000

@@ -95,7 +95,7 @@ def test_pages_of_videos_that_play_that_do_not_and_that_can_not_be_read(
     segments = [Segment(0.0, 2.0, 0, 0.9)]
     times: list[dict[Path, int]] = []
     for _ in range(2):  # the second time nothing is encoded anew
-        pages = TimelinePages(tmp_path / "out", 3, ["wave", "sit"], None)
+        pages = TimelinePages(tmp_path / "out", [str(plays), str(other), str(rotten)], ["wave", "sit"], None)
         pages.add(str(plays), Windows(), segments, "")
         pages.add(str(other), Windows(), [], "")
         pages.add(str(rotten), NOTHING, [], "cannot read video 'c.mp4': Invalid data")
@@ -113,10 +113,20 @@ def test_pages_of_videos_that_play_that_do_not_and_that_can_not_be_read(
     assert 'href="1.html"' in index and "Invalid data" in index and 'href="3.html"' not in index
 
 
+def test_videos_of_class_folders_are_told_apart(tmp_path: Path) -> None:
+    paths = [f"data/test/{name}/001.mp4" for name in ("wave", "sit")]
+    pages = TimelinePages(tmp_path, paths, ["wave", "sit"], None)
+    for path in paths:
+        pages.add(path, NOTHING, [], "no such file")
+    pages.close()
+    listed = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "wave/001.mp4" in listed and "sit/001.mp4" in listed and "data/" not in listed
+
+
 def test_the_page_of_one_video_needs_no_list(
     tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Any]
 ) -> None:
-    pages = TimelinePages(tmp_path / "out", 1, ["wave", "sit"], [0])
+    pages = TimelinePages(tmp_path / "out", ["a.mp4"], ["wave", "sit"], [0])
     pages.add(str(encode(tmp_path / "a.mp4", moving(80))), Windows(), [], "")
     pages.close()
     data = data_of(tmp_path / "out" / "index.html")
@@ -125,7 +135,7 @@ def test_the_page_of_one_video_needs_no_list(
         "videos",
     ]
     shutil.rmtree(tmp_path / "out")
-    pages = TimelinePages(tmp_path / "out", 1, ["wave", "sit"], None)
+    pages = TimelinePages(tmp_path / "out", ["a.mp4"], ["wave", "sit"], None)
     pages.add("gone.mp4", NOTHING, [], "no such file")
     pages.close()
     assert "no such file" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
@@ -146,17 +156,21 @@ def test_a_page_of_others_is_kept(octvideo: Any, tmp_path: Path) -> None:
     assert f"error: --page {site}: its index.html was not written by octvideo, and is kept: name another folder" in err
     assert (site / "index.html").read_text() == "my own page"
     (site / "index.html").unlink()
+    (site / "index.html").mkdir()  # what can't be read is not ours
+    _, err = octvideo("report", run, "--page", site, code=2)
+    assert "its index.html was not written by octvideo" in err
+    (site / "index.html").rmdir()
     (site / "02.html").write_text("my own page")
     with pytest.raises(UserError, match=r"its 02\.html was not written by octvideo"):
-        TimelinePages(site, 10, ["a", "b"], None)
-    TimelinePages(site, 9, ["a", "b"], None).close()
+        TimelinePages(site, [f"{n}.mp4" for n in range(10)], ["a", "b"], None)
+    TimelinePages(site, [f"{n}.mp4" for n in range(9)], ["a", "b"], None).close()
     octvideo("report", run, "--page", site)
     octvideo("report", run, "--page", site)  # our own is written anew
 
 
 def test_two_commands_do_not_write_to_one_folder_at_once(octvideo: Any, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", ["gone/1.mp4"])
-    pages = TimelinePages(run / "page", 1, ["wave", "sit"], None)
+    pages = TimelinePages(run / "page", ["a.mp4"], ["wave", "sit"], None)
     _, err = octvideo("report", run, "--page", code=2)
     assert "another command writes there now: wait for it, or name another folder" in err
     pages.close()
@@ -166,8 +180,8 @@ def test_two_commands_do_not_write_to_one_folder_at_once(octvideo: Any, tmp_path
 def test_a_folder_that_can_not_be_written_is_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file")
     with pytest.raises(UserError, match=r"--page .*a: can't make .*a/videos \(Not a directory\)"):
-        TimelinePages(tmp_path / "a", 1, ["wave", "sit"], None)
+        TimelinePages(tmp_path / "a", ["a.mp4"], ["wave", "sit"], None)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "videos").write_text("a file")
     with pytest.raises(UserError, match=r"can't make .*b/videos \(File exists\)"):
-        TimelinePages(tmp_path / "b", 1, ["wave", "sit"], None)
+        TimelinePages(tmp_path / "b", ["a.mp4"], ["wave", "sit"], None)

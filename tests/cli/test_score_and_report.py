@@ -58,6 +58,9 @@ def test_report_of_a_run_that_is_not_tested_and_of_nothing(demo_run: Path, octvi
     for folder, message in ((empty, "error: no scores.npz in"), (tmp_path / "none", "error: no folder")):
         out, err = octvideo("report", folder, code=2)
         assert err.startswith(message) and not out and len(err.splitlines()) == 1
+    for name, got in (("a.txt", ".txt"), ("a", "no suffix")):
+        out, err = octvideo("report", demo_run, "-o", tmp_path / name, code=2)
+        assert err == f"error: picture {tmp_path / name}: got {got}, expected .png, .svg, .pdf\n" and not out
 
 
 def test_score_recomputes_compares_and_joins(tmp_path: Path, octvideo: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,19 @@ def test_curves_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="no rows with epoch and step"):
         read_curves(tmp_path / "other.csv")
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_in_the_picture_are_only_text(tmp_path: Path) -> None:
+    scores, out = predictions([0, 1, 2], [2, 0, 1]), tmp_path / "report.svg"
+    scores.class_names[:] = [r"a $\foo$ b", "long" * 60, "打开\U0010ff00"]
+    draw_report(out, scores=scores, title=r"run $\q$" + "x" * 300)
+    text = out.read_text(encoding="utf-8")
+    # The squares of the matrix are as large as ever.
+    plain = tmp_path / "plain.svg"
+    draw_report(plain, scores=predictions([0, 1, 2], [2, 0, 1]), title="run")
+    sizes = [re.search(r'<image [^>]*?width="([\d.]+)"', one)[1] for one in (text, plain.read_text(encoding="utf-8"))]
+    assert float(sizes[0]) > 0.7 * float(sizes[1])
 
 
 def test_picture_of_both_or_either(metrics_csv: Path, tmp_path: Path) -> None:

@@ -85,6 +85,14 @@ def test_the_point_is_the_middle_of_the_strongest_cell() -> None:
     assert pointing_trial(_saliency(0 * maps), "both", boxes) is None
 
 
+def test_chance_is_the_mean_over_time_steps() -> None:
+    """Of three steps the boxes have a quarter, all, and none of the clip."""
+    maps = np.zeros((3, 2, 2), np.float32)
+    saliency = Saliency({"both": maps}, "layer", 0, 0.0, "gradcam", (6, 8, 8))
+    boxes = np.array([[0, 0, 4, 4]] * 2 + [[0, 0, 8, 8]] * 2 + [[0, 0, 0, 0]] * 2)
+    assert pointing_chance(saliency, boxes) == pytest.approx((1 / 4 + 1 + 0) / 3)
+
+
 def test_rank_correlation_is_spearman_s() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.integers(0, 6, 50), rng.integers(0, 6, 50)  # many are equal

@@ -140,6 +140,18 @@ def test_a_layer_that_something_passes_beside_is_not_chosen() -> None:
     assert passes_beside(shifted, "image_network.octave_ops.shift_layer4_0_conv1", torch.zeros(1, 3, 2, 64, 64))
 
 
+def test_of_a_layer_that_is_called_twice_the_last_call_counts() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.relu = nn.Conv3d(3, 4, 1), nn.Conv3d(4, 4, 1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.second(self.relu(self.first(x)))).mean((2, 3, 4))
+
+    assert last_layer(Shared().eval(), torch.randn(1, *CLIP)) == "relu"
+
+
 def test_a_pair_of_one_position_is_not_chosen() -> None:
     found = explain_clip(i3d_small(num_classes=5, alpha=0.25, width=8), torch.randn(3, 4, 16, 16))
     assert found.layer == "blocks.3.res_blocks.1.activation" and found.maps["high"].shape == (2, 2, 2)

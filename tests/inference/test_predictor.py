@@ -328,10 +328,10 @@ def test_names_from_a_file(
         (["VIDEO", "--ckpt", "nope.ckpt"], "error: no checkpoint at nope.ckpt"),
         (
             ["VIDEO", "--ckpt", "last"],
-            "looked for **/checkpoints/*.ckpt): train one first, or give --ckpt PATH",
+            "looked for **/checkpoints/*.ckpt): train one first, or name a checkpoint",
         ),
         (["VIDEO", "--ckpt", "VIDEO"], "it is not a file of torch.save"),
-        (["VIDEO", "--ckpt", "."], "looked for checkpoints/*.ckpt): train one first, or give --ckpt PATH"),
+        (["VIDEO", "--ckpt", "."], "looked for checkpoints/*.ckpt): train one first, or name a checkpoint"),
         (["VIDEO", "--ckpt", "CKPT", "--device", "tpu9"], "error: device 'tpu9' can't be used here"),
     ],
 )

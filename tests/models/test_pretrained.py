@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,17 @@ def test_scores_are_the_same_bits(build: Callable[[], nn.Module], tmp_path: Path
     with torch.inference_mode():
         assert torch.equal(again(CLIPS), network(CLIPS))
     assert partitions_of(again) == block["partitions"] == partitions_of(network)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny()
+    write_pretrained(network, block_of(network, ["a", "b", "c"]), tmp_path)
+    monkeypatch.setattr("octvideo.files.part_of", lambda path: full)
+    (full := tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path / 'model.safetensors'}'")):
+        write_pretrained(network, block_of(network, ["a", "b", "c"]), tmp_path)
+    assert not (tmp_path / "config.json").exists()  # no folder is whole whose weights were to be others
 
 
 def test_files_are_safetensors_and_json_that_say_what_is_low(written: Path) -> None:

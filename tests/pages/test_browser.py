@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,21 @@ def test_a_timeline_seeks_shows_scores_and_takes_keys(page: Any, tmp_path: Path,
     page.keys(TAB, TAB, TAB, ENTER)
     assert position(page) == 3
     assert {url.rsplit("/", 1)[1] for url in page.requests()} == {"index.html", "clip.mp4"}
+
+
+@pytest.mark.parametrize("width", [320, 380, 730, 760, 1280])
+def test_times_below_a_timeline_have_room(page: Any, tmp_path: Path, width: int) -> None:
+    starts = [0.0, 0.64]
+    document = timeline_document(starts, [0.64, 1.28], [{0: 0.3}] * 2, [], ["a"], title="t")
+    file = tmp_path / "index.html"
+    file.write_text(timeline_page(document), encoding="utf-8")
+    page.open(file, width=width)
+    page.until("return document.querySelectorAll('.axis span').length >= 2")
+    assert page.js("return document.documentElement.scrollWidth <= innerWidth")
+    places = "return [...document.querySelectorAll('.axis span')].map((e) => e.getBoundingClientRect())"
+    boxes = page.js(f"{places}.map((box) => [box.left, box.right])")
+    assert all(right <= left for (_, right), (left, _) in pairwise(boxes)), boxes
+    assert boxes[-1][1] <= page.js("return document.querySelector('.axis').getBoundingClientRect().right")
 
 
 @pytest.mark.slow
@@ -238,7 +254,8 @@ def test_nothing_reaches_over_the_side(page: Any, tmp_path: Path, video: Path, w
 @pytest.mark.parametrize("is_dark", [False, True])
 def test_all_text_has_contrast(page: Any, tmp_path: Path, video: Path, is_dark: bool) -> None:
     page.dark(is_dark)
-    rows = [(a, b) for a in range(6) for b in range(6) for _ in range(1 + 3 * (a == b) + a)]
+    rows = [(a, b) for a in range(5) for b in range(6) for _ in range(1 + 3 * (a == b) + a)]
+    rows += [(5, 5)] * 3  # all are right, in the strongest colour
     labels, predicted = [a for a, _ in rows], [b for _, b in rows]
     page.open(write_report(tmp_path, video, [f"class {n}" for n in range(6)], labels, predicted))
     assert page.poor_contrast() == []

@@ -15,11 +15,14 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
+from octvideo.evaluation.calibration import Bin, Reliability
+from octvideo.evaluation.metrics import wilson_interval
 from octvideo.evaluation.pictures import Curve
 from octvideo.evaluation.scores import VideoScores
 from octvideo.inference.segments import Segment
 from octvideo.inference.timeline_document import timeline_document
-from octvideo.pages.chosen import common_folder, in_order_of_use
+from octvideo.pages.card import Card, Section, card_page
+from octvideo.pages.chosen import common_folder, fitting, in_order_of_use
 from octvideo.pages.curves import charts_of
 from octvideo.pages.page import json_block
 from octvideo.pages.report import Thumbnail, report_document, report_page
@@ -119,6 +122,10 @@ def test_the_videos_that_readers_look_for_come_first() -> None:
     many = scores_of([0, 1] * 50, [1, 2] * 50, ["a", "b", "c"])  # 24 mistakes, then cell by cell
     assert {(n % 2) for n in in_order_of_use(many)[24:26]} == {0, 1}
     assert in_order_of_use(scores_of([], [], ["a"])) == []
+    # Beyond those 24 the first hit comes before the seventh mistake of a cell.
+    few = scores_of([0] * 30 + [1], [1] * 31, ["a", "b"])
+    assert in_order_of_use(few)[24:] == [30, 5, 4, 3, 2, 1, 0]
+    assert fitting([4, 4, 1], 8) == 2 and fitting([9], 8) == 0
 
 
 def test_the_document_of_a_run_by_hand() -> None:
@@ -170,9 +177,19 @@ def test_curves_are_drawn_where_their_values_are() -> None:
     (chart,) = charts_of({"train/loss": Curve([1.0, 4.0], [3.0, 1.0]), "train/loss_step": many})
     steps, train = chart.lines
     assert train.path == "M250.0 0.0L1000.0 666.7" and train.last == "1" and train.kind == "train"
-    assert steps.path.count("L") == 599
+    assert steps.path.count("L") == 599 and not train.is_dot
+    (alone,) = charts_of({"train/loss": Curve([1.0], [2.0])})[0].lines
+    assert alone.is_dot and alone.path == "M1000.0 0.0L1000.0 0.0"
     assert chart.y_ticks[0] == (0.0, "0") and chart.y_ticks[-1] == (1.0, "3")
     assert ("4" in [text for _, text in chart.x_ticks]) and charts_of({"lr": Curve([1.0], [float("nan")])}) == []
+
+
+def test_bars_of_a_card_stand_where_their_shares_are() -> None:
+    chart = Reliability((Bin(0.4, 0.6, 4, 1, 0.5),), 5)
+    low, high = wilson_interval(1, 4)
+    html = card_page(Card("a", "b", sections=(Section("Calibration", chart=chart),)))
+    assert '<rect class="share-right" x="404.0" y="750.0" width="192.0" height="250.0">' in html
+    assert f'd="M500.0 {1000 * (1 - high):.1f}V{1000 * (1 - low):.1f}"' in html
 
 
 def test_a_timeline_of_any_length_has_about_the_same_size() -> None:

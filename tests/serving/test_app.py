@@ -16,9 +16,12 @@ from fastapi.testclient import TestClient
 from octvideo.inference import Predictor, Timeline
 from octvideo.inference.segments import SegmentSettings, find_segments
 from octvideo.inference.timeline_document import timeline_document
+from octvideo.serving.answers import TimelineQuestion
 from octvideo.serving.app import make_app
 from octvideo.serving.limits import Limits
+from octvideo.serving.metrics import Metrics
 from octvideo.serving.service import Service
+from octvideo.serving.uploads import Refusal
 from octvideo.video import FileFrames
 
 LIMITS = Limits(max_bytes=200_000, max_length_sec=2.5, queue=1, workers=1)
@@ -83,6 +86,12 @@ def test_predict_gives_what_infer_gives(
     assert raw.json()["top"] == got["top"]
 
 
+def test_as_many_views_as_the_limit_may_be_asked_for(service: Service) -> None:
+    assert service.answerer.views(40, 3).num_views == 120 == LIMITS.max_views
+    with pytest.raises(Refusal, match="got 41x3, expected at most 120"):
+        service.answerer.views(41, 3)
+
+
 def test_timeline_gives_the_document_of_the_timeline(
     client: TestClient, predictor: Predictor, clips: list[Path]
 ) -> None:
@@ -106,6 +115,38 @@ def test_timeline_gives_the_document_of_the_timeline(
         (s["class"], s["start"], s["end"]) for s in expected["segments"]
     ]
     assert got["trouble"] == "" and got["cuts"] == pytest.approx(cuts)
+
+
+def test_each_parameter_of_a_timeline_means_itself(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def submit(upload: Any, question: Any, turn: Any) -> None:
+        asked.append(question)
+        raise Refusal(503, "asked")
+
+    monkeypatch.setattr(service, "submit", submit)
+    query = {"views": "3x1", "window": 2, "stride": 0.25, "threshold": 0.4, "leave": 0.2, "only_best": True}
+    query |= {"thresholds": "up=0.7", "classes": ["left", "up"], "smooth": 4, "shortest": 5, "gap": 6}
+    query |= {"rows": 7, "cells": 8}
+    client.post("/timeline", params=query, content=b"x", headers={"Content-Type": "video/mp4"})
+    times = {"smooth_sec": 4, "min_sec": 5, "join_sec": 6}
+    segments = SegmentSettings(0.4, 0.2, {2: 0.7}, [0, 2], **times, only_best=True)
+    assert asked == [TimelineQuestion(service.answerer.views(3, 1), 2, 0.25, segments, 7, 8)]
+
+
+def test_requests_are_counted_by_how_long_they_took() -> None:
+    metrics = Metrics()
+    for seconds in (0.05, 0.06, 0.1, 61.0):
+        metrics.add("/predict", 200, seconds, {"decoding": 0.01}, 5)
+    lines = metrics.text(1, 2).splitlines()
+    counts = {bound: 3 for bound in ("0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "30.0", "60.0")}
+    for bound, count in {"0.05": 1, **counts, "+Inf": 4}.items():
+        assert f'octvideo_request_seconds_bucket{{route="/predict",le="{bound}"}} {count}' in lines
+    assert 'octvideo_request_seconds_sum{route="/predict"} 61.210000' in lines
+    assert 'octvideo_part_seconds_total{route="/predict",part="decoding"} 0.040000' in lines
+    assert "octvideo_upload_bytes_total 20" in lines and "octvideo_waiting 1" in lines and "octvideo_working 2" in lines
 
 
 def test_rows_and_cells_of_a_timeline_are_bounded(client: TestClient, clips: list[Path]) -> None:
@@ -159,7 +200,10 @@ BAD: dict[str, tuple[int, str, bytes | None, str, str]] = {
     "no number": (422, FORM, None, "topk=%0Ax", "topk: got x; "),
     "views": (422, FORM, None, "views=3x2", "views: got 3x2; "),
     "many views": (422, FORM, None, "views=900x3", "views: got 900x3, expected at most 120 in all"),
+    "a typing error": (422, FORM, None, "topkk=3", "got a parameter 'topkk', expected some of topk, views"),
+    "a value twice": (422, FORM, None, "topk=3&topk=4", "topk: got it more than once, expected one value"),
     "another site": (403, FORM, None, "", "a page of another site"),
+    "another host": (403, FORM, None, "", "a page of another site"),
 }
 
 
@@ -170,8 +214,8 @@ def test_what_is_wrong_is_told_in_a_line(case: str, client: TestClient, clips: l
     contents = {b"HALF": clips[0].read_bytes()[:700], b"LONG": clips[2].read_bytes()}
     body = form(("file", clips[0].read_bytes())) if body is None else contents.get(body, body)
     headers = {"Content-Type": kind} if kind else {}
-    if case == "another site":
-        headers["Sec-Fetch-Site"] = "cross-site"
+    if site := {"another site": "cross-site", "another host": "same-site"}.get(case):
+        headers["Sec-Fetch-Site"] = site
     content = body.replace(b"VIDEO", video.encode())
     answer = client.post(f"/predict?{query}", content=content, headers=headers)
     error = answer.json()["error"]
@@ -189,6 +233,8 @@ def test_what_is_wrong_is_told_in_a_line(case: str, client: TestClient, clips: l
         ("threshold=0.3&leave=0.5", "leave: got 0.5, expected more than 0 and at most the threshold"),
         ("stride=0", "stride: got 0; "),
         ("window=nan", "window: got nan; "),
+        ("treshold=0.3", "got a parameter 'treshold', expected some of views, window, stride, threshold,"),
+        ("threshold=0.3&threshold=0.4", "threshold: got it more than once"),
     ],
 )
 def test_what_a_timeline_can_not_mean(query: str, text: str, client: TestClient, clips: list[Path]) -> None:

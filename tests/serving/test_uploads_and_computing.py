@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from octvideo.serving.computing import Abandoned, Computing, Turn
+from octvideo.serving.decoding import VideoEnd, WindowsWanted, decode_upload
 from octvideo.serving.limits import Limits
 from octvideo.serving.uploads import ClientGone, Refusal, Upload, receive_upload
+from octvideo.video import FileFrames, ViewSettings, frame_windows
 
 
 def received(tmp_path: Path, messages: list[Any], headers: dict[str, str], **limits: Any) -> bytes:
@@ -78,6 +81,42 @@ def test_a_body_is_refused_by_its_header_before_it_comes(tmp_path: Path) -> None
     assert refusal.value.status == 413
 
 
+@pytest.mark.parametrize("kind", ["video/mp4", "multipart/form-data; boundary=b"])
+def test_a_body_of_no_stated_size_is_counted_while_it_comes(kind: str, tmp_path: Path) -> None:
+    headers, asked = {"content-type": kind}, []
+
+    def pieces() -> Any:
+        # Of a form's other fields nothing is written, and they are counted all the same.
+        if "form" in kind:
+            yield body(b'--b\r\nContent-Disposition: form-data; name="other"\r\n\r\n', True)
+        for n in range(100):
+            asked.append(n)
+            yield body(bytes(2**16), True)
+
+    with pytest.raises(Refusal, match="larger than") as refusal:
+        received(tmp_path, pieces(), headers, max_bytes=2**17)  # type: ignore[arg-type]
+    assert refusal.value.status == 413 and len(asked) < 25
+    data = bytes(2**16)
+    assert received(tmp_path, [body(data, True), body(data, False)], {"content-type": "video/mp4"}, max_bytes=2**17)
+
+
+def test_as_many_windows_as_the_limit_are_made(tmp_path: Path, clips: list[Path]) -> None:
+    views = ViewSettings(clip_frames=4, frame_stride=2, num_clips=1, num_crops=1, short_side_px=32, crop_px=32)
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDWR)
+
+    def made(most: int) -> Any:
+        return decode_upload(WindowsWanted(str(clips[0]), views, 10.0, 0.5, 0.25, most, str(pipe)), lambda: None)
+
+    try:
+        refused = [most for most in range(1, 8) if not isinstance(made(most), VideoEnd)]
+    finally:
+        os.close(reader)
+    with FileFrames(clips[0], 32) as frames:
+        count = sum(1 for _ in frame_windows(frames, views, window_sec=0.5, stride_sec=0.25))
+    assert refused == list(range(1, count)) and 1 < count < 8
+
+
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
@@ -133,19 +172,21 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_waiting_calls_are_joined_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    computing, engine = Computing(4), Slow()
-    asked = [(1.0, 1), (2.0, 2), (3.0, 3), (4.0, 1), (5.0, 9)]
+    computing, engine, other = Computing(4), Slow(), Slow()
+    other.go_on.set()
+    asked = [(1.0, 1), (2.0, 2), (3.0, 3), (4.0, 1), (5.0, 2), (6.0, 1), (7.0, 9), (8.0, 1)]
     threads = []
     for n, (value, number) in enumerate(asked):
-        clips = clips_of(value, number)
-        threads.append(in_thread(lambda clips=clips: computing.run(engine, clips, Turn())))  # type: ignore[misc]
+        clips, by = clips_of(value, number), other if value == 8 else engine
+        threads.append(in_thread(lambda clips=clips, by=by: computing.run(by, clips, Turn())))  # type: ignore[misc]
         assert engine.entered.wait(60)
         wait_until(lambda n=n: computing.num_waiting == n)  # type: ignore[misc]
     engine.go_on.set()
     for (thread, found), (value, number) in zip(threads, asked, strict=True):
         thread.join(60)
         assert found[0].tolist() == [[value]] * number
-    assert engine.sizes == [1, 3, 3, 9]  # 2 and 1, since 3 does not fit beside 2; then 3; then 9 alone
+    # 2, 1 and 1, since 3 does not fit beside 2, nor 2 beside 2 and 1; then 3; 2; 9 alone; and of another engine 1.
+    assert engine.sizes == [1, 4, 3, 2, 9] and other.sizes == [1]
     computing.close()
 
 

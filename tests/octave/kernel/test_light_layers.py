@@ -233,6 +233,28 @@ def test_blocks_in_parts(lows: tuple[int, int, int], kernel: tuple[int, ...], st
 
 
 @pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("group_bytes", [3_000, 60_000, 200_000])
+@pytest.mark.parametrize(
+    ("kernel", "sizes"),
+    [
+        ((3, 1, 1), {"padding": (1, 0, 0)}),
+        ((3, 1, 1), {"padding": (2, 0, 0), "dilation": (2, 1, 1)}),
+        ((3, 1, 1), {"padding": (0, 0, 0), "stride": (2, 1, 1)}),
+        ((1, 3, 3), {"padding": (0, 2, 2), "dilation": (1, 2, 2)}),
+        ((3, 3, 3), {"padding": (0, 0, 1), "stride": (1, 2, 1)}),
+    ],
+    ids=str,
+)
+def test_blocks_in_whole_frames_and_in_parts(kernel: tuple[int, ...], sizes: dict[str, Any], group_bytes: int) -> None:
+    """Of one frame, of several, which a ring holds, and of rows; of kernels with holes, and without padding."""
+    set_group_bytes(group_bytes)
+    form = depthwise(kernel, **sizes, low_reads_low=False)
+    middle = FusedDepthwise(form, high=random(20, 1, *kernel))
+    layers = [pointwise((8, 0), (20, 0)), middle, pointwise((20, 0), (8, 0))]
+    check_group(layers, Wiring(((0,), (1,), (2,)), 1, (3,)), tensors((2, 8, 13, 11, 7)))
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_a_residual_within_a_group() -> None:
     """Its pixels lie side by side; those of other results between layers do not."""
     form = depthwise((1, 3, 3), low_reads_low=False)
