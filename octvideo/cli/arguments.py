@@ -66,6 +66,13 @@ def views(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def output_path(text: str) -> Path:
+    """A file or folder that is written whole or gone on with, which the standard output can't be, for argparse."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("got -, expected the path of a file or folder")
+    return Path(text)
+
+
 def asked_views(views: tuple[int, int] | None, num_clips: Any, num_crops: Any, prefix: str = "") -> dict[str, Any]:
     """The fields of `ViewSettings` that options ask for: --views, or --num_clips and --num_crops.
 
@@ -100,7 +107,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "num_clips": {"type": positive, "metavar": "N", "help": "clips of a video (the model's own)"},
     "num_crops": {"type": positive, "metavar": "1|3", "help": "crops of a clip (the model's own)"},
     "num_workers": {"type": positive, "metavar": "N"},
-    "output": {"type": Path},
+    "output": {"type": output_path},
     "overwrite": {"action": "store_true"},
     "pairs": {"nargs": "+", "metavar": "A,B", "help": "opposite classes (known for the demo)"},
     "runs_dir": {"default": "runs", "metavar": "DIR", "help": "where runs are (runs)"},
