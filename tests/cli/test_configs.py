@@ -20,6 +20,9 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
 # Only for others to start from.
 BASES = ["kinetics400"]
+# Given after a config of Kinetics-400: another data set, and the recipe to fine-tune by.
+DATA_SETS = ["kinetics600", "kinetics700", "ucf101", "hmdb51"]
+WITH_NETWORK = [file for file in FILES if file.stem not in (*BASES, *DATA_SETS)]
 
 # Whatever a config is of: few, small and short clips.
 TINY = {
@@ -50,9 +53,12 @@ TWINS = (
     *("c2d", "c2d_oct", "i3d", "i3d_nl", "i3d_nl_oct", "i3d_pool", "slowfast", "slowfast_oct", "i3d_oct_k600"),
     *("jhmdb_i3d", "jhmdb_i3d_pool"),
     *("x3d_s", "x3d_s_oct", "x3d_m", "tsm_resnet50", "tsm_mobilenet_v2", "tsm_mobilenet_v2_oct"),
+    *("slow", "slow_oct", "slowfast_8x8", "slowfast_8x8_oct", "x3d_xs", "x3d_m_oct", "x3d_l"),
+    *("i3d_a1", "i3d_oct_a1", "x3d_s_a1"),
 )
 # What a network needs of them.
 OWN = {name: {"data.clip_frames": 8} for name in ("slowfast", "slowfast_oct")}  # Slow sees every 8th frame
+OWN |= {name: {"data.batch_size": 4} for name in ("i3d_a1", "i3d_oct_a1", "x3d_s_a1")}  # two clips of a video
 
 
 def merged(file: Path) -> dict:
@@ -73,11 +79,7 @@ def merged(file: Path) -> dict:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(file.stem, marks=pytest.mark.slow if file.stem in TWINS else [])
-        for file in FILES
-        if file.stem not in BASES
-    ],
+    [pytest.param(file.stem, marks=pytest.mark.slow if file.stem in TWINS else []) for file in WITH_NETWORK],
 )
 def test_it_trains_and_tests(
     name: str,
@@ -102,7 +104,32 @@ def test_it_trains_and_tests(
     assert json.loads((run / "metrics_test.json").read_text())["videos"] == 5
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.stem not in BASES], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name != "hmdb51" else []) for name in DATA_SETS]
+)
+def test_a_data_set_goes_on_any_config_of_kinetics(
+    name: str,
+    octvideo: Callable[..., tuple[str, str]],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word for key, value in TINY.items() for word in (f"--{key}", value)]
+    words += ["--data.root", tiny_data, "--data.val", "test.txt"]
+    octvideo("fit", "-c", "slow", "-c", name, *words)
+    written = yaml.safe_load(Path("runs", name, "config.yaml").read_text(encoding="utf-8"))
+    assert written["model"]["network"]["class_path"] == "octvideo.models.slow_r50"
+    given = merged(CONFIGS / f"{name}.yaml")
+    untouched = {"data": {"decoder"}, "model": {"lr", "milestones", "warmup_epochs"}, "trainer": {"gradient_clip_val"}}
+    for part, keys in untouched.items():
+        for key in keys & given.get(part, {}).keys():
+            assert written[part][key] == given[part][key]
+    octvideo("test", "-c", "slow", "-c", name, *words)
+    assert json.loads(Path("runs", name, "metrics_test.json").read_text())["videos"] == 5
+
+
+@pytest.mark.parametrize("file", WITH_NETWORK, ids=lambda file: file.stem)
 def test_its_network_takes_what_it_is_given(file: Path) -> None:
     network = merged(file)["model"]["network"]
     module, _, name = network["class_path"].rpartition(".")
@@ -120,7 +147,7 @@ def test_bases_are_used() -> None:
     used = {part.stem for file in FILES for part in with_bases(file)[:-1]}
     assert set(BASES) <= used
     without_network = {file.stem for file in FILES if "network" not in merged(file).get("model", {})}
-    assert without_network == set(BASES)
+    assert without_network == {*BASES, *DATA_SETS}
 
 
 def test_kinetics_is_decoded_by_decord_and_nothing_else_is() -> None:
@@ -137,32 +164,36 @@ def test_kinetics_is_trained_as_a_gpu_needs_it() -> None:
             assert content["model"]["channels_last"] and content["trainer"]["precision"] == "bf16-mixed"
 
 
-@pytest.mark.parametrize("name", ["slowfast", "slowfast_oct"])
+@pytest.mark.parametrize("name", ["slowfast", "slowfast_oct", "slowfast_8x8", "slowfast_8x8_oct", "slow", "slow_oct"])
 def test_slowfasts_recipe_is_pyslowfasts(name: str, octvideo: Callable[..., tuple[str, str]]) -> None:
-    """Its configs/Kinetics/SLOWFAST_4x16_R50.yaml. jhmdb_slowfast_oct trains a smaller one."""
+    """Its configs/Kinetics/SLOWFAST_4x16_R50.yaml, SLOWFAST_8x8_R50.yaml and SLOW_8x8_R50.yaml. jhmdb_slowfast_oct
+    trains a smaller one."""
     octvideo("fit", "-c", name, "--print_config")  # all keys are there
     content = merged(CONFIGS / f"{name}.yaml")
     model, data = content["model"], content["data"]
     assert (model["lr"], model["schedule"], model["warmup_epochs"]) == (0.1, "cosine", 34)
     assert content["trainer"]["max_epochs"] == 196
     assert (model["weight_decay"], model["momentum"], 8 * data["batch_size"]) == (1e-4, 0.9, 64)
-    assert (data["clip_frames"], data["frame_stride"], data["crop_px"]) == (32, 2, 256)
+    assert (data["clip_frames"], data["frame_stride"]) == ((32, 2) if "fast" in name else (8, 8))
+    assert data["crop_px"] == 256 and ("fast" in name or model["precise_bn"] == 200)
     assert data["augment"] == {"crop_px": 224, "short_side_px": [256, 320], "flip": 0.5}
     assert model["network"]["init_args"]["dropout"] == 0.5
 
 
-@pytest.mark.parametrize("name", ["x3d_s", "x3d_s_oct", "x3d_m"])
+@pytest.mark.parametrize("name", ["x3d_xs", "x3d_s", "x3d_s_oct", "x3d_m", "x3d_m_oct", "x3d_l"])
 def test_x3ds_recipe_is_pyslowfasts(name: str) -> None:
-    """Its configs/Kinetics/X3D_S.yaml and X3D_M.yaml."""
+    """Its configs/Kinetics/X3D_XS.yaml, X3D_S.yaml, X3D_M.yaml and X3D_L.yaml."""
     content = merged(CONFIGS / f"{name}.yaml")
     model, data = content["model"], content["data"]
-    assert (model["lr"], model["schedule"], model["warmup_epochs"]) == (0.1, "cosine", 35)
-    assert content["trainer"]["max_epochs"] == 300 and model["precise_bn"] == 200
-    assert (model["weight_decay"], model["momentum"], 8 * data["batch_size"]) == (5e-5, 0.9, 128)
+    clips, epochs = (64, 256) if name == "x3d_l" else (128, 300)
+    assert (model["lr"], model["schedule"], model["warmup_epochs"]) == (0.1 * clips / 128, "cosine", 35)
+    assert content["trainer"]["max_epochs"] == epochs and model["precise_bn"] == 200
+    assert (model["weight_decay"], model["momentum"], 8 * data["batch_size"]) == (5e-5, 0.9, clips)
     form = CLIP_FORMS[name.removesuffix("_oct")]
     assert (data["clip_frames"], data["frame_stride"]) == (form.frames, form.stride)
     assert (data["augment"]["crop_px"], data["crop_px"]) == (form.train_px, form.test_px)
-    assert data["augment"]["short_side_px"] == ([256, 320] if name == "x3d_m" else [182, 228])
+    short_sides = {160: [182, 228], 224: [256, 320], 312: [356, 446]}
+    assert data["augment"]["short_side_px"] == short_sides[form.train_px]
     assert model["network"]["init_args"]["dropout"] == 0.5
 
 
