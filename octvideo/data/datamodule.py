@@ -36,7 +36,7 @@ from octvideo.data.records import VideoList
 from octvideo.data.shards import check_archives, holds_shards, is_address, read_shards, read_text
 from octvideo.data.workers import worker_settings
 from octvideo.errors import UserError
-from octvideo.video import Decoder, ShortVideo, ViewSettings
+from octvideo.video import Decoder, Sampling, ShortVideo, ViewSettings
 
 log = logging.getLogger("octvideo.data")
 
@@ -58,6 +58,9 @@ class VideoDataModule(L.LightningDataModule):
         short_video: what follows the last frame of a video shorter than a clip.
         target_fps: clips are frames of a clock of this rate, whatever each video's own, and frame_stride counts its
             ticks; None counts the video's frames.
+        sampling: "dense": clips of frames that are frame_stride apart; "segments" (TSN, TSM) and "segments_ssv2"
+            (PySlowFast): a frame of each of T equal parts of the whole video, a random one in training, the middle one
+            in evaluation; frame_stride and short_video count for nothing then.
         augment: of training clips.
         num_clips: of a tested video.
         num_crops: of each of its clips, 1 or 3.
@@ -94,6 +97,7 @@ class VideoDataModule(L.LightningDataModule):
         frame_stride: int = 8,
         short_video: ShortVideo = "repeat_last",
         target_fps: float | None = None,
+        sampling: Sampling = "dense",
         augment: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         num_clips: int = 10,
         num_crops: int = 3,
@@ -125,7 +129,7 @@ class VideoDataModule(L.LightningDataModule):
         self.augment, self.train_labels = augment, train_labels
         self.flip_labels, self.repeats = flip_labels, repeats
         clips = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
-        self.clip_settings: dict[str, Any] = {**clips, "target_fps": target_fps}
+        self.clip_settings: dict[str, Any] = {**clips, "target_fps": target_fps, "sampling": sampling}
         common = {**self.clip_settings, "short_side_px": short_side_px, "crop_px": crop_px}
         self.view_settings = ViewSettings(**common, num_clips=num_clips, num_crops=num_crops)
         self.val_view_settings = ViewSettings(**common, num_clips=val_clips, num_crops=val_crops)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
+from octvideo.evaluation.alike_views import AlikeViews
 from octvideo.evaluation.view_scores import best_classes, even_chunk, video_scores
 from octvideo.inference.budget import ViewsChoice, choose_views, measured_video
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
@@ -31,6 +33,8 @@ from octvideo.inference.frame_units import FrameUnits, find_frame_units, may_hav
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.inference.timeline import Timeline, WindowScores
 from octvideo.video import VideoArray, VideoReadError, ViewSettings, read_views
+
+log = logging.getLogger("octvideo.inference")
 
 _CALIBRATION_CLIPS = 32  # for int8; of each one the network is run three times
 
@@ -140,6 +144,7 @@ class Predictor:
         if isinstance(network, nn.Module):
             self._network_again = lambda: network
         self._extractors: dict[tuple[Any, ...], FeatureExtractor] = {}
+        self._told_alike_views = False
 
     @classmethod
     def from_checkpoint(
@@ -465,7 +470,7 @@ class Predictor:
         self, paths: Sequence[str | Path | VideoArray]
     ) -> Generator[tuple[Tensor, Timing] | VideoReadError, None, None]:
         logits: list[Tensor] = []
-        timing = Timing()
+        timing, alike = Timing(), AlikeViews()
         start = time.perf_counter()
         chunks = prepared_chunks(
             paths, self.views, self.normalise, views_per_chunk=self.views_per_chunk, device=self.device
@@ -484,10 +489,14 @@ class Predictor:
                 timing.decode += item.decode
                 timing.prepare += item.prepare
                 if item.is_last:
+                    alike.add(item.alike)
                     scores = video_scores(of_views, self.views.num_views)[0]  # (K,)
                     timing.total = time.perf_counter() - start
                     yield (scores, timing) if scores.isfinite().all() else self.no_scores(str(paths[item.video]))
                     logits, timing, start = [], Timing(), time.perf_counter()
+        if (said := alike.in_words()) and not self._told_alike_views:
+            self._told_alike_views = True
+            log.warning("%s", said)
 
 
 def clip_shape(views: ViewSettings, num_views: int) -> tuple[int, int, int, int, int]:

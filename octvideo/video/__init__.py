@@ -6,7 +6,7 @@ frames.py      what a reader reads and gives, and how frames become small while 
 packets.py     how many frames a file shows and when, and which readers would get them right
 bitstream.py   what the first bits of a packet say
 av1.py         which coded frames of AV1 another one needs
-sampling.py    which frames: integer maths only
+sampling.py    which frames: integer maths only; segments.py: one of each part of a video
 cuts.py        where one shot ends and the next begins
 streaming.py   frames from front to back, of a file or from anywhere
 overlay.py     a file → the same with something painted over its frames; its sound in sound.py, its encoder in h264.py
@@ -26,6 +26,7 @@ from octvideo.video.frames import Frames, Resize, Source, VideoArray, VideoBytes
 from octvideo.video.live import LiveFrames
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
+from octvideo.video.segments import Sampling, random_segments, segment_clips
 from octvideo.video.streaming import FileFrames, FrameSource, GivenFrames, TimedFrame
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
 from octvideo.video.views import VideoViews, ViewSettings, decode_views, read_views
@@ -41,6 +42,7 @@ __all__ = [
     "GivenFrames",
     "LiveFrames",
     "Resize",
+    "Sampling",
     "ShortVideo",
     "Source",
     "TimedFrame",
@@ -56,9 +58,11 @@ __all__ = [
     "evaluation_crops",
     "frame_windows",
     "random_clip",
+    "random_segments",
     "read_frames",
     "read_views",
     "resize_short_side",
+    "segment_clips",
     "uniform_clips",
     "window_views",
 ]
