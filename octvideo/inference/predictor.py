@@ -32,7 +32,7 @@ from octvideo.inference.features import FeatureExtractor, WindowFeatures
 from octvideo.inference.frame_units import FrameUnits, find_frame_units, may_have_units
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.inference.timeline import Timeline, WindowScores
-from octvideo.video import VideoArray, VideoReadError, ViewSettings, read_views
+from octvideo.video import ImageFrames, VideoArray, VideoReadError, ViewSettings, read_views
 
 log = logging.getLogger("octvideo.inference")
 
@@ -249,7 +249,7 @@ class Predictor:
             views, self.device, torch.get_num_threads()
         )
 
-    def choose_views(self, budget_sec: float, videos: Sequence[str | Path | VideoArray]) -> ViewsChoice:
+    def choose_views(self, budget_sec: float, videos: Sequence[str | Path | VideoArray | ImageFrames]) -> ViewsChoice:
         """Uses the most views, from 1x1 up to those it has now, with which a video takes no longer than a time; 1x1
         where even that takes longer, which `keeps` of the result tells.
 
@@ -272,7 +272,7 @@ class Predictor:
         """
         own = self.views
 
-        def measure(video: str | Path | VideoArray, views: ViewSettings) -> Timing:
+        def measure(video: str | Path | VideoArray | ImageFrames, views: ViewSettings) -> Timing:
             self.use_views(views)
             how: dict[str, Any] = {"views_per_chunk": self.views_per_chunk, "device": self.device}
             return measured_video(video, views, self.normalise, self.engine, **how)
@@ -290,7 +290,7 @@ class Predictor:
         self.use_views(own)
         raise last or ValueError("videos: got none to measure")
 
-    def scores(self, path: str | Path | VideoArray) -> Tensor:
+    def scores(self, path: str | Path | VideoArray | ImageFrames) -> Tensor:
         """Scores (K,) of a video, on the CPU.
 
         Raises:
@@ -302,12 +302,12 @@ class Predictor:
         return result[0]
 
     def predict(
-        self, path: str | Path | VideoArray | Tensor | np.ndarray, *, topk: int = 5, fps: float = 30.0
+        self, path: str | Path | VideoArray | ImageFrames | Tensor | np.ndarray, *, topk: int = 5, fps: float = 30.0
     ) -> Prediction:
         """The `topk` best classes of a video.
 
         Args:
-            path: of the video; or its frames, RGB, uint8 (T, H, W, 3).
+            path: of the video; or its frames, RGB, uint8 (T, H, W, 3), or as images (`octvideo.video.FrameFolder`).
             topk: how many.
             fps: of an array of frames.
 
@@ -323,7 +323,7 @@ class Predictor:
         return result
 
     def predict_many(
-        self, paths: Sequence[str | Path | VideoArray], *, topk: int = 5
+        self, paths: Sequence[str | Path | VideoArray | ImageFrames], *, topk: int = 5
     ) -> Generator[Prediction | VideoReadError, None, None]:
         """The same of many videos, in order: the next is decoded while one is computed.
 
@@ -467,7 +467,7 @@ class Predictor:
         return NoScores(name, self.engine.precision)
 
     def _scores_of(
-        self, paths: Sequence[str | Path | VideoArray]
+        self, paths: Sequence[str | Path | VideoArray | ImageFrames]
     ) -> Generator[tuple[Tensor, Timing] | VideoReadError, None, None]:
         logits: list[Tensor] = []
         timing, alike = Timing(), AlikeViews()

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from octvideo.video import VideoArray, VideoReadError, VideoViews, ViewSettings, decode_views
+from octvideo.video import ImageFrames, VideoArray, VideoReadError, VideoViews, ViewSettings, decode_views
 
 Item = TypeVar("Item")
 
@@ -91,7 +91,7 @@ class Chunk:
 
 
 def prepared_chunks(
-    paths: Sequence[str | Path | VideoArray],
+    paths: Sequence[str | Path | VideoArray | ImageFrames],
     settings: ViewSettings,
     normalise: Callable[[Tensor], Tensor],
     *,

@@ -2,6 +2,7 @@
 
 reader.py      file → distinct frames: one interface to the libraries that decode, each in its NAME_reader.py
 pyav_file.py   a file open in PyAV: decoding and colours, for all that use it
+image_frames.py  folders of images as videos; image_source.py: their frames from front to back
 frames.py      what a reader reads and gives, and how frames become small while others are decoded
 packets.py     how many frames a file shows and when, and which readers would get them right
 bitstream.py   what the first bits of a packet say
@@ -23,6 +24,7 @@ ffmpeg_libraries.py  PyAV's FFmpeg, lent to torchcodec
 """
 
 from octvideo.video.frames import Frames, Resize, Source, VideoArray, VideoBytes, VideoReadError
+from octvideo.video.image_frames import FrameArchive, FrameFolder, FrameNames, ImageFrames
 from octvideo.video.live import LiveFrames
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
@@ -37,9 +39,13 @@ __all__ = [
     "Clock",
     "Decoder",
     "FileFrames",
+    "FrameArchive",
+    "FrameFolder",
+    "FrameNames",
     "FrameSource",
     "Frames",
     "GivenFrames",
+    "ImageFrames",
     "LiveFrames",
     "Resize",
     "Sampling",

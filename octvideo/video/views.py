@@ -13,6 +13,7 @@ from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.video.frames import Source, VideoArray
+from octvideo.video.image_frames import ImageFrames
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import ShortVideo, uniform_clips, wanted_frames
 from octvideo.video.segments import Sampling, segment_clips
@@ -169,7 +170,7 @@ class VideoViews:
         return replace(self, frames=self.frames.pin_memory())
 
 
-def read_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto") -> Tensor:
+def read_views(path: Source | ImageFrames, settings: ViewSettings, *, decoder: Decoder = "auto") -> Tensor:
     """Reads all views of a video.
 
     Args:
@@ -187,7 +188,7 @@ def read_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto
 
 
 def decode_views(
-    path: Source | VideoArray,
+    path: Source | VideoArray | ImageFrames,
     settings: ViewSettings,
     *,
     decoder: Decoder = "auto",

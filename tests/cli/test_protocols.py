@@ -1,4 +1,4 @@
-"""Clips of segments through the commands: trained on, resumed, tested, kept in the checkpoint and in an export."""
+"""Clips of segments, and folders of frames, through the commands: trained on, resumed, tested, exported."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import pytest
 import torch
+from PIL import Image
 
 from octvideo.evaluation.scores import VideoScores
 from octvideo.inference import Predictor
@@ -80,3 +82,75 @@ def test_segments_are_trained_resumed_tested_and_kept(
     # Resized pixels may differ by one level of 256.
     told = {top["name"]: top["score"] for top in json.loads(alone.stdout)["videos"][0]["top"]}
     assert told == pytest.approx(expected.expected, abs=5e-3)
+
+
+@pytest.fixture
+def folders(stoppable: Path, tiny_data: Path) -> Path:
+    """The tiny data as folders of images, lossless, beside a config that trains on them."""
+    root = stoppable / "images"
+    for split in ("train", "test"):
+        lines = []
+        for line in (tiny_data / f"{split}.txt").read_text().splitlines():
+            video, _, label = line.rpartition(" ")
+            folder = root / video.removesuffix(".mp4")
+            folder.mkdir(parents=True)
+            with av.open(str(tiny_data / video)) as container:
+                for n, frame in enumerate(container.decode(video=0)):
+                    Image.fromarray(frame.to_ndarray(format="rgb24")).save(folder / f"{n:04d}.png")
+            lines.append(f"{video.removesuffix('.mp4')} 20 {label}")
+        (root / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    shutil.copy(tiny_data / "classes.txt", root)
+    images = 'frames: "{:04d}.png", frames_first: 0, frames_fps: 20'
+    (stoppable / "images.yaml").write_text(f"base: tiny.yaml\ndata: {{root: images, target_fps: 10, {images}}}\n")
+    return root
+
+
+@pytest.mark.slow
+def test_folders_of_frames_are_trained_on_resumed_sharded_checked_and_classified(octvideo: Cli, folders: Path) -> None:
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        return torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+    def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(value, other[key]) for key, value in one.items())
+
+    octvideo(*FIT, "-c", "images")
+    whole = weights("images")
+    # The same frames out of video files.
+    octvideo(*FIT, "-c", "tiny", "--data.target_fps", 10, "--name", "videos")
+    assert same(whole, weights("videos"))
+    names = ("--frames", "{:04d}.png", "--frames_first", 0)
+    octvideo("shards", "train.txt", "--root", "images", *names, "--frames_fps", 20, "-o", "sharded")
+    octvideo(*FIT, "-c", "images", "--name", "shards", "--data.train", str(folders.parent / "sharded"))
+    assert same(whole, weights("shards"))
+    keeps = ("--trainer.callbacks", "stop_run.KeepRuns", "--trainer.callbacks.step", 5, "--name", "again")
+    octvideo(*FIT, "-c", "images", *keeps, code=130)
+    shutil.rmtree("runs")
+    Path("as it was left").rename("runs")
+    octvideo(*FIT, "-c", "images", "--name", "again", "--resume", "--data.num_workers", 2)
+    assert same(whole, weights("again"))
+
+    out, _ = octvideo("test", "--name", "again")
+    tested = VideoScores.load(Path("runs/again/scores.npz"))
+    assert all(not Path(path).suffix for path in tested.paths)
+    row = tested.scores[tested.paths.index("images/test/left/clip 1")]
+    best = ("--ckpt", "runs/again/checkpoints/best.ckpt", "--engine", "eager", "--precision", "f32")
+    out, _ = octvideo("infer", "images/test", *best, "--json", "--frames_fps", 20)
+    inferred = {
+        video["path"]: {top["name"]: top["score"] for top in video["top"]} for video in json.loads(out)["videos"]
+    }
+    assert set(inferred) == set(tested.paths)
+    expected = dict(zip(tested.class_names, row.tolist(), strict=True))
+    assert inferred["images/test/left/clip 1"] == pytest.approx(expected, abs=1e-5)
+    _, err = octvideo("infer", "images/test", *best, code=2)
+    assert "give frames_fps" in err and "Traceback" not in err
+    octvideo("timeline", "images/test/left", *best, "--frames_fps", 20, "--window", 0.5, "-o", "windows.jsonl")
+    windows = [json.loads(line) for line in Path("windows.jsonl").read_text().splitlines()]
+    ends = [line["end"] for line in windows if line.get("path", "").endswith("clip 1") and "end" in line]
+    assert ends and max(ends) == 1.0
+
+    octvideo("check", "images/train.txt", "--root", "images", *names, "-o", "checked")
+    (folders / "train" / "left" / "clip 1" / "0007.png").unlink()
+    out, _ = octvideo("check", "images/train.txt", "--root", "images", *names, "-o", "checked", code=1)
+    assert "its frame 0007.png: no such file" in out
+    assert "train/left/clip 1\tits frame 0007.png" in Path("checked/quarantine.txt").read_text()
+    octvideo(*FIT, "-c", "images", "--name", "less", "--data.quarantine", "checked/quarantine.txt")
