@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from octvideo.evaluation.scores import VideoScores
@@ -154,3 +156,37 @@ def test_folders_of_frames_are_trained_on_resumed_sharded_checked_and_classified
     assert "its frame 0007.png: no such file" in out
     assert "train/left/clip 1\tits frame 0007.png" in Path("checked/quarantine.txt").read_text()
     octvideo(*FIT, "-c", "images", "--name", "less", "--data.quarantine", "checked/quarantine.txt")
+
+
+@pytest.mark.slow
+def test_jester_is_listed_trained_on_with_swapped_labels_tested_and_checked(
+    octvideo: Cli, stoppable: Path, tiny_data: Path
+) -> None:
+    """Its official files, of few gestures; the commands that are printed are the ones that run."""
+    root = stoppable / "jester"
+    root.mkdir()
+    names = {"down": "Pulling Hand In", "left": "Swiping Left", "right": "Swiping Right"}
+    (root / "jester-v1-labels.csv").write_text("".join(f"{name}\n" for name in names.values()))
+    for split, ours in (("train", "train"), ("validation", "test")):
+        rows = []
+        for video in sorted((tiny_data / ours).rglob("*.mp4")):
+            number = f"{1 if ours == 'train' else 2}{video.stem.split()[-1]}"
+            folder = root / "20bn-jester-v1" / number
+            folder.mkdir(parents=True)
+            with av.open(str(video)) as container:
+                for n, frame in enumerate(container.decode(video=0), 1):
+                    Image.fromarray(frame.to_ndarray(format="rgb24")).save(folder / f"{n:05d}.jpg", quality=95)
+            rows.append(f"{number};{names[video.parent.name]}\n")
+        (root / f"jester-v1-{split}.csv").write_text("".join(rows))
+    out, _ = octvideo("prepare", "list", "jester", str(root))
+    check, fit = (shlex.split(line)[1:] for line in out.splitlines() if line.startswith("  octvideo "))
+    octvideo(*check)
+    data = fit[fit.index("--data.root") :]
+    octvideo(*FIT, "-c", "tsm", "--name", "jester", *data, "--data.augment.flip", 0.5)
+    config = yaml.safe_load(Path("runs/jester/config.yaml").read_text())["data"]
+    assert (config["frames"], config["frames_fps"], config["flip_labels"]) == ("{:05d}.jpg", 12.0, "flip_labels.yaml")
+    octvideo("test", "--name", "jester")
+    tested = VideoScores.load(Path("runs/jester/scores.npz"))
+    assert tested.class_names == list(names.values()) and len(tested.paths) == 5
+    out, _ = octvideo("infer", str(root / "20bn-jester-v1" / "20"), "--ckpt", "runs/jester/checkpoints/best.ckpt")
+    assert any(name in out for name in names.values())
