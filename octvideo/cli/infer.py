@@ -43,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="VIDEO|FOLDER|@FILE",
         help="@FILE: names of videos from a text file, one in a line; a folder of images is a video, too",
     )
-    parser.shared("frames_fps")
+    parser.shared("frame_fps")
     model_arguments(parser)
     parser.shared("views", "num_clips", "num_crops")
     parser.add_argument(
@@ -259,7 +259,7 @@ def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
 
 def _opened(videos: Sequence[str], args: argparse.Namespace) -> list[str | FrameFolder]:
     """The same, folders of images as what they hold."""
-    return [FrameFolder.found(video, args.frames_fps) if os.path.isdir(video) else video for video in videos]  # noqa: PTH112
+    return [FrameFolder.found(video, args.frame_fps) if os.path.isdir(video) else video for video in videos]  # noqa: PTH112
 
 
 def find_videos(names: Sequence[str], *, images: bool = False) -> Iterator[str]:

@@ -203,7 +203,7 @@ def _list(args: argparse.Namespace) -> int:
         print(f"  octvideo check {shlex.quote(str(root))}")
     else:
         listed = [str(out / f"{split.name}.txt") for split in report.splits if split.found]
-        words = ["octvideo", "check", *listed, "--root", str(root), "--frames", official.frames.template]
+        words = ["octvideo", "check", *listed, "--root", str(root), "--frame_names", official.frames.template]
         print(f"  {shlex.join(words)}")
     print(f"  {train_command(args.dataset, root, report)}")
     if args.dataset == "folder":
@@ -303,7 +303,7 @@ def train_command(dataset: str, root: Path, report: Report) -> str:
     if report.num_swapped:
         words += ["--data.flip_labels", f"{place}flip_labels.yaml"]
     if report.frames is not None:
-        words += ["--data.frames", report.frames.template, "--data.frames_fps", f"{JESTER_FPS:g}"]
+        words += ["--data.frame_names", report.frames.template, "--data.frame_fps", f"{JESTER_FPS:g}"]
     return shlex.join(words)
 
 

@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
         "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )
     model_arguments(parser)
-    parser.shared("frames_fps")
+    parser.shared("frame_fps")
     add = parser.add_argument
     add("--window", type=above_zero, metavar="S", help="seconds of a window (those of the network's clip)")
     add("--stride", type=above_zero, metavar="S", help="seconds from one window to the next (half of a window)")
@@ -128,8 +128,8 @@ def run(args: argparse.Namespace) -> int:
         made_by = {"weights": predictor.source, **engine, "sha256": "" if weights is None else digest(weights)}
         made_by |= {"window": args.window, "stride": args.stride, "views": timeline.views.as_dict()}
         made_by |= {"topk": args.topk, "classes": args.classes}
-        if args.frames_fps is not None:
-            made_by["frames_fps"] = args.frames_fps
+        if args.frame_fps is not None:
+            made_by["frame_fps"] = args.frame_fps
     if live is not None:
         say_predictor(predictor, console)
         return score_live(args, live, timeline, names, settings, made_by, files)
@@ -183,8 +183,8 @@ def _check_folders(args: argparse.Namespace, videos: Sequence[str]) -> None:
     folder = next((video for video in videos if Path(video).is_dir()), None)
     if folder is None:
         return
-    if args.frames_fps is None:
-        raise UserError(f"{folder} is a folder of images, which have no times: give --frames_fps, frames per second")
+    if args.frame_fps is None:
+        raise UserError(f"{folder} is a folder of images, which have no times: give --frame_fps, frames per second")
     for option, value in (("--overlay", args.overlay), ("--page", args.page)):
         if value is not None:
             raise UserError(f"{option} {value}: of video files alone, got the folder of images {folder}")
@@ -196,7 +196,7 @@ def _frames(
     if path in addresses:
         return address_frames(args, addresses[path], timeline.views.short_side_px)
     if Path(path).is_dir():
-        return FolderFrames(FrameFolder.found(path, args.frames_fps), timeline.views.short_side_px)
+        return FolderFrames(FrameFolder.found(path, args.frame_fps), timeline.views.short_side_px)
     return FileFrames(path, timeline.views.short_side_px)
 
 

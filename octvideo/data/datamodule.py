@@ -51,10 +51,10 @@ class VideoDataModule(L.LightningDataModule):
         test: the same for tests; None takes `val`.
         predict: list or folder of videos, labels not needed; None takes `test`.
         quarantine: list of videos to leave out, wherever they are listed: see octvideo check.
-        frames: how images are called, such as "img_{:05d}.jpg": lists are of folders of extracted frames then, lines
-            of "folder num_frames label". None reads videos.
-        frames_first: number in the name of a folder's first image.
-        frames_fps: frames per second of such folders, which target_fps needs.
+        frame_names: how images are called, such as "img_{:05d}.jpg": lists are of folders of extracted frames then,
+            lines of "folder num_frames label". None reads videos.
+        first_frame: number in the name of a folder's first image.
+        frame_fps: frames per second of such folders, which target_fps needs.
         classes: "kinetics400", "kinetics600", "kinetics700", or a file with a name a line; None takes
             classes.txt in `root`, else the names of the class folders.
         clip_frames: T.
@@ -96,9 +96,9 @@ class VideoDataModule(L.LightningDataModule):
         test: str | None = None,
         predict: str | None = None,
         quarantine: str | None = None,
-        frames: str | None = None,
-        frames_first: int = 1,
-        frames_fps: float | None = None,
+        frame_names: str | None = None,
+        first_frame: int = 1,
+        frame_fps: float | None = None,
         classes: str | None = None,
         clip_frames: int = 8,
         frame_stride: int = 8,
@@ -130,15 +130,15 @@ class VideoDataModule(L.LightningDataModule):
                 f"data.repeats: got {repeats} with a batch_size of {batch_size}, expected a divisor of it: batch_size "
                 "counts clips, and a batch holds all clips of each of its videos"
             )
-        if frames_fps is not None and not 0 < frames_fps <= 1000:
-            raise UserError(f"data.frames_fps: got {frames_fps}, expected more than 0 and at most 1000, or none")
-        if frames is not None and target_fps is not None and frames_fps is None:
+        if frame_fps is not None and not 0 < frame_fps <= 1000:
+            raise UserError(f"data.frame_fps: got {frame_fps}, expected more than 0 and at most 1000, or none")
+        if frame_names is not None and target_fps is not None and frame_fps is None:
             raise UserError(
-                f"data.frames_fps: got none with a target_fps of {target_fps}, expected the frames per second of the "
-                "folders of data.frames"
+                f"data.frame_fps: got none with a target_fps of {target_fps}, expected the frames per second of the "
+                "folders of data.frame_names"
             )
-        self.frames = None if frames is None else FrameNames(frames, frames_first)
-        self.frames_fps = frames_fps
+        self.frame_names = None if frame_names is None else FrameNames(frame_names, first_frame)
+        self.frame_fps = frame_fps
         self.root = Path(root)
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
         self.classes, self.quarantine = classes, quarantine
@@ -267,7 +267,7 @@ class VideoDataModule(L.LightningDataModule):
             check_archives(records)
         else:
             classes = ClassIndex(self.class_names) if is_read else UnreadLabels()
-            how: dict[str, Any] = {"frames": self.frames, "fps": self.frames_fps}
+            how: dict[str, Any] = {"frames": self.frame_names, "fps": self.frame_fps}
             records = read_records(Path(source), root=self.root, classes=classes, labelled=labelled, **how)
             check_files(records, source, self.how_to_get)
         if self._quarantine is not None:

@@ -43,7 +43,7 @@ def split_frames(
     elif match is not None:
         folder, _, count, between, label = match.groups()
     else:
-        raise UserError(f"{where}: got {text!r}, expected 'folder num_frames label', as data.frames is given")
+        raise UserError(f"{where}: got {text!r}, expected 'folder num_frames label', as data.frame_names is given")
     start = 0
     with_offset = _UNLABELLED.fullmatch(folder)
     if with_offset is not None and label and not (root / folder).is_dir():

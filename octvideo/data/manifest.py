@@ -65,7 +65,7 @@ def read_records(
         UserError: with file and line; or there is no video.
     """
     if frames is not None and (source.is_dir() or not source.is_file() or is_kinetics_csv(source)):
-        raise UserError(f"{source}: with data.frames expected a list of lines 'folder num_frames label'")
+        raise UserError(f"{source}: with data.frame_names expected a list of lines 'folder num_frames label'")
     if source.is_dir():
         records = VideoList(_read_folder(source, classes, labelled))
     elif source.is_file() and is_kinetics_csv(source):
@@ -194,7 +194,7 @@ def _split(text: str, where: str, root: Path, classes: ClassIndex) -> tuple[str,
     if head and (root / head[1]).is_dir():
         raise UserError(
             f"{where}: {head[1]} is a folder of frames: say how its images are called, such as "
-            "data.frames 'img_{:05d}.jpg'; or give video files, 'path label'"
+            "data.frame_names 'img_{:05d}.jpg'; or give video files, 'path label'"
         )
     if re.fullmatch(r"(-?\d+[\s,;]+)+-?\d+", label):
         raise UserError(f"{where}: got several numbers after {path}, expected 'path label'")

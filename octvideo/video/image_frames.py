@@ -55,11 +55,11 @@ class FrameNames:
             names = set()
         if len(names) < 2 or _suffix(self.template) not in IMAGE_SUFFIXES:
             raise UserError(
-                f"frames: got {self.template!r}, expected how images are called, with the place of their number and a "
-                "suffix .jpg or .png, such as 'img_{:05d}.jpg'"
+                f"frame_names: got {self.template!r}, expected how images are called, with the place of their number "
+                "and a suffix .jpg or .png, such as 'img_{:05d}.jpg'"
             )
         if self.first < 0:
-            raise UserError(f"frames_first: got {self.first}, expected 0 or more")
+            raise UserError(f"first_frame: got {self.first}, expected 0 or more")
 
     def __getitem__(self, n: int) -> str:
         return self.template.format(self.first + n)
@@ -217,7 +217,7 @@ def read_image_frames(
         raise VideoReadError(video.name, "it holds no frames")
     if target_fps is not None and video.fps is None:
         raise UserError(
-            f"{video}: got target_fps {target_fps} for frames whose rate nobody has said: give frames_fps, "
+            f"{video}: got target_fps {target_fps} for frames whose rate nobody has said: give frame_fps, "
             "frames per second, beside it"
         )
     frame_sec = 1 / Fraction(video.fps or 1).limit_denominator(1001)
@@ -249,7 +249,7 @@ def timed_images(video: ImageFrames) -> Iterator[tuple[Tensor, float]]:
         UserError: the video's rate is not known.
     """
     if video.fps is None:
-        raise UserError(f"{video}: its frames have no times: give frames_fps, frames per second")
+        raise UserError(f"{video}: its frames have no times: give frame_fps, frames per second")
     for n in range(video.num_frames):
         yield video.image(n), n / video.fps
 

@@ -102,7 +102,7 @@ def folders(stoppable: Path, tiny_data: Path) -> Path:
             lines.append(f"{video.removesuffix('.mp4')} 20 {label}")
         (root / f"{split}.txt").write_text("\n".join(lines) + "\n")
     shutil.copy(tiny_data / "classes.txt", root)
-    images = 'frames: "{:04d}.png", frames_first: 0, frames_fps: 20'
+    images = 'frame_names: "{:04d}.png", first_frame: 0, frame_fps: 20'
     (stoppable / "images.yaml").write_text(f"base: tiny.yaml\ndata: {{root: images, target_fps: 10, {images}}}\n")
     return root
 
@@ -120,8 +120,8 @@ def test_folders_of_frames_are_trained_on_resumed_sharded_checked_and_classified
     # The same frames out of video files.
     octvideo(*FIT, "-c", "tiny", "--data.target_fps", 10, "--name", "videos")
     assert same(whole, weights("videos"))
-    names = ("--frames", "{:04d}.png", "--frames_first", 0)
-    octvideo("shards", "train.txt", "--root", "images", *names, "--frames_fps", 20, "-o", "sharded")
+    names = ("--frame_names", "{:04d}.png", "--first_frame", 0)
+    octvideo("shards", "train.txt", "--root", "images", *names, "--frame_fps", 20, "-o", "sharded")
     octvideo(*FIT, "-c", "images", "--name", "shards", "--data.train", str(folders.parent / "sharded"))
     assert same(whole, weights("shards"))
     keeps = ("--trainer.callbacks", "stop_run.KeepRuns", "--trainer.callbacks.step", 5, "--name", "again")
@@ -136,7 +136,7 @@ def test_folders_of_frames_are_trained_on_resumed_sharded_checked_and_classified
     assert all(not Path(path).suffix for path in tested.paths)
     row = tested.scores[tested.paths.index("images/test/left/clip 1")]
     best = ("--ckpt", "runs/again/checkpoints/best.ckpt", "--engine", "eager", "--precision", "f32")
-    out, _ = octvideo("infer", "images/test", *best, "--json", "--frames_fps", 20)
+    out, _ = octvideo("infer", "images/test", *best, "--json", "--frame_fps", 20)
     inferred = {
         video["path"]: {top["name"]: top["score"] for top in video["top"]} for video in json.loads(out)["videos"]
     }
@@ -144,8 +144,8 @@ def test_folders_of_frames_are_trained_on_resumed_sharded_checked_and_classified
     expected = dict(zip(tested.class_names, row.tolist(), strict=True))
     assert inferred["images/test/left/clip 1"] == pytest.approx(expected, abs=1e-5)
     _, err = octvideo("infer", "images/test", *best, code=2)
-    assert "give frames_fps" in err and "Traceback" not in err
-    octvideo("timeline", "images/test/left", *best, "--frames_fps", 20, "--window", 0.5, "-o", "windows.jsonl")
+    assert "give frame_fps" in err and "Traceback" not in err
+    octvideo("timeline", "images/test/left", *best, "--frame_fps", 20, "--window", 0.5, "-o", "windows.jsonl")
     windows = [json.loads(line) for line in Path("windows.jsonl").read_text().splitlines()]
     ends = [line["end"] for line in windows if line.get("path", "").endswith("clip 1") and "end" in line]
     assert ends and max(ends) == 1.0
@@ -184,7 +184,11 @@ def test_jester_is_listed_trained_on_with_swapped_labels_tested_and_checked(
     data = fit[fit.index("--data.root") :]
     octvideo(*FIT, "-c", "tsm", "--name", "jester", *data, "--data.augment.flip", 0.5)
     config = yaml.safe_load(Path("runs/jester/config.yaml").read_text())["data"]
-    assert (config["frames"], config["frames_fps"], config["flip_labels"]) == ("{:05d}.jpg", 12.0, "flip_labels.yaml")
+    assert (config["frame_names"], config["frame_fps"], config["flip_labels"]) == (
+        "{:05d}.jpg",
+        12.0,
+        "flip_labels.yaml",
+    )
     octvideo("test", "--name", "jester")
     tested = VideoScores.load(Path("runs/jester/scores.npz"))
     assert tested.class_names == list(names.values()) and len(tested.paths) == 5

@@ -61,7 +61,7 @@ def test_lists_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("clip.mp4", r"list.txt:1: got 'clip.mp4', expected 'folder num_frames label', as data.frames is given"),
+        ("clip.mp4", r"list.txt:1: got 'clip.mp4', expected 'folder num_frames label', as data.frame_names is given"),
         ("a 0 1", r"list.txt:1: got 0 frames of a, expected 1 or more"),
         ("a 5 jupm", r"list.txt:1: 'jupm' is no class"),
         ("a 5 3", r"list.txt:1: .*3"),
@@ -83,7 +83,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def videos_of(root: Path, **how: object) -> VideoList:
-    return VideoDataModule(str(root), train="list.txt", frames=NAMES.template, **how).videos("train")  # type: ignore[arg-type]
+    return VideoDataModule(str(root), train="list.txt", frame_names=NAMES.template, **how).videos("train")  # type: ignore[arg-type]
 
 
 def clips(records: VideoList) -> TrainingClips:
@@ -92,7 +92,7 @@ def clips(records: VideoList) -> TrainingClips:
 
 
 def test_shards_of_folders_hold_the_same_images(data: Path, tmp_path: Path) -> None:
-    records = videos_of(data, frames_fps=12.0)
+    records = videos_of(data, frame_fps=12.0)
     how = {"root": data, "class_names": ["a", "b", "c"], "shard_bytes": 20_000}
     report = write_shards(records, tmp_path / "out", **how)  # type: ignore[arg-type]
     assert report.written == 3 and report.num_shards > 1 and not report.left_out
@@ -103,7 +103,7 @@ def test_shards_of_folders_hold_the_same_images(data: Path, tmp_path: Path) -> N
         assert isinstance(one, Item) and isinstance(other, Item)
         assert torch.equal(one.video, other.video) and one.label == other.label  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"fps was 12.0, now 25"):
-        write_shards(videos_of(data, frames_fps=25.0), tmp_path / "out", **how)  # type: ignore[arg-type]
+        write_shards(videos_of(data, frame_fps=25.0), tmp_path / "out", **how)  # type: ignore[arg-type]
 
 
 def test_a_folder_that_lacks_an_image_is_left_out_of_shards(data: Path, tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_a_check_reads_all_images_of_the_list(data: Path, tmp_path: Path) -> Non
 
 
 def test_settings_that_can_not_be_meant(data: Path) -> None:
-    with pytest.raises(UserError, match=r"data.frames_fps: got none with a target_fps of 10"):
+    with pytest.raises(UserError, match=r"data.frame_fps: got none with a target_fps of 10"):
         videos_of(data, target_fps=10.0)
-    with pytest.raises(UserError, match=r"data.frames_fps: got -1"):
-        videos_of(data, frames_fps=-1.0)
+    with pytest.raises(UserError, match=r"data.frame_fps: got -1"):
+        videos_of(data, frame_fps=-1.0)
     with pytest.raises(UserError, match=r"expected a list of lines 'folder num_frames label'"):
         read_records(data, root=data, classes=CLASSES, frames=FrameNames("{}.jpg"))
     with pytest.raises(UserError, match=r"none of the videos of .*list.txt is there"):

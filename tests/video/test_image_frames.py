@@ -137,7 +137,7 @@ def test_templates_that_can_not_be_meant(template: str) -> None:
 
 
 def test_a_clock_needs_a_rate(folder: Path) -> None:
-    with pytest.raises(UserError, match="whose rate nobody has said: give frames_fps"):
+    with pytest.raises(UserError, match="whose rate nobody has said: give frame_fps"):
         read_frames(as_video(folder, fps=None), lambda n: torch.arange(n), target_fps=10)
 
 

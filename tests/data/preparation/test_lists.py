@@ -291,7 +291,9 @@ def test_jester(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert flipped_classes(read_swaps(tmp_path / "flip_labels.yaml"), classes.names) == [1, 0, 2, 4, 3]
     out = capsys.readouterr().out
     assert "118,562" in out and f"octvideo check {tmp_path}/train.txt" in out
-    assert out.rstrip().endswith("--data.flip_labels flip_labels.yaml --data.frames '{:05d}.jpg' --data.frames_fps 12")
+    assert out.rstrip().endswith(
+        "--data.flip_labels flip_labels.yaml --data.frame_names '{:05d}.jpg' --data.frame_fps 12"
+    )
 
 
 def charades(root: Path) -> None:
