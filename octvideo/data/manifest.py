@@ -117,7 +117,7 @@ def _read_list(file: Path, root: Path, classes: ClassIndex, labelled: bool, imag
         if number < 0 and labelled:
             expected = "path label" if frames is None else "folder num_frames label"
             raise UserError(f"{where}: got {text!r}, expected '{expected}'")
-        yield VideoRecord(str(root / path), number, None, frames)
+        yield VideoRecord(str(root / path), number, frames=frames)
 
 
 def _lines(

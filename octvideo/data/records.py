@@ -148,7 +148,7 @@ class VideoList(Sequence[VideoRecord]):
             frames = None
             if start_count is not None:
                 frames = FrameRange(start_count[0], start_count[1], self._images.names, self._images.fps)
-            yield VideoRecord(path, label, member, frames)
+            yield VideoRecord(path, label, member, frames=frames)
 
     def __repr__(self) -> str:
         return f"VideoList({len(self)} videos)"

@@ -88,7 +88,7 @@ def read_shards(source: str, *, labelled: bool = True) -> VideoList:
         raise UserError(f"{source}: {len(bare)} of its {len(rows)} videos have no label, the first {bare[0]}")
     folder = source.rstrip("/")
     return VideoList(
-        VideoRecord(name, label, ArchiveMember(f"{folder}/{shard}", offset, size), frames)
+        VideoRecord(name, label, ArchiveMember(f"{folder}/{shard}", offset, size), frames=frames)
         for _, name, label, shard, offset, size, frames in rows
     )
 
