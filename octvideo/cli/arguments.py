@@ -103,6 +103,12 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
     "decoder": {"default": "auto", "help": "(auto)"},
     "device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1, ... (auto)"},
+    "frame_names": {
+        "metavar": "NAMES",
+        "help": "names of images, such as img_{:05d}.jpg: lists are of folders of frames, 'folder num_frames label'",
+    },
+    "first_frame": {"type": int, "default": 1, "metavar": "N", "help": "number of a folder's first image (1)"},
+    "frame_fps": {"type": above_zero, "metavar": "FPS", "help": "frames per second of folders of frames"},
     "markdown": {"action": "store_true", "help": "print Markdown for a README"},
     "num_clips": {"type": positive, "metavar": "N", "help": "clips of a video (the model's own)"},
     "num_crops": {"type": positive, "metavar": "1|3", "help": "crops of a clip (the model's own)"},

@@ -15,6 +15,7 @@ from octvideo.inference.engine_times import EngineTime
 from octvideo.models.costs import Cost
 from octvideo.pages.card import Card, Section, Table
 from octvideo.pages.page import counted
+from octvideo.video import ViewSettings
 
 _FEW_VIDEOS, _FEW_OF_CLASS = 1000, 20
 _UNKNOWN = "unknown"
@@ -87,7 +88,7 @@ def _network(facts: Facts, costs: Mapping[str, Cost] | None) -> Section:
     views = facts.views
     rate = "as the video has them" if views.target_fps is None else f"at {views.target_fps:g} frames a second"
     rows = [
-        ("input", f"clips of {views.clip_frames} frames, each {_nth(views.frame_stride)}, {rate}, "
+        ("input", f"clips of {views.clip_frames} frames, {_chosen(views)}, {rate}, "
                   f"{views.crop_px} x {views.crop_px} pixels"),
         ("pixels", f"scaled to [0, 1], mean {_list(facts.mean)}, deviation {_list(facts.std)}"),
         ("output", counted(len(facts.class_names), "class")),
@@ -200,7 +201,7 @@ def _test(facts: Facts, dataset: str | None) -> Section:
         ("data", f"{dataset or _UNKNOWN}, {listed}"),
         ("views", f"{views.num_views} a video: {views.num_clips} clips over its length x {views.num_crops} crops"),
         ("frames", f"short side {views.short_side_px} pixels, crops of {views.crop_px}; {views.clip_frames} frames, "
-                   f"each {_nth(views.frame_stride)}"),
+                   f"{_chosen(views)}"),
         ("short videos", {"repeat_last": "the last frame is repeated", "loop": "frames are repeated from the first"}
                          [views.short_video]),
         ("decoder", {None: _UNKNOWN, "auto": "PyAV (FFmpeg)"}.get(decoder, str(decoder))),
@@ -377,6 +378,14 @@ def _metadata(facts: Facts, license: str | None, dataset: str | None, measured: 
 
 def _slug(text: str) -> str:
     return "-".join("".join(char if char.isalnum() else " " for char in text.lower()).split()) or "unknown"
+
+
+def _chosen(views: ViewSettings) -> str:
+    """Which frames make a clip."""
+    if views.sampling == "dense":
+        return f"each {_nth(views.frame_stride)}"
+    rule = {"segments": "TSN", "segments_ssv2": "PySlowFast for Something-Something v2"}[views.sampling]
+    return f"one of each of {views.clip_frames} equal parts of the video (as {rule})"
 
 
 def _nth(stride: int) -> str:

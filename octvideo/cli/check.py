@@ -18,7 +18,7 @@ from octvideo.data.checking import Journal, Selection, Summary, check_all, selec
 from octvideo.data.quarantine import printable, write_quarantine
 from octvideo.data.workers import available_cpus
 from octvideo.progress import Progress
-from octvideo.video import Decoder
+from octvideo.video import Decoder, FrameNames
 from octvideo.video.reader import check_decoder
 
 STOPPED = "stopped; given again, the command goes on from here"
@@ -29,6 +29,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER|VIDEO|LIST|CSV", help="what to check")
     parser.shared("output", metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="where paths start: data.root (what sources share)")
+    parser.shared("frame_names", "first_frame")
     parser.shared("decoder", choices=get_args(Decoder))
     parser.shared("num_workers", help="files decoded at once (one per CPU)")
     parser.shared("timeout", help="without a new piece of a video (60)")
@@ -46,7 +47,8 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     """Checks, writes the quarantine list and prints a summary; returns 0 if all is well, 1 if something is not."""
     check_decoder(args.decoder)
-    selection = select(args.sources, root=args.root)
+    frames = None if args.frame_names is None else FrameNames(args.frame_names, args.first_frame)
+    selection = select(args.sources, root=args.root, frames=frames)
     out = args.output or Path("runs/check_videos", Path(selection.root).name or "root")
     with Journal(out, root=selection.root, decoder=args.decoder) as journal:
         with Progress("checking", len(selection.names)) as progress:

@@ -28,7 +28,8 @@ from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.json_lines import JsonLines, Words, first_line
 from octvideo.progress import Progress
-from octvideo.video import VideoReadError
+from octvideo.video import FrameFolder, VideoReadError
+from octvideo.video.image_frames import IMAGE_SUFFIXES, folders_of_images
 
 STOPPED = "stopped: the same command goes on where results go into a file (-o)"
 _RESULTS = "octvideo infer 1"
@@ -37,8 +38,12 @@ _WORDS = Words("file of results", "another model, or of other settings", "name a
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
+        "videos",
+        nargs="+",
+        metavar="VIDEO|FOLDER|@FILE",
+        help="@FILE: names of videos from a text file, one in a line; a folder of images is a video, too",
     )
+    parser.shared("frame_fps")
     model_arguments(parser)
     parser.shared("views", "num_clips", "num_crops")
     parser.add_argument(
@@ -80,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     asked = asked_views(args.views, args.num_clips, args.num_crops)
     if args.budget is not None and asked:
         raise UserError("--budget chooses the views, and --views, --num_clips or --num_crops name them: leave one out")
-    videos = list(find_videos(args.videos))
+    videos = list(find_videos(args.videos, images=True))
     weights = weights_of(args)
     console = Console(stderr=True)
     with console.status("getting the network ready"):
@@ -107,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         # Results are closed in any case: Ctrl-C ends the preparing thread with them.
         with (
             Progress("classifying", len(videos)) as progress,
-            contextlib.closing(predictor.predict_many(videos, topk=args.topk)) as results,
+            contextlib.closing(predictor.predict_many(_opened(videos, args), topk=args.topk)) as results,
         ):
             for result in results:
                 # On a terminal the bar makes room for what is printed.
@@ -144,7 +149,7 @@ def _settle_views(args: argparse.Namespace, asked: dict[str, Any], predictor: Pr
     if not videos:
         return ""
     try:
-        return str(predictor.choose_views(args.budget, videos))
+        return str(predictor.choose_views(args.budget, _opened(videos, args)))
     except VideoReadError:  # there is none to measure on, and each is told of when its turn comes
         return ""
 
@@ -252,8 +257,15 @@ def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
     }
 
 
-def find_videos(names: Sequence[str]) -> Iterator[str]:
+def _opened(videos: Sequence[str], args: argparse.Namespace) -> list[str | FrameFolder]:
+    """The same, folders of images as what they hold."""
+    return [FrameFolder.found(video, args.frame_fps) if os.path.isdir(video) else video for video in videos]  # noqa: PTH112
+
+
+def find_videos(names: Sequence[str], *, images: bool = False) -> Iterator[str]:
     """Files as given, the videos under folders in natural order, and for @FILE the names in its lines.
+
+    With `images` a folder that holds no video, but images, is one, and so are those under it.
 
     Of many names in a file one that is not there is left to the reader, whose error stops nothing.
 
@@ -266,8 +278,10 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
             yield from (line for line in text_lines(read_text(name[1:], names=True)) if line.strip())
         elif path.is_dir():
             inside = [os.path.join(path, video) for video in walk_videos(path)]  # noqa: PTH118
+            inside = inside or list(folders_of_images(path) if images else ())
             if not inside:
-                raise UserError(f"no video in folder {path} (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
+                wanted = sorted(VIDEO_SUFFIXES | (IMAGE_SUFFIXES if images else frozenset()))
+                raise UserError(f"no video in folder {path} (looked for {', '.join(wanted)})")
             yield from inside
         elif path.suffix.lower() == ".txt":  # which FFmpeg takes for a film of letters
             raise UserError(f"{path} is no video: give @{path} for the names in it")

@@ -32,18 +32,30 @@ from octvideo.data.preparation.official import (
     something_lists,
     ucf101_lists,
 )
+from octvideo.data.preparation.official_more import JESTER_FPS, charades_lists, diving48_lists, jester_lists
 from octvideo.data.preparation.reencode import DAMAGED_FILE, FAILED_FILE, Summary, reencode
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.progress import Progress
 
+_READERS = {
+    "ucf101": ucf101_lists,
+    "ssv2": something_lists,
+    "hmdb51": hmdb_lists,
+    "jhmdb": hmdb_lists,
+    "diving48": diving48_lists,
+    "jester": jester_lists,
+    "charades": charades_lists,
+}
+
 STOPPED = "stopped; the same command goes on where it was"
 
 DATA_SETS = (*PUBLISHED, "folder")
 
-# What trains on it: config, and what else to say beside root and lists. A flip turns left into right in ssv2.
+# What trains on it.
 _CONFIGS = {"kinetics600": "i3d_oct_k600", "jhmdb": "jhmdb_i3d_oct"}
-_EXTRA = {"ssv2": " --data.augment.flip 0"}
+# Data sets whose list `test` has labels.
+_TESTED = ("folder", "diving48", "charades")
 # Lists that one training needs, of those that are there.
 _ROLES = {"train": ("train", "train1"), "val": ("val",), "test": ("test1",)}
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
@@ -187,7 +199,12 @@ def _list(args: argparse.Namespace) -> int:
     if not args.lists:
         return 1 if report.missing else 0
     print("\nLook for files that can't be read, and train:")
-    print(f"  octvideo check {shlex.quote(str(root))}")
+    if official.frames is None:
+        print(f"  octvideo check {shlex.quote(str(root))}")
+    else:
+        listed = [str(out / f"{split.name}.txt") for split in report.splits if split.found]
+        words = ["octvideo", "check", *listed, "--root", str(root), "--frame_names", official.frames.template]
+        print(f"  {shlex.join(words)}")
     print(f"  {train_command(args.dataset, root, report)}")
     if args.dataset == "folder":
         print("-c i3d_oct needs a GPU and many videos; else take -c demo (a small network, 64 pixels).")
@@ -231,8 +248,7 @@ def lists_of(name: str, root: Path, annotations: Path | None) -> Official:
     """
     if name.startswith("kinetics"):
         return kinetics_lists(root, name, annotations)
-    readers = {"ucf101": ucf101_lists, "ssv2": something_lists, "hmdb51": hmdb_lists, "jhmdb": hmdb_lists}
-    return readers[name](root, annotations)
+    return _READERS[name](root, annotations)
 
 
 def _print(report: Report, published: Published | None) -> None:
@@ -274,7 +290,7 @@ def train_command(dataset: str, root: Path, report: Report) -> str:
         words += ["--data.decoder", "auto"]  # Kinetics' is decord, which refuses most AVI
     for role, names in _ROLES.items():
         name = next((name for name in names if name in given), None)
-        if role == "test" and dataset == "folder" and "test" in given:
+        if role == "test" and dataset in _TESTED and "test" in given:
             name = "test"
         if name is not None:
             words += [f"--data.{role}", f"{place}{name}.txt"]
@@ -284,7 +300,11 @@ def train_command(dataset: str, root: Path, report: Report) -> str:
         words += ["--data.classes", f"{place}classes.txt"]
     elif dataset == "kinetics700":
         words += ["--data.classes", dataset]
-    return shlex.join(words) + _EXTRA.get(dataset, "")
+    if report.num_swapped:
+        words += ["--data.flip_labels", f"{place}flip_labels.yaml"]
+    if report.frames is not None:
+        words += ["--data.frame_names", report.frames.template, "--data.frame_fps", f"{JESTER_FPS:g}"]
+    return shlex.join(words)
 
 
 # ── reencode ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -29,6 +29,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAME|FILE",
         help="kinetics400, -600, -700, or a file of names (ROOT/classes.txt)",
     )
+    parser.shared("frame_names", "first_frame", "frame_fps")
     add("--shard_mb", type=positive, default=512, metavar="MB", help="size at which an archive is closed (512)")
     add("--shuffle", type=int, metavar="SEED", help="mix the videos, for programs that read streams")
     add("--unlabelled", action="store_true", help="the videos need no labels")
@@ -44,7 +45,8 @@ def run(args: Namespace) -> int:
     if args.source is None or out is None:
         raise UserError("give a source and a folder for the archives: octvideo shards SOURCE -o FOLDER")
     role = "predict" if args.unlabelled else "train"
-    data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes)
+    images = {"frame_names": args.frame_names, "first_frame": args.first_frame, "frame_fps": args.frame_fps}
+    data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes, **images)
     videos = data.videos(role)
     with Progress("writing videos", len(videos)) as progress:
         report = write_shards(

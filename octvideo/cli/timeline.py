@@ -34,8 +34,9 @@ from octvideo.inference.timeline import Timeline, WindowScores
 from octvideo.inference.window_lines import TopClasses
 from octvideo.json_lines import JsonLines, Words
 from octvideo.progress import Progress
-from octvideo.video import FileFrames, VideoReadError
+from octvideo.video import FileFrames, FrameFolder, VideoReadError
 from octvideo.video.addresses import is_address, shown
+from octvideo.video.image_source import FolderFrames
 
 STOPPED = "stopped: the same command goes on where scores go into a file (-o)"
 _RESULTS = "octvideo timeline 1"
@@ -47,6 +48,7 @@ def add_arguments(parser: Parser) -> None:
         "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )
     model_arguments(parser)
+    parser.shared("frame_fps")
     add = parser.add_argument
     add("--window", type=above_zero, metavar="S", help="seconds of a window (those of the network's clip)")
     add("--stride", type=above_zero, metavar="S", help="seconds from one window to the next (half of a window)")
@@ -110,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--picture {args.picture}: a stream has no end; draw one of a file")
     if args.page is not None and (live is not None or addresses):
         raise UserError(f"--page {args.page}: of files on this machine alone, got {next(iter(addresses))}")
+    _check_folders(args, found_videos)
     check_shown(args.picture, args.overlay, videos)
     weights = weights_of(args)
     console = Console(stderr=True)
@@ -125,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
         made_by = {"weights": predictor.source, **engine, "sha256": "" if weights is None else digest(weights)}
         made_by |= {"window": args.window, "stride": args.stride, "views": timeline.views.as_dict()}
         made_by |= {"topk": args.topk, "classes": args.classes}
+        if args.frame_fps is not None:
+            made_by["frame_fps"] = args.frame_fps
     if live is not None:
         say_predictor(predictor, console)
         return score_live(args, live, timeline, names, settings, made_by, files)
@@ -166,17 +171,41 @@ def run(args: argparse.Namespace) -> int:
 
 def _find(names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        yield from [name] if is_address(name) else find_videos([name])
+        yield from [name] if is_address(name) else find_videos([name], images=True)
 
 
-def _frames(args: argparse.Namespace, path: str, addresses: Mapping[str, str], timeline: Timeline) -> FileFrames:
+def _check_folders(args: argparse.Namespace, videos: Sequence[str]) -> None:
+    """Raises what can't be done of folders of images.
+
+    Raises:
+        UserError: their rate is not given, or something is wanted that needs a file.
+    """
+    folder = next((video for video in videos if Path(video).is_dir()), None)
+    if folder is None:
+        return
+    if args.frame_fps is None:
+        raise UserError(f"{folder} is a folder of images, which have no times: give --frame_fps, frames per second")
+    for option, value in (("--overlay", args.overlay), ("--page", args.page)):
+        if value is not None:
+            raise UserError(f"{option} {value}: of video files alone, got the folder of images {folder}")
+
+
+def _frames(
+    args: argparse.Namespace, path: str, addresses: Mapping[str, str], timeline: Timeline
+) -> FileFrames | FolderFrames:
     if path in addresses:
         return address_frames(args, addresses[path], timeline.views.short_side_px)
+    if Path(path).is_dir():
+        return FolderFrames(FrameFolder.found(path, args.frame_fps), timeline.views.short_side_px)
     return FileFrames(path, timeline.views.short_side_px)
 
 
 def _score(
-    timeline: Timeline, path: str, scores: _Scores, progress: Progress, frames_of: Callable[[str], FileFrames]
+    timeline: Timeline,
+    path: str,
+    scores: _Scores,
+    progress: Progress,
+    frames_of: Callable[[str], FileFrames | FolderFrames],
 ) -> None:
     """Scores what is left of a video."""
     video = scores.videos.setdefault(path, _Video())

@@ -15,10 +15,11 @@ from typing import Any
 
 from octvideo.class_names import ClassIndex
 from octvideo.data.manifest import LIST_SUFFIXES, read_records
+from octvideo.data.shards import source_of
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, walk_videos
 from octvideo.json_lines import JsonLines, Words
-from octvideo.video import Decoder
+from octvideo.video import Decoder, FrameFolder, FrameNames
 from octvideo.video.checking import Check, check_of, check_video, stamp_of
 from octvideo.video.isolated import IsolatedPool, Work
 
@@ -35,6 +36,7 @@ class Selection:
         num_twice: files that were named more than once.
         num_passed_over: files of folders that are not called like videos.
         closed: folders that can't be listed, with the reason.
+        images: what belongs to a name that is a folder of images.
     """
 
     root: str
@@ -42,15 +44,17 @@ class Selection:
     num_twice: int = 0
     num_passed_over: int = 0
     closed: list[tuple[str, str]] = field(default_factory=list)
+    images: dict[str, FrameFolder] = field(default_factory=dict)
 
 
-def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
+def select(sources: Sequence[Path], *, root: Path | None = None, frames: FrameNames | None = None) -> Selection:
     """The files of all sources; links are followed.
 
     Args:
         sources: videos; folders, searched for files that are called like videos; lists and csv, known by their
             suffix (`LIST_SUFFIXES`).
         root: that paths in lists, and the names of files, start from; None takes the folder that all sources share.
+        frames: names of images: lists are of folders of extracted frames.
 
     Raises:
         UserError: a source is not there, or lists no video.
@@ -68,7 +72,7 @@ def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
     seen: set[int] = set()
     for source in sources:
         before = len(seen) + selection.num_twice
-        for path in _paths(source, root, selection):
+        for path, images in _paths(source, root, selection, frames):
             folder, base = os.path.split(os.path.abspath(path))  # noqa: PTH100
             if folder not in real_folders:
                 real_folders[folder] = os.path.realpath(folder)
@@ -78,13 +82,18 @@ def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
                 selection.num_twice += 1
                 continue
             seen.add(key)
-            selection.names.append(f"{folder.rstrip('/')}/{base}".removeprefix(selection.root.rstrip("/") + "/"))
+            name = f"{folder.rstrip('/')}/{base}".removeprefix(selection.root.rstrip("/") + "/")
+            selection.names.append(name)
+            if images is not None:
+                selection.images[name] = images
         if source.is_dir() and len(seen) + selection.num_twice == before and not selection.closed:
             raise UserError(f"no videos in {source}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
     return selection
 
 
-def _paths(source: Path, root: Path, selection: Selection) -> Iterator[str]:
+def _paths(
+    source: Path, root: Path, selection: Selection, frames: FrameNames | None
+) -> Iterator[tuple[str, FrameFolder | None]]:
     if source.is_dir():
 
         def passed_over(path: str) -> None:
@@ -94,11 +103,14 @@ def _paths(source: Path, root: Path, selection: Selection) -> Iterator[str]:
             selection.closed.append((folder, reason))
 
         videos = walk_videos(source, on_other=passed_over, on_closed=closed)
-        yield from (os.path.join(source, path) for path in videos)  # noqa: PTH118
+        yield from ((os.path.join(source, path), None) for path in videos)  # noqa: PTH118
     elif source.suffix.lower() not in LIST_SUFFIXES:
-        yield str(source)
+        yield str(source), None
     else:
-        yield from (record.path for record in read_records(source, root=root, classes=_AnyClass(), labelled=False))
+        records = read_records(source, root=root, classes=_AnyClass(), labelled=False, frames=frames)
+        for record in records:
+            video = source_of(record)
+            yield record.path, video if isinstance(video, FrameFolder) else None
 
 
 class _AnyClass(ClassIndex):
@@ -229,25 +241,25 @@ def check_all(
     """
     known, summary = journal.known(), Summary()
 
-    def unknown() -> Iterator[tuple[str, str, Decoder]]:
+    def unknown() -> Iterator[tuple[str, str | FrameFolder, Decoder]]:
         for name in selection.names:
             path = os.path.join(selection.root, name)  # noqa: PTH118
             verdict, stamp = known.get(name, (None, None))
             if verdict is not None and _stamp_now(path) != stamp:  # a file that can't be had may come back
                 verdict = None
             if verdict is None or (again and verdict != "ok"):
-                yield name, path, decoder
+                yield name, selection.images.get(name, path), decoder
             else:
                 summary.verdicts[verdict] += 1
                 summary.num_known += 1
                 tell(summary, name)
 
-    pool: IsolatedPool[tuple[str, str, Decoder]] = IsolatedPool(
+    pool: IsolatedPool[tuple[str, str | FrameFolder, Decoder]] = IsolatedPool(
         work, num_processes=num_processes, timeout_s=timeout_s, memory_bytes=memory_bytes
     )
     with pool:
         for (name, path, _), outcome in pool.run(unknown(), lambda item, *far: tell_within(item[0], *far)):
-            check = check_of(path, outcome)
+            check = check_of(str(path), outcome)
             journal.add_check(name, check)
             summary.add(name, check)
             tell(summary, name)

@@ -36,7 +36,7 @@ from octvideo.data.records import VideoList
 from octvideo.data.shards import check_archives, holds_shards, is_address, read_shards, read_text
 from octvideo.data.workers import worker_settings
 from octvideo.errors import UserError
-from octvideo.video import Decoder, ShortVideo, ViewSettings
+from octvideo.video import Decoder, FrameNames, Sampling, ShortVideo, ViewSettings
 
 log = logging.getLogger("octvideo.data")
 
@@ -51,6 +51,10 @@ class VideoDataModule(L.LightningDataModule):
         test: the same for tests; None takes `val`.
         predict: list or folder of videos, labels not needed; None takes `test`.
         quarantine: list of videos to leave out, wherever they are listed: see octvideo check.
+        frame_names: how images are called, such as "img_{:05d}.jpg": lists are of folders of extracted frames then,
+            lines of "folder num_frames label". None reads videos.
+        first_frame: number in the name of a folder's first image.
+        frame_fps: frames per second of such folders, which target_fps needs.
         classes: "kinetics400", "kinetics600", "kinetics700", or a file with a name a line; None takes
             classes.txt in `root`, else the names of the class folders.
         clip_frames: T.
@@ -58,6 +62,9 @@ class VideoDataModule(L.LightningDataModule):
         short_video: what follows the last frame of a video shorter than a clip.
         target_fps: clips are frames of a clock of this rate, whatever each video's own, and frame_stride counts its
             ticks; None counts the video's frames.
+        sampling: "dense": clips of frames that are frame_stride apart; "segments" (TSN, TSM) and "segments_ssv2"
+            (PySlowFast): a frame of each of T equal parts of the whole video, a random one in training, the middle one
+            in evaluation; frame_stride and short_video count for nothing then.
         augment: of training clips.
         num_clips: of a tested video.
         num_crops: of each of its clips, 1 or 3.
@@ -89,11 +96,15 @@ class VideoDataModule(L.LightningDataModule):
         test: str | None = None,
         predict: str | None = None,
         quarantine: str | None = None,
+        frame_names: str | None = None,
+        first_frame: int = 1,
+        frame_fps: float | None = None,
         classes: str | None = None,
         clip_frames: int = 8,
         frame_stride: int = 8,
         short_video: ShortVideo = "repeat_last",
         target_fps: float | None = None,
+        sampling: Sampling = "dense",
         augment: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         num_clips: int = 10,
         num_crops: int = 3,
@@ -119,13 +130,22 @@ class VideoDataModule(L.LightningDataModule):
                 f"data.repeats: got {repeats} with a batch_size of {batch_size}, expected a divisor of it: batch_size "
                 "counts clips, and a batch holds all clips of each of its videos"
             )
+        if frame_fps is not None and not 0 < frame_fps <= 1000:
+            raise UserError(f"data.frame_fps: got {frame_fps}, expected more than 0 and at most 1000, or none")
+        if frame_names is not None and target_fps is not None and frame_fps is None:
+            raise UserError(
+                f"data.frame_fps: got none with a target_fps of {target_fps}, expected the frames per second of the "
+                "folders of data.frame_names"
+            )
+        self.frame_names = None if frame_names is None else FrameNames(frame_names, first_frame)
+        self.frame_fps = frame_fps
         self.root = Path(root)
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
         self.classes, self.quarantine = classes, quarantine
         self.augment, self.train_labels = augment, train_labels
         self.flip_labels, self.repeats = flip_labels, repeats
         clips = {"clip_frames": clip_frames, "frame_stride": frame_stride, "short_video": short_video}
-        self.clip_settings: dict[str, Any] = {**clips, "target_fps": target_fps}
+        self.clip_settings: dict[str, Any] = {**clips, "target_fps": target_fps, "sampling": sampling}
         common = {**self.clip_settings, "short_side_px": short_side_px, "crop_px": crop_px}
         self.view_settings = ViewSettings(**common, num_clips=num_clips, num_crops=num_crops)
         self.val_view_settings = ViewSettings(**common, num_clips=val_clips, num_crops=val_crops)
@@ -247,7 +267,8 @@ class VideoDataModule(L.LightningDataModule):
             check_archives(records)
         else:
             classes = ClassIndex(self.class_names) if is_read else UnreadLabels()
-            records = read_records(Path(source), root=self.root, classes=classes, labelled=labelled)
+            how: dict[str, Any] = {"frames": self.frame_names, "fps": self.frame_fps}
+            records = read_records(Path(source), root=self.root, classes=classes, labelled=labelled, **how)
             check_files(records, source, self.how_to_get)
         if self._quarantine is not None:
             records = self._quarantine.leave_out(records, source)

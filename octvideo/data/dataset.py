@@ -19,6 +19,7 @@ from octvideo.data.shards import source_of
 from octvideo.seeds import seed_of
 from octvideo.video import (
     Decoder,
+    Sampling,
     ShortVideo,
     VideoReadError,
     VideoViews,
@@ -26,6 +27,7 @@ from octvideo.video import (
     crop_and_resize,
     decode_views,
     random_clip,
+    random_segments,
     read_frames,
 )
 
@@ -63,6 +65,7 @@ class TrainingClips(Dataset[Item | list[Item] | Failure]):
         frame_stride: from one frame of a clip to the next.
         short_video: what follows the last frame of a video shorter than a clip.
         target_fps: clips are frames of a clock of this rate; None counts each video's own frames.
+        sampling: see `octvideo.video.ViewSettings`; of segments, a random frame of each.
         seed: of all randomness.
         decoder: see `octvideo.video.read_frames`.
         repeats: clips of each video.
@@ -78,6 +81,7 @@ class TrainingClips(Dataset[Item | list[Item] | Failure]):
         frame_stride: int,
         short_video: ShortVideo = "repeat_last",
         target_fps: float | None = None,
+        sampling: Sampling = "dense",
         seed: int = 0,
         decoder: Decoder = "auto",
         repeats: int = 1,
@@ -85,7 +89,7 @@ class TrainingClips(Dataset[Item | list[Item] | Failure]):
     ) -> None:
         self.records, self.augment, self.seed, self.decoder = records, augment, seed, decoder
         self.clip_frames, self.frame_stride, self.short_video = clip_frames, frame_stride, short_video
-        self.target_fps, self.repeats, self.flipped = target_fps, repeats, flipped
+        self.target_fps, self.sampling, self.repeats, self.flipped = target_fps, sampling, repeats, flipped
 
     def __len__(self) -> int:
         return len(self.records)
@@ -101,13 +105,16 @@ class TrainingClips(Dataset[Item | list[Item] | Failure]):
         def clip_of(num_frames: int) -> Tensor:
             # A second call, for a file with fewer frames than announced, draws alike.
             first = item_generator(self.seed, epoch, index)
-            clip = random_clip(
-                num_frames,
-                clip_frames=self.clip_frames,
-                frame_stride=self.frame_stride,
-                generator=first,
-                short_video=self.short_video,
-            )
+            if self.sampling == "dense":
+                clip = random_clip(
+                    num_frames,
+                    clip_frames=self.clip_frames,
+                    frame_stride=self.frame_stride,
+                    generator=first,
+                    short_video=self.short_video,
+                )
+            else:
+                clip = random_segments(num_frames, self.sampling, clip_frames=self.clip_frames, generator=first)
             states[0] = first.get_state()
             return clip
 

@@ -12,7 +12,8 @@ from octvideo.class_names import ClassIndex, some
 from octvideo.errors import UserError
 from octvideo.files import read_text
 
-_SIDES = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+_OTHER_SIDE = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
+_SIDES = re.compile(rf"(?<![a-z])({'|'.join(_OTHER_SIDE)})(?![a-z])", re.IGNORECASE)
 
 
 def read_swaps(file: Path) -> dict[str, str]:
@@ -57,7 +58,9 @@ def flipped_classes(swaps: Mapping[str, str], class_names: Sequence[str]) -> lis
 
 
 def sided_classes(class_names: Sequence[str]) -> dict[str, str]:
-    """Pairs of classes whose names differ by left and right alone: a flip makes one of the other."""
+    """Pairs of classes whose names differ by left and right, or clockwise and counterclockwise, alone: a flip makes one
+    of the other.
+    """
     names, found = set(class_names), dict[str, str]()
     for name in class_names:
         other = _SIDES.sub(lambda match: _other_side(match[0]), name)
@@ -67,7 +70,7 @@ def sided_classes(class_names: Sequence[str]) -> dict[str, str]:
 
 
 def _other_side(word: str) -> str:
-    other = {"left": "right", "right": "left"}[word.lower()]
+    other = _OTHER_SIDE[word.lower()]
     return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
 

@@ -22,6 +22,7 @@ from octvideo.class_names import ClassIndex
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines, walk_videos
+from octvideo.video.image_frames import folders_of_images
 
 log = logging.getLogger("octvideo.data")
 
@@ -150,13 +151,16 @@ class VideoFiles:
     Args:
         root: the folder.
         leave_out: folders in it that are not looked into.
+        images: a video is a folder that holds images.
     """
 
-    def __init__(self, root: Path, *, leave_out: frozenset[Path] = frozenset()) -> None:
-        self.root, self.paths = root, list(walk_videos(root, leave_out=leave_out))
+    def __init__(self, root: Path, *, leave_out: frozenset[Path] = frozenset(), images: bool = False) -> None:
+        folders = (os.path.relpath(folder, root) for folder in folders_of_images(root)) if images else ()
+        self.root, self.paths = root, list(folders if images else walk_videos(root, leave_out=leave_out))
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for path in self.paths:
-            self._by_stem[path.rpartition(os.sep)[2].rpartition(".")[0]].append(path)
+            name = path.rpartition(os.sep)[2]
+            self._by_stem[name if images else name.rpartition(".")[0]].append(path)
         self._used: set[str] = set()
 
     def find(self, names: tuple[str, ...], *, split: str = "", others: frozenset[str] = frozenset()) -> str | None:

@@ -13,6 +13,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from octvideo.video import FrameNames
+
 _AT_ONCE = 1024  # records that an iteration takes out of the tensors together
 
 
@@ -32,6 +34,23 @@ class ArchiveMember:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameRange:
+    """The frames of a video that are images.
+
+    Args:
+        start: place of the first among the images of its folder.
+        count: how many there are.
+        names: of the images; None in an archive, where they follow each other.
+        fps: frames per second; None where nobody has said it.
+    """
+
+    start: int
+    count: int
+    names: FrameNames | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VideoRecord:
     """One video of a data set.
 
@@ -39,11 +58,13 @@ class VideoRecord:
         path: as it is opened; in an archive its name.
         label: class id, -1 where unknown.
         archive: that holds it; None where it is a file.
+        frames: of a folder of images; None where it is a video.
     """
 
     path: str
     label: int
     archive: ArchiveMember | None = None
+    frames: FrameRange | None = None
 
 
 class VideoList(Sequence[VideoRecord]):
@@ -53,7 +74,8 @@ class VideoList(Sequence[VideoRecord]):
     is sent the list. Tensors are shared in both cases.
 
     Args:
-        records: the videos, in any iterable; taken one at a time. Either all of them lie in archives, or none.
+        records: the videos, in any iterable; taken one at a time. Either all of them lie in archives, or none; either
+            all are images, called alike and of one rate, or none.
 
     Example:
         >>> videos = VideoList([VideoRecord("a.mp4", 0), VideoRecord("b.mp4", 2)])
@@ -64,6 +86,7 @@ class VideoList(Sequence[VideoRecord]):
     def __init__(self, records: Iterable[VideoRecord] = ()) -> None:
         text, ends, labels, places = bytearray(), array("q", [0]), array("q"), array("q")
         archives: dict[str, int] = {}
+        ranges, images = array("q"), FrameRange(0, 0)
         for record in records:
             # Names of files that are not UTF-8 come as surrogates, and go back as those.
             text += record.path.encode("utf-8", "surrogateescape")
@@ -71,7 +94,11 @@ class VideoList(Sequence[VideoRecord]):
             labels.append(record.label)
             if (member := record.archive) is not None:
                 places.extend((archives.setdefault(member.url, len(archives)), member.offset, member.size))
+            if record.frames is not None:
+                images = record.frames
+                ranges.extend((images.start, images.count))
         self._archives = list(archives)
+        self._images, self._ranges = images, _tensor(ranges, torch.int64).view(-1, 2)  # (N,2); (0,2) for videos
         self._places = _tensor(places, torch.int64).view(-1, 3)  # (N,3): archive, offset, size; (0,3) for files
         self._text = _tensor(text, torch.uint8)
         self._ends = _tensor(ends, torch.int64)
@@ -112,11 +139,16 @@ class VideoList(Sequence[VideoRecord]):
     def _between(self, first: int, last: int) -> Iterator[VideoRecord]:
         ends = self._ends[first : last + 1].tolist()
         text = self._text[ends[0] : ends[-1]].numpy().tobytes()
-        places = self._places[first:last].tolist()
+        places, ranges = self._places[first:last].tolist(), self._ranges[first:last].tolist()
         for index, label in enumerate(self.labels[first:last].tolist()):
             path = text[ends[index] - ends[0] : ends[index + 1] - ends[0]].decode("utf-8", "surrogateescape")
             archive, *place = places[index] if places else [None]
-            yield VideoRecord(path, label, None if archive is None else ArchiveMember(self._archives[archive], *place))
+            start_count = ranges[index] if ranges else None
+            member = None if archive is None else ArchiveMember(self._archives[archive], *place)
+            frames = None
+            if start_count is not None:
+                frames = FrameRange(start_count[0], start_count[1], self._images.names, self._images.fps)
+            yield VideoRecord(path, label, member, frames=frames)
 
     def __repr__(self) -> str:
         return f"VideoList({len(self)} videos)"

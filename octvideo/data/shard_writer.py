@@ -18,9 +18,10 @@ import numpy as np
 
 from octvideo.class_names import ClassIndex, is_number, read_class_names
 from octvideo.data.records import VideoRecord
-from octvideo.data.shards import ABOUT, INDEX, index_lines
+from octvideo.data.shards import ABOUT, INDEX, index_lines, source_of
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, natural_key, part_of, whole_text
+from octvideo.video import FrameFolder
 
 _FORMAT = 1
 
@@ -77,6 +78,8 @@ def write_shards(
         "shuffle": shuffle,
     }
     settings["classes"] = list(class_names)
+    if records and (frames := records[0].frames) is not None:
+        settings["fps"] = frames.fps
     names = [_name(record.path, root) for record in records]
     rows = _begin(out, settings)
     for row in rows:
@@ -121,19 +124,25 @@ def _write_shard(
         while archive.offset < shard_bytes and (index := next(queue, None)) is not None:
             record = records[index]
             try:
-                content = Path(record.path).read_bytes()
+                files = _files_of(record, f"{index:09d}")
             except OSError as error:
-                report.left_out.append((names[index], error.strerror or str(error)))
+                said = error.strerror or str(error)
+                image = "" if record.frames is None else f"its frame {Path(error.filename).name}: "
+                report.left_out.append((names[index], image + said))
                 advance()
                 continue
-            suffix = Path(record.path).suffix.lower()
-            _add(archive, f"{index:09d}{suffix if is_video(record.path) else '.mp4'}", content)
-            padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            offset = archive.offset - padded
+            offset, more = archive.offset, {}
+            for name, content in files:
+                _add(archive, name, content)
+            size = archive.offset - offset
+            if record.frames is None:  # the bytes of the file itself
+                offset, size = offset + tarfile.BLOCKSIZE, len(files[0][1])
+            else:
+                more = {"frames": record.frames.count, "fps": record.frames.fps}
             _add(archive, f"{index:09d}.json", json.dumps({"name": names[index], "label": record.label}).encode())
             if record.label >= 0:
                 _add(archive, f"{index:09d}.cls", str(record.label).encode())
-            place = {"shard": shard.name, "offset": offset, "size": len(content)}
+            place = {"shard": shard.name, "offset": offset, "size": size, **more}
             rows.append({"index": index, "name": names[index], "label": record.label, **place})
             advance()
         archive.close()
@@ -143,6 +152,20 @@ def _write_shard(
     else:
         part.unlink()
     return rows
+
+
+def _files_of(record: VideoRecord, key: str) -> list[tuple[str, bytes]]:
+    """What goes into an archive for a video, by the name there: its file, or its images in order.
+
+    Raises:
+        OSError: one can't be read.
+    """
+    video = source_of(record)
+    if isinstance(video, FrameFolder):
+        suffixes = [Path(video.image_name(n)).suffix.lower() for n in range(video.num_frames)]
+        return [(f"{key}.{n:06d}{suffix}", video.content(n)) for n, suffix in enumerate(suffixes)]
+    path = Path(record.path)
+    return [(f"{key}{path.suffix.lower() if is_video(record.path) else '.mp4'}", path.read_bytes())]
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -6,6 +6,9 @@ The archives are those of WebDataset: a video is one sample, `00000012.mp4` with
 
     {"index": 12, "name": "wave/a b.mp4", "label": 3, "shard": "shard-000000.tar", "offset": 1536, "size": 81920}
 
+A video whose frames are images is the images of its sample, `00000012.000000.jpg` and so on; its line has their number,
+"frames", and their rate, "fps", too. Its bytes are those of all its images with their headers.
+
 So a shard is not a stream here: any process reads any video with one request for its bytes. Orders, resuming and
 counts are those of single files, on any number of nodes, and training from shards gives the same weights.
 """
@@ -22,10 +25,10 @@ from typing import Any
 
 import fsspec
 
-from octvideo.data.records import ArchiveMember, VideoList, VideoRecord
+from octvideo.data.records import ArchiveMember, FrameRange, VideoList, VideoRecord
 from octvideo.errors import UserError
 from octvideo.files import decode_text, one_line
-from octvideo.video import Source, VideoBytes, VideoReadError
+from octvideo.video import FrameArchive, FrameFolder, ImageFrames, Source, VideoBytes, VideoReadError
 
 INDEX, ABOUT = "index.jsonl", "shards.json"
 _TRIES = 3  # of a request to an object store
@@ -85,8 +88,8 @@ def read_shards(source: str, *, labelled: bool = True) -> VideoList:
         raise UserError(f"{source}: {len(bare)} of its {len(rows)} videos have no label, the first {bare[0]}")
     folder = source.rstrip("/")
     return VideoList(
-        VideoRecord(name, label, ArchiveMember(f"{folder}/{shard}", offset, size))
-        for _, name, label, shard, offset, size in rows
+        VideoRecord(name, label, ArchiveMember(f"{folder}/{shard}", offset, size), frames=frames)
+        for _, name, label, shard, offset, size, frames in rows
     )
 
 
@@ -96,16 +99,22 @@ def _rows(source: str) -> Iterator[tuple[Any, ...]]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
-            yield tuple(row[key] for key in _KEYS)
+            yield (*(row[key] for key in _KEYS), _frames_of(row))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{source}/{INDEX}:{number}: got {line[:80]!r}, expected JSON with {', '.join(_KEYS)}"
             ) from error
 
 
+def _frames_of(row: dict[str, Any]) -> FrameRange | None:
+    return FrameRange(0, row["frames"], None, row.get("fps")) if "frames" in row else None
+
+
 def index_lines(rows: Iterable[dict[str, Any]]) -> str:
     """Lines of an index. JSON escapes what is not ASCII, so names that are no text survive."""
-    return "".join(json.dumps({key: row[key] for key in _KEYS}) + "\n" for row in rows)
+    return "".join(
+        json.dumps({key: row[key] for key in (*_KEYS, "frames", "fps") if key in row}) + "\n" for row in rows
+    )
 
 
 def read_text(source: str, name: str, *, wanted: bool = True) -> str | None:
@@ -129,14 +138,18 @@ def read_text(source: str, name: str, *, wanted: bool = True) -> str | None:
         raise UserError(f"can't read {url}: {one_line(error)}") from error
 
 
-def source_of(record: VideoRecord) -> Source:
-    """What a reader reads for a record: its file, or its bytes out of an archive.
+def source_of(record: VideoRecord) -> Source | ImageFrames:
+    """What a reader reads for a record: its file or folder of images, or its bytes out of an archive.
 
     Raises:
         VideoReadError: the archive can't be read.
     """
+    frames = record.frames
     if record.archive is None:
-        return record.path
+        if frames is None:
+            return record.path
+        assert frames.names is not None
+        return FrameFolder(record.path, frames.count, frames.names, frames.start, frames.fps)
     url, offset, size = record.archive.url, record.archive.offset, record.archive.size
     try:
         content = _range(url, offset, size)
@@ -144,6 +157,8 @@ def source_of(record: VideoRecord) -> Source:
         raise VideoReadError(record.path, f"no access to {url}: {one_line(error)}") from error
     if len(content) != size:
         raise VideoReadError(record.path, f"{url} holds only {len(content)} of its {size} bytes")
+    if frames is not None:
+        return FrameArchive(record.path, frames.count, content, frames.fps)
     return VideoBytes(record.path, content)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octvideo.inference.engine import Engine
 from octvideo.inference.preparation import Timing, on_device
-from octvideo.video import VideoArray, ViewSettings, decode_views
+from octvideo.video import ImageFrames, VideoArray, ViewSettings, decode_views
 
 # Views are chosen to take this share of the budget at most: other videos take longer than the one that is measured.
 _SHARE = 0.9
@@ -105,7 +105,7 @@ def choose_views(
 
 
 def measured_video(
-    video: str | Path | VideoArray,
+    video: str | Path | VideoArray | ImageFrames,
     views: ViewSettings,
     normalise: Callable[[Tensor], Tensor],
     engine: Engine,

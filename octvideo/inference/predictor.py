@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.errors import UserError
+from octvideo.evaluation.alike_views import AlikeViews
 from octvideo.evaluation.view_scores import best_classes, even_chunk, video_scores
 from octvideo.inference.budget import ViewsChoice, choose_views, measured_video
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
@@ -30,7 +32,9 @@ from octvideo.inference.features import FeatureExtractor, WindowFeatures
 from octvideo.inference.frame_units import FrameUnits, find_frame_units, may_have_units
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.inference.timeline import Timeline, WindowScores
-from octvideo.video import VideoArray, VideoReadError, ViewSettings, read_views
+from octvideo.video import ImageFrames, VideoArray, VideoReadError, ViewSettings, read_views
+
+log = logging.getLogger("octvideo.inference")
 
 _CALIBRATION_CLIPS = 32  # for int8; of each one the network is run three times
 
@@ -140,6 +144,7 @@ class Predictor:
         if isinstance(network, nn.Module):
             self._network_again = lambda: network
         self._extractors: dict[tuple[Any, ...], FeatureExtractor] = {}
+        self._told_alike_views = False
 
     @classmethod
     def from_checkpoint(
@@ -244,7 +249,7 @@ class Predictor:
             views, self.device, torch.get_num_threads()
         )
 
-    def choose_views(self, budget_sec: float, videos: Sequence[str | Path | VideoArray]) -> ViewsChoice:
+    def choose_views(self, budget_sec: float, videos: Sequence[str | Path | VideoArray | ImageFrames]) -> ViewsChoice:
         """Uses the most views, from 1x1 up to those it has now, with which a video takes no longer than a time; 1x1
         where even that takes longer, which `keeps` of the result tells.
 
@@ -267,7 +272,7 @@ class Predictor:
         """
         own = self.views
 
-        def measure(video: str | Path | VideoArray, views: ViewSettings) -> Timing:
+        def measure(video: str | Path | VideoArray | ImageFrames, views: ViewSettings) -> Timing:
             self.use_views(views)
             how: dict[str, Any] = {"views_per_chunk": self.views_per_chunk, "device": self.device}
             return measured_video(video, views, self.normalise, self.engine, **how)
@@ -285,7 +290,7 @@ class Predictor:
         self.use_views(own)
         raise last or ValueError("videos: got none to measure")
 
-    def scores(self, path: str | Path | VideoArray) -> Tensor:
+    def scores(self, path: str | Path | VideoArray | ImageFrames) -> Tensor:
         """Scores (K,) of a video, on the CPU.
 
         Raises:
@@ -297,12 +302,12 @@ class Predictor:
         return result[0]
 
     def predict(
-        self, path: str | Path | VideoArray | Tensor | np.ndarray, *, topk: int = 5, fps: float = 30.0
+        self, path: str | Path | VideoArray | ImageFrames | Tensor | np.ndarray, *, topk: int = 5, fps: float = 30.0
     ) -> Prediction:
         """The `topk` best classes of a video.
 
         Args:
-            path: of the video; or its frames, RGB, uint8 (T, H, W, 3).
+            path: of the video; or its frames, RGB, uint8 (T, H, W, 3), or as images (`octvideo.video.FrameFolder`).
             topk: how many.
             fps: of an array of frames.
 
@@ -318,7 +323,7 @@ class Predictor:
         return result
 
     def predict_many(
-        self, paths: Sequence[str | Path | VideoArray], *, topk: int = 5
+        self, paths: Sequence[str | Path | VideoArray | ImageFrames], *, topk: int = 5
     ) -> Generator[Prediction | VideoReadError, None, None]:
         """The same of many videos, in order: the next is decoded while one is computed.
 
@@ -462,10 +467,10 @@ class Predictor:
         return NoScores(name, self.engine.precision)
 
     def _scores_of(
-        self, paths: Sequence[str | Path | VideoArray]
+        self, paths: Sequence[str | Path | VideoArray | ImageFrames]
     ) -> Generator[tuple[Tensor, Timing] | VideoReadError, None, None]:
         logits: list[Tensor] = []
-        timing = Timing()
+        timing, alike = Timing(), AlikeViews()
         start = time.perf_counter()
         chunks = prepared_chunks(
             paths, self.views, self.normalise, views_per_chunk=self.views_per_chunk, device=self.device
@@ -484,10 +489,14 @@ class Predictor:
                 timing.decode += item.decode
                 timing.prepare += item.prepare
                 if item.is_last:
+                    alike.add(item.alike)
                     scores = video_scores(of_views, self.views.num_views)[0]  # (K,)
                     timing.total = time.perf_counter() - start
                     yield (scores, timing) if scores.isfinite().all() else self.no_scores(str(paths[item.video]))
                     logits, timing, start = [], Timing(), time.perf_counter()
+        if (said := alike.in_words()) and not self._told_alike_views:
+            self._told_alike_views = True
+            log.warning("%s", said)
 
 
 def clip_shape(views: ViewSettings, num_views: int) -> tuple[int, int, int, int, int]:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from octvideo.video import VideoArray, VideoReadError, VideoViews, ViewSettings, decode_views
+from octvideo.video import ImageFrames, VideoArray, VideoReadError, VideoViews, ViewSettings, decode_views
 
 Item = TypeVar("Item")
 
@@ -79,6 +79,7 @@ class Chunk:
         decode: seconds, all of them with the first chunk.
         prepare: seconds of this chunk.
         is_last: of its video.
+        alike: `alike` of the video's views.
     """
 
     video: int
@@ -86,10 +87,11 @@ class Chunk:
     decode: float
     prepare: float
     is_last: bool
+    alike: tuple[bool, bool] = (False, False)
 
 
 def prepared_chunks(
-    paths: Sequence[str | Path | VideoArray],
+    paths: Sequence[str | Path | VideoArray | ImageFrames],
     settings: ViewSettings,
     normalise: Callable[[Tensor], Tensor],
     *,
@@ -123,7 +125,8 @@ def prepared_chunks(
                 stop = min(first + views_per_chunk, views.num_views)
                 clips = normalise(views.cut(first, stop))
                 seconds = time.perf_counter() - start
-                yield Chunk(index, clips, 0.0 if first else decode, seconds, stop == views.num_views)
+                spent = 0.0 if first else decode, seconds
+                yield Chunk(index, clips, *spent, stop == views.num_views, views.alike)
 
     return made_beside(chunks())
 

@@ -215,6 +215,7 @@ class VideoClassifier(L.LightningModule):
         self._rate_factors = self.rates.factors(network)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
         self.evaluation = Evaluation(self.num_classes, on_unreadable)
+        self._told_alike_views = False
         self.train_metrics = VideoMetrics(self.num_classes)
         self.train_sums = Sums("loss", "distill_loss", "clips", "unreadable", "nonfinite")
         self.unreadable = UnreadableVideos("training")
@@ -580,6 +581,7 @@ class VideoClassifier(L.LightningModule):
     def _evaluate(self, batch: Batch, *, keep: bool) -> None:
         """Scores one batch of videos and counts it; `keep` keeps its scores for the run folder too."""
         self.evaluation.skip(batch["failures"])
+        self.evaluation.look_at(batch["video"])
         scores, labels = self.view_scores(batch["video"]), batch["label"]
         finite = scores.isfinite().all(1).tolist()
         if False in finite:
@@ -621,6 +623,8 @@ class VideoClassifier(L.LightningModule):
         if self.average is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.average.leave(self.network)
         self._log_all(self.evaluation.values("val"))
+        if not self._told_alike_views:  # every epoch has the same
+            self._told_alike_views = self._warn_of_alike_views()
 
     def on_test_epoch_start(self) -> None:
         self.evaluation.start("test")
@@ -630,12 +634,23 @@ class VideoClassifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_all(self.evaluation.values("test"))
+        self._warn_of_alike_views()
 
     def on_predict_epoch_start(self) -> None:
         self.evaluation.start("prediction")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, keep=True)
+
+    def on_predict_epoch_end(self) -> None:
+        self._warn_of_alike_views()
+
+    def _warn_of_alike_views(self) -> bool:
+        """Says which videos have views that are all alike; returns whether there are any."""
+        said = self.evaluation.alike_views()
+        if said and self.global_rank == 0:
+            log.warning("%s: %s", self.evaluation.videos.role, said)
+        return bool(said)
 
     def gather_scores(self) -> VideoScores:
         """Scores of the last test or prediction, in data set order; every process must call it."""

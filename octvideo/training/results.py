@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octvideo.batches import Failure
+from octvideo.evaluation.alike_views import AlikeViews
 from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos, gathered
@@ -26,7 +27,7 @@ class Evaluation(nn.Module):
         super().__init__()
         self.num_classes, self.on_unreadable = num_classes, on_unreadable
         self.metrics = VideoMetrics(num_classes)
-        self.sums = Sums("loss", "known", "unreadable")
+        self.sums = Sums("loss", "known", "unreadable", *AlikeViews.COUNTS)
         self.videos = UnreadableVideos("evaluation")  # that could not be read, in all passes of one role
         self._scored: list[tuple[Tensor, list[str], Tensor, Tensor]] = []  # of this process, on the CPU
 
@@ -51,6 +52,13 @@ class Evaluation(nn.Module):
         self.videos.add(failures)
         self.sums.update(unreadable=len(failures))
 
+    def look_at(self, videos: Iterable[object]) -> None:
+        """Takes note of videos whose views are all alike."""
+        alike = AlikeViews()
+        for video in videos:
+            alike.add(getattr(video, "alike", (False, False)))
+        self.sums.update(**alike.counts)
+
     def count(self, scores: Tensor, labels: Tensor) -> None:
         """Adds videos to the metrics: scores (N, K) and labels (N,), -1 where there is none; N may be 0."""
         self.metrics.update(scores, labels)
@@ -70,6 +78,11 @@ class Evaluation(nn.Module):
         values[f"{prefix}/loss"] = mean_of(sums["loss"], sums["known"])
         values[f"{prefix}/unreadable"] = sums["unreadable"]
         return values
+
+    def alike_views(self) -> str:
+        """What to say of videos whose views are all alike, over all processes; "" where there are none."""
+        sums = self.sums.compute()
+        return AlikeViews({name: int(sums[name]) for name in AlikeViews.COUNTS}).in_words()
 
     def scores(self, class_names: list[str]) -> VideoScores:
         """Scores of all processes in data set order; every process must call it, and every one gets them all."""

@@ -2,11 +2,12 @@
 
 reader.py      file → distinct frames: one interface to the libraries that decode, each in its NAME_reader.py
 pyav_file.py   a file open in PyAV: decoding and colours, for all that use it
+image_frames.py  folders of images as videos; image_source.py: their frames from front to back
 frames.py      what a reader reads and gives, and how frames become small while others are decoded
 packets.py     how many frames a file shows and when, and which readers would get them right
 bitstream.py   what the first bits of a packet say
 av1.py         which coded frames of AV1 another one needs
-sampling.py    which frames: integer maths only
+sampling.py    which frames: integer maths only; segments.py: one of each part of a video
 cuts.py        where one shot ends and the next begins
 streaming.py   frames from front to back, of a file or from anywhere
 overlay.py     a file → the same with something painted over its frames; its sound in sound.py, its encoder in h264.py
@@ -23,9 +24,11 @@ ffmpeg_libraries.py  PyAV's FFmpeg, lent to torchcodec
 """
 
 from octvideo.video.frames import Frames, Resize, Source, VideoArray, VideoBytes, VideoReadError
+from octvideo.video.image_frames import FrameArchive, FrameFolder, FrameNames, ImageFrames
 from octvideo.video.live import LiveFrames
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import Clock, ShortVideo, clip_span, random_clip, uniform_clips
+from octvideo.video.segments import Sampling, random_segments, segment_clips
 from octvideo.video.streaming import FileFrames, FrameSource, GivenFrames, TimedFrame
 from octvideo.video.transforms import Box, crop_and_resize, evaluation_crops, resize_short_side
 from octvideo.video.views import VideoViews, ViewSettings, decode_views, read_views
@@ -36,11 +39,16 @@ __all__ = [
     "Clock",
     "Decoder",
     "FileFrames",
+    "FrameArchive",
+    "FrameFolder",
+    "FrameNames",
     "FrameSource",
     "Frames",
     "GivenFrames",
+    "ImageFrames",
     "LiveFrames",
     "Resize",
+    "Sampling",
     "ShortVideo",
     "Source",
     "TimedFrame",
@@ -56,9 +64,11 @@ __all__ = [
     "evaluation_crops",
     "frame_windows",
     "random_clip",
+    "random_segments",
     "read_frames",
     "read_views",
     "resize_short_side",
+    "segment_clips",
     "uniform_clips",
     "window_views",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from octvideo.files import one_line
 from octvideo.video.frames import VideoReadError
+from octvideo.video.image_frames import FrameFolder
 from octvideo.video.isolated import Alive, Outcome
 from octvideo.video.reader import Decoder, read_frames
 
@@ -40,19 +41,20 @@ class Check:
     stamp: tuple[int, int] | None = None
 
 
-def check_video(item: tuple[str, str, Decoder], alive: Alive) -> Check:
+def check_video(item: tuple[str, str | FrameFolder, Decoder], alive: Alive) -> Check:
     """Decodes all frames and keeps none; work for an `IsolatedPool`.
 
     Args:
-        item: name in the report, path, decoder.
+        item: name in the report, path or folder of images, decoder.
         alive: called for every piece of 64 MB of frames, with the frames read so far and the frames in all.
     """
     _, path, decoder = item
     start = time.monotonic()
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            file.read(1)
-        stamp = stamp_of(path)
+        if isinstance(path, str):
+            with open(path, "rb") as file:  # noqa: PTH123
+                file.read(1)
+        stamp = stamp_of(str(path))
     except OSError as error:
         return Check("unreadable", reason=_in_words(error))
 
@@ -94,7 +96,7 @@ def check_of(path: str, outcome: Outcome) -> Check:
 
 
 def stamp_of(path: str) -> tuple[int, int]:
-    """Size and time of the last change.
+    """Size and time of the last change; those of a folder do not tell that one of its images has been written anew.
 
     Raises:
         OSError: the file can't be looked at.

@@ -86,10 +86,14 @@ def brightness_grid(frame: av.VideoFrame) -> np.ndarray | None:
     if plane.line_size < step * frame.width or len(content) < plane.line_size * frame.height:
         return None
     rows = content[: plane.line_size * frame.height].reshape(frame.height, plane.line_size)
-    y, x = (
-        (2 * np.arange(num) + 1) * size // (2 * num) for num, size in ((_ROWS, frame.height), (_COLUMNS, frame.width))
-    )
+    y, x = brightness_places(frame.height, frame.width)
     grid = rows[y[:, None], x * step].astype(np.int32)
     if bits > 8:
         grid = (grid | rows[y[:, None], x * step + 1].astype(np.int32) << 8) >> (bits - 8)
     return grid
+
+
+def brightness_places(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (24,) and columns (32,) of a frame that stand for it."""
+    y, x = ((2 * np.arange(num) + 1) * size // (2 * num) for num, size in ((_ROWS, height), (_COLUMNS, width)))
+    return y, x

@@ -116,7 +116,7 @@ class VideoReadError(UserError):
         reason: in one line.
     """
 
-    def __init__(self, path: Source, reason: str) -> None:
+    def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"cannot read video '{path}': {reason}")
         self.path, self.reason = str(path), reason
 

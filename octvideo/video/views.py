@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.video.frames import Source, VideoArray
+from octvideo.video.image_frames import ImageFrames
 from octvideo.video.reader import Decoder, read_frames
 from octvideo.video.sampling import ShortVideo, uniform_clips, wanted_frames
+from octvideo.video.segments import Sampling, segment_clips
 from octvideo.video.transforms import Box, evaluation_crops, resize_short_side
 
 
@@ -32,6 +34,8 @@ class ViewSettings:
         short_video: what follows the last frame where a video is shorter than a clip.
         target_fps: clips are frames of a clock of this rate, whatever the video's own, and frame_stride counts its
             ticks; None counts the video's frames.
+        sampling: "dense" clips are of neighbours, frame_stride apart; "segments" and "segments_ssv2" have a frame of
+            each of T parts of the video, and no frame_stride or short_video: see octvideo/video/segments.py.
 
     Raises:
         UserError: a value that can't be meant.
@@ -45,6 +49,7 @@ class ViewSettings:
     crop_px: int = 256
     short_video: ShortVideo = "repeat_last"
     target_fps: float | None = None
+    sampling: Sampling = "dense"
 
     def __post_init__(self) -> None:
         for name in ("clip_frames", "frame_stride", "num_clips", "short_side_px", "crop_px"):
@@ -58,6 +63,8 @@ class ViewSettings:
             raise UserError(f"short_video: got {self.short_video!r}, expected 'repeat_last' or 'loop'")
         if self.target_fps is not None and not 0 < self.target_fps <= 1000:
             raise UserError(f"target_fps: got {self.target_fps}, expected more than 0 and at most 1000, or none")
+        if self.sampling not in get_args(Sampling):
+            raise UserError(f"sampling: got {self.sampling!r}, expected 'dense', 'segments' or 'segments_ssv2'")
 
     @property
     def num_views(self) -> int:
@@ -71,6 +78,9 @@ class ViewSettings:
 
     def clips(self, num_frames: int) -> Tensor:
         """Frame indices of the clips of a video, int64 (num_clips, clip_frames)."""
+        if self.sampling != "dense":
+            how = {"num_clips": self.num_clips, "clip_frames": self.clip_frames}
+            return segment_clips(num_frames, self.sampling, **how)
         return uniform_clips(
             num_frames,
             num_clips=self.num_clips,
@@ -85,8 +95,9 @@ class ViewSettings:
         return self.num_clips * self.clip_frames * 3 * self.short_side_px**2 * 16 // 9
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint or a JSON file; no `target_fps` where there is none, as older versions."""
-        return {key: value for key, value in asdict(self).items() if (key, value) != ("target_fps", None)}
+        """Plain values, for a checkpoint or a JSON file; what older versions did not know only where it is used."""
+        unused = {"target_fps": None, "sampling": "dense"}
+        return {key: value for key, value in asdict(self).items() if key not in unused or value != unused[key]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ViewSettings:
@@ -124,6 +135,12 @@ class VideoViews:
         """V; view number = clip * num_crops + crop."""
         return len(self.places) * len(self.boxes)
 
+    @property
+    def alike(self) -> tuple[bool, bool]:
+        """Whether all of several clips show the same frames, and all of several crops the same region."""
+        clips = len(self.places) > 1 and bool((self.places == self.places[0]).all())
+        return clips, len(self.boxes) > 1 == len(set(self.boxes))
+
     def cut(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Views [start, stop), uint8 (n, C, T, crop_px, crop_px) on the frames' device; in memory channels last."""
         numbers = range(self.num_views)[start:stop]
@@ -153,7 +170,7 @@ class VideoViews:
         return replace(self, frames=self.frames.pin_memory())
 
 
-def read_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto") -> Tensor:
+def read_views(path: Source | ImageFrames, settings: ViewSettings, *, decoder: Decoder = "auto") -> Tensor:
     """Reads all views of a video.
 
     Args:
@@ -171,7 +188,7 @@ def read_views(path: Source, settings: ViewSettings, *, decoder: Decoder = "auto
 
 
 def decode_views(
-    path: Source | VideoArray,
+    path: Source | VideoArray | ImageFrames,
     settings: ViewSettings,
     *,
     decoder: Decoder = "auto",

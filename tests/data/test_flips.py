@@ -42,6 +42,8 @@ def test_classes_with_sides_are_found() -> None:
     assert sided_classes(NAMES) == {"move_left": "move_right", NAMES[3]: NAMES[4]}
     assert sided_classes(["turn Left", "turn Right"]) == {"turn Left": "turn Right"}
     assert sided_classes(["bright", "leftover", "move left"]) == {}
+    turns = ["Turning Hand Clockwise", "Turning Hand Counterclockwise", "clockwise"]
+    assert sided_classes(turns) == {turns[0]: turns[1]}
     assert "'move_left / move_right'" in warning_of_sides(NAMES) and warning_of_sides(["jump"]) == ""
 
 

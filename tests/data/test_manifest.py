@@ -80,7 +80,7 @@ def test_without_labels(tmp_path: Path) -> None:
         ("a, b.mp4", "got 'a, b.mp4', expected 'path label'"),
         ("b.mp4,weve", r"'weve' is no class of this data set, did you mean 'wave'\?"),
         ("b.mp4,quux", "'quux' is no class of this data set$"),
-        ("frames/b 120 2", "frames/b is a folder of frames; octvideo reads video files, 'path label'"),
+        ("frames/b 120 2", "frames/b is a folder of frames: say how its images are called, such as data.frame_names"),
         ("frames/b 2 2", "frames/b is a folder of frames"),
         ("b.mp4 300 2", r"got several numbers after b\.mp4, expected 'path label'"),
         ("b.mp4,1,2", r"got several numbers after b\.mp4, expected 'path label'"),

@@ -56,6 +56,7 @@ def _kinetics(number: str, short: str, annotations: dict[str, str], *, replaceme
     return Publication(files, lists)
 
 
+_SVCL = "http://www.svcl.ucsd.edu/projects/resound"
 _CSV = {split: f"{split}.csv" for split in ("train", "val", "test")}
 PUBLICATIONS: dict[str, Publication] = {
     "kinetics400": _kinetics("400", "k400", _CSV, replacement=True),
@@ -82,6 +83,23 @@ PUBLICATIONS: dict[str, Publication] = {
         {},
         "unpack both there: unrar x hmdb51_org.rar, each class's .rar that it holds, and unrar x test_train_splits.rar",
     ),
+    "diving48": Publication(
+        {
+            "train": [Archive(f"{_SVCL}/Diving48_rgb.tar.gz", "")],
+            "annotations": [
+                Archive(f"{_SVCL}/Diving48_{name}.json", "annotations", False)
+                for name in ("vocab", "V2_train", "V2_test")
+            ],
+        },
+        {},
+    ),
+    "charades": Publication(
+        {
+            name: [Archive(f"https://ai2-public-datasets.s3-us-west-2.amazonaws.com/charades/{file}", "")]
+            for name, file in (("train", "Charades_v1_480.zip"), ("annotations", "Charades.zip"))
+        },
+        {},
+    ),
     "jhmdb": Publication(
         {
             name: [Archive(f"http://files.is.tue.mpg.de/jhmdb/{file}", "")]
@@ -102,6 +120,11 @@ def publication_of(dataset: str) -> Publication:
         raise UserError(
             "Something-Something v2 needs an account: get it from "
             "https://www.qualcomm.com/developer/software/something-something-v-2-dataset, unpack it, and use list"
+        )
+    if dataset == "jester":
+        raise UserError(
+            "Jester needs an account: get it from https://www.qualcomm.com/developer/software/jester-dataset, unpack "
+            "it, and use list"
         )
     if dataset not in PUBLICATIONS:
         raise UserError(f"no archives of {dataset!r} are known: expected one of {', '.join(PUBLICATIONS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import TextIO
 
 from octvideo.class_names import ClassIndex, class_difference
+from octvideo.data.flips import sided_classes
 from octvideo.data.kinetics import GoodCopies, VideoFiles
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines, whole_text
+from octvideo.video import FrameNames
+from octvideo.video.image_frames import image_names
 
 # What this tool wrote it may write again; any other file of that name is the user's.
 _MARK = "# Written by octvideo"
@@ -48,6 +52,8 @@ class Report:
         replaced: listed videos whose good copy is taken.
         num_classes: K.
         folder: of the lists.
+        frames: names of images, where videos are folders of them.
+        num_swapped: pairs of classes that a flip swaps; flip_labels.yaml has them.
     """
 
     splits: list[SplitCount]
@@ -56,6 +62,8 @@ class Report:
     replaced: int
     num_classes: int
     folder: Path
+    frames: FrameNames | None = None
+    num_swapped: int = 0
 
     @property
     def missing(self) -> int:
@@ -66,8 +74,8 @@ class Report:
 def compare(official: Official, root: Path, out: Path, *, lists: bool = True) -> Report:
     """Looks for every listed video, and writes what came of it.
 
-    Files written in `out`: {split}.txt (`path label`, paths from `root`) and classes.txt, if wanted; missing.txt (list,
-    name) and extra.txt (path). Each appears whole, or not at all.
+    Files written in `out`: {split}.txt (`path label`, paths from `root`), classes.txt, and flip_labels.yaml where a
+    flip swaps classes, if wanted; missing.txt (list, name) and extra.txt (path). Each appears whole, or not at all.
 
     Args:
         official: the lists.
@@ -81,13 +89,14 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
     names = [f"{name}.txt" for name in [*(official.splits if lists else []), "missing", "extra"]]
     if len(set(names)) < len(names):
         raise UserError(f"two lists have one name: {', '.join(names)}")
-    for name in names:
+    swaps = sided_classes(official.classes) if lists else {}
+    for name in [*names, *(["flip_labels.yaml"] if swaps else [])]:
         _refuse_other(out / name)
     classes = "".join(f"{name}\n" for name in official.classes)
     if lists:
         _refuse_other_classes(out / "classes.txt", classes)
     copies = GoodCopies(root, official.replacements)
-    disk = VideoFiles(root, leave_out=copies.folders)
+    disk = VideoFiles(root, leave_out=copies.folders, images=official.frames is not None)
     splits = []
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -96,7 +105,10 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
         for split, read in official.splits.items():
             to_list = files.get(f"{split}.txt") if lists else None
             others = frozenset(official.splits) - {split}
-            splits.append(_compare_split(split, others, read(), disk, copies, to_list, files["missing.txt"]))
+            found = _compare_split(
+                split, others, read(), (disk, copies, official.frames), to_list, files["missing.txt"]
+            )
+            splits.append(found)
         extra = 0
         for path in disk.unused():
             files["extra.txt"].line(path)
@@ -110,18 +122,23 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
     if lists and not (out / "classes.txt").exists():
         with whole_text(out / "classes.txt") as text:
             text.write(classes)
-    return Report(splits, len(disk.paths), extra, copies.used, len(official.classes), out)
+    if swaps:
+        with whole_text(out / "flip_labels.yaml") as text:
+            text.write(f"{_MARK} prepare: what a flip makes of each other\n")
+            text.writelines(f"{json.dumps(one)}: {json.dumps(other)}\n" for one, other in swaps.items())
+    how = {"frames": official.frames, "num_swapped": len(swaps)}
+    return Report(splits, len(disk.paths), extra, copies.used, len(official.classes), out, **how)  # type: ignore[arg-type]
 
 
 def _compare_split(
     name: str,
     others: frozenset[str],
     videos: Iterator[Listed],
-    disk: VideoFiles,
-    copies: GoodCopies,
+    place: tuple[VideoFiles, GoodCopies, FrameNames | None],
     to_list: _Writer | None,
     missing: _Writer,
 ) -> SplitCount:
+    disk, copies, frames = place
     listed = found = 0
     for video in videos:
         listed += 1
@@ -129,9 +146,16 @@ def _compare_split(
         if path is None:
             missing.line(f"{name}\t{video.names[0]}")
             continue
+        num_images = None
+        if frames is not None:
+            images = image_names(disk.root / path)
+            num_images = len(images)
+            if list(images) != [frames[n] for n in range(num_images)]:
+                missing.line(f"{name}\t{video.names[0]}\tits {num_images} images are not {frames[0]}, {frames[1]}, ...")
+                continue
         found += 1
         if to_list is not None:
-            to_list.video(copies.of(video.names[-1]) or path, video.label)
+            to_list.video(copies.of(video.names[-1]) or path, (video.label, *video.more), num_images)
     return SplitCount(name, listed, found)
 
 
@@ -146,12 +170,16 @@ class _Writer:
     def line(self, text: str) -> None:
         self._file.write(f"{text}\n")
 
-    def video(self, path: str, label: int) -> None:
+    def video(self, path: str, labels: tuple[int, ...], num_images: int | None) -> None:
         if "\n" in path or "\r" in path:
             raise UserError(f"{path!r}: a list can't hold a name with a line break in it; rename the file")
         # A line that begins with # or a space would be read as something else.
-        ending = f" {label}" if self._names is None or label < 0 else f",{self._names[label]}"
-        self.line(f"{'./' if path[0] in '# ' else ''}{path}{ending}")
+        unnamed = self._names is None or labels[0] < 0
+        label = ";".join(str(label) if unnamed else self._names[label] for label in labels)  # type: ignore[index]
+        images = "" if num_images is None else f" {num_images}"
+        # A folder without a label ends with the number of its images.
+        ending = "" if images and labels[0] < 0 else f"{' ' if unnamed else ','}{label}"
+        self.line(f"{'./' if path[0] in '# ' else ''}{path}{images}{ending}")
 
 
 def _refuse_other(file: Path) -> None:

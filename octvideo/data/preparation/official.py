@@ -16,6 +16,7 @@ from octvideo.class_names import ClassIndex, read_class_names
 from octvideo.data.kinetics import read_rows, replacement_folder
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines
+from octvideo.video import FrameNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,13 @@ class Listed:
         names: that its file may have, the likeliest first: without suffix, with the folder where it matters.
         label: class id, -1 where unknown.
         path: of the file in the data set's folder, where the list comes from there.
+        more: ids of further classes that the video has.
     """
 
     names: tuple[str, ...]
     label: int
     path: str | None = None
+    more: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Official:
         sources: the files that all this comes from.
         replacements: folder of good copies of broken files; see octvideo/data/kinetics.py.
         notes: what the user should know of the lists.
+        frames: names of images, where videos are folders of them.
     """
 
     classes: list[str]
@@ -51,6 +55,7 @@ class Official:
     sources: list[Path]
     replacements: Path | None = None
     notes: list[str] = field(default_factory=list)
+    frames: FrameNames | None = None
 
 
 def _find_one(root: Path, names: list[str], folders: list[str]) -> Path | None:
@@ -62,7 +67,7 @@ def _find_one(root: Path, names: list[str], folders: list[str]) -> Path | None:
     return None
 
 
-def _need_one(root: Path, names: list[str], folders: list[str], what: str) -> Path:
+def need_one(root: Path, names: list[str], folders: list[str], what: str) -> Path:
     """Like `_find_one`.
 
     Raises:
@@ -133,7 +138,7 @@ def something_lists(root: Path, annotations: Path | None) -> Official:
         UserError: with file and video.
     """
     place, folders = annotations or root, [] if annotations else _SOMETHING_FOLDERS
-    file = _need_one(place, [f"{_SOMETHING}labels.json", "labels.json"], folders, "lists of Something-Something v2")
+    file = need_one(place, [f"{_SOMETHING}labels.json", "labels.json"], folders, "lists of Something-Something v2")
     classes = read_class_names(file)
     ids = {name: number for number, name in enumerate(classes)}
     splits, sources = {}, [file]
@@ -179,7 +184,7 @@ def ucf101_lists(root: Path, annotations: Path | None) -> Official:
     Raises:
         UserError: with file and line.
     """
-    folder = _need_one(
+    folder = need_one(
         annotations or root, ["classInd.txt"], [] if annotations else _UCF_FOLDERS, "lists of UCF101"
     ).parent
     classes = read_class_names(folder / "classInd.txt")
@@ -313,5 +318,8 @@ PUBLISHED: dict[str, Published] = {
         total=6_766,
     ),
     "jhmdb": Published("J-HMDB", 21, total=928),
+    "diving48": Published("Diving48", 48),
+    "jester": Published("Jester v1 (20BN)", 27, {"train": 118_562, "val": 14_787}),
+    "charades": Published("Charades (9,848 videos, 157 classes)", 157, total=9_848),
     "ssv2": Published("Something-Something v2", 174, {"train": 168_913, "val": 24_777, "test": 27_157}, total=220_847),
 }

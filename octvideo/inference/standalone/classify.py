@@ -122,12 +122,29 @@ def on_clock(path: str, target_fps: float | None) -> np.ndarray:
 
 
 def clip_frames(num_frames: int, views: dict[str, Any]) -> np.ndarray:
-    """Frame indices (or ticks) of clips spread evenly over the video, (num_clips, T)."""
+    """Frame indices (or ticks) of clips spread evenly over the video, or of its segments, (num_clips, T)."""
+    if views.get("sampling", "dense") != "dense":
+        return segment_clips(num_frames, views)
     span = (views["clip_frames"] - 1) * views["frame_stride"] + 1
     last_start, count = max(num_frames - span, 0), views["num_clips"]
     starts = np.array([last_start // 2]) if count == 1 else np.arange(count) * last_start // (count - 1)
     clips = starts[:, None] + views["frame_stride"] * np.arange(views["clip_frames"])
     return clips % num_frames if views["short_video"] == "loop" else np.minimum(clips, num_frames - 1)
+
+
+def segment_clips(num_frames: int, views: dict[str, Any]) -> np.ndarray:
+    """A frame of each of T equal parts of the video, (num_clips, T): the middle one, or several clips in turn."""
+    parts, count = views["clip_frames"], views["num_clips"]
+    part, clip = np.arange(parts), np.arange(count)[:, None]
+    if views["sampling"] == "segments":
+        whole, share = (2, np.ones((1, 1), int)) if count == 1 else (count, clip)
+        return (part * whole + share) * num_frames // (whole * parts)
+    if views["sampling"] != "segments_ssv2":
+        raise ValueError(f"its octvideo.json has the sampling {views['sampling']!r}, which this program does not know")
+    bounds = np.array([round(Fraction(n * (num_frames - 1), parts)) for n in range(parts + 1)])
+    if count == 1:
+        return (bounds[None, :-1] + bounds[None, 1:]) // 2
+    return bounds[:-1] + (clip + 1) * (num_frames - 1) // (parts * (count + 1))
 
 
 def crop_corners(height: int, width: int, num_crops: int, size: int) -> list[tuple[int, int]]:

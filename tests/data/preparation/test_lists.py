@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from octvideo.class_names import ClassIndex, read_class_names
 from octvideo.cli import main
+from octvideo.data.flips import flipped_classes, read_swaps
 from octvideo.data.kinetics import VideoFiles
 from octvideo.data.manifest import read_records
+from octvideo.data.records import FrameRange
+from octvideo.video import FrameNames
 
 
 def touch(root: Path, *names: str) -> None:
@@ -198,7 +202,8 @@ def test_the_real_jhmdb(real_videos: Path, tmp_path: Path) -> None:
 def test_something_something(tmp_path: Path, prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "labels"
     folder.mkdir()
-    templates = {"Holding something": "1", "Approaching something with your camera": "0"}
+    left, right = "Pulling something from left to right", "Pulling something from right to left"
+    templates = {"Holding something": "1", "Approaching something with your camera": "0", left: "2", right: "3"}
     (folder / f"{prefix}labels.json").write_text(json.dumps(templates))
     entry = {"id": "74225", "label": "holding potato", "template": "Holding [something]", "placeholders": ["potato"]}
     (folder / f"{prefix}train.json").write_text(json.dumps([entry, entry | {"id": "7"}]))
@@ -208,12 +213,146 @@ def test_something_something(tmp_path: Path, prefix: str, capsys: pytest.Capture
     (folder / f"{prefix}test.json").write_text(json.dumps([{"id": "12"}]))
     touch(tmp_path, *(f"20bn-something-something-v2/{number}.webm" for number in (74225, 9, 12)))
     assert main(["prepare", "list", "ssv2", str(tmp_path)]) == 0
-    assert read_class_names(tmp_path / "classes.txt") == ["Approaching something with your camera", "Holding something"]
+    names = ["Approaching something with your camera", "Holding something", left, right]
+    assert read_class_names(tmp_path / "classes.txt") == names
+    swaps = read_swaps(tmp_path / "flip_labels.yaml")
+    assert flipped_classes(swaps, names) == [0, 1, 3, 2]
     assert listed(tmp_path, "train.txt") == [("20bn-something-something-v2/74225.webm", 1)]
     assert listed(tmp_path, "val.txt") == [("20bn-something-something-v2/9.webm", 0)]
     assert listed(tmp_path, "test.txt", labelled=False) == [("20bn-something-something-v2/12.webm", -1)]
     assert lines(tmp_path / "missing.txt") == ["train\t7"]
-    assert capsys.readouterr().out.rstrip().endswith("--data.classes classes.txt --data.augment.flip 0")
+    assert capsys.readouterr().out.rstrip().endswith("--data.classes classes.txt --data.flip_labels flip_labels.yaml")
+
+
+# ── Diving48, Jester, Charades ──────────────────────────────────────────────────────────────────────────────
+
+
+def diving48(root: Path) -> None:
+    (root / "annotations").mkdir(exist_ok=True)
+    vocabulary = [["Back", "15som", "05Twis", "FREE"], ["Inward", "Dive", "NoTwis", "PIKE"]]
+    (root / "annotations/Diving48_vocab.json").write_text(json.dumps(vocabulary))
+    frames = {"start_frame": 0, "end_frame": 48}
+    train = [{"vid_name": name, "label": label, **frames} for name, label in (("-mmq0PT-u8k_00155", 1), ("x_00001", 0))]
+    (root / "annotations/Diving48_V2_train.json").write_text(json.dumps(train))
+    (root / "annotations/Diving48_V2_test.json").write_text(
+        json.dumps([{"vid_name": "_8Vy3dlHg2w_00000", "label": 0, **frames}])
+    )
+
+
+def test_diving48(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diving48(tmp_path)
+    touch(tmp_path, "rgb/-mmq0PT-u8k_00155.mp4", "rgb/_8Vy3dlHg2w_00000.mp4", "rgb/of_v1_00001.mp4")
+    assert main(["prepare", "list", "diving48", str(tmp_path)]) == 0
+    assert read_class_names(tmp_path / "classes.txt") == ["Back 15som 05Twis FREE", "Inward Dive NoTwis PIKE"]
+    assert listed(tmp_path, "train.txt") == [("rgb/-mmq0PT-u8k_00155.mp4", 1)]
+    assert listed(tmp_path, "test.txt") == [("rgb/_8Vy3dlHg2w_00000.mp4", 0)]
+    assert lines(tmp_path / "missing.txt") == ["train\tx_00001"]
+    assert lines(tmp_path / "extra.txt") == ["rgb/of_v1_00001.mp4"]
+    assert "--data.val null --data.test test.txt --data.classes classes.txt" in capsys.readouterr().out
+
+
+GESTURES = (
+    "Swiping Left",
+    "Swiping Right",
+    "Drumming Fingers",
+    "Turning Hand Clockwise",
+    "Turning Hand Counterclockwise",
+)
+
+
+def jester(root: Path) -> None:
+    (root / "jester-v1-labels.csv").write_text("".join(f"{name}\n" for name in GESTURES))
+    train = ("34870;Drumming Fingers", "56557;Swiping Right", "7;Swiping Left", "8;Swiping Left")
+    (root / "jester-v1-train.csv").write_text("\n".join(train))
+    (root / "jester-v1-validation.csv").write_text("9223;Swiping Left\n")
+    (root / "jester-v1-test.csv").write_text("1004\n")
+
+
+def test_jester(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jester(tmp_path)
+    for video, count in (("34870", 3), ("56557", 2), ("9223", 1), ("1004", 2), ("5", 1)):
+        touch(tmp_path, *(f"20bn-jester-v1/{video}/{n + 1:05d}.jpg" for n in range(count)))
+    touch(tmp_path, "20bn-jester-v1/8/00001.jpg", "20bn-jester-v1/8/00003.jpg")
+    assert main(["prepare", "list", "jester", str(tmp_path)]) == 0
+    assert lines(tmp_path / "train.txt") == ["20bn-jester-v1/34870 3 2", "20bn-jester-v1/56557 2 1"]
+    assert lines(tmp_path / "val.txt") == ["20bn-jester-v1/9223 1 0"]
+    assert lines(tmp_path / "test.txt") == ["20bn-jester-v1/1004 2"]
+    assert lines(tmp_path / "missing.txt") == ["train\t7", "train\t8\tits 2 images are not 00001.jpg, 00002.jpg, ..."]
+    assert lines(tmp_path / "extra.txt") == ["20bn-jester-v1/5"]
+    classes = ClassIndex(read_class_names(tmp_path / "classes.txt"))
+    names = FrameNames("{:05d}.jpg")
+    records = read_records(tmp_path / "train.txt", root=tmp_path, classes=classes, frames=names, fps=12.0)
+    assert [(Path(record.path).name, record.label, record.frames) for record in records] == [
+        ("34870", 2, FrameRange(0, 3, names, 12.0)),
+        ("56557", 1, FrameRange(0, 2, names, 12.0)),
+    ]
+    unlabelled = read_records(tmp_path / "test.txt", root=tmp_path, classes=classes, frames=names, labelled=False)
+    assert unlabelled[0].label == -1
+    assert flipped_classes(read_swaps(tmp_path / "flip_labels.yaml"), classes.names) == [1, 0, 2, 4, 3]
+    out = capsys.readouterr().out
+    assert "118,562" in out and f"octvideo check {tmp_path}/train.txt" in out
+    assert out.rstrip().endswith(
+        "--data.flip_labels flip_labels.yaml --data.frame_names '{:05d}.jpg' --data.frame_fps 12"
+    )
+
+
+def charades(root: Path) -> None:
+    (root / "Charades").mkdir()
+    (root / "Charades/Charades_v1_classes.txt").write_text(
+        "c000 Holding some clothes\nc001 Putting clothes somewhere\nc002 Taking some clothes from somewhere\n"
+    )
+    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length\n"
+    row = '{},HR43,Kitchen,6,7,Yes,"A person, with ""clothes"".",food;stove,"x.",{},{}\n'
+    train = [("46GP8", "c002 11.90 21.20;c000 0.00 12.60;c002 3.00 4.00"), ("N11GT", "c001 0.00 7.00"), ("XXXXX", "")]
+    for split, videos in (("train", train), ("test", [("2NXFV", "c000 0.00 9.00"), ("GONE1", "c000 0.00 1.00")])):
+        text = header + "".join(row.format(name, actions, 24.8) for name, actions in videos)
+        (root / f"Charades/Charades_v1_{split}.csv").write_text(text)
+
+
+def test_charades(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    charades(tmp_path)
+    touch(tmp_path, *(f"Charades_v1_480/{name}.mp4" for name in ("46GP8", "N11GT", "XXXXX", "2NXFV")))
+    assert main(["prepare", "list", "charades", str(tmp_path)]) == 0
+    assert lines(tmp_path / "train.txt") == ["Charades_v1_480/46GP8.mp4 0;2", "Charades_v1_480/N11GT.mp4 1"]
+    assert lines(tmp_path / "test.txt") == ["Charades_v1_480/2NXFV.mp4 0"]
+    assert lines(tmp_path / "missing.txt") == ["test\tGONE1"]
+    assert read_class_names(tmp_path / "classes.txt")[1] == "Putting clothes somewhere"
+    assert "1 videos of Charades_v1_train.csv have no action, and are in no list" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "file", "content", "message"),
+    [
+        (diving48, "annotations/Diving48_V2_train.json", '[{"vid_name": "a", "label": 2}]', "label 2, expected 0 to 1"),
+        (
+            diving48,
+            "annotations/Diving48_V2_train.json",
+            '[{"name": "a"}]',
+            "a list of videos with 'vid_name'",
+        ),
+        (diving48, "annotations/Diving48_vocab.json", "{", "can't be read as JSON"),
+        (diving48, "annotations/Diving48_vocab.json", '{"a": 1}', "expected a list of classes such as"),
+        (
+            jester,
+            "jester-v1-train.csv",
+            "1;Swiping Lft",
+            "train.csv:1: 'Swiping Lft' is no class of jester",
+        ),
+        (charades, "Charades/Charades_v1_train.csv", "id,actions\nA,c009 0 1\n", "train.csv:2: 'c009' is no class"),
+        (charades, "Charades/Charades_v1_train.csv", "id,length\nA,9\n", "a csv with the columns 'id' and 'actions'"),
+        (charades, "Charades/Charades_v1_classes.txt", "c000\n", "got 'c000', expected lines such as"),
+    ],
+)
+def test_a_mistake_in_these_is_told_with_its_place(
+    tmp_path: Path, make: Callable[[Path], None], file: str, content: str, message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    make(tmp_path)
+    (tmp_path / file).write_text(content)
+    touch(tmp_path, "videos/A.mp4")
+    name = make.__name__
+    assert main(["prepare", "list", name, str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 # ── own folders ─────────────────────────────────────────────────────────────────────────────────────────────
