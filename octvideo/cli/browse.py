@@ -135,7 +135,7 @@ class _Clips:
     def of_videos(self, count: int, draws: int) -> list[Block]:
         """The first videos of the first epoch, in each of the first epochs."""
         self.loader.batch_sampler.set_epoch(0)
-        order = [index for batch in self.loader.batch_sampler for _, index in batch][:count]
+        order = list(dict.fromkeys(key[1] for batch in self.loader.batch_sampler for key in batch))[:count]
         blocks = []
         for index in order:
             strips: list[Strip] = []

@@ -174,6 +174,7 @@ def _settings(facts: Facts, has_teacher: bool) -> list[tuple[str, str]]:
     """Settings of the model and the trainer that a config states and that are not off, by their names in it."""
     model, trainer = facts.config.get("model") or {}, facts.config.get("trainer") or {}
     left_out = _NOT_OF_TRAINING | {"seed"} | (set() if has_teacher else set(_OF_TEACHER))
+    left_out |= set() if model.get("class_weights") == "effective" else {"class_weights_beta"}
     left_out |= set(_OF_SGD) if model.get("optimizer") != "sgd" else set()
     left_out |= set(_OF_STEPS) if model.get("schedule") != "step" else set()
     rows = [(key, _value(value)) for key, value in model.items() if key not in left_out and value not in _OFF]

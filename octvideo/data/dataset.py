@@ -53,8 +53,9 @@ def item_generator(seed: int, epoch: int, index: int, repeat: int = 0) -> Genera
 
 
 class TrainingClips(Dataset[Item | list[Item] | Failure]):
-    """One random clip of each video; its items are asked for by (epoch, index). With repeats an item is a list of them:
-    the same frames, decoded once, and augmented each time anew.
+    """One random clip of each video; its items are asked for by (epoch, index). Where a video comes several times in an
+    epoch it is (epoch, index, times before), and each time another clip. With repeats an item is a list of them: the
+    same frames, decoded once, and augmented each time anew.
 
     Args:
         records: the videos.
@@ -90,17 +91,18 @@ class TrainingClips(Dataset[Item | list[Item] | Failure]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item | list[Item] | Failure:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> Item | list[Item] | Failure:
+        epoch, index, *times_before = key
         record = self.records[index]
-        generators = [item_generator(self.seed, epoch, index, repeat) for repeat in range(self.repeats)]
+        before = sum(times_before) * self.repeats
+        generators = [item_generator(self.seed, epoch, index, before + repeat) for repeat in range(self.repeats)]
         states = [generator.get_state() for generator in generators]
         size = self.augment.crop_px
         transforms: list[ClipTransform] = []
 
         def clip_of(num_frames: int) -> Tensor:
             # A second call, for a file with fewer frames than announced, draws alike.
-            first = item_generator(self.seed, epoch, index)
+            first = item_generator(self.seed, epoch, index, before)
             clip = random_clip(
                 num_frames,
                 clip_frames=self.clip_frames,

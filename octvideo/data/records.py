@@ -100,6 +100,21 @@ class VideoList(Sequence[VideoRecord]):
         """Some of the videos, in that order."""
         return VideoList(self._at(index) for index in indices)
 
+    def class_counts(self, num_classes: int) -> Tensor:
+        """How many videos each class has, int64 (K,)."""
+        return torch.bincount(self._pairs()[1], minlength=num_classes)
+
+    def members(self, num_classes: int) -> list[Tensor]:
+        """The videos of each class, as their places in the list, in order: K times int64 (n,)."""
+        videos, classes = self._pairs()
+        order = classes.argsort(stable=True)
+        return list(videos[order].split(self.class_counts(num_classes).tolist()))
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """Each label of each video: places of the videos, and classes."""
+        videos = (self.labels >= 0).nonzero()[:, 0]
+        return videos, self.labels[videos]
+
     def digest(self, root: str) -> str:
         """SHA-256 over all paths in their order, without `root` in front: the same where a data set has moved."""
         text, prefix = self._text.numpy().tobytes(), f"{root}/".encode("utf-8", "surrogateescape")

@@ -37,6 +37,7 @@ from octvideo.training.distillation import Distillation, LossWeights
 from octvideo.training.freezing import Freeze, find_head, freeze_parameters
 from octvideo.training.gradient_checkpoints import GradientCheckpoints
 from octvideo.training.lightning_parts import KeepNorms
+from octvideo.training.losses import ClassWeights, LabelLoss
 from octvideo.training.mixing import Mixing, step_seed
 from octvideo.training.parameter_groups import (
     LearningRates,
@@ -90,6 +91,10 @@ class VideoClassifier(L.LightningModule):
         milestones: epochs of schedule "step".
         gamma: factor of each.
         label_smoothing: of the training loss.
+        class_weights: of the training loss: "inverse" or "effective", by how many training videos a class has; a weight
+            for each class in their order; or {name: weight}: octvideo/training/losses.py.
+        class_weights_beta: of "effective" (Cui et al.): classes of more than some 1 / (1 - beta) videos weigh alike.
+        focal_gamma: videos that are easy by now count less in the training loss (Lin et al.); 0 is off.
         mixup_alpha: of the Beta distribution that pairs of clips are mixed by; 0 is off.
         cutmix_alpha: of the Beta distribution of CutMix, which puts a box of one clip into another; 0 is off.
         mix_prob: that a batch is mixed at all.
@@ -146,6 +151,9 @@ class VideoClassifier(L.LightningModule):
         milestones: list[float] | None = None,
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
+        class_weights: ClassWeights | None = None,
+        class_weights_beta: float = 0.999,
+        focal_gamma: float = 0.0,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         mix_prob: float = 1.0,
@@ -187,7 +195,14 @@ class VideoClassifier(L.LightningModule):
         self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.rates = LearningRates(lr, layer_decay, backbone_lr_scale, lr_batch_size)
         self.schedule = Schedule(schedule, warmup_epochs, tuple(milestones or ()), gamma)
-        self.label_smoothing, self.seed = label_smoothing, seed
+        self.seed = seed
+        self.label_loss = LabelLoss(
+            self.num_classes,
+            weights=class_weights,
+            beta=class_weights_beta,
+            gamma=focal_gamma,
+            smoothing=label_smoothing,
+        )
         self.mixing = Mixing(mixup_alpha, cutmix_alpha, mix_prob, mix_switch_prob)
         self.views_per_chunk = views_per_chunk
         self.init_weights = init_weights
@@ -199,6 +214,11 @@ class VideoClassifier(L.LightningModule):
         if teacher is not None:  # before compiling: it hangs hooks on the network
             weights = LossWeights(distill_logits, distill_features, label_weight, distill_temperature)
             self.distillation = Distillation(teacher, network, weights, channels_last=channels_last, compile=compile)
+        if not self.reads_labels and (class_weights is not None or focal_gamma):
+            raise UserError(
+                "model.class_weights and model.focal_gamma are of the labels' loss, and labels are not read where the "
+                "teacher alone teaches: leave them out, or give model.label_weight"
+            )
         self.average = WeightAverage(ema_decay, warmup=ema_warmup) if ema_decay else None
         self.precise_bn = precise_bn
         if checkpoint_gradients and compile:
@@ -316,6 +336,8 @@ class VideoClassifier(L.LightningModule):
         if stage == "fit" and self.distillation is not None:
             self.distillation.check_classes(names, self.num_classes)
             self._teacher_line = self.distillation.cost(self.network, getattr(self._datamodule, "clip_shape", None))
+        if stage == "fit" and self.reads_labels:
+            self._settle_class_weights()
         if self.init_weights is not None and not self.trainer.ckpt_path:
             weights = read_weights(self.init_weights)
             report = load_weights(self.network, weights, head="swap", class_names=names)
@@ -324,6 +346,15 @@ class VideoClassifier(L.LightningModule):
             self.print(f"Weights from {self.init_weights}: {report}")
             if advice := report.pixel_advice(PixelScale(self.mean, self.std)):
                 self.print(f"  {advice}")
+
+    def _settle_class_weights(self) -> None:
+        counts = getattr(self._datamodule, "class_counts", None) if self.label_loss.needs_counts else None
+        if self.label_loss.needs_counts and counts is None:
+            raise UserError("model.class_weights by counts needs data that has class_counts: give a list of weights")
+        videos = 0 if counts is None else len(self._datamodule.videos("train"))
+        self.label_loss.settle(self.class_names, counts, videos)
+        if self.label_loss.is_weighted:
+            self.print(self.label_loss.described(self.class_names, counts))
 
     def _groups(self) -> list[dict[str, Any]]:
         """The optimizer's, with what learns beside the network last."""
@@ -370,6 +401,8 @@ class VideoClassifier(L.LightningModule):
         built = built_from(self.network) or {"class_path": type(self.network).__name__}
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
+        if said := getattr(self._datamodule, "said_of_order", ""):
+            self.print(said)
         for line in self.rates.described(self._rate_factors, clips=self._clips_per_step):
             self.print(line)
         if self.distillation is not None:
@@ -460,7 +493,7 @@ class VideoClassifier(L.LightningModule):
         """
         loss = distill_loss = logits.new_zeros(())
         if targets is not None:
-            loss = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
+            loss = self.label_loss(logits, targets)
         if self.distillation is not None and taught is not None:
             distill_loss = self.distillation.loss(logits, taught)
             loss = self.distillation.weights.of_labels * loss + distill_loss
