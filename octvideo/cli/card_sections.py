@@ -206,7 +206,7 @@ def _test(facts: Facts, dataset: str | None) -> Section:
                          [views.short_video]),
         ("decoder", {None: _UNKNOWN, "auto": "PyAV (FFmpeg)"}.get(decoder, str(decoder))),
         ("precision", str(protocol.get("precision", _UNKNOWN))),
-        ("scores", "softmax of each view, averaged over views"),
+        ("scores", f"{facts.scoring.function} of each view, averaged over views"),
         ("videos that could not be read", _UNKNOWN if unreadable is None else f"{int(unreadable)}, in no figure"),
     ]  # fmt: skip
     return Section(

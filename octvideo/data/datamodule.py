@@ -74,6 +74,8 @@ class VideoDataModule(L.LightningDataModule):
             many times as many steps.
         sampler: in which order training videos come: "shuffle" has each once an epoch, "balanced" each class equally
             often: octvideo/data/balance.py.
+        several_labels: whether lists may give a video several labels, `path a;b;c`. The commands set it from the model:
+            with model.loss bce.
         train_labels: whether training videos must have labels; false reads none. The commands set it from the model:
             a teacher alone may teach.
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
@@ -109,6 +111,7 @@ class VideoDataModule(L.LightningDataModule):
         batch_size: int = 8,
         repeats: int = 1,
         sampler: SamplerName = "shuffle",
+        several_labels: bool = False,
         train_labels: bool = True,
         eval_batch_size: int = 1,
         num_workers: int | None = None,
@@ -129,7 +132,7 @@ class VideoDataModule(L.LightningDataModule):
                 "data.sampler balanced needs labels, and they are not read where the teacher alone teaches: leave it "
                 "out, or give model.label_weight"
             )
-        self.root, self.sampler = Path(root), sampler
+        self.root, self.sampler, self.several_labels = Path(root), sampler, several_labels
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
         self.classes, self.quarantine = classes, quarantine
         self.augment, self.train_labels = augment, train_labels
@@ -257,7 +260,8 @@ class VideoDataModule(L.LightningDataModule):
             check_archives(records)
         else:
             classes = ClassIndex(self.class_names) if is_read else UnreadLabels()
-            records = read_records(Path(source), root=self.root, classes=classes, labelled=labelled)
+            how = {"labelled": labelled, "several": self.several_labels}
+            records = read_records(Path(source), root=self.root, classes=classes, **how)
             check_files(records, source, self.how_to_get)
         if self._quarantine is not None:
             records = self._quarantine.leave_out(records, source)

@@ -39,12 +39,14 @@ class Item:
         label: class id, -1 where unknown.
         index: place in the data set.
         path: of the file.
+        others: class ids beside the first, where a video has several labels.
     """
 
     video: Tensor | VideoViews
     label: int
     index: int
     path: str
+    others: tuple[int, ...] = ()
 
 
 def item_generator(seed: int, epoch: int, index: int, repeat: int = 0) -> Generator:
@@ -145,6 +147,7 @@ class TrainingClips(Dataset[Item | list[Item] | Failure]):
                 self._label(record.label, is_flipped=transform.flip),
                 index,
                 record.path,
+                tuple(self._label(other, is_flipped=transform.flip) for other in record.others),
             )
             for repeat, transform in enumerate(transforms)
         ]
@@ -175,4 +178,4 @@ class EvaluationVideos(Dataset[Item | Failure]):
             views = decode_views(source_of(record), self.views, decoder=self.decoder)
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
-        return Item(views, record.label, index, record.path)
+        return Item(views, record.label, index, record.path, record.others)

@@ -183,6 +183,7 @@ class Collate:
             {
                 "video": self._stack([item.video for item in good]),
                 "label": torch.tensor([item.label for item in good], dtype=torch.int64),
+                "others": _filled([item.others for item in good]),
                 "index": torch.tensor([item.index for item in good], dtype=torch.int64),
                 "path": [item.path for item in good],
                 "failures": [item for item in items if isinstance(item, Failure)],
@@ -195,6 +196,14 @@ class Collate:
         if not videos:
             return torch.empty(0, *self.shape, dtype=torch.uint8)
         return default_collate(videos)  # in a loading process, straight into shared memory
+
+
+def _filled(others: Sequence[tuple[int, ...]]) -> Tensor:
+    """int64 (N, M), the shorter ones filled up with -1."""
+    most = max(map(len, others), default=0)
+    return torch.tensor([[*some, *[-1] * (most - len(some))] for some in others], dtype=torch.int64).view(
+        len(others), most
+    )
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -6,9 +6,11 @@ Formats of lists, told apart line by line and split from the right, since paths 
     dir/a clip.mp4,wave        class name, after a comma, semicolon or tab, or after the suffix of a video
     "dir/a, b.mp4","wave"      quotes of csv
     dir/a clip.mp4             no label, for prediction
+    dir/a clip.mp4 wave;sit    several labels, names or ids, where videos may have them; ids also after spaces or commas
     path,label                 as first line: columns by name, in any order, among any others
     label,youtube_id,...       the official csv of Kinetics, see kinetics.py
 
+Where videos may have several labels, a name that holds a semicolon stands in quotes: wave;"stand; sit".
 A number is an id. Where classes are called by numbers it is a name after a comma, semicolon or tab; after a space the
 whole list decides, and is refused where both would do. Empty lines and lines that start with # are passed over.
 Errors name file and line.
@@ -17,6 +19,7 @@ Errors name file and line.
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -39,7 +42,9 @@ _LABELS = ("label", "class", "class_name", "label_name", "category", "action", "
 _CHECKED = 64  # files looked for before a run starts: a wrong root misses all of them
 
 
-def read_records(source: Path, *, root: Path, classes: ClassIndex, labelled: bool = True) -> VideoList:
+def read_records(
+    source: Path, *, root: Path, classes: ClassIndex, labelled: bool = True, several: bool = False
+) -> VideoList:
     """The videos of a list or a folder of classes, whatever its layout.
 
     Args:
@@ -47,6 +52,7 @@ def read_records(source: Path, *, root: Path, classes: ClassIndex, labelled: boo
         root: what relative paths in a list start from.
         classes: of the data set.
         labelled: every video must have a label.
+        several: a video may have several labels in a list.
 
     Raises:
         UserError: with file and line; or there is no video.
@@ -56,7 +62,7 @@ def read_records(source: Path, *, root: Path, classes: ClassIndex, labelled: boo
     elif source.is_file() and is_kinetics_csv(source):
         records = read_kinetics_csv(source, root=root, classes=classes, labelled=labelled)
     else:
-        records = VideoList(_read_list(source, root, classes, labelled))
+        records = VideoList(_read_list(source, root, classes, labelled, several))
     if not records:
         raise UserError(f"{source} lists no video")
     return records
@@ -88,20 +94,33 @@ def _read_folder(folder: Path, classes: ClassIndex, labelled: bool) -> Iterator[
         yield VideoRecord(os.path.join(folder, path), -1 if label is None else label)  # noqa: PTH118 (a Path is slow)
 
 
-def _read_list(file: Path, root: Path, classes: ClassIndex, labelled: bool) -> Iterator[VideoRecord]:
+def _read_list(file: Path, root: Path, classes: ClassIndex, labelled: bool, several: bool) -> Iterator[VideoRecord]:
     if is_video(file.name):
         raise UserError(f"{file} is a video: expected a list of videos, or a folder of them")
-    bare = ((where, label) for where, _, _, label, is_name in _lines(file, root, classes) if not is_name)
+    lines = functools.partial(_lines, file, root, classes, several)
+    bare = (
+        (where, label) for where, _, _, labels, between in lines() for label in labels if not _may_name(label, between)
+    )
     are_names = classes.numbers_are_names(bare)
-    for where, text, path, label, is_name in _lines(file, root, classes):
-        number = classes.id_of(label, where, is_name=is_name or are_names) if label else -1
-        if number < 0 and labelled:
+    for where, text, path, labels, between in lines():
+        found = (classes.id_of(label, where, is_name=are_names or _may_name(label, between)) for label in labels)
+        number, *others = dict.fromkeys(found) or [-1]
+        if labelled and -1 in (number, *others):
             raise UserError(f"{where}: got {text!r}, expected 'path label'")
-        yield VideoRecord(str(root / path), number)
+        if -1 in others or (number < 0 and others):
+            raise UserError(f"{where}: got -1, which is no label, beside others")
+        yield VideoRecord(str(root / path), number, None, tuple(others))
 
 
-def _lines(file: Path, root: Path, classes: ClassIndex) -> Iterator[tuple[str, str, str, str, bool]]:
-    """For each line that names a video: where it is, its text, path, label or "", and whether that may be a name."""
+def _may_name(label: str, between: str) -> bool:
+    """Whether a label may be a class's name, by what stands between it and the path."""
+    return not is_number(label) or not between.isspace() or "\t" in between
+
+
+def _lines(
+    file: Path, root: Path, classes: ClassIndex, several: bool
+) -> Iterator[tuple[str, str, str, list[str], str]]:
+    """For each line that names a video: where it is, its text, path, labels, and what stands before these."""
     columns: tuple[str, list[str], int, int] | None = None
     is_first = True
     for number, line in enumerate(text_lines(read_text(file, names=True)), 1):
@@ -112,10 +131,30 @@ def _lines(file: Path, root: Path, classes: ClassIndex) -> Iterator[tuple[str, s
             is_first, columns = False, _columns(text)
             if columns is not None:
                 continue
-        path, between, label = (
-            _split(text, where, root, classes) if columns is None else _cells_of(text, where, *columns)
-        )
-        yield where, text, path, label, not is_number(label) or not between.isspace() or "\t" in between
+        if columns is not None:
+            path, between, label = _cells_of(text, where, *columns)
+        else:
+            match = _AFTER_VIDEO.fullmatch(text) if several and not text.startswith('"') else None
+            if match is None or is_video(match[3]):
+                path, between, label = _split(text, where, root, classes)
+            else:
+                path, between, label = match.groups()
+        labels = [label] if label else []
+        yield where, text, path, _several(label, where, classes) if several and label else labels, between
+
+
+def _several(text: str, where: str, classes: ClassIndex) -> list[str]:
+    """The labels of a video."""
+    if re.fullmatch(r"(-?\d+[\s,;]+)+-?\d+", text):
+        return re.split(r"[\s,;]+", text)
+    parts = _csv(text, ";")
+    if classes.find(text) is None or len(parts) == 1:  # one may be in quotes
+        if not parts or "" in parts:
+            raise UserError(f"{where}: got the labels {text!r}, expected 'path label;label'")
+        return parts
+    if all(classes.find(part) is not None for part in parts):
+        raise UserError(f"{where}: {text!r} is a class, and so is each part of it: rename the class")
+    return [text]
 
 
 def _columns(text: str) -> tuple[str, list[str], int, int] | None:
@@ -166,5 +205,8 @@ def _split(text: str, where: str, root: Path, classes: ClassIndex) -> tuple[str,
     if re.fullmatch(r"(-?\d+[\s,;]+)+-?\d+", label):
         raise UserError(f"{where}: got several numbers after {path}, expected 'path label'")
     if re.search(r"[,;\t]", label) and classes.find(label) is None:
-        raise UserError(f"{where}: got {label!r} after {path}, expected one label: 'path,label'")
+        raise UserError(
+            f"{where}: got {label!r} after {path}, expected one label: 'path,label'; several, 'path label;label', are "
+            "for model.loss bce"
+        )
     return path, between, label

@@ -37,13 +37,15 @@ class VideoRecord:
 
     Args:
         path: as it is opened; in an archive its name.
-        label: class id, -1 where unknown.
+        label: class id, -1 where unknown; of several the first.
         archive: that holds it; None where it is a file.
+        others: class ids beside the first.
     """
 
     path: str
     label: int
     archive: ArchiveMember | None = None
+    others: tuple[int, ...] = ()
 
 
 class VideoList(Sequence[VideoRecord]):
@@ -63,19 +65,24 @@ class VideoList(Sequence[VideoRecord]):
 
     def __init__(self, records: Iterable[VideoRecord] = ()) -> None:
         text, ends, labels, places = bytearray(), array("q", [0]), array("q"), array("q")
+        others, other_ends = array("q"), array("q", [0])
         archives: dict[str, int] = {}
         for record in records:
             # Names of files that are not UTF-8 come as surrogates, and go back as those.
             text += record.path.encode("utf-8", "surrogateescape")
             ends.append(len(text))
             labels.append(record.label)
+            others.extend(record.others)
+            other_ends.append(len(others))
             if (member := record.archive) is not None:
                 places.extend((archives.setdefault(member.url, len(archives)), member.offset, member.size))
         self._archives = list(archives)
         self._places = _tensor(places, torch.int64).view(-1, 3)  # (N,3): archive, offset, size; (0,3) for files
         self._text = _tensor(text, torch.uint8)
         self._ends = _tensor(ends, torch.int64)
-        self.labels: Tensor = _tensor(labels, torch.int64)  # (N,)
+        self.labels: Tensor = _tensor(labels, torch.int64)  # (N,), of several the first
+        self._others = _tensor(others, torch.int64)  # of all videos one after another
+        self._other_ends = _tensor(other_ends if len(others) else array("q"), torch.int64)  # (N + 1,), or (0,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,6 +107,11 @@ class VideoList(Sequence[VideoRecord]):
         """Some of the videos, in that order."""
         return VideoList(self._at(index) for index in indices)
 
+    @property
+    def has_several(self) -> bool:
+        """Whether a video has several labels."""
+        return len(self._others) > 0
+
     def class_counts(self, num_classes: int) -> Tensor:
         """How many videos each class has, int64 (K,)."""
         return torch.bincount(self._pairs()[1], minlength=num_classes)
@@ -107,13 +119,17 @@ class VideoList(Sequence[VideoRecord]):
     def members(self, num_classes: int) -> list[Tensor]:
         """The videos of each class, as their places in the list, in order: K times int64 (n,)."""
         videos, classes = self._pairs()
-        order = classes.argsort(stable=True)
+        order = (classes * len(self) + videos).argsort()
         return list(videos[order].split(self.class_counts(num_classes).tolist()))
 
     def _pairs(self) -> tuple[Tensor, Tensor]:
         """Each label of each video: places of the videos, and classes."""
         videos = (self.labels >= 0).nonzero()[:, 0]
-        return videos, self.labels[videos]
+        first = videos, self.labels[videos]
+        if not self.has_several:
+            return first
+        more = torch.arange(len(self)).repeat_interleave(self._other_ends.diff())
+        return torch.cat([first[0], more]), torch.cat([first[1], self._others])
 
     def digest(self, root: str) -> str:
         """SHA-256 over all paths in their order, without `root` in front: the same where a data set has moved."""
@@ -128,10 +144,15 @@ class VideoList(Sequence[VideoRecord]):
         ends = self._ends[first : last + 1].tolist()
         text = self._text[ends[0] : ends[-1]].numpy().tobytes()
         places = self._places[first:last].tolist()
+        others: list[list[int]] = []
+        if self.has_several:
+            bounds = self._other_ends[first : last + 1].tolist()
+            others = [self._others[start:end].tolist() for start, end in itertools.pairwise(bounds)]
         for index, label in enumerate(self.labels[first:last].tolist()):
             path = text[ends[index] - ends[0] : ends[index + 1] - ends[0]].decode("utf-8", "surrogateescape")
             archive, *place = places[index] if places else [None]
-            yield VideoRecord(path, label, None if archive is None else ArchiveMember(self._archives[archive], *place))
+            member = None if archive is None else ArchiveMember(self._archives[archive], *place)
+            yield VideoRecord(path, label, member, tuple(others[index]) if others else ())
 
     def __repr__(self) -> str:
         return f"VideoList({len(self)} videos)"

@@ -1,6 +1,8 @@
 """From the logits of views to scores of videos, metrics, tables and pictures.
 
 view_scores.py  views → chunks for a network; view logits → video scores, their best classes (torch only)
+scoring.py      which of the two ways makes scores of logits, and labels of scores (torch only)
+several.py      metrics of videos with several labels, and thresholds
 metrics.py      metrics of videos, and pairs; intervals; differences of arms over several runs
 scores.py       the result of an evaluation: one row of scores per video, in a file
 calibration.py  whether scores are what they say
