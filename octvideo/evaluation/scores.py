@@ -31,6 +31,7 @@ class VideoScores:
         class_names: K of them.
         truth: which labels videos have that may have several, bool (N, K); `labels` are then the first of each. None
             where each has one.
+        thresholds: from which on a video has a class, (K,), where it may have several and they are known.
 
     Raises:
         ValueError: they do not fit each other.
@@ -41,6 +42,7 @@ class VideoScores:
     scores: np.ndarray
     class_names: list[str]
     truth: np.ndarray | None = None
+    thresholds: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", [str(path) for path in self.paths])
@@ -70,7 +72,7 @@ class VideoScores:
         kept = self.labels >= 0
         paths = [path for path, keep in zip(self.paths, kept, strict=True) if keep]
         truth = None if self.truth is None else self.truth[kept]
-        return VideoScores(paths, self.labels[kept], self.scores[kept], self.class_names, truth)
+        return VideoScores(paths, self.labels[kept], self.scores[kept], self.class_names, truth, self.thresholds)
 
     def hits(self, k: int = 1) -> np.ndarray:
         """Which videos have their true class, or one of several, among the k best, bool (N,); all must be known."""
@@ -106,11 +108,14 @@ class VideoScores:
             np.concatenate([part.scores for part in parts]),
             parts[0].class_names,
             np.concatenate(truths) if truths else None,
+            parts[0].thresholds,
         )
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz of plain arrays (no pickle): paths, labels, scores, class_names; truth where there is one."""
         truth: dict[str, Any] = {} if self.truth is None else {"truth": self.truth}
+        if truth and self.thresholds is not None:
+            truth["thresholds"] = self.thresholds
         with Path(path).open("wb") as file:  # given a name, numpy would append .npz to it
             np.savez_compressed(
                 file,
@@ -132,7 +137,7 @@ class VideoScores:
         try:
             with np.load(path, allow_pickle=False) as file:
                 content = {name: file[name] for name in _FIELDS}
-                truth = file["truth"] if "truth" in file.files else None
+                truth, thresholds = (file[name] if name in file.files else None for name in ("truth", "thresholds"))
         except FileNotFoundError:
             text = f"no scores at {path}: octvideo test writes scores.npz into the run folder"
             raise UserError(text) from None
@@ -142,7 +147,7 @@ class VideoScores:
         if int(content["format"]) > _FORMAT:
             raise UserError(f"{path}: got format {content['format']}, expected {_FORMAT} or less: update octvideo")
         names = content["class_names"].tolist()
-        return cls(content["paths"].tolist(), content["labels"], content["scores"], names, truth)
+        return cls(content["paths"].tolist(), content["labels"], content["scores"], names, truth, thresholds)
 
     def save_csv(self, path: str | Path, *, top: int = 5) -> None:
         """Writes one line per video for people and spreadsheets: path, label, right or not, the best classes.

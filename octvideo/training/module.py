@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -708,7 +709,8 @@ class VideoClassifier(L.LightningModule):
 
     def gather_scores(self) -> VideoScores:
         """Scores of the last test or prediction, in data set order; every process must call it."""
-        return self.evaluation.scores(self.class_names)
+        scores, thresholds = self.evaluation.scores(self.class_names), self.scoring.thresholds
+        return scores if thresholds is None else replace(scores, thresholds=np.array(thresholds))
 
     def _log_all(self, values: dict[str, float]) -> None:
         # torchmetrics has summed over the processes already: sync_dist only averages equal numbers.

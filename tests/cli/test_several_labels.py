@@ -116,3 +116,42 @@ def test_a_run_stopped_within_an_epoch_goes_on_bit_for_bit(
 def test_several_labels_need_their_loss(octvideo: Cli, several: Path) -> None:
     _, err = octvideo(*FIT, "--model.loss", "cross_entropy", code=2)
     assert "got 'left;sideways' after" in err and "several, 'path label;label', are for model.loss bce" in err
+
+
+@pytest.mark.slow
+def test_scores_go_class_by_class_and_are_fused(octvideo: Cli, several: Path) -> None:
+    for name, seed in (("one", 0), ("two", 1)):
+        octvideo(*FIT, "--name", name, "--seed_everything", seed, "--trainer.max_epochs", 1)
+        octvideo("test", "--name", name, "--ckpt", "last")
+    out, err = octvideo("score", "one", "two", "--fuse", "--val", "one", "two", "--classes", "-o", "fused.npz")
+    assert "fused with weights" in err and "labels by their thresholds" in out and "| sideways | 3 |" in out
+    fused = VideoScores.load("fused.npz")
+    own = [VideoScores.load(f"runs/{name}/scores.npz") for name in ("one", "two")]
+    low, high = np.minimum(own[0].scores, own[1].scores), np.maximum(own[0].scores, own[1].scores)
+    assert ((low - 1e-6 <= fused.scores) & (fused.scores <= high + 1e-6)).all() and fused.truth is not None
+    octvideo("report", "one", "--details")
+    assert Path("runs/one/details.png").stat().st_size > 10_000 and Path("runs/one/report.png").is_file()
+    _, err = octvideo("report", "one", "--page", code=2)
+    assert "--page shows one label a video" in err
+    _, err = octvideo("score", "one", "two", "--weights", 1, 2, code=2)
+    assert "--weights, --val and --output are of the mean of several runs: add --fuse" in err
+
+
+@pytest.mark.slow
+def test_two_processes_measure_and_fit_what_one_does(
+    start: Callable[..., subprocess.CompletedProcess[str]], octvideo: Cli, several: Path
+) -> None:
+    """mAP and thresholds are of all videos, and a balanced epoch is shared out."""
+    still = ("--model.lr", 0, "--trainer.max_epochs", 1, "--data.sampler", "balanced", "--model.freeze", "norms")
+    octvideo(*FIT, *still, "--name", "one")
+    two = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--name", "two", "--data.batch_size", 1)
+    ended = start(*FIT, *still, *two)
+    assert ended.returncode == 0, ended.stderr
+    one, other = last("one"), last("two")
+    assert one["octvideo"]["scoring"] == other["octvideo"]["scoring"]
+    found = []
+    for name in ("one", "two"):
+        (line,) = [row for row in Path("runs", name, "metrics.csv").read_text().splitlines()[1:] if "." in row][-1:]
+        header = Path("runs", name, "metrics.csv").read_text().splitlines()[0].split(",")
+        found.append(dict(zip(header, line.split(","), strict=True)).get("val/map"))
+    assert found[0] == found[1]
