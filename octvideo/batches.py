@@ -45,7 +45,8 @@ class Batch(TypedDict):
     Keys:
         video: for training uint8 clips (N, C, T, S, S); for evaluation N `Views`, or all views cut, uint8
             (N, V, C, T, S, S).
-        label: class ids, int64 (N,), -1 where unknown.
+        label: class ids, int64 (N,), -1 where unknown; of several labels the first.
+        others: class ids beside the first, int64 (N, M), filled up with -1; M is 0 where each video has one label.
         index: in the data set, int64 (N,).
         path: of the files, N.
         failures: beside the N.
@@ -53,6 +54,7 @@ class Batch(TypedDict):
 
     video: Tensor | Sequence[Views]
     label: Tensor
+    others: Tensor
     index: Tensor
     path: list[str]
     failures: list[Failure]

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from octvideo.data import Augmentation, Failure
 from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.dataset import Item
 from octvideo.errors import UserError
+from octvideo.evaluation.several import several_hot
 from octvideo.files import whole_file, whole_text
 from octvideo.pages.browse import Picture, Section, browse_page
 from octvideo.training.mixing import Mixing, step_seed
@@ -135,7 +135,7 @@ class _Clips:
     def of_videos(self, count: int, draws: int) -> list[Block]:
         """The first videos of the first epoch, in each of the first epochs."""
         self.loader.batch_sampler.set_epoch(0)
-        order = [index for batch in self.loader.batch_sampler for _, index in batch][:count]
+        order = list(dict.fromkeys(key[1] for batch in self.loader.batch_sampler for key in batch))[:count]
         blocks = []
         for index in order:
             strips: list[Strip] = []
@@ -147,7 +147,7 @@ class _Clips:
                 for repeat, item in enumerate(items):
                     assert isinstance(item.video, Tensor)  # a training clip
                     place = f"epoch {epoch + 1}" + (f", repeat {repeat + 1}" if len(items) > 1 else "")
-                    strips.append(self._strip(f"{place}: {self._name(item.label)}", item.video))
+                    strips.append(self._strip(f"{place}: {self._name(item.label, *item.others)}", item.video))
             blocks.append(Block(Path(self.loader.dataset.records[index].path).name, strips))
         return blocks
 
@@ -155,7 +155,7 @@ class _Clips:
         """Clips of the first batches, their partners, and what becomes of them; none where nothing is mixed."""
         blocks = []
         for number, batch in enumerate(self._batches(draws)):
-            video, labels = batch["video"], batch["label"]
+            video, labels, others = batch["video"], batch["label"], batch["others"]
             if not len(labels):
                 continue
             with torch.random.fork_rng(devices=[]):
@@ -165,12 +165,13 @@ class _Clips:
                 continue
             after = mix.clips(video[:]).round().to(torch.uint8)
             how = "mixup" if mix.box is None else "CutMix"
-            targets = mix.targets(F.one_hot(labels.clamp_min(0), max(len(self.names), 1)).float())
+            targets = mix.targets(several_hot(labels, others, max(len(self.names), 1)).float())
+            names = [self._name(*each) for each in torch.cat([labels[:, None], others], 1).tolist()]
             for n in range(min(max(count // draws, 1), len(labels))):
                 other = int(mix.other[n])
                 strips = [
-                    self._strip(f"clip {n + 1}: {self._name(int(labels[n]))}", video[n]),
-                    self._strip(f"clip {other + 1}: {self._name(int(labels[other]))}", video[other]),
+                    self._strip(f"clip {n + 1}: {names[n]}", video[n]),
+                    self._strip(f"clip {other + 1}: {names[other]}", video[other]),
                     self._strip(self._soft(targets[n], mix.share), after[n]),
                 ]
                 blocks.append(Block(f"batch {number + 1}, {how}", strips))
@@ -186,11 +187,11 @@ class _Clips:
         places = torch.linspace(0, clip.shape[1] - 1, min(self.frames, clip.shape[1])).round().long()
         return Strip(caption, clip[:, places].permute(1, 2, 3, 0).numpy())
 
-    def _name(self, label: int) -> str:
-        return self.names[label] if self.names and label >= 0 else "no label"
+    def _name(self, *labels: int) -> str:
+        return ", ".join(self.names[label] for label in labels if self.names and label >= 0) or "no label"
 
     def _soft(self, targets: Tensor, share: float) -> str:
         if not self.names:
             return f"mixed, {share:.2f} of its own"
-        best = targets.argsort(descending=True)[:2].tolist()
+        best = targets.argsort(descending=True)[: max(2, int(targets.gt(0).sum()))].tolist()
         return " + ".join(f"{targets[k]:.2f} {self.names[k]}" for k in best if targets[k] > 0)

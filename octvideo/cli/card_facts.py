@@ -15,6 +15,7 @@ from octvideo.class_names import ClassIndex
 from octvideo.data.manifest import read_records
 from octvideo.errors import UserError
 from octvideo.evaluation.scores import VideoScores
+from octvideo.evaluation.scoring import Scoring
 from octvideo.files import one_line, read_text
 from octvideo.inference.checkpoint import EXPORT_FILE, find_checkpoint, read_export, run_folder
 from octvideo.models.checkpoint import read_checkpoint, trained_network
@@ -57,6 +58,12 @@ class Facts:
     doubts: tuple[str, ...] = ()
     export: Mapping[str, Any] = field(default_factory=dict)
     conversion: tuple[str, ...] = ()
+
+    @property
+    def scoring(self) -> Scoring:
+        """What makes scores of logits."""
+        held = (self.export or self.block).get("scoring")
+        return Scoring.from_dict(held, num_classes=len(self.class_names))
 
     @property
     def known_scores(self) -> VideoScores | None:

@@ -175,6 +175,7 @@ def _settings(facts: Facts, has_teacher: bool) -> list[tuple[str, str]]:
     """Settings of the model and the trainer that a config states and that are not off, by their names in it."""
     model, trainer = facts.config.get("model") or {}, facts.config.get("trainer") or {}
     left_out = _NOT_OF_TRAINING | {"seed"} | (set() if has_teacher else set(_OF_TEACHER))
+    left_out |= set() if model.get("class_weights") == "effective" else {"class_weights_beta"}
     left_out |= set(_OF_SGD) if model.get("optimizer") != "sgd" else set()
     left_out |= set(_OF_STEPS) if model.get("schedule") != "step" else set()
     rows = [(key, _value(value)) for key, value in model.items() if key not in left_out and value not in _OFF]
@@ -206,7 +207,7 @@ def _test(facts: Facts, dataset: str | None) -> Section:
                          [views.short_video]),
         ("decoder", {None: _UNKNOWN, "auto": "PyAV (FFmpeg)"}.get(decoder, str(decoder))),
         ("precision", str(protocol.get("precision", _UNKNOWN))),
-        ("scores", "softmax of each view, averaged over views"),
+        ("scores", f"{facts.scoring.function} of each view, averaged over views"),
         ("videos that could not be read", _UNKNOWN if unreadable is None else f"{int(unreadable)}, in no figure"),
     ]  # fmt: skip
     return Section(

@@ -111,6 +111,11 @@ def run(args: argparse.Namespace) -> int:
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     _check_folder(args)
     ordinary = _trained(args)
+    if args.epochs is not None and ordinary.scoring.has_several:
+        raise UserError(
+            "--epochs lets the ordinary network teach scores of one label a video, and this one gives several: leave "
+            "it out, and train on with octvideo fit -c FOLDER/config.yaml"
+        )
     videos = list(dict.fromkeys(find_videos(args.data)))
     say(f"weights: {ordinary.source}; pixels with {PixelScale(tuple(ordinary.mean), tuple(ordinary.std))}")
     clips, unreadable = read_clips(videos, ordinary, args.num_clips, watch=functools.partial(track, text="reading"))
@@ -376,7 +381,8 @@ def _write(
 
 def _save(trained: Trained, file: Path) -> None:
     """As a checkpoint of a run."""
-    block = make_block(trained.network, trained.class_names, views=trained.views, mean=trained.mean, std=trained.std)
+    how: dict[str, Any] = {"views": trained.views, "mean": trained.mean, "std": trained.std, "scoring": trained.scoring}
+    block = make_block(trained.network, trained.class_names, **how)
     state = {f"network.{key}": value for key, value in trained.network.state_dict().items()}
     with whole_file(file) as part:
         torch.save({"state_dict": state, "octvideo": block, "pytorch-lightning_version": lightning_version}, part)
@@ -391,6 +397,7 @@ def _config(octave: Trained, checkpoint: Path) -> dict[str, Any]:
             "init_weights": str(checkpoint),
             "mean": list(octave.mean),
             "std": list(octave.std),
+            **({"loss": "bce"} if octave.scoring.has_several else {}),
         },
         "data": {"clip_frames": octave.views.clip_frames, "frame_stride": octave.views.frame_stride},
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from rich.console import Console
 from octvideo.cli.arguments import Parser, positive
 from octvideo.cli.infer import find_videos
 from octvideo.errors import UserError
+from octvideo.evaluation.calibration import fit_temperature
+from octvideo.evaluation.scores import VideoScores, find_scores
+from octvideo.evaluation.scoring import Scoring
 from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint, network_of_pytorchvideo
 from octvideo.inference.choice import AUTO
 from octvideo.inference.engines import engine_device, file_engines, precisions_of
@@ -38,6 +42,8 @@ def add_arguments(parser: Parser) -> None:
     parser.shared("output", required=True, metavar="FOLDER", help="made here")
     calibrate = "typical videos: for int8, and to check the scores on"
     parser.add_argument("--calibrate", nargs="+", metavar="VIDEO|FOLDER|@FILE", help=calibrate)
+    temperature = "of its scores: a number, or scores of videos that were not trained on, to fit it on (1)"
+    parser.add_argument("--temperature", metavar="T|RUN|FILE", help=temperature)
     parser.add_argument("--views_per_call", type=positive, metavar="N", help="the batch size (by the size of views)")
     parser.shared("threads", help="CPU threads of the check (all)")
     parser.shared("device", help="auto, cpu, cuda, cuda:1, ...: aot compiles for it (auto)")
@@ -60,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = None if args.ckpt is None else find_checkpoint(args.ckpt, args.runs_dir)
     network, settings = network_of_pytorchvideo() if checkpoint is None else network_of_checkpoint(checkpoint)
     console.print(f"weights: {settings['source']}", highlight=False, soft_wrap=True)
+    if args.temperature is not None:
+        own: Scoring = settings.get("scoring", Scoring())
+        settings["scoring"] = replace(own, temperature=_temperature(args.temperature, settings))
+        console.print(f"temperature: {settings['scoring'].temperature:.4g}", highlight=False)
     views: ViewSettings = settings["views"]
     normalise = Normaliser(settings["mean"], settings["std"], torch.device("cpu"))
     watch = functools.partial(track, text="reading")
@@ -81,6 +91,21 @@ def run(args: argparse.Namespace) -> int:
         )
     print(summary(written, args.output))
     return 0
+
+
+def _temperature(given: str, settings: dict[str, Any]) -> float:
+    """The number that is given, or the one that suits scores best."""
+    try:
+        number: float | None = float(given)
+    except ValueError:
+        number = None
+    if number is not None:
+        return number
+    path = Path(given) if Path(given).exists() else Path("runs", given)
+    scores = VideoScores.load(find_scores(path)[0])
+    if scores.class_names != list(settings["class_names"]):
+        raise UserError(f"--temperature: {path} has scores of other classes than the network")
+    return fit_temperature(scores)
 
 
 def summary(settings: dict[str, Any], folder: Path) -> str:

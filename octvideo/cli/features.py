@@ -153,7 +153,7 @@ def loaded_network(checkpoint: Path | None) -> tuple[nn.Module, dict[str, Any]]:
 
 def make_extractor(network: nn.Module, settings: dict[str, Any], **how: Any) -> FeatureExtractor:
     """The extractor of a network and what belongs to it, `class_names` left out."""
-    own = {key: value for key, value in settings.items() if key not in ("class_names", "source")}
+    own = {key: value for key, value in settings.items() if key not in ("class_names", "source", "scoring")}
     extractor = FeatureExtractor(network, Predictor, **own, **how)
     extractor.predictor.source = settings["source"]
     return extractor

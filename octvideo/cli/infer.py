@@ -177,6 +177,8 @@ class Text:
         if isinstance(result, VideoReadError):
             return
         lines = [self._between + result.path, *(f"  {100 * score:5.1f} %  {name}" for name, score in result.top)]
+        if result.labels is not None:
+            lines.append(f"  labels: {', '.join(result.labels) or 'none'}")
         if self._timing:
             timing = result.timing
             ratio = timing.total / timing.engine if timing.engine else float("nan")
@@ -247,12 +249,15 @@ class ResultFile:
 
 
 def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
-    """{"path", "top": [{"name", "score"}], "seconds": {...}}, or {"path", "reason"} of a video that can't be read."""
+    """{"path", "top": [{"name", "score"}], "labels", "seconds": {...}}, labels where a video may have several; or
+    {"path", "reason"} of a video that can't be read.
+    """
     if isinstance(result, VideoReadError):
         return {"path": str(result.path), "reason": result.reason}
     return {
         "path": result.path,
         "top": [{"name": name, "score": score} for name, score in result.top],
+        **({} if result.labels is None else {"labels": result.labels}),
         "seconds": {name: round(value, 4) for name, value in asdict(result.timing).items()},
     }
 

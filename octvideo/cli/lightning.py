@@ -186,6 +186,7 @@ class OctvideoCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         weights = ("model.teacher", "model.distill_logits", "model.label_weight")
         parser.link_arguments(weights, "data.train_labels", compute_fn=_reads_labels)
+        parser.link_arguments("model.loss", "data.several_labels", compute_fn=_has_several_labels)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one that is asked for: to describe the other three takes .15 to .3 s."""
@@ -360,7 +361,9 @@ class OctvideoCLI(LightningCLI):
         if not fitting:
             kwargs["enable_checkpointing"] = False
         elif config.trainer.enable_checkpointing is not False:
-            callbacks += checkpoint_callbacks(self.folder, every_minutes=config.checkpoint_minutes)
+            monitor = "val/map" if _has_several_labels(self.config[self.subcommand].model.loss) else "val/top1"
+            minutes = config.checkpoint_minutes
+            callbacks += checkpoint_callbacks(self.folder, every_minutes=minutes, monitor=monitor)
             callbacks.append(ResumeHint(self.folder, _resume_command()))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -431,6 +434,10 @@ def _classes_in(checkpoint: str | Path) -> list[str]:
 def _reads_labels(teacher: str | None, distill_logits: float, label_weight: float | None) -> bool:
     """As `VideoClassifier.reads_labels`, before there is one."""
     return teacher is None or weight_of_labels(distill_logits, label_weight) > 0
+
+
+def _has_several_labels(loss: str) -> bool:
+    return loss == "bce"
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -2,7 +2,8 @@
 
 Reads metrics.csv (training curves) and scores.npz (table, confusion matrix) of the run folder; one of the two
 is enough. The picture is written to report.png in it. A page is a folder for a browser, to be looked at and sent;
-the videos of the test are needed for its thumbnails.
+the videos of the test are needed for its thumbnails. --details draws how reliable scores are, and precision over
+recall.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from octvideo.cli.arguments import Parser, positive
 from octvideo.cli.report_page import MOST_THUMBNAILS, write_report_page
 from octvideo.data.synthetic import OPPOSITES
 from octvideo.errors import UserError
+from octvideo.evaluation.detail_pictures import draw_details
 from octvideo.evaluation.pictures import PICTURE_SUFFIXES, draw_report, named_in_picture, read_curves
 from octvideo.evaluation.report import markdown_table, metrics_table, pairs_from
 from octvideo.evaluation.scores import VideoScores, find_scores
@@ -28,6 +30,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--scores", type=Path, metavar="FILE", help="(scores.npz of the run, else its scores_*.npz)")
     parser.shared("output", metavar="FILE", help="picture to write (report.png of the run)")
     parser.add_argument("--title", metavar="TEXT", help="of table and picture (the name of the run folder)")
+    parser.add_argument(
+        "--details",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="write a reliability diagram and curves of precision over recall, too (details.png of the run)",
+    )
     parser.add_argument(
         "--page",
         type=Path,
@@ -75,10 +85,23 @@ def run(args: Namespace) -> int:
     else:
         print(metrics_table(scores, pairs=pairs, title=title))
     out.parent.mkdir(parents=True, exist_ok=True)
-    draw_report(out, curves=curves, scores=scores, pairs=pairs, title=title)
-    if line := lacking(named_in_picture(scores), title):
-        print(line, file=sys.stderr)
+    of_one_label = None if scores is None or scores.truth is not None else scores
+    if curves or of_one_label is not None:
+        draw_report(out, curves=curves, scores=of_one_label, pairs=pairs, title=title)
+        if line := lacking(named_in_picture(of_one_label), title):
+            print(line, file=sys.stderr)
+    elif args.details is None:
+        raise UserError("of several labels a video there is no confusion matrix, and the run has no curves: --details")
     print(f"picture: {out}", file=sys.stderr)
+    if args.details is not None:
+        if scores is None:
+            raise UserError(f"--details: {folder} has no scores; test the run first (octvideo test)")
+        details: Path = folder / "details.png" if args.details is True else args.details
+        details.parent.mkdir(parents=True, exist_ok=True)
+        draw_details(details, scores, title=title)
+        print(f"details: {details}", file=sys.stderr)
+    if args.page is not None and scores is not None and scores.truth is not None:
+        raise UserError("--page shows one label a video, and these scores are of several: leave it out")
     if args.page is not None:
         page = write_report_page(
             folder / "page" if args.page is True else args.page,

@@ -11,6 +11,7 @@ augment.py      random training views: parameters sampled apart from being appli
 policies.py     RandAugment and TrivialAugment among them
 flips.py        classes that a flip makes of each other
 dataset.py      training clips; all views of one video as one item
+balance.py      an order in which classes come equally often
 workers.py      how many loading processes suit the machine
 loading.py      orders, batches, and a loader that resumes in the middle of an epoch
 datamodule.py   all of it for Lightning, whose import is slow, so not exported from here

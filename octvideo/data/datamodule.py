@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,6 +26,7 @@ from octvideo.class_names import (
     some,
 )
 from octvideo.data.augment import Augmentation
+from octvideo.data.balance import ClassBalance
 from octvideo.data.dataset import EvaluationVideos, TrainingClips
 from octvideo.data.flips import flipped_classes, read_swaps, warning_of_sides
 from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, TrainingBatches
@@ -37,6 +37,8 @@ from octvideo.data.shards import check_archives, holds_shards, is_address, read_
 from octvideo.data.workers import worker_settings
 from octvideo.errors import UserError
 from octvideo.video import Decoder, FrameNames, Sampling, ShortVideo, ViewSettings
+
+SamplerName = Literal["shuffle", "balanced"]
 
 log = logging.getLogger("octvideo.data")
 
@@ -77,6 +79,10 @@ class VideoDataModule(L.LightningDataModule):
         batch_size: training clips per process, repeats among them.
         repeats: so many clips of a video are in a batch, decoded once and each augmented anew; an epoch then has so
             many times as many steps.
+        sampler: in which order training videos come: "shuffle" has each once an epoch, "balanced" each class equally
+            often: octvideo/data/balance.py.
+        several_labels: whether lists may give a video several labels, `path a;b;c`. The commands set it from the model:
+            with model.loss bce.
         train_labels: whether training videos must have labels; false reads none. The commands set it from the model:
             a teacher alone may teach.
         eval_batch_size: videos per process in evaluation; the module cuts their views into chunks.
@@ -115,6 +121,8 @@ class VideoDataModule(L.LightningDataModule):
         flip_labels: dict[str, str] | str | None = None,
         batch_size: int = 8,
         repeats: int = 1,
+        sampler: SamplerName = "shuffle",
+        several_labels: bool = False,
         train_labels: bool = True,
         eval_batch_size: int = 1,
         num_workers: int | None = None,
@@ -137,9 +145,14 @@ class VideoDataModule(L.LightningDataModule):
                 f"data.frame_fps: got none with a target_fps of {target_fps}, expected the frames per second of the "
                 "folders of data.frame_names"
             )
+        if sampler == "balanced" and not train_labels:
+            raise UserError(
+                "data.sampler balanced needs labels, and they are not read where the teacher alone teaches: leave it "
+                "out, or give model.label_weight"
+            )
         self.frame_names = None if frame_names is None else FrameNames(frame_names, first_frame)
         self.frame_fps = frame_fps
-        self.root = Path(root)
+        self.root, self.sampler, self.several_labels = Path(root), sampler, several_labels
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
         self.classes, self.quarantine = classes, quarantine
         self.augment, self.train_labels = augment, train_labels
@@ -267,13 +280,14 @@ class VideoDataModule(L.LightningDataModule):
             check_archives(records)
         else:
             classes = ClassIndex(self.class_names) if is_read else UnreadLabels()
-            how: dict[str, Any] = {"frames": self.frame_names, "fps": self.frame_fps}
-            records = read_records(Path(source), root=self.root, classes=classes, labelled=labelled, **how)
+            how: dict[str, Any] = {"labelled": labelled, "several": self.several_labels}
+            how |= {"frames": self.frame_names, "fps": self.frame_fps}
+            records = read_records(Path(source), root=self.root, classes=classes, **how)
             check_files(records, source, self.how_to_get)
         if self._quarantine is not None:
             records = self._quarantine.leave_out(records, source)
         if role == "train" and labelled:
-            self._warn_of_absent_classes(records.labels, source)
+            self._warn_of_absent_classes(records.class_counts(self.num_classes), source)
             _ = self._flipped  # a mistake in it is told with those of the lists
         unlabelled = (records.labels < 0).nonzero()[:, 0]
         if role == "test" and 0 < len(unlabelled) < len(records):
@@ -282,8 +296,7 @@ class VideoDataModule(L.LightningDataModule):
         self.records[role] = records
         return records
 
-    def _warn_of_absent_classes(self, labels: Tensor, source: str) -> None:
-        counts = torch.bincount(labels, minlength=self.num_classes)  # (K,)
+    def _warn_of_absent_classes(self, counts: Tensor, source: str) -> None:
         there, absent = counts.nonzero()[:, 0].tolist(), (counts == 0).nonzero()[:, 0].tolist()
         if len(there) == 1:
             name = self.class_names[there[0]]
@@ -333,6 +346,23 @@ class VideoDataModule(L.LightningDataModule):
             flipped=self._flipped,
         )
 
+    @property
+    def class_counts(self) -> Tensor:
+        """Training videos of each class, int64 (K,)."""
+        return self.videos("train").class_counts(self.num_classes)
+
+    @cached_property
+    def _balance(self) -> ClassBalance | None:
+        if self.sampler == "shuffle":
+            return None
+        videos = self.videos("train")
+        return ClassBalance(videos.members(self.num_classes), len(videos), seed=self.seed)
+
+    @property
+    def said_of_order(self) -> str:
+        """What a run says of the order of its training videos; "" where each comes once an epoch."""
+        return "" if self._balance is None else self._balance.described(self.class_names)
+
     @cached_property
     def _flipped(self) -> list[int] | None:
         """For each class the class that a flip makes of it."""
@@ -350,7 +380,8 @@ class VideoDataModule(L.LightningDataModule):
         records, clips = self.videos("train"), self.training_clips()
         rank, world_size = self._process()
         videos = self.batch_size // self.repeats
-        batches = TrainingBatches(len(records), videos, seed=self.seed, rank=rank, world_size=world_size)
+        how: dict[str, Any] = {"seed": self.seed, "rank": rank, "world_size": world_size, "balance": self._balance}
+        batches = TrainingBatches(len(records), videos, **how)
         shape = self.clip_shape
         return ResumableLoader(
             clips,

@@ -41,12 +41,14 @@ class Item:
         label: class id, -1 where unknown.
         index: place in the data set.
         path: of the file.
+        others: class ids beside the first, where a video has several labels.
     """
 
     video: Tensor | VideoViews
     label: int
     index: int
     path: str
+    others: tuple[int, ...] = ()
 
 
 def item_generator(seed: int, epoch: int, index: int, repeat: int = 0) -> Generator:
@@ -55,8 +57,9 @@ def item_generator(seed: int, epoch: int, index: int, repeat: int = 0) -> Genera
 
 
 class TrainingClips(Dataset[Item | list[Item] | Failure]):
-    """One random clip of each video; its items are asked for by (epoch, index). With repeats an item is a list of them:
-    the same frames, decoded once, and augmented each time anew.
+    """One random clip of each video; its items are asked for by (epoch, index). Where a video comes several times in an
+    epoch it is (epoch, index, times before), and each time another clip. With repeats an item is a list of them: the
+    same frames, decoded once, and augmented each time anew.
 
     Args:
         records: the videos.
@@ -94,17 +97,18 @@ class TrainingClips(Dataset[Item | list[Item] | Failure]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item | list[Item] | Failure:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> Item | list[Item] | Failure:
+        epoch, index, *times_before = key
         record = self.records[index]
-        generators = [item_generator(self.seed, epoch, index, repeat) for repeat in range(self.repeats)]
+        before = sum(times_before) * self.repeats
+        generators = [item_generator(self.seed, epoch, index, before + repeat) for repeat in range(self.repeats)]
         states = [generator.get_state() for generator in generators]
         size = self.augment.crop_px
         transforms: list[ClipTransform] = []
 
         def clip_of(num_frames: int) -> Tensor:
             # A second call, for a file with fewer frames than announced, draws alike.
-            first = item_generator(self.seed, epoch, index)
+            first = item_generator(self.seed, epoch, index, before)
             if self.sampling == "dense":
                 clip = random_clip(
                     num_frames,
@@ -150,6 +154,7 @@ class TrainingClips(Dataset[Item | list[Item] | Failure]):
                 self._label(record.label, is_flipped=transform.flip),
                 index,
                 record.path,
+                tuple(self._label(other, is_flipped=transform.flip) for other in record.others),
             )
             for repeat, transform in enumerate(transforms)
         ]
@@ -180,4 +185,4 @@ class EvaluationVideos(Dataset[Item | Failure]):
             views = decode_views(source_of(record), self.views, decoder=self.decoder)
         except VideoReadError as error:
             return Failure(record.path, error.reason, index)
-        return Item(views, record.label, index, record.path)
+        return Item(views, record.label, index, record.path, record.others)

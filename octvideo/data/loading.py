@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from octvideo.batches import Batch, Failure
+from octvideo.data.balance import ClassBalance
 from octvideo.data.dataset import Item
 from octvideo.seeds import seed_of
 from octvideo.video import VideoViews
@@ -61,7 +62,7 @@ class MovableBatch:
         return MovableBatch(cast(Batch, changed))
 
 
-class TrainingBatches(Sampler[list[tuple[int, int]]]):
+class TrainingBatches(Sampler[list[tuple[int, ...]]]):
     """Batches of (epoch, index) in a new order each epoch; the last, smaller one is left out.
 
     Args:
@@ -70,10 +71,22 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         seed: of the orders.
         rank: of this process.
         world_size: number of processes; all get equally many batches.
+        balance: the order, in which an item may come several times: keys are (epoch, index, times before). None is
+            every item once.
     """
 
-    def __init__(self, num_items: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        balance: ClassBalance | None = None,
+    ) -> None:
+        self.num_items = num_items if balance is None else len(balance)  # of an epoch
+        self.batch_size, self.seed, self.balance = batch_size, seed, balance
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.resumed_epoch = self.resumed_items = 0  # how many items of one epoch an earlier run was trained on
@@ -109,12 +122,21 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self._batches_of(self.num_items)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch, "order"))
-        order = torch.randperm(self.num_items, generator=generator)[self.first_item :][self.rank :: self.world_size]
+    @property
+    def order_name(self) -> str:
+        """Which order it is, beside its seed."""
+        return "shuffle" if self.balance is None else self.balance.name
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        if self.balance is None:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch, "order"))
+            order = torch.randperm(self.num_items, generator=generator)[:, None]  # (L,1)
+        else:
+            order = torch.stack(self.balance.epoch(self.epoch), 1)  # (L,2)
+        order = order[self.first_item :][self.rank :: self.world_size]
         for batch in range(len(self) - self.first_batch):
             items = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in items.tolist()]
+            yield [(self.epoch, *item) for item in items.tolist()]
 
 
 class EvaluationBatches(Sampler[list[int]]):
@@ -161,6 +183,7 @@ class Collate:
             {
                 "video": self._stack([item.video for item in good]),
                 "label": torch.tensor([item.label for item in good], dtype=torch.int64),
+                "others": _filled([item.others for item in good]),
                 "index": torch.tensor([item.index for item in good], dtype=torch.int64),
                 "path": [item.path for item in good],
                 "failures": [item for item in items if isinstance(item, Failure)],
@@ -173,6 +196,14 @@ class Collate:
         if not videos:
             return torch.empty(0, *self.shape, dtype=torch.uint8)
         return default_collate(videos)  # in a loading process, straight into shared memory
+
+
+def _filled(others: Sequence[tuple[int, ...]]) -> Tensor:
+    """int64 (N, M), the shorter ones filled up with -1."""
+    most = max(map(len, others), default=0)
+    return torch.tensor([[*some, *[-1] * (most - len(some))] for some in others], dtype=torch.int64).view(
+        len(others), most
+    )
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -200,7 +231,8 @@ class ResumableLoader(DataLoader[Any]):
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
         stepped = max(done - done % trainer.accumulate_grad_batches, batches.first_batch)
         place = {"epoch": batches.epoch, "videos": batches.items_before(stepped)}
-        return {**place, "seed": batches.seed, "digest": self.digest}
+        order = {} if batches.balance is None else {"order": batches.order_name}
+        return {**place, "seed": batches.seed, "digest": self.digest, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes within the epoch of a checkpoint, with any batch size and any number of processes. Where that can't
@@ -235,4 +267,6 @@ class ResumableLoader(DataLoader[Any]):
             return "its checkpoint was trained on another list of videos, or with another quarantine list"
         if state["seed"] != self.batches.seed:
             return f"its checkpoint was trained with seed {state['seed']}, now it is {self.batches.seed}"
+        if state.get("order", "shuffle") != self.batches.order_name:
+            return "its checkpoint was trained with another data.sampler, or with other labels"
         return None

@@ -6,10 +6,12 @@ Formats of lists, told apart line by line and split from the right, since paths 
     dir/a clip.mp4,wave        class name, after a comma, semicolon or tab, or after the suffix of a video
     "dir/a, b.mp4","wave"      quotes of csv
     dir/a clip.mp4             no label, for prediction
+    dir/a clip.mp4 wave;sit    several labels, names or ids, where videos may have them; ids also after spaces or commas
     path,label                 as first line: columns by name, in any order, among any others
     label,youtube_id,...       the official csv of Kinetics, see kinetics.py
     folder 120 12              extracted frames, where the names of images are given, see frame_lists.py
 
+Where videos may have several labels, a name that holds a semicolon stands in quotes: wave;"stand; sit".
 A number is an id. Where classes are called by numbers it is a name after a comma, semicolon or tab; after a space the
 whole list decides, and is refused where both would do. Empty lines and lines that start with # are passed over.
 Errors name file and line.
@@ -18,10 +20,12 @@ Errors name file and line.
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from octvideo.class_names import ClassIndex, is_number
 from octvideo.data.frame_lists import split_frames
@@ -48,6 +52,7 @@ def read_records(
     root: Path,
     classes: ClassIndex,
     labelled: bool = True,
+    several: bool = False,
     frames: FrameNames | None = None,
     fps: float | None = None,
 ) -> VideoList:
@@ -58,6 +63,7 @@ def read_records(
         root: what relative paths in a list start from.
         classes: of the data set.
         labelled: every video must have a label.
+        several: a video may have several labels in a list.
         frames: names of images: lists are of folders of extracted frames. None reads videos.
         fps: of extracted frames.
 
@@ -71,7 +77,8 @@ def read_records(
     elif source.is_file() and is_kinetics_csv(source):
         records = read_kinetics_csv(source, root=root, classes=classes, labelled=labelled)
     else:
-        records = VideoList(_read_list(source, root, classes, labelled, (frames, fps)))
+        lines = functools.partial(_lines, source, root, classes, several, frames, fps)
+        records = VideoList(_read_list(source, root, classes, labelled, lines))
     if not records:
         raise UserError(f"{source} lists no video")
     return records
@@ -104,30 +111,56 @@ def _read_folder(folder: Path, classes: ClassIndex, labelled: bool) -> Iterator[
         yield VideoRecord(os.path.join(folder, path), -1 if label is None else label)  # noqa: PTH118 (a Path is slow)
 
 
-_Images = tuple[FrameNames | None, float | None]  # names of images, and their rate
+class _Line(NamedTuple):
+    """A line of a list that names a video.
+
+    Args:
+        where: it stands, for messages.
+        text: of it.
+        path: of the video.
+        labels: none, one, or several.
+        between: what stands before the labels.
+        frames: of a folder of images.
+    """
+
+    where: str
+    text: str
+    path: str
+    labels: list[str]
+    between: str
+    frames: FrameRange | None
+
+    def may_name(self, label: str) -> bool:
+        """Whether a label may be a class's name, by what stands between it and the path."""
+        return not is_number(label) or not self.between.isspace() or "\t" in self.between
 
 
-def _read_list(file: Path, root: Path, classes: ClassIndex, labelled: bool, images: _Images) -> Iterator[VideoRecord]:
+def _read_list(
+    file: Path, root: Path, classes: ClassIndex, labelled: bool, lines: Callable[[], Iterator[_Line]]
+) -> Iterator[VideoRecord]:
     if is_video(file.name):
         raise UserError(f"{file} is a video: expected a list of videos, or a folder of them")
-    bare = ((where, label) for where, _, _, label, is_name, _ in _lines(file, root, classes, images) if not is_name)
+    bare = ((line.where, label) for line in lines() for label in line.labels if not line.may_name(label))
     are_names = classes.numbers_are_names(bare)
-    for where, text, path, label, is_name, frames in _lines(file, root, classes, images):
-        number = classes.id_of(label, where, is_name=is_name or are_names) if label else -1
-        if number < 0 and labelled:
-            expected = "path label" if frames is None else "folder num_frames label"
-            raise UserError(f"{where}: got {text!r}, expected '{expected}'")
-        yield VideoRecord(str(root / path), number, frames=frames)
+    for line in lines():
+        found = (classes.id_of(label, line.where, is_name=are_names or line.may_name(label)) for label in line.labels)
+        number, *others = dict.fromkeys(found) or [-1]
+        if labelled and -1 in (number, *others):
+            expected = "path label" if line.frames is None else "folder num_frames label"
+            raise UserError(f"{line.where}: got {line.text!r}, expected '{expected}'")
+        if -1 in others or (number < 0 and others):
+            raise UserError(f"{line.where}: got -1, which is no label, beside others")
+        yield VideoRecord(str(root / line.path), number, None, frames=line.frames, others=tuple(others))
 
 
 def _lines(
-    file: Path, root: Path, classes: ClassIndex, images: _Images
-) -> Iterator[tuple[str, str, str, str, bool, FrameRange | None]]:
-    """For each line that names a video: where it is, its text, path, label or "", whether that may be a name, and its
-    frames, if they are images.
-    """
+    file: Path, root: Path, classes: ClassIndex, several: bool, names: FrameNames | None, fps: float | None
+) -> Iterator[_Line]:
     frames = None
-    names, fps = images
+
+    def labels_of(text: str, where: str) -> list[str]:
+        return _several(text, where, classes) if several and text else [text] if text else []
+
     columns: tuple[str, list[str], int, int] | None = None
     is_first = True
     for number, line in enumerate(text_lines(read_text(file, names=True)), 1):
@@ -136,16 +169,35 @@ def _lines(
             continue
         if names is not None:
             path, frames, between, label = split_frames(text, where, root=root, names=names, fps=fps)
-            yield where, text, path, label, not is_number(label) or not between.isspace() or "\t" in between, frames
+            yield _Line(where, text, path, labels_of(label, where), between, frames)
             continue
         if is_first:
             is_first, columns = False, _columns(text)
             if columns is not None:
                 continue
-        path, between, label = (
-            _split(text, where, root, classes) if columns is None else _cells_of(text, where, *columns)
-        )
-        yield where, text, path, label, not is_number(label) or not between.isspace() or "\t" in between, frames
+        if columns is not None:
+            path, between, label = _cells_of(text, where, *columns)
+        else:
+            match = _AFTER_VIDEO.fullmatch(text) if several and not text.startswith('"') else None
+            if match is None or is_video(match[3]):
+                path, between, label = _split(text, where, root, classes)
+            else:
+                path, between, label = match.groups()
+        yield _Line(where, text, path, labels_of(label, where), between, frames)
+
+
+def _several(text: str, where: str, classes: ClassIndex) -> list[str]:
+    """The labels of a video."""
+    if re.fullmatch(r"(-?\d+[\s,;]+)+-?\d+", text):
+        return re.split(r"[\s,;]+", text)
+    parts = _csv(text, ";")
+    if classes.find(text) is None or len(parts) == 1:  # one may be in quotes
+        if not parts or "" in parts:
+            raise UserError(f"{where}: got the labels {text!r}, expected 'path label;label'")
+        return parts
+    if all(classes.find(part) is not None for part in parts):
+        raise UserError(f"{where}: {text!r} is a class, and so is each part of it: rename the class")
+    return [text]
 
 
 def _columns(text: str) -> tuple[str, list[str], int, int] | None:
@@ -199,5 +251,8 @@ def _split(text: str, where: str, root: Path, classes: ClassIndex) -> tuple[str,
     if re.fullmatch(r"(-?\d+[\s,;]+)+-?\d+", label):
         raise UserError(f"{where}: got several numbers after {path}, expected 'path label'")
     if re.search(r"[,;\t]", label) and classes.find(label) is None:
-        raise UserError(f"{where}: got {label!r} after {path}, expected one label: 'path,label'")
+        raise UserError(
+            f"{where}: got {label!r} after {path}, expected one label: 'path,label'; several, 'path label;label', are "
+            "for model.loss bce"
+        )
     return path, between, label

@@ -56,15 +56,17 @@ class VideoRecord:
 
     Args:
         path: as it is opened; in an archive its name.
-        label: class id, -1 where unknown.
+        label: class id, -1 where unknown; of several the first.
         archive: that holds it; None where it is a file.
         frames: of a folder of images; None where it is a video.
+        others: class ids beside the first.
     """
 
     path: str
     label: int
     archive: ArchiveMember | None = None
     frames: FrameRange | None = None
+    others: tuple[int, ...] = ()
 
 
 class VideoList(Sequence[VideoRecord]):
@@ -85,6 +87,7 @@ class VideoList(Sequence[VideoRecord]):
 
     def __init__(self, records: Iterable[VideoRecord] = ()) -> None:
         text, ends, labels, places = bytearray(), array("q", [0]), array("q"), array("q")
+        others, other_ends = array("q"), array("q", [0])
         archives: dict[str, int] = {}
         ranges, images = array("q"), FrameRange(0, 0)
         for record in records:
@@ -92,6 +95,8 @@ class VideoList(Sequence[VideoRecord]):
             text += record.path.encode("utf-8", "surrogateescape")
             ends.append(len(text))
             labels.append(record.label)
+            others.extend(record.others)
+            other_ends.append(len(others))
             if (member := record.archive) is not None:
                 places.extend((archives.setdefault(member.url, len(archives)), member.offset, member.size))
             if record.frames is not None:
@@ -102,7 +107,9 @@ class VideoList(Sequence[VideoRecord]):
         self._places = _tensor(places, torch.int64).view(-1, 3)  # (N,3): archive, offset, size; (0,3) for files
         self._text = _tensor(text, torch.uint8)
         self._ends = _tensor(ends, torch.int64)
-        self.labels: Tensor = _tensor(labels, torch.int64)  # (N,)
+        self.labels: Tensor = _tensor(labels, torch.int64)  # (N,), of several the first
+        self._others = _tensor(others, torch.int64)  # of all videos one after another
+        self._other_ends = _tensor(other_ends if len(others) else array("q"), torch.int64)  # (N + 1,), or (0,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -127,6 +134,30 @@ class VideoList(Sequence[VideoRecord]):
         """Some of the videos, in that order."""
         return VideoList(self._at(index) for index in indices)
 
+    @property
+    def has_several(self) -> bool:
+        """Whether a video has several labels."""
+        return len(self._others) > 0
+
+    def class_counts(self, num_classes: int) -> Tensor:
+        """How many videos each class has, int64 (K,)."""
+        return torch.bincount(self._pairs()[1], minlength=num_classes)
+
+    def members(self, num_classes: int) -> list[Tensor]:
+        """The videos of each class, as their places in the list, in order: K times int64 (n,)."""
+        videos, classes = self._pairs()
+        order = (classes * len(self) + videos).argsort()
+        return list(videos[order].split(self.class_counts(num_classes).tolist()))
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """Each label of each video: places of the videos, and classes."""
+        videos = (self.labels >= 0).nonzero()[:, 0]
+        first = videos, self.labels[videos]
+        if not self.has_several:
+            return first
+        more = torch.arange(len(self)).repeat_interleave(self._other_ends.diff())
+        return torch.cat([first[0], more]), torch.cat([first[1], self._others])
+
     def digest(self, root: str) -> str:
         """SHA-256 over all paths in their order, without `root` in front: the same where a data set has moved."""
         text, prefix = self._text.numpy().tobytes(), f"{root}/".encode("utf-8", "surrogateescape")
@@ -140,15 +171,19 @@ class VideoList(Sequence[VideoRecord]):
         ends = self._ends[first : last + 1].tolist()
         text = self._text[ends[0] : ends[-1]].numpy().tobytes()
         places, ranges = self._places[first:last].tolist(), self._ranges[first:last].tolist()
+        others: list[list[int]] = []
+        if self.has_several:
+            bounds = self._other_ends[first : last + 1].tolist()
+            others = [self._others[start:end].tolist() for start, end in itertools.pairwise(bounds)]
         for index, label in enumerate(self.labels[first:last].tolist()):
             path = text[ends[index] - ends[0] : ends[index + 1] - ends[0]].decode("utf-8", "surrogateescape")
             archive, *place = places[index] if places else [None]
-            start_count = ranges[index] if ranges else None
             member = None if archive is None else ArchiveMember(self._archives[archive], *place)
             frames = None
-            if start_count is not None:
-                frames = FrameRange(start_count[0], start_count[1], self._images.names, self._images.fps)
-            yield VideoRecord(path, label, member, frames=frames)
+            if ranges:
+                start, count = ranges[index]
+                frames = FrameRange(start, count, self._images.names, self._images.fps)
+            yield VideoRecord(path, label, member, frames=frames, others=tuple(others[index]) if others else ())
 
     def __repr__(self) -> str:
         return f"VideoList({len(self)} videos)"

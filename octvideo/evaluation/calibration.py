@@ -7,15 +7,18 @@ that is well calibrated larger than 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from octvideo.errors import UserError
 from octvideo.evaluation.metrics import wilson_interval
 from octvideo.evaluation.scores import VideoScores
+from octvideo.evaluation.scoring import Scoring
 
 _BINS = 15
+_COLDEST, _HOTTEST = 0.02, 50.0  # temperatures that are looked at
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,47 @@ class Reliability:
     def accuracy(self) -> float:
         """Top-1."""
         return sum(one.right for one in self.bins) / self.videos
+
+
+def fit_temperature(scores: VideoScores) -> float:
+    """The temperature at which the true labels are the likeliest (Guo et al., section 4.2), of scores as they are:
+    p^(1/T), made to sum to 1. Of one view a video it is that of the logits.
+
+    Args:
+        scores: of videos that were not trained on, softmax.
+
+    Raises:
+        UserError: no label is known, or videos may have several.
+
+    Example:
+        >>> confident = np.array([[0.99, 0.01]] * 3 + [[0.01, 0.99]])  # right 3 times of 4
+        >>> found = fit_temperature(VideoScores(list("abcd"), np.zeros(4), confident, ["x", "y"]))
+        >>> f"{found:.2f}"
+        '4.18'
+    """
+    known = scores.known()
+    if known.truth is not None:
+        raise UserError("a temperature is for networks of one label a video, and these scores are of several")
+    if not len(known):
+        raise UserError("no video has a known label, so there is nothing to fit a temperature on")
+    logs = torch.from_numpy(known.scores).double().clamp_min(1e-30).log()  # (N,K)
+    own = logs.gather(1, torch.from_numpy(known.labels)[:, None])[:, 0]
+
+    def slope(beta: float) -> float:
+        """Of the mean loss by 1 / T, in which it is convex."""
+        return float(((logs * beta).softmax(1).mul(logs).sum(1) - own).mean())
+
+    low, high = 1 / _HOTTEST, 1 / _COLDEST
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return 2 / (low + high)
+
+
+def cooled(scores: VideoScores, temperature: float) -> VideoScores:
+    """Scores of a softmax at a temperature."""
+    values = Scoring(temperature=temperature).cooled(torch.from_numpy(scores.scores))
+    return replace(scores, scores=values.numpy())
 
 
 def reliability(scores: VideoScores, *, num_bins: int = _BINS) -> Reliability:

@@ -16,6 +16,7 @@ from rich.table import Table
 from octvideo.errors import UserError
 from octvideo.evaluation.metrics import METRICS, VideoMetrics, pair_hits, paired_difference, wilson_interval
 from octvideo.evaluation.scores import VideoScores
+from octvideo.evaluation.several import SEVERAL_METRICS, hits_of_several, mean_average_precisions
 from octvideo.files import markdown
 
 Pairs = Sequence[tuple[str, str]]
@@ -59,6 +60,8 @@ def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
     if not len(scores):
         raise UserError("no video has a known label, so there is nothing to measure")
     values, labels = torch.from_numpy(scores.scores), torch.from_numpy(scores.labels)  # (N,K), (N,)
+    if scores.truth is not None:
+        return _of_several(values, torch.from_numpy(scores.truth))
     # Not summed over processes: these are all videos, and the others are not here.
     metrics = VideoMetrics(len(scores.class_names), sync_on_compute=False)
     metrics.update(values, labels)
@@ -72,6 +75,15 @@ def figures(scores: VideoScores, *, pairs: Pairs = ()) -> list[Figure]:
         hits = pair_hits(values, labels, ids)
         out.append(_share("opposite pairs", hits, len(hits)))
     return out
+
+
+def _of_several(values: torch.Tensor, truth: torch.Tensor) -> list[Figure]:
+    """Of videos that may have several labels, whose pairs of opposite classes are not asked for."""
+    macro, micro = mean_average_precisions(values, truth)
+    hits = hits_of_several(values, truth)
+    names = SEVERAL_METRICS
+    means = [Figure(names["map"], macro), Figure(names["map_micro"], micro)]
+    return [*means, _share(names["top1"], hits, len(hits))]
 
 
 def confusion_matrix(scores: VideoScores) -> np.ndarray:

@@ -7,14 +7,16 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from octvideo.errors import UserError
+from octvideo.evaluation.several import hits_of_several
 from octvideo.evaluation.view_scores import best_classes, in_top_k
 
-_FORMAT = 1
+_FORMAT = 2  # with "truth"; without it files have format 1, which older versions read
 _FIELDS = ("format", "paths", "labels", "scores", "class_names")
 
 
@@ -27,15 +29,20 @@ class VideoScores:
         labels: int64 (N,), -1 where the truth is unknown.
         scores: float32 (N, K).
         class_names: K of them.
+        truth: which labels videos have that may have several, bool (N, K); `labels` are then the first of each. None
+            where each has one.
+        thresholds: from which on a video has a class, (K,), where it may have several and they are known.
 
     Raises:
-        ValueError: the four do not fit each other.
+        ValueError: they do not fit each other.
     """
 
     paths: list[str]
     labels: np.ndarray
     scores: np.ndarray
     class_names: list[str]
+    truth: np.ndarray | None = None
+    thresholds: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", [str(path) for path in self.paths])
@@ -48,6 +55,10 @@ class VideoScores:
                 f"got labels {self.labels.shape} and scores {self.scores.shape}, "
                 f"expected ({n},) and ({n}, {k}): {n} paths, {k} class names"
             )
+        if self.truth is not None:
+            object.__setattr__(self, "truth", np.asarray(self.truth, dtype=bool))
+            if self.truth.shape != (n, k):
+                raise ValueError(f"got truth {self.truth.shape}, expected ({n}, {k})")
         if n and not -1 <= self.labels.min() <= self.labels.max() < k:
             raise ValueError(
                 f"labels: got {self.labels.min()} to {self.labels.max()}, expected -1 (unknown) to {k - 1}"
@@ -60,10 +71,13 @@ class VideoScores:
         """The videos whose truth is known."""
         kept = self.labels >= 0
         paths = [path for path, keep in zip(self.paths, kept, strict=True) if keep]
-        return VideoScores(paths, self.labels[kept], self.scores[kept], self.class_names)
+        truth = None if self.truth is None else self.truth[kept]
+        return VideoScores(paths, self.labels[kept], self.scores[kept], self.class_names, truth, self.thresholds)
 
     def hits(self, k: int = 1) -> np.ndarray:
-        """Which videos have their true class among the k best, bool (N,); the truth of all must be known."""
+        """Which videos have their true class, or one of several, among the k best, bool (N,); all must be known."""
+        if self.truth is not None:
+            return hits_of_several(torch.from_numpy(self.scores), torch.from_numpy(self.truth), k).numpy()
         return in_top_k(torch.from_numpy(self.scores), torch.from_numpy(self.labels), k).numpy()
 
     def predicted(self) -> np.ndarray:
@@ -77,7 +91,7 @@ class VideoScores:
         """All parts' videos one after another, none dropped.
 
         Raises:
-            UserError: the parts have other classes, or there is none.
+            UserError: the parts have other classes, several labels and one, or there is none.
         """
         if not parts:
             raise UserError("no scores to join")
@@ -85,23 +99,32 @@ class VideoScores:
             if part.class_names != parts[0].class_names:
                 names = f"{_short(parts[0].class_names)} and {_short(part.class_names)}"
                 raise UserError(f"the parts have different classes: {names}")
+        truths = [part.truth for part in parts if part.truth is not None]
+        if len(truths) not in (0, len(parts)):
+            raise UserError("some parts have several labels a video and others one: they can't be joined")
         return cls(
             [path for part in parts for path in part.paths],
             np.concatenate([part.labels for part in parts]),
             np.concatenate([part.scores for part in parts]),
             parts[0].class_names,
+            np.concatenate(truths) if truths else None,
+            parts[0].thresholds,
         )
 
     def save(self, path: str | Path) -> None:
-        """Writes an .npz of plain arrays (no pickle): paths, labels, scores, class_names."""
+        """Writes an .npz of plain arrays (no pickle): paths, labels, scores, class_names; truth where there is one."""
+        truth: dict[str, Any] = {} if self.truth is None else {"truth": self.truth}
+        if truth and self.thresholds is not None:
+            truth["thresholds"] = self.thresholds
         with Path(path).open("wb") as file:  # given a name, numpy would append .npz to it
             np.savez_compressed(
                 file,
-                format=np.array(_FORMAT),
+                format=np.array(_FORMAT if truth else 1),
                 paths=np.array(self.paths, dtype=np.str_),
                 labels=self.labels,
                 scores=self.scores,
                 class_names=np.array(self.class_names, dtype=np.str_),
+                **truth,
             )
 
     @classmethod
@@ -114,6 +137,7 @@ class VideoScores:
         try:
             with np.load(path, allow_pickle=False) as file:
                 content = {name: file[name] for name in _FIELDS}
+                truth, thresholds = (file[name] if name in file.files else None for name in ("truth", "thresholds"))
         except FileNotFoundError:
             text = f"no scores at {path}: octvideo test writes scores.npz into the run folder"
             raise UserError(text) from None
@@ -123,7 +147,7 @@ class VideoScores:
         if int(content["format"]) > _FORMAT:
             raise UserError(f"{path}: got format {content['format']}, expected {_FORMAT} or less: update octvideo")
         names = content["class_names"].tolist()
-        return cls(content["paths"].tolist(), content["labels"], content["scores"], names)
+        return cls(content["paths"].tolist(), content["labels"], content["scores"], names, truth, thresholds)
 
     def save_csv(self, path: str | Path, *, top: int = 5) -> None:
         """Writes one line per video for people and spreadsheets: path, label, right or not, the best classes.
@@ -142,8 +166,10 @@ class VideoScores:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "right", *columns])
             rows = zip(self.paths, self.labels, self.scores, order, right, strict=True)
-            for name, label, scores, best, is_right in rows:
+            for row, (name, label, scores, best, is_right) in enumerate(rows):
                 truth = self.class_names[label] if label >= 0 else ""
+                if label >= 0 and self.truth is not None:
+                    truth = ";".join(self.class_names[number] for number in np.flatnonzero(self.truth[row]))
                 named = [text for c in best for text in (self.class_names[c], f"{scores[c]:.4f}")]
                 writer.writerow([name, truth, is_right, *named])
 

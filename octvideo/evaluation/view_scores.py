@@ -1,12 +1,13 @@
 """From the views of videos to their scores and best classes. Needs torch only, so that serving loads no metrics.
 
-Softmax happens here and nowhere else, once per view; everything after it works on scores.
+Softmax and sigmoid happen here and nowhere else, once per view; everything after works on scores.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -67,15 +68,16 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def video_scores(logits: Tensor, num_views: int) -> Tensor:
-    """Scores of videos: softmax of each view, averaged over a video's views.
+def video_scores(logits: Tensor, num_views: int, function: Literal["softmax", "sigmoid"] = "softmax") -> Tensor:
+    """Scores of videos: softmax or sigmoid of each view, averaged over a video's views.
 
     Args:
         logits: all views of all videos, the views of one video next to each other, (N·V, K).
         num_views: V.
+        function: "sigmoid" where a video may have several labels.
 
     Returns:
-        Scores that sum to 1 for each video, (N, K); NaN where a logit of the video is not finite.
+        Scores, which sum to 1 for each video by softmax, (N, K); NaN where a logit of the video is not finite.
 
     Raises:
         ValueError: the rows are no whole number of videos.
@@ -90,8 +92,10 @@ def video_scores(logits: Tensor, num_views: int) -> Tensor:
             f"logits: got shape {tuple(logits.shape)} with num_views={num_views}, "
             "expected (N·num_views, K): all views of every video"
         )
-    # A single class at -inf would not show in the softmax.
-    scores = logits.softmax(1).where(logits.isfinite().all(1, keepdim=True), math.nan)  # (N·V,K)
+    # A single class at -inf would not show in the scores.
+    scores = (logits.softmax(1) if function == "softmax" else logits.sigmoid()).where(
+        logits.isfinite().all(1, keepdim=True), math.nan
+    )  # (N·V,K)
     return scores.unflatten(0, (len(logits) // num_views, num_views)).mean(1)  # (N,K)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from octvideo.class_names import ClassIndex
 from octvideo.errors import UserError
-from octvideo.evaluation.view_scores import video_scores
+from octvideo.evaluation.scoring import Scoring
 from octvideo.explain.layers import check_layer, last_layer, passes_beside
 from octvideo.explain.saliency import Method, Saliency, explain_clip
 from octvideo.inference.checkpoint import EXPORT_FILE, network_of_checkpoint
@@ -51,6 +51,7 @@ class Explainer:
         class_names: K names.
         views: how clips are cut from a video.
         mean, std: per channel, of pixels scaled to [0, 1].
+        scoring: what makes scores of logits.
         method: of `explain_clip`.
         layer: name of a module; None is `octvideo.explain.layers.last_layer`.
         device: "auto" is CUDA where there is one.
@@ -70,6 +71,7 @@ class Explainer:
         views: ViewSettings,
         mean: Sequence[float] = (0.45, 0.45, 0.45),
         std: Sequence[float] = (0.225, 0.225, 0.225),
+        scoring: Scoring = Scoring(),  # noqa: B008 (frozen)
         method: Method = "gradcam",
         layer: str | None = None,
         device: str = "auto",
@@ -77,6 +79,7 @@ class Explainer:
         self.device = pick_device(device)
         self.network = network.to(self.device).eval()
         self.class_names, self.views, self.method = list(class_names), views, method
+        self._scoring = scoring
         self._normalise = Normaliser(mean, std, self.device)
         if layer is not None:
             check_layer(self.network, layer)
@@ -127,7 +130,7 @@ class Explainer:
         with torch.inference_mode():
             for n in range(views.num_views):
                 logits.append(self.network(self._normalise(views.cut(n, n + 1))))
-        return video_scores(torch.cat(logits), len(logits))[0].cpu()
+        return self._scoring.of_views(torch.cat(logits), len(logits))[0].cpu()
 
     def predicted(self, video: str | Path) -> tuple[int, float]:
         """The class with the highest score, and that score."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
+from octvideo.evaluation.scoring import Scoring
 from octvideo.files import one_line
 from octvideo.video import ViewSettings
 
@@ -111,11 +112,13 @@ def network_of_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
     from octvideo.models.pretrained import pretrained_network
 
     network, block = pretrained_network(path) if Path(path).is_dir() else trained_network(path)
+    names = block["class_names"]
     try:
         views = ViewSettings() if block["views"] is None else ViewSettings.from_dict(block["views"])
+        scoring = Scoring.from_dict(block.get("scoring"), num_classes=len(names))
     except (UserError, TypeError) as error:
         raise UserError(f"{path}: {one_line(error)}") from error
-    settings = {"class_names": block["class_names"], "views": views, "mean": block["mean"], "std": block["std"]}
+    settings = {"class_names": names, "views": views, "mean": block["mean"], "std": block["std"], "scoring": scoring}
     return network, {**settings, "source": name_of_cached(path)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import octvideo.models as models
 from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
+from octvideo.evaluation.scoring import Scoring
 from octvideo.inference.checkpoint import network_of_checkpoint
 from octvideo.inference.choice import clock_of, measured
 from octvideo.inference.preparation import Normaliser
@@ -49,6 +50,7 @@ class Trained:
         views: how clips are cut from a video.
         mean, std: per channel, of pixels scaled to [0, 1].
         source: where it comes from, in words.
+        scoring: what makes scores of logits.
     """
 
     network: nn.Module
@@ -57,6 +59,7 @@ class Trained:
     mean: Sequence[float]
     std: Sequence[float]
     source: str
+    scoring: Scoring = field(default_factory=Scoring)
 
     @property
     def built_from(self) -> dict[str, Any]:

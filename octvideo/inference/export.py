@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from octvideo._version import __version__
 from octvideo.errors import UserError
+from octvideo.evaluation.scoring import Scoring
 from octvideo.files import json_text
 from octvideo.inference.checkpoint import EXPORT_FILE, EXPORT_FORMAT
 from octvideo.inference.device import computes_tf32, precision_in_words
@@ -47,6 +48,7 @@ def write_export(
     std: Sequence[float],
     source: str,
     device: torch.device,
+    scoring: Scoring = Scoring(),  # noqa: B008 (frozen)
     views_per_call: int | None = None,
     num_threads: int | None = None,
     calibration: Tensor | None = None,
@@ -60,7 +62,7 @@ def write_export(
         network: clips (N, 3, T, H, W) to logits (N, K), left as it is.
         folder: made here.
         engine, precision, num_threads, calibration: see `build_engine`.
-        class_names, views, mean, std, source: see `Predictor`.
+        class_names, views, mean, std, source, scoring: see `Predictor`.
         device: that the model is made for.
         views_per_call: the batch size of the model; None is `choose_views_per_call`.
         check_clips: normalised clips to compare on, float32 (M, 3, T, H, W); None is noise.
@@ -92,7 +94,7 @@ def write_export(
             folder.rmdir()  # unless something is in it
         raise
     written = time.perf_counter() - start
-    check = check_scores(network, check_clips, engine, model, spec, num_threads)
+    check = check_scores(network, check_clips, engine, model, spec, num_threads, scoring)
     settings = {
         "format": EXPORT_FORMAT,
         "octvideo": __version__,
@@ -106,6 +108,7 @@ def write_export(
         "views": views.as_dict(),
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
+        "scoring": scoring.as_dict(),
         "source": source,
         "versions": {name: version(name) for name in ("torch", *entry.packages) if any(distributions(name=name))},
         "machine": f"{platform.system()} {platform.machine()}",
@@ -143,9 +146,15 @@ def _make_free(folder: Path, overwrite: bool) -> None:
 
 
 def check_scores(
-    network: nn.Module, clips: Tensor, engine: str, model: Path, spec: ModelSpec, num_threads: int | None
+    network: nn.Module,
+    clips: Tensor,
+    engine: str,
+    model: Path,
+    spec: ModelSpec,
+    num_threads: int | None,
+    scoring: Scoring = Scoring(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """Compares softmax scores with the ordinary eager network's, and says how far apart they are.
+    """Compares scores with the ordinary eager network's, and says how far apart they are.
 
     Raises:
         UserError: in f32, further than 1e-4, or 1e-2 in TF32; or they are not finite.
@@ -159,7 +168,7 @@ def check_scores(
     eager = build_engine("eager", network, example_shape=spec.shape, device=spec.device)(clips).cpu()
     if not (logits.isfinite().all() and eager.isfinite().all()):
         raise UserError(f"{model}: logits of the network are not finite in {exported.precision}; not to be used")
-    difference = float((logits.softmax(1) - eager.softmax(1)).abs().max())
+    difference = float((scoring.of_views(logits, 1) - scoring.of_views(eager, 1)).abs().max())
     agreeing = int((logits.argmax(1) == eager.argmax(1)).sum())
     computed_in = precision_in_words(exported.precision, spec.device)
     # In TF32 both round, each in its own algorithms.

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from octvideo.errors import UserError
 from octvideo.evaluation.alike_views import AlikeViews
-from octvideo.evaluation.view_scores import best_classes, even_chunk, video_scores
+from octvideo.evaluation.scoring import Scoring
+from octvideo.evaluation.view_scores import best_classes, even_chunk
 from octvideo.inference.budget import ViewsChoice, choose_views, measured_video
 from octvideo.inference.checkpoint import network_of_checkpoint, network_of_pytorchvideo, read_export
 from octvideo.inference.choice import AUTO, choice_device, choose_engine
@@ -45,13 +46,15 @@ class Prediction:
 
     Args:
         path: the video.
-        top: (class name, score) from best to worst; scores are softmax, averaged over the views.
+        top: (class name, score) from best to worst; scores are softmax or sigmoid, averaged over the views.
         timing: where the time went.
+        labels: all classes that the video has by their thresholds, the best first; None where there are none.
     """
 
     path: str
     top: list[tuple[str, float]]
     timing: Timing = field(default_factory=Timing, compare=False)
+    labels: list[str] | None = None
 
 
 class NoScores(VideoReadError):  # noqa: N818 (named as what there is not)
@@ -76,6 +79,7 @@ class Predictor:
         views: how clips are cut from a video.
         mean: per channel, of pixels scaled to [0, 1].
         std: likewise.
+        scoring: what makes scores of logits, and labels of scores.
         source: which weights these are, for people.
         device: "auto" is CUDA where there is one and the engine has it.
         engine: what runs the network: a name in `octvideo.inference.engines.ENGINES`, or "auto": the fastest here, by
@@ -106,6 +110,7 @@ class Predictor:
         views: ViewSettings,
         mean: Sequence[float] = (0.45, 0.45, 0.45),
         std: Sequence[float] = (0.225, 0.225, 0.225),
+        scoring: Scoring = Scoring(),  # noqa: B008 (frozen)
         source: str = "given network",
         device: str = "auto",
         engine: str = "eager",
@@ -117,7 +122,7 @@ class Predictor:
     ) -> None:
         self.class_names = list(class_names)
         self.mean, self.std = tuple(mean), tuple(std)
-        self.views, self.source = views, source
+        self.views, self.scoring, self.source = views, scoring, source
         self.engine_reason = ""  # of an engine that was given
         if isinstance(network, nn.Module):
             self.device = choice_device(engine, precision, device)
@@ -211,6 +216,7 @@ class Predictor:
             views=ViewSettings.from_dict(settings["views"]),
             mean=settings["mean"],
             std=settings["std"],
+            scoring=Scoring.from_dict(settings.get("scoring"), num_classes=len(settings["class_names"])),
             source=f"{settings['source']} ({path})",
         )
 
@@ -336,7 +342,9 @@ class Predictor:
                 continue
             scores, timing = result
             top = [(self.class_names[k], float(scores[k])) for k in best_classes(scores, topk).tolist()]
-            yield Prediction(str(path), top, timing)
+            found = self.scoring.labels_of(scores)
+            labels = None if found is None else [self.class_names[k] for k in found]
+            yield Prediction(str(path), top, timing, labels)
 
     def stream(
         self,
@@ -490,7 +498,7 @@ class Predictor:
                 timing.prepare += item.prepare
                 if item.is_last:
                     alike.add(item.alike)
-                    scores = video_scores(of_views, self.views.num_views)[0]  # (K,)
+                    scores = self.scoring.of_views(of_views, self.views.num_views)[0]  # (K,)
                     timing.total = time.perf_counter() - start
                     yield (scores, timing) if scores.isfinite().all() else self.no_scores(str(paths[item.video]))
                     logits, timing, start = [], Timing(), time.perf_counter()

@@ -4,7 +4,7 @@ A window's scores are those that `octvideo test` gives a video of just its frame
 the same mean. Frames are decoded, resized and cut in a thread, while the engine computes on those before::
 
     file or frames ─ video/streaming ─▶ frames ─ video/windows ─▶ windows ─▶ views ┐ thread
-    scores (K,) of each window  ◀─ mean of softmax ─ logits (V,K) ◀─ engine ◀──────┘
+    scores (K,) of each window  ◀─ mean of scores ── logits (V,K) ◀─ engine ◀──────┘
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octvideo.evaluation.view_scores import video_scores
+from octvideo.evaluation.scoring import Scoring
 from octvideo.inference.engine import Engine
 from octvideo.inference.frame_units import FrameUnits
 from octvideo.inference.preparation import Normaliser, Timing, made_beside, on_device
@@ -38,6 +38,7 @@ class Scorer(Protocol):
     engine: Engine
     device: torch.device
     normalise: Normaliser
+    scoring: Scoring
 
     def checked_views(self, views: ViewSettings | None) -> ViewSettings: ...
 
@@ -61,7 +62,7 @@ class WindowScores:
         end_sec: excluded.
         first_frame: index of its first frame in the video.
         last_frame: of its last one, which belongs to it.
-        scores: softmax, averaged over the views, float32 (K,), on the CPU.
+        scores: of the predictor's `scoring`, averaged over the views, float32 (K,), on the CPU.
     """
 
     index: int
@@ -233,7 +234,7 @@ class Timeline:
         """
         with contextlib.closing(self._rows(windows, skip, at_once, beside)) as found:
             for window in found:
-                scores = video_scores(window.rows, len(window.rows))[0]  # (K,)
+                scores = self.predictor.scoring.of_views(window.rows, len(window.rows))[0]  # (K,)
                 if not scores.isfinite().all():
                     raise self.predictor.no_scores(name)
                 times, frames = (window.start_sec, window.end_sec), (window.first_frame, window.last_frame)

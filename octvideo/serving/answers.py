@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.evaluation.view_scores import best_classes, video_scores
+from octvideo.evaluation.view_scores import best_classes
 from octvideo.inference.predictor import Predictor
 from octvideo.inference.preparation import made_beside, on_device
 from octvideo.inference.segments import SegmentSettings, segments_of_top
@@ -45,9 +45,12 @@ class Seconds(BaseModel):
 
 
 class PredictAnswer(BaseModel):
-    """The best classes of a video; the scores of all classes sum to 1."""
+    """The best classes of a video; the scores of all classes sum to 1 where a video has one label."""
 
     top: list[Score] = Field(description="from best to worst")
+    labels: list[str] | None = Field(
+        description="all that the video has by their thresholds; null where there are none"
+    )
     views: str = Field(description="clips x crops that the scores are the mean of")
     seconds: Seconds
 
@@ -84,6 +87,7 @@ class ModelAnswer(BaseModel):
     """What the server computes with."""
 
     class_names: list[str]
+    score_function: str = Field(description="softmax: a video has one label; sigmoid: any number of them")
     views: str = Field(description="clips x crops of a video, unless a request asks for others")
     engine: str
     precision: str
@@ -174,7 +178,9 @@ class Answerer:
         scores = self._scores(views, question.views, turn)  # (K,)
         best = best_classes(scores, question.topk).tolist()
         top = [Score(name=self._predictor.class_names[k], score=float(scores[k])) for k in best]
-        return PredictAnswer(top=top, views=question.views.name, seconds=_seconds(turn, arrived))
+        found = self._predictor.scoring.labels_of(scores)
+        labels = None if found is None else [self._predictor.class_names[k] for k in found]
+        return PredictAnswer(top=top, labels=labels, views=question.views.name, seconds=_seconds(turn, arrived))
 
     def _scores(self, views: VideoViews, settings: ViewSettings, turn: Turn) -> Tensor:
         predictor = self._predictor
@@ -183,7 +189,7 @@ class Answerer:
         cut = (predictor.normalise(views.cut(n, min(n + size, views.num_views))) for n in starts)
         with contextlib.closing(made_beside(cut, most=1) if len(starts) > 1 else cut) as chunks:
             logits = [self._computing.run(predictor.engine, clips, turn) for clips in chunks]
-        scores = video_scores(torch.cat(logits), views.num_views)[0]
+        scores = predictor.scoring.of_views(torch.cat(logits), views.num_views)[0]
         if not scores.isfinite().all():
             raise Refusal(500, "the network's scores of this video are not finite")
         return scores

@@ -183,6 +183,7 @@ def _add_state(api: FastAPI, service: Service, metrics: Metrics) -> None:
         predictor = service.predictor
         return ModelAnswer(
             class_names=names,
+            score_function=predictor.scoring.function,
             views=predictor.views.name,
             engine=predictor.engine.name,
             precision=predictor.engine.precision,

@@ -212,6 +212,7 @@ class TurnedScorer:
     def __init__(self, predictor: Predictor, units: UnitEngines, computing: Computing, turn: Turn) -> None:
         self._predictor, self._units, self._computing, self._turn = predictor, units, computing, turn
         self.views, self.device, self.normalise = predictor.views, predictor.device, predictor.normalise
+        self.scoring = predictor.scoring
         self.engine: Engine = TurnedEngine(predictor.engine, computing, turn)
         self.clips_per_call: Callable[[ViewSettings], int] = predictor.clips_per_call
         self.checked_views: Callable[[ViewSettings | None], ViewSettings] = predictor.checked_views

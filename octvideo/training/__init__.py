@@ -8,6 +8,7 @@ parameter_groups.py   how fast each parameter learns, and what decays
 averaging.py          an average of the weights, which is evaluated and saved in their place
 gradient_checkpoints.py   blocks computed again in the backward pass: memory for time
 distillation.py       a trained network teaches another
+losses.py             the loss of labels: weights of classes, focus
 mixing.py             mixup and CutMix
 precise_bn.py         statistics of batch norm over many batches
 steps.py              steps that are not finite, and other troubles of a step

@@ -30,12 +30,15 @@ log = logging.getLogger("octvideo.training")
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, enum: dumper.represent_data(enum.value))
 
 
-def checkpoint_callbacks(folder: RunFolder, *, every_minutes: float | None = None) -> list[Callback]:
-    """best.ckpt by top-1 in validation, last.ckpt at the end of every epoch, and within epochs every so many minutes.
+def checkpoint_callbacks(
+    folder: RunFolder, *, every_minutes: float | None = None, monitor: str = "val/top1"
+) -> list[Callback]:
+    """best.ckpt by a metric of validation, last.ckpt at the end of epochs, and within them every so many minutes.
 
     Args:
         folder: the run.
         every_minutes: also writes last.ckpt within epochs; None does not.
+        monitor: the metric, greater being better.
     """
     common: dict[str, Any] = {
         "dirpath": folder.checkpoints,
@@ -43,7 +46,7 @@ def checkpoint_callbacks(folder: RunFolder, *, every_minutes: float | None = Non
         "enable_version_counter": False,
     }
     callbacks: list[Callback] = [
-        BestCheckpoint(**common, filename="best", monitor="val/top1", mode="max", auto_insert_metric_name=False),
+        BestCheckpoint(**common, filename="best", monitor=monitor, mode="max", auto_insert_metric_name=False),
         # Not `save_last`: that writes a second copy of whatever top-k has just saved.
         RunCheckpoint(**common, filename="last", every_n_epochs=1, save_on_train_epoch_end=True),
     ]

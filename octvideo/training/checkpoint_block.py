@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from octvideo._version import __version__
 from octvideo.class_names import match_classes
 from octvideo.errors import UserError
+from octvideo.evaluation.scoring import Scoring
 from octvideo.models.weights import classifier_keys
 
 log = logging.getLogger("octvideo.training")
@@ -22,7 +23,13 @@ def built_from(network: nn.Module) -> dict[str, Any] | None:
 
 
 def make_block(
-    network: nn.Module, class_names: Sequence[str], *, views: Any, mean: Sequence[float], std: Sequence[float]
+    network: nn.Module,
+    class_names: Sequence[str],
+    *,
+    views: Any,
+    mean: Sequence[float],
+    std: Sequence[float],
+    scoring: Scoring = Scoring(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
     """The block, in plain types so that it loads with weights_only=True.
 
@@ -32,6 +39,7 @@ def make_block(
         views: the data's ViewSettings, or None.
         mean: per channel, of pixels scaled to [0, 1].
         std: per channel, of the same pixels.
+        scoring: from logits to scores and labels.
     """
     return {
         "format": 1,
@@ -41,7 +49,14 @@ def make_block(
         "views": None if views is None else dict(views.as_dict()),
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
+        "scoring": scoring.as_dict(),
     }
+
+
+def scoring_of(checkpoint: Mapping[str, Any]) -> Scoring:
+    """What a checkpoint says of its scores; one that says nothing means a softmax."""
+    block = checkpoint.get("octvideo") or {}
+    return Scoring.from_dict(block.get("scoring"), num_classes=len(block.get("class_names", ())))
 
 
 def check_fits(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], network: nn.Module) -> None:
@@ -105,7 +120,7 @@ def check_fit_goes_on(checkpoint: Mapping[str, Any], optimizer: str, groups: Seq
 
 def fit_classes(
     checkpoint: dict[str, Any], names: Sequence[str], network: nn.Module, optimized: Sequence[nn.Parameter]
-) -> None:
+) -> list[int] | None:
     """Moves the rows of a checkpoint's head to the order of the data's classes, where it has the same in another one.
 
     Args:
@@ -113,6 +128,9 @@ def fit_classes(
         names: of the data's classes.
         network: of the module that is to load it.
         optimized: the optimizer's parameters in its order.
+
+    Returns:
+        For each class the row that it had; None where all rows stay.
 
     Raises:
         UserError: it was trained on other classes.
@@ -122,7 +140,7 @@ def fit_classes(
     if match.said:
         log.warning("the checkpoint has %s", match.said)
     if not match.reorders:
-        return
+        return None
     optimizers = [optimizer.get("state", {}) for optimizer in checkpoint.get("optimizer_states", [])]
     for name in classifier_keys(network):
         key, parameter = f"network.{name}", network.get_parameter(name)
@@ -135,3 +153,4 @@ def fit_classes(
                 for what, value in (held or {}).items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         held[what] = value[order]
+    return order

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from octvideo.class_names import match_classes
 from octvideo.compiling import compile_module
 from octvideo.errors import UserError
+from octvideo.evaluation.scoring import Scoring
 from octvideo.models.checkpoint import trained_network
 from octvideo.models.weights import classifier_keys
 from octvideo.octave import arrange, count_cost, prepare_inference
@@ -141,6 +142,7 @@ class Teacher:
         self.network, block = trained_network(path)
         self.network.requires_grad_(False)
         self.built_from, self.class_names = block["network"], list(block["class_names"])
+        self.scoring = Scoring.from_dict(block.get("scoring"), num_classes=len(self.class_names))
         self.mean, self.std = (255 * torch.tensor(block[key]).view(3, 1, 1, 1) for key in ("mean", "std"))
         self.features = HeadInput(self.network) if keeps_features else None
         if channels_last:
@@ -238,6 +240,11 @@ class Distillation(nn.Module):
         self.weights = weights
         by_features = weights.features > 0
         self.teacher = Teacher(path, channels_last=channels_last, compile=compile, keeps_features=by_features)
+        if weights.logits and self.teacher.scoring.has_several:
+            raise UserError(
+                f"the teacher {path} gives several labels a video, and model.distill_logits compares scores of one: "
+                "let its features alone teach, --model.distill_logits 0 --model.distill_features 1"
+            )
         self.student_features = HeadInput(student) if by_features else None
         self.projection: nn.Linear | None = None
         if self.student_features is not None and self.teacher.features is not None:

@@ -12,12 +12,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -28,15 +29,25 @@ from octvideo.compiling import compile_module
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
-from octvideo.evaluation.view_scores import even_chunk, video_scores, view_chunks
+from octvideo.evaluation.scoring import Scoring
+from octvideo.evaluation.several import several_hot
+from octvideo.evaluation.view_scores import even_chunk, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
 from octvideo.training.averaging import WeightAverage, check_goes_on
-from octvideo.training.checkpoint_block import built_from, check_fit_goes_on, check_fits, fit_classes, make_block
+from octvideo.training.checkpoint_block import (
+    built_from,
+    check_fit_goes_on,
+    check_fits,
+    fit_classes,
+    make_block,
+    scoring_of,
+)
 from octvideo.training.distillation import Distillation, LossWeights
 from octvideo.training.freezing import Freeze, find_head, freeze_parameters
 from octvideo.training.gradient_checkpoints import GradientCheckpoints
 from octvideo.training.lightning_parts import KeepNorms
+from octvideo.training.losses import ClassWeights, LabelLoss, LossName
 from octvideo.training.mixing import Mixing, step_seed
 from octvideo.training.parameter_groups import (
     LearningRates,
@@ -90,6 +101,12 @@ class VideoClassifier(L.LightningModule):
         milestones: epochs of schedule "step".
         gamma: factor of each.
         label_smoothing: of the training loss.
+        loss: "cross_entropy" where a video has one label; "bce", of a sigmoid for each class, where it may have
+            several. Scores are by softmax or sigmoid accordingly, wherever the checkpoint is used.
+        class_weights: of the training loss: "inverse" or "effective", by how many training videos a class has; a weight
+            for each class in their order; or {name: weight}: octvideo/training/losses.py.
+        class_weights_beta: of "effective" (Cui et al.): classes of more than some 1 / (1 - beta) videos weigh alike.
+        focal_gamma: videos that are easy by now count less in the training loss (Lin et al.); 0 is off.
         mixup_alpha: of the Beta distribution that pairs of clips are mixed by; 0 is off.
         cutmix_alpha: of the Beta distribution of CutMix, which puts a box of one clip into another; 0 is off.
         mix_prob: that a batch is mixed at all.
@@ -146,6 +163,10 @@ class VideoClassifier(L.LightningModule):
         milestones: list[float] | None = None,
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
+        loss: LossName = "cross_entropy",
+        class_weights: ClassWeights | None = None,
+        class_weights_beta: float = 0.999,
+        focal_gamma: float = 0.0,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         mix_prob: float = 1.0,
@@ -187,7 +208,16 @@ class VideoClassifier(L.LightningModule):
         self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.rates = LearningRates(lr, layer_decay, backbone_lr_scale, lr_batch_size)
         self.schedule = Schedule(schedule, warmup_epochs, tuple(milestones or ()), gamma)
-        self.label_smoothing, self.seed = label_smoothing, seed
+        self.seed = seed
+        self.label_loss = LabelLoss(
+            self.num_classes,
+            name=loss,
+            weights=class_weights,
+            beta=class_weights_beta,
+            gamma=focal_gamma,
+            smoothing=label_smoothing,
+        )
+        self.scoring = Scoring("sigmoid" if loss == "bce" else "softmax")
         self.mixing = Mixing(mixup_alpha, cutmix_alpha, mix_prob, mix_switch_prob)
         self.views_per_chunk = views_per_chunk
         self.init_weights = init_weights
@@ -199,6 +229,16 @@ class VideoClassifier(L.LightningModule):
         if teacher is not None:  # before compiling: it hangs hooks on the network
             weights = LossWeights(distill_logits, distill_features, label_weight, distill_temperature)
             self.distillation = Distillation(teacher, network, weights, channels_last=channels_last, compile=compile)
+        if teacher is not None and distill_logits and loss == "bce":
+            raise UserError(
+                "model.distill_logits compares scores of one label a video, and with model.loss bce there may be "
+                "several: let the teacher's features alone teach, --model.distill_logits 0 --model.distill_features 1"
+            )
+        if not self.reads_labels and (class_weights is not None or focal_gamma):
+            raise UserError(
+                "model.class_weights and model.focal_gamma are of the labels' loss, and labels are not read where the "
+                "teacher alone teaches: leave them out, or give model.label_weight"
+            )
         self.average = WeightAverage(ema_decay, warmup=ema_warmup) if ema_decay else None
         self.precise_bn = precise_bn
         if checkpoint_gradients and compile:
@@ -214,7 +254,7 @@ class VideoClassifier(L.LightningModule):
         self._held, self._decayed = freeze_parameters(network, freeze), decayed_names(network)
         self._rate_factors = self.rates.factors(network)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
-        self.evaluation = Evaluation(self.num_classes, on_unreadable)
+        self.evaluation = Evaluation(self.num_classes, on_unreadable, several=self.scoring.has_several)
         self._told_alike_views = False
         self.train_metrics = VideoMetrics(self.num_classes)
         self.train_sums = Sums("loss", "distill_loss", "clips", "unreadable", "nonfinite")
@@ -276,7 +316,7 @@ class VideoClassifier(L.LightningModule):
         num_views = video.shape[1] if isinstance(video, Tensor) else video[0].num_views
         size = self.views_per_chunk or even_chunk(num_views)
         logits = torch.cat([self(chunk) for chunk in view_chunks(video, size)])  # (N·V,K)
-        return video_scores(logits, len(logits) // len(video))  # (N,K)
+        return self.scoring.of_views(logits, len(logits) // len(video))  # (N,K)
 
     def _fuse_on_cuda(self) -> None:
         """Once the network is on its device. Fused norms know their own process's batch only: where norms are
@@ -317,6 +357,8 @@ class VideoClassifier(L.LightningModule):
         if stage == "fit" and self.distillation is not None:
             self.distillation.check_classes(names, self.num_classes)
             self._teacher_line = self.distillation.cost(self.network, getattr(self._datamodule, "clip_shape", None))
+        if stage == "fit" and self.reads_labels:
+            self._settle_class_weights()
         if self.init_weights is not None and not self.trainer.ckpt_path:
             weights = read_weights(self.init_weights)
             report = load_weights(self.network, weights, head="swap", class_names=names)
@@ -325,6 +367,15 @@ class VideoClassifier(L.LightningModule):
             self.print(f"Weights from {self.init_weights}: {report}")
             if advice := report.pixel_advice(PixelScale(self.mean, self.std)):
                 self.print(f"  {advice}")
+
+    def _settle_class_weights(self) -> None:
+        counts = getattr(self._datamodule, "class_counts", None) if self.label_loss.needs_counts else None
+        if self.label_loss.needs_counts and counts is None:
+            raise UserError("model.class_weights by counts needs data that has class_counts: give a list of weights")
+        videos = 0 if counts is None else len(self._datamodule.videos("train"))
+        self.label_loss.settle(self.class_names, counts, videos)
+        if self.label_loss.is_weighted:
+            self.print(self.label_loss.described(self.class_names, counts))
 
     def _groups(self) -> list[dict[str, Any]]:
         """The optimizer's, with what learns beside the network last."""
@@ -371,6 +422,8 @@ class VideoClassifier(L.LightningModule):
         built = built_from(self.network) or {"class_path": type(self.network).__name__}
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
+        if said := getattr(self._datamodule, "said_of_order", ""):
+            self.print(said)
         for line in self.rates.described(self._rate_factors, clips=self._clips_per_step):
             self.print(line)
         if self.distillation is not None:
@@ -428,7 +481,8 @@ class VideoClassifier(L.LightningModule):
         assert isinstance(video, Tensor)  # clips
         clips, targets = video, None
         if self.reads_labels:
-            targets = F.one_hot(labels, self.num_classes).float()  # (N,K)
+            truth = self._truth(batch)
+            targets = truth.float()  # (N,K)
         if (mix := self.mixing.draw(video)) is not None:
             clips = mix.clips(video)
             targets = None if targets is None else mix.targets(targets)
@@ -445,9 +499,22 @@ class VideoClassifier(L.LightningModule):
             nonfinite=~finite,
         )
         if self.reads_labels:
-            self.train_metrics.update(logits.detach().softmax(1), labels)
+            self._count_trained(logits.detach(), labels, truth)
         self.log(STEP_LOSS, loss.detach(), on_step=True, batch_size=len(labels))
         return loss
+
+    def _truth(self, batch: Batch) -> Tensor:
+        """Which labels the clips of a batch have, bool (N, K)."""
+        labels = batch["label"]
+        none = labels.new_empty(len(labels), 0)
+        return several_hot(labels, batch["others"] if self.scoring.has_several else none, self.num_classes)
+
+    def _count_trained(self, logits: Tensor, labels: Tensor, truth: Tensor) -> None:
+        """Top-1 of the clips as they were trained on; of several labels the best class counts as the one it is."""
+        if self.scoring.has_several:
+            best = logits.argmax(1)
+            labels = best.where(truth.gather(1, best[:, None])[:, 0], labels)
+        self.train_metrics.update(logits.softmax(1), labels)
 
     def _losses(
         self, logits: Tensor, targets: Tensor | None, taught: tuple[Tensor, Tensor | None] | None
@@ -461,7 +528,7 @@ class VideoClassifier(L.LightningModule):
         """
         loss = distill_loss = logits.new_zeros(())
         if targets is not None:
-            loss = F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=self.label_smoothing)
+            loss = self.label_loss(logits, targets)
         if self.distillation is not None and taught is not None:
             distill_loss = self.distillation.loss(logits, taught)
             loss = self.distillation.weights.of_labels * loss + distill_loss
@@ -568,7 +635,7 @@ class VideoClassifier(L.LightningModule):
         if self._first_batch:
             batches = self.trainer.num_training_batches
             parts.append(f"(resumed: the last {batches - self._first_batch} of {batches} batches alone)")
-        for name in ("train/loss", "train/distill_loss", "train/top1", "val/loss", "val/top1"):
+        for name in ("train/loss", "train/distill_loss", "train/top1", "val/loss", "val/top1", "val/map"):
             if name in values:
                 parts.append(f"{name} {values[name]:.4f}" if "loss" in name else f"{name} {100 * values[name]:.1f} %")
         if nonfinite := int(values["train/nonfinite"]):
@@ -586,9 +653,10 @@ class VideoClassifier(L.LightningModule):
         finite = scores.isfinite().all(1).tolist()
         if False in finite:
             raise self._no_scores(batch["path"][finite.index(False)])
-        self.evaluation.count(scores, labels)
+        others = batch["others"] if self.scoring.has_several else None
+        self.evaluation.count(scores, labels, others)
         if keep:
-            self.evaluation.keep(batch["index"], batch["path"], labels, scores)
+            self.evaluation.keep(batch["index"], batch["path"], labels, scores, others)
 
     def _no_scores(self, path: str) -> NotFinite:
         problem = f"scores of '{path}' are not finite in {self.evaluation.videos.role}"
@@ -623,6 +691,8 @@ class VideoClassifier(L.LightningModule):
         if self.average is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.average.leave(self.network)
         self._log_all(self.evaluation.values("val"))
+        if self.scoring.has_several:
+            self.scoring = replace(self.scoring, thresholds=self.evaluation.thresholds)
         if not self._told_alike_views:  # every epoch has the same
             self._told_alike_views = self._warn_of_alike_views()
 
@@ -654,7 +724,8 @@ class VideoClassifier(L.LightningModule):
 
     def gather_scores(self) -> VideoScores:
         """Scores of the last test or prediction, in data set order; every process must call it."""
-        return self.evaluation.scores(self.class_names)
+        scores, thresholds = self.evaluation.scores(self.class_names), self.scoring.thresholds
+        return scores if thresholds is None else replace(scores, thresholds=np.array(thresholds))
 
     def _log_all(self, values: dict[str, float]) -> None:
         # torchmetrics has summed over the processes already: sync_dist only averages equal numbers.
@@ -681,8 +752,14 @@ class VideoClassifier(L.LightningModule):
         if self.distillation is None and self.trainer.state.fn != TrainerFn.FITTING:
             for key in [key for key in checkpoint["state_dict"] if key.startswith("distillation.")]:
                 del checkpoint["state_dict"][key]  # what only learnt beside the network
+        theirs = scoring_of(checkpoint)
+        if theirs.function != self.scoring.function:
+            name = "bce" if theirs.has_several else "cross_entropy"
+            raise UserError(f"the checkpoint was trained with model.loss {name}: give it, or start with --init")
+        self.scoring = theirs
         if names := self._names_of_data:
-            fit_classes(checkpoint, names, self.network, optimized)
+            order = fit_classes(checkpoint, names, self.network, optimized)
+            self.scoring = theirs if order is None else theirs.reordered(order)
         check_fits(checkpoint, self.state_dict(), self.network)
         check_finite(checkpoint["state_dict"], self.trainer.ckpt_path)
         if self.trainer.state.fn == TrainerFn.FITTING:
@@ -707,6 +784,7 @@ class VideoClassifier(L.LightningModule):
         checkpoint["unreadable"] = dict(self.unreadable.paths)
         checkpoint["unreadable_in_epoch"] = self.unreadable.count  # of the first process, about what others have
         views = getattr(self._datamodule, "view_settings", None)
-        checkpoint["octvideo"] = make_block(self.network, self.class_names, views=views, mean=self.mean, std=self.std)
+        how: dict[str, Any] = {"views": views, "mean": self.mean, "std": self.std, "scoring": self.scoring}
+        checkpoint["octvideo"] = make_block(self.network, self.class_names, **how)
         if self.average is not None:
             self.average.save(checkpoint)

@@ -12,6 +12,7 @@ from octvideo.batches import Failure
 from octvideo.evaluation.alike_views import AlikeViews
 from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
 from octvideo.evaluation.scores import VideoScores
+from octvideo.evaluation.several import SeveralMetrics, several_hot
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos, gathered
 
 
@@ -21,15 +22,18 @@ class Evaluation(nn.Module):
     Args:
         num_classes: K.
         on_unreadable: "raise" stops at a video that can't be read, "count" leaves it out and counts it.
+        several: videos may have several labels.
     """
 
-    def __init__(self, num_classes: int, on_unreadable: OnUnreadable) -> None:
+    def __init__(self, num_classes: int, on_unreadable: OnUnreadable, *, several: bool = False) -> None:
         super().__init__()
-        self.num_classes, self.on_unreadable = num_classes, on_unreadable
-        self.metrics = VideoMetrics(num_classes)
+        self.num_classes, self.on_unreadable, self.several = num_classes, on_unreadable, several
+        self.metrics: VideoMetrics | SeveralMetrics
+        self.metrics = SeveralMetrics(num_classes) if several else VideoMetrics(num_classes)
         self.sums = Sums("loss", "known", "unreadable", *AlikeViews.COUNTS)
         self.videos = UnreadableVideos("evaluation")  # that could not be read, in all passes of one role
-        self._scored: list[tuple[Tensor, list[str], Tensor, Tensor]] = []  # of this process, on the CPU
+        # Of this process, on the CPU.
+        self._scored: list[tuple[Tensor, list[str], Tensor, Tensor, Tensor]] = []
 
     def start(self, role: str) -> None:
         """Forgets the pass before; `role` ("validation", "test", "prediction") is for messages."""
@@ -59,17 +63,40 @@ class Evaluation(nn.Module):
             alike.add(getattr(video, "alike", (False, False)))
         self.sums.update(**alike.counts)
 
-    def count(self, scores: Tensor, labels: Tensor) -> None:
-        """Adds videos to the metrics: scores (N, K) and labels (N,), -1 where there is none; N may be 0."""
-        self.metrics.update(scores, labels)
+    def count(self, scores: Tensor, labels: Tensor, others: Tensor | None = None) -> None:
+        """Adds videos to the metrics: scores (N, K) and labels (N,), -1 where there is none; N may be 0.
+
+        Args:
+            scores, labels: as said.
+            others: labels beside the first, (N, M), where there may be several.
+        """
         known = labels >= 0
+        if self.several:
+            truth = self._truth(labels, others)
+            self.metrics.update(scores, truth)
+            nll = -scores.where(truth, 1 - scores).clamp_min(1e-12).log().mean(1)
+            self.sums.update(loss=nll.where(known, 0).sum(), known=known.sum())
+            return
+        self.metrics.update(scores, labels)
         own = scores.gather(1, labels.clamp_min(0)[:, None])[:, 0]  # (N,)
         nll = -own.clamp_min(1e-12).log()
         self.sums.update(loss=nll.where(known, 0).sum(), known=known.sum())
 
-    def keep(self, index: Tensor, paths: Iterable[str], labels: Tensor, scores: Tensor) -> None:
-        """Keeps a batch for `scores`: indices in the data set (N,), paths, labels (N,), scores (N, K)."""
-        self._scored.append((index.cpu(), list(paths), labels.cpu(), scores.float().cpu()))
+    def _truth(self, labels: Tensor, others: Tensor | None) -> Tensor:
+        none = labels.new_empty(len(labels), 0)
+        return several_hot(labels, none if others is None else others, self.num_classes)
+
+    def keep(
+        self, index: Tensor, paths: Iterable[str], labels: Tensor, scores: Tensor, others: Tensor | None = None
+    ) -> None:
+        """Keeps a batch for `scores`: places in the data set (N,), paths, labels (N,), scores (N, K), others (N, M)."""
+        truth = self._truth(labels, others).cpu() if self.several else torch.empty(len(labels), 0, dtype=torch.bool)
+        self._scored.append((index.cpu(), list(paths), labels.cpu(), scores.float().cpu(), truth))
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """Of the classes, by the videos of the last pass over several labels, once `values` has been asked for."""
+        return getattr(self.metrics, "thresholds", None)
 
     def values(self, prefix: str) -> dict[str, float]:
         """Metrics of the pass over all processes, by name: those of `VideoMetrics`, loss, unreadable."""
@@ -87,11 +114,13 @@ class Evaluation(nn.Module):
     def scores(self, class_names: list[str]) -> VideoScores:
         """Scores of all processes in data set order; every process must call it, and every one gets them all."""
         none = torch.empty(0, dtype=torch.int64)
-        batches = [(none, list[str](), none, torch.empty(0, self.num_classes))]
+        no_truth = torch.empty(0, self.num_classes if self.several else 0, dtype=torch.bool)
+        batches = [(none, list[str](), none, torch.empty(0, self.num_classes), no_truth)]
         batches += [batch for part in gathered(self._scored) for batch in part]
-        indices, paths, labels, scores = zip(*batches, strict=True)
+        indices, paths, labels, scores, truth = zip(*batches, strict=True)
         all_paths = [path for part in paths for path in part]
         # unique: a video that two processes had (a sampler that pads by repeating) is one video.
         _, order = np.unique(torch.cat(indices).numpy(), return_index=True)
         columns = torch.cat(labels).numpy()[order], torch.cat(scores).numpy()[order]
-        return VideoScores([all_paths[i] for i in order], *columns, class_names)
+        held = torch.cat(truth).numpy()[order] if self.several else None
+        return VideoScores([all_paths[i] for i in order], *columns, class_names, held)

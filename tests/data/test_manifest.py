@@ -243,3 +243,52 @@ def test_a_wrong_root_is_found_before_the_run(tmp_path: Path) -> None:
 def test_single_missing_files_are_left_to_reading(tmp_path: Path) -> None:
     touch(tmp_path, "0.mp4")
     check_files([VideoRecord(str(tmp_path / f"{n}.mp4"), 0) for n in range(100)], "train.txt")
+
+
+# ── several labels ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def several(root: Path, text: str, classes: ClassIndex = CLASSES) -> list[tuple[int, ...]]:
+    (root / "list.txt").write_text(text)
+    found = read_records(root / "list.txt", root=root, classes=classes, several=True)
+    assert all(record.path == str(root / "dir/a b.mp4") for record in found)
+    return [(record.label, *record.others) for record in found]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dir/a b.mp4 wave;jump rope",
+        "dir/a b.mp4,wave;jump rope",
+        "dir/a b.mp4 2;0",
+        "dir/a b.mp4 2 0",
+        "dir/a b.mp4\twave ; jump_rope;wave",
+        '"dir/a b.mp4","wave;jump rope"',
+        'path,label\ndir/a b.mp4,"wave;0"',
+    ],
+)
+def test_forms_of_several_labels(tmp_path: Path, line: str) -> None:
+    assert several(tmp_path, f"{line}\n") == [(2, 0)]
+
+
+def test_names_that_hold_a_semicolon(tmp_path: Path) -> None:
+    classes = ClassIndex(["sit; stand", "wave"])
+    lines = ["sit; stand", 'wave;"sit; stand"', '"sit; stand";wave', '"sit; stand"']
+    text = "".join(f"dir/a b.mp4 {line}\n" for line in lines)
+    assert several(tmp_path, text, classes) == [(0,), (1, 0), (0, 1), (0,)]
+    with pytest.raises(UserError, match=r"list\.txt:1: 'a;b' is a class, and so is each part of it: rename the class"):
+        several(tmp_path, "dir/a b.mp4 a;b\n", ClassIndex(["a;b", "a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dir/a b.mp4 wave;", r"list\.txt:1: got the labels 'wave;', expected 'path label;label'"),
+        ("dir/a b.mp4 wave;clap", r"list\.txt:1: 'clap' is no class of this data set"),
+        ("dir/a b.mp4 0;-1", r"list\.txt:1: got 'dir/a b.mp4 0;-1', expected 'path label'"),
+        ("dir/a b.mp4 0;7", r"list\.txt:1: label 7, expected 0 to 2"),
+    ],
+)
+def test_mistakes_in_several_labels(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        several(tmp_path, f"{line}\n")

@@ -88,3 +88,17 @@ def test_the_memory_of_a_worker_does_not_grow_with_the_number_of_videos(start_me
     print(f"{start_method}: {few} KiB with 1,000 videos, {lots} with {count:,}, {as_list} as a list")
     assert lots - few < 1024
     assert as_list - few > 100 * count / 1024  # what this is for, and that it would be noticed
+
+
+def test_several_labels_of_a_video_come_back_and_are_counted() -> None:
+    given = [
+        VideoRecord("a", 2, others=(0, 1)),
+        VideoRecord("b", 1),
+        VideoRecord("c", -1),
+        VideoRecord("d", 0, others=(2,)),
+    ]
+    videos = VideoList(given)
+    assert list(videos) == given and videos[3] == given[3] and list(videos[1:4]) == given[1:4]
+    assert videos.has_several and not videos[1:3].has_several
+    assert videos.class_counts(4).tolist() == [2, 2, 2, 0]
+    assert [members.tolist() for members in videos.members(4)] == [[0, 3], [0, 1], [0, 3], []]

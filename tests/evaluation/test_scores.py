@@ -121,7 +121,7 @@ def test_loading_something_else_names_the_file(tmp_path: Path) -> None:
             VideoScores.load(tmp_path / name)
     content = dict(np.load(whole)) | {"format": np.array(99)}
     np.savez(whole, **content)
-    with pytest.raises(UserError, match="got format 99, expected 1 or less: update octvideo"):
+    with pytest.raises(UserError, match="got format 99, expected 2 or less: update octvideo"):
         VideoScores.load(whole)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from octvideo import inference
 from octvideo.cli import export, main
 from octvideo.errors import UserError
+from octvideo.evaluation.scoring import Scoring
 from octvideo.inference import Predictor
 from octvideo.inference.engine import EngineEntry, ModelSpec, Run
 from octvideo.inference.engines import ENGINES, file_engines
@@ -321,3 +322,24 @@ print("goes on")
     done = subprocess.run(command, cwd=repo, text=True, capture_output=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split("\n")[-3:] == ["told", "goes on", ""]
+
+
+@pytest.mark.parametrize("scoring", [Scoring("sigmoid", (0.2, 0.5, 0.9)), Scoring(temperature=0.3)])
+def test_an_export_makes_scores_as_its_checkpoint_does(scoring: Scoring, tmp_path: Path, tiny_video: Path) -> None:
+    """In octvideo, and in the program beside the model."""
+    pytest.importorskip("onnxruntime")
+    write(tmp_path / "model", "onnx", scoring=scoring)
+    predictor = Predictor.from_export(tmp_path / "model")
+    assert predictor.scoring == scoring
+    how: dict = {"views": VIEWS, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.1, 0.3), "device": "cpu"}
+    eager = Predictor(tiny_network(), NAMES, **how, scoring=scoring).predict(tiny_video)
+    plain = Predictor(tiny_network(), NAMES, **how).predict(tiny_video)
+    found = predictor.predict(tiny_video)
+    command = [sys.executable, str(tmp_path / "model" / "classify.py"), str(tiny_video), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    (alone,) = json.loads(done.stdout)["videos"]
+    assert [name for name, _ in found.top] == [name for name, _ in eager.top] == [t["name"] for t in alone["top"]]
+    for (_, one), (_, other), line in zip(found.top, eager.top, alone["top"], strict=True):
+        assert one == pytest.approx(other, abs=1e-4) and line["score"] == pytest.approx(other, abs=1e-3)
+    assert found.labels == eager.labels == alone.get("labels")
+    assert max(abs(dict(plain.top)[name] - score) for name, score in eager.top) > 0.01

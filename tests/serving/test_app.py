@@ -13,6 +13,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from octvideo.evaluation.scoring import Scoring
 from octvideo.inference import Predictor, Timeline
 from octvideo.inference.segments import SegmentSettings, find_segments
 from octvideo.inference.timeline_document import timeline_document
@@ -352,3 +353,21 @@ def test_each_request_has_a_line_in_the_log(
     first, second = (record.getMessage() for record in caplog.records if record.name == "octvideo.serving")
     assert re.fullmatch(r"POST /predict 200 \d+ ms waiting \d+ decoding \d+ computing \d+ \d+\.\d\d MB", first)
     assert second.startswith("GET /a%0Abccc") and " 404 " in second and len(second) < 150
+
+
+def test_labels_of_a_video_that_may_have_several(
+    client: TestClient, predictor: Predictor, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert upload(client, "/predict", clips[1])["labels"] is None
+    monkeypatch.setattr(predictor, "scoring", Scoring("sigmoid", (0.0, 1.0, 0.0)))
+    expected = predictor.predict(clips[1])
+    assert expected.labels is not None and len(expected.labels) == 2
+    got = upload(client, "/predict", clips[1])
+    assert got["labels"] == expected.labels
+    assert [one["score"] for one in got["top"]] == pytest.approx([score for _, score in expected.top], abs=1e-5)
+    assert client.get("/model").json()["score_function"] == "sigmoid"
+    windows = [window.scores for window in Timeline(predictor, 0.5, 0.25).of_video(clips[1])]
+    found = upload(client, "/timeline", clips[1], window=0.5, stride=0.25, threshold=0.99)
+    by_name = dict(zip(found["classes"], found["scores"], strict=True))
+    for number, name in enumerate(predictor.class_names):
+        assert by_name[name] == pytest.approx([float(scores[number]) for scores in windows], abs=1e-3)

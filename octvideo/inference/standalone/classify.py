@@ -50,9 +50,16 @@ def main() -> int:
             continue
         best = np.argsort(-scores, kind="stable")[: args.topk]
         top = [{"name": settings["class_names"][k], "score": float(scores[k])} for k in best]
-        results.append({"path": path, "top": top})
+        found = {"path": path, "top": top}
+        lines = [path, *(f"  {100 * t['score']:5.1f} %  {t['name']}" for t in top)]
+        if (thresholds := settings.get("scoring", {}).get("thresholds")) is not None:
+            order = np.argsort(-scores, kind="stable")
+            labels = [settings["class_names"][k] for k in order if scores[k] >= thresholds[k]]
+            found["labels"] = labels
+            lines.append(f"  labels: {', '.join(labels) or 'none'}")
+        results.append(found)
         if not args.json:
-            print("\n".join([path, *(f"  {100 * t['score']:5.1f} %  {t['name']}" for t in top)]), flush=True)
+            print("\n".join(lines), flush=True)
     if args.json:
         content = {"weights": settings["source"], "videos": results, "errors": errors}
         print(json.dumps(content, indent=2, allow_nan=False))
@@ -60,7 +67,8 @@ def main() -> int:
 
 
 def video_scores(path: str, settings: dict[str, Any], run: Run) -> np.ndarray:
-    """Softmax of each view's logits, averaged over the views: (K,)."""
+    """Softmax or sigmoid of each view's logits, averaged over the views: (K,)."""
+    scoring = settings.get("scoring", {})  # of older exports: a softmax
     size, total, count = settings["input_shape"][0], 0.0, 0
     views = list(cut_views(path, settings["views"]))
     mean, std = (255 * np.array(settings[key], np.float32).reshape(3, 1, 1, 1) for key in ("mean", "std"))
@@ -74,10 +82,22 @@ def video_scores(path: str, settings: dict[str, Any], run: Run) -> np.ndarray:
         logits = np.asarray(result, np.float64)[: len(chunk)]
         if not np.isfinite(logits).all():
             raise ValueError("its scores are not finite")
-        scores = np.exp(logits - logits.max(1, keepdims=True))
-        total = total + (scores / scores.sum(1, keepdims=True)).sum(0)
+        if scoring.get("function") == "sigmoid":
+            total = total + (np.tanh(logits / 2) / 2 + 0.5).sum(0)
+        else:
+            total = total + softmax(logits).sum(0)
         count += len(chunk)
-    return np.asarray(total / count)
+    scores, temperature = np.asarray(total / count), scoring.get("temperature", 1.0)
+    if temperature == 1:
+        return scores
+    with np.errstate(divide="ignore"):  # the logarithm of 0
+        return softmax(np.log(scores)[None] / temperature)[0]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the classes of (N, K)."""
+    exp = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(exp / exp.sum(1, keepdims=True))
 
 
 # ── views ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,85 @@
+"""The picture of details: a reliability diagram, and precision over recall of classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from torchmetrics.functional.classification import binary_precision_recall_curve
+
+from octvideo.errors import UserError
+from octvideo.evaluation.calibration import reliability
+from octvideo.evaluation.pictures import plain
+from octvideo.evaluation.report import percent
+from octvideo.evaluation.scores import VideoScores
+from octvideo.evaluation.several import average_precisions
+
+_BAR, _LINE, _INK = "#2a78b5", "#d9622b", "#23272e"
+_MOST_CURVES = 12
+
+
+def draw_details(path: str | Path, scores: VideoScores, *, title: str = "") -> None:
+    """Writes the picture; of several labels a video it has the curves alone.
+
+    Args:
+        path: of the PNG.
+        scores: of the test.
+        title: of the picture.
+
+    Raises:
+        UserError: no label is known.
+    """
+    known = scores.known()
+    if not len(known):
+        raise UserError("no video has a known label, so there is nothing to draw")
+    parts = 1 if known.truth is not None else 2
+    canvas = Canvas(figsize=(6.5 * parts, 5.6), layout=ConstrainedLayoutEngine(w_pad=0.12), facecolor="white")
+    FigureCanvasAgg(canvas)
+    places = canvas.subplots(1, parts, squeeze=False)[0]
+    if parts == 2:
+        draw_reliability(places[0], known)
+    draw_precision_recall(places[-1], known)
+    if title:
+        canvas.suptitle(title, fontsize=14, fontweight="bold", color=_INK, x=0.012, ha="left")
+    canvas.savefig(path, dpi=120)
+
+
+def draw_reliability(axes: Axes, scores: VideoScores) -> None:
+    """How often the best class is right, over its score, in bins with Wilson's intervals."""
+    found = reliability(scores)
+    middles = [(one.low + one.high) / 2 for one in found.bins]
+    shares = [one.accuracy for one in found.bins]
+    # Wilson's hold the share but for rounding.
+    below, above = ([abs(one.interval[end] - one.accuracy) for one in found.bins] for end in (0, 1))
+    axes.bar(middles, shares, width=0.9 / found.num_bins, color=_BAR, alpha=0.8)
+    axes.errorbar(middles, shares, yerr=[below, above], fmt="none", ecolor=_INK, elinewidth=1)
+    axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1.5)
+    for middle, one in zip(middles, found.bins, strict=True):
+        axes.text(middle, 0.01, str(one.videos), ha="center", fontsize=7, color="white")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score of the best class", ylabel="share that is right")
+    axes.set_title(f"ECE {percent(found.ece)}, {found.videos} videos", fontsize=10, color=_INK, loc="left")
+    plain(axes)
+
+
+def draw_precision_recall(axes: Axes, scores: VideoScores) -> None:
+    """Precision over recall of the classes with the most videos, each against the rest."""
+    k = len(scores.class_names)
+    truth = scores.labels[:, None] == np.arange(k) if scores.truth is None else scores.truth  # (N,K)
+    values, labels = torch.from_numpy(scores.scores), torch.from_numpy(truth)
+    precisions = average_precisions(values, labels)
+    chosen = np.argsort(-truth.sum(0), kind="stable")[:_MOST_CURVES]
+    for number in (int(place) for place in chosen if truth[:, place].any()):
+        precision, recall, _ = binary_precision_recall_curve(values[:, number], labels[:, number].long())
+        label = f"{scores.class_names[number]}  {percent(float(precisions[number]))}"
+        axes.step(recall.numpy(), precision.numpy(), where="post", linewidth=1.5, label=label)
+    left_out = int(truth.any(0).sum()) - min(int(truth.any(0).sum()), _MOST_CURVES)
+    said = f"; {left_out} classes with fewer videos are left out" if left_out else ""
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_title(f"mAP {percent(float(precisions.nanmean()))}{said}", fontsize=10, color=_INK, loc="left")
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="lower left")
+    plain(axes)

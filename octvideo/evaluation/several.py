@@ -1,0 +1,147 @@
+"""Metrics of videos that may have several labels, and the thresholds from which on a video has one.
+
+The average precision (AP) of a class is the mean precision over its videos, ranked by score. mAP is the mean over the
+classes that have videos, or (micro) the AP of all pairs of video and class in one ranking. Values are torchmetrics',
+which equal scikit-learn's; classes without a video are left out, where scikit-learn counts 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_average_precision, multilabel_average_precision
+from torchmetrics.utilities import dim_zero_cat
+
+from octvideo.evaluation.view_scores import best_classes
+
+# What `SeveralMetrics` gives, and its name in tables.
+SEVERAL_METRICS = {"map": "mAP", "map_micro": "mAP micro", "top1": "top-1"}
+
+
+def several_hot(labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
+    """Which labels videos have, as bool (N, K); none where they are unknown.
+
+    Args:
+        labels: the first of each, int64 (N,), -1 where unknown.
+        others: int64 (N, M), filled up with -1.
+        num_classes: K.
+
+    Example:
+        >>> several_hot(torch.tensor([2, 0]), torch.tensor([[0], [-1]]), 3)
+        tensor([[ True, False,  True],
+                [ True, False, False]])
+    """
+    held = torch.cat([labels[:, None], others], 1)  # (N,1+M)
+    hot = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
+    return hot.scatter_(1, torch.where(held < 0, num_classes, held), True)[:, :num_classes]  # (N,K)
+
+
+def average_precisions(scores: Tensor, truth: Tensor) -> Tensor:
+    """The AP of each class, float (K,); NaN where no video has it.
+
+    Args:
+        scores: (N, K), 0 to 1.
+        truth: bool (N, K).
+    """
+    found = torch.full((scores.shape[1],), math.nan)
+    there = truth.any(0)
+    if there.any():
+        count = int(there.sum())
+        values = multilabel_average_precision(
+            scores[:, there], truth[:, there].long(), num_labels=count, average="none"
+        )
+        found[there.cpu()] = values.float().cpu().view(-1)
+    return found
+
+
+def mean_average_precisions(scores: Tensor, truth: Tensor) -> tuple[float, float]:
+    """mAP over classes (macro) and over all pairs (micro); NaN where no video has a label."""
+    if not truth.any():
+        return math.nan, math.nan
+    macro = float(average_precisions(scores, truth).nanmean())
+    return macro, float(binary_average_precision(scores.flatten(), truth.flatten().long()))
+
+
+def hits_of_several(scores: Tensor, truth: Tensor, k: int = 1) -> Tensor:
+    """Whether one of the k best classes is a label of the video, bool (N,); wrong where scores are not finite."""
+    hits = truth.gather(1, best_classes(scores, k)).any(1)
+    return hits & scores.isfinite().all(1)
+
+
+def best_thresholds(scores: Tensor, truth: Tensor) -> tuple[float, ...]:
+    """For each class the score from which on a video has it, by the greatest F1 on these videos.
+
+    It lies in the middle between the last score that counts and the next lower one. A class that no video has, or
+    every one, gets .5.
+
+    Args:
+        scores: (N, K), 0 to 1.
+        truth: bool (N, K).
+
+    Example:
+        >>> truth = torch.tensor([[True], [False], [True], [False]])
+        >>> best_thresholds(torch.tensor([[0.9], [0.5], [0.25], [0.0]]), truth)
+        (0.125,)
+    """
+    thresholds = []
+    for own, labels in zip(scores.double().cpu().T, truth.cpu().T, strict=True):
+        positives = int(labels.sum())
+        if positives in (0, len(labels)):
+            thresholds.append(0.5)
+            continue
+        ranked, order = own.sort(descending=True)
+        hits = labels[order].cumsum(0).double()  # among the first n
+        f1 = 2 * hits / (torch.arange(1, len(own) + 1) + positives)
+        lower = torch.cat([ranked[1:], ranked.new_zeros(1)])
+        f1[(lower == ranked) & (torch.arange(len(own)) < len(own) - 1)] = -1.0  # equal scores fall together
+        last = int(f1.argmax())
+        thresholds.append(float((ranked[last] + lower[last]) / 2))
+    return tuple(thresholds)
+
+
+class SeveralMetrics(Metric):
+    """`SEVERAL_METRICS` over videos, exact over any batches and processes: it keeps all scores.
+
+    Args:
+        num_classes: K.
+        kwargs: of torchmetrics.Metric.
+    """
+
+    higher_is_better = True
+    full_state_update = False
+    scores: list[Tensor]
+    truth: list[Tensor]
+
+    def __init__(self, num_classes: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        for name in ("scores", "truth"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, truth: Tensor) -> None:
+        """Adds videos: scores (N, K) and which labels they have, bool (N, K); without a label they count nowhere."""
+        if scores.shape != truth.shape or scores.ndim != 2 or scores.shape[1] != self.num_classes:
+            raise ValueError(
+                f"got scores {tuple(scores.shape)} and truth {tuple(truth.shape)}, expected (N, {self.num_classes})"
+            )
+        self.scores.append(scores.float())
+        self.truth.append(truth)
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        """Scores and labels of the videos that have some, on the CPU; of all processes within `compute` alone."""
+        if not len(self.scores):
+            return torch.empty(0, self.num_classes), torch.empty(0, self.num_classes, dtype=torch.bool)
+        scores, truth = dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.truth).cpu()
+        kept = truth.any(1)
+        return scores[kept], truth[kept]
+
+    def compute(self) -> dict[str, float]:
+        """`SEVERAL_METRICS` in [0, 1]; NaN where nothing was counted."""
+        scores, truth = self.known()
+        self.thresholds = best_thresholds(scores, truth) if len(scores) else None
+        macro, micro = mean_average_precisions(scores, truth)
+        top1 = float(hits_of_several(scores, truth).double().mean()) if len(scores) else math.nan
+        return {"map": macro, "map_micro": micro, "top1": top1}
