@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -151,7 +152,6 @@ def test_two_processes_measure_and_fit_what_one_does(
     assert one["octvideo"]["scoring"] == other["octvideo"]["scoring"]
     found = []
     for name in ("one", "two"):
-        (line,) = [row for row in Path("runs", name, "metrics.csv").read_text().splitlines()[1:] if "." in row][-1:]
-        header = Path("runs", name, "metrics.csv").read_text().splitlines()[0].split(",")
-        found.append(dict(zip(header, line.split(","), strict=True)).get("val/map"))
-    assert found[0] == found[1]
+        with Path("runs", name, "metrics.csv").open(newline="") as file:
+            found.append([row["val/map"] for row in csv.DictReader(file) if row["val/map"]])
+    assert found[0] == found[1] and len(found[0]) == 1
