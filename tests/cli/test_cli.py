@@ -757,7 +757,7 @@ def test_the_help_is_a_page(octvideo: Cli, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("COLUMNS", "120")
     out, _ = octvideo("fit", "--help")
     lines = out.splitlines()
-    assert len(lines) < 200 and max(map(len, lines)) <= 120 and "torch.nn." not in out
+    assert len(lines) < 220 and max(map(len, lines)) <= 120 and "torch.nn." not in out
     ours, lightnings = out.split("Lightning's Trainer, a line each")
     assert "--trainer." not in ours
     for key in ("--name", "--resume", "--model.lr", "--data.augment.flip"):
