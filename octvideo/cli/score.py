@@ -1,9 +1,9 @@
 """Recomputes metrics from saved scores: `octvideo score RUN|scores.npz ... [--markdown]`.
 
 One row for each file of scores. With several, each is compared with the first, video by video where they hold
-the same videos (exact McNemar test). --join treats the files as parts of one evaluation. --classes goes class by
-class. --fuse adds the weighted mean of the runs' scores: by --weights, or by the scores of validation in --val, one
-file or run for each.
+the same videos (exact McNemar test). --join treats the files as parts of one evaluation. --per_class goes class by
+class. --fuse adds the weighted mean of the runs' scores: by --fuse_weights, or by the scores of validation in
+--fuse_by, one file or run for each.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def add_arguments(parser: Parser) -> None:
     files = "names of runs in runs/, their folders, or files of scores"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FILE", help=files)
     parser.add_argument("--join", action="store_true", help="the files are parts of one evaluation")
-    parser.add_argument("--classes", action="store_true", help="precision, recall, F1 of each class; calibration")
+    parser.add_argument("--per_class", action="store_true", help="precision, recall, F1 of each class; calibration")
     parser.add_argument("--fuse", action="store_true", help="also the mean of the runs' scores")
-    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="of the runs in the mean (equal)")
+    parser.add_argument("--fuse_weights", nargs="+", type=float, metavar="W", help="of the runs in the mean (equal)")
     val = "scores of validation videos, one for each run: the weights that suit them best"
-    parser.add_argument("--val", nargs="+", type=Path, metavar="RUN|FILE", help=val)
+    parser.add_argument("--fuse_by", nargs="+", type=Path, metavar="RUN|FILE", help=val)
     parser.shared("output", metavar="FILE", help="scores.npz of the mean to write")
     parser.shared("pairs", "markdown")
 
@@ -43,10 +43,10 @@ def run(args: Namespace) -> int:
     Raises:
         UserError: options that can't be together, or scores that can't.
     """
-    if not args.fuse and (args.weights or args.val or args.output):
-        raise UserError("--weights, --val and --output are of the mean of several runs: add --fuse")
-    if args.weights and args.val:
-        raise UserError("--weights gives the weights, --val chooses them: leave one of them out")
+    if not args.fuse and (args.fuse_weights or args.fuse_by or args.output):
+        raise UserError("--fuse_weights, --fuse_by and --output are of the mean of several runs: add --fuse")
+    if args.fuse_weights and args.fuse_by:
+        raise UserError("--fuse_weights gives the weights, --fuse_by chooses them: leave one of them out")
     files, loaded = _loaded(args.runs)
     names = ["all parts"] if args.join else run_names(files)
     parts = [VideoScores.concat(loaded)] if args.join else loaded
@@ -60,7 +60,7 @@ def run(args: Namespace) -> int:
         print(metrics_table(parts[0], pairs=pairs, title=names[0]))
     else:
         print(comparison_table(scores, pairs=pairs))
-    if args.classes:
+    if args.per_class:
         for name, one in scores.items():
             print("", name, "", class_table(one), sep="\n")
             if one.truth is None:
@@ -78,11 +78,11 @@ def _fused(parts: Sequence[VideoScores], args: Namespace) -> VideoScores:
     """The mean of the runs' scores, which is written where that is asked for."""
     if len(parts) < 2:
         raise UserError(f"--fuse: got {len(parts)} file of scores, expected two or more")
-    weights: list[float] | None = args.weights
-    if args.val:
-        files, loaded = _loaded(args.val)
+    weights: list[float] | None = args.fuse_weights
+    if args.fuse_by:
+        files, loaded = _loaded(args.fuse_by)
         if len(files) != len(parts):
-            raise UserError(f"--val: got {len(files)} files of scores for {len(parts)} runs, expected one for each")
+            raise UserError(f"--fuse_by: got {len(files)} files of scores for {len(parts)} runs, expected one for each")
         weights = fusion_weights(loaded)
     fused = fuse(parts, weights)
     shown = " ".join(f"{weight:.3f}" for weight in (weights or [1 / len(parts)] * len(parts)))

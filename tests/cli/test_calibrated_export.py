@@ -19,7 +19,7 @@ def test_an_export_keeps_the_temperature_of_scores(octvideo: Cli, trained: Path)
     pytest.importorskip("onnxruntime")
     octvideo("test", "--name", "tiny", "--ckpt", "last")
     found = fit_temperature(VideoScores.load("runs/tiny/scores.npz"))
-    out, _ = octvideo("score", "tiny", "--classes")
+    out, _ = octvideo("score", "tiny", "--per_class")
     assert f"at temperature {found:.3f}, fitted on these videos" in out and "balanced accuracy: " in out
     export = ("export", "--ckpt", "tiny", "--engine", "onnx", "-o", "model")
     _, err = octvideo(*export, "--temperature", "tiny")
