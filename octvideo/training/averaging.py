@@ -152,11 +152,11 @@ def check_goes_on(checkpoint: Mapping[str, Any], average: WeightAverage | None) 
     Raises:
         UserError: it has, and this run averages nothing.
     """
-    if _CURRENT in checkpoint and average is None:
-        decay = ((checkpoint.get("octvideo") or {}).get("averaged") or {}).get("decay", "its own")
+    averaged = (checkpoint.get("octvideo") or {}).get("averaged")  # not by a callback of Lightning's
+    if averaged and average is None:
         raise UserError(
-            f"the checkpoint's run averages its weights (model.ema_decay {decay}), this one does not: give its "
-            "model.ema_decay, or start a new run from the averages with --init"
+            f"the checkpoint's run averages its weights (model.ema_decay {averaged['decay']}), this one does not: give "
+            "its model.ema_decay, or start a new run from the averages with --init"
         )
 
 

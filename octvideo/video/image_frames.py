@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from octvideo.errors import UserError
 from octvideo.files import is_hidden, natural_key, one_line
@@ -99,6 +98,8 @@ class ImageFrames(ABC):
         Raises:
             VideoReadError: it can't be read.
         """
+        from torchvision.io import ImageReadMode, decode_image  # slow to import, and videos do without
+
         try:
             content = bytearray(self.content(n))
         except OSError as error:
