@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_average_precision, multilabel_average_precision
+from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
 from octvideo.evaluation.view_scores import best_classes
@@ -47,13 +47,8 @@ def average_precisions(scores: Tensor, truth: Tensor) -> Tensor:
         truth: bool (N, K).
     """
     found = torch.full((scores.shape[1],), math.nan)
-    there = truth.any(0)
-    if there.any():
-        count = int(there.sum())
-        values = multilabel_average_precision(
-            scores[:, there], truth[:, there].long(), num_labels=count, average="none"
-        )
-        found[there.cpu()] = values.float().cpu().view(-1)
+    for number in truth.any(0).nonzero()[:, 0].tolist():  # torchmetrics' of several labels refuses one class
+        found[number] = binary_average_precision(scores[:, number], truth[:, number].long())
     return found
 
 

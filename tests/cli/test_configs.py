@@ -55,9 +55,13 @@ TWINS = (
     *("x3d_s", "x3d_s_oct", "x3d_m", "tsm_resnet50", "tsm_mobilenet_v2", "tsm_mobilenet_v2_oct"),
     *("slow", "slow_oct", "slowfast_8x8", "slowfast_8x8_oct", "x3d_xs", "x3d_m_oct", "x3d_l"),
     *("i3d_a1", "i3d_oct_a1", "x3d_s_a1"),
+    *("tsm_resnet50_ssv2", "tsm_resnet50_diving48", "tsm_resnet50_jester", "slowfast_ssv2", "slowfast_charades"),
 )
 # What a network needs of them.
 OWN = {name: {"data.clip_frames": 8} for name in ("slowfast", "slowfast_oct")}  # Slow sees every 8th frame
+OWN |= {name: {"data.clip_frames": 8} for name in ("slowfast_ssv2", "slowfast_charades")}
+OWN |= {name: {"data.flip_labels": "{left: right}"} for name in ("tsm_resnet50_ssv2", "tsm_resnet50_jester")}
+OWN["tsm_resnet50_jester"] |= {"data.frame_names": "null"}  # of folders of frames: tests/cli/test_protocols.py
 OWN |= {name: {"data.batch_size": 4} for name in ("i3d_a1", "i3d_oct_a1", "x3d_s_a1")}  # two clips of a video
 
 
@@ -152,8 +156,9 @@ def test_bases_are_used() -> None:
 
 def test_kinetics_is_decoded_by_decord_and_nothing_else_is() -> None:
     named = {file.stem: merged(file)["data"].get("decoder", "auto") for file in FILES}
-    of_kinetics = {file.stem for file in FILES if "kinetics400" in {part.stem for part in with_bases(file)}}
-    assert "i3d_oct_k600" in of_kinetics and "demo" not in of_kinetics
+    of_kinetics = {file.stem for file in FILES if "kinetics" in merged(file)["data"]["root"]}
+    of_kinetics -= {"kinetics600", "kinetics700"}  # which go on a config that says it
+    assert "i3d_oct_k600" in of_kinetics and not {"demo", "slowfast_ssv2"} & of_kinetics
     assert named == {name: "decord" if name in of_kinetics else "auto" for name in named}
 
 

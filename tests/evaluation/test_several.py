@@ -147,3 +147,10 @@ def test_what_files_say() -> None:
     ):
         with pytest.raises(UserError, match=message):
             Scoring.from_dict(wrong, num_classes=2)
+
+
+def test_one_class_with_videos_is_enough() -> None:
+    scores, truth = torch.tensor([[0.9, 0.2, 0.1], [0.8, 0.6, 0.3]]), torch.zeros(2, 3, dtype=torch.bool)
+    truth[1, 0] = True
+    values = average_precisions(scores, truth)
+    assert values[0] == 0.5 and values[1:].isnan().all() and mean_average_precisions(scores, truth)[0] == 0.5
