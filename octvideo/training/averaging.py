@@ -18,10 +18,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from octvideo.errors import UserError
 
 _PREFIX = "network."  # in the keys of a checkpoint
-_CURRENT, _STATE = (
-    "current_model_state",
-    "averaging_state",
-)  # Lightning's names of what a checkpoint has beside averages
+# Lightning's names of what a checkpoint has beside averages.
+_CURRENT, _STATE = "current_model_state", "averaging_state"
 
 
 class WeightAverage:
@@ -134,12 +132,17 @@ class WeightAverage:
         Args:
             checkpoint: Lightning's, changed.
         """
-        if _CURRENT not in checkpoint:
+        if not averaged_by_us(checkpoint):
             return
         averages = checkpoint["state_dict"]
         self._loaded = {key[len(_PREFIX) :]: value for key, value in averages.items() if key.startswith(_PREFIX)}
         self.updates = int(checkpoint[_STATE]["updates"])
         checkpoint["state_dict"] = checkpoint[_CURRENT]
+
+
+def averaged_by_us(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How a checkpoint's weights were averaged; None where they were not, or by a callback of Lightning's."""
+    return (checkpoint.get("octvideo") or {}).get("averaged")
 
 
 def check_goes_on(checkpoint: Mapping[str, Any], average: WeightAverage | None) -> None:
@@ -152,7 +155,7 @@ def check_goes_on(checkpoint: Mapping[str, Any], average: WeightAverage | None) 
     Raises:
         UserError: it has, and this run averages nothing.
     """
-    averaged = (checkpoint.get("octvideo") or {}).get("averaged")  # not by a callback of Lightning's
+    averaged = averaged_by_us(checkpoint)
     if averaged and average is None:
         raise UserError(
             f"the checkpoint's run averages its weights (model.ema_decay {averaged['decay']}), this one does not: give "
