@@ -37,7 +37,8 @@ from octvideo.errors import UserError
 from octvideo.evaluation.several import several_hot
 from octvideo.files import whole_file, whole_text
 from octvideo.pages.browse import Picture, Section, browse_page
-from octvideo.training.mixing import Mixing, step_seed
+from octvideo.seeds import seed_of
+from octvideo.training.mixing import STEP, Mixing
 
 SUFFIXES = (".html", ".png")
 
@@ -159,7 +160,7 @@ class _Clips:
             if not len(labels):
                 continue
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(step_seed(self.seed, epoch=0, batch=number, rank=0))
+                torch.manual_seed(seed_of(self.seed, 0, number, STEP, 0))
                 mix = self.mixing.draw(video)
             if mix is None:
                 continue

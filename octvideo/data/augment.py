@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from octvideo.data.policies import BINS, Operation, Policy, apply_operations, draw_operations, in_chunks
 from octvideo.errors import UserError
+from octvideo.seeds import seed_of
 from octvideo.video import Box
 
 EraseWith = Literal["noise", "grey"]
@@ -299,6 +300,6 @@ def _erase(clip: Tensor, erased: Erased) -> None:
     if erased.noise_seed is None:
         region.fill_(_GREY)
         return
-    generator = Generator().manual_seed(erased.noise_seed)
+    generator = Generator().manual_seed(seed_of(erased.noise_seed, "noise"))
     shape = (len(clip), 1, box.height, box.width)
     region.copy_(torch.randint(256, shape, dtype=torch.uint8, generator=generator).expand_as(region))

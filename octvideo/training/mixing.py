@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
-from octvideo.seeds import seed_of
+
+STEP = "step"  # seed_of(seed, epoch, batch, STEP, rank) is that of a training step: of mixing and dropout
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,6 @@ class Mixing:
         height, width = video.shape[-2:]
         y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
         return cut_mix(share, other, height=height, width=width, y=y, x=x)
-
-
-def step_seed(seed: int, *, epoch: int, batch: int, rank: int) -> int:
-    """Of torch's global generator in a training step: of mixing and dropout.
-
-    Args:
-        seed: of the run.
-        epoch, batch: from 0.
-        rank: of the process.
-    """
-    return seed_of(seed, epoch, batch, "step", rank)
 
 
 def cut_mix(share: float, other: Tensor, *, height: int, width: int, y: int, x: int) -> Mix:

@@ -34,6 +34,7 @@ from octvideo.evaluation.several import several_hot
 from octvideo.evaluation.view_scores import even_chunk, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
 from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
+from octvideo.seeds import seed_of
 from octvideo.training.averaging import WeightAverage, check_goes_on
 from octvideo.training.checkpoint_block import (
     built_from,
@@ -48,7 +49,7 @@ from octvideo.training.freezing import Freeze, find_head, freeze_parameters
 from octvideo.training.gradient_checkpoints import GradientCheckpoints
 from octvideo.training.lightning_parts import KeepNorms
 from octvideo.training.losses import ClassWeights, LabelLoss, LossName
-from octvideo.training.mixing import Mixing, step_seed
+from octvideo.training.mixing import STEP, Mixing
 from octvideo.training.parameter_groups import (
     LearningRates,
     OptimizerName,
@@ -465,7 +466,7 @@ class VideoClassifier(L.LightningModule):
         self.log("lr", torch.full((), lr, device=self.device), on_step=True)
         # Not Lightning's global state, which a resumed run does not get back.
         epoch = self.trainer.current_epoch
-        torch.manual_seed(step_seed(self.seed, epoch=epoch, batch=batch_idx, rank=self.global_rank))
+        torch.manual_seed(seed_of(self.seed, epoch, batch_idx, STEP, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         video, labels = batch["video"], batch["label"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octvideo.cli import COMMANDS
-from octvideo.cli.arguments import Parser, with_underscores
+from octvideo.cli.arguments import Parser, output_path, with_underscores
 
 Cli = Callable[..., tuple[str, str]]
 OWN = {name: command for name, command in COMMANDS.items() if command.module != "lightning"}
@@ -71,7 +71,7 @@ def test_an_option_is_the_same_in_all_commands() -> None:
     # A file of scores, a list of parts; the share or the number of videos that are tested.
     differing = {option for option, kinds in everywhere.items() if len(kinds) > 1}
     assert differing == set()
-    assert ("-o", "--output", Path, argparse._StoreAction) in everywhere["output"]
+    assert ("-o", "--output", output_path, argparse._StoreAction) in everywhere["output"]
 
 
 @pytest.mark.parametrize("name", OWN)

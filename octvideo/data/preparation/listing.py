@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from octvideo.data.flips import sided_classes
 from octvideo.data.kinetics import GoodCopies, VideoFiles
 from octvideo.data.preparation.official import Listed, Official
 from octvideo.errors import UserError
-from octvideo.files import read_text, text_lines, whole_text
+from octvideo.files import json_text, read_text, text_lines, whole_text
 from octvideo.video import FrameNames
 from octvideo.video.image_frames import image_names
 
@@ -125,7 +124,7 @@ def compare(official: Official, root: Path, out: Path, *, lists: bool = True) ->
     if swaps:
         with whole_text(out / "flip_labels.yaml") as text:
             text.write(f"{_MARK} prepare: what a flip makes of each other\n")
-            text.writelines(f"{json.dumps(one)}: {json.dumps(other)}\n" for one, other in swaps.items())
+            text.writelines(f"{json_text(one)}: {json_text(other)}\n" for one, other in swaps.items())
     how = {"frames": official.frames, "num_swapped": len(swaps)}
     return Report(splits, len(disk.paths), extra, copies.used, len(official.classes), out, **how)  # type: ignore[arg-type]
 
