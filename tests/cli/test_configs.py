@@ -50,8 +50,19 @@ TINY = {
 }
 # Twins of these differ by a line or two, and are tried in the fast tests.
 TWINS = (
-    *("c2d", "c2d_oct", "i3d", "i3d_nl", "i3d_nl_oct", "i3d_pool", "slowfast", "slowfast_oct", "i3d_oct_k600"),
-    *("jhmdb_i3d", "jhmdb_i3d_pool", "jhmdb_frames"),
+    *(
+        "c2d",
+        "c2d_oct",
+        "i3d",
+        "i3d_oct",
+        "i3d_nl",
+        "i3d_nl_oct",
+        "i3d_pool",
+        "slowfast",
+        "slowfast_oct",
+        "i3d_oct_k600",
+    ),
+    *("jhmdb_i3d", "jhmdb_i3d_pool", "jhmdb_frames", "jhmdb_slowfast_oct"),
     *("x3d_s", "x3d_s_oct", "x3d_m", "tsm_resnet50", "tsm_mobilenet_v2", "tsm_mobilenet_v2_oct"),
     *("slow", "slow_oct", "slowfast_8x8", "slowfast_8x8_oct", "x3d_xs", "x3d_m_oct", "x3d_l"),
     *("i3d_a1", "i3d_oct_a1", "x3d_s_a1"),
@@ -108,9 +119,8 @@ def test_it_trains_and_tests(
     assert json.loads((run / "metrics_test.json").read_text())["videos"] == 5
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name != "hmdb51" else []) for name in DATA_SETS]
-)
+@pytest.mark.parametrize("name", DATA_SETS)
+@pytest.mark.slow
 def test_a_data_set_goes_on_any_config_of_kinetics(
     name: str,
     octvideo: Callable[..., tuple[str, str]],

@@ -284,6 +284,7 @@ def test_arranged(case: Case) -> None:
     assert step(clone, case.entry.random_input()).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", networks(lambda network: network.name == "torchvision-mobilenet_v3-few"), indirect=True, scope="module"
 )

@@ -312,7 +312,7 @@ def test_grouped_convolutions(axes: int, alpha: float, way: str, exchange: str) 
         near(prepared.double()(x.double()).float(), own(x))
 
 
-@pytest.mark.parametrize("by", ["oneDNN", "export", "compile"])
+@pytest.mark.parametrize("by", ["oneDNN", "export", pytest.param("compile", marks=pytest.mark.slow)])
 def test_grouped_convolutions_without_the_kernel(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own, x = aggregated(2, 0.25), clip(2)
     prepared = prepare_inference(own)

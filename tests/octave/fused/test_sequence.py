@@ -86,8 +86,8 @@ def one_after_the_other(sequence: FusedSequence, x: Tensor) -> list[Any]:
     return [values[n] for n in sequence.wiring.results]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("alpha", [0, 0.125, 0.25, 0.5])
+@pytest.mark.parametrize("threads", [1, 2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("alpha", [0, pytest.param(0.125, marks=pytest.mark.slow), 0.25, 0.5])
 @pytest.mark.parametrize(("axes", "time"), [(2, 1), (3, 1), (3, 3)], ids=["images", "frames", "clips"])
 def test_sequences(axes: int, time: int, alpha: float, threads: int) -> None:
     """Bit for bit what the convolutions give one by one."""

@@ -22,6 +22,7 @@ def run_interpreted(*args: str) -> None:
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # on a busy machine
 def test_kernels_in_the_interpreter() -> None:
     run_interpreted("-k", "not plain")
