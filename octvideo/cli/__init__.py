@@ -49,6 +49,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "features": Command("features", "write feature vectors of videos, with their times"),
         "similar": Command("similar", "find videos that are like another one, among such features"),
+        "join": Command("join", "put the outputs of parts of a list together"),
         "convert": Command("convert", "make a trained network octave, without labels or training"),
         "export": Command("export", "write a trained network for serving, with a program that needs no octvideo"),
         "serve": Command("serve", "answer uploads over HTTP: a page, and JSON"),

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from octvideo.cli.mistakes import meant
 from octvideo.errors import UserError
+from octvideo.parts import Part
 
 Number = TypeVar("Number", int, float)
 DEBUG_HELP = "show tracebacks of errors too"
@@ -66,6 +67,14 @@ def views(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def part(text: str) -> Part:
+    """A part of a list, such as 3/16, for argparse."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"got {text}, expected a part and the number of parts: 1/16 to 16/16")
+    return Part(int(found[1]), int(found[2]))
+
+
 def output_path(text: str) -> Path:
     """A file or folder that is written whole or gone on with, which the standard output can't be, for argparse."""
     if text == "-":
@@ -110,6 +119,11 @@ _SHARED: dict[str, dict[str, Any]] = {
     "output": {"type": output_path},
     "overwrite": {"action": "store_true"},
     "pairs": {"nargs": "+", "metavar": "A,B", "help": "opposite classes (known for the demo)"},
+    "part": {
+        "type": part,
+        "metavar": "I/N",
+        "help": "only part I of N of the videos, 1/16 to 16/16: equal in bytes, the same on every machine",
+    },
     "runs_dir": {"default": "runs", "metavar": "DIR", "help": "where runs are (runs)"},
     "seed": {"type": int, "default": 0},
     "threads": {"type": positive, "metavar": "N", "help": "CPU threads of the engine (all)"},

@@ -22,7 +22,7 @@ from torch import nn
 from octvideo._version import __version__
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, asked_views
-from octvideo.cli.infer import find_videos, say_predictor
+from octvideo.cli.infer import check_part, find_videos, say_predictor
 from octvideo.cli.tables import print_table
 from octvideo.errors import UserError
 from octvideo.files import digest
@@ -40,6 +40,7 @@ from octvideo.inference.feature_files import (
 from octvideo.inference.feature_network import list_layers
 from octvideo.inference.features import FeatureExtractor, WindowFeatures
 from octvideo.inference.predictor import Predictor
+from octvideo.parts import names_of_part
 from octvideo.progress import Progress
 from octvideo.video import FileFrames, VideoReadError, ViewSettings
 
@@ -67,7 +68,7 @@ def add_arguments(parser: Parser) -> None:
     add("--parquet", action="store_true", help="write index.parquet beside index.csv (needs pyarrow)")
     add("--engine", help=f"{AUTO}: the fastest here; {', '.join(ENGINES)} ({AUTO})")
     add("--precision", help=f"{AUTO}, f32, bf16 ({AUTO})")
-    parser.shared("device", "threads", "runs_dir")
+    parser.shared("device", "threads", "runs_dir", "part")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     videos = list(dict.fromkeys(find_videos(args.videos)))
     if not videos:
         raise UserError("no video given: octvideo features VIDEO|FOLDER|@FILE ... -o DIR")
+    check_part(args)
+    videos = names_of_part(videos, args.part)
     console = Console(stderr=True)
     with console.status("getting the network ready"):
         network, settings = loaded_network(checkpoint)

@@ -27,6 +27,7 @@ from octvideo.inference.device import precision_in_words
 from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.json_lines import JsonLines, Words, first_line
+from octvideo.parts import Part, names_of_part
 from octvideo.progress import Progress
 from octvideo.video import VideoReadError
 
@@ -47,6 +48,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="TIME",
         help="what a video may take, such as 200ms or 0.2s: the fastest engine, and the most views that keep it",
     )
+    parser.shared("part")
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")
     form = parser.add_mutually_exclusive_group()
@@ -80,7 +82,12 @@ def run(args: argparse.Namespace) -> int:
     asked = asked_views(args.views, args.num_clips, args.num_crops)
     if args.budget is not None and asked:
         raise UserError("--budget chooses the views, and --views, --num_clips or --num_crops name them: leave one out")
+    if args.part is not None and args.budget is not None:
+        raise UserError(f"--budget with --part {args.part}: other parts might take other views; name them with --views")
+    check_part(args)
     videos = list(find_videos(args.videos))
+    if args.part is not None:
+        videos = names_of_part(list(dict.fromkeys(videos)), args.part)
     weights = weights_of(args)
     console = Console(stderr=True)
     with console.status("getting the network ready"):
@@ -96,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     output: Text | Json | ResultFile = Json(made_by) if args.json else Text(timing=args.timing)
     if args.output is not None:
         made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
+        made_by |= part_of_results(args.output, args.part)
         output = ResultFile(args.output, made_by)
         videos = output.left(videos)
     say_predictor(predictor, console)
@@ -250,6 +258,26 @@ def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
         "top": [{"name": name, "score": score} for name, score in result.top],
         "seconds": {name: round(value, 4) for name, value in asdict(result.timing).items()},
     }
+
+
+def check_part(args: argparse.Namespace) -> None:
+    """Results of all parts must be of one engine to be joined.
+
+    Raises:
+        UserError: each part would choose its own.
+    """
+    if args.part is not None and getattr(args, "model", None) is None and not (args.engine and args.precision):
+        raise UserError(
+            f"--part {args.part} without --engine and --precision: parts that choose for themselves may choose "
+            "differently, and can't be joined; name both, such as --engine eager --precision f32"
+        )
+
+
+def part_of_results(file: Path, part: Part | None) -> dict[str, Any]:
+    """What the first line of a file of results says of a part; nothing where there is none, as in older files."""
+    if part is None and not (first_line(file) or {}).get("part"):
+        return {}
+    return {"part": None if part is None else str(part)}
 
 
 def find_videos(names: Sequence[str]) -> Iterator[str]:

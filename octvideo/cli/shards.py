@@ -14,6 +14,7 @@ from octvideo.cli.arguments import Parser, positive
 from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.shard_writer import index_shards, write_shards
 from octvideo.errors import UserError
+from octvideo.parts import indices_of_part
 from octvideo.progress import Progress
 
 STOPPED = "\nstopped: whole archives are kept, the same command goes on"
@@ -32,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
     add("--shard_mb", type=positive, default=512, metavar="MB", help="size at which an archive is closed (512)")
     add("--shuffle", type=int, metavar="SEED", help="mix the videos, for programs that read streams")
     add("--unlabelled", action="store_true", help="the videos need no labels")
+    parser.shared("part", help="only part I of N, into OUTPUT/part-I-of-N; octvideo join puts the parts together")
     add("--index", type=Path, metavar="FOLDER", help="only index the archives in a folder")
 
 
@@ -46,7 +48,11 @@ def run(args: Namespace) -> int:
     role = "predict" if args.unlabelled else "train"
     data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes)
     videos = data.videos(role)
-    with Progress("writing videos", len(videos)) as progress:
+    total = len(videos)
+    if args.part is not None:
+        out = out / f"part-{args.part.number}-of-{args.part.count}"
+        total = len(indices_of_part([video.path for video in videos], args.part))
+    with Progress("writing videos", total) as progress:
         report = write_shards(
             videos,
             out,
@@ -54,6 +60,7 @@ def run(args: Namespace) -> int:
             class_names=data.class_names,
             shard_bytes=args.shard_mb * 2**20,
             shuffle=args.shuffle,
+            part=args.part,
             advance=progress.advance,
         )
     kept = f" ({report.kept} of them before)" if report.kept else ""
@@ -61,5 +68,8 @@ def run(args: Namespace) -> int:
     if report.left_out:
         name, reason = report.left_out[0]
         print(f"{len(report.left_out)} left out, the first {name}: {reason}; all in {out / 'left_out.tsv'}")
+    if args.part is not None:
+        print(f"when all parts are there: octvideo join {args.output}/part-*-of-{args.part.count} -o {args.output}")
+        return 1 if report.left_out else 0
     print(f"train with --data.train {out.resolve()}, or its address in an object store")
     return 1 if report.left_out else 0

@@ -22,7 +22,15 @@ from rich.console import Console
 from octvideo.class_names import ClassIndex
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, asked_views, positive, share, zero_or_more
-from octvideo.cli.infer import find_videos, model_arguments, predictor_of, say_predictor, weights_of
+from octvideo.cli.infer import (
+    check_part,
+    find_videos,
+    model_arguments,
+    part_of_results,
+    predictor_of,
+    say_predictor,
+    weights_of,
+)
 from octvideo.cli.live import address_frames, live_arguments, live_source, score_live
 from octvideo.cli.segment_file import SegmentFile
 from octvideo.cli.timeline_page import TimelinePages
@@ -33,6 +41,7 @@ from octvideo.inference.segments import Segment, SegmentSettings, segments_of_to
 from octvideo.inference.timeline import Timeline, WindowScores
 from octvideo.inference.window_lines import TopClasses
 from octvideo.json_lines import JsonLines, Words
+from octvideo.parts import names_of_part
 from octvideo.progress import Progress
 from octvideo.video import FileFrames, VideoReadError
 from octvideo.video.addresses import is_address, shown
@@ -92,6 +101,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="write a line of JSON for each window when it is done; windows that are in FILE are not computed again",
     )
+    parser.shared("part")
     live_arguments(parser)
 
 
@@ -99,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
     """Scores the videos; returns 0, or 1 where some video could not be read to its end (what could be is there)."""
     keep_freed_memory()
     views = asked_views(args.views, args.num_clips, args.num_crops)
-    found_videos = list(dict.fromkeys(_find(args.videos)))
+    check_part(args)
+    found_videos = names_of_part(list(dict.fromkeys(_find(args.videos))), args.part)
     live = live_source(args, found_videos)
     addresses = {shown(name): name for name in found_videos if is_address(name)}
     videos = list(dict.fromkeys(map(shown, found_videos)))
@@ -124,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         engine = {"engine": predictor.engine.name, "precision": predictor.engine.precision}
         made_by = {"weights": predictor.source, **engine, "sha256": "" if weights is None else digest(weights)}
         made_by |= {"window": args.window, "stride": args.stride, "views": timeline.views.as_dict()}
-        made_by |= {"topk": args.topk, "classes": args.classes}
+        made_by |= {"topk": args.topk, "classes": args.classes, **part_of_results(args.output, args.part)}
     if live is not None:
         say_predictor(predictor, console)
         return score_live(args, live, timeline, names, settings, made_by, files)
@@ -156,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
             file.write(found, names)
         if pages is not None:
             pages.close()
-    if (video := scores.videos[videos[0]]).starts:
+    if videos and (video := scores.videos[videos[0]]).starts:
         show(args.picture, args.overlay, videos[0], video, found[videos[0]], names, settings.classes)
     troubles = [trouble for path in videos if (trouble := scores.videos[path].trouble)]
     for trouble in troubles:

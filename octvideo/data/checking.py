@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from octvideo.class_names import ClassIndex
 from octvideo.data.manifest import LIST_SUFFIXES, read_records
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, walk_videos
-from octvideo.json_lines import JsonLines, Words
+from octvideo.json_lines import JsonLines, Words, first_line
+from octvideo.parts import Part, names_of_part, size_of_file
 from octvideo.video import Decoder
 from octvideo.video.checking import Check, check_of, check_video, stamp_of
 from octvideo.video.isolated import IsolatedPool, Work
@@ -84,6 +85,16 @@ def select(sources: Sequence[Path], *, root: Path | None = None) -> Selection:
     return selection
 
 
+def part_of_selection(selection: Selection, part: Part) -> Selection:
+    """The same with the names of a part alone."""
+    names = names_of_part(
+        selection.names,
+        part,
+        size_of=lambda name: size_of_file(os.path.join(selection.root, name)),  # noqa: PTH118
+    )
+    return replace(selection, names=names)
+
+
 def _paths(source: Path, root: Path, selection: Selection) -> Iterator[str]:
     if source.is_dir():
 
@@ -126,17 +137,22 @@ class Journal(JsonLines):
         folder: made if it is not there.
         root: that names start from.
         decoder: that files are read with.
+        part: of the files, if they are not all.
 
     Raises:
         UserError: the journal is of another check, or another process writes it.
     """
 
-    def __init__(self, folder: Path, *, root: str, decoder: str) -> None:
+    def __init__(self, folder: Path, *, root: str, decoder: str, part: Part | None = None) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't write to {folder}: {error.strerror}") from error
-        super().__init__(folder / "journal.jsonl", {"journal": _KIND, "root": root, "decoder": decoder}, _WORDS)
+        file = folder / "journal.jsonl"
+        settings: dict[str, Any] = {"journal": _KIND, "root": root, "decoder": decoder}
+        if part is not None or (first_line(file) or {}).get("part"):
+            settings["part"] = None if part is None else str(part)
+        super().__init__(file, settings, _WORDS)
 
     def __enter__(self) -> Journal:
         return self
