@@ -43,7 +43,9 @@ PARTS: dict[str, set[str]] = {
     "pages": {"evaluation"},
     "serving": {"inference", "video", "evaluation", "pages"},
     "explain": {"video", "models", "evaluation", "inference", "octave", "octave.conversion", "lettering"},
+    "cluster": set(),
     "cli": {
+        "cluster",
         *("video", "data", "models", "evaluation", "training", "inference", "pages", "serving", "explain"),
         *("progress", "json_lines", "json_joining", "lettering", "parts"),
     },
@@ -73,6 +75,7 @@ LIBRARIES: dict[str, set[str]] = {
     "models": {"torch", "pytorchvideo", "torchvision", "timm", "safetensors", "filelock", "huggingface_hub"},
     "evaluation": {"torch", "numpy", "torchmetrics", "rich", "matplotlib"},
     "explain": {"torch", "numpy", "matplotlib"},
+    "cluster": {"ray"},
     "pages": {"numpy", "jinja2", "markupsafe", "yaml"},
 }
 # The others may use any library but these.

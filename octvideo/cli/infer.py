@@ -9,8 +9,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from rich.console import Console
 
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, asked_views, duration, positive, views
+from octvideo.cli.on_ray import ray_arguments, ray_pool
+from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_lines, walk_videos
 from octvideo.inference.budget import kept_in_words
@@ -49,6 +51,7 @@ def add_arguments(parser: Parser) -> None:
         help="what a video may take, such as 200ms or 0.2s: the fastest engine, and the most views that keep it",
     )
     parser.shared("part")
+    ray_arguments(parser)
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")
     form = parser.add_mutually_exclusive_group()
@@ -88,8 +91,12 @@ def run(args: argparse.Namespace) -> int:
     videos = list(find_videos(args.videos))
     if args.part is not None:
         videos = names_of_part(list(dict.fromkeys(videos)), args.part)
+    if args.on is not None and args.budget is not None:
+        raise UserError(f"--budget with --on {args.on}: it measures one machine; name the views with --views")
     weights = weights_of(args)
     console = Console(stderr=True)
+    if args.on is not None:
+        return _run_on_cluster(args, videos, weights, console)
     with console.status("getting the network ready"):
         # Who names a time wants the fastest engine, so one is measured however few videos there are.
         expected_videos = len(set(videos)) if args.budget is None else None
@@ -100,22 +107,40 @@ def run(args: argparse.Namespace) -> int:
     # The model's own are not named, as in files of older versions.
     if predictor.views != own or (args.output is not None and views_of_results(args.output)):
         made_by["views"] = predictor.views.name
-    output: Text | Json | ResultFile = Json(made_by) if args.json else Text(timing=args.timing)
-    if args.output is not None:
-        made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
-        made_by |= part_of_results(args.output, args.part)
-        output = ResultFile(args.output, made_by)
-        videos = output.left(videos)
+    output, videos = _output_of(args, made_by, weights, videos)
     say_predictor(predictor, console)
     if told:
         console.print(told, highlight=False, markup=False, soft_wrap=True)
+    return _tell_results(args, output, len(videos), console, lambda _: predictor.predict_many(videos, topk=args.topk))
+
+
+def _output_of(
+    args: argparse.Namespace, made_by: dict[str, Any], weights: Path | None, videos: list[str]
+) -> tuple[Text | Json | ResultFile, list[str]]:
+    """Where results go, and the videos that have none there yet."""
+    if args.output is None:
+        return Json(made_by) if args.json else Text(timing=args.timing), videos
+    made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
+    made_by |= part_of_results(args.output, args.part)
+    file = ResultFile(args.output, made_by)
+    return file, file.left(videos)
+
+
+def _tell_results(
+    args: argparse.Namespace,
+    output: Text | Json | ResultFile,
+    total: int,
+    console: Console,
+    compute: Callable[[Progress], Generator[Prediction | VideoReadError, None, None]],
+) -> int:
+    """Gives each result to the output as it comes; returns the exit code."""
     failures: list[VideoReadError] = []
     seconds: list[float] = []
     try:
         # Results are closed in any case: Ctrl-C ends the preparing thread with them.
         with (
-            Progress("classifying", len(videos)) as progress,
-            contextlib.closing(predictor.predict_many(videos, topk=args.topk)) as results,
+            Progress("classifying", total) as progress,
+            contextlib.closing(compute(progress)) as results,
         ):
             for result in results:
                 # On a terminal the bar makes room for what is printed.
@@ -134,6 +159,83 @@ def run(args: argparse.Namespace) -> int:
         for failure in failures:
             print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+@dataclass
+class InferWorker:
+    """What a process of a cluster does for `octvideo infer`.
+
+    Args:
+        args: of the command.
+        expected_videos: see `Predictor`.
+    """
+
+    args: argparse.Namespace
+    expected_videos: int
+
+    def begin(self) -> dict[str, Any]:
+        """Loads the network; returns what results are made by, and what is said of it."""
+        keep_freed_memory()
+        self._predictor = predictor_of(self.args, weights_of(self.args), _RESULTS, self.expected_videos)
+        own = self._predictor.views
+        asked = asked_views(self.args.views, self.args.num_clips, self.args.num_crops)
+        self._predictor.use_views(replace(own, **asked))
+        engine = self._predictor.engine
+        made_by = {"weights": self._predictor.source, "engine": engine.name, "precision": engine.precision}
+        views = self._predictor.views
+        return {
+            "made_by": made_by,
+            "views": views.name,
+            "has_own_views": views == own,
+            "said": lines_of_predictor(self._predictor),
+        }
+
+    def work(self, videos: Sequence[str]) -> Iterator[Prediction | VideoReadError]:
+        """A prediction for each video, or the error why there is none."""
+        with contextlib.closing(self._predictor.predict_many(videos, topk=self.args.topk)) as results:
+            yield from results
+
+
+def _run_on_cluster(args: argparse.Namespace, videos: list[str], weights: Path | None, console: Console) -> int:
+    """`run` with the network in processes of a cluster; results come in the order in which they are done."""
+    videos = list(dict.fromkeys(videos))
+    its = as_begun(args, _RESULTS)
+    told: list[str] = []
+    with ray_pool(args, InferWorker(its, len(videos)), told.append) as pool:
+        with console.status("getting the network ready on the cluster"):
+            about = pool.begin()
+        # All others take what the first has chosen.
+        pool.worker = InferWorker(with_engine(its, about["made_by"]), len(videos))
+        made_by = dict(about["made_by"])
+        if not about["has_own_views"] or (args.output is not None and views_of_results(args.output)):
+            made_by["views"] = about["views"]
+        output, videos = _output_of(args, made_by, weights, videos)
+        for line in about["said"]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        def compute(progress: Progress) -> Generator[Prediction | VideoReadError, None, None]:
+            pool.tell = progress.print
+            for video, result in pool.run(videos, len(videos)):
+                progress.update(said=f"{pool.num_ready} processes")
+                yield VideoReadError(video, result.reason) if isinstance(result, Lost) else result
+
+        return _tell_results(args, output, len(videos), console, compute)
+
+
+def as_begun(args: argparse.Namespace, results: str) -> argparse.Namespace:
+    """The arguments for processes of a cluster: a run is resumed with the engine that began it."""
+    before = None
+    if args.model is None and args.output is not None:
+        before = engine_of_results(args.output, args.engine or AUTO, args.precision or AUTO, results)
+    engine, precision = before or (args.engine, args.precision)
+    return argparse.Namespace(**{**vars(args), "engine": engine, "precision": precision, "output": None})
+
+
+def with_engine(args: argparse.Namespace, made_by: dict[str, Any]) -> argparse.Namespace:
+    """The arguments with the engine that a process has chosen; an exported model has its own."""
+    if args.model is not None or args.precision == "int8":
+        return args
+    return argparse.Namespace(**{**vars(args), "engine": made_by["engine"], "precision": made_by["precision"]})
 
 
 def _settle_views(args: argparse.Namespace, asked: dict[str, Any], predictor: Predictor, videos: Sequence[str]) -> str:
@@ -306,11 +408,16 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
 
 
 def say_predictor(predictor: Predictor, console: Console) -> None:
-    """Prints what computes: weights, and the engine with the reason for it."""
+    """Prints what computes."""
+    for line in lines_of_predictor(predictor):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def lines_of_predictor(predictor: Predictor) -> list[str]:
+    """What computes: weights, and the engine with the reason for it."""
     precision = precision_in_words(predictor.engine.precision, predictor.device)
     reason = f" ({predictor.engine_reason})" if predictor.engine_reason else ""
-    for line in (f"weights: {predictor.source}", f"engine: {predictor.engine.name}, {precision}{reason}"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return [f"weights: {predictor.source}", f"engine: {predictor.engine.name}, {precision}{reason}"]
 
 
 def weights_of(args: argparse.Namespace) -> Path | None:
