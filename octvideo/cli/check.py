@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from octvideo.cli.arguments import Parser, above_zero, share
+from octvideo.cli.on_ray import isolated_on_ray, ray_arguments
 from octvideo.cli.tables import print_table
 from octvideo.data.checking import Journal, Selection, Summary, check_all, part_of_selection, select
 from octvideo.data.quarantine import printable, write_quarantine
@@ -43,6 +44,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="SHARE",
         help="files of whose frames less than this share can be read are quarantined too, 0 to 1 (0)",
     )
+    ray_arguments(parser, gpus=False)
 
 
 def run(args: Namespace) -> int:
@@ -67,6 +69,7 @@ def run(args: Namespace) -> int:
                 again=args.retry,
                 tell=shown.files,
                 tell_within=shown.within,
+                make_pool=isolated_on_ray(args, len(selection.names), progress.print),
             )
         bad = (
             (entry["path"], entry["reason"])

@@ -201,7 +201,7 @@ def _run_on_cluster(args: argparse.Namespace, videos: list[str], weights: Path |
     videos = list(dict.fromkeys(videos))
     its = as_begun(args, _RESULTS)
     told: list[str] = []
-    with ray_pool(args, InferWorker(its, len(videos)), told.append) as pool:
+    with ray_pool(args, InferWorker(its, len(videos)), told.append, batch=32) as pool:
         with console.status("getting the network ready on the cluster"):
             about = pool.begin()
         # All others take what the first has chosen.
@@ -210,8 +210,7 @@ def _run_on_cluster(args: argparse.Namespace, videos: list[str], weights: Path |
         if not about["has_own_views"] or (args.output is not None and views_of_results(args.output)):
             made_by["views"] = about["views"]
         output, videos = _output_of(args, made_by, weights, videos)
-        for line in about["said"]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say_lines(about["said"], console)
 
         def compute(progress: Progress) -> Generator[Prediction | VideoReadError, None, None]:
             pool.tell = progress.print
@@ -409,7 +408,12 @@ def find_videos(names: Sequence[str]) -> Iterator[str]:
 
 def say_predictor(predictor: Predictor, console: Console) -> None:
     """Prints what computes."""
-    for line in lines_of_predictor(predictor):
+    say_lines(lines_of_predictor(predictor), console)
+
+
+def say_lines(lines: Sequence[str], console: Console) -> None:
+    """Prints lines as they are."""
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.on_ray import isolated_on_ray, ray_arguments
 from octvideo.cli.tables import print_table
 from octvideo.data.preparation.archives import ALL, PUBLICATIONS, Archive, publication_of
 from octvideo.data.preparation.encoding import EncodingSettings
@@ -91,6 +92,7 @@ def add_arguments(parser: Parser) -> None:
     smaller.shared("part")
     smaller.shared("num_workers", help="videos at once (one per CPU)")
     smaller.shared("timeout", help="without a new frame of a video (60)")
+    ray_arguments(smaller, gpus=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -308,6 +310,7 @@ def _reencode(args: argparse.Namespace) -> int:
             workers=args.num_workers or available_cpus(),
             timeout_sec=args.timeout,
             part=args.part,
+            make_pool=isolated_on_ray(args, sys.maxsize, shown.print),
             progress=lambda done, total, summary: shown.update(done, total=total, said=f"{summary.failed} failed"),
         )
     _print_copied(args, summary)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,26 @@ from octvideo.class_names import ClassIndex
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, asked_views, positive, share, zero_or_more
 from octvideo.cli.infer import (
+    as_begun,
     check_part,
     find_videos,
+    lines_of_predictor,
     model_arguments,
     part_of_results,
     predictor_of,
-    say_predictor,
+    say_lines,
     weights_of,
+    with_engine,
 )
 from octvideo.cli.live import address_frames, live_arguments, live_source, score_live
+from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.segment_file import SegmentFile
 from octvideo.cli.timeline_page import TimelinePages
 from octvideo.cli.timeline_shown import check_shown, show
+from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
 from octvideo.files import digest, read_text, text_lines
+from octvideo.inference.predictor import Predictor
 from octvideo.inference.segments import Segment, SegmentSettings, segments_of_top
 from octvideo.inference.timeline import Timeline, WindowScores
 from octvideo.inference.window_lines import TopClasses
@@ -102,14 +108,17 @@ def add_arguments(parser: Parser) -> None:
         help="write a line of JSON for each window when it is done; windows that are in FILE are not computed again",
     )
     parser.shared("part")
+    ray_arguments(parser)
     live_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Scores the videos; returns 0, or 1 where some video could not be read to its end (what could be is there)."""
     keep_freed_memory()
-    views = asked_views(args.views, args.num_clips, args.num_crops)
+    asked_views(args.views, args.num_clips, args.num_crops)  # refuses both ways at once
     check_part(args)
+    if args.on is not None and (first := next(filter(is_address, args.videos), None)) is not None:
+        raise UserError(f"{shown(first)} with --on {args.on}: of files that all machines see alone")
     found_videos = names_of_part(list(dict.fromkeys(_find(args.videos))), args.part)
     live = live_source(args, found_videos)
     addresses = {shown(name): name for name in found_videos if is_address(name)}
@@ -124,32 +133,96 @@ def run(args: argparse.Namespace) -> int:
     check_shown(args.picture, args.overlay, videos)
     weights = weights_of(args)
     console = Console(stderr=True)
-    with console.status("getting the network ready"):
-        predictor = predictor_of(args, weights, _RESULTS)
-        timeline = Timeline(predictor, args.window, args.stride, views=replace(predictor.views, **views))
-    names = predictor.class_names
+    if args.on is None:
+        with console.status("getting the network ready"):
+            predictor, timeline = timeline_of(args)
+        facts = facts_of(predictor, timeline)
+        if live is not None:
+            names, settings = facts["class_names"], _segment_settings(args, facts["class_names"])
+            say_lines(facts["said"], console)
+            return score_live(args, live, timeline, names, settings, _made_by(args, weights, facts), files)
+
+        def score_here(scores: _Scores, progress: Progress) -> Generator[str, None, None]:
+            for number, path in enumerate(videos, 1):
+                progress.begin(f"scoring {number} of {len(videos)}: {Path(path).name}, seconds")
+                _score(timeline, path, scores, progress, lambda path: _frames(args, path, addresses, timeline))
+                yield path
+
+        return _write(args, videos, files, _made_by(args, weights, facts), facts, console, score_here)
+    its = as_begun(args, _RESULTS)
+    with ray_pool(args, TimelineWorker(its), print, batch=4) as pool:
+        with console.status("getting the network ready on the cluster"):
+            facts = pool.begin()
+        pool.worker = TimelineWorker(with_engine(its, facts))
+
+        def score_there(scores: _Scores, progress: Progress) -> Generator[str, None, None]:
+            pool.tell = progress.print
+            progress.begin("scoring", len(videos))
+            left = {path: scores.begun(path) for path in videos if not scores.is_done(path)}
+            for path in videos:
+                if path not in left:
+                    progress.advance()
+                    yield path
+            for (path, _), result in pool.run(iter(left.items()), len(left)):
+                windows, cuts, trouble = (
+                    ([], [], f"cannot read video '{path}': {result.reason}") if isinstance(result, Lost) else result
+                )
+                for window in windows:
+                    scores.add(path, *window)
+                scores.finish(path, trouble, cuts)
+                progress.update(said=f"{pool.num_ready} processes")
+                progress.advance()
+                yield path
+
+        return _write(args, videos, files, _made_by(args, weights, facts), facts, console, score_there)
+
+
+def timeline_of(args: argparse.Namespace) -> tuple[Predictor, Timeline]:
+    """What scores windows, as the arguments ask for it."""
+    predictor = predictor_of(args, weights_of(args), _RESULTS)
+    views = replace(predictor.views, **asked_views(args.views, args.num_clips, args.num_crops))
+    return predictor, Timeline(predictor, args.window, args.stride, views=views)
+
+
+def facts_of(predictor: Predictor, timeline: Timeline) -> dict[str, Any]:
+    """What is to know of them."""
+    facts = {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
+    about = {"views": timeline.views.as_dict(), "class_names": predictor.class_names}
+    return {**facts, **about, "said": lines_of_predictor(predictor)}
+
+
+def _made_by(args: argparse.Namespace, weights: Path | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """The first line of the output; nothing where there is none."""
+    if args.output is None:
+        return {}
+    made_by = {key: facts[key] for key in ("weights", "engine", "precision")}
+    made_by |= {"sha256": "" if weights is None else digest(weights), "window": args.window, "stride": args.stride}
+    made_by |= {"views": facts["views"], "topk": args.topk, "classes": args.classes}
+    return made_by | part_of_results(args.output, args.part)
+
+
+def _write(
+    args: argparse.Namespace,
+    videos: list[str],
+    files: list[SegmentFile],
+    made_by: dict[str, Any],
+    facts: dict[str, Any],
+    console: Console,
+    score: Callable[[_Scores, Progress], Generator[str, None, None]],
+) -> int:
+    """Writes and prints what is asked for of each video when it is scored; returns the exit code."""
+    names = facts["class_names"]
     settings = _segment_settings(args, names)
-    scores: _Scores = _Scores(names, args.topk, settings.classes)
-    made_by: dict[str, Any] = {}
-    if args.output is not None:
-        engine = {"engine": predictor.engine.name, "precision": predictor.engine.precision}
-        made_by = {"weights": predictor.source, **engine, "sha256": "" if weights is None else digest(weights)}
-        made_by |= {"window": args.window, "stride": args.stride, "views": timeline.views.as_dict()}
-        made_by |= {"topk": args.topk, "classes": args.classes, **part_of_results(args.output, args.part)}
-    if live is not None:
-        say_predictor(predictor, console)
-        return score_live(args, live, timeline, names, settings, made_by, files)
+    scores = _Scores(names, args.topk, settings.classes)
     if args.output is not None:
         scores.go_on_with(args.output, made_by)
-    say_predictor(predictor, console)
+    say_lines(facts["said"], console)
     pages = None if args.page is None else TimelinePages(args.page, videos, names, settings.classes)
     found: dict[str, list[Segment]] = {}
     any_shown = False
     try:
-        with Progress("scoring") as progress:
-            for number, path in enumerate(videos, 1):
-                progress.begin(f"scoring {number} of {len(videos)}: {Path(path).name}, seconds")
-                _score(timeline, path, scores, progress, lambda path: _frames(args, path, addresses, timeline))
+        with Progress("scoring") as progress, contextlib.closing(score(scores, progress)) as scored:
+            for path in scored:
                 with progress.hidden() if sys.stdout.isatty() else contextlib.nullcontext():
                     found[path] = scores.segments(path, settings)
                     if scores.videos[path].starts:  # else the error at the end says all
@@ -163,6 +236,7 @@ def run(args: argparse.Namespace) -> int:
                         pages.add(path, scores.videos[path], found[path], scores.videos[path].trouble)
     finally:  # in any case what has been done
         scores.close()
+        found = {path: found[path] for path in videos if path in found}  # a cluster has an order of its own
         for file in files:
             file.write(found, names)
         if pages is not None:
@@ -190,25 +264,81 @@ def _score(
     timeline: Timeline, path: str, scores: _Scores, progress: Progress, frames_of: Callable[[str], FileFrames]
 ) -> None:
     """Scores what is left of a video."""
-    video = scores.videos.setdefault(path, _Video())
-    if video.is_done:
+    if scores.is_done(path):
         return
+
+    def lasts(seconds: float | None) -> None:
+        if seconds:
+            progress.update(total=max(int(seconds), 1))
+
+    windows = _windows(timeline, path, scores.begun(path), frames_of, lasts)
+    with contextlib.closing(windows):
+        while True:
+            try:
+                window = next(windows)
+            except StopIteration as end:
+                cuts, trouble = end.value
+                break
+            scores.add(path, *scores.as_written(window))
+            progress.update(int(window.end_sec))
+    scores.finish(path, trouble, cuts)
+
+
+def _windows(
+    timeline: Timeline,
+    path: str,
+    skip: int,
+    frames_of: Callable[[str], FileFrames],
+    lasts: Callable[[float | None], None] = lambda seconds: None,
+) -> Generator[WindowScores, None, tuple[list[float], str]]:
+    """The windows of a video after the first so many; returns its cuts, and why not all of it could be read."""
+    cuts: list[float] = []
     try:
         with frames_of(path) as frames:
-            if frames.duration_sec:
-                progress.update(total=max(int(frames.duration_sec), 1))
-            windows = timeline.of_source(frames, skip=len(video.starts))
+            lasts(frames.duration_sec)
+            windows = timeline.of_source(frames, skip=skip)
             try:
                 with contextlib.closing(windows):
-                    for window in windows:
-                        scores.add(path, window)
-                        progress.update(int(window.end_sec))
+                    yield from windows
             finally:
-                video.cuts = [round(cut, 6) for cut in frames.cuts_sec]
-        trouble = f"cannot read all of video '{path}': {frames.trouble}" if frames.trouble else ""
+                cuts = [round(cut, 6) for cut in frames.cuts_sec]
+        return cuts, f"cannot read all of video '{path}': {frames.trouble}" if frames.trouble else ""
     except VideoReadError as error:
-        trouble = str(error)
-    scores.finish(path, trouble)
+        return cuts, str(error)
+
+
+@dataclass
+class TimelineWorker:
+    """What a process of a cluster does for `octvideo timeline`.
+
+    Args:
+        args: of the command.
+    """
+
+    args: argparse.Namespace
+
+    def begin(self) -> dict[str, Any]:
+        """Loads the network; returns what is to know of it."""
+        keep_freed_memory()
+        predictor, self._timeline = timeline_of(self.args)
+        facts = facts_of(predictor, self._timeline)
+        names = facts["class_names"]
+        self._scores = _Scores(names, self.args.topk, _segment_settings(self.args, names).classes)
+        return facts
+
+    def work(self, items: Sequence[tuple[str, int]]) -> Iterator[tuple[list[Any], list[float], str] | None]:
+        """Of each video its windows after the first so many, its cuts, and its trouble."""
+        short_side_px = self._timeline.views.short_side_px
+        for path, skip in items:
+            kept: list[Any] = []
+            windows = _windows(self._timeline, path, skip, lambda path: FileFrames(path, short_side_px))
+            while True:
+                try:
+                    kept.append(self._scores.as_written(next(windows)))
+                except StopIteration as end:
+                    yield kept, *end.value
+                    break
+                yield None
 
 
 @dataclass
@@ -264,18 +394,28 @@ class _Scores:
         if known := sum(len(video.starts) for video in self.videos.values()):
             print(f"{known} windows are in {file} already", file=sys.stderr)
 
-    def add(self, path: str, window: WindowScores) -> None:
+    def is_done(self, path: str) -> bool:
+        """Whether there is no more to come of a video."""
+        return self.videos.setdefault(path, _Video()).is_done
+
+    def begun(self, path: str) -> int:
+        """Windows that there are of a video."""
+        return len(self.videos.setdefault(path, _Video()).starts)
+
+    def as_written(self, window: WindowScores) -> tuple[float, float, dict[int, float]]:
+        """Start, end and scores of a window as its line has them, so that a stopped run gives the same segments."""
+        return round(window.start_sec, 6), round(window.end_sec, 6), self._top.of(window.scores)
+
+    def add(self, path: str, start: float, end: float, top: dict[int, float]) -> None:
         """Keeps a window, and writes its line."""
-        top = self._top.of(window.scores)  # as the line has them, so that a stopped run gives the same segments
-        start, end = round(window.start_sec, 6), round(window.end_sec, 6)
         self._keep(self.videos[path], start, end, top)
         if self._lines is not None:
             self._lines.add({"path": path, "start": start, "end": end, "top": self._top.listed(top)})
 
-    def finish(self, path: str, trouble: str) -> None:
+    def finish(self, path: str, trouble: str, cuts: list[float]) -> None:
         """Notes that a video has no more windows; of one on the net that breaks off, the next run may find more."""
         video = self.videos[path]
-        video.is_done, video.trouble = True, trouble
+        video.is_done, video.trouble, video.cuts = True, trouble, cuts
         if self._lines is not None and not (trouble and is_address(path)):
             done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": trouble}
             self._lines.add(done)

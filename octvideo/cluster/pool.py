@@ -22,7 +22,6 @@ from octvideo.errors import UserError
 
 Item = TypeVar("Item")
 
-_BATCH = 32  # items; between two batches an actor decodes nothing ahead
 _DEATHS = 2  # of processes that had an item alone
 _MESSAGES_S = 200.0  # that the driver takes from all actors
 _LOOK_S = 5.0  # from one look at the nodes to the next
@@ -85,6 +84,7 @@ class RayPool(Generic[Item]):
         cpus: of an actor; its threads, too.
         gpus: of an actor.
         timeout_s: without a result or another sign of life.
+        batch: items that are given at once, at most. Between two batches an actor decodes nothing ahead.
         tell: is told what goes wrong without being the end, in one line.
 
     Raises:
@@ -98,11 +98,13 @@ class RayPool(Generic[Item]):
         cpus: float = 1.0,
         gpus: float = 0.0,
         timeout_s: float = 600.0,
+        batch: int = 32,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._ray = ray_library()
         self.worker = worker
         self._cpus, self._gpus, self._timeout_s, self.tell = cpus, gpus, timeout_s, tell
+        self._batch = batch
         self._actors: list[_Actor] = []
         self._failed_starts = 0
         self._looked = 0.0
@@ -163,7 +165,7 @@ class RayPool(Generic[Item]):
 
         def batch() -> list[Item]:
             nonlocal more
-            size = max(1, min(_BATCH, left // (4 * max(self.num_ready, 1))))
+            size = max(1, min(self._batch, left // (4 * max(self.num_ready, 1))))
             found = [again.popleft() for _ in range(min(size, len(again)))]
             while more and len(found) < size:
                 try:

@@ -21,7 +21,7 @@ from octvideo.json_lines import JsonLines, Words, first_line
 from octvideo.parts import Part, names_of_part, size_of_file
 from octvideo.video import Decoder
 from octvideo.video.checking import Check, check_of, check_video, stamp_of
-from octvideo.video.isolated import IsolatedPool, Work
+from octvideo.video.isolated import IsolatedPool, Pool, Work
 
 # ── which files ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,6 +228,7 @@ def check_all(
     tell: Callable[[Summary, str], None] = lambda summary, name: None,
     tell_within: Callable[[str, int, int], None] = lambda name, done, total: None,
     work: Work = check_video,
+    make_pool: Callable[[Work, float, int], Pool[tuple[str, str, Decoder]]] | None = None,
 ) -> Summary:
     """Decodes what the journal does not know yet.
 
@@ -242,6 +243,7 @@ def check_all(
         tell: called after each file, with its name.
         tell_within: called now and then within one, with its name, frames read and in all.
         work: that is done on each.
+        make_pool: of work, seconds and bytes; None makes one of `num_processes` here.
     """
     known, summary = journal.known(), Summary()
 
@@ -258,9 +260,11 @@ def check_all(
                 summary.num_known += 1
                 tell(summary, name)
 
-    pool: IsolatedPool[tuple[str, str, Decoder]] = IsolatedPool(
-        work, num_processes=num_processes, timeout_s=timeout_s, memory_bytes=memory_bytes
-    )
+    pool: Pool[tuple[str, str, Decoder]]
+    if make_pool is None:
+        pool = IsolatedPool(work, num_processes=num_processes, timeout_s=timeout_s, memory_bytes=memory_bytes)
+    else:
+        pool = make_pool(work, timeout_s, memory_bytes)
     with pool:
         for (name, path, _), outcome in pool.run(unknown(), lambda item, *far: tell_within(item[0], *far)):
             check = check_of(path, outcome)

@@ -18,7 +18,7 @@ from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode
 from octvideo.errors import UserError
 from octvideo.files import part_of, walk_videos
 from octvideo.parts import Part, names_of_part, size_of_file
-from octvideo.video.isolated import IsolatedPool
+from octvideo.video.isolated import IsolatedPool, Pool, Work
 
 SETTINGS_FILE, FAILED_FILE, DAMAGED_FILE = "reencode.json", "reencode_failed.txt", "reencode_damaged.txt"
 _LOCK, _BEGIN_S = ".reencode.lock", 30.0
@@ -61,6 +61,7 @@ def reencode(
     timeout_sec: float,
     progress: Callable[[int, int, Summary], None],
     part: Part | None = None,
+    make_pool: Callable[[Work, float, int], Pool[tuple[str, str, str, EncodingSettings]]] | None = None,
 ) -> Summary:
     """Re-encodes every video under `source` to the same name under `out`, with the suffix .mp4.
 
@@ -76,6 +77,7 @@ def reencode(
         progress: is told videos done, videos in all, and the summary so far.
         part: of the videos, which other runs share out among them at the same time; it has its own lists of failed
             and damaged videos. None is all.
+        make_pool: of work, seconds and bytes; None makes one of `workers` here.
 
     Raises:
         UserError: the folders overlap, `out` holds videos of other settings, or another run writes to it.
@@ -89,9 +91,11 @@ def reencode(
         videos = names_of_part(videos, part, size_of=lambda name: size_of_file(os.path.join(source, name)))  # noqa: PTH118
     out.mkdir(parents=True, exist_ok=True)
     summary = Summary()
-    pool: IsolatedPool[tuple[str, str, str, EncodingSettings]] = IsolatedPool(
-        encode_job, num_processes=workers, timeout_s=timeout_sec, memory_bytes=_MEMORY_BYTES
-    )
+    pool: Pool[tuple[str, str, str, EncodingSettings]]
+    if make_pool is None:
+        pool = IsolatedPool(encode_job, num_processes=workers, timeout_s=timeout_sec, memory_bytes=_MEMORY_BYTES)
+    else:
+        pool = make_pool(encode_job, timeout_sec, _MEMORY_BYTES)
     # What failed is tried again by each run; damaged videos are done, and stay named.
     failed_file, damaged_file = (out / name_for_part(name, part) for name in (FAILED_FILE, DAMAGED_FILE))
     with (
