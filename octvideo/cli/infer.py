@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,23 @@ from rich.console import Console
 
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, asked_views, duration, positive, views
+from octvideo.cli.infer_output import RESULTS, Json, ResultFile, Text
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
-from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_lines, walk_videos
+from octvideo.files import VIDEO_SUFFIXES, digest, read_text, text_lines, walk_videos
 from octvideo.inference.budget import kept_in_words
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.choice import AUTO
 from octvideo.inference.device import precision_in_words
 from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
-from octvideo.json_lines import JsonLines, Words, first_line
+from octvideo.json_lines import first_line
 from octvideo.parts import Part, names_of_part
 from octvideo.progress import Progress
 from octvideo.video import VideoReadError
 
 STOPPED = "stopped: the same command goes on where results go into a file (-o)"
-_RESULTS = "octvideo infer 1"
-_WORDS = Words("file of results", "another model, or of other settings", "name another file")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     with console.status("getting the network ready"):
         # Who names a time wants the fastest engine, so one is measured however few videos there are.
         expected_videos = len(set(videos)) if args.budget is None else None
-        predictor = predictor_of(args, weights, _RESULTS, expected_videos, 1 if args.budget else None)
+        predictor = predictor_of(args, weights, RESULTS, expected_videos, 1 if args.budget else None)
         own = predictor.views
         told = _settle_views(args, asked, predictor, videos)
     made_by = {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
@@ -176,7 +175,7 @@ class InferWorker:
     def begin(self) -> dict[str, Any]:
         """Loads the network; returns what results are made by, and what is said of it."""
         keep_freed_memory()
-        self._predictor = predictor_of(self.args, weights_of(self.args), _RESULTS, self.expected_videos)
+        self._predictor = predictor_of(self.args, weights_of(self.args), RESULTS, self.expected_videos)
         own = self._predictor.views
         asked = asked_views(self.args.views, self.args.num_clips, self.args.num_crops)
         self._predictor.use_views(replace(own, **asked))
@@ -199,7 +198,7 @@ class InferWorker:
 def _run_on_cluster(args: argparse.Namespace, videos: list[str], weights: Path | None, console: Console) -> int:
     """`run` with the network in processes of a cluster; results come in the order in which they are done."""
     videos = list(dict.fromkeys(videos))
-    its = as_begun(args, _RESULTS)
+    its = as_begun(args, RESULTS)
     told: list[str] = []
     with ray_pool(args, InferWorker(its, len(videos)), told.append, batch=32) as pool:
         with console.status("getting the network ready on the cluster"):
@@ -262,103 +261,12 @@ def views_of_results(file: Path) -> dict[str, Any] | None:
     """The views of the results in a file, as fields of `ViewSettings`, none for the model's own; None where there are
     no such results."""
     made_by = first_line(file) or {}
-    if made_by.get("results") != _RESULTS:
+    if made_by.get("results") != RESULTS:
         return None
     try:
         return asked_views(views(str(made_by["views"])), None, None) if "views" in made_by else {}
     except argparse.ArgumentTypeError:
         return None
-
-
-class Text:
-    """Results as text, when they are there."""
-
-    def __init__(self, *, timing: bool) -> None:
-        self._timing, self._between = timing, ""
-
-    def add(self, result: Prediction | VideoReadError) -> None:
-        """The path of a video, then a line for each class, then where the time went."""
-        if isinstance(result, VideoReadError):
-            return
-        lines = [self._between + result.path, *(f"  {100 * score:5.1f} %  {name}" for name, score in result.top)]
-        if self._timing:
-            timing = result.timing
-            ratio = timing.total / timing.engine if timing.engine else float("nan")
-            lines.append(
-                f"  engine {timing.engine:.2f} s of {timing.total:.2f} s in all (x {ratio:.3f}); "
-                f"beside it: decode {timing.decode:.2f} s, prepare {timing.prepare:.2f} s"
-            )
-        print("\n".join(lines), flush=True)
-        self._between = "\n"
-
-    def end(self) -> None:
-        """All is said."""
-
-
-class Json:
-    """One JSON object, at the end."""
-
-    def __init__(self, made_by: dict[str, Any]) -> None:
-        self._content: dict[str, Any] = {**made_by, "videos": [], "errors": []}
-
-    def add(self, result: Prediction | VideoReadError) -> None:
-        """Keeps the result for the end."""
-        self._content["videos" if isinstance(result, Prediction) else "errors"].append(as_record(result))
-
-    def end(self) -> None:
-        """Prints them all."""
-        print(json_text(self._content, indent=2))
-
-
-class ResultFile:
-    """Lines as of `as_record`, after a first one that says what made them: a run that was stopped goes on with them.
-
-    Args:
-        path: written anew, or gone on with.
-        made_by: {"weights": ..., "sha256": ..., ...}: what must be the same for all results in it.
-
-    Raises:
-        UserError: see `JsonLines`.
-    """
-
-    def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
-        self._lines = JsonLines(path, {"results": _RESULTS, **made_by}, _WORDS)
-        entries = [entry for entry in self._lines.entries() if "path" in entry]
-        self._done = {entry["path"] for entry in entries}
-        self._unreadable = sum("reason" in entry for entry in entries)
-
-    def left(self, videos: Sequence[str]) -> list[str]:
-        """The videos that are not in the file, each once; says how many are."""
-        videos = list(dict.fromkeys(videos))
-        left = [video for video in videos if video not in self._done]
-        if len(left) < len(videos):
-            done = len(videos) - len(left)
-            print(f"{done} of {len(videos)} videos are in {self._lines.file} already", file=sys.stderr)
-        return left
-
-    def add(self, result: Prediction | VideoReadError) -> None:
-        """Writes a line."""
-        record = as_record(result)
-        self._lines.add(record)
-        self._done.add(record["path"])
-        self._unreadable += "reason" in record
-
-    def end(self) -> None:
-        """Lets others write the file, and says what is in it."""
-        self._lines.close()
-        broken = f", {self._unreadable} of them of videos that can't be read" if self._unreadable else ""
-        print(f"{len(self._done)} results are in {self._lines.file}{broken}", file=sys.stderr)
-
-
-def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
-    """{"path", "top": [{"name", "score"}], "seconds": {...}}, or {"path", "reason"} of a video that can't be read."""
-    if isinstance(result, VideoReadError):
-        return {"path": str(result.path), "reason": result.reason}
-    return {
-        "path": result.path,
-        "top": [{"name": name, "score": score} for name, score in result.top],
-        "seconds": {name: round(value, 4) for name, value in asdict(result.timing).items()},
-    }
 
 
 def check_part(args: argparse.Namespace) -> None:
@@ -473,7 +381,7 @@ def predictor_of(
     return predictor
 
 
-def engine_of_results(file: Path, engine: str, precision: str, results: str = _RESULTS) -> tuple[str, str] | None:
+def engine_of_results(file: Path, engine: str, precision: str, results: str = RESULTS) -> tuple[str, str] | None:
     """Engine and precision of the results in a file, where "auto" leaves them open: a run is resumed as it began.
 
     Args:

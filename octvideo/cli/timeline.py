@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,20 @@ from octvideo.cli.live import address_frames, live_arguments, live_source, score
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.segment_file import SegmentFile
 from octvideo.cli.timeline_page import TimelinePages
+from octvideo.cli.timeline_scores import RESULTS, Scores
 from octvideo.cli.timeline_shown import check_shown, show
 from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
 from octvideo.files import digest, read_text, text_lines
 from octvideo.inference.predictor import Predictor
-from octvideo.inference.segments import Segment, SegmentSettings, segments_of_top
+from octvideo.inference.segments import Segment, SegmentSettings
 from octvideo.inference.timeline import Timeline, WindowScores
-from octvideo.inference.window_lines import TopClasses
-from octvideo.json_lines import JsonLines, Words
 from octvideo.parts import names_of_part
 from octvideo.progress import Progress
 from octvideo.video import FileFrames, VideoReadError
 from octvideo.video.addresses import is_address, shown
 
 STOPPED = "stopped: the same command goes on where scores go into a file (-o)"
-_RESULTS = "octvideo timeline 1"
-_WORDS = Words("file of window scores", "another model, or of other settings", "name another file")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -142,20 +139,20 @@ def run(args: argparse.Namespace) -> int:
             say_lines(facts["said"], console)
             return score_live(args, live, timeline, names, settings, _made_by(args, weights, facts), files)
 
-        def score_here(scores: _Scores, progress: Progress) -> Generator[str, None, None]:
+        def score_here(scores: Scores, progress: Progress) -> Generator[str, None, None]:
             for number, path in enumerate(videos, 1):
                 progress.begin(f"scoring {number} of {len(videos)}: {Path(path).name}, seconds")
                 _score(timeline, path, scores, progress, lambda path: _frames(args, path, addresses, timeline))
                 yield path
 
         return _write(args, videos, files, _made_by(args, weights, facts), facts, console, score_here)
-    its = as_begun(args, _RESULTS)
+    its = as_begun(args, RESULTS)
     with ray_pool(args, TimelineWorker(its), print, batch=4) as pool:
         with console.status("getting the network ready on the cluster"):
             facts = pool.begin()
         pool.worker = TimelineWorker(with_engine(its, facts))
 
-        def score_there(scores: _Scores, progress: Progress) -> Generator[str, None, None]:
+        def score_there(scores: Scores, progress: Progress) -> Generator[str, None, None]:
             pool.tell = progress.print
             progress.begin("scoring", len(videos))
             left = {path: scores.begun(path) for path in videos if not scores.is_done(path)}
@@ -179,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
 
 def timeline_of(args: argparse.Namespace) -> tuple[Predictor, Timeline]:
     """What scores windows, as the arguments ask for it."""
-    predictor = predictor_of(args, weights_of(args), _RESULTS)
+    predictor = predictor_of(args, weights_of(args), RESULTS)
     views = replace(predictor.views, **asked_views(args.views, args.num_clips, args.num_crops))
     return predictor, Timeline(predictor, args.window, args.stride, views=views)
 
@@ -208,12 +205,12 @@ def _write(
     made_by: dict[str, Any],
     facts: dict[str, Any],
     console: Console,
-    score: Callable[[_Scores, Progress], Generator[str, None, None]],
+    score: Callable[[Scores, Progress], Generator[str, None, None]],
 ) -> int:
     """Writes and prints what is asked for of each video when it is scored; returns the exit code."""
     names = facts["class_names"]
     settings = _segment_settings(args, names)
-    scores = _Scores(names, args.topk, settings.classes)
+    scores = Scores(names, args.topk, settings.classes)
     if args.output is not None:
         scores.go_on_with(args.output, made_by)
     say_lines(facts["said"], console)
@@ -261,7 +258,7 @@ def _frames(args: argparse.Namespace, path: str, addresses: Mapping[str, str], t
 
 
 def _score(
-    timeline: Timeline, path: str, scores: _Scores, progress: Progress, frames_of: Callable[[str], FileFrames]
+    timeline: Timeline, path: str, scores: Scores, progress: Progress, frames_of: Callable[[str], FileFrames]
 ) -> None:
     """Scores what is left of a video."""
     if scores.is_done(path):
@@ -323,7 +320,7 @@ class TimelineWorker:
         predictor, self._timeline = timeline_of(self.args)
         facts = facts_of(predictor, self._timeline)
         names = facts["class_names"]
-        self._scores = _Scores(names, self.args.topk, _segment_settings(self.args, names).classes)
+        self._scores = Scores(names, self.args.topk, _segment_settings(self.args, names).classes)
         return facts
 
     def work(self, items: Sequence[tuple[str, int]]) -> Iterator[tuple[list[Any], list[float], str] | None]:
@@ -339,108 +336,6 @@ class TimelineWorker:
                     yield kept, *end.value
                     break
                 yield None
-
-
-@dataclass
-class _Video:
-    """What is known of a video.
-
-    Args:
-        starts, ends: of its windows, in seconds.
-        scores: of each window, by class; others are 0.
-        is_done: there is no more to come.
-        trouble: why not all of it could be read.
-        cuts: where shots begin, in seconds.
-    """
-
-    starts: list[float] = field(default_factory=list)
-    ends: list[float] = field(default_factory=list)
-    scores: list[dict[int, float]] = field(default_factory=list)
-    is_done: bool = False
-    trouble: str = ""
-    cuts: list[float] = field(default_factory=list)
-
-
-class _Scores:
-    """The scores of windows, in memory and, where it is asked for, in a file that a stopped run goes on with.
-
-    Args:
-        names: of the classes.
-        topk: classes that are kept of each window, at least.
-        classes: that are kept; None is all.
-    """
-
-    def __init__(self, names: Sequence[str], topk: int, classes: Sequence[int] | None) -> None:
-        self.videos: dict[str, _Video] = {}
-        self._names = names
-        self._top = TopClasses(names, topk, classes)
-        self._lines: JsonLines | None = None
-
-    def go_on_with(self, file: Path, made_by: dict[str, Any]) -> None:
-        """Takes what is in a file, and writes there from now on.
-
-        Raises:
-            UserError: see `JsonLines`.
-        """
-        self._lines = JsonLines(file, {"results": _RESULTS, **made_by}, _WORDS)
-        for entry in self._lines.entries():
-            if "path" not in entry:
-                continue
-            video = self.videos.setdefault(entry["path"], _Video())
-            if "top" in entry:
-                self._keep(video, entry["start"], entry["end"], self._top.of_listed(entry["top"]))
-            else:
-                video.is_done, video.trouble, video.cuts = True, entry["trouble"], entry["cuts"]
-        if known := sum(len(video.starts) for video in self.videos.values()):
-            print(f"{known} windows are in {file} already", file=sys.stderr)
-
-    def is_done(self, path: str) -> bool:
-        """Whether there is no more to come of a video."""
-        return self.videos.setdefault(path, _Video()).is_done
-
-    def begun(self, path: str) -> int:
-        """Windows that there are of a video."""
-        return len(self.videos.setdefault(path, _Video()).starts)
-
-    def as_written(self, window: WindowScores) -> tuple[float, float, dict[int, float]]:
-        """Start, end and scores of a window as its line has them, so that a stopped run gives the same segments."""
-        return round(window.start_sec, 6), round(window.end_sec, 6), self._top.of(window.scores)
-
-    def add(self, path: str, start: float, end: float, top: dict[int, float]) -> None:
-        """Keeps a window, and writes its line."""
-        self._keep(self.videos[path], start, end, top)
-        if self._lines is not None:
-            self._lines.add({"path": path, "start": start, "end": end, "top": self._top.listed(top)})
-
-    def finish(self, path: str, trouble: str, cuts: list[float]) -> None:
-        """Notes that a video has no more windows; of one on the net that breaks off, the next run may find more."""
-        video = self.videos[path]
-        video.is_done, video.trouble, video.cuts = True, trouble, cuts
-        if self._lines is not None and not (trouble and is_address(path)):
-            done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": trouble}
-            self._lines.add(done)
-
-    def segments(self, path: str, settings: SegmentSettings) -> list[Segment]:
-        """The segments of a video."""
-        video = self.videos[path]
-        return segments_of_top(video.starts, video.ends, video.scores, settings, video.cuts)
-
-    def highest(self, path: str) -> str:
-        """The highest score of a video's windows and its class, "0.31 (kick)": what to choose thresholds by."""
-        score, number = max((score, -number) for top in self.videos[path].scores for number, score in top.items())
-        return f"{score:.2g} ({self._names[-number]})"
-
-    def close(self) -> None:
-        """Lets others write the file, and says what is in it."""
-        if self._lines is not None:
-            self._lines.close()
-            windows = sum(len(video.starts) for video in self.videos.values())
-            print(f"{windows} windows are in {self._lines.file}", file=sys.stderr)
-
-    def _keep(self, video: _Video, start: float, end: float, top: dict[int, float]) -> None:
-        video.starts.append(start)
-        video.ends.append(end)
-        video.scores.append(top)
 
 
 def _print_segments(path: str, segments: Sequence[Segment], names: Sequence[str], before: str, none: str) -> None:

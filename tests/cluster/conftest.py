@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,18 +24,18 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setenv("PYTHONPATH", f"{REPO}{os.pathsep}{REPO / 'tools'}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    before = {process.pid for process in psutil.process_iter()}
+    before = set(psutil.Process().children(recursive=True))
     found = Cluster(initialize_head=True, head_node_args={**_NODE, "num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(2):
             found.add_node(**_NODE)
         yield found
     finally:
+        own = set(psutil.Process().children(recursive=True)) - before
         found.shutdown()
-        for process in psutil.process_iter(["pid", "name", "cmdline"]):
-            if process.pid not in before and any(
-                "ray" in Path(word).name for word in (process.info["cmdline"] or [])[:3]
-            ):
+        psutil.wait_procs(own, timeout=5)
+        for process in own:
+            with contextlib.suppress(psutil.NoSuchProcess):  # which looks whether it is the same process
                 process.kill()
 
 
