@@ -107,7 +107,7 @@ class RayPool(Generic[Item]):
         self._batch = batch
         self._actors: list[_Actor] = []
         self._failed_starts = 0
-        self._looked = 0.0
+        self._looked, self._had_room = 0.0, 1
 
     def __enter__(self) -> RayPool[Item]:
         return self
@@ -251,6 +251,9 @@ class RayPool(Generic[Item]):
             return
         self._looked = time.monotonic()
         room = self._room()
+        if room == 0 < self._had_room:
+            self.tell("no node of the cluster is left that has room for a process: waiting for one")
+        self._had_room = room
         for actor in [actor for actor in self._actors if actor.beginning is not None][
             : max(len(self._actors) - room, 0)
         ]:
