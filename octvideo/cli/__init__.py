@@ -5,6 +5,8 @@ config_files.py   configs by name, and what was typed becomes what the parser of
 help_page.py      its help as a page; mistakes.py: its errors in one line
 infer.py, timeline.py, features.py, export.py, ...   the other commands: `add_arguments(parser)` and `run(args)`
 live.py           the part of timeline for streams and cameras
+join.py           outputs of parts of a list become one
+on_ray.py         what several commands need to work on a cluster
 arguments.py      how words are read: options that several commands have, types, one spelling
 ending.py         how programs end: exit codes and errors in one place
 tables.py         how commands print tables
@@ -49,6 +51,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "features": Command("features", "write feature vectors of videos, with their times"),
         "similar": Command("similar", "find videos that are like another one, among such features"),
+        "join": Command("join", "put the outputs of parts of a list together"),
         "convert": Command("convert", "make a trained network octave, without labels or training"),
         "export": Command("export", "write a trained network for serving, with a program that needs no octvideo"),
         "serve": Command("serve", "answer uploads over HTTP: a page, and JSON"),

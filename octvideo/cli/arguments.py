@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from octvideo.cli.mistakes import meant
 from octvideo.errors import UserError
+from octvideo.parts import Part
 
 Number = TypeVar("Number", int, float)
 DEBUG_HELP = "show tracebacks of errors too"
@@ -66,6 +67,23 @@ def views(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def part(text: str) -> Part:
+    """A part of a list, such as 3/16, for argparse."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"got {text}, expected a part and the number of parts: 1/16 to 16/16")
+    return Part(int(found[1]), int(found[2]))
+
+
+def cluster_address(text: str) -> str:
+    """A cluster of Ray, "ray" or "ray://HOST:PORT", for argparse."""
+    if not re.fullmatch(r"ray(://[^/\s]+:\d+)?", text):
+        raise argparse.ArgumentTypeError(
+            f"got {text}, expected ray, or ray://HOST:PORT, the address of a cluster's head"
+        )
+    return text
+
+
 def output_path(text: str) -> Path:
     """A file or folder that is written whole or gone on with, which the standard output can't be, for argparse."""
     if text == "-":
@@ -113,9 +131,27 @@ _SHARED: dict[str, dict[str, Any]] = {
     "num_clips": {"type": positive, "metavar": "N", "help": "clips of a video (the model's own)"},
     "num_crops": {"type": positive, "metavar": "1|3", "help": "crops of a clip (the model's own)"},
     "num_workers": {"type": positive, "metavar": "N"},
+    "on": {
+        "type": cluster_address,
+        "metavar": "ray[://HOST:PORT]",
+        "help": "by Ray: a cluster that runs here, or the one with this address; else the CPUs of this machine",
+    },
     "output": {"type": output_path},
     "overwrite": {"action": "store_true"},
     "pairs": {"nargs": "+", "metavar": "A,B", "help": "opposite classes (known for the demo)"},
+    "part": {
+        "type": part,
+        "metavar": "I/N",
+        "help": "only part I of N of the videos, 1/16 to 16/16: equal in bytes, the same on every machine",
+    },
+    "ray_cpus": {"type": above_zero, "default": 1.0, "metavar": "N", "help": "CPUs of a process on a cluster (1)"},
+    "ray_gpus": {"type": zero_or_more, "default": 0.0, "metavar": "N", "help": "GPUs of a process on a cluster (0)"},
+    "ray_timeout": {
+        "type": above_zero,
+        "default": 600.0,
+        "metavar": "S",
+        "help": "a video is given up that shows no progress for so long on a cluster (600)",
+    },
     "runs_dir": {"default": "runs", "metavar": "DIR", "help": "where runs are (runs)"},
     "seed": {"type": int, "default": 0},
     "threads": {"type": positive, "metavar": "N", "help": "CPU threads of the engine (all)"},

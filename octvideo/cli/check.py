@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import get_args
 
 from octvideo.cli.arguments import Parser, above_zero, share
+from octvideo.cli.on_ray import isolated_on_ray, ray_arguments
 from octvideo.cli.tables import print_table
-from octvideo.data.checking import Journal, Selection, Summary, check_all, select
+from octvideo.data.checking import Journal, Selection, Summary, check_all, part_of_selection, select
 from octvideo.data.quarantine import printable, write_quarantine
 from octvideo.data.workers import available_cpus
+from octvideo.errors import UserError
 from octvideo.progress import Progress
 from octvideo.video import Decoder, FrameNames
 from octvideo.video.reader import check_decoder
@@ -29,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER|VIDEO|LIST|CSV", help="what to check")
     parser.shared("output", metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="where paths start: data.root (what sources share)")
-    parser.shared("frame_names", "first_frame")
+    parser.shared("frame_names", "first_frame", "part")
     parser.shared("decoder", choices=get_args(Decoder))
     parser.shared("num_workers", help="files decoded at once (one per CPU)")
     parser.shared("timeout", help="without a new piece of a video (60)")
@@ -42,6 +44,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="SHARE",
         help="files of whose frames less than this share can be read are quarantined too, 0 to 1 (0)",
     )
+    ray_arguments(parser, gpus=False)
 
 
 def run(args: Namespace) -> int:
@@ -50,7 +53,11 @@ def run(args: Namespace) -> int:
     frames = None if args.frame_names is None else FrameNames(args.frame_names, args.first_frame)
     selection = select(args.sources, root=args.root, frames=frames)
     out = args.output or Path("runs/check_videos", Path(selection.root).name or "root")
-    with Journal(out, root=selection.root, decoder=args.decoder) as journal:
+    if args.part is not None:
+        if args.output is None:
+            raise UserError(f"--part {args.part} without -o/--output: each part needs a folder of its own")
+        selection = part_of_selection(selection, args.part)
+    with Journal(out, root=selection.root, decoder=args.decoder, part=args.part) as journal:
         with Progress("checking", len(selection.names)) as progress:
             shown = Shown(progress)
             summary = check_all(
@@ -63,6 +70,7 @@ def run(args: Namespace) -> int:
                 again=args.retry,
                 tell=shown.files,
                 tell_within=shown.within,
+                make_pool=isolated_on_ray(args, len(selection.names), progress.print),
             )
         bad = (
             (entry["path"], entry["reason"])

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,8 +22,10 @@ from torch import nn
 from octvideo._version import __version__
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, asked_views
-from octvideo.cli.infer import find_videos, say_predictor
+from octvideo.cli.infer import check_part, find_videos, lines_of_predictor, say_lines
+from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.tables import print_table
+from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
 from octvideo.files import digest
 from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint, network_of_pytorchvideo
@@ -40,6 +42,7 @@ from octvideo.inference.feature_files import (
 from octvideo.inference.feature_network import list_layers
 from octvideo.inference.features import FeatureExtractor, WindowFeatures
 from octvideo.inference.predictor import Predictor
+from octvideo.parts import names_of_part
 from octvideo.progress import Progress
 from octvideo.video import FileFrames, VideoReadError, ViewSettings
 
@@ -67,7 +70,8 @@ def add_arguments(parser: Parser) -> None:
     add("--parquet", action="store_true", help="write index.parquet beside index.csv (needs pyarrow)")
     add("--engine", help=f"{AUTO}: the fastest here; {', '.join(ENGINES)} ({AUTO})")
     add("--precision", help=f"{AUTO}, f32, bf16 ({AUTO})")
-    parser.shared("device", "threads", "runs_dir")
+    parser.shared("device", "threads", "runs_dir", "part")
+    ray_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             f"--model {args.model}: an exported model holds no layers to take features from; give --ckpt, the run or "
             "checkpoint that it was made of"
         )
-    views = asked_views(args.views, args.num_clips, args.num_crops)
+    asked_views(args.views, args.num_clips, args.num_crops)  # refuses both ways at once
     checkpoint = None if args.ckpt is None else find_checkpoint(args.ckpt, args.runs_dir)
     if args.layer == "list":
         network, settings = loaded_network(checkpoint)
@@ -93,32 +97,118 @@ def run(args: argparse.Namespace) -> int:
     videos = list(dict.fromkeys(find_videos(args.videos)))
     if not videos:
         raise UserError("no video given: octvideo features VIDEO|FOLDER|@FILE ... -o DIR")
+    check_part(args)
+    videos = names_of_part(videos, args.part)
     console = Console(stderr=True)
-    with console.status("getting the network ready"):
-        network, settings = loaded_network(checkpoint)
-        settings["views"] = replace(settings["views"], **views)
-        asked = {"layer": args.layer, "pooled": not args.per_step, "whole": args.whole}
-        asked |= {"window_sec": args.window, "stride_sec": args.stride}
-        before = _engine_before(args.output, args.engine or AUTO, args.precision or AUTO)
-        engine, precision = before or (args.engine or AUTO, args.precision or AUTO)
-        how = {"engine": engine, "precision": precision, "device": args.device, "num_threads": args.threads}
-        names = settings.pop("class_names")
-        extractor = make_extractor(network, settings, **asked, **how, expected_videos=len(videos))
-        del network
+    if args.on is None:
+        with console.status("getting the network ready"):
+            extractor, made_by, said = _extractor_of(args, checkpoint, len(videos))
+        folder = _folder_of(args, checkpoint, made_by)
+        say_lines(said, console)
+
+        def written_here(left: list[str], progress: Progress) -> Iterator[VideoReadError | str]:
+            for video, made in zip(left, features_of(extractor, left, progress), strict=True):
+                yield _written(folder, video, made, args.dtype)
+
+        return _write_all(args, folder, videos, written_here)
+    with ray_pool(args, FeaturesWorker(args, checkpoint, len(videos)), print, batch=8) as pool:
+        with console.status("getting the network ready on the cluster"):
+            made_by, said = pool.begin()
+        folder = _folder_of(args, checkpoint, made_by)  # whose engine all others take
+        say_lines(said, console)
+
+        def written_there(left: list[str], progress: Progress) -> Iterator[VideoReadError | str]:
+            pool.tell = progress.print
+            for video, result in pool.run(left, len(left)):
+                progress.update(said=f"{pool.num_ready} processes")
+                yield VideoReadError(video, result.reason) if isinstance(result, Lost) else result
+
+        return _write_all(args, folder, videos, written_there)
+
+
+def _extractor_of(
+    args: argparse.Namespace, checkpoint: Path | None, expected_videos: int
+) -> tuple[FeatureExtractor, dict[str, Any], list[str]]:
+    """What computes the features, what they are made by, and what is said of it."""
+    network, settings = loaded_network(checkpoint)
+    settings["views"] = replace(settings["views"], **asked_views(args.views, args.num_clips, args.num_crops))
+    asked = {"layer": args.layer, "pooled": not args.per_step, "whole": args.whole}
+    asked |= {"window_sec": args.window, "stride_sec": args.stride}
+    before = _engine_before(args.output, args.engine or AUTO, args.precision or AUTO)
+    engine, precision = before or (args.engine or AUTO, args.precision or AUTO)
+    how = {"engine": engine, "precision": precision, "device": args.device, "num_threads": args.threads}
+    names = settings.pop("class_names")
+    extractor = make_extractor(network, settings, **asked, **how, expected_videos=expected_videos)
     if before:
         extractor.predictor.engine_reason = f"as the features in {args.output} so far"
-    sha256 = "" if checkpoint is None else digest(checkpoint)
-    made_by = {"weights": settings["source"], "sha256": sha256, "class_names": names, "octvideo": __version__}
+    made_by = {"weights": settings["source"], "class_names": names, "octvideo": __version__}
     made_by |= {"engine": extractor.predictor.engine.name, "precision": extractor.predictor.engine.precision}
     made_by |= {**asked, "layer": extractor.layer, "views": settings["views"].as_dict()}
-    folder = FeatureFolder.made(args.output, {**made_by, "format": args.format, "dtype": args.dtype})
-    say_predictor(extractor.predictor, console)
-    console.print(f"layer: {extractor.layer}", highlight=False, markup=False, soft_wrap=True)
-    return _write_all(extractor, folder, videos, args.dtype, parquet=args.parquet)
+    return extractor, made_by, [*lines_of_predictor(extractor.predictor), f"layer: {extractor.layer}"]
+
+
+def _folder_of(args: argparse.Namespace, checkpoint: Path | None, made_by: dict[str, Any]) -> FeatureFolder:
+    weights, *others = made_by.items()
+    made_by = dict([weights, ("sha256", "" if checkpoint is None else digest(checkpoint)), *others])
+    return FeatureFolder.made(args.output, {**made_by, "format": args.format, "dtype": args.dtype})
+
+
+@dataclass
+class FeaturesWorker:
+    """What a process of a cluster does for `octvideo features`.
+
+    Args:
+        args: of the command.
+        checkpoint: of the network.
+        expected_videos: see `Predictor`.
+    """
+
+    args: argparse.Namespace
+    checkpoint: Path | None
+    expected_videos: int
+
+    def begin(self) -> tuple[dict[str, Any], list[str]]:
+        """Loads the network; returns what features are made by, and what is said of it."""
+        keep_freed_memory()
+        self._extractor, made_by, said = _extractor_of(self.args, self.checkpoint, self.expected_videos)
+        return made_by, said
+
+    def work(self, videos: Sequence[str]) -> Iterator[VideoReadError | str | None]:
+        """What `_written` returns."""
+        folder = FeatureFolder(self.args.output)
+        for video in videos:  # one by one: what is written is told
+            if self._extractor.whole:
+                (made,) = features_of(self._extractor, [video])
+            else:
+                steps = _steps(self._extractor, video)
+                while True:
+                    try:
+                        next(steps)
+                    except StopIteration as end:
+                        made = end.value
+                        break
+                    yield None
+            yield _written(folder, video, made, self.args.dtype)
+
+
+def _written(
+    folder: FeatureFolder, video: str, made: VideoFeatures | VideoReadError, dtype: str
+) -> VideoReadError | str:
+    """Writes the features of a video; returns why there are none, or why they are not all, or nothing."""
+    try:
+        if isinstance(made, VideoReadError):
+            return made
+        folder.write(video, _as_dtype(made, dtype, video))
+        return f"cannot read all of video '{video}': {made.trouble}" if made.trouble else ""
+    except VideoReadError as error:
+        return error
 
 
 def _write_all(
-    extractor: FeatureExtractor, folder: FeatureFolder, videos: list[str], dtype: str, *, parquet: bool
+    args: argparse.Namespace,
+    folder: FeatureFolder,
+    videos: list[str],
+    written: Callable[[list[str], Progress], Iterator[VideoReadError | str]],
 ) -> int:
     left = [video for video in videos if folder.find(video) is None]
     if len(left) < len(videos):
@@ -127,19 +217,15 @@ def _write_all(
     partly: list[str] = []
     try:
         with Progress("computing features", len(left)) as progress:
-            for video, made in zip(left, features_of(extractor, left, progress), strict=True):
-                try:
-                    if isinstance(made, VideoReadError):
-                        raise made
-                    folder.write(video, _as_dtype(made, dtype, video))
-                    if made.trouble:
-                        partly.append(f"cannot read all of video '{video}': {made.trouble}")
-                except VideoReadError as error:
-                    failures.append(error)
+            for result in written(left, progress):
+                if isinstance(result, VideoReadError):
+                    failures.append(result)
+                elif result:
+                    partly.append(result)
                 progress.update(said="")
                 progress.advance()
     finally:  # in any case what has been done
-        file = folder.write_index([Row(error.path, reason=error.reason) for error in failures], parquet=parquet)
+        file = folder.write_index([Row(error.path, reason=error.reason) for error in failures], parquet=args.parquet)
         print(f"features are in {folder.folder}, listed in {file.name}", file=sys.stderr)
         for failure in (*failures, *partly):
             print(f"error: {failure}", file=sys.stderr)
@@ -170,17 +256,30 @@ def features_of(
                 yield result if isinstance(result, VideoReadError) else _joined([result], None)
         return
     for video in videos:
-        try:
-            windows = []
-            with FileFrames(video, extractor.predictor.views.short_side_px) as frames:
-                with contextlib.closing(extractor.of_source(frames)) as found:
-                    for window in found:
-                        windows.append(window)
-                        if progress is not None:
-                            progress.update(said=f"{Path(video).name} at {window.end_sec:.0f} s")
-                yield replace(_joined(windows, frames.rate), trouble=frames.trouble)
-        except VideoReadError as error:
-            yield error
+        with contextlib.closing(_steps(extractor, video)) as steps:
+            while True:
+                try:
+                    end_sec = next(steps)
+                except StopIteration as end:
+                    made = end.value
+                    break
+                if progress is not None:
+                    progress.update(said=f"{Path(video).name} at {end_sec:.0f} s")
+        yield made
+
+
+def _steps(extractor: FeatureExtractor, video: str) -> Generator[float, None, VideoFeatures | VideoReadError]:
+    """The end of each window that is done; returns the features of all, or the error why it can't be read."""
+    try:
+        windows = []
+        with FileFrames(video, extractor.predictor.views.short_side_px) as frames:
+            with contextlib.closing(extractor.of_source(frames)) as found:
+                for window in found:
+                    windows.append(window)
+                    yield window.end_sec
+            return replace(_joined(windows, frames.rate), trouble=frames.trouble)
+    except VideoReadError as error:
+        return error
 
 
 def _joined(windows: list[WindowFeatures], rate: Any) -> VideoFeatures:

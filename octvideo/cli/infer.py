@@ -9,8 +9,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,24 @@ from rich.console import Console
 
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, asked_views, duration, positive, views
+from octvideo.cli.infer_output import RESULTS, Json, ResultFile, Text
+from octvideo.cli.on_ray import ray_arguments, ray_pool
+from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
-from octvideo.files import VIDEO_SUFFIXES, digest, json_text, read_text, text_lines, walk_videos
+from octvideo.files import VIDEO_SUFFIXES, digest, read_text, text_lines, walk_videos
 from octvideo.inference.budget import kept_in_words
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.choice import AUTO
 from octvideo.inference.device import precision_in_words
 from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
-from octvideo.json_lines import JsonLines, Words, first_line
+from octvideo.json_lines import first_line
+from octvideo.parts import Part, names_of_part
 from octvideo.progress import Progress
 from octvideo.video import FrameFolder, VideoReadError
 from octvideo.video.image_frames import IMAGE_SUFFIXES, folders_of_images
 
 STOPPED = "stopped: the same command goes on where results go into a file (-o)"
-_RESULTS = "octvideo infer 1"
-_WORDS = Words("file of results", "another model, or of other settings", "name another file")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -52,6 +54,8 @@ def add_arguments(parser: Parser) -> None:
         metavar="TIME",
         help="what a video may take, such as 200ms or 0.2s: the fastest engine, and the most views that keep it",
     )
+    parser.shared("part")
+    ray_arguments(parser)
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")
     form = parser.add_mutually_exclusive_group()
@@ -85,34 +89,64 @@ def run(args: argparse.Namespace) -> int:
     asked = asked_views(args.views, args.num_clips, args.num_crops)
     if args.budget is not None and asked:
         raise UserError("--budget chooses the views, and --views, --num_clips or --num_crops name them: leave one out")
+    if args.part is not None and args.budget is not None:
+        raise UserError(f"--budget with --part {args.part}: other parts might take other views; name them with --views")
+    check_part(args)
     videos = list(find_videos(args.videos, images=True))
+    if args.part is not None:
+        videos = names_of_part(list(dict.fromkeys(videos)), args.part)
+    if args.on is not None and args.budget is not None:
+        raise UserError(f"--budget with --on {args.on}: it measures one machine; name the views with --views")
     weights = weights_of(args)
     console = Console(stderr=True)
+    if args.on is not None:
+        return _run_on_cluster(args, videos, weights, console)
     with console.status("getting the network ready"):
         # Who names a time wants the fastest engine, so one is measured however few videos there are.
         expected_videos = len(set(videos)) if args.budget is None else None
-        predictor = predictor_of(args, weights, _RESULTS, expected_videos, 1 if args.budget else None)
+        predictor = predictor_of(args, weights, RESULTS, expected_videos, 1 if args.budget else None)
         own = predictor.views
         told = _settle_views(args, asked, predictor, videos)
     made_by = {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
     # The model's own are not named, as in files of older versions.
     if predictor.views != own or (args.output is not None and views_of_results(args.output)):
         made_by["views"] = predictor.views.name
-    output: Text | Json | ResultFile = Json(made_by) if args.json else Text(timing=args.timing)
-    if args.output is not None:
-        made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
-        output = ResultFile(args.output, made_by)
-        videos = output.left(videos)
+    output, videos = _output_of(args, made_by, weights, videos)
     say_predictor(predictor, console)
     if told:
         console.print(told, highlight=False, markup=False, soft_wrap=True)
+    return _tell_results(
+        args, output, len(videos), console, lambda _: predictor.predict_many(_opened(videos, args), topk=args.topk)
+    )
+
+
+def _output_of(
+    args: argparse.Namespace, made_by: dict[str, Any], weights: Path | None, videos: list[str]
+) -> tuple[Text | Json | ResultFile, list[str]]:
+    """Where results go, and the videos that have none there yet."""
+    if args.output is None:
+        return Json(made_by) if args.json else Text(timing=args.timing), videos
+    made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
+    made_by |= part_of_results(args.output, args.part)
+    file = ResultFile(args.output, made_by)
+    return file, file.left(videos)
+
+
+def _tell_results(
+    args: argparse.Namespace,
+    output: Text | Json | ResultFile,
+    total: int,
+    console: Console,
+    compute: Callable[[Progress], Generator[Prediction | VideoReadError, None, None]],
+) -> int:
+    """Gives each result to the output as it comes; returns the exit code."""
     failures: list[VideoReadError] = []
     seconds: list[float] = []
     try:
         # Results are closed in any case: Ctrl-C ends the preparing thread with them.
         with (
-            Progress("classifying", len(videos)) as progress,
-            contextlib.closing(predictor.predict_many(_opened(videos, args), topk=args.topk)) as results,
+            Progress("classifying", total) as progress,
+            contextlib.closing(compute(progress)) as results,
         ):
             for result in results:
                 # On a terminal the bar makes room for what is printed.
@@ -131,6 +165,83 @@ def run(args: argparse.Namespace) -> int:
         for failure in failures:
             print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+@dataclass
+class InferWorker:
+    """What a process of a cluster does for `octvideo infer`.
+
+    Args:
+        args: of the command.
+        expected_videos: see `Predictor`.
+    """
+
+    args: argparse.Namespace
+    expected_videos: int
+
+    def begin(self) -> dict[str, Any]:
+        """Loads the network; returns what results are made by, and what is said of it."""
+        keep_freed_memory()
+        self._predictor = predictor_of(self.args, weights_of(self.args), RESULTS, self.expected_videos)
+        own = self._predictor.views
+        asked = asked_views(self.args.views, self.args.num_clips, self.args.num_crops)
+        self._predictor.use_views(replace(own, **asked))
+        engine = self._predictor.engine
+        made_by = {"weights": self._predictor.source, "engine": engine.name, "precision": engine.precision}
+        views = self._predictor.views
+        return {
+            "made_by": made_by,
+            "views": views.name,
+            "has_own_views": views == own,
+            "said": lines_of_predictor(self._predictor),
+        }
+
+    def work(self, videos: Sequence[str]) -> Iterator[Prediction | VideoReadError]:
+        """A prediction for each video, or the error why there is none."""
+        opened = _opened(videos, self.args)
+        with contextlib.closing(self._predictor.predict_many(opened, topk=self.args.topk)) as results:
+            yield from results
+
+
+def _run_on_cluster(args: argparse.Namespace, videos: list[str], weights: Path | None, console: Console) -> int:
+    """`run` with the network in processes of a cluster; results come in the order in which they are done."""
+    videos = list(dict.fromkeys(videos))
+    its = as_begun(args, RESULTS)
+    told: list[str] = []
+    with ray_pool(args, InferWorker(its, len(videos)), told.append, batch=32) as pool:
+        with console.status("getting the network ready on the cluster"):
+            about = pool.begin()
+        # All others take what the first has chosen.
+        pool.worker = InferWorker(with_engine(its, about["made_by"]), len(videos))
+        made_by = dict(about["made_by"])
+        if not about["has_own_views"] or (args.output is not None and views_of_results(args.output)):
+            made_by["views"] = about["views"]
+        output, videos = _output_of(args, made_by, weights, videos)
+        say_lines(about["said"], console)
+
+        def compute(progress: Progress) -> Generator[Prediction | VideoReadError, None, None]:
+            pool.tell = progress.print
+            for video, result in pool.run(videos, len(videos)):
+                progress.update(said=f"{pool.num_ready} processes")
+                yield VideoReadError(video, result.reason) if isinstance(result, Lost) else result
+
+        return _tell_results(args, output, len(videos), console, compute)
+
+
+def as_begun(args: argparse.Namespace, results: str) -> argparse.Namespace:
+    """The arguments for processes of a cluster: a run is resumed with the engine that began it."""
+    before = None
+    if args.model is None and args.output is not None:
+        before = engine_of_results(args.output, args.engine or AUTO, args.precision or AUTO, results)
+    engine, precision = before or (args.engine, args.precision)
+    return argparse.Namespace(**{**vars(args), "engine": engine, "precision": precision, "output": None})
+
+
+def with_engine(args: argparse.Namespace, made_by: dict[str, Any]) -> argparse.Namespace:
+    """The arguments with the engine that a process has chosen; an exported model has its own."""
+    if args.model is not None or args.precision == "int8":
+        return args
+    return argparse.Namespace(**{**vars(args), "engine": made_by["engine"], "precision": made_by["precision"]})
 
 
 def _settle_views(args: argparse.Namespace, asked: dict[str, Any], predictor: Predictor, videos: Sequence[str]) -> str:
@@ -158,7 +269,7 @@ def views_of_results(file: Path) -> dict[str, Any] | None:
     """The views of the results in a file, as fields of `ViewSettings`, none for the model's own; None where there are
     no such results."""
     made_by = first_line(file) or {}
-    if made_by.get("results") != _RESULTS:
+    if made_by.get("results") != RESULTS:
         return None
     try:
         return asked_views(views(str(made_by["views"])), None, None) if "views" in made_by else {}
@@ -166,100 +277,24 @@ def views_of_results(file: Path) -> dict[str, Any] | None:
         return None
 
 
-class Text:
-    """Results as text, when they are there."""
-
-    def __init__(self, *, timing: bool) -> None:
-        self._timing, self._between = timing, ""
-
-    def add(self, result: Prediction | VideoReadError) -> None:
-        """The path of a video, then a line for each class, then where the time went."""
-        if isinstance(result, VideoReadError):
-            return
-        lines = [self._between + result.path, *(f"  {100 * score:5.1f} %  {name}" for name, score in result.top)]
-        if result.labels is not None:
-            lines.append(f"  labels: {', '.join(result.labels) or 'none'}")
-        if self._timing:
-            timing = result.timing
-            ratio = timing.total / timing.engine if timing.engine else float("nan")
-            lines.append(
-                f"  engine {timing.engine:.2f} s of {timing.total:.2f} s in all (x {ratio:.3f}); "
-                f"beside it: decode {timing.decode:.2f} s, prepare {timing.prepare:.2f} s"
-            )
-        print("\n".join(lines), flush=True)
-        self._between = "\n"
-
-    def end(self) -> None:
-        """All is said."""
-
-
-class Json:
-    """One JSON object, at the end."""
-
-    def __init__(self, made_by: dict[str, Any]) -> None:
-        self._content: dict[str, Any] = {**made_by, "videos": [], "errors": []}
-
-    def add(self, result: Prediction | VideoReadError) -> None:
-        """Keeps the result for the end."""
-        self._content["videos" if isinstance(result, Prediction) else "errors"].append(as_record(result))
-
-    def end(self) -> None:
-        """Prints them all."""
-        print(json_text(self._content, indent=2))
-
-
-class ResultFile:
-    """Lines as of `as_record`, after a first one that says what made them: a run that was stopped goes on with them.
-
-    Args:
-        path: written anew, or gone on with.
-        made_by: {"weights": ..., "sha256": ..., ...}: what must be the same for all results in it.
+def check_part(args: argparse.Namespace) -> None:
+    """Results of all parts must be of one engine to be joined.
 
     Raises:
-        UserError: see `JsonLines`.
+        UserError: each part would choose its own.
     """
-
-    def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
-        self._lines = JsonLines(path, {"results": _RESULTS, **made_by}, _WORDS)
-        entries = [entry for entry in self._lines.entries() if "path" in entry]
-        self._done = {entry["path"] for entry in entries}
-        self._unreadable = sum("reason" in entry for entry in entries)
-
-    def left(self, videos: Sequence[str]) -> list[str]:
-        """The videos that are not in the file, each once; says how many are."""
-        videos = list(dict.fromkeys(videos))
-        left = [video for video in videos if video not in self._done]
-        if len(left) < len(videos):
-            done = len(videos) - len(left)
-            print(f"{done} of {len(videos)} videos are in {self._lines.file} already", file=sys.stderr)
-        return left
-
-    def add(self, result: Prediction | VideoReadError) -> None:
-        """Writes a line."""
-        record = as_record(result)
-        self._lines.add(record)
-        self._done.add(record["path"])
-        self._unreadable += "reason" in record
-
-    def end(self) -> None:
-        """Lets others write the file, and says what is in it."""
-        self._lines.close()
-        broken = f", {self._unreadable} of them of videos that can't be read" if self._unreadable else ""
-        print(f"{len(self._done)} results are in {self._lines.file}{broken}", file=sys.stderr)
+    if args.part is not None and getattr(args, "model", None) is None and not (args.engine and args.precision):
+        raise UserError(
+            f"--part {args.part} without --engine and --precision: parts that choose for themselves may choose "
+            "differently, and can't be joined; name both, such as --engine eager --precision f32"
+        )
 
 
-def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
-    """{"path", "top": [{"name", "score"}], "labels", "seconds": {...}}, labels where a video may have several; or
-    {"path", "reason"} of a video that can't be read.
-    """
-    if isinstance(result, VideoReadError):
-        return {"path": str(result.path), "reason": result.reason}
-    return {
-        "path": result.path,
-        "top": [{"name": name, "score": score} for name, score in result.top],
-        **({} if result.labels is None else {"labels": result.labels}),
-        "seconds": {name: round(value, 4) for name, value in asdict(result.timing).items()},
-    }
+def part_of_results(file: Path, part: Part | None) -> dict[str, Any]:
+    """What the first line of a file of results says of a part; nothing where there is none, as in older files."""
+    if part is None and not (first_line(file) or {}).get("part"):
+        return {}
+    return {"part": None if part is None else str(part)}
 
 
 def _opened(videos: Sequence[str], args: argparse.Namespace) -> list[str | FrameFolder]:
@@ -297,11 +332,21 @@ def find_videos(names: Sequence[str], *, images: bool = False) -> Iterator[str]:
 
 
 def say_predictor(predictor: Predictor, console: Console) -> None:
-    """Prints what computes: weights, and the engine with the reason for it."""
+    """Prints what computes."""
+    say_lines(lines_of_predictor(predictor), console)
+
+
+def say_lines(lines: Sequence[str], console: Console) -> None:
+    """Prints lines as they are."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def lines_of_predictor(predictor: Predictor) -> list[str]:
+    """What computes: weights, and the engine with the reason for it."""
     precision = precision_in_words(predictor.engine.precision, predictor.device)
     reason = f" ({predictor.engine_reason})" if predictor.engine_reason else ""
-    for line in (f"weights: {predictor.source}", f"engine: {predictor.engine.name}, {precision}{reason}"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return [f"weights: {predictor.source}", f"engine: {predictor.engine.name}, {precision}{reason}"]
 
 
 def weights_of(args: argparse.Namespace) -> Path | None:
@@ -353,7 +398,7 @@ def predictor_of(
     return predictor
 
 
-def engine_of_results(file: Path, engine: str, precision: str, results: str = _RESULTS) -> tuple[str, str] | None:
+def engine_of_results(file: Path, engine: str, precision: str, results: str = RESULTS) -> tuple[str, str] | None:
     """Engine and precision of the results in a file, where "auto" leaves them open: a run is resumed as it began.
 
     Args:

@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.on_ray import isolated_on_ray, ray_arguments
 from octvideo.cli.tables import print_table
 from octvideo.data.preparation.archives import ALL, PUBLICATIONS, Archive, publication_of
 from octvideo.data.preparation.encoding import EncodingSettings
@@ -33,7 +34,7 @@ from octvideo.data.preparation.official import (
     ucf101_lists,
 )
 from octvideo.data.preparation.official_more import JESTER_FPS, charades_lists, diving48_lists, jester_lists
-from octvideo.data.preparation.reencode import DAMAGED_FILE, FAILED_FILE, Summary, reencode
+from octvideo.data.preparation.reencode import DAMAGED_FILE, FAILED_FILE, Summary, name_for_part, reencode
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.progress import Progress
@@ -100,8 +101,10 @@ def add_arguments(parser: Parser) -> None:
     add("--crf", type=int, default=default.crf, metavar="Q", help="quality of x264, 0 (best) to 51 (23)")
     speeds = f"speed of x264 for size: {', '.join(_PRESETS)} (fast)"
     add("--preset", choices=_PRESETS, default=default.preset, metavar="NAME", help=speeds)
+    smaller.shared("part")
     smaller.shared("num_workers", help="videos at once (one per CPU)")
     smaller.shared("timeout", help="without a new frame of a video (60)")
+    ray_arguments(smaller, gpus=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -326,6 +329,8 @@ def _reencode(args: argparse.Namespace) -> int:
             settings,
             workers=args.num_workers or available_cpus(),
             timeout_sec=args.timeout,
+            part=args.part,
+            make_pool=isolated_on_ray(args, sys.maxsize, shown.print),
             progress=lambda done, total, summary: shown.update(done, total=total, said=f"{summary.failed} failed"),
         )
     _print_copied(args, summary)
@@ -342,7 +347,11 @@ def _print_copied(args: argparse.Namespace, summary: Summary) -> None:
     if summary.same:
         print(f"{summary.same:,} were all that is asked for, and smaller: copied as they are")
     if summary.damaged:
-        print(f"{summary.damaged:,} were damaged, what could be decoded is kept: {args.output / DAMAGED_FILE}")
+        damaged = args.output / name_for_part(DAMAGED_FILE, args.part)
+        print(f"{summary.damaged:,} were damaged, what could be decoded is kept: {damaged}")
     if summary.failed:
-        print(f"failed (run again, these are tried again): {args.output / FAILED_FILE}")
-    print(f"\nNext:\n  {next_command(args.source, args.output)}")
+        print(f"failed (run again, these are tried again): {args.output / name_for_part(FAILED_FILE, args.part)}")
+    if args.part is None:
+        print(f"\nNext:\n  {next_command(args.source, args.output)}")
+    else:
+        print(f"\nThis was part {args.part}. When all are done, the same command without --part says what is missing.")

@@ -7,16 +7,24 @@ index that octvideo reads: `octvideo shards --index FOLDER`.
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.on_ray import ray_arguments, ray_pool
+from octvideo.cluster.pool import Lost
 from octvideo.data.datamodule import VideoDataModule
-from octvideo.data.shard_writer import index_shards, write_shards
+from octvideo.data.records import VideoRecord
+from octvideo.data.shard_joining import join_shards
+from octvideo.data.shard_writer import ShardReport, index_shards, write_shards
 from octvideo.errors import UserError
+from octvideo.parts import Part, indices_of_part, size_of_file
 from octvideo.progress import Progress
 
 STOPPED = "\nstopped: whole archives are kept, the same command goes on"
+_SHARDS_OF_PART, _MOST_PARTS = 4, 10_000
 
 
 def add_arguments(parser: Parser) -> None:
@@ -33,6 +41,8 @@ def add_arguments(parser: Parser) -> None:
     add("--shard_mb", type=positive, default=512, metavar="MB", help="size at which an archive is closed (512)")
     add("--shuffle", type=int, metavar="SEED", help="mix the videos, for programs that read streams")
     add("--unlabelled", action="store_true", help="the videos need no labels")
+    parser.shared("part", help="only part I of N, into OUTPUT/part-I-of-N; octvideo join puts the parts together")
+    ray_arguments(parser, gpus=False)
     add("--index", type=Path, metavar="FOLDER", help="only index the archives in a folder")
 
 
@@ -44,24 +54,89 @@ def run(args: Namespace) -> int:
     out: Path | None = args.output
     if args.source is None or out is None:
         raise UserError("give a source and a folder for the archives: octvideo shards SOURCE -o FOLDER")
-    role = "predict" if args.unlabelled else "train"
-    images = {"frame_names": args.frame_names, "first_frame": args.first_frame, "frame_fps": args.frame_fps}
-    data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes, **images)
-    videos = data.videos(role)
-    with Progress("writing videos", len(videos)) as progress:
-        report = write_shards(
-            videos,
-            out,
-            root=args.root,
-            class_names=data.class_names,
-            shard_bytes=args.shard_mb * 2**20,
-            shuffle=args.shuffle,
-            advance=progress.advance,
-        )
+    if args.on is not None:
+        return _run_on_cluster(args, out)
+    writer = ShardWriter(args)
+    writer.begin()
+    total = len(writer.videos)
+    if args.part is not None:
+        out = folder_of_part(out, args.part)
+        total = len(indices_of_part([video.path for video in writer.videos], args.part))
+    with Progress("writing videos", total) as progress:
+        report = writer.write(out, args.part, progress.advance)
     kept = f" ({report.kept} of them before)" if report.kept else ""
     print(f"{out}: {report.written + report.kept} videos{kept} in {report.num_shards} archives")
     if report.left_out:
         name, reason = report.left_out[0]
         print(f"{len(report.left_out)} left out, the first {name}: {reason}; all in {out / 'left_out.tsv'}")
+    if args.part is not None:
+        print(f"when all parts are there: octvideo join {args.output}/part-*-of-{args.part.count} -o {args.output}")
+        return 1 if report.left_out else 0
     print(f"train with --data.train {out.resolve()}, or its address in an object store")
     return 1 if report.left_out else 0
+
+
+def folder_of_part(out: Path, part: Part) -> Path:
+    """Where a part is."""
+    return out / f"part-{part.number}-of-{part.count}"
+
+
+class ShardWriter:
+    """Writes the archives of all videos or of parts; what a process of a cluster does for `octvideo shards`.
+
+    Args:
+        args: of the command.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        self._args = args
+        self.videos: Sequence[VideoRecord] = ()
+        self._class_names: Sequence[str] = ()
+
+    def begin(self) -> int:
+        """Reads the list; returns how many parts it is worth."""
+        role = "predict" if self._args.unlabelled else "train"
+        args = self._args
+        images = {"frame_names": args.frame_names, "first_frame": args.first_frame, "frame_fps": args.frame_fps}
+        data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes, **images)
+        self.videos, self._class_names = data.videos(role), data.class_names
+        if self._args.on is None:
+            return 1
+        total = sum(size_of_file(video.path) or 0 for video in self.videos)
+        return max(1, min(-(-total // (_SHARDS_OF_PART * self._args.shard_mb * 2**20)), _MOST_PARTS))
+
+    def write(self, out: Path, part: Part | None, advance: Callable[[], object]) -> ShardReport:
+        """See `write_shards`."""
+        args = self._args
+        how = {"shard_bytes": args.shard_mb * 2**20, "shuffle": args.shuffle, "part": part, "advance": advance}
+        return write_shards(self.videos, out, root=args.root, class_names=self._class_names, **how)
+
+    def work(self, parts: Sequence[Part]) -> Iterator[ShardReport]:
+        """Reports."""
+        for part in parts:
+            yield self.write(folder_of_part(self._args.output, part), part, lambda: None)
+
+
+def _run_on_cluster(args: Namespace, out: Path) -> int:
+    """Parts of a few archives each, written by a cluster and joined here."""
+    if args.part is not None:
+        raise UserError(
+            f"--part {args.part} with --on {args.on}: the cluster has parts of its own; leave one of them out"
+        )
+    with ray_pool(args, ShardWriter(args), print, timeout_s=math.inf, batch=1) as pool:
+        count = pool.begin()
+        parts = [Part(number, count) for number in range(1, count + 1)]
+        with Progress("writing parts", count) as progress:
+            pool.tell = progress.print
+            for part, report in pool.run(parts, count):
+                if isinstance(report, Lost):
+                    raise UserError(f"part {part} is not written ({report.reason}): the same command goes on")
+                progress.update(said=f"{pool.num_ready} processes")
+                progress.advance()
+    joined = join_shards([folder_of_part(out, part) for part in parts], out)
+    print(f"{out}: {joined.videos} videos in {count} folders")
+    if joined.left_out:
+        name, _, reason = joined.left_out[0].partition("\t")
+        print(f"{len(joined.left_out)} left out, the first {name}: {reason}; all in {out / 'left_out.tsv'}")
+    print(f"train with --data.train {out.resolve()}, or its address in an object store")
+    return 1 if joined.left_out else 0

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,37 @@ from rich.console import Console
 from octvideo.class_names import ClassIndex
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, asked_views, positive, share, zero_or_more
-from octvideo.cli.infer import find_videos, model_arguments, predictor_of, say_predictor, weights_of
+from octvideo.cli.infer import (
+    as_begun,
+    check_part,
+    find_videos,
+    lines_of_predictor,
+    model_arguments,
+    part_of_results,
+    predictor_of,
+    say_lines,
+    weights_of,
+    with_engine,
+)
 from octvideo.cli.live import address_frames, live_arguments, live_source, score_live
+from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.segment_file import SegmentFile
 from octvideo.cli.timeline_page import TimelinePages
+from octvideo.cli.timeline_scores import RESULTS, Scores
 from octvideo.cli.timeline_shown import check_shown, show
+from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
 from octvideo.files import digest, read_text, text_lines
-from octvideo.inference.segments import Segment, SegmentSettings, segments_of_top
+from octvideo.inference.predictor import Predictor
+from octvideo.inference.segments import Segment, SegmentSettings
 from octvideo.inference.timeline import Timeline, WindowScores
-from octvideo.inference.window_lines import TopClasses
-from octvideo.json_lines import JsonLines, Words
+from octvideo.parts import names_of_part
 from octvideo.progress import Progress
 from octvideo.video import FileFrames, FrameFolder, VideoReadError
 from octvideo.video.addresses import is_address, shown
 from octvideo.video.image_source import FolderFrames
 
 STOPPED = "stopped: the same command goes on where scores go into a file (-o)"
-_RESULTS = "octvideo timeline 1"
-_WORDS = Words("file of window scores", "another model, or of other settings", "name another file")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -94,14 +106,19 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="write a line of JSON for each window when it is done; windows that are in FILE are not computed again",
     )
+    parser.shared("part")
+    ray_arguments(parser)
     live_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Scores the videos; returns 0, or 1 where some video could not be read to its end (what could be is there)."""
     keep_freed_memory()
-    views = asked_views(args.views, args.num_clips, args.num_crops)
-    found_videos = list(dict.fromkeys(_find(args.videos)))
+    asked_views(args.views, args.num_clips, args.num_crops)  # refuses both ways at once
+    check_part(args)
+    if args.on is not None and (first := next(filter(is_address, args.videos), None)) is not None:
+        raise UserError(f"{shown(first)} with --on {args.on}: of files that all machines see alone")
+    found_videos = names_of_part(list(dict.fromkeys(_find(args.videos))), args.part)
     live = live_source(args, found_videos)
     addresses = {shown(name): name for name in found_videos if is_address(name)}
     videos = list(dict.fromkeys(map(shown, found_videos)))
@@ -116,34 +133,98 @@ def run(args: argparse.Namespace) -> int:
     check_shown(args.picture, args.overlay, videos)
     weights = weights_of(args)
     console = Console(stderr=True)
-    with console.status("getting the network ready"):
-        predictor = predictor_of(args, weights, _RESULTS)
-        timeline = Timeline(predictor, args.window, args.stride, views=replace(predictor.views, **views))
-    names = predictor.class_names
+    if args.on is None:
+        with console.status("getting the network ready"):
+            predictor, timeline = timeline_of(args)
+        facts = facts_of(predictor, timeline)
+        if live is not None:
+            names, settings = facts["class_names"], _segment_settings(args, facts["class_names"])
+            say_lines(facts["said"], console)
+            return score_live(args, live, timeline, names, settings, _made_by(args, weights, facts), files)
+
+        def score_here(scores: Scores, progress: Progress) -> Generator[str, None, None]:
+            for number, path in enumerate(videos, 1):
+                progress.begin(f"scoring {number} of {len(videos)}: {Path(path).name}, seconds")
+                _score(timeline, path, scores, progress, lambda path: _frames(args, path, addresses, timeline))
+                yield path
+
+        return _write(args, videos, files, _made_by(args, weights, facts), facts, console, score_here)
+    its = as_begun(args, RESULTS)
+    with ray_pool(args, TimelineWorker(its), print, batch=4) as pool:
+        with console.status("getting the network ready on the cluster"):
+            facts = pool.begin()
+        pool.worker = TimelineWorker(with_engine(its, facts))
+
+        def score_there(scores: Scores, progress: Progress) -> Generator[str, None, None]:
+            pool.tell = progress.print
+            progress.begin("scoring", len(videos))
+            left = {path: scores.begun(path) for path in videos if not scores.is_done(path)}
+            for path in videos:
+                if path not in left:
+                    progress.advance()
+                    yield path
+            for (path, _), result in pool.run(iter(left.items()), len(left)):
+                windows, cuts, trouble = (
+                    ([], [], f"cannot read video '{path}': {result.reason}") if isinstance(result, Lost) else result
+                )
+                for window in windows:
+                    scores.add(path, *window)
+                scores.finish(path, trouble, cuts)
+                progress.update(said=f"{pool.num_ready} processes")
+                progress.advance()
+                yield path
+
+        return _write(args, videos, files, _made_by(args, weights, facts), facts, console, score_there)
+
+
+def timeline_of(args: argparse.Namespace) -> tuple[Predictor, Timeline]:
+    """What scores windows, as the arguments ask for it."""
+    predictor = predictor_of(args, weights_of(args), RESULTS)
+    views = replace(predictor.views, **asked_views(args.views, args.num_clips, args.num_crops))
+    return predictor, Timeline(predictor, args.window, args.stride, views=views)
+
+
+def facts_of(predictor: Predictor, timeline: Timeline) -> dict[str, Any]:
+    """What is to know of them."""
+    facts = {"weights": predictor.source, "engine": predictor.engine.name, "precision": predictor.engine.precision}
+    about = {"views": timeline.views.as_dict(), "class_names": predictor.class_names}
+    return {**facts, **about, "said": lines_of_predictor(predictor)}
+
+
+def _made_by(args: argparse.Namespace, weights: Path | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """The first line of the output; nothing where there is none."""
+    if args.output is None:
+        return {}
+    made_by = {key: facts[key] for key in ("weights", "engine", "precision")}
+    made_by |= {"sha256": "" if weights is None else digest(weights), "window": args.window, "stride": args.stride}
+    made_by |= {"views": facts["views"], "topk": args.topk, "classes": args.classes}
+    if args.frame_fps is not None:
+        made_by["frame_fps"] = args.frame_fps
+    return made_by | part_of_results(args.output, args.part)
+
+
+def _write(
+    args: argparse.Namespace,
+    videos: list[str],
+    files: list[SegmentFile],
+    made_by: dict[str, Any],
+    facts: dict[str, Any],
+    console: Console,
+    score: Callable[[Scores, Progress], Generator[str, None, None]],
+) -> int:
+    """Writes and prints what is asked for of each video when it is scored; returns the exit code."""
+    names = facts["class_names"]
     settings = _segment_settings(args, names)
-    scores: _Scores = _Scores(names, args.topk, settings.classes)
-    made_by: dict[str, Any] = {}
-    if args.output is not None:
-        engine = {"engine": predictor.engine.name, "precision": predictor.engine.precision}
-        made_by = {"weights": predictor.source, **engine, "sha256": "" if weights is None else digest(weights)}
-        made_by |= {"window": args.window, "stride": args.stride, "views": timeline.views.as_dict()}
-        made_by |= {"topk": args.topk, "classes": args.classes}
-        if args.frame_fps is not None:
-            made_by["frame_fps"] = args.frame_fps
-    if live is not None:
-        say_predictor(predictor, console)
-        return score_live(args, live, timeline, names, settings, made_by, files)
+    scores = Scores(names, args.topk, settings.classes)
     if args.output is not None:
         scores.go_on_with(args.output, made_by)
-    say_predictor(predictor, console)
+    say_lines(facts["said"], console)
     pages = None if args.page is None else TimelinePages(args.page, videos, names, settings.classes)
     found: dict[str, list[Segment]] = {}
     any_shown = False
     try:
-        with Progress("scoring") as progress:
-            for number, path in enumerate(videos, 1):
-                progress.begin(f"scoring {number} of {len(videos)}: {Path(path).name}, seconds")
-                _score(timeline, path, scores, progress, lambda path: _frames(args, path, addresses, timeline))
+        with Progress("scoring") as progress, contextlib.closing(score(scores, progress)) as scored:
+            for path in scored:
                 with progress.hidden() if sys.stdout.isatty() else contextlib.nullcontext():
                     found[path] = scores.segments(path, settings)
                     if scores.videos[path].starts:  # else the error at the end says all
@@ -157,11 +238,12 @@ def run(args: argparse.Namespace) -> int:
                         pages.add(path, scores.videos[path], found[path], scores.videos[path].trouble)
     finally:  # in any case what has been done
         scores.close()
+        found = {path: found[path] for path in videos if path in found}  # a cluster has an order of its own
         for file in files:
             file.write(found, names)
         if pages is not None:
             pages.close()
-    if (video := scores.videos[videos[0]]).starts:
+    if videos and (video := scores.videos[videos[0]]).starts:
         show(args.picture, args.overlay, videos[0], video, found[videos[0]], names, settings.classes)
     troubles = [trouble for path in videos if (trouble := scores.videos[path].trouble)]
     for trouble in troubles:
@@ -203,122 +285,86 @@ def _frames(
 def _score(
     timeline: Timeline,
     path: str,
-    scores: _Scores,
+    scores: Scores,
     progress: Progress,
     frames_of: Callable[[str], FileFrames | FolderFrames],
 ) -> None:
     """Scores what is left of a video."""
-    video = scores.videos.setdefault(path, _Video())
-    if video.is_done:
+    if scores.is_done(path):
         return
+
+    def lasts(seconds: float | None) -> None:
+        if seconds:
+            progress.update(total=max(int(seconds), 1))
+
+    windows = _windows(timeline, path, scores.begun(path), frames_of, lasts)
+    with contextlib.closing(windows):
+        while True:
+            try:
+                window = next(windows)
+            except StopIteration as end:
+                cuts, trouble = end.value
+                break
+            scores.add(path, *scores.as_written(window))
+            progress.update(int(window.end_sec))
+    scores.finish(path, trouble, cuts)
+
+
+def _windows(
+    timeline: Timeline,
+    path: str,
+    skip: int,
+    frames_of: Callable[[str], FileFrames | FolderFrames],
+    lasts: Callable[[float | None], None] = lambda seconds: None,
+) -> Generator[WindowScores, None, tuple[list[float], str]]:
+    """The windows of a video after the first so many; returns its cuts, and why not all of it could be read."""
+    cuts: list[float] = []
     try:
         with frames_of(path) as frames:
-            if frames.duration_sec:
-                progress.update(total=max(int(frames.duration_sec), 1))
-            windows = timeline.of_source(frames, skip=len(video.starts))
+            lasts(frames.duration_sec)
+            windows = timeline.of_source(frames, skip=skip)
             try:
                 with contextlib.closing(windows):
-                    for window in windows:
-                        scores.add(path, window)
-                        progress.update(int(window.end_sec))
+                    yield from windows
             finally:
-                video.cuts = [round(cut, 6) for cut in frames.cuts_sec]
-        trouble = f"cannot read all of video '{path}': {frames.trouble}" if frames.trouble else ""
+                cuts = [round(cut, 6) for cut in frames.cuts_sec]
+        return cuts, f"cannot read all of video '{path}': {frames.trouble}" if frames.trouble else ""
     except VideoReadError as error:
-        trouble = str(error)
-    scores.finish(path, trouble)
+        return cuts, str(error)
 
 
 @dataclass
-class _Video:
-    """What is known of a video.
+class TimelineWorker:
+    """What a process of a cluster does for `octvideo timeline`.
 
     Args:
-        starts, ends: of its windows, in seconds.
-        scores: of each window, by class; others are 0.
-        is_done: there is no more to come.
-        trouble: why not all of it could be read.
-        cuts: where shots begin, in seconds.
+        args: of the command.
     """
 
-    starts: list[float] = field(default_factory=list)
-    ends: list[float] = field(default_factory=list)
-    scores: list[dict[int, float]] = field(default_factory=list)
-    is_done: bool = False
-    trouble: str = ""
-    cuts: list[float] = field(default_factory=list)
+    args: argparse.Namespace
 
+    def begin(self) -> dict[str, Any]:
+        """Loads the network; returns what is to know of it."""
+        keep_freed_memory()
+        predictor, self._timeline = timeline_of(self.args)
+        facts = facts_of(predictor, self._timeline)
+        names = facts["class_names"]
+        self._scores = Scores(names, self.args.topk, _segment_settings(self.args, names).classes)
+        return facts
 
-class _Scores:
-    """The scores of windows, in memory and, where it is asked for, in a file that a stopped run goes on with.
-
-    Args:
-        names: of the classes.
-        topk: classes that are kept of each window, at least.
-        classes: that are kept; None is all.
-    """
-
-    def __init__(self, names: Sequence[str], topk: int, classes: Sequence[int] | None) -> None:
-        self.videos: dict[str, _Video] = {}
-        self._names = names
-        self._top = TopClasses(names, topk, classes)
-        self._lines: JsonLines | None = None
-
-    def go_on_with(self, file: Path, made_by: dict[str, Any]) -> None:
-        """Takes what is in a file, and writes there from now on.
-
-        Raises:
-            UserError: see `JsonLines`.
-        """
-        self._lines = JsonLines(file, {"results": _RESULTS, **made_by}, _WORDS)
-        for entry in self._lines.entries():
-            if "path" not in entry:
-                continue
-            video = self.videos.setdefault(entry["path"], _Video())
-            if "top" in entry:
-                self._keep(video, entry["start"], entry["end"], self._top.of_listed(entry["top"]))
-            else:
-                video.is_done, video.trouble, video.cuts = True, entry["trouble"], entry["cuts"]
-        if known := sum(len(video.starts) for video in self.videos.values()):
-            print(f"{known} windows are in {file} already", file=sys.stderr)
-
-    def add(self, path: str, window: WindowScores) -> None:
-        """Keeps a window, and writes its line."""
-        top = self._top.of(window.scores)  # as the line has them, so that a stopped run gives the same segments
-        start, end = round(window.start_sec, 6), round(window.end_sec, 6)
-        self._keep(self.videos[path], start, end, top)
-        if self._lines is not None:
-            self._lines.add({"path": path, "start": start, "end": end, "top": self._top.listed(top)})
-
-    def finish(self, path: str, trouble: str) -> None:
-        """Notes that a video has no more windows; of one on the net that breaks off, the next run may find more."""
-        video = self.videos[path]
-        video.is_done, video.trouble = True, trouble
-        if self._lines is not None and not (trouble and is_address(path)):
-            done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": trouble}
-            self._lines.add(done)
-
-    def segments(self, path: str, settings: SegmentSettings) -> list[Segment]:
-        """The segments of a video."""
-        video = self.videos[path]
-        return segments_of_top(video.starts, video.ends, video.scores, settings, video.cuts)
-
-    def highest(self, path: str) -> str:
-        """The highest score of a video's windows and its class, "0.31 (kick)": what to choose thresholds by."""
-        score, number = max((score, -number) for top in self.videos[path].scores for number, score in top.items())
-        return f"{score:.2g} ({self._names[-number]})"
-
-    def close(self) -> None:
-        """Lets others write the file, and says what is in it."""
-        if self._lines is not None:
-            self._lines.close()
-            windows = sum(len(video.starts) for video in self.videos.values())
-            print(f"{windows} windows are in {self._lines.file}", file=sys.stderr)
-
-    def _keep(self, video: _Video, start: float, end: float, top: dict[int, float]) -> None:
-        video.starts.append(start)
-        video.ends.append(end)
-        video.scores.append(top)
+    def work(self, items: Sequence[tuple[str, int]]) -> Iterator[tuple[list[Any], list[float], str] | None]:
+        """Of each video its windows after the first so many, its cuts, and its trouble."""
+        short_side_px = self._timeline.views.short_side_px
+        for path, skip in items:
+            kept: list[Any] = []
+            windows = _windows(self._timeline, path, skip, lambda path: FileFrames(path, short_side_px))
+            while True:
+                try:
+                    kept.append(self._scores.as_written(next(windows)))
+                except StopIteration as end:
+                    yield kept, *end.value
+                    break
+                yield None
 
 
 def _print_segments(path: str, segments: Sequence[Segment], names: Sequence[str], before: str, none: str) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from octvideo.data.manifest import LIST_SUFFIXES, read_records
 from octvideo.data.shards import source_of
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, walk_videos
-from octvideo.json_lines import JsonLines, Words
+from octvideo.json_lines import JsonLines, Words, first_line
+from octvideo.parts import Part, names_of_part, size_of_file
 from octvideo.video import Decoder, FrameFolder, FrameNames
 from octvideo.video.checking import Check, check_of, check_video, stamp_of
-from octvideo.video.isolated import IsolatedPool, Work
+from octvideo.video.isolated import IsolatedPool, Pool, Work
 
 # ── which files ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -91,6 +92,16 @@ def select(sources: Sequence[Path], *, root: Path | None = None, frames: FrameNa
     return selection
 
 
+def part_of_selection(selection: Selection, part: Part) -> Selection:
+    """The same with the names of a part alone."""
+    names = names_of_part(
+        selection.names,
+        part,
+        size_of=lambda name: size_of_file(os.path.join(selection.root, name)),  # noqa: PTH118
+    )
+    return replace(selection, names=names)
+
+
 def _paths(
     source: Path, root: Path, selection: Selection, frames: FrameNames | None
 ) -> Iterator[tuple[str, FrameFolder | None]]:
@@ -138,17 +149,22 @@ class Journal(JsonLines):
         folder: made if it is not there.
         root: that names start from.
         decoder: that files are read with.
+        part: of the files, if they are not all.
 
     Raises:
         UserError: the journal is of another check, or another process writes it.
     """
 
-    def __init__(self, folder: Path, *, root: str, decoder: str) -> None:
+    def __init__(self, folder: Path, *, root: str, decoder: str, part: Part | None = None) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't write to {folder}: {error.strerror}") from error
-        super().__init__(folder / "journal.jsonl", {"journal": _KIND, "root": root, "decoder": decoder}, _WORDS)
+        file = folder / "journal.jsonl"
+        settings: dict[str, Any] = {"journal": _KIND, "root": root, "decoder": decoder}
+        if part is not None or (first_line(file) or {}).get("part"):
+            settings["part"] = None if part is None else str(part)
+        super().__init__(file, settings, _WORDS)
 
     def __enter__(self) -> Journal:
         return self
@@ -224,6 +240,7 @@ def check_all(
     tell: Callable[[Summary, str], None] = lambda summary, name: None,
     tell_within: Callable[[str, int, int], None] = lambda name, done, total: None,
     work: Work = check_video,
+    make_pool: Callable[[Work, float, int], Pool[tuple[str, str | FrameFolder, Decoder]]] | None = None,
 ) -> Summary:
     """Decodes what the journal does not know yet.
 
@@ -238,6 +255,7 @@ def check_all(
         tell: called after each file, with its name.
         tell_within: called now and then within one, with its name, frames read and in all.
         work: that is done on each.
+        make_pool: of work, seconds and bytes; None makes one of `num_processes` here.
     """
     known, summary = journal.known(), Summary()
 
@@ -254,9 +272,11 @@ def check_all(
                 summary.num_known += 1
                 tell(summary, name)
 
-    pool: IsolatedPool[tuple[str, str | FrameFolder, Decoder]] = IsolatedPool(
-        work, num_processes=num_processes, timeout_s=timeout_s, memory_bytes=memory_bytes
-    )
+    pool: Pool[tuple[str, str | FrameFolder, Decoder]]
+    if make_pool is None:
+        pool = IsolatedPool(work, num_processes=num_processes, timeout_s=timeout_s, memory_bytes=memory_bytes)
+    else:
+        pool = make_pool(work, timeout_s, memory_bytes)
     with pool:
         for (name, path, _), outcome in pool.run(unknown(), lambda item, *far: tell_within(item[0], *far)):
             check = check_of(str(path), outcome)

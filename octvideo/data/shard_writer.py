@@ -21,6 +21,7 @@ from octvideo.data.records import VideoRecord
 from octvideo.data.shards import ABOUT, INDEX, index_lines, source_of
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, natural_key, part_of, whole_text
+from octvideo.parts import Part, indices_of_part
 from octvideo.video import FrameFolder
 
 _FORMAT = 1
@@ -51,6 +52,7 @@ def write_shards(
     class_names: Sequence[str],
     shard_bytes: int = 512 * 2**20,
     shuffle: int | None = None,
+    part: Part | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> ShardReport:
     """Copies videos into archives, with their index and class names beside them.
@@ -66,6 +68,8 @@ def write_shards(
         shard_bytes: an archive ends with the video that reaches it.
         shuffle: seed of the order in the archives, for programs that take them as streams; ours needs none. None
             keeps the order of the list.
+        part: of the videos, that alone is written; their numbers stay those of the whole list. See
+            `octvideo.data.shard_joining`.
         advance: called after each video.
 
     Raises:
@@ -77,7 +81,7 @@ def write_shards(
         "shard_bytes": shard_bytes,
         "shuffle": shuffle,
     }
-    settings["classes"] = list(class_names)
+    settings |= {"part": None if part is None else str(part), "classes": list(class_names)}
     if records and (frames := records[0].frames) is not None:
         settings["fps"] = frames.fps
     names = [_name(record.path, root) for record in records]
@@ -88,8 +92,10 @@ def write_shards(
     _write_settings(out, settings, complete=False)  # only now: a command with a mistake leaves whole shards whole
     report = ShardReport(kept=len(rows), num_shards=len({row["shard"] for row in rows}))
     done = {row["index"] for row in rows}
+    own = set(indices_of_part([record.path for record in records], part))
     order = np.arange(len(records)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(records))
-    queue = iter([index for index in order.tolist() if index not in done])
+    own -= done
+    queue = iter([index for index in order.tolist() if index in own])
     for _ in done:
         advance()
     while True:

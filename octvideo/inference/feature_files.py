@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 from safetensors.numpy import save
 
 from octvideo.errors import UserError
@@ -36,6 +37,7 @@ Format = Literal["safetensors", "npz"]
 SETTINGS_FILE, KIND = "features.json", "octvideo features 1"
 # Which may differ where features are equal: names, and where weights lay.
 _FREE = ("weights", "class_names", "octvideo")
+_LOCK = ".features.lock"
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
 _LONGEST_HEADER = 2**24
 _NAMED = re.compile(r"_+(up|root)")
@@ -164,6 +166,12 @@ class FeatureFolder:
             UserError: it holds features of other settings, or other files.
         """
         path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(path / _LOCK):  # parts of a list begin at the same time
+            return cls._made(path, settings)
+
+    @classmethod
+    def _made(cls, path: Path, settings: dict[str, Any]) -> FeatureFolder:
         content = json.loads(json_text({"features": KIND, **settings}))
         if (path / SETTINGS_FILE).exists():
             there = cls(path)
@@ -174,9 +182,8 @@ class FeatureFolder:
                         f"{path} holds features of other settings ({key}: {got!r}, now {expected!r}): give another -o"
                     )
             return there
-        if path.is_dir() and any(path.iterdir()):
+        if any(file.name != _LOCK for file in path.iterdir()):
             raise UserError(f"{path} holds other files: give another -o")
-        path.mkdir(parents=True, exist_ok=True)
         with whole_text(path / SETTINGS_FILE) as file:
             file.write(json_text(content, indent=2) + "\n")
         return cls(path)
@@ -246,6 +253,10 @@ class FeatureFolder:
         Raises:
             UserError: pyarrow is not installed.
         """
+        with FileLock(self.folder / _LOCK):  # the last of several parts lists the files of all
+            return self._write_index(unreadable, parquet=parquet)
+
+    def _write_index(self, unreadable: Sequence[Row], *, parquet: bool) -> Path:
         rows = {row.video: row for row in self._unreadable_before()}
         rows |= {row.video: row for row in unreadable}
         rows |= {entry.video: self.row_of(entry) for entry in self.entries()}

@@ -72,6 +72,19 @@ class Outcome:
     details: str = ""
 
 
+class Pool(Protocol[Item]):
+    """What is asked of an `IsolatedPool` by those who give it work; its processes may be elsewhere."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def run(
+        self, items: Iterable[Item], tell: Callable[[Item, int, int], None] = ..., /
+    ) -> Iterator[tuple[Item, Outcome]]:
+        """Each item with its outcome, in the order of finishing."""
+
+
 class IsolatedPool(Generic[Item]):
     """Processes that work on one item each at a time.
 

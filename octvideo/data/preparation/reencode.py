@@ -5,6 +5,7 @@ A video is done when its file has its name, so that an interrupted run can be re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from filelock import FileLock, Timeout
 from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode_job
 from octvideo.errors import UserError
 from octvideo.files import part_of, walk_videos
-from octvideo.video.isolated import IsolatedPool
+from octvideo.parts import Part, names_of_part, size_of_file
+from octvideo.video.isolated import IsolatedPool, Pool, Work
 
 SETTINGS_FILE, FAILED_FILE, DAMAGED_FILE = "reencode.json", "reencode_failed.txt", "reencode_damaged.txt"
+_LOCK, _BEGIN_S = ".reencode.lock", 30.0
 _MEMORY_BYTES = 4 * 2**30  # that decoding and encoding one video may take
 
 
@@ -43,6 +46,12 @@ class Summary:
         self.bytes += encoded.bytes
 
 
+def name_for_part(name: str, part: Part | None) -> str:
+    """A file of a part's own: reencode_failed.txt, reencode_failed-3-of-16.txt."""
+    stem, dot, suffix = name.rpartition(".")
+    return name if part is None else f"{stem}-{part.number}-of-{part.count}{dot}{suffix}"
+
+
 def reencode(
     source: Path,
     out: Path,
@@ -51,6 +60,8 @@ def reencode(
     workers: int,
     timeout_sec: float,
     progress: Callable[[int, int, Summary], None],
+    part: Part | None = None,
+    make_pool: Callable[[Work, float, int], Pool[tuple[str, str, str, EncodingSettings]]] | None = None,
 ) -> Summary:
     """Re-encodes every video under `source` to the same name under `out`, with the suffix .mp4.
 
@@ -64,6 +75,9 @@ def reencode(
         workers: videos at once.
         timeout_sec: longest time without a new frame.
         progress: is told videos done, videos in all, and the summary so far.
+        part: of the videos, which other runs share out among them at the same time; it has its own lists of failed
+            and damaged videos. None is all.
+        make_pool: of work, seconds and bytes; None makes one of `workers` here.
 
     Raises:
         UserError: the folders overlap, `out` holds videos of other settings, or another run writes to it.
@@ -72,38 +86,39 @@ def reencode(
     videos = list(walk_videos(source))
     if not videos:
         raise UserError(f"{source} holds no videos")
+    targets = _targets(videos)
+    if part is not None:
+        videos = names_of_part(videos, part, size_of=lambda name: size_of_file(os.path.join(source, name)))  # noqa: PTH118
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(out / ".reencode.lock").acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another reencode writes to {out}: wait for it, or choose another folder") from None
     summary = Summary()
-    pool: IsolatedPool[tuple[str, str, str, EncodingSettings]] = IsolatedPool(
-        encode_job, num_processes=workers, timeout_s=timeout_sec, memory_bytes=_MEMORY_BYTES
-    )
+    pool: Pool[tuple[str, str, str, EncodingSettings]]
+    if make_pool is None:
+        pool = IsolatedPool(encode_job, num_processes=workers, timeout_s=timeout_sec, memory_bytes=_MEMORY_BYTES)
+    else:
+        pool = make_pool(encode_job, timeout_sec, _MEMORY_BYTES)
     # What failed is tried again by each run; damaged videos are done, and stay named.
-    with lock:
-        _claim(out, settings)
-        with (
-            pool,
-            (out / FAILED_FILE).open("w", encoding="utf-8", errors="surrogateescape") as failed,
-            (out / DAMAGED_FILE).open("a", encoding="utf-8", errors="surrogateescape") as damaged,
-        ):
+    failed_file, damaged_file = (out / name_for_part(name, part) for name in (FAILED_FILE, DAMAGED_FILE))
+    with (
+        _claimed(out, settings, part),
+        pool,
+        failed_file.open("w", encoding="utf-8", errors="surrogateescape") as failed,
+        damaged_file.open("a", encoding="utf-8", errors="surrogateescape") as damaged,
+    ):
 
-            def fail(path: str, reason: str) -> None:
-                summary.failed += 1
-                print(f"{path}\t{reason}", file=failed, flush=True)
+        def fail(path: str, reason: str) -> None:
+            summary.failed += 1
+            print(f"{path}\t{reason}", file=failed, flush=True)
 
-            for (path, _, target, _), outcome in pool.run(_jobs(source, out, settings, videos, summary, fail)):
-                encoded = outcome.value
-                if not isinstance(encoded, Encoded):
-                    part_of(Path(target)).unlink(missing_ok=True)  # of a process that was killed
-                    fail(path, encoded or outcome.reason)
-                else:
-                    summary.add(encoded)
-                    if encoded.damage:
-                        print(f"{path}\t{encoded.frames} frames; {encoded.damage}", file=damaged, flush=True)
-                progress(summary.done + summary.failed + summary.there, len(videos), summary)
+        for (path, _, target, _), outcome in pool.run(_jobs(source, out, settings, videos, targets, summary, fail)):
+            encoded = outcome.value
+            if not isinstance(encoded, Encoded):
+                part_of(Path(target)).unlink(missing_ok=True)  # of a process that was killed
+                fail(path, encoded or outcome.reason)
+            else:
+                summary.add(encoded)
+                if encoded.damage:
+                    print(f"{path}\t{encoded.frames} frames; {encoded.damage}", file=damaged, flush=True)
+            progress(summary.done + summary.failed + summary.there, len(videos), summary)
     return summary
 
 
@@ -112,28 +127,62 @@ def _jobs(
     out: Path,
     settings: EncodingSettings,
     videos: list[str],
+    targets: dict[str, str],
     summary: Summary,
     fail: Callable[[str, str], None],
 ) -> Iterator[tuple[str, str, str, EncodingSettings]]:
     """Videos that are still to do; others are counted."""
-    folder, taken = "", dict[str, str]()  # targets in one folder
+    folder = None
     inside = source.resolve()
     for path in videos:
-        head, _, name = path.rpartition(os.sep)
-        target = out / head / f"{name.rpartition('.')[0]}.mp4"
-        if head != folder or not taken:
-            folder, taken = head, {}
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.parent.resolve().is_relative_to(inside):
-                raise UserError(f"{target.parent} is a link into {source}, which is not written to")
-        if target.name in taken:
-            fail(path, f"{taken[target.name]} has the same name without suffix")
-            continue
-        taken[target.name] = name
-        if target.exists():
+        target = out / _target(path)
+        if target.parent != folder:
+            folder = target.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder.resolve().is_relative_to(inside):
+                raise UserError(f"{folder} is a link into {source}, which is not written to")
+        first = targets[_target(path)]
+        if first != path:
+            fail(path, f"{Path(first).name} has the same name without suffix")
+        elif target.exists():
             summary.there += 1
         else:
             yield path, str(source / path), str(target), settings
+
+
+def _target(path: str) -> str:
+    """The name of the copy, in the folder of copies."""
+    head, separator, name = path.rpartition(os.sep)
+    return f"{head}{separator}{name.rpartition('.')[0]}.mp4"
+
+
+def _targets(videos: list[str]) -> dict[str, str]:
+    """Each name of a copy with the first video that has it, of all parts."""
+    targets: dict[str, str] = {}
+    for path in videos:
+        targets.setdefault(_target(path), path)
+    return targets
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, settings: EncodingSettings, part: Part | None) -> Iterator[None]:
+    """Has a folder for one run alone; or for the parts of one division, each once."""
+    locks = _LOCK.replace(".lock", "-*-of-{}.lock")
+    with contextlib.ExitStack() as held:
+        try:
+            # Of a part only while it begins.
+            begins = held.enter_context(FileLock(out / _LOCK).acquire(timeout=0 if part is None else _BEGIN_S))
+            beside = set(out.glob(locks.format("*"))) - set(out.glob(locks.format(part.count)) if part else [])
+            for other in beside:
+                with FileLock(other).acquire(timeout=0):
+                    pass
+            _claim(out, settings)
+            if part is not None:
+                held.enter_context(FileLock(out / name_for_part(_LOCK, part)).acquire(timeout=0))
+                begins.release()
+        except Timeout:
+            raise UserError(f"another reencode writes to {out}: wait for it, or choose another folder") from None
+        yield
 
 
 def _check_folders(source: Path, out: Path) -> None:

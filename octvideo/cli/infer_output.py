@@ -1,0 +1,113 @@
+"""What `octvideo infer` writes: text, JSON, or a line of a file for each video."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from octvideo.files import json_text
+from octvideo.inference.predictor import Prediction
+from octvideo.json_lines import JsonLines, Words
+from octvideo.video import VideoReadError
+
+RESULTS = "octvideo infer 1"
+_WORDS = Words("file of results", "another model, or of other settings", "name another file")
+
+
+class Text:
+    """Results as text, when they are there."""
+
+    def __init__(self, *, timing: bool) -> None:
+        self._timing, self._between = timing, ""
+
+    def add(self, result: Prediction | VideoReadError) -> None:
+        """The path of a video, then a line for each class, then where the time went."""
+        if isinstance(result, VideoReadError):
+            return
+        lines = [self._between + result.path, *(f"  {100 * score:5.1f} %  {name}" for name, score in result.top)]
+        if result.labels is not None:
+            lines.append(f"  labels: {', '.join(result.labels) or 'none'}")
+        if self._timing:
+            timing = result.timing
+            ratio = timing.total / timing.engine if timing.engine else float("nan")
+            lines.append(
+                f"  engine {timing.engine:.2f} s of {timing.total:.2f} s in all (x {ratio:.3f}); "
+                f"beside it: decode {timing.decode:.2f} s, prepare {timing.prepare:.2f} s"
+            )
+        print("\n".join(lines), flush=True)
+        self._between = "\n"
+
+    def end(self) -> None:
+        """All is said."""
+
+
+class Json:
+    """One JSON object, at the end."""
+
+    def __init__(self, made_by: dict[str, Any]) -> None:
+        self._content: dict[str, Any] = {**made_by, "videos": [], "errors": []}
+
+    def add(self, result: Prediction | VideoReadError) -> None:
+        """Keeps the result for the end."""
+        self._content["videos" if isinstance(result, Prediction) else "errors"].append(as_record(result))
+
+    def end(self) -> None:
+        """Prints them all."""
+        print(json_text(self._content, indent=2))
+
+
+class ResultFile:
+    """Lines as of `as_record`, after a first one that says what made them: a run that was stopped goes on with them.
+
+    Args:
+        path: written anew, or gone on with.
+        made_by: {"weights": ..., "sha256": ..., ...}: what must be the same for all results in it.
+
+    Raises:
+        UserError: see `JsonLines`.
+    """
+
+    def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
+        self._lines = JsonLines(path, {"results": RESULTS, **made_by}, _WORDS)
+        entries = [entry for entry in self._lines.entries() if "path" in entry]
+        self._done = {entry["path"] for entry in entries}
+        self._unreadable = sum("reason" in entry for entry in entries)
+
+    def left(self, videos: Sequence[str]) -> list[str]:
+        """The videos that are not in the file, each once; says how many are."""
+        videos = list(dict.fromkeys(videos))
+        left = [video for video in videos if video not in self._done]
+        if len(left) < len(videos):
+            done = len(videos) - len(left)
+            print(f"{done} of {len(videos)} videos are in {self._lines.file} already", file=sys.stderr)
+        return left
+
+    def add(self, result: Prediction | VideoReadError) -> None:
+        """Writes a line."""
+        record = as_record(result)
+        self._lines.add(record)
+        self._done.add(record["path"])
+        self._unreadable += "reason" in record
+
+    def end(self) -> None:
+        """Lets others write the file, and says what is in it."""
+        self._lines.close()
+        broken = f", {self._unreadable} of them of videos that can't be read" if self._unreadable else ""
+        print(f"{len(self._done)} results are in {self._lines.file}{broken}", file=sys.stderr)
+
+
+def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
+    """{"path", "top": [{"name", "score"}], "labels", "seconds": {...}}, labels where a video may have several; or
+    {"path", "reason"} of a video that can't be read.
+    """
+    if isinstance(result, VideoReadError):
+        return {"path": str(result.path), "reason": result.reason}
+    return {
+        "path": result.path,
+        "top": [{"name": name, "score": score} for name, score in result.top],
+        **({} if result.labels is None else {"labels": result.labels}),
+        "seconds": {name: round(value, 4) for name, value in asdict(result.timing).items()},
+    }

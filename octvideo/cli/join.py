@@ -1,0 +1,93 @@
+"""Puts the outputs of parts together: `octvideo join PART ... -o OUT [--list VIDEO|FOLDER|@FILE ...]`.
+
+Parts are files that octvideo infer, timeline or check (journal.jsonl) wrote, with --part or for lists of your own, or
+folders of octvideo shards --part. What is missing or double is told; missing videos are listed in OUT.missing.txt.
+Outputs of other models or settings are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from octvideo.cli.arguments import Parser
+from octvideo.cli.infer import find_videos
+from octvideo.data.shard_joining import join_shards
+from octvideo.errors import UserError
+from octvideo.files import whole_text
+from octvideo.json_joining import join_lines
+
+_SHOWN = 5  # names of each kind
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("parts", nargs="+", type=Path, metavar="PART", help="files of results, or folders of shards")
+    parser.shared("output", required=True, metavar="OUT", help="the joined file; of shards the folder that holds them")
+    parser.add_argument(
+        "--list",
+        nargs="+",
+        metavar="VIDEO|FOLDER|@FILE",
+        help="the whole list, as the parts got it: the order of the lines, and what may be missing",
+    )
+    parser.shared("overwrite", help="replace OUT")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0; 1 where something is missing.
+
+    Raises:
+        UserError: parts that can't be joined, or OUT is there.
+    """
+    parts = list(dict.fromkeys(args.parts))
+    for part in parts:
+        if not part.exists():
+            raise UserError(f"nothing at {part}: expected a file of results, or a folder of shards")
+    if parts[0].is_dir():
+        return _join_shards(parts, args.output)
+    if args.output.exists() and (not args.overwrite or args.output in parts or not args.output.is_file()):
+        raise UserError(f"{args.output} is there: name another file, or give --overwrite (not for one of the parts)")
+    names = None if args.list is None else list(dict.fromkeys(find_videos(args.list)))
+    joined = join_lines(parts, args.output, names)
+    broken = f", {joined.unreadable:,} of them can't be read to their end" if joined.unreadable else ""
+    print(f"{args.output}: {joined.videos:,} videos of {len(parts)} files{broken}")
+    for file in joined.cut_off:
+        print(f"the last line of {file} was cut off, and is left out", file=sys.stderr)
+    if joined.double:
+        _tell("were in several files; the best known of each is taken", joined.double)
+    if joined.not_listed:
+        print(f"{joined.not_listed:,} videos are not in the list; they come last", file=sys.stderr)
+    if joined.missing_parts:
+        print(f"parts that were not given: {', '.join(joined.missing_parts)}", file=sys.stderr)
+    if joined.unfinished:
+        _tell(
+            "are not finished: the timeline goes on with them where it gets this file as its output", joined.unfinished
+        )
+    missing_file = args.output.with_name(f"{args.output.name}.missing.txt")
+    missing_file.unlink(missing_ok=True)
+    if joined.missing:
+        with whole_text(missing_file) as text:
+            text.writelines(f"{name}\n" for name in joined.missing)
+        _tell(f"are missing, listed in {missing_file}", joined.missing)
+    return 1 if joined.missing or joined.missing_parts or joined.unfinished else 0
+
+
+def _tell(what: str, names: Sequence[str]) -> None:
+    print(f"{len(names):,} videos {what}:", file=sys.stderr)
+    for name in names[:_SHOWN]:
+        print(f"  {name}", file=sys.stderr)
+    if len(names) > _SHOWN:
+        print(f"  and {len(names) - _SHOWN:,} more", file=sys.stderr)
+
+
+def _join_shards(parts: Sequence[Path], out: Path) -> int:
+    joined = join_shards(parts, out)
+    print(f"{out}: {joined.videos:,} of {joined.expected:,} videos, in {len(parts)} folders")
+    if joined.left_out:
+        print(f"{len(joined.left_out):,} were left out, see {out / 'left_out.tsv'}", file=sys.stderr)
+    if joined.missing:
+        print(f"{len(joined.missing):,} videos are in no part: were all parts given?", file=sys.stderr)
+        return 1
+    print(f"train with --data.train {out.resolve()}, or its address in an object store")
+    return 1 if joined.left_out else 0

@@ -1,0 +1,88 @@
+"""Parts of a list of videos: for machines that share nothing but the list.
+
+Each machine computes all parts by itself and takes its own, so the parts must come out alike everywhere: they depend on
+the names and the sizes of the files, not on the order of the list.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of so many parts.
+
+    Args:
+        number: 1 to `count`.
+        count: of all parts.
+    """
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+def size_of_file(path: str) -> int | None:
+    """Bytes of a file; None where it can't be had."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 (a Path for each of 1,000,000 names is slow)
+    except (OSError, ValueError):
+        return None
+
+
+def part_numbers(names: Sequence[str], sizes: Sequence[int | None], count: int) -> list[int]:
+    """The number of each name's part, 1 to `count`: the largest file first, each to the part with the fewest bytes.
+
+    That is the greedy rule of longest processing times: no part is larger than the average by more than the largest
+    file.
+
+    Args:
+        names: each once.
+        sizes: in bytes; None counts as the mean of the others.
+        count: of parts.
+
+    Example:
+        >>> part_numbers(["a", "b", "c", "d"], [10, 20, 30, None], 2)
+        [2, 2, 1, 1]
+    """
+    known = [size for size in sizes if size is not None]
+    mean = sum(known) // len(known) if known else 1
+    weights = [mean if size is None else size for size in sizes]
+    order = sorted(range(len(names)), key=lambda n: (-weights[n], names[n]))
+    # Bytes, files, number: files share out what has no bytes.
+    parts = [(0, 0, number) for number in range(1, count + 1)]
+    numbers = [0] * len(names)
+    for n in order:
+        load, files, number = parts[0]
+        numbers[n] = number
+        heapq.heapreplace(parts, (load + weights[n], files + 1, number))
+    return numbers
+
+
+def indices_of_part(
+    names: Sequence[str], part: Part | None, *, size_of: Callable[[str], int | None] = size_of_file
+) -> list[int]:
+    """Which names are of a part, in the order of the list; all of them where there is no part.
+
+    Args:
+        names: each once.
+        part: which.
+        size_of: the bytes of a name's file.
+    """
+    if part is None:
+        return list(range(len(names)))
+    numbers = part_numbers(names, [size_of(name) for name in names], part.count)
+    return [n for n, number in enumerate(numbers) if number == part.number]
+
+
+def names_of_part(
+    names: Sequence[str], part: Part | None, *, size_of: Callable[[str], int | None] = size_of_file
+) -> list[str]:
+    """The names of a part. See `indices_of_part`."""
+    return [names[n] for n in indices_of_part(names, part, size_of=size_of)]

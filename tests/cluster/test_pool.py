@@ -1,0 +1,100 @@
+"""A pool on a cluster of two nodes: every item has one result, whatever ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octvideo.cli import main
+from octvideo.cluster.connection import connected
+from octvideo.cluster.pool import Lost, RayPool
+from octvideo.errors import UserError
+from tests.cluster.conftest import actors_of
+
+
+@dataclass
+class Squares:
+    """Squares numbers; 13, 26, ... end the process, 17 and 34 hang."""
+
+    seconds: float = 0.0
+    is_sound: bool = True
+
+    def begin(self) -> int:
+        if not self.is_sound:
+            raise UserError("no weights here")
+        return os.getpid()
+
+    def work(self, items: Sequence[int]) -> Iterator[Any]:
+        for item in items:
+            time.sleep(self.seconds)
+            if item and item % 13 == 0:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if item and item % 17 == 0:
+                time.sleep(1000)
+            yield item * item
+
+
+def test_without_ray_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    (tmp_path / "a.mp4").write_bytes(b"")
+    assert main(["infer", str(tmp_path / "a.mp4"), "--on", "ray"]) == 2
+    assert "--on ray needs Ray, which is not installed: pip install 'octvideo[ray]'" in capsys.readouterr().err
+    assert main(["infer", str(tmp_path / "a.mp4"), "--on", "spark"]) == 2
+    assert "--on: got spark, expected ray, or ray://HOST:PORT" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_what_ends_its_process_costs_itself_alone(cluster: Any) -> None:
+    said: list[str] = []
+    with connected(f"ray://{cluster.address}", cpus=1), RayPool[int](Squares(), timeout_s=4, tell=said.append) as pool:
+        assert pool.begin() > 0
+        results = list(pool.run(range(40), 40))
+        assert sorted(item for item, _ in results) == list(range(40))
+        lost = {item: result.reason for item, result in results if isinstance(result, Lost)}
+        assert sorted(lost) == [13, 17, 26, 34, 39]
+        assert lost[17] == "timeout: no sign of life for 4 s" and lost[13].startswith("crashed")
+        assert all(result == item * item for item, result in results if item not in lost)
+        assert any("done again, one by one" in line for line in said)
+        assert list(pool.run([], 0)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_processes_and_nodes_that_are_killed_cost_nothing(cluster: Any) -> None:
+    items = [n for n in range(400) if n % 13 and n % 17]
+    first, second = cluster.worker_nodes
+    with connected(f"ray://{cluster.address}", cpus=1), RayPool[int](Squares(0.1)) as pool:
+        pool.begin()
+        results = []
+        for number, found in enumerate(pool.run(items, len(items))):
+            results.append(found)
+            if number == 40:
+                assert actors_of(first)
+                for process in actors_of(first):
+                    process.kill()
+            if number == 120:
+                cluster.remove_node(second, allow_graceful=False)
+            if number == 200:
+                cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    assert sorted(results) == [(item, item * item) for item in items]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_processes_that_can_not_begin_end_the_run(cluster: Any) -> None:
+    with connected(f"ray://{cluster.address}", cpus=1):
+        with RayPool[int](Squares(is_sound=False)) as pool, pytest.raises(UserError, match="no weights here"):
+            pool.begin()
+        with (
+            RayPool[int](Squares(), cpus=3) as pool,
+            pytest.raises(UserError, match="no node of the cluster has 3 CPUs"),
+        ):
+            pool.begin()
