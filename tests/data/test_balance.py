@@ -98,3 +98,11 @@ def test_a_shuffled_epoch_has_keys_of_two() -> None:
     """Its clips are drawn as they were before there was another order."""
     assert TrainingBatches(10, 2, seed=3).order_name == "shuffle"
     assert all(len(key) == 2 for batch in TrainingBatches(10, 2, seed=3) for key in batch)
+
+
+def test_an_epoch_in_a_line() -> None:
+    said = [ClassBalance([torch.arange(2), torch.arange(2, 2 + n)], 2 + n, seed=0).described("ab") for n in (2, 6)]
+    assert said == [
+        "balanced: an epoch has 2 clips of each of 2 classes (of videos a has 2)",
+        "balanced: an epoch has 4 clips of each of 2 classes (of videos a has 2, b has 6)",
+    ]
