@@ -13,13 +13,14 @@ from torch import nn
 
 from octvideo.class_names import ClassIndex
 from octvideo.data.manifest import read_records
+from octvideo.data.records import VideoList
 from octvideo.errors import UserError
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.scoring import Scoring
 from octvideo.files import one_line, read_text
 from octvideo.inference.checkpoint import EXPORT_FILE, find_checkpoint, read_export, run_folder
 from octvideo.models.checkpoint import read_checkpoint, trained_network
-from octvideo.video import ViewSettings
+from octvideo.video import FrameNames, ViewSettings
 
 _TESTED = "metrics_test.json"
 
@@ -214,10 +215,18 @@ def count_listed(facts: Facts, role: str) -> int | None:
     for place in (Path(root, source), Path(source)):
         if place.is_file():  # folders of 240,000 videos take long to walk
             try:
-                return len(read_records(place, root=Path(root), classes=ClassIndex(facts.class_names), labelled=False))
+                return len(_listed(facts, place, Path(root)))
             except UserError:
                 return None
     return None
+
+
+def _listed(facts: Facts, place: Path, root: Path) -> VideoList:
+    """As the run has read the list: of videos or of folders of frames, with one label or several."""
+    names, first = facts.of_config("data", "frame_names"), facts.of_config("data", "first_frame")
+    frames = None if names is None else FrameNames(names, 1 if first is None else first)
+    classes, several = ClassIndex(facts.class_names), facts.scoring.has_several
+    return read_records(place, root=root, classes=classes, labelled=False, several=several, frames=frames)
 
 
 def shares_videos(facts: Facts) -> bool:

@@ -10,7 +10,10 @@ import numpy as np
 from octvideo.cli.card_facts import Facts, count_listed, own_name, shares_videos
 from octvideo.evaluation.calibration import reliability
 from octvideo.evaluation.metrics import wilson_interval
+from octvideo.evaluation.per_class import class_figures
 from octvideo.evaluation.report import Figure, confusion_matrix, figures, percent, percent_range
+from octvideo.evaluation.scores import VideoScores
+from octvideo.evaluation.several import SEVERAL_METRICS
 from octvideo.inference.engine_times import EngineTime
 from octvideo.models.costs import Cost
 from octvideo.pages.card import Card, Section, Table
@@ -22,13 +25,16 @@ _UNKNOWN = "unknown"
 # Keys of model and trainer that say nothing of how weights were learnt.
 _NOT_OF_TRAINING = {
     "network", "mean", "std", "views_per_chunk", "init_weights", "teacher", "on_unreadable", "channels_last", "fuse",
-    "compile", "max_unreadable_fraction", "max_nonfinite_steps",
+    "compile", "max_unreadable_fraction", "max_nonfinite_steps", "checkpoint_gradients",
 }  # fmt: skip
 _OF_TRAINER = ("max_epochs", "max_steps", "precision", "devices", "num_nodes", "accumulate_grad_batches",
                "gradient_clip_val", "sync_batchnorm")  # fmt: skip
 _OF_TEACHER = ("distill_logits", "distill_temperature", "distill_features", "label_weight")
 _OFF: tuple[Any, ...] = (None, False, 0, "none", [])
 _OF_SGD, _OF_STEPS = ("momentum",), ("milestones", "gamma")
+_OF_MIXING, _OF_BOTH_MIXTURES = ("mix_prob", "mix_switch_prob"), ("mixup_alpha", "cutmix_alpha")
+_FACTORS = ("layer_decay", "backbone_lr_scale")  # 1 is off
+_OF_DATA = {"sampler": "shuffle", "repeats": 1, "flip_labels": None}  # and what is off
 
 
 def make_card(
@@ -81,7 +87,10 @@ def is_octave(facts: Facts) -> bool | None:
 def _said(facts: Facts, dataset: str | None) -> str:
     kind = {True: "An octave network", False: "A network", None: "A network"}[is_octave(facts)]
     where = f", trained on {dataset}" if dataset and facts.config else ""
-    return f"{kind} that names the action in a video: one of {counted(len(facts.class_names), 'class')}{where}."
+    classes = counted(len(facts.class_names), "class")
+    if facts.scoring.has_several:
+        return f"{kind} that names the actions in a video: any number of {classes}{where}."
+    return f"{kind} that names the action in a video: one of {classes}{where}."
 
 
 def _network(facts: Facts, costs: Mapping[str, Cost] | None) -> Section:
@@ -92,6 +101,7 @@ def _network(facts: Facts, costs: Mapping[str, Cost] | None) -> Section:
                   f"{views.crop_px} x {views.crop_px} pixels"),
         ("pixels", f"scaled to [0, 1], mean {_list(facts.mean)}, deviation {_list(facts.std)}"),
         ("output", counted(len(facts.class_names), "class")),
+        *_named(facts),
     ]  # fmt: skip
     built = facts.block.get("network")
     if facts.export:
@@ -160,9 +170,14 @@ def _training(facts: Facts, dataset: str | None) -> Section:
         ("data", f"{dataset or _UNKNOWN}, {own_name(train) if train else 'list ' + _UNKNOWN} (videos: {videos})"),
         ("started from", own_name(start) if start else "random weights"),
         *([("teacher", own_name(teacher))] if teacher else []),
-        ("weights", facts.saved or _UNKNOWN),
+        ("weights", (facts.saved or _UNKNOWN) + _averaged(facts)),
         ("batch", f"{_of(facts, 'data', 'batch_size')} clips a process"),
         *_settings(facts, bool(teacher)),
+        *(
+            (key, _value(value))
+            for key, off in _OF_DATA.items()
+            if (value := facts.of_config("data", key)) not in (None, off)
+        ),
         ("augmentation", _pairs(facts.of_config("data", "augment"))),
         ("seed", str(facts.config.get("seed_everything", _UNKNOWN))),
         ("octvideo", str(facts.block.get("version", _UNKNOWN))),
@@ -178,6 +193,9 @@ def _settings(facts: Facts, has_teacher: bool) -> list[tuple[str, str]]:
     left_out |= set() if model.get("class_weights") == "effective" else {"class_weights_beta"}
     left_out |= set(_OF_SGD) if model.get("optimizer") != "sgd" else set()
     left_out |= set(_OF_STEPS) if model.get("schedule") != "step" else set()
+    mixtures = sum(bool(model.get(key)) for key in _OF_BOTH_MIXTURES)
+    left_out |= set(_OF_MIXING[mixtures:])  # one or the other: nothing switches
+    left_out |= {key for key in _FACTORS if model.get(key) == 1} | (set() if model.get("ema_decay") else {"ema_warmup"})
     rows = [(key, _value(value)) for key, value in model.items() if key not in left_out and value not in _OFF]
     return rows + [(key, _value(trainer[key])) for key in _OF_TRAINER if trainer.get(key) not in (*_OFF, -1)]
 
@@ -227,6 +245,8 @@ def _results(facts: Facts) -> list[Section]:
     known = facts.known_scores
     if known is None:
         return []
+    if known.truth is not None:
+        return [_classes_of_several(known)]
     counts = confusion_matrix(known)
     rows = []
     for number, total in enumerate(counts.sum(1).tolist()):
@@ -246,6 +266,18 @@ def _results(facts: Facts) -> list[Section]:
     )
     confusions = [Section("Confusions", said, items=items)] if items else []
     return [per_class, *confusions, _calibration(facts)]
+
+
+def _classes_of_several(known: VideoScores) -> Section:
+    found = class_figures(known)
+    rows = [
+        (one.name, f"{one.videos:,}", *map(percent, (one.precision, one.recall, one.f1, one.average_precision)))
+        for one in found
+    ]
+    reached = "its threshold" if known.thresholds is not None else "50 %"
+    said = f"A video is taken for each class whose score reaches {reached}."
+    header = ("class", "videos", "precision", "recall", "F1", "average precision")
+    return Section("Classes", (said,), table=Table(header, tuple(rows)))
 
 
 def _calibration(facts: Facts) -> Section:
@@ -315,10 +347,10 @@ def _limits(facts: Facts, dataset: str | None, times: Sequence[EngineTime]) -> S
             f"It was tested on {len(known):,} videos of {dataset or 'one data set'} and on nothing else. How it does "
             "on other cameras, places, people and lengths of video is unknown."
         )
-        low, high = figures(known)[0].interval or (0.0, 1.0)
+        low, high = next(figure.interval for figure in figures(known) if figure.interval is not None)
         if len(known) < _FEW_VIDEOS:
             items.append(f"The test is small: the 95 % interval of top-1 is {percent_range((low, high))}.")
-        totals = confusion_matrix(known).sum(1)
+        totals = confusion_matrix(known).sum(1) if known.truth is None else known.truth.sum(0)
         few = [name for name, total in zip(known.class_names, totals, strict=True) if 0 < total < _FEW_OF_CLASS]
         none = [name for name, total in zip(known.class_names, totals, strict=True) if not total]
         if few:
@@ -331,7 +363,12 @@ def _limits(facts: Facts, dataset: str | None, times: Sequence[EngineTime]) -> S
             )
         if facts.known_scores is not None and len(facts.scores or ()) > len(known):
             items.append(f"{len(facts.scores or ()) - len(known):,} more videos had no label and are in no figure.")
-    items.append("It names one of its classes for any video, also for one that shows none of them.")
+        if shares_videos(facts) and facts.scoring.thresholds is not None:
+            items.append("Its thresholds were fitted on them, too.")
+    if facts.scoring.has_several:
+        items.append("Of what is none of its classes it says nothing.")
+    else:
+        items.append("It names one of its classes for any video, also for one that shows none of them.")
     if is_octave(facts):
         items.append(
             "What octave layers change in accuracy was not measured here: an ordinary network trained alike would tell."
@@ -364,11 +401,14 @@ def _metadata(facts: Facts, license: str | None, dataset: str | None, measured: 
         tags.append("octave-convolution")
     found |= {"library_name": "octvideo", "pipeline_tag": "video-classification", "tags": tags}
     if measured:
-        found["metrics"] = ["accuracy"]
+        kinds = {SEVERAL_METRICS[name]: "mean_average_precision" for name in ("map", "map_micro")}
+        found["metrics"] = list(dict.fromkeys(kinds.get(f.name, "accuracy") for f in measured))
         task = {"type": "video-classification", "name": "Video classification"}
         data = {"type": _slug(dataset or "unknown"), "name": dataset or _UNKNOWN}
         values = [
-            {"type": "accuracy", "value": round(f.value, 6), "name": f.name} for f in measured if f.value == f.value
+            {"type": kinds.get(f.name, "accuracy"), "value": round(f.value, 6), "name": f.name}
+            for f in measured
+            if f.value == f.value
         ]
         found["model-index"] = [{"name": facts.name, "results": [{"task": task, "dataset": data, "metrics": values}]}]
     return found
@@ -379,6 +419,23 @@ def _metadata(facts: Facts, license: str | None, dataset: str | None, measured: 
 
 def _slug(text: str) -> str:
     return "-".join("".join(char if char.isalnum() else " " for char in text.lower()).split()) or "unknown"
+
+
+def _named(facts: Facts) -> list[tuple[str, str]]:
+    """How labels come of scores, where that is not the best class, and what scores were cooled by."""
+    scoring = facts.scoring
+    if not scoring.has_several:
+        cooled = f"{scoring.temperature:.4g}, that scores are cooled by"
+        return [("temperature", cooled)] if scoring.temperature != 1 else []
+    held = scoring.thresholds
+    if held is None:
+        return [("labels", "scores of 0 to 1 for each class; it has no thresholds")]
+    return [("labels", f"a threshold for each class, {min(held):.2f} to {max(held):.2f}, fitted in validation")]
+
+
+def _averaged(facts: Facts) -> str:
+    held = facts.block.get("averaged")
+    return "" if not held else f", a moving average (EMA) with decay {held['decay']:g} over {held['updates']:,} steps"
 
 
 def _chosen(views: ViewSettings) -> str:

@@ -21,7 +21,7 @@ from octvideo.errors import UserError
 from octvideo.evaluation.calibration import fit_temperature
 from octvideo.evaluation.scores import VideoScores, find_scores
 from octvideo.evaluation.scoring import Scoring
-from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint, network_of_pytorchvideo
+from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint, network_of_pytorchvideo, run_folder
 from octvideo.inference.choice import AUTO
 from octvideo.inference.engines import engine_device, file_engines, precisions_of
 from octvideo.inference.export import write_export
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"weights: {settings['source']}", highlight=False, soft_wrap=True)
     if args.temperature is not None:
         own: Scoring = settings.get("scoring", Scoring())
-        settings["scoring"] = replace(own, temperature=_temperature(args.temperature, settings))
+        settings["scoring"] = replace(own, temperature=_temperature(args, settings))
         console.print(f"temperature: {settings['scoring'].temperature:.4g}", highlight=False)
     views: ViewSettings = settings["views"]
     normalise = Normaliser(settings["mean"], settings["std"], torch.device("cpu"))
@@ -93,15 +93,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _temperature(given: str, settings: dict[str, Any]) -> float:
+def _temperature(args: argparse.Namespace, settings: dict[str, Any]) -> float:
     """The number that is given, or the one that suits scores best."""
+    given: str = args.temperature
     try:
         number: float | None = float(given)
     except ValueError:
         number = None
     if number is not None:
         return number
-    path = Path(given) if Path(given).exists() else Path("runs", given)
+    path = Path(given) if Path(given).exists() else run_folder(given, args.runs_dir)
     scores = VideoScores.load(find_scores(path)[0])
     if scores.class_names != list(settings["class_names"]):
         raise UserError(f"--temperature: {path} has scores of other classes than the network")

@@ -71,11 +71,9 @@ class ClassBalance:
         """An epoch in a line."""
         few = min(self.members, key=lambda number: len(self.members[number]))
         many = max(self.members, key=lambda number: len(self.members[number]))
-        counts = [f"{class_names[number]} has {len(self.members[number])}" for number in (few, many)]
-        return (
-            f"balanced: an epoch has {self.rounds} clips of each of {len(self.members)} classes "
-            f"(of videos {counts[0]}, {counts[1]})"
-        )
+        counts = [f"{class_names[number]} has {len(self.members[number])}" for number in dict.fromkeys((few, many))]
+        clips = f"{self.rounds} clip" + ("s" if self.rounds > 1 else "")
+        return f"balanced: an epoch has {clips} of each of {len(self.members)} classes (of videos {', '.join(counts)})"
 
 
 def _times_before(videos: Tensor) -> Tensor:

@@ -288,7 +288,6 @@ class VideoDataModule(L.LightningDataModule):
             records = self._quarantine.leave_out(records, source)
         if role == "train" and labelled:
             self._warn_of_absent_classes(records.class_counts(self.num_classes), source)
-            _ = self._flipped  # a mistake in it is told with those of the lists
         unlabelled = (records.labels < 0).nonzero()[:, 0]
         if role == "test" and 0 < len(unlabelled) < len(records):
             counts, first = f"{len(unlabelled)} of its {len(records)}", records[int(unlabelled[0])].path
@@ -333,6 +332,8 @@ class VideoDataModule(L.LightningDataModule):
         for role in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             if role != "val" or self.sources["val"] is not None or stage == "validate":
                 self.videos(role)
+        if stage == "fit":
+            _ = self._flipped  # a mistake in it is told with those of the lists
 
     def training_clips(self) -> TrainingClips:
         """What training takes its batches from."""

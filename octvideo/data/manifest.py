@@ -169,6 +169,8 @@ def _lines(
             continue
         if names is not None:
             path, frames, between, label = split_frames(text, where, root=root, names=names, fps=fps)
+            if not several:
+                _check_is_one(label, path, where, classes)
             yield _Line(where, text, path, labels_of(label, where), between, frames)
             continue
         if is_first:
@@ -250,9 +252,14 @@ def _split(text: str, where: str, root: Path, classes: ClassIndex) -> tuple[str,
         )
     if re.fullmatch(r"(-?\d+[\s,;]+)+-?\d+", label):
         raise UserError(f"{where}: got several numbers after {path}, expected 'path label'")
+    _check_is_one(label, path, where, classes)
+    return path, between, label
+
+
+def _check_is_one(label: str, path: str, where: str, classes: ClassIndex) -> None:
+    """Refuses several labels, unless all of it is a class's name."""
     if re.search(r"[,;\t]", label) and classes.find(label) is None:
         raise UserError(
             f"{where}: got {label!r} after {path}, expected one label: 'path,label'; several, 'path label;label', are "
             "for model.loss bce"
         )
-    return path, between, label

@@ -108,7 +108,7 @@ class VideoScores:
             np.concatenate([part.scores for part in parts]),
             parts[0].class_names,
             np.concatenate(truths) if truths else None,
-            parts[0].thresholds,
+            _common_thresholds(parts),
         )
 
     def save(self, path: str | Path) -> None:
@@ -190,6 +190,15 @@ def find_scores(path: str | Path) -> list[Path]:
     if not found:
         raise UserError(f"no scores.npz in {path}: test the run first (octvideo test)")
     return found
+
+
+def _common_thresholds(parts: Sequence[VideoScores]) -> np.ndarray | None:
+    """Those of all parts; None where they differ, as of several networks."""
+    first = parts[0].thresholds
+    is_common = all(
+        part.thresholds is not None and first is not None and np.array_equal(part.thresholds, first) for part in parts
+    )
+    return first if is_common else None
 
 
 def _short(names: Sequence[str]) -> str:

@@ -151,7 +151,18 @@ class ResumeHint(Callback):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the config of a fit as config.yaml in the run's folder, and that of a later test as config_test.yaml."""
+    """Saves the config of a fit as config.yaml in the run's folder, and that of a later test as config_test.yaml.
+
+    That of a fit is written once a checkpoint to go on from has been taken: where it is refused, the run's config stays
+    as it was. With FSDP checkpoints are read later.
+    """
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         name = getattr(stage, "value", stage)  # an enum whose str() is its own name

@@ -26,6 +26,10 @@ def test_an_export_keeps_the_temperature_of_scores(octvideo: Cli, trained: Path)
     assert f"temperature: {found:.4g}" in err
     held = json.loads(Path("model/octvideo.json").read_text())["scoring"]
     assert held == {"function": "softmax", "thresholds": None, "temperature": found}
+    Path("runs").rename("elsewhere")
+    words = ("--runs_dir", "elsewhere", "--overwrite")
+    assert f"temperature: {found:.4g}" in octvideo(*export, *words, "--temperature", "tiny")[1]
+    Path("elsewhere").rename("runs")
     _, err = octvideo(*export, "--overwrite", "--temperature", "-1", code=2)
     assert "expected more than 0" in err or "--temperature" in err
     octvideo("report", "tiny", "--details", "details.png")

@@ -13,13 +13,16 @@ import pytest
 import torch
 import yaml
 
-from octvideo.cli.card_facts import own_name
+from octvideo.cli.card_facts import Facts, count_listed, own_name
+from octvideo.cli.card_sections import make_card
 from octvideo.evaluation.report import figures
 from octvideo.evaluation.scores import VideoScores
 from octvideo.inference import engine_times
 from octvideo.inference.checkpoint import network_of_checkpoint
 from octvideo.inference.choice import Way
 from octvideo.octave import count_cost
+from octvideo.pages.card import Card, Section
+from octvideo.video import ViewSettings
 
 from .conftest import Cli
 
@@ -212,3 +215,62 @@ def test_many_classes_fold_in_markdown_and_scroll_on_the_page(octvideo: Cli, tes
     assert "<summary>400 rows</summary>" in text and "399 classes had fewer than 20 test videos: class 0, " in text
     assert "1 class had no test video: class 399." in text and "| class 399 | 0 | not tested |" in text
     assert "and 389 more" in text and len((tested / "card" / "index.html").read_bytes()) < 300_000
+
+
+def card_of(**facts: Any) -> tuple[Card, dict[str, Section]]:
+    """A card, and its sections by title, of a network with three classes."""
+    known = Facts("net", ["sit", "stand", "drink"], ViewSettings(), (0.5,) * 3, (0.5,) * 3, **facts)
+    nothing = {"costs": None, "times": (), "machine": "", "license": None, "dataset": None, "has_weights": False}
+    card = make_card(known, **nothing)  # type: ignore[arg-type]
+    return card, {section.title: section for section in card.sections}
+
+
+def cells(section: Section) -> dict[str, tuple[str, ...]]:
+    assert section.table is not None
+    return {row[0]: row[1:] for row in section.table.rows}
+
+
+def test_a_card_of_several_labels_counts_all_of_them() -> None:
+    truth = np.array([[1, 0, 1], [0, 1, 1], [1, 0, 0], [0, 1, 0]], dtype=bool)
+    values = np.array([[0.9, 0.1, 0.4], [0.2, 0.8, 0.3], [0.3, 0.1, 0.6], [0.7, 0.6, 0.1]])
+    thresholds = np.array([0.5, 0.5, 0.35])
+    scores = VideoScores(list("abcd"), truth.argmax(1), values, ["sit", "stand", "drink"], truth, thresholds)
+    scoring = {"function": "sigmoid", "thresholds": thresholds.tolist(), "temperature": 1.0}
+    averaged = {"decay": 0.9, "warmup": True, "updates": 12}
+    config = {
+        "model": {"loss": "bce", "layer_decay": 1.0, "mix_prob": 1.0, "mix_switch_prob": 0.5, "cutmix_alpha": 1.0},
+        "data": {"sampler": "balanced", "repeats": 1, "flip_labels": {"sit": "stand"}},
+    }
+    saved = "best.ckpt, saved in epoch 2, after 12 steps"
+    card, by_title = card_of(
+        block={"scoring": scoring, "averaged": averaged}, scores=scores, config=config, saved=saved
+    )
+    assert card.said == "A network that names the actions in a video: any number of 3 classes."
+    labels = cells(by_title["The network"])["labels"]
+    assert labels == ("a threshold for each class, 0.35 to 0.50, fitted in validation",)
+    trained = cells(by_title["How it was trained"])
+    assert trained["weights"] == (f"{saved}, a moving average (EMA) with decay 0.9 over 12 steps",)
+    assert trained["sampler"] == ("balanced",) and "stand" in trained["flip_labels"][0]
+    assert trained["mix_prob"] == ("1",) and not {"repeats", "layer_decay", "mix_switch_prob"} & trained.keys()
+    # drink: named in a and c, true in a and b.
+    assert cells(by_title["Classes"])["drink"][:4] == ("2", "50.0 %", "50.0 %", "50.0 %")
+    assert not {"Confusions", "Calibration"} & by_title.keys()
+    limits = " ".join(by_title["Limits"].items)
+    assert "0.0 – 100.0 %" not in limits and "names one of its classes" not in limits
+    metrics = {one["name"]: one["type"] for one in card.metadata["model-index"][0]["results"][0]["metrics"]}
+    assert metrics == {"mAP": "mean_average_precision", "mAP micro": "mean_average_precision", "top-1": "accuracy"}
+
+
+def test_a_card_says_what_scores_are_cooled_by() -> None:
+    _, by_title = card_of(block={"scoring": {"function": "softmax", "thresholds": None, "temperature": 1.4}})
+    assert cells(by_title["The network"])["temperature"] == ("1.4, that scores are cooled by",)
+
+
+def test_a_card_counts_a_list_as_the_run_read_it(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a 20,sit;drink\nb 30,stand\nc 9 2\n")
+    data = {"root": str(tmp_path), "train": "train.txt", "frame_names": "img_{:05d}.jpg", "first_frame": 1}
+    facts = Facts(
+        "net", ["sit", "stand", "drink"], ViewSettings(), (0.5,) * 3, (0.5,) * 3, config={"data": data},
+        block={"scoring": {"function": "sigmoid"}},
+    )  # fmt: skip
+    assert count_listed(facts, "train") == 3

@@ -97,3 +97,13 @@ def test_the_pages_config_clips_and_stops_early(octvideo: Cli, workplace: Path, 
     (epoch,) = re.findall(r"^stopped early, after epoch (\d+): val/top1 was [\d.]+ at best$", out, re.MULTILINE)
     assert 4 <= int(epoch) < 12 and f"epoch {epoch}/12" in out and f"epoch {int(epoch) + 1}/12" not in out
     assert yaml.safe_load(Path("runs/stop/config.yaml").read_text())["trainer"]["gradient_clip_val"] == 1.0
+
+
+def test_a_resume_that_is_refused_leaves_the_config(octvideo: Cli, trained: Path) -> None:
+    config = Path("runs/tiny/config.yaml")
+    before = config.read_bytes()
+    _, err = octvideo(*FIT, "--resume", "--model.loss", "bce", "--trainer.max_epochs", 3, code=2)
+    assert "the checkpoint was trained with model.loss cross_entropy: give it" in err
+    assert config.read_bytes() == before
+    octvideo(*FIT, "--resume", "--trainer.max_epochs", 3)
+    assert yaml.safe_load(config.read_text())["trainer"]["max_epochs"] == 3

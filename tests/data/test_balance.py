@@ -98,3 +98,17 @@ def test_a_shuffled_epoch_has_keys_of_two() -> None:
     """Its clips are drawn as they were before there was another order."""
     assert TrainingBatches(10, 2, seed=3).order_name == "shuffle"
     assert all(len(key) == 2 for batch in TrainingBatches(10, 2, seed=3) for key in batch)
+
+
+def test_an_epoch_in_a_line() -> None:
+    said = [ClassBalance([torch.arange(2), torch.arange(2, 2 + n)], 2 + n, seed=0).described("ab") for n in (2, 6)]
+    assert said == [
+        "balanced: an epoch has 2 clips of each of 2 classes (of videos a has 2)",
+        "balanced: an epoch has 4 clips of each of 2 classes (of videos a has 2, b has 6)",
+    ]
+
+
+def test_a_class_goes_through_its_videos_in_another_order_each_time() -> None:
+    balance = ClassBalance([torch.arange(8), torch.arange(8, 16)], 16, seed=3)  # each class once an epoch
+    turns = [[video for video in balance.epoch(epoch)[0].tolist() if video < 8] for epoch in range(3)]
+    assert all(sorted(turn) == list(range(8)) for turn in turns) and turns[0] != turns[1] != turns[2]

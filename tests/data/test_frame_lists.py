@@ -52,6 +52,14 @@ def test_a_folder_may_end_with_a_number(tmp_path: Path, monkeypatch: pytest.Monk
     assert read(tmp_path, "take 3 120 1", "take 4 120 1") == [("d/take 3", 0, 120, 1), ("d/take", 4, 120, 1)]
 
 
+def test_several_labels_need_their_loss(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"list.txt:2: got 'wave;clap' after b, expected one label.* model.loss bce"):
+        read(tmp_path, "a 5,wave", "b 5,wave;clap")
+    lists = {"labelled": True, "several": True, "frames": NAMES, "fps": 12.0}
+    (record, other) = read_records(tmp_path / "list.txt", root=Path("d"), classes=CLASSES, **lists)  # type: ignore[arg-type]
+    assert (record.label, record.others, other.label, other.others) == (1, (), 1, (0,))
+
+
 def test_lists_without_labels(tmp_path: Path) -> None:
     assert read(tmp_path, "a/b 120", labelled=False) == [("d/a/b", 0, 120, -1)]
     with pytest.raises(UserError, match=r"list.txt:1: got 'a/b 120', expected 'folder num_frames label'"):

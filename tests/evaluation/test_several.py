@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,11 @@ def test_scores_of_several_labels_are_kept(tmp_path: Path) -> None:
     line = (tmp_path / "scores.csv").read_text().splitlines()[1]
     assert line.split(",")[1] == ";".join(NAMES[k] for k in np.flatnonzero(whole.truth[0]))
     joined = VideoScores.concat([whole, whole])
-    assert joined.truth is not None and joined.truth.shape == (40, 5)
+    assert joined.truth is not None and joined.truth.shape == (40, 5) and joined.thresholds is None
+    low, high = (replace(whole, thresholds=np.full(5, value)) for value in (0.2, 0.6))
+    same = VideoScores.concat([low, low]).thresholds
+    assert same is not None and same.tolist() == [0.2] * 5
+    assert VideoScores.concat([low, high]).thresholds is None is VideoScores.concat([low, whole]).thresholds
     one = VideoScores(whole.paths, whole.labels, whole.scores, NAMES)
     with pytest.raises(UserError, match="some parts have several labels a video and others one"):
         VideoScores.concat([whole, one])
