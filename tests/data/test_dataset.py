@@ -113,6 +113,9 @@ def test_repeats_are_the_same_frames_under_other_augmentations(
         expected = apply_transform(crop_and_resize(frames[numbers], transform.box, (32, 32)), transform)
         assert torch.equal(items[repeat].video, expected)
     assert len({item.video.numpy().tobytes() for item in items}) == 3
+    # A video that comes again goes on where its repeats were.
+    again, sixth = repeated[5, 1, 1], TrainingClips(records, augment, **settings)[5, 1, 3]
+    assert isinstance(again, list) and isinstance(sixth, Item) and torch.equal(again[0].video, sixth.video)
 
 
 @pytest.mark.parametrize("index", range(4))

@@ -81,6 +81,12 @@ def test_a_label_follows_its_flip(data: Callable[..., Any], tmp_path: Path) -> N
         assert found == {True, False}
 
 
+def test_each_of_several_labels_follows(data: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a.mkv stay;left\n")
+    item = data(flip_labels={"left": "right"}, several_labels=True).training_clips()[0, 0]
+    assert isinstance(item, Item) and (item.label, item.others) == (2, (1,))
+
+
 def test_a_flip_of_sides_without_pairs_is_said(data: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "octvideo.data"):
         data(flip=0.0).setup("fit")

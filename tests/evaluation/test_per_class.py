@@ -126,6 +126,19 @@ def test_runs_are_fused_by_video() -> None:
     np.testing.assert_allclose(found.scores, 0.25 * one.scores + 0.75 * other.scores, atol=1e-6)
 
 
+def test_runs_of_several_labels_are_fused_by_video() -> None:
+    one = several()
+    assert one.truth is not None
+    order = np.arange(len(one))[::-1]
+    paths, truth = [one.paths[n] for n in order], one.truth[order]
+    backwards = VideoScores(paths, one.labels[order], one.scores[order], NAMES, truth)
+    found = fuse([one, backwards])
+    assert found.paths == one.paths and (found.truth == one.truth).all()
+    np.testing.assert_allclose(found.scores, one.scores, atol=1e-6)
+    with pytest.raises(UserError, match="tested with other labels"):
+        fuse([one, VideoScores(paths, one.labels[order], one.scores[order], NAMES, np.roll(truth, 1, axis=1))])
+
+
 @pytest.mark.parametrize("with_several", [False, True])
 def test_weights_of_the_fusion_are_the_likeliest(with_several: bool) -> None:
     runs = [some(seed) for seed in range(2)]

@@ -6,18 +6,22 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from octvideo.batches import Failure
 from octvideo.data.loading import MovableBatch
 from octvideo.errors import UserError
+from octvideo.evaluation.scoring import Scoring
 from octvideo.models import i3d_small
 from octvideo.training import VideoClassifier
+from octvideo.training.checkpoint_block import make_block
 
 K = 3
 
@@ -424,3 +428,17 @@ def test_starting_from_an_image_network_is_reported_once(tmp_path, capsys, mean:
     ]
     advice = [line for line in said[2:] if line.endswith("set model.mean and model.std to match")]
     assert len(advice) == (1 if mean[0] == 0.45 else 0)
+
+
+def test_thresholds_move_with_the_rows_of_the_head() -> None:
+    network = Tiny()
+    module = VideoClassifier(network, loss="bce")
+    held = Scoring("sigmoid", (0.1, 0.2, 0.3))
+    names, ordered = ["sit", "stand", "drink"], ["drink", "sit", "stand"]
+    block = make_block(network, names, views=None, mean=module.mean, std=module.std, scoring=held)
+    checkpoint = {"state_dict": {key: value.clone() for key, value in module.state_dict().items()}, "octvideo": block}
+    data = SimpleNamespace(class_names=ordered)
+    module._trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.TESTING), ckpt_path=None, datamodule=data)  # type: ignore[assignment]
+    module.on_load_checkpoint(checkpoint)
+    assert module.scoring == Scoring("sigmoid", (0.3, 0.1, 0.2))
+    torch.testing.assert_close(checkpoint["state_dict"]["network.head.bias"], network.head.bias[[2, 0, 1]])

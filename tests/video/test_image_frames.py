@@ -57,6 +57,12 @@ def test_frames_are_those_that_were_written_and_each_is_read_once(folder: Path) 
     assert later.frames.equal(moving_frames(14)[9:])
 
 
+@pytest.mark.parametrize("first", [0, 1, 7])
+def test_names_count_from_the_first(first: int) -> None:
+    names = FrameNames("img_{:03d}.jpg", first)
+    assert [names[n] for n in (0, 12)] == [f"img_{first:03d}.jpg", f"img_{first + 12:03d}.jpg"]
+
+
 def test_jpeg_is_decoded_as_pillow_does(tmp_path: Path) -> None:
     names = FrameNames("{:03d}.jpg", first=0)
     write_images(tmp_path, moving_frames(3), names, quality=95, subsampling=0)
