@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         return _join_shards(parts, args.output)
     if args.output.exists() and (not args.overwrite or args.output in parts or not args.output.is_file()):
         raise UserError(f"{args.output} is there: name another file, or give --overwrite (not for one of the parts)")
-    names = None if args.list is None else list(dict.fromkeys(find_videos(args.list)))
+    names = None if args.list is None else list(dict.fromkeys(find_videos(args.list, images=True)))
     joined = join_lines(parts, args.output, names)
     broken = f", {joined.unreadable:,} of them can't be read to their end" if joined.unreadable else ""
     print(f"{args.output}: {joined.videos:,} videos of {len(parts)} files{broken}")

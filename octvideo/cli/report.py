@@ -70,8 +70,11 @@ def run(args: Namespace) -> int:
         raise UserError(f"no folder {args.run}, and no run of that name in runs/")
     title = args.title or folder.resolve().name
     csv_file, out = folder / "metrics.csv", args.output or folder / "report.png"
-    if out.suffix not in PICTURE_SUFFIXES:
-        raise UserError(f"picture {out}: got {out.suffix or 'no suffix'}, expected {', '.join(PICTURE_SUFFIXES)}")
+    details: Path | None = folder / "details.png" if args.details is True else args.details
+    for picture in (out, details or out):
+        if picture.suffix not in PICTURE_SUFFIXES:
+            got = picture.suffix or "no suffix"
+            raise UserError(f"picture {picture}: got {got}, expected {', '.join(PICTURE_SUFFIXES)}")
     curves = read_curves(csv_file) if csv_file.exists() else None
     scores = None
     if args.scores or curves is None or any(folder.glob("scores*.npz")):  # a run that still trains has none
@@ -80,26 +83,26 @@ def run(args: Namespace) -> int:
     if scores is None:
         print(f"{title}: not tested yet, so the picture has the training curves only")
     elif args.markdown:
-        picture = out.name if out.parent.resolve() == folder.resolve() else out
-        print(markdown_table({title: scores}, pairs=pairs), f"![{title}]({picture})", sep="\n\n")
+        place = out.name if out.parent.resolve() == folder.resolve() else out
+        print(markdown_table({title: scores}, pairs=pairs), f"![{title}]({place})", sep="\n\n")
     else:
         print(metrics_table(scores, pairs=pairs, title=title))
     out.parent.mkdir(parents=True, exist_ok=True)
     of_one_label = None if scores is None or scores.truth is not None else scores
     if curves or of_one_label is not None:
         draw_report(out, curves=curves, scores=of_one_label, pairs=pairs, title=title)
-        if line := lacking(named_in_picture(of_one_label), title):
-            print(line, file=sys.stderr)
-    elif args.details is None:
+        print(f"picture: {out}", file=sys.stderr)
+    elif details is None:
         raise UserError("of several labels a video there is no confusion matrix, and the run has no curves: --details")
-    print(f"picture: {out}", file=sys.stderr)
-    if args.details is not None:
+    if details is not None:
         if scores is None:
             raise UserError(f"--details: {folder} has no scores; test the run first (octvideo test)")
-        details: Path = folder / "details.png" if args.details is True else args.details
         details.parent.mkdir(parents=True, exist_ok=True)
         draw_details(details, scores, title=title)
         print(f"details: {details}", file=sys.stderr)
+    shown = named_in_picture(of_one_label) if details is None or scores is None else scores.class_names
+    if line := lacking(shown, title):
+        print(line, file=sys.stderr)
     if args.page is not None and scores is not None and scores.truth is not None:
         raise UserError("--page shows one label a video, and these scores are of several: leave it out")
     if args.page is not None:

@@ -14,10 +14,11 @@ from torchmetrics.functional.classification import binary_precision_recall_curve
 
 from octvideo.errors import UserError
 from octvideo.evaluation.calibration import reliability
-from octvideo.evaluation.pictures import plain
+from octvideo.evaluation.pictures import fitted_name, plain, save_titled
 from octvideo.evaluation.report import percent
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.several import average_precisions
+from octvideo.lettering import font_families, shown_names
 
 _BAR, _LINE, _INK = "#2a78b5", "#d9622b", "#23272e"
 _MOST_CURVES = 12
@@ -27,7 +28,7 @@ def draw_details(path: str | Path, scores: VideoScores, *, title: str = "") -> N
     """Writes the picture; of several labels a video it has the curves alone.
 
     Args:
-        path: of the PNG.
+        path: of the picture, with one of `PICTURE_SUFFIXES`.
         scores: of the test.
         title: of the picture.
 
@@ -44,9 +45,7 @@ def draw_details(path: str | Path, scores: VideoScores, *, title: str = "") -> N
     if parts == 2:
         draw_reliability(places[0], known)
     draw_precision_recall(places[-1], known)
-    if title:
-        canvas.suptitle(title, fontsize=14, fontweight="bold", color=_INK, x=0.012, ha="left")
-    canvas.savefig(path, dpi=120)
+    save_titled(path, canvas, title)
 
 
 def draw_reliability(axes: Axes, scores: VideoScores) -> None:
@@ -73,13 +72,16 @@ def draw_precision_recall(axes: Axes, scores: VideoScores) -> None:
     values, labels = torch.from_numpy(scores.scores), torch.from_numpy(truth)
     precisions = average_precisions(values, labels)
     chosen = np.argsort(-truth.sum(0), kind="stable")[:_MOST_CURVES]
+    known, names = shown_names(scores.class_names), []
     for number in (int(place) for place in chosen if truth[:, place].any()):
         precision, recall, _ = binary_precision_recall_curve(values[:, number], labels[:, number].long())
-        label = f"{scores.class_names[number]}  {percent(float(precisions[number]))}"
-        axes.step(recall.numpy(), precision.numpy(), where="post", linewidth=1.5, label=label)
+        axes.step(recall.numpy(), precision.numpy(), where="post", linewidth=1.5, label=str(number))
+        names.append(f"{fitted_name(known[number], 8)}  {percent(float(precisions[number]))}")
     left_out = int(truth.any(0).sum()) - min(int(truth.any(0).sum()), _MOST_CURVES)
     said = f"; {left_out} classes with fewer videos are left out" if left_out else ""
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.set_title(f"mAP {percent(float(precisions.nanmean()))}{said}", fontsize=10, color=_INK, loc="left")
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="lower left")
+    legend = axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="lower left")
+    for text, name in zip(legend.get_texts(), names, strict=True):  # a name may hold what matplotlib takes for a sign
+        text.set(text=name, fontfamily=font_families([name]), parse_math=False)
     plain(axes)

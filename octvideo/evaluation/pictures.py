@@ -104,8 +104,20 @@ def draw_report(
         draw_curves(parts[0], curves)
     if scores is not None:
         draw_confusion(parts[1].subplots(), scores, pairs=pairs)
+    save_titled(path, canvas, title)
+
+
+def save_titled(path: str | Path, canvas: Canvas, title: str) -> None:
+    """Writes a picture, whole or not at all.
+
+    Args:
+        path: with one of `PICTURE_SUFFIXES`.
+        canvas: the picture.
+        title: above it, in any script; "" is none.
+    """
     if title:
-        shown = _fitted(shown_text(title), 14, int(0.85 * canvas.get_figwidth() * _DPI))  # bold letters are wider
+        # Bold letters are wider.
+        shown = fitted_name(shown_text(title), 14, int(0.85 * canvas.get_figwidth() * _DPI))
         style: dict[str, Any] = {
             "fontsize": 14,
             "fontweight": "bold",
@@ -189,7 +201,7 @@ def draw_confusion(axes: Axes, scores: VideoScores, *, pairs: Pairs = ()) -> Non
     if len(counts) <= _MOST_NAMES:
         # A class name may be long, in any script, and hold signs that matplotlib takes for mathematics.
         known = shown_names(scores.class_names)
-        names = [_fitted(known[i].replace("_", " "), size, _NAME_PX) for i in order]
+        names = [fitted_name(known[i].replace("_", " "), size) for i in order]
         style: dict[str, Any] = {"fontsize": size, "fontfamily": font_families(names), "parse_math": False}
         axes.set_xticks(range(len(names)), names, **style)
         axes.tick_params("x", rotation=40)
@@ -206,7 +218,8 @@ def draw_confusion(axes: Axes, scores: VideoScores, *, pairs: Pairs = ()) -> Non
     plain(axes)
 
 
-def _fitted(text: str, points: int, width_px: int) -> str:
+def fitted_name(text: str, points: int, width_px: int = _NAME_PX) -> str:
+    """So much of a name as is this wide in a picture, at a size of letters."""
     return fitted_text(text, round(points * _DPI / 72), width_px)
 
 

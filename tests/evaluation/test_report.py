@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from octvideo.errors import UserError
+from octvideo.evaluation.detail_pictures import draw_details, draw_precision_recall
 from octvideo.evaluation.metrics import mcnemar_p
 from octvideo.evaluation.pictures import draw_report, read_curves
 from octvideo.evaluation.report import (
@@ -159,6 +161,19 @@ def test_names_in_the_picture_are_only_text(tmp_path: Path) -> None:
     draw_report(plain, scores=predictions([0, 1, 2], [2, 0, 1]), title="run")
     sizes = [re.search(r'<image [^>]*?width="([\d.]+)"', one)[1] for one in (text, plain.read_text(encoding="utf-8"))]
     assert float(sizes[0]) > 0.7 * float(sizes[1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_beside_the_curves_are_only_text(tmp_path: Path) -> None:
+    scores, out = predictions([0, 1, 2], [2, 0, 1]), tmp_path / "details.svg"
+    scores.class_names[:] = [r"_a $\foo$ b", "long" * 60, "打开\U0010ff00"]
+    draw_details(out, scores, title=r"run $\q$" + "x" * 300)
+    assert out.read_text(encoding="utf-8").startswith("<?xml")
+    axes = Figure().subplots()
+    draw_precision_recall(axes, scores)
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names[0].startswith(r"_a $\foo$ b  ") and names[2].startswith("class 2  ")
+    assert len(names) == 3 and names[1].startswith("long") and "…  " in names[1]
 
 
 def test_picture_of_both_or_either(metrics_csv: Path, tmp_path: Path) -> None:
