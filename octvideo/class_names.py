@@ -189,7 +189,7 @@ class ClassIndex:
         if found is None:
             near = difflib.get_close_matches(name, self.names, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{where}: {name!r} is no class of this data set{hint}")
+            raise UserError(f"{where}: {name!r} is no known class{hint}")
         return found
 
     def id_of(self, label: str, where: str, *, is_name: bool) -> int:

@@ -171,7 +171,7 @@ def test_a_name_that_is_none() -> None:
     for name, message in (("abseilling", ", did you mean 'abseiling'?"), ("quux", "")):
         with pytest.raises(UserError) as error:
             index.need(name, "a.csv:1")
-        assert str(error.value) == f"a.csv:1: {name!r} is no class of this data set{message}"
+        assert str(error.value) == f"a.csv:1: {name!r} is no known class{message}"
 
 
 # ── numbers ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,6 +22,7 @@ from octvideo.lettering import font_families, shown_names
 
 _BAR, _LINE, _INK = "#2a78b5", "#d9622b", "#23272e"
 _MOST_CURVES = 12
+_COLOURS = 10  # of matplotlib, then they come again
 
 
 def draw_details(path: str | Path, scores: VideoScores, *, title: str = "") -> None:
@@ -39,9 +40,10 @@ def draw_details(path: str | Path, scores: VideoScores, *, title: str = "") -> N
     if not len(known):
         raise UserError("no video has a known label, so there is nothing to draw")
     parts = 1 if known.truth is not None else 2
-    canvas = Canvas(figsize=(6.5 * parts, 5.6), layout=ConstrainedLayoutEngine(w_pad=0.12), facecolor="white")
+    # The names of the curves stand beside them.
+    canvas = Canvas(figsize=(6.5 * parts + 2.2, 5.6), layout=ConstrainedLayoutEngine(w_pad=0.12), facecolor="white")
     FigureCanvasAgg(canvas)
-    places = canvas.subplots(1, parts, squeeze=False)[0]
+    places = canvas.subplots(1, parts, squeeze=False, width_ratios=[6.5, 8.7][-parts:])[0]
     if parts == 2:
         draw_reliability(places[0], known)
     draw_precision_recall(places[-1], known)
@@ -59,7 +61,8 @@ def draw_reliability(axes: Axes, scores: VideoScores) -> None:
     axes.errorbar(middles, shares, yerr=[below, above], fmt="none", ecolor=_INK, elinewidth=1)
     axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1.5)
     for middle, one in zip(middles, found.bins, strict=True):
-        axes.text(middle, 0.01, str(one.videos), ha="center", fontsize=7, color="white")
+        inside = one.accuracy > 0.06  # else the number stands on white
+        axes.text(middle, 0.01, str(one.videos), ha="center", fontsize=7, color="white" if inside else _INK)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score of the best class", ylabel="share that is right")
     axes.set_title(f"ECE {percent(found.ece)}, {found.videos} videos", fontsize=10, color=_INK, loc="left")
     plain(axes)
@@ -73,15 +76,16 @@ def draw_precision_recall(axes: Axes, scores: VideoScores) -> None:
     precisions = average_precisions(values, labels)
     chosen = np.argsort(-truth.sum(0), kind="stable")[:_MOST_CURVES]
     known, names = shown_names(scores.class_names), []
-    for number in (int(place) for place in chosen if truth[:, place].any()):
+    for place, number in enumerate(int(one) for one in chosen if truth[:, one].any()):
+        style = "-" if place < _COLOURS else "--"
         precision, recall, _ = binary_precision_recall_curve(values[:, number], labels[:, number].long())
-        axes.step(recall.numpy(), precision.numpy(), where="post", linewidth=1.5, label=str(number))
+        axes.step(recall.numpy(), precision.numpy(), where="post", linewidth=1.5, label=str(number), linestyle=style)
         names.append(f"{fitted_name(known[number], 8)}  {percent(float(precisions[number]))}")
     left_out = int(truth.any(0).sum()) - min(int(truth.any(0).sum()), _MOST_CURVES)
     said = f"; {left_out} classes with fewer videos are left out" if left_out else ""
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.set_title(f"mAP {percent(float(precisions.nanmean()))}{said}", fontsize=10, color=_INK, loc="left")
-    legend = axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="lower left")
+    legend = axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for text, name in zip(legend.get_texts(), names, strict=True):  # a name may hold what matplotlib takes for a sign
         text.set(text=name, fontfamily=font_families([name]), parse_math=False)
     plain(axes)

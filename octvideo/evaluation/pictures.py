@@ -118,12 +118,10 @@ def save_titled(path: str | Path, canvas: Canvas, title: str) -> None:
     if title:
         # Bold letters are wider.
         shown = fitted_name(shown_text(title), 14, int(0.85 * canvas.get_figwidth() * _DPI))
-        style: dict[str, Any] = {
-            "fontsize": 14,
-            "fontweight": "bold",
-            "fontfamily": font_families([shown]),
-            "parse_math": False,
-        }
+        families = font_families([shown])
+        # Of the system's fonts only the regular face is known.
+        weight = "bold" if len(families) == 1 else "regular"
+        style: dict[str, Any] = {"fontsize": 14, "fontweight": weight, "fontfamily": families, "parse_math": False}
         canvas.suptitle(shown, color=_INK, x=0.012, ha="left", **style)
     with whole_file(Path(path)) as part:
         canvas.savefig(part, dpi=_DPI, format=Path(path).suffix[1:])

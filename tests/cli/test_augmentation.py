@@ -94,7 +94,7 @@ def test_keys_say_what_a_config_says(octvideo: Cli, modern: Path) -> None:
     [
         (("--data.repeats", 4), "data.repeats: got 4 with a batch_size of 6, expected a divisor of it"),
         (("--data.augment.policy", "random"), "data.augment.policy"),
-        (("--data.flip_labels", "{left: rihgt}"), "'rihgt' is no class of this data set, did you mean 'right'?"),
+        (("--data.flip_labels", "{left: rihgt}"), "'rihgt' is no known class, did you mean 'right'?"),
         (("--model.cutmix_alpha", -1), "model.cutmix_alpha: got -1.0, expected 0 or more"),
     ],
 )

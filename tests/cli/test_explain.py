@@ -39,7 +39,7 @@ def test_gradients_and_spectra(trained: Path, tiny_data: Path, octvideo: Cli) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--class", "lft", "-o", "a.png"), "error: --class: 'lft' is no class of this data set, did you mean 'left'?"),
+        (("--class", "lft", "-o", "a.png"), "error: --class: 'lft' is no known class, did you mean 'left'?"),
         (("--layer", "blocks.4.res", "-o", "a.png"), "error: no layer 'blocks.4.res' in this network: did you mean "),
         (("-o", "a.gif"), "error: -o a.gif: got .gif, expected .png, .mp4, .m4v, .mov, .mkv"),
         (("-o", "nowhere/a.mp4"), "error: overlay nowhere/a.mp4: no folder nowhere"),

@@ -68,6 +68,6 @@ def test_what_cant_be_meant_is_said(octvideo: Cli, few: Path) -> None:
     _, err = octvideo(*FIT, "--model.class_weights", "[1, 2]", code=2)
     assert "model.class_weights: got 2 weights for 3 classes" in err
     _, err = octvideo(*FIT, "--model.class_weights", "{rigth: 2}", code=2)
-    assert "model.class_weights: 'rigth' is no class of this data set, did you mean 'right'?" in err
+    assert "model.class_weights: 'rigth' is no known class, did you mean 'right'?" in err
     _, err = octvideo(*FIT, "--model.class_weights", "often", code=2)
     assert "class_weights" in err and "often" in err

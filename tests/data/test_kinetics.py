@@ -94,7 +94,7 @@ def test_other_spellings_of_the_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("abseilling,a0123456789,1,11,train", r"'abseilling' is no class of this data set, did you mean 'abseiling'\?"),
+        ("abseilling,a0123456789,1,11,train", r"'abseilling' is no known class, did you mean 'abseiling'\?"),
         (
             "zumba,a0123456789,soon,11,train",
             "got 'zumba,a0123456789,soon,11,train', expected label,youtube_id,time_start",

@@ -78,8 +78,8 @@ def test_without_labels(tmp_path: Path) -> None:
         ("b.mp4 -1", "got 'b.mp4 -1', expected 'path label'"),
         ("b.mp4", "got 'b.mp4', expected 'path label'"),
         ("a, b.mp4", "got 'a, b.mp4', expected 'path label'"),
-        ("b.mp4,weve", r"'weve' is no class of this data set, did you mean 'wave'\?"),
-        ("b.mp4,quux", "'quux' is no class of this data set$"),
+        ("b.mp4,weve", r"'weve' is no known class, did you mean 'wave'\?"),
+        ("b.mp4,quux", "'quux' is no known class$"),
         ("frames/b 120 2", "frames/b is a folder of frames: say how its images are called, such as data.frame_names"),
         ("frames/b 2 2", "frames/b is a folder of frames"),
         ("b.mp4 300 2", r"got several numbers after b\.mp4, expected 'path label'"),
@@ -142,7 +142,7 @@ def test_forms_of_csv(tmp_path: Path, text: str) -> None:
         ("a.mp4,wave,clap\n", r"list\.txt:1: got 'wave,clap' after a\.mp4, expected one label: 'path,label'"),
         ("a.mp4,wave,sit\n", r"list\.txt:1: got 'wave,sit' after a\.mp4, expected one label: 'path,label'"),
         ("a.mp4;wave;2\n", r"list\.txt:1: got 'wave;2' after a\.mp4, expected one label: 'path,label'"),
-        ("a.mp4 wave sit\n", r"list\.txt:1: 'wave sit' is no class of this data set"),
+        ("a.mp4 wave sit\n", r"list\.txt:1: 'wave sit' is no known class"),
         (
             "path,label\na, b.mp4,wave\n",
             r"list\.txt:2: got 3 columns, expected those of the first line, path,label; a path that holds",
@@ -208,7 +208,7 @@ def test_class_folders_may_be_links(tmp_path: Path) -> None:
 
 def test_an_unknown_class_folder(tmp_path: Path) -> None:
     touch(tmp_path, "sit/a.mp4", "weve/b.mp4")
-    with pytest.raises(UserError, match=r"weve: 'weve' is no class of this data set, did you mean 'wave'\?"):
+    with pytest.raises(UserError, match=r"weve: 'weve' is no known class, did you mean 'wave'\?"):
         in_folder(tmp_path)
     assert in_folder(tmp_path, labelled=False) == [("sit/a.mp4", 1), ("weve/b.mp4", -1)]
 
@@ -284,7 +284,7 @@ def test_names_that_hold_a_semicolon(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("dir/a b.mp4 wave;", r"list\.txt:1: got the labels 'wave;', expected 'path label;label'"),
-        ("dir/a b.mp4 wave;clap", r"list\.txt:1: 'clap' is no class of this data set"),
+        ("dir/a b.mp4 wave;clap", r"list\.txt:1: 'clap' is no known class"),
         ("dir/a b.mp4 0;-1", r"list\.txt:1: got 'dir/a b.mp4 0;-1', expected 'path label'"),
         ("dir/a b.mp4 0;7", r"list\.txt:1: label 7, expected 0 to 2"),
     ],

@@ -120,7 +120,7 @@ def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.tar:0001\.cls: the label is a name, 'wawe': .*classes\.txt is missing"):
         index_shards(tmp_path)
     (tmp_path / "classes.txt").write_text("sit\nwave\n")
-    with pytest.raises(UserError, match=r"a\.tar:0001\.cls: 'wawe' is no class of this data set, did you mean 'wave'"):
+    with pytest.raises(UserError, match=r"a\.tar:0001\.cls: 'wawe' is no known class, did you mean 'wave'"):
         index_shards(tmp_path)
 
 

@@ -386,8 +386,8 @@ def test_a_folder_that_can_not_be_written_is_told_before_the_work(
     ("options", "message"),
     [
         (["--threshold", "2"], "--threshold 2: got 2, expected 0 to 1"),
-        (["--threshold", "upp=0.5"], "--threshold: 'upp' is no class of this data set, did you mean 'up'?"),
-        (["--classes", "left"], "--classes: 'left' is no class of this data set"),
+        (["--threshold", "upp=0.5"], "--threshold: 'upp' is no known class, did you mean 'up'?"),
+        (["--classes", "left"], "--classes: 'left' is no known class"),
         (["--output", "-"], "-o/--output: got -, expected the path of a file or folder"),
         (["--leave", "0.9"], "leave: got 0.9, expected more than 0 and at most the threshold, 0.5"),
         (["--window", "0"], "--window: got 0, expected more than 0"),

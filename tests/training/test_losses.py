@@ -124,7 +124,7 @@ def test_weights_by_name() -> None:
     loss.settle(["jump", "move_left", "wave"], None)
     assert loss.weights.tolist() == [1.0, 3.0, 1.0]
     assert loss.described(["jump", "move_left", "wave"], None) == "class weights, given: 1 (jump) to 3 (move_left)"
-    with pytest.raises(UserError, match=r"model.class_weights: 'jmp' is no class of this data set, did you mean 'jump"):
+    with pytest.raises(UserError, match=r"model.class_weights: 'jmp' is no known class, did you mean 'jump"):
         LabelLoss(3, weights={"jmp": 3.0}).settle(["jump", "move_left", "wave"], None)
 
 

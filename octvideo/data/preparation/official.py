@@ -80,6 +80,23 @@ def need_one(root: Path, names: list[str], folders: list[str], what: str) -> Pat
     return found
 
 
+def files_of_splits(folder: Path, names: Mapping[str, str]) -> dict[str, Path]:
+    """The lists that are there, by split.
+
+    Args:
+        folder: of all of them.
+        names: of each split's file.
+
+    Raises:
+        UserError: none is there.
+    """
+    found = {split: folder / name for split, name in names.items() if (folder / name).is_file()}
+    if not found:
+        first, second, *more = names.values()
+        raise UserError(f"{folder} has no {first}, {second}{' ...' if more else ''}")
+    return found
+
+
 # The .txt of Kinetics-600 is the complete one, its csv is not.
 _KINETICS_SUFFIXES = {"kinetics600": (".txt", ".csv")}
 
@@ -189,17 +206,10 @@ def ucf101_lists(root: Path, annotations: Path | None) -> Official:
     ).parent
     classes = read_class_names(folder / "classInd.txt")
     ids = {name: number for number, name in enumerate(classes)}
-    splits = {}
-    files = [folder / "classInd.txt"]
-    for split in (1, 2, 3):
-        for part in ("train", "test"):
-            file = folder / f"{part}list{split:02d}.txt"
-            if file.is_file():
-                splits[f"{part}{split}"] = partial(_ucf_videos, file, ids)
-                files.append(file)
-    if not splits:
-        raise UserError(f"{folder} has no trainlist01.txt, testlist01.txt ...")
-    return Official(classes, splits, files)
+    names = {f"{part}{split}": f"{part}list{split:02d}.txt" for split in (1, 2, 3) for part in ("train", "test")}
+    files = files_of_splits(folder, names)
+    splits = {split: partial(_ucf_videos, file, ids) for split, file in files.items()}
+    return Official(classes, splits, [folder / "classInd.txt", *files.values()])
 
 
 def _ucf_videos(file: Path, ids: dict[str, int]) -> Iterator[Listed]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from octvideo.class_names import read_class_names
-from octvideo.data.preparation.official import Listed, Official, need_one
+from octvideo.data.preparation.official import Listed, Official, files_of_splits, need_one
 from octvideo.errors import UserError
 from octvideo.files import read_text, text_lines
 from octvideo.video import FrameNames
@@ -35,15 +35,9 @@ def diving48_lists(root: Path, annotations: Path | None) -> Official:
     if not isinstance(parts, list) or not all(isinstance(names, list) and names for names in parts):
         raise UserError(f'{vocabulary}: expected a list of classes such as ["Back", "15som", "05Twis", "FREE"]')
     classes = [" ".join(map(str, names)) for names in parts]
-    splits, sources = {}, [vocabulary]
-    for split in ("train", "test"):
-        file = vocabulary.parent / f"Diving48_V2_{split}.json"
-        if file.is_file():
-            splits[split] = partial(_diving48_videos, file, len(classes))
-            sources.append(file)
-    if not splits:
-        raise UserError(f"{vocabulary.parent} has no Diving48_V2_train.json, Diving48_V2_test.json")
-    return Official(classes, splits, sources)
+    files = files_of_splits(vocabulary.parent, {split: f"Diving48_V2_{split}.json" for split in ("train", "test")})
+    splits = {split: partial(_diving48_videos, file, len(classes)) for split, file in files.items()}
+    return Official(classes, splits, [vocabulary, *files.values()])
 
 
 def _diving48_videos(file: Path, num_classes: int) -> Iterator[Listed]:
@@ -76,15 +70,9 @@ def jester_lists(root: Path, annotations: Path | None) -> Official:
     labels = need_one(place, ["jester-v1-labels.csv"], folders, "lists of Jester")
     classes = read_class_names(labels)
     ids = {name: number for number, name in enumerate(classes)}
-    splits, sources = {}, [labels]
-    for split, name in _JESTER_SPLITS.items():
-        file = labels.parent / f"jester-v1-{name}.csv"
-        if file.is_file():
-            splits[split] = partial(_jester_videos, file, ids, split != "test")
-            sources.append(file)
-    if not splits:
-        raise UserError(f"{labels.parent} has no jester-v1-train.csv, jester-v1-validation.csv ...")
-    return Official(classes, splits, sources, frames=JESTER_NAMES)
+    files = files_of_splits(labels.parent, {split: f"jester-v1-{name}.csv" for split, name in _JESTER_SPLITS.items()})
+    splits = {split: partial(_jester_videos, file, ids, split != "test") for split, file in files.items()}
+    return Official(classes, splits, [labels, *files.values()], frames=JESTER_NAMES)
 
 
 def _jester_videos(file: Path, ids: dict[str, int], labelled: bool) -> Iterator[Listed]:
@@ -119,17 +107,13 @@ def charades_lists(root: Path, annotations: Path | None) -> Official:
     if bad := next((words for words in named if len(words) < 2), None):
         raise UserError(f"{file}: got {bad[0]!r}, expected lines such as 'c000 Holding some clothes'")
     ids = {code: number for number, (code, _) in enumerate(named)}
-    splits, sources, notes = {}, [file], []
-    for split in ("train", "test"):
-        listed = file.parent / f"Charades_v1_{split}.csv"
-        if listed.is_file():
-            splits[split] = partial(_charades_videos, listed, ids)
-            sources.append(listed)
-            if empty := sum(not actions for _, _, actions in _charades_rows(listed)):
-                notes.append(f"{empty} videos of {listed.name} have no action, and are in no list")
-    if not splits:
-        raise UserError(f"{file.parent} has no Charades_v1_train.csv, Charades_v1_test.csv")
-    return Official([name.strip() for _, name in named], splits, sources, notes=notes)
+    files = files_of_splits(file.parent, {split: f"Charades_v1_{split}.csv" for split in ("train", "test")})
+    splits = {split: partial(_charades_videos, listed, ids) for split, listed in files.items()}
+    notes = []
+    for listed in files.values():
+        if empty := sum(not actions for _, _, actions in _charades_rows(listed)):
+            notes.append(f"{empty} videos of {listed.name} have no action, and are in no list")
+    return Official([name.strip() for _, name in named], splits, [file, *files.values()], notes=notes)
 
 
 def _charades_videos(file: Path, ids: dict[str, int]) -> Iterator[Listed]:
