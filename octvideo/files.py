@@ -132,6 +132,16 @@ def cache_folder() -> Path:
 # ── files that are whole or not there ───────────────────────────────────────────────────────────────────────────────
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that a disk, or a user's share of it, has no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def full_disk_in_words(error: OSError) -> str:
+    """Which disk is full, in one line, as far as the error says it: `No space left on device: /data/a.mp4`."""
+    return f"{one_line(error)}: {error.filename}" if error.filename else one_line(error)
+
+
 def part_of(path: Path) -> Path:
     """The name that a file has until it is whole."""
     return path.with_name(f".{path.name}.part")
@@ -154,7 +164,7 @@ def whole_file(path: Path, *, to_disk: bool = False, keep: bool = False) -> Iter
                 os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:  # a full disk says no name
+        if is_full_disk(error) and not error.filename:  # a full disk says no name
             error.filename = str(path)
         raise
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +65,8 @@ class IsolatedWorker:
         """Outcomes."""
         assert self._pool is not None
         for _, outcome in self._pool.run(items):  # in order, of one process
+            if outcome.ending == "disk full":
+                raise OSError(errno.ENOSPC, outcome.reason)
             yield outcome
 
 

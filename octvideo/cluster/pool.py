@@ -3,6 +3,8 @@
 A batch is given to an actor while it works on another. An actor that dies, or shows no sign of life, may have met its
 end by one of the videos of its batch, or by none: a node was switched off, somebody killed it. So those that have no
 result are given again, each alone. What ends two processes alone is to blame, and that is its result.
+
+A node whose disk is full gets nothing for a minute; what it could not write is given to the others.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from octvideo.cluster.connection import ray_library
 from octvideo.errors import UserError
+from octvideo.files import full_disk_in_words, is_full_disk
 
 Item = TypeVar("Item")
 
@@ -26,6 +29,7 @@ _DEATHS = 2  # of processes that had an item alone
 _MESSAGES_S = 200.0  # that the driver takes from all actors
 _LOOK_S = 5.0  # from one look at the nodes to the next
 _STARTS = 3  # that fail before the run does
+_FULL_S = 60.0  # that a node with a full disk is left alone
 
 
 class Worker(Protocol):
@@ -35,7 +39,11 @@ class Worker(Protocol):
         """Loads what is needed, once; returns what there is to know of it."""
 
     def work(self, items: Sequence[Any], /) -> Iterator[Any]:
-        """A result for each item, in order; None in between is a sign of life."""
+        """A result for each item, in order; None in between is a sign of life.
+
+        Raises:
+            OSError: this machine's disk is full.
+        """
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,13 @@ class Lost:
     Args:
         reason: in one line.
     """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class _DiskFull:
+    """In place of results: why an actor could write no more."""
 
     reason: str
 
@@ -65,12 +80,14 @@ class _Actor:
 
     Args:
         handle: ray's.
+        node: its id, where the actor is.
         beginning: what `begin` will return; None once it has.
         calls: the first of which it works on.
         heard: when it last gave a sign of life.
     """
 
     handle: Any
+    node: str
     beginning: Any
     calls: deque[_Call] = field(default_factory=deque)
     heard: float = 0.0
@@ -102,12 +119,15 @@ class RayPool(Generic[Item]):
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._ray = ray_library()
+        errors = self._ray.exceptions
+        self._gone = (errors.RayActorError, errors.ActorUnschedulableError)  # an actor, or its node before it began
         self.worker = worker
         self._cpus, self._gpus, self._timeout_s, self.tell = cpus, gpus, timeout_s, tell
         self._batch = batch
         self._actors: list[_Actor] = []
         self._failed_starts = 0
-        self._looked, self._had_room = 0.0, 1
+        self._looked, self._had_room = 0.0, True
+        self._full: dict[str, float] = {}  # nodes, and when they were found to be
 
     def __enter__(self) -> RayPool[Item]:
         return self
@@ -131,17 +151,19 @@ class RayPool(Generic[Item]):
         Raises:
             UserError: the cluster has no room for one, or what `begin` raises.
         """
-        if not self._room():
+        rooms = self._rooms()
+        if not rooms:
             raise UserError(
                 f"no node of the cluster has {self._cpus:g} CPUs{f' and {self._gpus:g} GPUs' if self._gpus else ''}, "
                 "which a process here is asked to have: give fewer with --ray_cpus, --ray_gpus"
             )
         while True:
-            actor = self._start()
+            actor = self._start(next(iter(rooms)))
             try:
                 about = self._ray.get(actor.beginning)
-            except self._ray.exceptions.RayActorError as error:
+            except self._gone as error:
                 self._not_begun(actor, error)
+                rooms = self._rooms() or rooms
                 continue
             except self._ray.exceptions.RayTaskError as error:
                 raise _of_task(error) from error
@@ -156,7 +178,7 @@ class RayPool(Generic[Item]):
             total: of them.
 
         Raises:
-            UserError: actors can't begin.
+            UserError: actors can't begin, or no disk has room.
             Exception: what `work` raises.
         """
         waiting, again, alone = iter(items), deque[Item](), deque[Item]()
@@ -215,7 +237,7 @@ class RayPool(Generic[Item]):
                     if call.done < len(call.items):
                         raise RuntimeError(f"{len(call.items) - call.done} items came back without a result") from None
                     results = []
-                except self._ray.exceptions.RayActorError as error:
+                except self._gone as error:
                     for found in ended(actor, _reason(error), is_late=False):
                         left -= 1
                         yield found
@@ -223,6 +245,11 @@ class RayPool(Generic[Item]):
                 except self._ray.exceptions.RayTaskError as error:
                     raise _of_task(error) from error
                 actor.heard = time.monotonic()
+                if isinstance(results, _DiskFull):
+                    for given in actor.calls:
+                        again.extend(given.items[given.done :])
+                    self._leave(actor, results.reason)
+                    continue
                 for result in results:
                     call.done += 1
                     left -= 1
@@ -236,39 +263,51 @@ class RayPool(Generic[Item]):
 
     # ── actors ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _room(self) -> int:
-        """Actors that the nodes hold, were they empty."""
-        found = 0
+    def _rooms(self) -> dict[str, int]:
+        """The nodes by id, with how many actors each holds, were it empty; those with room that are not full."""
+        now = time.monotonic()
+        self._full = {node: since for node, since in self._full.items() if now - since < _FULL_S}
+        found = {}
         for node in self._ray.nodes():
-            if node["Alive"]:
+            if node["Alive"] and node["NodeID"] not in self._full:
                 cpus, gpus = (node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU"))
                 fit = [int(there // asked) for there, asked in ((cpus, self._cpus), (gpus, self._gpus)) if asked]
-                found += min(fit)
+                if min(fit):
+                    found[node["NodeID"]] = min(fit)
         return found
 
     def _follow_nodes(self) -> None:
         if time.monotonic() - self._looked < _LOOK_S and self._actors:
             return
         self._looked = time.monotonic()
-        room = self._room()
-        if room == 0 < self._had_room:
+        rooms = self._rooms()
+        if self._had_room and not rooms:
             self.tell("no node of the cluster is left that has room for a process: waiting for one")
-        self._had_room = room
-        for actor in [actor for actor in self._actors if actor.beginning is not None][
-            : max(len(self._actors) - room, 0)
-        ]:
+        self._had_room = bool(rooms)
+        for actor in [actor for actor in self._actors if actor.beginning is not None and actor.node not in rooms]:
             self._kill(actor)
-        while len(self._actors) < room:
-            self._start()
+        for node, room in rooms.items():
+            for _ in range(room - sum(actor.node == node for actor in self._actors)):
+                self._start(node)
 
-    def _start(self) -> _Actor:
+    def _start(self, node: str) -> _Actor:
+        where = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         how = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0, "max_task_retries": 0}
-        every_s = max(1.0, self._room() / _MESSAGES_S)
-        remote = self._ray.remote(_Process).options(**how)
+        every_s = max(1.0, sum(self._rooms().values()) / _MESSAGES_S)
+        remote = self._ray.remote(_Process).options(scheduling_strategy=where, **how)
         handle = remote.remote(pickle.dumps(self.worker), str(Path.cwd()), max(int(self._cpus), 1), every_s)
-        actor = _Actor(handle, handle.begin.remote())
+        actor = _Actor(handle, node, handle.begin.remote())
         self._actors.append(actor)
         return actor
+
+    def _leave(self, actor: _Actor, reason: str) -> None:
+        """Gives no more to a node whose disk is full."""
+        names = {node["NodeID"]: node["NodeManagerHostname"] for node in self._ray.nodes()}
+        self._full[actor.node] = time.monotonic()
+        self._kill(actor)
+        if not self._rooms():
+            raise UserError(f"no machine of the cluster has room: {reason}; make some, and the same command goes on")
+        self.tell(f"{names.get(actor.node, actor.node)} gets nothing for {_FULL_S:g} s: {reason}")
 
     def _give(self, actor: _Actor, items: list[Item], *, is_alone: bool = False) -> None:
         if not actor.calls:
@@ -295,7 +334,7 @@ class RayPool(Generic[Item]):
     def _finish_beginning(self, actor: _Actor) -> None:
         try:
             self._ray.get(actor.beginning)
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.RayTaskError) as error:
+        except (*self._gone, self._ray.exceptions.RayTaskError) as error:
             self._not_begun(actor, error)
         else:
             self._begun(actor)
@@ -359,14 +398,21 @@ class _Process:
         self._worker: Worker = pickle.loads(self._pickled)
         return self._worker.begin()
 
-    def work(self, items: list[Any]) -> Iterator[list[Any]]:
+    def work(self, items: list[Any]) -> Iterator[list[Any] | _DiskFull]:
         """Results, some at a time."""
         kept: list[Any] = []
         told = time.monotonic()
-        for result in self._worker.work(items):
-            if result is not None:
-                kept.append(result)
-            if time.monotonic() - told >= self._every_s:
-                yield kept
-                kept, told = [], time.monotonic()
+        try:
+            for result in self._worker.work(items):
+                if result is not None:
+                    kept.append(result)
+                if time.monotonic() - told >= self._every_s:
+                    yield kept
+                    kept, told = [], time.monotonic()
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            yield kept
+            yield _DiskFull(full_disk_in_words(error))
+            return
         yield kept

@@ -7,7 +7,6 @@ where the server is killed. Elsewhere it has a name that is drawn at random. Not
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from octvideo.files import is_full_disk
 from octvideo.serving.limits import MIB, Limits
 
 _FORM_BYTES = MIB  # of a form beside its file
@@ -125,7 +125,7 @@ async def receive_upload(headers: dict[str, str], receive: Receive, upload: Uplo
         try:
             write(data)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full_disk(error):
                 raise
             raise Refusal(507, "the server has no room for the upload; try later", retry_sec=30) from error
     write(None)

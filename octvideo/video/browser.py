@@ -6,7 +6,6 @@ only on devices that have a decoder of it.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from octvideo.files import whole_file
+from octvideo.files import is_full_disk, whole_file
 from octvideo.video.checking import stamp_of
 from octvideo.video.frames import VideoReadError, missing_reason
 from octvideo.video.overlay import write_overlay
@@ -79,7 +78,7 @@ def write_for_browser(
             try:
                 shutil.copyfile(source, part)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of which it says the name of the source
+                if is_full_disk(error):  # of which it says the name of the source
                     error.filename, error.filename2 = str(path), None
                 raise
         return BrowserVideo(path, is_copy=True)

@@ -35,8 +35,10 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from octvideo.files import full_disk_in_words, is_full_disk
+
 Item = TypeVar("Item")
-Ending = Literal["returned", "raised", "timeout", "crashed", "out of memory"]
+Ending = Literal["returned", "raised", "timeout", "crashed", "out of memory", "disk full"]
 
 
 class Alive(Protocol):
@@ -341,6 +343,8 @@ def _attempt(work: Work, item: Any, alive: Alive, memory_bytes: int) -> Outcome:
     except MemoryError:
         return Outcome("out of memory", reason=_too_large(memory_bytes))
     except Exception as error:
+        if isinstance(error, OSError) and is_full_disk(error):
+            return Outcome("disk full", reason=full_disk_in_words(error))
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome("raised", reason=reason, details=traceback.format_exc())
 

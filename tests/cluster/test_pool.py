@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -98,3 +99,46 @@ def test_processes_that_can_not_begin_end_the_run(cluster: Any) -> None:
             pytest.raises(UserError, match="no node of the cluster has 3 CPUs"),
         ):
             pool.begin()
+
+
+@dataclass
+class Writes:
+    """Gives the node of each item; of those in `full` the disk is full after 5 items."""
+
+    full: tuple[str, ...]
+    _count: int = 0
+
+    def begin(self) -> None:
+        import ray
+
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def work(self, items: Sequence[int]) -> Iterator[str]:
+        for _ in items:
+            time.sleep(0.05)
+            if self._node in self.full and self._count == 5:
+                raise OSError(errno.ENOSPC, "No space left on device", "a.npz")
+            self._count += 1
+            yield self._node
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_a_node_with_a_full_disk_costs_nothing(cluster: Any) -> None:
+    first, second = (node.node_id for node in cluster.worker_nodes)
+    said: list[str] = []
+    with connected(f"ray://{cluster.address}", cpus=1):
+        with RayPool[int](Writes((first,)), tell=said.append) as pool:
+            pool.begin()
+            found = dict(pool.run(range(200), 200))
+        assert sorted(found) == list(range(200))
+        assert [list(found.values()).count(node) for node in (first, second)] == [5, 195]
+        assert len(said) == 1 and "gets nothing for 60 s: No space left on device: a.npz" in said[0]
+        with RayPool[int](Writes((first, second))) as pool:
+            pool.begin()
+            given = []
+            with pytest.raises(
+                UserError, match=r"no machine of the cluster has room: No space left on device: a.npz; make some"
+            ):
+                given.extend(pool.run(range(200), 200))
+            assert len(given) == 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import threading
@@ -42,6 +43,8 @@ def act(item: Any, alive: Callable[[], None]) -> Any:
         os._exit(3)
     elif kind == "raise":
         raise ValueError("two\nlines")
+    elif kind == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", "a.mp4")
     elif kind == "too large":
         np.empty(2**60, np.uint8)
     elif kind == "grow":

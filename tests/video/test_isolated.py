@@ -45,6 +45,7 @@ def test_each_way_to_end_is_told_and_the_next_item_is_none_the_worse(pool: Isola
         "crash": ("crashed", "crashed (signal 11, SIGSEGV)"),
         "exit": ("crashed", "crashed (exit code 3)"),
         "raise": ("raised", "ValueError: two lines"),
+        "full": ("disk full", "No space left on device: a.mp4"),
         "too large": ("out of memory", "out of memory: it takes more than 0.25 GiB"),
         "grow": ("out of memory", "out of memory: it takes more than 0.25 GiB"),
     }

@@ -15,7 +15,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 
-from octvideo.files import one_line, whole_file
+from octvideo.files import is_full_disk, one_line, whole_file
 from octvideo.video import VideoReadError
 from octvideo.video.isolated import Alive
 from octvideo.video.pyav_file import OPEN_OPTIONS
@@ -93,7 +93,8 @@ def encode(
         alive: called for every frame.
 
     Raises:
-        EncodingError: not one frame can be decoded, or the disk is full.
+        EncodingError: not one frame can be decoded, or it can't be written.
+        OSError: the disk is full.
     """
     try:
         with whole_file(target) as part:
@@ -103,6 +104,8 @@ def encode(
             if keeps:
                 shutil.copyfile(source, part)
     except (OSError, ValueError, av.FFmpegError) as error:
+        if is_full_disk(error):  # no fault of the video's
+            raise
         raise EncodingError(one_line(error)) from error
     return Encoded(frames, source_bytes, target.stat().st_size, damage, keeps)
 

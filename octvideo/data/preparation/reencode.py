@@ -80,7 +80,8 @@ def reencode(
         make_pool: of work, seconds and bytes; None makes one of `workers` here.
 
     Raises:
-        UserError: the folders overlap, `out` holds videos of other settings, or another run writes to it.
+        UserError: the folders overlap, `out` holds videos of other settings, another run writes to it, or its disk is
+            full.
     """
     _check_folders(source, out)
     videos = list(walk_videos(source))
@@ -111,6 +112,8 @@ def reencode(
 
         for (path, _, target, _), outcome in pool.run(_jobs(source, out, settings, videos, targets, summary, fail)):
             encoded = outcome.value
+            if outcome.ending == "disk full":
+                raise UserError(f"{outcome.reason}: make room, and the same command goes on")
             if not isinstance(encoded, Encoded):
                 part_of(Path(target)).unlink(missing_ok=True)  # of a process that was killed
                 fail(path, encoded or outcome.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -18,4 +19,6 @@ def badly(item: tuple[str, str, str, EncodingSettings], alive: Alive) -> Encoded
         os.kill(os.getpid(), signal.SIGSEGV)
     if Path(item[1]).stem == "hang":
         time.sleep(600)
+    if Path(item[1]).stem == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", item[2])
     return encode_job(item, alive)

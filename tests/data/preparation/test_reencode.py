@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +21,7 @@ from octvideo.cli import main
 from octvideo.cli.prepare import next_command
 from octvideo.data.preparation import encoding, reencode
 from octvideo.data.preparation.encoding import EncodingError, EncodingSettings
+from octvideo.errors import UserError
 from octvideo.video import read_frames
 from tests.data.preparation.bad_encoding import badly
 
@@ -210,6 +212,21 @@ def test_a_process_that_crashes_or_hangs_takes_one_video_with_it(
     failed = (tmp_path / "none/reencode_failed.txt").read_text()
     assert (summary.done, failed) == (0, "hang.mp4\ttimeout: no sign of life for 1 s\n")
     assert not list((tmp_path / "out").rglob("*.part")) and len(list((tmp_path / "out").rglob("*.mp4"))) == 4
+
+
+def test_a_full_disk_ends_the_run_and_is_no_fault_of_a_video(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"workers": 1, "timeout_sec": 600, "progress": lambda *_: None}
+    (source / "clap/full.mp4").write_bytes((source / "wave/c.mp4").read_bytes())
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(reencode, "encode_job", badly)
+        with pytest.raises(UserError, match=r"^No space left on device: .*full.mp4: make room, and the same command"):
+            reencode.reencode(source, out, SETTINGS, **how)
+    assert "full" not in (out / "reencode_failed.txt").read_text(errors="surrogateescape")
+    reencode.reencode(source, out, SETTINGS, **how)
+    assert (out / "clap/full.mp4").exists()
 
 
 def test_what_is_as_asked_for_and_smaller_is_copied(
