@@ -1,6 +1,7 @@
 """Training and evaluation as a LightningModule: batches in, weights, metrics and score files out.
 
-module.py             VideoClassifier: a network in training and evaluation
+scoring_module.py     how a network is run, and scores whole videos
+module.py             VideoClassifier: how it learns
 schedule.py           the learning rate
 freezing.py           which parameters learn
 blocks.py             where a network divides

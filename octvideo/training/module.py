@@ -1,7 +1,7 @@
-"""The LightningModule: uint8 batches through a network, losses, and metrics over whole videos.
+"""The LightningModule that trains: losses of batches, steps that are not finite, checkpoints.
 
-It receives batches (octvideo.data's) and never decodes. Scaling and normalising happen here, on the device, in
-float32 whatever the precision, as do losses and metrics. Metric names: train/loss, train/top1, train/distill_loss where
+How the network is run and evaluated is its base's, in scoring_module.py. Losses are float32 whatever the precision.
+Metric names: train/loss, train/top1, train/distill_loss where
 a teacher is given, val/loss and val/NAME of evaluation's METRICS, and the same under test/.
 """
 
@@ -10,14 +10,10 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -25,15 +21,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from octvideo.batches import Batch, Views
-from octvideo.compiling import compile_module
 from octvideo.errors import NotFinite, UserError
 from octvideo.evaluation.metrics import Sums, VideoMetrics, mean_of
-from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.scoring import Scoring
 from octvideo.evaluation.several import several_hot
-from octvideo.evaluation.view_scores import even_chunk, view_chunks
 from octvideo.models.weights import PixelScale, check_finite, first_nonfinite, load_weights, read_weights
-from octvideo.octave import SynchronisedNorms, arrange, fuse_training, unfuse
 from octvideo.seeds import seed_of
 from octvideo.training.averaging import WeightAverage, check_goes_on
 from octvideo.training.checkpoint_block import (
@@ -45,9 +37,7 @@ from octvideo.training.checkpoint_block import (
     scoring_of,
 )
 from octvideo.training.distillation import Distillation, LossWeights
-from octvideo.training.freezing import Freeze, find_head, freeze_parameters
-from octvideo.training.gradient_checkpoints import GradientCheckpoints
-from octvideo.training.lightning_parts import KeepNorms
+from octvideo.training.freezing import Freeze, freeze_parameters
 from octvideo.training.losses import ClassWeights, LabelLoss, LossName
 from octvideo.training.mixing import STEP, Mixing
 from octvideo.training.parameter_groups import (
@@ -58,18 +48,14 @@ from octvideo.training.parameter_groups import (
     parameter_groups,
 )
 from octvideo.training.precise_bn import BatchNormEstimate, training_clips
-from octvideo.training.results import Evaluation
 from octvideo.training.schedule import Schedule, ScheduleName, place_in_training
+from octvideo.training.scoring_module import CompileMode, ScoringModule
 from octvideo.training.steps import (
     NonFiniteSteps,
     compiler_errors_in_words,
-    deterministic_pools,
     precision_advice,
-    short_maps_in_float32,
 )
 from octvideo.training.unreadable import OnUnreadable, UnreadableVideos
-
-CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 STEP_LOSS = "train/loss_step"  # of one batch
 
@@ -82,7 +68,7 @@ def epoch_of(trainer: L.Trainer) -> str:
     return f"epoch {trainer.current_epoch + 1}" + ("" if total in (None, -1) else f"/{total}")
 
 
-class VideoClassifier(L.LightningModule):
+class VideoClassifier(ScoringModule):
     """Trains and evaluates a video network.
 
     Args:
@@ -143,9 +129,6 @@ class VideoClassifier(L.LightningModule):
             repeats them.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(
         self,
         network: nn.Module,
@@ -192,20 +175,21 @@ class VideoClassifier(L.LightningModule):
         compile: bool | CompileMode = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if views_per_chunk is not None and views_per_chunk < 1:
-            raise UserError(f"views_per_chunk: got {views_per_chunk}, expected 1 or more")
         for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:  # nor NaN
                 raise UserError(f"model.{name}: got {value}, expected 0 or more")
         if precise_bn < 0:
             raise UserError(f"model.precise_bn: got {precise_bn}, expected a number of batches, or 0 for none")
-        self.network = network
-        self.num_classes = find_head(network).out_features
-        self.mean, self.std = tuple(mean), tuple(std)
-        # Pixels are 0..255 here; not in the state_dict, they are in the checkpoint's "octvideo" block.
-        self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", 255 * torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+        super().__init__(
+            network,
+            mean=mean,
+            std=std,
+            scoring=Scoring("sigmoid" if loss == "bce" else "softmax"),
+            views_per_chunk=views_per_chunk,
+            on_unreadable=on_unreadable,
+            channels_last=channels_last,
+            fuse=fuse,
+        )
         self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.rates = LearningRates(lr, layer_decay, backbone_lr_scale, lr_batch_size)
         self.schedule = Schedule(schedule, warmup_epochs, tuple(milestones or ()), gamma)
@@ -218,14 +202,9 @@ class VideoClassifier(L.LightningModule):
             gamma=focal_gamma,
             smoothing=label_smoothing,
         )
-        self.scoring = Scoring("sigmoid" if loss == "bce" else "softmax")
         self.mixing = Mixing(mixup_alpha, cutmix_alpha, mix_prob, mix_switch_prob)
-        self.views_per_chunk = views_per_chunk
         self.init_weights = init_weights
         self.max_unreadable_fraction = max_unreadable_fraction
-        self.channels_last, self.fuse, self._is_fused = channels_last, fuse, False
-        if channels_last:
-            arrange(network)
         self.distillation: Distillation | None = None
         if teacher is not None:  # before compiling: it hangs hooks on the network
             weights = LossWeights(distill_logits, distill_features, label_weight, distill_temperature)
@@ -246,17 +225,13 @@ class VideoClassifier(L.LightningModule):
             raise UserError(
                 "model.checkpoint_gradients works on networks that are not compiled: leave model.compile out"
             )
-        self._checkpoints = GradientCheckpoints(network) if checkpoint_gradients else None
-        # CUDA graphs: what they return lies in memory of their own.
-        self._by_graphs = compile in ("reduce-overhead", "max-autotune")
+        if checkpoint_gradients:
+            self.checkpoint_blocks()
         if compile:
-            # In place, so that no key of a checkpoint gets a prefix.
-            compile_module(network, mode=None if compile is True else compile)
+            self.compile_network(compile)
         self._held, self._decayed = freeze_parameters(network, freeze), decayed_names(network)
         self._rate_factors = self.rates.factors(network)
         self.train()  # Lightning leaves the modes as it finds them: what is held must be in eval already
-        self.evaluation = Evaluation(self.num_classes, on_unreadable, several=self.scoring.has_several)
-        self._told_alike_views = False
         self.train_metrics = VideoMetrics(self.num_classes)
         self.train_sums = Sums("loss", "distill_loss", "clips", "unreadable", "nonfinite")
         self.unreadable = UnreadableVideos("training")
@@ -264,7 +239,6 @@ class VideoClassifier(L.LightningModule):
         self._largest_batch = 0
         self._epoch_started = 0.0
         self._steps_since_look = 0
-        self._synchronises = False
         self._first_batch: int | None = None  # of the running epoch, trained by this process
 
     # ── network ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -277,87 +251,28 @@ class VideoClassifier(L.LightningModule):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VideoClassifier:
-        """As nn.Module's, by which Lightning moves it to a device and makes its floats those of a precision such as
-        bf16-true; but the latter is for the network alone: sums of losses and the mean of pixels keep their dtype.
-        """
-        super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
-        self.network._apply(fn)
+        super()._apply(fn, recurse)
         if self.distillation is not None:
             self.distillation._apply(fn)
         return self
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """uint8 clips (N, 3, T, H, W) to logits (N, K), float32 or float64."""
-        x = (clips.float() - self.pixel_mean) / self.pixel_std
-        x = x.to(next(self.network.parameters()).dtype)
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last_3d)
-        modes = partial(self._modes, x)
-        with compiler_errors_in_words(), modes():
-            logits = self.network(x) if self._checkpoints is None else self._checkpoints(x, modes=modes)
-        if self._by_graphs:
-            logits = logits.clone()  # the next call overwrites them
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    @contextmanager
-    def _modes(self, x: Tensor) -> Iterator[None]:
-        """What the network runs in; blocks that are computed again do so too."""
-        norms = SynchronisedNorms() if self._synchronises and self.training else nullcontext()
-        with short_maps_in_float32(x), deterministic_pools(), norms:
-            yield
-
-    def view_scores(self, video: Tensor | Sequence[Views]) -> Tensor:
-        """All views of each video to video scores (N, K), a bounded number of views at a time.
-
-        Args:
-            video: N videos whose views are cut here, as octvideo.data gives them; or views, (N, V, 3, T, H, W).
-        """
-        if not len(video):
-            return torch.empty(0, self.num_classes, device=self.pixel_mean.device)
-        num_views = video.shape[1] if isinstance(video, Tensor) else video[0].num_views
-        size = self.views_per_chunk or even_chunk(num_views)
-        logits = torch.cat([self(chunk) for chunk in view_chunks(video, size)])  # (N·V,K)
-        return self.scoring.of_views(logits, len(logits) // len(video))  # (N,K)
-
-    def _fuse_on_cuda(self) -> None:
-        """Once the network is on its device. Fused norms know their own process's batch only: where norms are
-        synchronised, a network that an earlier run has fused is as before.
-        """
-        if self._synchronises and self._is_fused:
-            unfuse(self.network)
-            self._is_fused = False
-        if self.fuse and not self._is_fused and not self._synchronises and self.device.type == "cuda":
-            self.print(fuse_training(self.network))
-            self._is_fused = True
-
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────
 
     def setup(self, stage: str) -> None:
-        """Checks the class count against the data's, loads `init_weights` unless a checkpoint will be loaded, and takes
-        `--trainer.sync_batchnorm` over from Lightning, whose way of it knows no octave layers.
-        """
+        """Checks that data and options fit together, and loads `init_weights` unless a checkpoint will be loaded."""
+        super().setup(stage)
         strategy = self.trainer.strategy
-        wanted = getattr(strategy, "_layer_sync", None) is not None
-        if wanted:
-            strategy._layer_sync = KeepNorms()  # type: ignore[attr-defined]
-        self._synchronises = wanted and self.trainer.world_size > 1
         if self.average is not None and isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
             raise UserError(
                 f"model.ema_decay averages whole weights, and {type(strategy).__name__} has shards of them: train with "
                 "--trainer.strategy ddp, or without ema_decay"
             )
-        names = self._names_of_data
-        expected = len(names) if names else getattr(self._datamodule, "num_classes", self.num_classes)
-        if expected != self.num_classes:
-            raise UserError(
-                f"the network has {self.num_classes} classes and the data {expected}: "
-                f"set model.network.init_args.num_classes to {expected}"
-            )
+        names = self.names_of_data
         if stage == "fit" and self.rates.batch_size is not None and self._clips_per_step is None:
             raise UserError("model.lr_batch_size needs data with a batch_size: give model.lr for the batch itself")
         if stage == "fit" and self.distillation is not None:
             self.distillation.check_classes(names, self.num_classes)
-            self._teacher_line = self.distillation.cost(self.network, getattr(self._datamodule, "clip_shape", None))
+            self._teacher_line = self.distillation.cost(self.network, getattr(self.datamodule, "clip_shape", None))
         if stage == "fit" and self.reads_labels:
             self._settle_class_weights()
         if self.init_weights is not None and not self.trainer.ckpt_path:
@@ -370,10 +285,10 @@ class VideoClassifier(L.LightningModule):
                 self.print(f"  {advice}")
 
     def _settle_class_weights(self) -> None:
-        counts = getattr(self._datamodule, "class_counts", None) if self.label_loss.needs_counts else None
+        counts = getattr(self.datamodule, "class_counts", None) if self.label_loss.needs_counts else None
         if self.label_loss.needs_counts and counts is None:
             raise UserError("model.class_weights by counts needs data that has class_counts: give a list of weights")
-        videos = 0 if counts is None else len(self._datamodule.videos("train"))
+        videos = 0 if counts is None else len(self.datamodule.videos("train"))
         self.label_loss.settle(self.class_names, counts, videos)
         if self.label_loss.is_weighted:
             self.print(self.label_loss.described(self.class_names, counts))
@@ -413,17 +328,17 @@ class VideoClassifier(L.LightningModule):
     @property
     def _clips_per_step(self) -> int | None:
         """Of an optimizer step, over all processes; None where the data does not say."""
-        batch_size = getattr(self._datamodule, "batch_size", None)
+        batch_size = getattr(self.datamodule, "batch_size", None)
         return batch_size and batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_fit_start(self) -> None:
-        self._fuse_on_cuda()
+        self.fuse_on_cuda()
         total = sum(p.numel() for p in self.network.parameters())
         learning = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         built = built_from(self.network) or {"class_path": type(self.network).__name__}
         self.print(f"network: {built['class_path']} {built.get('init_args', '')}")
         self.print(f"{total:,} parameters, {learning:,} of them learning")
-        if said := getattr(self._datamodule, "said_of_order", ""):
+        if said := getattr(self.datamodule, "said_of_order", ""):
             self.print(said)
         for line in self.rates.described(self._rate_factors, clips=self._clips_per_step):
             self.print(line)
@@ -436,8 +351,10 @@ class VideoClassifier(L.LightningModule):
         if advice := precision_advice(str(self.trainer.precision), self.trainer.strategy.root_device):
             self.print(advice)
 
-        if self._checkpoints is not None:
-            self.print(f"gradient checkpoints: {len(self._checkpoints)} blocks are computed again in the backward pass")
+        if self.checkpointed_blocks is not None:
+            self.print(
+                f"gradient checkpoints: {len(self.checkpointed_blocks)} blocks are computed again in the backward pass"
+            )
         if self.average is not None:
             self.average.begin(self.network)
             self.print(self.average)
@@ -473,7 +390,7 @@ class VideoClassifier(L.LightningModule):
         failed = self.unreadable
         failed.add(batch["failures"])
         self.train_sums.update(unreadable=len(batch["failures"]))
-        videos = len(labels) // getattr(self._datamodule, "repeats", 1) + len(batch["failures"])
+        videos = len(labels) // getattr(self.datamodule, "repeats", 1) + len(batch["failures"])
         self._largest_batch = max(self._largest_batch, videos)
         # Stops as soon as the epoch can't keep the bound any more, not after hours at its end.
         failed.check_bound(int(self.trainer.num_training_batches * self._largest_batch), self.max_unreadable_fraction)
@@ -537,7 +454,7 @@ class VideoClassifier(L.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning's; a compiled network's backward pass is compiled here."""
-        if self._by_graphs and self.trainer.accumulate_grad_batches > 1:
+        if self.runs_by_graphs and self.trainer.accumulate_grad_batches > 1:
             # Autograd keeps the first gradient that it is given, and adds later ones to it; but a graph overwrites it.
             for parameter in self.network.parameters():
                 if parameter.requires_grad and parameter.grad is None:
@@ -603,7 +520,7 @@ class VideoClassifier(L.LightningModule):
         """
         if self.trainer.world_size == 1:
             return None
-        if not (self._synchronises or isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)):
+        if not (self.synchronises or isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)):
             return torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
         assert isinstance(video, Tensor)  # (0, 3, T, H, W)
         loss = self(video).sum()
@@ -623,7 +540,7 @@ class VideoClassifier(L.LightningModule):
         for name in ("loss", "distill_loss") if self.distillation is not None else ("loss",):
             values[f"train/{name}"] = mean_of(sums[name], sums["clips"])
         values |= {f"train/{name}": sums[name] for name in ("unreadable", "nonfinite")}
-        self._log_all(values)
+        self.log_all(values)
         shown = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")} | values
         self.print(self._epoch_line(shown))
 
@@ -644,108 +561,27 @@ class VideoClassifier(L.LightningModule):
         parts.append(f"{time.monotonic() - self._epoch_started:.0f} s")
         return "  ".join(parts)
 
-    # ── evaluation ──────────────────────────────────────────────────────────────────────────────────────────
-
-    def _evaluate(self, batch: Batch, *, keep: bool) -> None:
-        """Scores one batch of videos and counts it; `keep` keeps its scores for the run folder too."""
-        self.evaluation.skip(batch["failures"])
-        self.evaluation.look_at(batch["video"])
-        scores, labels = self.view_scores(batch["video"]), batch["label"]
-        finite = scores.isfinite().all(1).tolist()
-        if False in finite:
-            raise self._no_scores(batch["path"][finite.index(False)])
-        others = batch["others"] if self.scoring.has_several else None
-        self.evaluation.count(scores, labels, others)
-        if keep:
-            self.evaluation.keep(batch["index"], batch["path"], labels, scores, others)
-
-    def _no_scores(self, path: str) -> NotFinite:
-        problem = f"scores of '{path}' are not finite in {self.evaluation.videos.role}"
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            return self._diverged(problem)
-        wider = f"take a --trainer.precision of more range than {self.trainer.precision}"
-        return NotFinite(f"{problem}, though the weights are: {wider}, or leave the video out (data.quarantine)")
+    # ── between trainings ───────────────────────────────────────────────────────────────────────────────────
 
     def on_validation_start(self) -> None:
-        self._fuse_on_cuda()
+        super().on_validation_start()
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         if self.average is not None and fitting:
             self.average.enter(self.network)  # before their statistics are estimated
         if self.precise_bn and fitting and not self.trainer.sanity_checking:
             with self.trainer.precision_plugin.forward_context():
-                clips = training_clips(self.trainer, self._datamodule, self.precise_bn)
+                clips = training_clips(self.trainer, self.datamodule, self.precise_bn)
                 BatchNormEstimate(self.network, self._held).over(clips, self)
-
-    def on_test_start(self) -> None:
-        self._fuse_on_cuda()
-
-    def on_predict_start(self) -> None:
-        self._fuse_on_cuda()
-
-    def on_validation_epoch_start(self) -> None:
-        self.evaluation.start("validation")
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, keep=False)
 
     def on_validation_epoch_end(self) -> None:
         if self.average is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.average.leave(self.network)
-        self._log_all(self.evaluation.values("val"))
-        if self.scoring.has_several:
-            self.scoring = replace(self.scoring, thresholds=self.evaluation.thresholds)
-        if not self._told_alike_views:  # every epoch has the same
-            self._told_alike_views = self._warn_of_alike_views()
+        super().on_validation_epoch_end()
 
-    def on_test_epoch_start(self) -> None:
-        self.evaluation.start("test")
+    def no_scores(self, problem: str) -> NotFinite:
+        return self._diverged(problem) if self.trainer.state.fn == TrainerFn.FITTING else super().no_scores(problem)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, keep=True)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_all(self.evaluation.values("test"))
-        self._warn_of_alike_views()
-
-    def on_predict_epoch_start(self) -> None:
-        self.evaluation.start("prediction")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, keep=True)
-
-    def on_predict_epoch_end(self) -> None:
-        self._warn_of_alike_views()
-
-    def _warn_of_alike_views(self) -> bool:
-        """Says which videos have views that are all alike; returns whether there are any."""
-        said = self.evaluation.alike_views()
-        if said and self.global_rank == 0:
-            log.warning("%s: %s", self.evaluation.videos.role, said)
-        return bool(said)
-
-    def gather_scores(self) -> VideoScores:
-        """Scores of the last test or prediction, in data set order; every process must call it."""
-        scores, thresholds = self.evaluation.scores(self.class_names), self.scoring.thresholds
-        return scores if thresholds is None else replace(scores, thresholds=np.array(thresholds))
-
-    def _log_all(self, values: dict[str, float]) -> None:
-        # torchmetrics has summed over the processes already: sync_dist only averages equal numbers.
-        self.log_dict(values, sync_dist=True)
-
-    # ── batches and checkpoints ─────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def _datamodule(self) -> Any:
-        return getattr(self._trainer, "datamodule", None)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names from the data, or numbers where it has none."""
-        return self._names_of_data or [str(k) for k in range(self.num_classes)]
-
-    @property
-    def _names_of_data(self) -> list[str]:
-        return list(getattr(self._datamodule, "class_names", ()))
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────────────────────────
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         groups = self._groups()
@@ -758,7 +594,7 @@ class VideoClassifier(L.LightningModule):
             name = "bce" if theirs.has_several else "cross_entropy"
             raise UserError(f"the checkpoint was trained with model.loss {name}: give it, or start with --init")
         self.scoring = theirs
-        if names := self._names_of_data:
+        if names := self.names_of_data:
             order = fit_classes(checkpoint, names, self.network, optimized)
             self.scoring = theirs if order is None else theirs.reordered(order)
         check_fits(checkpoint, self.state_dict(), self.network)
@@ -784,7 +620,7 @@ class VideoClassifier(L.LightningModule):
         self.unreadable.gather()  # Lightning calls this on every process
         checkpoint["unreadable"] = dict(self.unreadable.paths)
         checkpoint["unreadable_in_epoch"] = self.unreadable.count  # of the first process, about what others have
-        views = getattr(self._datamodule, "view_settings", None)
+        views = getattr(self.datamodule, "view_settings", None)
         how: dict[str, Any] = {"views": views, "mean": self.mean, "std": self.std, "scoring": self.scoring}
         checkpoint["octvideo"] = make_block(self.network, self.class_names, **how)
         if self.average is not None:

@@ -31,7 +31,7 @@ from octvideo.octave import count_cost
 from octvideo.octave.kernel.layout import LAYOUTS
 from octvideo.octave.kernel.library import load_library
 from octvideo.progress import Progress
-from octvideo.training import module as training
+from octvideo.training import scoring_module as training
 
 CPU = torch.device("cpu")
 TINY = Arm("i3d_small", width=8, classes=5, frames=4, crop=32)

@@ -110,7 +110,7 @@ def test_on_cuda_the_network_is_fused_once(
     network = i3d_small(num_classes=3, alpha=0.25, width=8)
     module = VideoClassifier(network, fuse=fuse)
     module.trainer = L.Trainer(accelerator="cpu", logger=False)
-    module._synchronises = synchronises
+    module.synchronises = synchronises
     parameters, printed = [*network.parameters()], []
     monkeypatch.setattr(VideoClassifier, "device", torch.device(device))
     monkeypatch.setattr(module, "print", printed.append)
@@ -120,7 +120,7 @@ def test_on_cuda_the_network_is_fused_once(
     assert ("fused" in network.meta) == is_fused
     assert [str(line).startswith("28 of 29 batch norms are fused") for line in printed].count(True) == is_fused
     assert module.network is network and all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
-    module._synchronises = True  # the module's next fit has --trainer.sync_batchnorm
+    module.synchronises = True  # the module's next fit has --trainer.sync_batchnorm
     module.on_fit_start()
     assert "fused" not in network.meta and not any("Fused" in type(part).__name__ for part in network.modules())
 
@@ -153,7 +153,7 @@ def test_sync_batchnorm_is_done_by_the_module(tmp_path, monkeypatch: pytest.Monk
         entered.append(len(module.network.seen))
         yield
 
-    monkeypatch.setattr("octvideo.training.module.SynchronisedNorms", recorded)
+    monkeypatch.setattr("octvideo.training.scoring_module.SynchronisedNorms", recorded)
     module = VideoClassifier(Tiny())
     clips = batch(2)["video"]
     two = trainer(tmp_path, strategy="ddp", devices=2, sync_batchnorm=True)
@@ -226,7 +226,7 @@ class Overwriting(TinyUnseen):
 @pytest.fixture
 def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compile mode is asked for, and the network stays as it is."""
-    monkeypatch.setattr("octvideo.training.module.compile_module", lambda network, mode: None)
+    monkeypatch.setattr("octvideo.training.scoring_module.compile_module", lambda network, mode: None)
 
 
 @pytest.mark.usefixtures("not_compiled")
