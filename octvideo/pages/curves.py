@@ -13,6 +13,7 @@ from octvideo.evaluation.pictures import Curve
 from octvideo.evaluation.precision_recall import recall_curves
 from octvideo.evaluation.report import percent
 from octvideo.evaluation.scores import VideoScores
+from octvideo.pages.page import plain_text
 
 _MOST_POINTS = 600  # of a line; more are averaged
 _MOST_TICKS = 6
@@ -82,7 +83,7 @@ def precision_recall_charts(scores: VideoScores) -> list[Chart]:
         if row.named:
             dot = _place(row.recall, row.precision)
             lines.append(Line("F1 at the threshold", "val", f"M{dot}L{dot}", percent(row.f1), is_dot=True))
-        charts.append(Chart(row.name, lines, recalls, shares))
+        charts.append(Chart(plain_text(row.name), lines, recalls, shares))
     return charts
 
 
