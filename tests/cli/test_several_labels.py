@@ -132,8 +132,9 @@ def test_scores_go_class_by_class_and_are_fused(octvideo: Cli, several: Path) ->
     assert ((low - 1e-6 <= fused.scores) & (fused.scores <= high + 1e-6)).all() and fused.truth is not None
     octvideo("report", "one", "--details")
     assert Path("runs/one/details.png").stat().st_size > 10_000 and Path("runs/one/report.png").is_file()
-    _, err = octvideo("report", "one", "--page", code=2)
-    assert "--page shows one label a video" in err
+    _, err = octvideo("report", "one", "--page", "--thumbnails", 1)
+    page = Path("runs/one/page/index.html").read_text(encoding="utf-8")
+    assert "Labels by their thresholds." in page and "mAP over epochs" in page and "page: " in err
     _, err = octvideo("score", "one", "two", "--fuse_weights", 1, 2, code=2)
     assert "--fuse_weights, --fuse_by and --output are of the mean of several runs: add --fuse" in err
 
