@@ -60,7 +60,7 @@ def report_page(
     has_scores = known is not None and len(known) > 0
     several = scores is not None and scores.truth is not None
     tiles: list[dict[str, Any]] = []
-    plots = [{"title": "Training", "axis": "epoch", "charts": charts_of(curves or {}), "said": ""}]
+    plots = [{"title": "Training", "axis": "epoch", "over": "epochs", "charts": charts_of(curves or {}), "said": ""}]
     said = ""
     if scores is None:
         said = "The run was not tested yet, so the page has its training curves only."
@@ -202,7 +202,7 @@ def _precision_recall(scores: VideoScores) -> dict[str, Any]:
     charts = precision_recall_charts(scores)
     left_out = int(class_truth(scores).any(0).sum()) - len(charts)
     said = f"{counted(left_out, 'class')} with fewer videos left out." if left_out else ""
-    return {"title": "Precision over recall", "axis": "recall, %", "charts": charts, "said": said}
+    return {"title": "Precision over recall", "axis": "recall, %", "over": "recall", "charts": charts, "said": said}
 
 
 def _class_table(scores: VideoScores, counts: np.ndarray) -> list[list[Any]]:
