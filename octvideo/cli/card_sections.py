@@ -347,9 +347,9 @@ def _limits(facts: Facts, dataset: str | None, times: Sequence[EngineTime]) -> S
             f"It was tested on {len(known):,} videos of {dataset or 'one data set'} and on nothing else. How it does "
             "on other cameras, places, people and lengths of video is unknown."
         )
-        low, high = next(figure.interval for figure in figures(known) if figure.interval is not None)
         if len(known) < _FEW_VIDEOS:
-            items.append(f"The test is small: the 95 % interval of top-1 is {percent_range((low, high))}.")
+            first = next(figure for figure in figures(known) if figure.interval is not None)
+            items.append(f"The test is small: the 95 % interval of {first.name} is {percent_range(first.interval)}.")
         totals = confusion_matrix(known).sum(1) if known.truth is None else known.truth.sum(0)
         few = [name for name, total in zip(known.class_names, totals, strict=True) if 0 < total < _FEW_OF_CLASS]
         none = [name for name, total in zip(known.class_names, totals, strict=True) if not total]

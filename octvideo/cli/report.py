@@ -92,8 +92,10 @@ def run(args: Namespace) -> int:
     if curves or of_one_label is not None:
         draw_report(out, curves=curves, scores=of_one_label, pairs=pairs, title=title)
         print(f"picture: {out}", file=sys.stderr)
-    elif details is None:
-        raise UserError("of several labels a video there is no confusion matrix, and the run has no curves: --details")
+    elif details is None and args.page is None:
+        raise UserError(
+            "of several labels a video there is no confusion matrix, and the run has no curves: --details or --page"
+        )
     if details is not None:
         if scores is None:
             raise UserError(f"--details: {folder} has no scores; test the run first (octvideo test)")
@@ -103,8 +105,6 @@ def run(args: Namespace) -> int:
     shown = named_in_picture(of_one_label) if details is None or scores is None else scores.class_names
     if line := lacking(shown, title):
         print(line, file=sys.stderr)
-    if args.page is not None and scores is not None and scores.truth is not None:
-        raise UserError("--page shows one label a video, and these scores are of several: leave it out")
     if args.page is not None:
         page = write_report_page(
             folder / "page" if args.page is True else args.page,

@@ -40,6 +40,7 @@ def add_arguments(parser: Parser) -> None:
     parser.shared("frame_names", "first_frame", "frame_fps")
     add("--shard_mb", type=positive, default=512, metavar="MB", help="size at which an archive is closed (512)")
     add("--shuffle", type=int, metavar="SEED", help="mix the videos, for programs that read streams")
+    add("--several_labels", action="store_true", help="videos may have several labels, 'path a;b'")
     add("--unlabelled", action="store_true", help="the videos need no labels")
     parser.shared("part", help="only part I of N, into OUTPUT/part-I-of-N; octvideo join puts the parts together")
     ray_arguments(parser, gpus=False)
@@ -98,7 +99,8 @@ class ShardWriter:
         role = "predict" if self._args.unlabelled else "train"
         args = self._args
         images = {"frame_names": args.frame_names, "first_frame": args.first_frame, "frame_fps": args.frame_fps}
-        data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes, **images)
+        several = {"several_labels": args.several_labels}
+        data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes, **images, **several)
         self.videos, self._class_names = data.videos(role), data.class_names
         if self._args.on is None:
             return 1

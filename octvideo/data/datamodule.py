@@ -315,7 +315,9 @@ class VideoDataModule(L.LightningDataModule):
                 f"({class_difference(theirs, self.class_names)}): give its classes.txt as data.classes, "
                 "or write the shards again with these classes"
             )
-        if (highest := int(videos.labels.max())) >= self.num_classes:
+        if videos.has_several and not self.several_labels:
+            raise UserError(f"{source} holds videos with several labels, which are for model.loss bce")
+        if (highest := len(videos.class_counts(self.num_classes)) - 1) >= self.num_classes:
             raise UserError(f"{source} has the label {highest}, expected 0 to {self.num_classes - 1}")
         return videos
 

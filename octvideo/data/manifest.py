@@ -261,5 +261,5 @@ def _check_is_one(label: str, path: str, where: str, classes: ClassIndex) -> Non
     if re.search(r"[,;\t]", label) and classes.find(label) is None:
         raise UserError(
             f"{where}: got {label!r} after {path}, expected one label: 'path,label'; several, 'path label;label', are "
-            "for model.loss bce"
+            "for model.loss bce and octvideo shards --several_labels"
         )

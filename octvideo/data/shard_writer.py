@@ -84,11 +84,17 @@ def write_shards(
     settings |= {"part": None if part is None else str(part), "classes": list(class_names)}
     if records and (frames := records[0].frames) is not None:
         settings["fps"] = frames.fps
+    has_several = any(record.others for record in records)
+    if has_several:
+        settings["several_labels"] = True
     names = [_name(record.path, root) for record in records]
     rows = _begin(out, settings)
     for row in rows:
         if row["index"] >= len(names) or row["name"] != names[row["index"]]:
             raise _other_shards(out, f"video {row['index']} there is {row['name']}")
+        there, now = [row["label"], *row.get("others", [])], _labels(records[row["index"]])
+        if there != now:
+            raise _other_shards(out, f"labels of {row['name']} were {there}, now {now}")
     _write_settings(out, settings, complete=False)  # only now: a command with a mistake leaves whole shards whole
     report = ShardReport(kept=len(rows), num_shards=len({row["shard"] for row in rows}))
     done = {row["index"] for row in rows}
@@ -100,7 +106,7 @@ def write_shards(
         advance()
     while True:
         shard = out / f"shard-{report.num_shards:06d}.tar"
-        rows = _write_shard(shard, queue, records, names, shard_bytes, report, advance)
+        rows = _write_shard(shard, queue, records, names, shard_bytes, report, advance, has_several=has_several)
         if not rows:
             break
         with (out / INDEX).open("a", encoding="utf-8") as file:
@@ -122,6 +128,8 @@ def _write_shard(
     shard_bytes: int,
     report: ShardReport,
     advance: Callable[[], object],
+    *,
+    has_several: bool,
 ) -> list[dict[str, Any]]:
     """Fills one archive from the queue; its rows of the index, none where the queue has no video left."""
     part = part_of(shard)
@@ -137,7 +145,7 @@ def _write_shard(
                 report.left_out.append((names[index], image + said))
                 advance()
                 continue
-            offset, more = archive.offset, {}
+            offset, more = archive.offset, dict[str, Any]()
             for name, content in files:
                 _add(archive, name, content)
             size = archive.offset - offset
@@ -145,9 +153,14 @@ def _write_shard(
                 offset, size = offset + tarfile.BLOCKSIZE, len(files[0][1])
             else:
                 more = {"frames": record.frames.count, "fps": record.frames.fps}
-            _add(archive, f"{index:09d}.json", json.dumps({"name": names[index], "label": record.label}).encode())
-            if record.label >= 0:
+            described: dict[str, Any] = {"name": names[index], "label": record.label}
+            if has_several and record.label >= 0:
+                described["labels"] = _labels(record)
+            _add(archive, f"{index:09d}.json", json.dumps(described).encode())
+            if record.label >= 0 and not has_several:
                 _add(archive, f"{index:09d}.cls", str(record.label).encode())
+            if record.others:
+                more["others"] = list(record.others)
             place = {"shard": shard.name, "offset": offset, "size": size, **more}
             rows.append({"index": index, "name": names[index], "label": record.label, **place})
             advance()
@@ -158,6 +171,10 @@ def _write_shard(
     else:
         part.unlink()
     return rows
+
+
+def _labels(record: VideoRecord) -> list[int]:
+    return [record.label, *record.others]
 
 
 def _files_of(record: VideoRecord, key: str) -> list[tuple[str, bytes]]:
@@ -243,15 +260,15 @@ def _to_disk(file: Any) -> None:
 
 # ── archives of other programs ──────────────────────────────────────────────────────────────────────────────────────
 
-_UNLABELLED = {"label": ("", "-1", False)}
+_UNLABELLED = {"labels": [("", "-1", False)]}
 
 
 def index_shards(folder: Path) -> int:
     """Writes index.jsonl for the WebDataset archives (*.tar) in a folder.
 
     A sample is what shares a name up to the first dot of the file's name. Its label is in a `.json` as "label", "cls"
-    or "class" (a number is an id, text a name of classes.txt), or in a `.cls` (a number is an id, unless classes are
-    called by numbers: then all of them decide); else it has none.
+    or "class" (a number is an id, text a name of classes.txt), or as a list of them, "labels"; or in a `.cls`
+    (a number is an id, unless classes are called by numbers: then all of them decide); else it has none.
 
     Args:
         folder: with the archives, and classes.txt where labels are names.
@@ -278,16 +295,20 @@ def index_shards(folder: Path) -> int:
             raise UserError(f"can't read the archive {shard}: {error}") from error
     if not rows:
         raise UserError(f"no videos in the {len(shards)} archives of {folder}: looked for {', '.join(VIDEO_SUFFIXES)}")
-    bare = ((where, text) for where, text, is_name in (row["label"] for row in rows) if is_name is None)
+    bare = ((where, text) for row in rows for where, text, is_name in row["labels"] if is_name is None)
     are_names = classes is not None and classes.numbers_are_names(bare)
     for row in rows:
-        where, text, is_name = row["label"]
-        if classes is not None:
-            row["label"] = classes.id_of(text, where, is_name=are_names if is_name is None else is_name)
-        elif is_number(text):
-            row["label"] = int(text)
-        else:
-            raise UserError(f"{where}: the label is a name, {text!r}: {folder / 'classes.txt'} is missing")
+        found = []
+        for where, text, is_name in row["labels"]:
+            if classes is not None:
+                found.append(classes.id_of(text, where, is_name=are_names if is_name is None else is_name))
+            elif is_number(text):
+                found.append(int(text))
+            else:
+                raise UserError(f"{where}: the label is a name, {text!r}: {folder / 'classes.txt'} is missing")
+        row["label"], *others = dict.fromkeys(found)
+        if others:
+            row["others"] = others
     with whole_text(folder / INDEX) as file:
         file.write(index_lines(rows))
     return len(rows)
@@ -320,8 +341,8 @@ def _samples(shard: Path) -> Iterator[dict[str, Any]]:
 
 
 def _described(content: bytes, ending: str, where: str) -> dict[str, Any]:
-    """The name that our own archives give, and the label: where it stands, its text, and whether a number in it is a
-    name (None: nothing says so).
+    """The name that our own archives give, and the labels: where each stands, its text, and whether a number in it is
+    a name (None: nothing says so).
     """
     try:
         text = content.decode("utf-8").strip()
@@ -329,9 +350,11 @@ def _described(content: bytes, ending: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{where}: neither text nor JSON ({error})") from error
     if ending == "cls":
-        return {"label": (where, text, None if is_number(text) else True)}
+        return {"labels": [(where, text, None if is_number(text) else True)]}
     if not isinstance(given, dict):
         return {}
     found = {"name": given["name"]} if isinstance(given.get("name"), str) else {}
-    label = next((given[key] for key in ("label", "cls", "class") if given.get(key) is not None), None)
-    return found if label is None else found | {"label": (where, str(label), isinstance(label, str))}
+    labels = given.get("labels")
+    if not isinstance(labels, list) or not labels:
+        labels = [given[key] for key in ("label", "cls", "class") if given.get(key) is not None][:1]
+    return found | {"labels": [(where, str(one), isinstance(one, str)) for one in labels]} if labels else found

@@ -6,6 +6,9 @@ The archives are those of WebDataset: a video is one sample, `00000012.mp4` with
 
     {"index": 12, "name": "wave/a b.mp4", "label": 3, "shard": "shard-000000.tar", "offset": 1536, "size": 81920}
 
+Where a video has several labels, its line has the ids beside the first, "others"; in an archive of such videos their
+`.json` has all of them, "labels", and there is no `.cls`.
+
 A video whose frames are images is the images of its sample, `00000012.000000.jpg` and so on; its line has their number,
 "frames", and their rate, "fps", too. Its bytes are those of all its images with their headers.
 
@@ -88,8 +91,8 @@ def read_shards(source: str, *, labelled: bool = True) -> VideoList:
         raise UserError(f"{source}: {len(bare)} of its {len(rows)} videos have no label, the first {bare[0]}")
     folder = source.rstrip("/")
     return VideoList(
-        VideoRecord(name, label, ArchiveMember(f"{folder}/{shard}", offset, size), frames=frames)
-        for _, name, label, shard, offset, size, frames in rows
+        VideoRecord(name, label, ArchiveMember(f"{folder}/{shard}", offset, size), frames=frames, others=others)
+        for _, name, label, shard, offset, size, frames, others in rows
     )
 
 
@@ -99,7 +102,7 @@ def _rows(source: str) -> Iterator[tuple[Any, ...]]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
-            yield (*(row[key] for key in _KEYS), _frames_of(row))
+            yield (*(row[key] for key in _KEYS), _frames_of(row), tuple(map(int, row.get("others", ()))))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{source}/{INDEX}:{number}: got {line[:80]!r}, expected JSON with {', '.join(_KEYS)}"
@@ -113,7 +116,7 @@ def _frames_of(row: dict[str, Any]) -> FrameRange | None:
 def index_lines(rows: Iterable[dict[str, Any]]) -> str:
     """Lines of an index. JSON escapes what is not ASCII, so names that are no text survive."""
     return "".join(
-        json.dumps({key: row[key] for key in (*_KEYS, "frames", "fps") if key in row}) + "\n" for row in rows
+        json.dumps({key: row[key] for key in (*_KEYS, "others", "frames", "fps") if key in row}) + "\n" for row in rows
     )
 
 

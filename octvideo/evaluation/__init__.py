@@ -9,6 +9,7 @@ scores.py       the result of an evaluation: one row of scores per video, in a f
 calibration.py  whether scores are what they say, and the temperature at which they are
 fusion.py       the weighted mean of several runs' scores
 per_class.py    class by class: precision, recall, F1 with intervals, what is mixed up
+precision_recall.py  curves of precision over recall
 report.py       scores → figures with intervals → tables
 pictures.py     training curves and confusion matrix (imports matplotlib)
 """

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from torchmetrics.functional.classification import binary_precision_recall_curve
 
 from octvideo.errors import UserError
 from octvideo.evaluation.calibration import reliability
+from octvideo.evaluation.per_class import class_truth
 from octvideo.evaluation.pictures import fitted_name, plain, save_titled
+from octvideo.evaluation.precision_recall import recall_curves
 from octvideo.evaluation.report import percent
 from octvideo.evaluation.scores import VideoScores
 from octvideo.evaluation.several import average_precisions
 from octvideo.lettering import font_families, shown_names
 
 _BAR, _LINE, _INK = "#2a78b5", "#d9622b", "#23272e"
-_MOST_CURVES = 12
 _COLOURS = 10  # of matplotlib, then they come again
 
 
@@ -70,21 +70,17 @@ def draw_reliability(axes: Axes, scores: VideoScores) -> None:
 
 def draw_precision_recall(axes: Axes, scores: VideoScores) -> None:
     """Precision over recall of the classes with the most videos, each against the rest."""
-    k = len(scores.class_names)
-    truth = scores.labels[:, None] == np.arange(k) if scores.truth is None else scores.truth  # (N,K)
-    values, labels = torch.from_numpy(scores.scores), torch.from_numpy(truth)
-    precisions = average_precisions(values, labels)
-    chosen = np.argsort(-truth.sum(0), kind="stable")[:_MOST_CURVES]
+    truth, curves = class_truth(scores), recall_curves(scores)
+    mean = average_precisions(torch.from_numpy(scores.scores), torch.from_numpy(truth)).nanmean()
     known, names = shown_names(scores.class_names), []
-    for place, number in enumerate(int(one) for one in chosen if truth[:, one].any()):
-        style = "-" if place < _COLOURS else "--"
-        precision, recall, _ = binary_precision_recall_curve(values[:, number], labels[:, number].long())
-        axes.step(recall.numpy(), precision.numpy(), where="post", linewidth=1.5, label=str(number), linestyle=style)
-        names.append(f"{fitted_name(known[number], 8)}  {percent(float(precisions[number]))}")
-    left_out = int(truth.any(0).sum()) - min(int(truth.any(0).sum()), _MOST_CURVES)
+    for place, curve in enumerate(curves):
+        style: dict[str, Any] = {"linewidth": 1.5, "linestyle": "-" if place < _COLOURS else "--"}
+        axes.step(curve.recall, curve.precision, where="post", label=str(curve.number), **style)
+        names.append(f"{fitted_name(known[curve.number], 8)}  {percent(curve.average_precision)}")
+    left_out = int(truth.any(0).sum()) - len(curves)
     said = f"; {left_out} classes with fewer videos are left out" if left_out else ""
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axes.set_title(f"mAP {percent(float(precisions.nanmean()))}{said}", fontsize=10, color=_INK, loc="left")
+    axes.set_title(f"mAP {percent(float(mean))}{said}", fontsize=10, color=_INK, loc="left")
     legend = axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for text, name in zip(legend.get_texts(), names, strict=True):  # a name may hold what matplotlib takes for a sign
         text.set(text=name, fontfamily=font_families([name]), parse_math=False)

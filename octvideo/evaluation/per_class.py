@@ -89,7 +89,7 @@ def class_figures(scores: VideoScores) -> list[ClassFigures]:
         UserError: no label is known.
     """
     scores = _known(scores)
-    truth, named = _truth_and_named(scores)  # bool (N,K) each
+    truth, named = truth_and_named(scores)  # bool (N,K) each
     precisions: Sequence[float] = [math.nan] * len(scores.class_names)
     if scores.truth is not None:
         precisions = average_precisions(torch.from_numpy(scores.scores), torch.from_numpy(scores.truth)).tolist()
@@ -100,6 +100,32 @@ def class_figures(scores: VideoScores) -> list[ClassFigures]:
         interval = _f1_interval(hits, taken - hits, videos - hits, len(scores))
         rows.append(ClassFigures(name, videos, taken, hits, interval, precisions[number]))
     return rows
+
+
+def truth_and_named(scores: VideoScores) -> tuple[np.ndarray, np.ndarray]:
+    """Which classes videos have, and which they were taken for, bool (N, K) each.
+
+    Args:
+        scores: with known labels.
+    """
+    if scores.truth is not None:
+        return scores.truth, scores.scores.astype(np.float64) >= kept_thresholds(scores)
+    return class_truth(scores), scores.predicted()[:, None] == np.arange(len(scores.class_names))
+
+
+def class_truth(scores: VideoScores) -> np.ndarray:
+    """Which classes videos have, bool (N, K); none where that is unknown."""
+    return scores.labels[:, None] == np.arange(len(scores.class_names)) if scores.truth is None else scores.truth
+
+
+def kept_thresholds(scores: VideoScores) -> np.ndarray:
+    """From which score on a video has a class, (K,): the checkpoint's, or .5 where there was none."""
+    return np.full(len(scores.class_names), 0.5) if scores.thresholds is None else scores.thresholds
+
+
+def labels_said(scores: VideoScores) -> str:
+    """How labels came of scores, in words."""
+    return f"labels by {'their thresholds' if scores.thresholds is not None else 'a threshold of .5'}"
 
 
 def balanced_accuracy(scores: VideoScores) -> tuple[float, tuple[float, float]]:
@@ -158,8 +184,7 @@ def class_table(scores: VideoScores) -> str:
         cells.append([row.name, str(row.videos), *shown, *([percent(row.average_precision)] if several else [])])
     lines = [markdown(header, cells)]
     if several:
-        given = "their thresholds" if scores.thresholds is not None else "a threshold of .5"
-        return "\n".join([*lines, "", f"labels by {given}"])
+        return "\n".join([*lines, "", labels_said(scores)])
     value, interval = balanced_accuracy(scores)
     lines += ["", f"balanced accuracy: {percent(value)} ({percent_range(interval)})"]
     for pair in most_confused(scores):
@@ -172,14 +197,6 @@ def _known(scores: VideoScores) -> VideoScores:
     if not len(known):
         raise UserError("no video has a known label, so there is nothing to measure")
     return known
-
-
-def _truth_and_named(scores: VideoScores) -> tuple[np.ndarray, np.ndarray]:
-    classes = np.arange(len(scores.class_names))
-    if scores.truth is not None:
-        thresholds = np.full(len(classes), 0.5) if scores.thresholds is None else scores.thresholds
-        return scores.truth, scores.scores.astype(np.float64) >= thresholds
-    return scores.labels[:, None] == classes, scores.predicted()[:, None] == classes
 
 
 def _f1_interval(hits: int, wrong: int, missed: int, total: int) -> tuple[float, float]:

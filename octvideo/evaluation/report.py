@@ -16,7 +16,7 @@ from rich.table import Table
 from octvideo.errors import UserError
 from octvideo.evaluation.metrics import METRICS, VideoMetrics, pair_hits, paired_difference, wilson_interval
 from octvideo.evaluation.scores import VideoScores
-from octvideo.evaluation.several import SEVERAL_METRICS, hits_of_several, mean_average_precisions
+from octvideo.evaluation.several import SEVERAL_METRICS, hits_of_several, map_intervals, mean_average_precisions
 from octvideo.files import markdown
 
 Pairs = Sequence[tuple[str, str]]
@@ -31,18 +31,20 @@ class Figure:
         value: in [0, 1], NaN where nothing was counted.
         hits: videos that were right; None for a mean that is no share of videos.
         total: videos that were counted; None where `hits` is.
+        resampled: the 95 % interval of a mean, by a bootstrap over videos.
     """
 
     name: str
     value: float
     hits: int | None = None
     total: int | None = None
+    resampled: tuple[float, float] | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % Wilson interval, of shares of videos only."""
+        """The 95 % interval: Wilson's of a share of videos, a bootstrap's of mAP; None of other means."""
         if self.hits is None or self.total is None:
-            return None
+            return self.resampled
         return wilson_interval(self.hits, self.total)
 
 
@@ -82,7 +84,11 @@ def _of_several(values: torch.Tensor, truth: torch.Tensor) -> list[Figure]:
     macro, micro = mean_average_precisions(values, truth)
     hits = hits_of_several(values, truth)
     names = SEVERAL_METRICS
-    means = [Figure(names["map"], macro), Figure(names["map_micro"], micro)]
+    intervals = map_intervals(values, truth)
+    means = [
+        Figure(names["map"], macro, resampled=intervals[0]),
+        Figure(names["map_micro"], micro, resampled=intervals[1]),
+    ]
     return [*means, _share(names["top1"], hits, len(hits))]
 
 

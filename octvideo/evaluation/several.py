@@ -19,6 +19,10 @@ from octvideo.evaluation.view_scores import best_classes
 
 # What `SeveralMetrics` gives, and its name in tables.
 SEVERAL_METRICS = {"map": "mAP", "map_micro": "mAP micro", "top1": "top-1"}
+# Of a bootstrap of mAP; less for many scores, so that it takes seconds, and where it would be few, none.
+_RESAMPLES, _FEWEST_RESAMPLES, _MOST_WORK = 1000, 100, 200_000_000
+_AT_ONCE = 4_000_000  # numbers of a step
+Interval = tuple[float, float]
 
 
 def several_hot(labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
@@ -58,6 +62,57 @@ def mean_average_precisions(scores: Tensor, truth: Tensor) -> tuple[float, float
         return math.nan, math.nan
     macro = float(average_precisions(scores, truth).nanmean())
     return macro, float(binary_average_precision(scores.flatten(), truth.flatten().long()))
+
+
+def map_intervals(scores: Tensor, truth: Tensor) -> tuple[Interval | None, Interval | None]:
+    """The 95 % intervals of both: a bootstrap over videos, moved so that its mean is the value.
+
+    A video that is drawn twice ranks beside itself, so that AP of a resample is too high; the move takes this away. It
+    leaves that the AP of few videos is itself a little higher than that of many would be. None of more than two million
+    scores, which would take minutes, and where no video has a label.
+
+    Args:
+        scores: (N, K), 0 to 1.
+        truth: bool (N, K).
+    """
+    n, k = scores.shape
+    num_resamples = min(_RESAMPLES, _MOST_WORK // max(n * k, 1))
+    if num_resamples < _FEWEST_RESAMPLES or not truth.any():
+        return None, None
+    draw = torch.Generator().manual_seed(0)
+    counts = (torch.randint(n, (n,), generator=draw).bincount(minlength=n) for _ in range(num_resamples))
+    drawn = torch.stack(list(counts)).float()  # (R,N): how often each video was drawn
+    videos = torch.arange(n)
+    held = truth.any(0).nonzero()[:, 0].tolist()
+    classes = [_resampled(scores[:, number], truth[:, number], videos, drawn) for number in held]
+    macro = torch.stack(classes).nanmean(0)  # (R,)
+    micro = _resampled(scores.flatten(), truth.flatten(), videos.repeat_interleave(k), drawn)
+    values = mean_average_precisions(scores, truth)
+    return _around(values[0], macro), _around(values[1], micro)
+
+
+def _resampled(scores: Tensor, truth: Tensor, videos: Tensor, drawn: Tensor) -> Tensor:
+    """The AP of one ranking in each resample, (R,); NaN where nothing that was drawn is true."""
+    ranked, order = scores.sort(descending=True, stable=True)
+    is_end = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])  # equal scores fall together
+    ends = is_end.nonzero()[:, 0]
+    of_videos, hits = videos[order], truth[order]
+    places = hits.nonzero()[:, 0]
+    until = ends[torch.searchsorted(ends, places)]  # where the group of equal scores of each hit ends
+    last_hit = hits.cumsum(0)[until] - 1
+    found = []
+    for part in drawn.split(max(_AT_ONCE // len(order), 1)):
+        named = part[:, of_videos].cumsum(1)[:, until]  # (r,P)
+        weights = part[:, of_videos[places]]
+        total = weights.cumsum(1)
+        found.append((weights * total[:, last_hit] / named.clamp(min=1)).sum(1) / total[:, -1])
+    return torch.cat(found)
+
+
+def _around(value: float, resampled: Tensor) -> Interval:
+    kept = resampled[resampled.isfinite()].double()
+    low, high = (kept.quantile(torch.tensor([0.025, 0.975], dtype=kept.dtype)) - kept.mean() + value).tolist()
+    return max(low, 0.0), min(high, 1.0)
 
 
 def hits_of_several(scores: Tensor, truth: Tensor, k: int = 1) -> Tensor:

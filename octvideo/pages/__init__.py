@@ -7,10 +7,10 @@ card.py       what is written of a network; card_markdown.py: the same for the H
 browse.py     augmented and mixed clips with their labels
 serve.py      the page of `octvideo serve`: choose or record a video, and see its timeline
 chosen.py     which videos of a run get a thumbnail, and which are listed
-curves.py     training curves as SVG
+curves.py     curves as SVG: of a training, of precision over recall
 folder.py     where they are written
 
 look.css is the look of all of them. After dom.js and table.js, timeline.js shows a document of
-`octvideo.inference.timeline_document`, and matrix.js and report.js show a run. camera.js and serve.js are the
-server's.
+`octvideo.inference.timeline_document`, and report.js shows a run, with matrix.js, or several.js where videos have
+several labels. camera.js and serve.js are the server's.
 """

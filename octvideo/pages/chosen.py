@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from octvideo.evaluation.per_class import kept_thresholds, truth_and_named
 from octvideo.evaluation.scores import VideoScores
 
 MOST_CONFIDENT = 24  # mistakes that the page begins with
@@ -14,10 +15,17 @@ MOST_CONFIDENT = 24  # mistakes that the page begins with
 def confident_mistakes(scores: VideoScores, most: int = MOST_CONFIDENT) -> list[int]:
     """Numbers of the videos whose wrong class has the highest scores, the highest first.
 
+    Of several labels those where a score lies the farthest on the wrong side of its threshold.
+
     Args:
         scores: with known labels.
         most: how many.
     """
+    if scores.truth is not None:
+        truth, named = truth_and_named(scores)
+        farthest = np.where(truth != named, _distances(scores), 0.0).max(1)  # (N,)
+        wrong = np.flatnonzero((truth != named).any(1))
+        return wrong[np.argsort(-farthest[wrong], kind="stable")][:most].tolist()
     predicted, best = predicted_classes(scores)
     wrong = np.flatnonzero((predicted != scores.labels) & (predicted >= 0))
     return wrong[np.argsort(-best[wrong], kind="stable")][:most].tolist()
@@ -27,22 +35,43 @@ def in_order_of_use(scores: VideoScores) -> list[int]:
     """Numbers of all videos: first those that a reader will look for.
 
     These are the most confident mistakes; then the first of each cell of the confusion matrix, the second of each, and
-    so on, mistakes before hits. Within a cell the most confident come first.
+    so on, mistakes before hits. Within a cell the most confident come first. Of several labels a cell holds the videos
+    of which a class was found, missed or named wrongly, and a video is in as many.
 
     Args:
         scores: with known labels.
     """
     first = confident_mistakes(scores)
-    predicted, best = predicted_classes(scores)
-    cells = scores.labels * (len(scores.class_names) + 1) + predicted + 1  # one of each class for no finite scores
-    by_cell = np.lexsort((-best, cells))  # most confident first in each cell
-    sizes = np.unique(cells, return_counts=True)[1]
-    rank = np.empty(len(scores), np.int64)
-    rank[by_cell] = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else []
-    right = predicted == scores.labels
+    if scores.truth is not None:
+        truth, named = truth_and_named(scores)
+        distances = _distances(scores)
+        videos, classes = np.nonzero(truth | named)
+        cells = 3 * classes + (truth + 2 * named - 1)[videos, classes]
+        ranks = _ranks(cells, distances[videos, classes])
+        rank = np.full(len(scores), len(scores))
+        np.minimum.at(rank, videos, ranks)
+        best, right = distances.max(1), (truth == named).all(1)
+    else:
+        predicted, best = predicted_classes(scores)
+        # One of each class for no finite scores.
+        rank = _ranks(scores.labels * (len(scores.class_names) + 1) + predicted + 1, best)
+        right = predicted == scores.labels
     order = np.lexsort((-best, right, rank)).tolist()
     known = set(first)
     return first + [n for n in order if n not in known]
+
+
+def _ranks(cells: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Each one's place in its cell, the most confident first."""
+    sizes = np.unique(cells, return_counts=True)[1]
+    rank = np.empty(len(cells), np.int64)
+    rank[np.lexsort((-best, cells))] = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else []
+    return rank
+
+
+def _distances(scores: VideoScores) -> np.ndarray:
+    """How far scores are from their thresholds, (N, K); 0 where they are not finite."""
+    return np.nan_to_num(np.abs(scores.scores - kept_thresholds(scores)), nan=0.0, posinf=0.0)
 
 
 def fitting(sizes: Iterable[int], most: int) -> int:

@@ -1,4 +1,4 @@
-"""Training curves as SVG paths: one chart for the loss, one for top-1, one for the learning rate."""
+"""Curves as SVG paths: of a training over its epochs, and of precision over recall."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from octvideo.evaluation.per_class import class_figures
 from octvideo.evaluation.pictures import Curve
+from octvideo.evaluation.precision_recall import recall_curves
+from octvideo.evaluation.report import percent
+from octvideo.evaluation.scores import VideoScores
+from octvideo.pages.page import plain_text
 
 _MOST_POINTS = 600  # of a line; more are averaged
 _MOST_TICKS = 6
+_SHARES = ("Top-1", "mAP")
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ def charts_of(curves: Mapping[str, Curve]) -> list[Chart]:
     rate = next((name for name in sorted(curves) if name == "lr" or name.startswith("lr-")), "")
     wanted = [
         ("Loss", [("train/loss_step", "each step", "steps"), *_both("loss")], lambda value: f"{value:.3g}"),
-        ("Top-1", _both("top1"), lambda value: f"{100 * value:.1f} %"),
+        ("mAP", [("val/map_micro", "validation, micro", "quiet"), ("val/map", "validation", "val")], percent),
+        ("Top-1", _both("top1"), percent),
         ("Learning rate", [(rate, "learning rate", "quiet")], lambda value: f"{value:.2g}"),
     ]
     charts = []
@@ -60,6 +67,44 @@ def charts_of(curves: Mapping[str, Curve]) -> list[Chart]:
     return charts
 
 
+def precision_recall_charts(scores: VideoScores) -> list[Chart]:
+    """Precision over recall of the classes with the most videos, a chart each, and where their thresholds lie.
+
+    Args:
+        scores: with known labels, of several labels a video.
+    """
+    rows = class_figures(scores)
+    recalls, shares = ([(n / 4, f"{25 * n}{unit}") for n in range(5)] for unit in ("", " %"))
+    charts = []
+    for curve in recall_curves(scores):
+        steps = _steps(curve.recall[::-1], curve.precision[::-1])
+        lines = [Line("average precision", "train", steps, percent(curve.average_precision))]
+        row = rows[curve.number]
+        if row.named:
+            dot = _place(row.recall, row.precision)
+            lines.append(Line("F1 at the threshold", "val", f"M{dot}L{dot}", percent(row.f1), is_dot=True))
+        charts.append(Chart(plain_text(row.name), lines, recalls, shares))
+    return charts
+
+
+def _steps(recall: np.ndarray, precision: np.ndarray) -> str:
+    """A path along the recalls, each at its highest precision, whose area is the average precision."""
+    recalls, first = np.unique(recall, return_index=True)
+    highs = np.maximum.reduceat(precision, first)
+    picked = np.flatnonzero(recalls > 0)
+    if len(picked) > _MOST_POINTS:
+        picked = picked[np.linspace(0, len(picked) - 1, _MOST_POINTS).round().astype(int)]
+    places, at = [], 0.0
+    for end, high in zip(recalls[picked], highs[picked], strict=True):
+        places += [_place(at, high), _place(end, high)]
+        at = end
+    return "M" + "L".join(places)
+
+
+def _place(x: float, y: float) -> str:
+    return f"{1000 * x:.1f} {1000 * (1 - y):.1f}"
+
+
 def _both(kind: str) -> list[tuple[str, str, str]]:
     return [(f"train/{kind}", "training", "train"), (f"val/{kind}", "validation", "val")]
 
@@ -68,7 +113,7 @@ def _chart(title: str, curves: Sequence[tuple[Curve, str, str]], worded: Callabl
     thinned = [(_thinned(curve), name, kind) for curve, name, kind in curves]
     right = max(float(points[:, 0].max()) for points, _, _ in thinned if len(points))
     highest = max(float(points[:, 1].max()) for points, _, _ in thinned if len(points))
-    y_ticks = _ticks(1.0 if title == "Top-1" else highest or 1.0)
+    y_ticks = _ticks(1.0 if title in _SHARES else highest or 1.0)
     top = max(y_ticks[-1], highest)
     lines = []
     for (points, name, kind), (curve, _, _) in zip(thinned, curves, strict=True):
@@ -97,4 +142,4 @@ def _ticks(end: float) -> list[float]:
 
 
 def _worded_tick(title: str, tick: float) -> str:
-    return f"{100 * tick:g} %" if title == "Top-1" else f"{tick:g}"
+    return f"{100 * tick:g} %" if title in _SHARES else f"{tick:g}"

@@ -16,3 +16,8 @@ function element(name, attributes = {}, ...children) {
 function named(text) {
   return element("bdi", { class: "named" }, text);
 }
+
+/** A number of videos in words. */
+function videosOf(count) {
+  return `${count.toLocaleString("en")} video${count === 1 ? "" : "s"}`;
+}

@@ -3,10 +3,6 @@
 
 const MOST_BUTTONS = 30; // classes
 
-function videosOf(count) {
-  return `${count.toLocaleString("en")} video${count === 1 ? "" : "s"}`;
-}
-
 /** How strongly a cell is coloured, 0 to 1: its share of the row; small ones are still seen. */
 function strength(count, total) {
   return total ? 0.12 + 0.88 * Math.sqrt(count / total) : 0;

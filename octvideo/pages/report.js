@@ -4,11 +4,19 @@
 const AT_ONCE = 12; // videos in a list, before "show more"
 const MOST_MIXED = 30;
 const report = JSON.parse(document.getElementById("data").textContent);
+const several = typeof severalSaid === "function"; // labels a video: several.js is there
 const stands = matchMedia("(prefers-reduced-motion: reduce)").matches;
 let paused = stands;
 
 function share(part, whole) {
   return whole ? `${((100 * part) / whole).toFixed(1)} %` : "–";
+}
+
+/** A share as a bar. */
+function barOf(part, whole) {
+  const bar = element("span", { class: "share", "aria-hidden": "true" }, element("span"));
+  bar.firstChild.style.width = `${whole ? (100 * part) / whole : 0}%`;
+  return bar;
 }
 
 // ── thumbnails that play while they are seen ──
@@ -42,7 +50,8 @@ function sayPaused() {
 }
 
 /** A video with its thumbnail or the reason why there is none, and what it was taken for. */
-function figureOf([path, truth, predicted, best, own, clip]) {
+function figureOf([path, ...row]) {
+  const clip = row.at(-1);
   let picture;
   if (clip >= 0) {
     picture = element("video", { class: "thumb", src: report.clips[clip], preload: "metadata", tabindex: "0" });
@@ -61,17 +70,23 @@ function figureOf([path, truth, predicted, best, own, clip]) {
     const reason = clip === -1 ? "no thumbnail was made" : report.reasons[-2 - clip];
     picture = element("div", { class: clip === -1 ? "thumb none" : "thumb none broken" }, reason);
   }
-  const said = element("figcaption", {}, element("div", {}, named(report.classes[truth])));
-  if (predicted < 0) said.append(element("div", { class: "bad" }, "its scores are not finite"));
-  else if (truth === predicted) said.append(element("div", { class: "good" }, `right, ${share(best, 1000)}`));
+  const said = element("figcaption", {}, ...(several ? severalSaid(row) : classSaid(row)));
+  said.append(element("div", { class: "quiet path" }, named(path)));
+  return element("figure", { class: "clip" }, picture, said);
+}
+
+/** The class of a video, and what it was taken for. */
+function classSaid([truth, predicted, best, own]) {
+  const lines = [element("div", {}, named(report.classes[truth]))];
+  if (predicted < 0) lines.push(element("div", { class: "bad" }, "its scores are not finite"));
+  else if (truth === predicted) lines.push(element("div", { class: "good" }, `right, ${share(best, 1000)}`));
   else {
-    said.append(
+    lines.push(
       element("div", { class: "bad" }, "taken for ", named(report.classes[predicted]), ` ${share(best, 1000)}`),
       element("div", { class: "quiet" }, `the true class has ${share(own, 1000)}`),
     );
   }
-  said.append(element("div", { class: "quiet path" }, named(path)));
-  return element("figure", { class: "clip" }, picture, said);
+  return lines;
 }
 
 /** Videos, some at a time. */
@@ -134,7 +149,7 @@ function openClass(row) {
 function showMistakes(root) {
   const videos = report.mistakes.map((number) => report.videos[number]);
   if (!videos.length) {
-    root.append(element("p", { class: "quiet" }, "No video was taken for another class."));
+    root.append(element("p", { class: "quiet" }, several ? "Every video has its labels, and no others." : "No video was taken for another class."));
     return;
   }
   root.append(element("div", { class: "tools" }, pauseButton()), ...clipList(videos));
@@ -171,7 +186,7 @@ function showMixed(root) {
   }
 }
 
-function showClasses(root) {
+function classTable() {
   const most = report.classes.map(() => null); // what a class is taken for most often
   for (const [row, column, count] of report.counts) {
     if (row !== column && (!most[row] || count > most[row][1])) most[row] = [column, count];
@@ -182,8 +197,6 @@ function showClasses(root) {
     const said = taken.get(row) || 0;
     const open = element("button", { type: "button", class: "link" }, named(report.classes[row]));
     open.addEventListener("click", () => openClass(row));
-    const bar = element("span", { class: "share", "aria-hidden": "true" }, element("span"));
-    bar.firstChild.style.width = share(right, total).replace("–", "0").replace(" ", "");
     const wrong = element("td", {});
     if (most[row]) {
       const button = element("button", { type: "button", class: "link" }, named(report.classes[most[row][0]]), ` (${most[row][1]})`);
@@ -193,7 +206,7 @@ function showClasses(root) {
     const cells = [
       element("th", { scope: "row" }, open),
       element("td", { class: "number" }, total.toLocaleString("en")),
-      element("td", { class: "number" }, share(right, total), bar),
+      element("td", { class: "number" }, share(right, total), barOf(right, total)),
       element("td", { class: "number quiet" }, total ? `${(100 * low).toFixed(0)} – ${(100 * high).toFixed(0)} %` : "–"),
       element("td", { class: "number" }, share(among5, total)),
       element("td", { class: "number" }, share(right, said)),
@@ -215,6 +228,11 @@ function showClasses(root) {
     { title: "precision", number: true },
     { title: "most often taken for", falls: true },
   ];
+  return [rows, columns];
+}
+
+function showClasses(root) {
+  const [rows, columns] = several ? severalTable() : classTable();
   const found = element("span", { class: "quiet", role: "status" });
   const search = element("input", { type: "search", "aria-label": "Find a class", placeholder: "Find a class", dir: "auto" });
   search.addEventListener("input", () => {
@@ -232,8 +250,10 @@ function showClasses(root) {
 }
 
 showMistakes(document.getElementById("mistakes"));
-showMatrix(document.getElementById("matrix"), report, openCell);
-showMixed(document.getElementById("mixed"));
+if (!several) {
+  showMatrix(document.getElementById("matrix"), report, openCell);
+  showMixed(document.getElementById("mixed"));
+}
 showClasses(document.getElementById("classes"));
 if (report.videos.length < report.total) {
   const said = `${report.videos.length.toLocaleString("en")} of ${videosOf(report.total)} are listed by name: the page has room for no more. All of them are counted.`;

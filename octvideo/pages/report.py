@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from octvideo.evaluation.metrics import wilson_interval
+from octvideo.evaluation.per_class import class_figures, class_truth, kept_thresholds, labels_said, truth_and_named
 from octvideo.evaluation.pictures import Curve
 from octvideo.evaluation.report import Pairs, confusion_matrix, figures
 from octvideo.evaluation.scores import VideoScores
 from octvideo.files import json_text
 from octvideo.pages.card import figure_tile
 from octvideo.pages.chosen import common_folder, confident_mistakes, fitting, in_order_of_use, predicted_classes
-from octvideo.pages.curves import charts_of
+from octvideo.pages.curves import charts_of, precision_recall_charts
 from octvideo.pages.page import counted, page_html, plain_text
 
 MOST_BYTES = 4_500_000  # of cells and of videos by name; the page stays below 5 MB
@@ -56,7 +58,9 @@ def report_page(
     """
     known = None if scores is None else scores.known()
     has_scores = known is not None and len(known) > 0
+    several = scores is not None and scores.truth is not None
     tiles: list[dict[str, Any]] = []
+    plots = [{"title": "Training", "axis": "epoch", "over": "epochs", "charts": charts_of(curves or {}), "said": ""}]
     said = ""
     if scores is None:
         said = "The run was not tested yet, so the page has its training curves only."
@@ -65,6 +69,9 @@ def report_page(
     else:
         tiles = [figure_tile(figure) for figure in figures(known, pairs=pairs)]
         said = f"{counted(len(known), 'video')} of {counted(len(known.class_names), 'class')}"
+        if known.truth is not None:
+            said += f", {known.truth.sum(1).mean():.1f} labels a video"
+            plots.insert(0, _precision_recall(known))
         if unknown := len(scores) - len(known):
             said += f"; {unknown:,} more without a label were left out"
     failed = [
@@ -75,12 +82,13 @@ def report_page(
     return page_html(
         "report.html.j2",
         title=title,
-        scripts=["dom.js", "table.js", "matrix.js", "report.js"] if has_scores else [],
+        scripts=["dom.js", "table.js", "several.js" if several else "matrix.js", "report.js"] if has_scores else [],
         data=report_document(known, thumbnails or {}) if has_scores and known is not None else None,
         said=said,
         tiles=tiles,
-        charts=charts_of(curves or {}),
+        plots=[plot for plot in plots if plot["charts"]],
         has_scores=has_scores,
+        several=several,
         unreadable=list(unreadable[:_MOST_UNREAD]),
         failed=failed,
         num_unread=counted(len(unreadable) + len(failed), "video") if unreadable or failed else "",
@@ -110,12 +118,17 @@ def report_document(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) ->
     A thumbnail is a number in "clips", -1 where none was made, -2 - n where the reason is the n-th of "reasons".
     Scores are in thousandths.
 
+    Of several labels a video, there are no "counts", and::
+
+          "table": [[videos, taken for it, of both, average precision, low, high of the interval of F1, threshold]]
+          "videos": [[path, [true classes], [classes it was taken for], [scores of these], [of the true classes],
+                      thumbnail]],                                 scores that are not finite are null
+
     Args:
         scores: with known labels.
         thumbnails: by the number of the video.
     """
-    predicted, best = predicted_classes(scores)
-    own = np.where(predicted >= 0, scores.scores[np.arange(len(scores)), scores.labels], 0.0)
+    classes_of = _several_classes(scores) if scores.truth is not None else _classes(scores)
     folder = common_folder(scores.paths)
     clips: list[str] = []
     reasons: dict[str, int] = {}
@@ -127,14 +140,12 @@ def report_document(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) ->
             clips.append(thumbnail.url)
         elif thumbnail is not None:
             place = -2 - reasons.setdefault(plain_text(thumbnail.reason), len(reasons))
-        classes = int(scores.labels[number]), int(predicted[number])
-        thousandths = round(1000 * float(best[number])), round(1000 * float(own[number]))
-        return [plain_text(scores.paths[number].removeprefix(folder)), *classes, *thousandths, place]
+        return [plain_text(scores.paths[number].removeprefix(folder)), *classes_of(number), place]
 
     order = in_order_of_use(scores)
     # First those with thumbnails or the reason why not: they must be found.
     order = [n for n in order if n in thumbnails] + [n for n in order if n not in thumbnails]
-    counts = confusion_matrix(scores)
+    counts = np.zeros((0, 0), np.int64) if scores.truth is not None else confusion_matrix(scores)
     cells = [[int(t), int(p), int(counts[t, p])] for t, p in zip(*np.nonzero(counts), strict=True)]
     rows = [row(number) for number in order]
     listed = rows[: fitting((len(json_text(one)) + 2 for one in rows), MOST_BYTES - len(json_text(cells)))]
@@ -142,7 +153,7 @@ def report_document(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) ->
     return {
         "classes": [plain_text(name) for name in scores.class_names],
         "counts": cells,
-        "table": _class_table(scores, counts),
+        "table": _several_table(scores) if scores.truth is not None else _class_table(scores, counts),
         "folder": plain_text(folder),
         "videos": listed,
         "clips": clips,
@@ -150,6 +161,48 @@ def report_document(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) ->
         "mistakes": [place_of[number] for number in confident_mistakes(scores) if number in place_of],
         "total": len(scores),
     }
+
+
+def _classes(scores: VideoScores) -> Callable[[int], list[Any]]:
+    """Of a video by its number: true and predicted class, and their scores, the predicted one's first."""
+    predicted, best = predicted_classes(scores)
+    own = np.where(predicted >= 0, scores.scores[np.arange(len(scores)), scores.labels], 0.0)
+    return lambda n: [int(scores.labels[n]), int(predicted[n]), _thousandths(best[n]), _thousandths(own[n])]
+
+
+def _several_classes(scores: VideoScores) -> Callable[[int], list[Any]]:
+    """The same in lists, the highest scores first."""
+    truth, named = truth_and_named(scores)
+
+    def row(number: int) -> list[Any]:
+        values = scores.scores[number]
+        lists = [np.flatnonzero(held[number]) for held in (truth, named)]
+        true, taken = (held[np.argsort(-values[held], kind="stable")].tolist() for held in lists)
+        return [true, taken, *([_thousandths(values[n]) for n in held] for held in (taken, true))]
+
+    return row
+
+
+def _thousandths(score: float) -> int | None:
+    return round(1000 * float(score)) if np.isfinite(score) else None
+
+
+def _several_table(scores: VideoScores) -> list[list[Any]]:
+    thresholds = kept_thresholds(scores)
+    table = []
+    for one, threshold in zip(class_figures(scores), thresholds.tolist(), strict=True):
+        low, high = one.f1_interval
+        precise = None if math.isnan(one.average_precision) else round(one.average_precision, 4)
+        interval = round(low, 3), round(high, 3)
+        table.append([one.videos, one.named, one.hits, precise, *interval, round(threshold, 3)])
+    return table
+
+
+def _precision_recall(scores: VideoScores) -> dict[str, Any]:
+    charts = precision_recall_charts(scores)
+    left_out = int(class_truth(scores).any(0).sum()) - len(charts)
+    said = f"{counted(left_out, 'class')} with fewer videos left out." if left_out else ""
+    return {"title": "Precision over recall", "axis": "recall, %", "over": "recall", "charts": charts, "said": said}
 
 
 def _class_table(scores: VideoScores, counts: np.ndarray) -> list[list[Any]]:
@@ -169,6 +222,8 @@ def _notes(scores: VideoScores, thumbnails: Mapping[int, Thumbnail]) -> list[str
     notes = [f"{made:,} of {len(scores):,} videos have a thumbnail: some seconds from their middle, without sound."]
     if len(thumbnails) < len(scores):
         notes[0] += " Others are listed by name; --thumbnails N makes more of them."
+    if scores.truth is not None:
+        notes.append(f"{labels_said(scores).capitalize()}.")
     if without := int((scores.predicted() < 0).sum()):
         notes.append(f"{counted(without, 'video')} without finite scores: counted as wrong, and in no cell.")
     return notes

@@ -56,6 +56,22 @@ def test_a_page_of_a_run_whose_videos_are_gone(octvideo: Any, tmp_path: Path) ->
     assert data["reasons"] == ["no such file"] and [row[5] for row in data["videos"]] == [-2, -2]
 
 
+def test_a_page_of_several_labels_a_video(octvideo: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    truth = np.array([[1, 1], [1, 0]], bool)
+    values = np.array([[0.9, 0.2], [0.4, 0.6]])
+    VideoScores(["gone/1.mp4", "gone/2.mp4"], np.zeros(2), values, ["a", "b"], truth).save(folder / "scores.npz")
+    _, err = octvideo("report", folder, code=2)
+    assert "there is no confusion matrix, and the run has no curves: --details or --page" in err
+    _, err = octvideo("report", folder, "--page")
+    assert "2 of 2 thumbnails can't be made" in err and not (folder / "report.png").exists()
+    html = (folder / "page" / "index.html").read_text(encoding="utf-8")
+    assert "Confusion matrix" not in html.split("<main")[1].split("<script")[0] and "Precision over recall" in html
+    data = data_of(folder / "page" / "index.html")
+    assert {row[0]: row[1:3] for row in data["videos"]} == {"1.mp4": [[0, 1], [0]], "2.mp4": [[0], [1]]}
+
+
 @pytest.mark.slow  # processes for decoding start
 def test_thumbnails_are_made_once_and_rotten_videos_named(
     octvideo: Any, tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Any]

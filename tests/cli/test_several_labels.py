@@ -120,6 +120,25 @@ def test_several_labels_need_their_loss(octvideo: Cli, several: Path) -> None:
 
 
 @pytest.mark.slow
+def test_shards_of_several_labels_train_and_score_as_files(octvideo: Cli, several: Path) -> None:
+    _, err = octvideo("shards", "train.txt", "-o", "shards/train", code=2)
+    assert "are for model.loss bce and octvideo shards --several_labels" in err
+    for split in ("train", "test"):
+        octvideo("shards", f"{split}.txt", "--several_labels", "-o", f"shards/{split}")
+    for name, data in (("files", ()), ("shards", ("--data.train", "shards/train", "--data.val", "shards/test"))):
+        octvideo(*FIT, "--name", name, *data)
+        octvideo("test", "--name", name, "--ckpt", "last")
+    files, shards = last("files"), last("shards")
+    assert all(torch.equal(value, shards["state_dict"][key]) for key, value in files["state_dict"].items())
+    assert files["octvideo"]["scoring"] == shards["octvideo"]["scoring"]
+    ours, theirs = (VideoScores.load(f"runs/{name}/scores.npz") for name in ("shards", "files"))
+    assert ours.truth is not None and theirs.truth is not None and (ours.truth == theirs.truth).all()
+    assert (ours.scores == theirs.scores).all()
+    _, err = octvideo(*FIT, "--model.loss", "cross_entropy", "--data.train", "shards/train", code=2)
+    assert "shards/train holds videos with several labels, which are for model.loss bce" in err
+
+
+@pytest.mark.slow
 def test_scores_go_class_by_class_and_are_fused(octvideo: Cli, several: Path) -> None:
     for name, seed in (("one", 0), ("two", 1)):
         octvideo(*FIT, "--name", name, "--seed_everything", seed, "--trainer.max_epochs", 1)
@@ -132,8 +151,9 @@ def test_scores_go_class_by_class_and_are_fused(octvideo: Cli, several: Path) ->
     assert ((low - 1e-6 <= fused.scores) & (fused.scores <= high + 1e-6)).all() and fused.truth is not None
     octvideo("report", "one", "--details")
     assert Path("runs/one/details.png").stat().st_size > 10_000 and Path("runs/one/report.png").is_file()
-    _, err = octvideo("report", "one", "--page", code=2)
-    assert "--page shows one label a video" in err
+    _, err = octvideo("report", "one", "--page", "--thumbnails", 1)
+    page = Path("runs/one/page/index.html").read_text(encoding="utf-8")
+    assert "Labels by their thresholds." in page and "mAP over epochs" in page and "page: " in err
     _, err = octvideo("score", "one", "two", "--fuse_weights", 1, 2, code=2)
     assert "--fuse_weights, --fuse_by and --output are of the mean of several runs: add --fuse" in err
 

@@ -6,8 +6,10 @@ import functools
 import http.server
 import json
 import re
+import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,11 +21,14 @@ from torch.utils.data import DataLoader
 
 from octvideo.batches import Failure
 from octvideo.data.augment import Augmentation
+from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.dataset import Item, TrainingClips
 from octvideo.data.records import VideoRecord
+from octvideo.data.shard_joining import join_shards
 from octvideo.data.shard_writer import index_shards, write_shards
 from octvideo.data.shards import check_archives, read_shards, source_of
 from octvideo.errors import UserError
+from octvideo.parts import Part
 from octvideo.video import VideoBytes, VideoReadError
 
 CLASSES = ("wave", "clap", "jump")
@@ -164,6 +169,67 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(write: Write, tmp_path: Path, s
     report = write("stopped", shuffle=1)
     assert report.written + report.kept == 7
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def several(records: list[VideoRecord]) -> list[VideoRecord]:
+    """Each second video has all other classes besides."""
+    others = [tuple(n for n in range(len(CLASSES)) if n != record.label) for record in records]
+    return [replace(record, others=others[n] if n % 2 else ()) for n, record in enumerate(records)]
+
+
+def labels_of(videos: Iterable[VideoRecord]) -> list[tuple[int, ...]]:
+    return [(record.label, *record.others) for record in videos]
+
+
+def test_several_labels_are_kept(write: Write, records: list[VideoRecord], root: Path, tmp_path: Path) -> None:
+    videos = several(records)
+    calls = iter(range(1, 100))
+
+    def interrupt() -> None:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+
+    write("whole", records=videos)
+    with pytest.raises(KeyboardInterrupt):
+        write("stopped", records=videos, advance=interrupt)
+    write("stopped", records=videos)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    there = read_shards(str(tmp_path / "whole"))
+    assert labels_of(there) == labels_of(videos) and there.has_several
+    # Parts that are joined, and archives whose index is lost, have them too.
+    parts = [tmp_path / "parts" / str(number) for number in (1, 2)]
+    for number in (1, 2):
+        write(f"parts/{number}", records=videos, part=Part(number, 2))
+    join_shards(parts, tmp_path / "parts")
+    assert labels_of(read_shards(str(tmp_path / "parts"))) == labels_of(videos)
+    (tmp_path / "whole" / "index.jsonl").unlink()
+    index_shards(tmp_path / "whole")
+    assert labels_of(read_shards(str(tmp_path / "whole"))) == labels_of(videos)
+    with tarfile.open(tmp_path / "whole" / "shard-000000.tar") as archive:
+        names = archive.getnames()
+        described = json.loads(archive.extractfile("000000001.json").read())  # type: ignore[union-attr]
+    assert not [name for name in names if name.endswith(".cls")] and described["labels"] == list(labels_of(videos)[1])
+    # A stopped command that goes on with other labels would mix them.
+    with pytest.raises(UserError, match=r"labels of .* were \[\d, \d, \d\], now \[\d, \d\]"):
+        write("stopped", records=[replace(record, others=record.others[:1]) for record in videos])
+    with pytest.raises(UserError, match=r"labels of .* were \[\d, \d, \d\], now \[\d\]"):
+        write("stopped")
+    write("one")
+    with pytest.raises(UserError, match="several_labels was None, now True"):
+        write("one", records=videos)
+    # As in lists, a loss for one label does not take them; ids are checked, whatever place they have.
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    for classes, takes, message in (
+        (CLASSES, False, "holds videos with several labels, which are for model.loss bce"),
+        (CLASSES[:2], True, "has the label 2, expected 0 to 1"),
+    ):
+        (tmp_path / "stopped" / "classes.txt").unlink(missing_ok=True)
+        (tmp_path / "classes.txt").write_text("\n".join(classes))
+        data = VideoDataModule(
+            str(tmp_path), train=str(tmp_path / "stopped"), classes=str(tmp_path / "classes.txt"), several_labels=takes
+        )
+        with pytest.raises(UserError, match=message):
+            data.videos("train")
 
 
 def test_an_index_that_a_kill_cut_is_mended(write: Write, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from octvideo.evaluation.several import (
     SeveralMetrics,
     average_precisions,
     best_thresholds,
+    map_intervals,
     mean_average_precisions,
     several_hot,
 )
@@ -59,6 +60,27 @@ def test_it_is_the_same_over_any_batches_and_videos_without_a_label_count_nowher
     assert metrics.thresholds == best_thresholds(scores, truth)
     with pytest.raises(ValueError, match=r"got scores \(2, 4\) and truth \(2, 5\)"):
         metrics.update(torch.rand(2, 4), torch.zeros(2, 5, dtype=torch.bool))
+
+
+def test_intervals_are_scikit_learns_of_resampled_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octvideo.evaluation.several._RESAMPLES", 100)
+    scores, truth = some()
+    draw = torch.Generator().manual_seed(0)
+    macro, micro = [], []
+    for _ in range(100):
+        counts = torch.randint(40, (40,), generator=draw).bincount(minlength=40).numpy()
+        there = [k for k in range(5) if (counts * truth[:, k].numpy()).any()]
+        score = sklearn.average_precision_score
+        macro.append(np.mean([score(truth[:, k], scores[:, k], sample_weight=counts) for k in there]))
+        micro.append(score(truth.flatten(), scores.flatten(), sample_weight=counts.repeat(5)))
+    for found, value, drawn in zip(
+        map_intervals(scores, truth), mean_average_precisions(scores, truth), (macro, micro), strict=True
+    ):
+        ends = np.quantile(drawn, [0.025, 0.975]) - np.mean(drawn) + value
+        assert found == pytest.approx(ends.clip(0, 1), abs=1e-6) and found[0] < value < found[1]
+    assert map_intervals(scores, torch.zeros_like(truth)) == (None, None)
+    monkeypatch.setattr("octvideo.evaluation.several._MOST_WORK", 99 * 40 * 5)  # it would take too long
+    assert map_intervals(scores, truth) == (None, None)
 
 
 def test_thresholds_have_the_greatest_f1_of_all() -> None:
@@ -114,6 +136,7 @@ def test_the_table_has_them() -> None:
     assert macro.value == pytest.approx(np.mean(expected), abs=1e-6)
     assert (macro.name, micro.name, top1.name, top1.total) == ("mAP", "mAP micro", "top-1", 20)
     assert f"{100 * macro.value:.1f} %" in metrics_table(scores)
+    assert macro.interval is not None and macro.interval[0] < macro.value < macro.interval[1]
 
 
 # ── scoring ─────────────────────────────────────────────────────────────────────────────────────────────────

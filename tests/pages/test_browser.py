@@ -192,6 +192,51 @@ def test_a_run_of_two_classes(page: Any, tmp_path: Path, video: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("width", "is_dark"), [(360, False), (1280, True)])
+def test_a_run_of_several_labels_a_video(page: Any, tmp_path: Path, video: Path, width: int, is_dark: bool) -> None:
+    names = [
+        CHINESE,
+        ARABIC,
+        HOSTILE,
+        *(f"a class with a long name {n} " + "verylongword" * (n % 3) for n in range(17)),
+    ]
+    truth = np.zeros((40, 20), bool)
+    truth[np.arange(40), np.arange(40) % 20] = truth[np.arange(40), (np.arange(40) + 1) % 20] = True
+    values = np.where(truth, 0.8, 0.1)
+    values[0, 1], values[0, 2] = 0.2, 0.9  # the second class is missed, the third one wrong
+    paths = [f"d/{HOSTILE if n == 0 else n}.mp4" for n in range(40)]
+    scores = VideoScores(paths, truth.argmax(1), values, names, truth)
+    curves = {name: Curve([1.0, 2.0], [0.3, 0.5]) for name in ("val/map", "val/map_micro")}
+    clips = {0: Thumbnail(f"videos/{video.name}")}
+    html = report_page(title=HOSTILE, curves=curves, scores=scores, thumbnails=clips)
+    (tmp_path / "index.html").write_text(html, encoding="utf-8")
+    page.dark(is_dark)
+    page.open(tmp_path / "index.html", width=width)
+    assert page.poor_contrast() == [] and page.js("return document.documentElement.scrollWidth <= innerWidth")
+    assert page.texts(".tile-name") == ["mAP", "mAP micro", "top-1"]
+    lines = [f"{CHINESE} right 80.0 %", f"{ARABIC} missed 20.0 %", f"{HOSTILE} wrong 90.0 %", f"{HOSTILE}.mp4"]
+    assert [line.replace("\u00a0", " ") for line in page.texts("#mistakes figcaption div")] == lines
+    page.until("const v = document.querySelector('#mistakes video'); return v && v.currentTime > 0.1")
+    titles = page.texts(".chart figcaption b > bdi")
+    assert len(titles) == 13 and titles[-1] == "mAP" and HOSTILE in titles
+    # Sorted by what was missed, and by what was wrong, the first cell opens its video.
+    for column, said in ((7, f"{ARABIC}, missed: 1 video"), (8, f"{HOSTILE}, wrong: 1 video")):
+        page.js(f"document.querySelectorAll('.classes thead th')[{column}].querySelector('button').click()")
+        page.js(f"document.querySelector('.classes tbody tr').children[{column}].querySelector('button').click()")
+        assert page.one("#clips-title").text == said and len(page.all("dialog .clip")) == 1
+        assert page.poor_contrast() == []
+        page.keys(ESCAPE)
+    page.one("input[type=search]").send_keys("الصن")
+    assert [row.text.split()[0] for row in page.all(".classes tbody tr") if row.is_displayed()] == [ARABIC.split()[0]]
+    page.js(
+        "[...document.querySelectorAll('.classes tbody tr')].find((e) => !e.hidden).querySelector('button').click()"
+    )
+    assert page.one("#clips-title").text == f"{ARABIC}: 4 videos"
+    assert page.texts("dialog figcaption")[0].startswith(CHINESE)  # the one that was missed comes first
+    page.dark(False)
+
+
+@pytest.mark.slow
 def test_a_run_of_four_hundred_classes(page: Any, tmp_path: Path, video: Path) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 

@@ -6,7 +6,9 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from octvideo.inference.segments import Segment
 from octvideo.inference.timeline_document import timeline_document
 from octvideo.pages.card import Card, Section, card_page
 from octvideo.pages.chosen import common_folder, fitting, in_order_of_use
-from octvideo.pages.curves import charts_of
+from octvideo.pages.curves import charts_of, precision_recall_charts
 from octvideo.pages.page import json_block
 from octvideo.pages.report import Thumbnail, report_document, report_page
 from octvideo.pages.timeline import ListedVideo, index_page, timeline_page
@@ -59,6 +61,17 @@ def scores_of(labels: list[int], predicted: list[int], names: list[str], paths: 
     return VideoScores(paths or [f"d/{n}.mp4" for n in range(len(labels))], np.array(labels), values, names)
 
 
+def several_of(paths: list[str] | None = None, names: list[str] | None = None) -> VideoScores:
+    """Three classes, thresholds .5, .6 and .5: the first video has one missed and one wrong, the second all right."""
+    truth = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1]], bool)
+    values = np.array([[0.9, 0.5, 0.8], [0.7, 0.1, 0.2], [0.4, 0.6, 0.0]])
+    thresholds = np.array([0.5, 0.6, 0.5])
+    found = truth.argmax(1)
+    return VideoScores(
+        paths or ["d/0.mp4", "d/1.mp4", "d/2.mp4"], found, values, names or list("abc"), truth, thresholds
+    )
+
+
 def document(**changes: Any) -> dict[str, Any]:
     segments = [Segment(0.0, 1.0, 0, 0.9)]
     made = timeline_document([0.0, 1.0], [1.0, 2.0], [{0: 0.9}, {1: 0.4}], segments, ["wave", HOSTILE], title=HOSTILE)
@@ -75,12 +88,19 @@ def pages() -> dict[str, str]:
         "report": report_page(
             title=HOSTILE, curves=curves, scores=scores, thumbnails=thumbnails, unreadable=[(HOSTILE, HOSTILE)]
         ),
+        "several": report_page(
+            title=HOSTILE,
+            curves=curves,
+            scores=several_of([*paths, "d/c.mp4"], [*names, "c"]),
+            thumbnails=thumbnails,
+            unreadable=[(HOSTILE, HOSTILE)],
+        ),
         "timeline": timeline_page(document(notes=[HOSTILE]), up="index.html"),
         "index": index_page([ListedVideo(HOSTILE, "1.html", document(), HOSTILE)]),
     }
 
 
-@pytest.mark.parametrize("kind", ["report", "timeline", "index"])
+@pytest.mark.parametrize("kind", ["report", "several", "timeline", "index"])
 def test_names_are_text_and_only_our_scripts_may_run(kind: str) -> None:
     html = pages()[kind]
     html.encode("utf-8")  # bytes of names that are no text are gone
@@ -98,7 +118,7 @@ def test_names_are_text_and_only_our_scripts_may_run(kind: str) -> None:
     assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
 
 
-@pytest.mark.parametrize("kind", ["report", "timeline", "index"])
+@pytest.mark.parametrize("kind", ["report", "several", "timeline", "index"])
 def test_nothing_from_elsewhere_is_named(kind: str) -> None:
     parts = Parts(pages()[kind])
     loaded = [a.get(key) for _, a in parts.elements for key in ("src", "href", "action", "srcset") if a.get(key)]
@@ -142,6 +162,57 @@ def test_the_document_of_a_run_by_hand() -> None:
     ]
     assert made["clips"] == ["clips/2.mp4"] and made["reasons"] == ["no such file"] and made["mistakes"] == [0]
     assert common_folder([]) == "" and common_folder(["/a/b.mp4"]) == "/a/"
+
+
+def test_the_document_of_several_labels_by_hand() -> None:
+    made = report_document(several_of(), {1: Thumbnail("clips/1.mp4")})
+    assert made["counts"] == [] and made["total"] == 3 and made["classes"] == ["a", "b", "c"]
+    # The one with a thumbnail; then the one whose score is the farthest from its threshold, on the wrong side.
+    assert made["videos"] == [
+        ["1.mp4", [0], [0], [700], [700], 0],
+        ["2.mp4", [1, 2], [1], [600], [600, 0], -1],
+        ["0.mp4", [0, 1], [0, 2], [900, 800], [900, 500], -1],
+    ]
+    assert made["mistakes"] == [1, 2] == [made["videos"].index(row) for row in made["videos"] if row[1] != row[2]]
+    # Videos, taken, both, average precision; threshold.
+    assert [[*row[:4], row[-1]] for row in made["table"]] == [
+        [2, 2, 2, 1.0, 0.5],
+        [2, 1, 1, 1.0, 0.6],
+        [1, 1, 0, 0.3333, 0.5],
+    ]
+    scores = several_of()
+    scores.scores[2, 1] = np.nan
+    made = report_document(scores, {})
+    assert [row[1:5] for row in made["videos"] if row[0] == "2.mp4"] == [[[2, 1], [], [], [0, None]]]
+    page = report_page(title="r", scores=scores)
+    assert "3 videos of 3 classes, 1.7 labels a video" in page and "Labels by their thresholds." in page
+    assert "1 video without finite scores" in page and "Confusion matrix" not in page
+    assert "Labels by a threshold of .5." in report_page(title="r", scores=replace(scores, thresholds=None))
+
+
+def test_of_several_labels_what_was_found_missed_and_wrong_is_shown_of_each_class() -> None:
+    n, k = 300, 10
+    rng = np.random.default_rng(0)
+    truth = rng.random((n, k)) < 0.2
+    truth[:, 0] |= ~truth.any(1)
+    values = np.clip(0.3 + 0.3 * truth + 0.2 * rng.standard_normal((n, k)), 0, 1)
+    scores = VideoScores([f"{v}.mp4" for v in range(n)], truth.argmax(1), values, [f"c{c}" for c in range(k)], truth)
+    order = in_order_of_use(scores)
+    assert sorted(order) == list(range(n))
+    # After the mistakes at the beginning, one of each class and kind before the second of any.
+    named = values.astype(np.float32) >= 0.5
+    next_ones = order[24 : 24 + 3 * k]
+    for kind in (truth & named, truth & ~named, ~truth & named):
+        assert kind[next_ones].any(0).all()
+    for chart in precision_recall_charts(scores):
+        row = int(chart.title[1:])
+        places = [tuple(map(float, place.split())) for place in chart.lines[0].path[1:].split("L")]
+        area = sum((b[0] - a[0]) * (1000 - b[1]) for a, b in pairwise(places)) / 1e6
+        sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the reference")
+        assert area == pytest.approx(sklearn.average_precision_score(truth[:, row], scores.scores[:, row]), abs=1e-3)
+        recall, precision = (f(truth[:, row], named[:, row]) for f in (sklearn.recall_score, sklearn.precision_score))
+        assert chart.lines[1].path.startswith(f"M{1000 * recall:.1f} {1000 * (1 - precision):.1f}L")
+    assert len(precision_recall_charts(scores)) == 10
 
 
 def test_a_page_of_any_number_of_videos_stays_below_5_mb() -> None:
