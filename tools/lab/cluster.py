@@ -66,7 +66,7 @@ def course_of(seen: Sequence[tuple[float, int]], whole_s: float) -> Course:
         UserError: there were too few to tell a rate.
     """
     if len(seen) < 2:
-        raise UserError(f"{seen[-1][1] if seen else 0} results came at once: give more videos")
+        raise UserError(f"{seen[-1][1]} results came at once: give more videos")
     (first_s, few), (last_s, all_of_them) = seen[0], seen[-1]
     return Course(first_s, last_s, whole_s, all_of_them - few)
 
@@ -92,9 +92,10 @@ def run_watched(words: Sequence[str], out: Path) -> Course:
         finally:
             process.kill()
             process.wait()
-    if code not in (0, 1):  # 1: some video can't be read
+    whole_s = time.monotonic() - started
+    if code not in (0, 1) or not seen:  # 1: some video can't be read
         raise UserError(f"exit code {code} of {' '.join(words)}:\n{last_lines(log)}")
-    return course_of(seen, time.monotonic() - started)
+    return course_of(seen, whole_s)
 
 
 def table(rounds: Sequence[Mapping[str, Course]]) -> list[tuple[str, ...]]:
