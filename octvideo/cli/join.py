@@ -18,6 +18,7 @@ from octvideo.data.shard_joining import join_shards
 from octvideo.errors import UserError
 from octvideo.files import whole_text
 from octvideo.json_joining import join_lines
+from octvideo.stores import by_shown
 
 _SHOWN = 5  # names of each kind
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         return _join_shards(parts, args.output)
     if args.output.exists() and (not args.overwrite or args.output in parts or not args.output.is_file()):
         raise UserError(f"{args.output} is there: name another file, or give --overwrite (not for one of the parts)")
-    names = None if args.list is None else list(dict.fromkeys(find_videos(args.list, images=True)))
+    names = None if args.list is None else list(by_shown(find_videos(args.list, images=True)))
     joined = join_lines(parts, args.output, names)
     broken = f", {joined.unreadable:,} of them can't be read to their end" if joined.unreadable else ""
     print(f"{args.output}: {joined.videos:,} videos of {len(parts)} files{broken}")

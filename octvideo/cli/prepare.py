@@ -94,7 +94,7 @@ def add_arguments(parser: Parser) -> None:
     smaller, default = commands.add_parser("reencode", help="a smaller copy that loads faster"), EncodingSettings()
     smaller.set_defaults(run=_reencode)
     add = smaller.add_argument
-    add("source", type=Path, metavar="SOURCE", help="folder of videos; nothing in it is touched")
+    add("source", metavar="SOURCE", help="folder of videos, or its address; nothing in it is touched")
     add("output", type=Path, metavar="OUTPUT", help="folder to write: the same names, as .mp4")
     add("--short_side", type=positive, default=default.short_side_px, metavar="PX", help="(256); 320 is usual too")
     add("--gop", type=positive, default=default.gop_frames, metavar="FRAMES", help="between keyframes (12)")

@@ -12,7 +12,7 @@ from octvideo.inference.segments import Segment, SegmentSettings, segments_of_to
 from octvideo.inference.timeline import WindowScores
 from octvideo.inference.window_lines import TopClasses
 from octvideo.json_lines import JsonLines, Words
-from octvideo.video.addresses import is_address
+from octvideo.stores import is_remote
 
 RESULTS = "octvideo timeline 1"
 _WORDS = Words("file of window scores", "another model, or of other settings", "name another file")
@@ -93,7 +93,7 @@ class Scores:
         """Notes that a video has no more windows; of one on the net that breaks off, the next run may find more."""
         video = self.videos[path]
         video.is_done, video.trouble, video.cuts = True, trouble, cuts
-        if self._lines is not None and not (trouble and is_address(path)):
+        if self._lines is not None and not (trouble and is_remote(path)):
             done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": trouble}
             self._lines.add(done)
 
