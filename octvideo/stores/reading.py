@@ -160,6 +160,7 @@ class StoredFile:
                 raise
 
     def _fetched(self, start: int, stop: int) -> bytes:
+        stop = min(stop, self.size)
         content = self._fetch(start, stop)
         if len(content) != stop - start:
             raise StoreError(f"it got shorter while it was read: {len(content)} of {stop - start} bytes at {start}")

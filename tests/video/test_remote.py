@@ -20,6 +20,7 @@ from octvideo.video.frames import RemoteVideo, VideoBytes, fetched
 from octvideo.video.isolated import IsolatedPool
 from octvideo.video.overlay import write_overlay
 from tests.file_server import FileServer, file_server
+from tests.video.reference import torchcodec_reason
 
 SOME = [0, 7, 8, 30, 39]
 
@@ -48,8 +49,8 @@ def chosen(num_frames: int) -> Tensor:
 def test_frames_are_those_of_the_file(
     server: FileServer, video: Path, size: str, decoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if decoder == "torchcodec":
-        pytest.importorskip("torchcodec", reason="torchcodec is in the dev extra", exc_type=ImportError)
+    if decoder == "torchcodec" and (reason := torchcodec_reason()):
+        pytest.skip(reason)
     if size == "by blocks":  # packets are not kept, as of a large file
         monkeypatch.setattr("octvideo.video.packets._HELD_BYTES", 0)
     local = read_frames(video, chosen, decoder=decoder)
@@ -124,7 +125,7 @@ def test_a_store_that_goes_away_in_the_middle_is_no_end_of_the_video(
     monkeypatch.setattr("octvideo.stores.reading.BLOCK_BYTES", 512)
     monkeypatch.setattr("octvideo.stores.reading._BLOCKS", 2)
     monkeypatch.setattr("octvideo.video.packets._HELD_BYTES", 0)
-    assert len(server.contents["a.mp4"]) > 13 * 512
+    assert len(server.contents["a.mp4"]) > 13 * 400
     server.faults["a.mp4"] = [""] * after + ["503"] * 99
     with pytest.raises(VideoReadError, match="the server answers 503") as caught:
         _ = (
@@ -136,10 +137,15 @@ def test_a_store_that_goes_away_in_the_middle_is_no_end_of_the_video(
 
 
 def test_overlays(server: FileServer, video: Path, tmp_path: Path, size: str) -> None:
-    write_overlay(server.url("a.mp4"), tmp_path / "remote.mkv", lambda image, time: None)
-    write_overlay(str(video), tmp_path / "local.mkv", lambda image, time: None)
-    remote, local = (read_frames(tmp_path / f"{name}.mkv", chosen) for name in ("remote", "local"))
-    assert torch.equal(remote.frames, local.frames)
+    painted: list[list[tuple[float, bytes]]] = []
+    for source in (server.url("a.mp4"), str(video)):
+        images: list[tuple[float, bytes]] = []
+        report = write_overlay(
+            source, tmp_path / "out.mkv", lambda image, time, images=images: images.append((time, image.tobytes()))
+        )
+        assert report.num_frames == len(images) == 40
+        painted.append(images)
+    assert painted[0] == painted[1]
 
 
 def test_forked_workers(server: FileServer, video: Path, size: str) -> None:
