@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import unquote
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -130,6 +131,7 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch, name: str = "bucket") -> Iterator
     kind = fsspec.get_filesystem_class("s3")
     kind.clear_instance_cache()  # of another test's server
     store = fsspec.filesystem("s3", use_listings_cache=False)
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # all its servers share one state
     store.mkdir(name)
     try:
         yield store

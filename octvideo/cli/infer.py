@@ -32,7 +32,7 @@ from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.json_lines import first_line
 from octvideo.parts import Part, names_of_part
 from octvideo.progress import Progress
-from octvideo.stores import by_shown, check_stores, file_name, is_remote, read_text, shown, videos_at
+from octvideo.stores import StoredCopy, by_shown, check_stores, file_name, is_remote, read_text, shown, videos_at
 from octvideo.video import FrameFolder, VideoReadError
 from octvideo.video.image_frames import IMAGE_SUFFIXES, folders_of_images
 
@@ -40,6 +40,7 @@ STOPPED = "stopped: the same command goes on where results go into a file (-o)"
 
 
 def add_arguments(parser: Parser) -> None:
+    parser.stores_output = True
     parser.add_argument(
         "videos",
         nargs="+",
@@ -266,7 +267,7 @@ def _settle_views(args: argparse.Namespace, asked: dict[str, Any], predictor: Pr
         return ""
 
 
-def views_of_results(file: Path) -> dict[str, Any] | None:
+def views_of_results(file: Path | StoredCopy) -> dict[str, Any] | None:
     """The views of the results in a file, as fields of `ViewSettings`, none for the model's own; None where there are
     no such results."""
     made_by = first_line(file) or {}
@@ -291,7 +292,7 @@ def check_part(args: argparse.Namespace) -> None:
         )
 
 
-def part_of_results(file: Path, part: Part | None) -> dict[str, Any]:
+def part_of_results(file: Path | StoredCopy, part: Part | None) -> dict[str, Any]:
     """What the first line of a file of results says of a part; nothing where there is none, as in older files."""
     if part is None and not (first_line(file) or {}).get("part"):
         return {}
@@ -411,7 +412,9 @@ def predictor_of(
     return predictor
 
 
-def engine_of_results(file: Path, engine: str, precision: str, results: str = RESULTS) -> tuple[str, str] | None:
+def engine_of_results(
+    file: Path | StoredCopy, engine: str, precision: str, results: str = RESULTS
+) -> tuple[str, str] | None:
     """Engine and precision of the results in a file, where "auto" leaves them open: a run is resumed as it began.
 
     Args:

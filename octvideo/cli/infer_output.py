@@ -11,7 +11,7 @@ from typing import Any, Literal
 from octvideo.files import json_text
 from octvideo.inference.predictor import Prediction
 from octvideo.json_lines import JsonLines, Words
-from octvideo.stores import by_shown, shown
+from octvideo.stores import StoredCopy, by_shown, shown
 from octvideo.video import VideoReadError
 
 RESULTS = "octvideo infer 1"
@@ -64,14 +64,14 @@ class ResultFile:
     """Lines as of `as_record`, after a first one that says what made them: a run that was stopped goes on with them.
 
     Args:
-        path: written anew, or gone on with.
+        path: written anew, or gone on with; here, or at an address.
         made_by: {"weights": ..., "sha256": ..., ...}: what must be the same for all results in it.
 
     Raises:
         UserError: see `JsonLines`.
     """
 
-    def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
+    def __init__(self, path: Path | StoredCopy, made_by: dict[str, Any]) -> None:
         self._lines = JsonLines(path, {"results": RESULTS, **made_by}, _WORDS)
         self._entries: dict[str, Literal["result", "reason", "again"]] = {}
         for entry in self._lines.entries():
@@ -86,7 +86,7 @@ class ResultFile:
         left = [video for video in videos if self._entries.get(shown(video), "again") == "again"]
         if len(left) < len(videos):
             done = len(videos) - len(left)
-            print(f"{done} of {len(videos)} videos are in {self._lines.file} already", file=sys.stderr)
+            print(f"{done} of {len(videos)} videos are in {self._lines.name} already", file=sys.stderr)
         return left
 
     def add(self, result: Prediction | VideoReadError) -> None:
@@ -100,7 +100,7 @@ class ResultFile:
         self._lines.close()
         unreadable = sum(kind != "result" for kind in self._entries.values())
         broken = f", {unreadable} of them of videos that can't be read" if unreadable else ""
-        print(f"{len(self._entries)} results are in {self._lines.file}{broken}", file=sys.stderr)
+        print(f"{len(self._entries)} results are in {self._lines.name}{broken}", file=sys.stderr)
 
     def _note(self, record: dict[str, Any]) -> None:
         self._entries[record["path"]] = (

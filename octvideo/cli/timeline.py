@@ -22,7 +22,15 @@ from rich.console import Console
 
 from octvideo.class_names import ClassIndex
 from octvideo.cli.allocator import keep_freed_memory
-from octvideo.cli.arguments import Parser, above_zero, asked_views, positive, share, zero_or_more
+from octvideo.cli.arguments import (
+    Parser,
+    above_zero,
+    asked_views,
+    local_name,
+    positive,
+    share,
+    zero_or_more,
+)
 from octvideo.cli.infer import (
     as_begun,
     check_part,
@@ -49,7 +57,7 @@ from octvideo.inference.segments import Segment, SegmentSettings
 from octvideo.inference.timeline import Timeline, WindowScores
 from octvideo.parts import names_of_part
 from octvideo.progress import Progress
-from octvideo.stores import by_shown, file_name, is_remote, shown
+from octvideo.stores import StoredCopy, by_shown, file_name, is_remote, shown
 from octvideo.video import FileFrames, FrameFolder, VideoReadError
 from octvideo.video.addresses import has_no_end, is_address
 from octvideo.video.image_source import FolderFrames
@@ -58,6 +66,7 @@ STOPPED = "stopped: the same command goes on where scores go into a file (-o)"
 
 
 def add_arguments(parser: Parser) -> None:
+    parser.stores_output = True
     parser.add_argument(
         "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )
@@ -87,6 +96,7 @@ def add_arguments(parser: Parser) -> None:
         "--segments",
         nargs="+",
         default=[],
+        type=local_name,
         metavar="FILE|FOLDER",
         help="write segments: .json, .csv, and of one video .srt, .vtt; in a folder each video gets all of them",
     )
@@ -129,6 +139,8 @@ def run(args: argparse.Namespace) -> int:
     files = [SegmentFile(Path(name), len(videos)) for name in args.segments]
     if args.overlay is not None and addresses:
         raise UserError(f"--overlay {args.overlay}: of files on this machine alone, got {addresses[0]}")
+    if live is not None and isinstance(args.output, StoredCopy):
+        raise UserError(f"--output {args.output}: of a stream it is a file on this machine")
     if live is not None and args.picture is not None:
         raise UserError(f"--picture {args.picture}: a stream has no end; draw one of a file")
     if args.page is not None and (live is not None or addresses):

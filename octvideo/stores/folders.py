@@ -93,6 +93,24 @@ def walk_store(name: str) -> Iterator[str]:
         yield f"{prefix}{full.lstrip('/')}"
 
 
+def glob(pattern: str) -> list[str]:
+    """Addresses of the files that a pattern with * names, in natural order.
+
+    Raises:
+        UserError: they can't be listed, or there are none.
+    """
+    if is_http(pattern):
+        raise UserError(f"{shown(pattern)}: http has no patterns; name the files")
+    file_system, path = store_of(pattern)
+    try:
+        found = tried(pattern, lambda: file_system.glob(path))
+    except StoreError as error:
+        raise UserError(f"can't list {shown(pattern)}: {error}") from None
+    if not found:
+        raise UserError(f"nothing at {shown(pattern)}")
+    return [f"{pattern.partition('://')[0]}://{full.lstrip('/')}" for full in sorted(found, key=natural_key)]
+
+
 def exists(name: str) -> bool:
     """Whether there is a file.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from octvideo.errors import UserError
 from octvideo.stores.http import is_http
 from octvideo.stores.names import shown
-from octvideo.stores.requests import store_of, tried
+from octvideo.stores.requests import StoreError, store_of, tried
 
 
 def check_writable(name: str) -> None:
@@ -31,3 +31,19 @@ def put_file(file: Path, name: str) -> None:
     check_writable(name)
     file_system, path = store_of(name)
     tried(name, lambda: file_system.put_file(str(file), path))
+
+
+def remove_file(name: str) -> None:
+    """Takes a file away, if it is there.
+
+    Raises:
+        StoreError: it can't be.
+        UserError: see `check_writable`.
+    """
+    check_writable(name)
+    file_system, path = store_of(name)
+    try:
+        tried(name, lambda: file_system.rm_file(path))
+    except StoreError as error:
+        if not error.is_missing:
+            raise
