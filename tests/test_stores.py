@@ -24,7 +24,7 @@ CONTENT = bytes(range(256)) * 40
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    monkeypatch.setattr("octvideo.stores.requests.WAITS_SEC", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("octvideo.stores.requests.FIRST_WAIT_SEC", 0.0)
     with file_server() as server:
         server.contents["a.mp4"] = CONTENT
         yield server
@@ -146,7 +146,8 @@ def test_what_is_refused_is_not_tried_again(server: FileServer) -> None:
 
 
 def test_a_host_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octvideo.stores.requests.WAITS_SEC", (0.0,))
+    monkeypatch.setattr("octvideo.stores.requests.FIRST_WAIT_SEC", 0.0)
+    monkeypatch.setenv("OCTVIDEO_REMOTE_TRIES", "2")
     with file_server() as gone:
         pass
     with pytest.raises(StoreError, match=r"Connect call failed|Cannot connect") as caught:
@@ -206,7 +207,8 @@ def test_threads_share_nothing_that_breaks(server: FileServer) -> None:
 
 
 def test_a_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("octvideo.stores.requests.WAITS_SEC", (0.0,))
+    monkeypatch.setattr("octvideo.stores.requests.FIRST_WAIT_SEC", 0.0)
+    monkeypatch.setenv("OCTVIDEO_REMOTE_TRIES", "2")
     with s3_bucket(monkeypatch) as bucket:
         for name in ("k/b10.mp4", "k/b2.mp4", "k/sub/a.webm", "k/.hidden.mp4", "k/notes.txt", "other/x.mp4"):
             bucket.pipe_file(f"bucket/{name}", name.encode())

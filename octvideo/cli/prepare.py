@@ -38,6 +38,7 @@ from octvideo.data.preparation.reencode import DAMAGED_FILE, FAILED_FILE, Summar
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.progress import Progress
+from octvideo.stores import is_remote
 
 _READERS = {
     "ucf101": ucf101_lists,
@@ -352,6 +353,7 @@ def _print_copied(args: argparse.Namespace, summary: Summary) -> None:
     if summary.failed:
         print(f"failed (run again, these are tried again): {args.output / name_for_part(FAILED_FILE, args.part)}")
     if args.part is None:
-        print(f"\nNext:\n  {next_command(args.source, args.output)}")
+        source = args.output if is_remote(args.source) else Path(args.source)
+        print(f"\nNext:\n  {next_command(source, args.output)}")
     else:
         print(f"\nThis was part {args.part}. When all are done, the same command without --part says what is missing.")

@@ -64,7 +64,8 @@ class StoredCopy:
         except StoreError as error:
             if not error.is_missing:
                 raise UserError(f"can't read {self}: {error}") from None
-            if path.exists() and (self._state(path) or {}).get("size") is not None:  # it was there, and somebody has removed it
+            was_there = (self._state(path) or {}).get("size") is not None
+            if path.exists() and was_there:  # and somebody has removed it
                 path.replace(path.with_name(f"{path.name}.before"))
                 self._note(path, None)
             return path

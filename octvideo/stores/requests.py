@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import re
@@ -19,8 +20,8 @@ from octvideo.stores.names import shown
 
 Value = TypeVar("Value")
 
-WAITS_SEC = (1.0, 2.0, 4.0)  # before the second try of a request, and so on
-LIMIT, TIMEOUT = "OCTVIDEO_REMOTE_LIMIT_GB", "OCTVIDEO_REMOTE_TIMEOUT"
+FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 1.0, 30.0  # before the second try of a request; doubled for each later one
+LIMIT, TIMEOUT, _TRIES = "OCTVIDEO_REMOTE_LIMIT_GB", "OCTVIDEO_REMOTE_TIMEOUT", "OCTVIDEO_REMOTE_TRIES"
 
 _ANY_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 # Answers that another try may change: too many requests, and a server in trouble.
@@ -97,7 +98,7 @@ def _client_timeout(seconds: float) -> Any:
 
 def _timeout_sec() -> float:
     """How long a server may be silent."""
-    return _setting(TIMEOUT, 60.0)
+    return _setting(TIMEOUT, 30.0)
 
 
 def limit_bytes() -> int:
@@ -132,16 +133,17 @@ def tried(name: str, request: Callable[[], Value]) -> Value:
     Raises:
         StoreError: it does not.
     """
-    tries = len(WAITS_SEC) + 1
-    for number, wait_sec in enumerate((*WAITS_SEC, None), 1):
+    tries = max(int(_setting(_TRIES, 4)), 1)
+    for number in itertools.count(1):
         try:
             return request()
         except UserError:
             raise
         except Exception as error:  # each store has errors of its own
             failure = _failure(name, error)
-        if wait_sec is None or not failure.may_pass:
+        if number >= tries or not failure.may_pass:
             break
+        wait_sec = min(FIRST_WAIT_SEC * 2 ** (number - 1), _LONGEST_WAIT_SEC)
         log.warning("%s: %s; try %d of %d in %g s", shown(name), failure, number + 1, tries, wait_sec)
         time.sleep(wait_sec)
     raise failure from None  # its cause repeats the address

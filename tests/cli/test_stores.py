@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from octvideo.cli import main
 from octvideo.models import i3d_small
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import ViewSettings
+from tests.cli.conftest import TINY_CONFIG
 from tests.file_server import FileServer, file_server, s3_bucket
 
 VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=1, num_crops=1, short_side_px=32, crop_px=32)
@@ -42,7 +45,8 @@ def words(checkpoint: Path) -> list[str]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # Not by OCTVIDEO_CACHE: the kernel would be compiled anew.
     monkeypatch.setattr(copies, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr("octvideo.stores.requests.WAITS_SEC", (0.0,))
+    monkeypatch.setattr("octvideo.stores.requests.FIRST_WAIT_SEC", 0.0)
+    monkeypatch.setenv("OCTVIDEO_REMOTE_TRIES", "2")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache"
 
@@ -235,3 +239,109 @@ def test_addresses_that_cannot_be_meant(
     assert main(command) == 2
     assert f"error: {said}" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []  # noqa: PTH208 (and no folder called s3:)
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()[1:]]
+
+
+def test_timelines_features_and_pictures_of_a_bucket(
+    bucket: Any,
+    server: FileServer,
+    tiny_data: Path,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    local = str(tiny_data / "test" / "left" / "clip 1.mp4")
+    stored, gone, served = local.replace(str(tiny_data), "s3://bucket/tiny"), "s3://bucket/no.mp4", server.url("v2.mp4")
+    shared = [stored, local, served, gone, *words, "--window", "0.5", "--stride", "0.25"]
+    assert main(["timeline", *shared, "-o", "s3://bucket/t.jsonl", "--segments", "all.csv"]) == 1
+    assert f"cannot read video '{gone}': no such file" in capsys.readouterr().err
+    scored = [json.loads(line) for line in bucket.cat_file("bucket/t.jsonl").decode().splitlines()[1:]]
+    of: dict[str, list[Any]] = {}
+    for line in scored:
+        of.setdefault(line.pop("path"), []).append(line)
+    assert of[stored] == of[local] and len(of[local]) > 3 and len(of[served]) > 3 and gone not in of  # it may come
+    assert main(["features", *shared, "-o", "features"]) == 1
+    found = sorted(str(file.relative_to("features")) for file in Path("features").rglob("*.safetensors"))
+    assert found == sorted(
+        [
+            "_store/s3/bucket/tiny/test/left/clip 1.mp4.safetensors",
+            f"_store/http/{served.removeprefix('http://')}.safetensors",
+            f"_root{local}.safetensors".replace("_root/", "_root/"),
+        ]
+    )
+    assert (
+        main(["features", *shared, "-o", "features"]) == 1
+        and "3 of 4 videos are in features" in capsys.readouterr().err
+    )
+    assert main(["similar", "features", stored, *words[:2]]) == 0 and local in capsys.readouterr().out
+    assert main(["explain", stored, "--ckpt", words[1], "-o", "seen.png"]) == 0
+    assert main(["explain", served, "--ckpt", words[1], "-o", "seen.mkv"]) == 0
+    assert Path("seen.png").stat().st_size > 1000 and Path("seen.mkv").stat().st_size > 1000
+
+
+def test_checks_and_copies_of_addresses(
+    server: FileServer, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over HTTP alone: processes that decode are forked from one that knows no later environment."""
+    monkeypatch.setenv("OCTVIDEO_REMOTE_TRIES", "1")
+    videos = {name: content for name, content in server.contents.items() if name != "v0.mp4"}
+    server.contents |= {f"folder/{name}": content for name, content in videos.items()}
+    server.contents["folder/"] = "".join(f"<a href='{name}'>x</a>" for name in [*videos, "rotten.mp4"]).encode()
+    server.contents["folder/rotten.mp4"] = b"no video"
+    server.contents["list.txt"] = b"v1.mp4 1\nv9.mp4 0\nv2.mp4?sig=secret 1\n"
+    server.faults["v2.mp4"] = ["503"] * 9
+    command = ["check", server.url("folder/"), server.url("list.txt"), "--root", server.url(""), "-o", "checked"]
+    assert main([*command, "--num_workers", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "1 could not be reached for now" in said and "2 in the quarantine list" in said
+    quarantine = Path("checked/quarantine.txt").read_text()
+    assert (
+        f"{server.url('folder/rotten.mp4')}\t" in quarantine and f"{server.url('v9.mp4')}\tno such file" in quarantine
+    )
+    assert "v2.mp4" not in quarantine and "secret" not in Path("checked/journal.jsonl").read_text()
+    del server.faults["v2.mp4"]
+    assert main([*command, "--num_workers", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "could not be reached" not in said and "6 of them were known from before" in said
+    server.contents["folder/rotten.mp4"] = server.contents["v0.mp4"]
+    words = ["small", "--short_side", "32", "--num_workers", "1"]
+    assert main(["prepare", "reencode", server.url("folder/"), *words]) == 0, Path(
+        "small/reencode_failed.txt"
+    ).read_text()
+    assert {file.name for file in Path("small").glob("*.mp4")} == {*videos, "rotten.mp4"}
+
+
+def test_shards_of_a_bucket(bucket: Any, tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shards", "test.txt", "--root", "s3://bucket/tiny", "-o", "stored"]) == 0
+    assert main(["shards", "test.txt", "--root", str(tiny_data), "-o", "local"]) == 0
+    for file in Path("local").iterdir():
+        assert Path("stored", file.name).read_bytes() == file.read_bytes()
+    assert main(["shards", "test.txt", "--root", "s3://bucket/none", "-o", "no"]) == 2
+    said = capsys.readouterr().err
+    assert "error: no data for data.train 'test.txt': looked for s3://bucket/none/test.txt and" in said
+
+
+@pytest.mark.slow
+def test_a_bucket_in_processes_of_their_own(bucket: Any, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "octvideo", "check", "s3://bucket/tiny/test/", "-o", "checked"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "checked" / "journal.jsonl")) == 5
+
+
+@pytest.mark.slow
+def test_training_from_a_bucket(bucket: Any, tiny_data: Path, tmp_path: Path) -> None:
+    """Weights are those of the same data on this machine, with loading processes."""
+    for name, root in (("stored", "s3://bucket/tiny"), ("local", str(tiny_data))):
+        Path(f"{name}.yaml").write_text(TINY_CONFIG.format(root=root))
+        how = ["--name", name, "--data.num_workers", "1", "--trainer.max_epochs", "1"]
+        assert main(["fit", "-c", f"{name}.yaml", *how]) == 0
+    weights = [
+        torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("stored", "local")
+    ]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert main(["test", "--name", "stored"]) == 0

@@ -27,7 +27,7 @@ SOME = [0, 7, 8, 30, 39]
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, video: Path) -> Iterator[FileServer]:
-    monkeypatch.setattr("octvideo.stores.requests.WAITS_SEC", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("octvideo.stores.requests.FIRST_WAIT_SEC", 0.0)
     with file_server() as server:
         server.contents["a.mp4"] = video.read_bytes()
         yield server
