@@ -43,6 +43,7 @@ def test_names() -> None:
     ]
     assert joined("s3://b/k/", "./a b.mp4") == "s3://b/k/a b.mp4" and joined(Path("k"), "a.mp4") == "k/a.mp4"
     assert joined("k", "/x/a.mp4") == "/x/a.mp4" and joined("s3://b", "http://h/a.mp4") == "http://h/a.mp4"
+    assert joined("s3://b", "/x/a.mp4") == "/x/a.mp4"
     assert stores.file_name("s3://b/what?.mp4") == "what?.mp4"
 
 

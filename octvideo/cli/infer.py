@@ -333,11 +333,11 @@ def find_videos(names: Sequence[str], *, images: bool = False) -> Iterator[str]:
                 wanted = sorted(VIDEO_SUFFIXES | (IMAGE_SUFFIXES if images else frozenset()))
                 raise UserError(f"no video in folder {path} (looked for {', '.join(wanted)})")
             yield from inside
-        elif path.exists():
-            _check_is_video(path.name, name)
-            yield name
         else:
-            raise UserError(f"no file or folder {path}")
+            _check_is_video(path.name, name)
+            if not path.exists():
+                raise UserError(f"no file or folder {path}")
+            yield name
 
 
 def _check_is_video(name: str, given: str) -> None:

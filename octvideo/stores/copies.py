@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from octvideo.errors import UserError
-from octvideo.files import cache_folder, digest, whole_file, whole_text
+from octvideo.files import cache_folder, digest, json_text, whole_file, whole_text
 from octvideo.stores.folders import size_of
 from octvideo.stores.names import file_name, shown
 from octvideo.stores.reading import open_file
@@ -155,7 +155,7 @@ class StoredCopy:
     @staticmethod
     def _write_state(path: Path, state: dict[str, Any] | None) -> None:
         with whole_text(_state_file(path)) as file:
-            file.write(json.dumps(state))
+            file.write(json_text(state))
 
 
 def _state_file(path: Path) -> Path:

@@ -41,7 +41,7 @@ def joined(root: str | Path, name: str) -> str:
     """
     if is_remote(name):
         return name
-    if is_remote(root):
+    if is_remote(root) and not name.startswith("/"):
         return f"{str(root).rstrip('/')}/{name.removeprefix('./')}"
     return str(Path(root) / name)
 

@@ -194,6 +194,7 @@ def test_a_bucket_that_is_gone_loses_nothing(
     assert bucket.cat_file("nobucket/r.jsonl") == kept.read_bytes()
 
 
+@pytest.mark.slow
 def test_parts_join_in_a_bucket(bucket: Any, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     folder = "s3://bucket/tiny/train/"
     for part in ("1/2", "2/2"):
@@ -229,6 +230,11 @@ def test_parts_join_in_a_bucket(bucket: Any, words: list[str], capsys: pytest.Ca
             ["export", "--engine", "onnx", "-o", "s3://b/c"],
             "--output: got s3://b/c, expected a path on this machine",
         ),
+        (
+            ["fit", "-c", "i3d_oct", "--runs_dir", "s3://b/c"],
+            "runs_dir: got s3://b/c, expected a folder",
+        ),
+        (["fit", "-c", "i3d_oct", "--name", "s3://b/c"], "a run can't be called 's3://b/c'"),
         (["infer", "s3://b/names.txt"], "s3://b/names.txt is no video: give @s3://b/names.txt for the names in it"),
     ],
 )
@@ -245,6 +251,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()[1:]]
 
 
+@pytest.mark.slow
 def test_timelines_features_and_pictures_of_a_bucket(
     bucket: Any,
     server: FileServer,
@@ -282,6 +289,7 @@ def test_timelines_features_and_pictures_of_a_bucket(
     assert Path("seen.png").stat().st_size > 1000 and Path("seen.mkv").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_checks_and_copies_of_addresses(
     server: FileServer, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +322,7 @@ def test_checks_and_copies_of_addresses(
     assert {file.name for file in Path("small").glob("*.mp4")} == {*videos, "rotten.mp4"}
 
 
+@pytest.mark.slow
 def test_shards_of_a_bucket(bucket: Any, tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shards", "test.txt", "--root", "s3://bucket/tiny", "-o", "stored"]) == 0
     assert main(["shards", "test.txt", "--root", str(tiny_data), "-o", "local"]) == 0
