@@ -7,6 +7,7 @@ uploads goes on with all that it had.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -69,13 +70,10 @@ class StoredCopy:
                 path.replace(path.with_name(f"{path.name}.before"))
                 self._note(path, None)
             return path
-        content = there if isinstance(there, bytes) else None
-        size, reader = (len(content), None) if content is not None else (there.size, there.reader())  # type: ignore[union-attr]
+        size = len(there) if isinstance(there, bytes) else there.size
+        reader = io.BytesIO(there) if isinstance(there, bytes) else there.reader()
 
         def piece(start: int) -> bytes:
-            if content is not None:
-                return content[start : start + _PIECE]
-            assert reader is not None
             reader.seek(start)
             return reader.read(_PIECE)
 
