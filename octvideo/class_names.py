@@ -14,7 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from octvideo.errors import UserError
-from octvideo.files import is_hidden, read_text, walk_videos
+from octvideo.files import is_hidden, walk_videos
+from octvideo.stores import is_remote, read_text
 
 log = logging.getLogger("octvideo.data")
 
@@ -50,7 +51,7 @@ def read_class_names(source: str | Path) -> list[str]:
     if source in SHIPPED:
         text = files("octvideo").joinpath(f"data/labels/{source}.txt").read_text(encoding="utf-8")
     else:
-        if not Path(source).is_file():
+        if not is_remote(source) and not Path(source).is_file():
             raise UserError(
                 f"no class names at {source}: give a text file with a name a line, or one of {', '.join(SHIPPED)}"
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 from octvideo.errors import UserError
 from octvideo.files import json_text
+from octvideo.stores import StoredCopy
 
 _LONGEST = 2**20  # bytes of a line
 
@@ -38,7 +39,7 @@ class JsonLines:
     that a kill has cut off is taken away.
 
     Args:
-        file: made if it is not there, in a folder that is.
+        file: made if it is not there, in a folder that is; or one that is kept at an address.
         settings: the first line. Its first item tells this kind of file from all others; the rest must be the same when
             a file is continued.
         words: for errors.
@@ -47,11 +48,13 @@ class JsonLines:
         UserError: the file is something else, or of other settings, or another process has it, or it can't be written.
     """
 
-    def __init__(self, file: Path, settings: dict[str, Any], words: Words) -> None:
+    def __init__(self, file: Path | StoredCopy, settings: dict[str, Any], words: Words) -> None:
+        self.name, self._stored = str(file), file if isinstance(file, StoredCopy) else None
+        file = file.path if isinstance(file, StoredCopy) else file
         self.file, self._settings, self._words = file, settings, words
         try:
             if file.exists() and not file.is_file():  # a pipe, a device
-                raise UserError(f"{file} is no file: {words.instead}")
+                raise UserError(f"{self.name} is no file: {words.instead}")
             self._descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"can't write {file}: {error.strerror}") from error
@@ -59,12 +62,20 @@ class JsonLines:
             self._lock()
             self._begin()
         except BaseException:
-            self.close()
+            os.close(self._descriptor)
             raise
 
     def close(self) -> None:
-        """Lets others write it."""
-        os.close(self._descriptor)
+        """Lets others write it; one that is kept at an address is put there first.
+
+        Raises:
+            UserError: it can't be put there.
+        """
+        try:
+            if self._stored is not None:
+                self._stored.upload()
+        finally:
+            os.close(self._descriptor)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Writes a line. It reaches the system at once, whatever becomes of this process."""
@@ -74,6 +85,8 @@ class JsonLines:
                 left = left[os.write(self._descriptor, left) :]
         except OSError as error:
             raise UserError(f"can't write {self.file}: {error.strerror}") from error
+        if self._stored is not None:
+            self._stored.grown()
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """All that was added, oldest first."""
@@ -88,7 +101,7 @@ class JsonLines:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process
         except BlockingIOError as error:
-            raise UserError(f"another process writes {self.file}: wait for it, or {self._words.instead}") from error
+            raise UserError(f"another process writes {self.name}: wait for it, or {self._words.instead}") from error
         except OSError:  # a file system without locks
             pass
 
@@ -105,19 +118,20 @@ class JsonLines:
         settings = _parsed(first)
         kind, *others = self._settings.items()
         if settings is None or settings.get(kind[0]) != kind[1]:
-            raise UserError(f"{self.file} is no {self._words.what} of this tool: {self._words.instead}")
+            raise UserError(f"{self.name} is no {self._words.what} of this tool: {self._words.instead}")
         for key, expected in others:
             if settings.get(key) != expected:
                 raise UserError(
-                    f"{self.file} is of {self._words.others} ({key}: {settings.get(key)!r}, now {expected!r}): "
+                    f"{self.name} is of {self._words.others} ({key}: {settings.get(key)!r}, now {expected!r}): "
                     f"{self._words.instead}"
                 )
         if torn:  # killed while it wrote another line
             os.ftruncate(self._descriptor, size - torn)
 
 
-def first_line(file: Path) -> dict[str, Any] | None:
+def first_line(file: Path | StoredCopy) -> dict[str, Any] | None:
     """The settings that a file has as its first line; None where it is no such file, or none at all."""
+    file = file.path if isinstance(file, StoredCopy) else file
     if not file.is_file():  # reading a pipe would wait
         return None
     try:

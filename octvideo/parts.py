@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from octvideo.stores import is_remote, shown, sizes_of
+
 
 @dataclass(frozen=True)
 class Part:
@@ -28,8 +30,19 @@ class Part:
         return f"{self.number}/{self.count}"
 
 
+def sizes_of_files(paths: Sequence[str]) -> list[int | None]:
+    """Bytes of files, also of those behind addresses; None where they can't be had.
+
+    Raises:
+        UserError: a store can't be reached, which is no answer.
+    """
+    remote = [path for path in paths if is_remote(path)]
+    sizes = dict(zip(remote, sizes_of(remote), strict=True)) if remote else {}
+    return [sizes[path] if path in sizes else size_of_file(path) for path in paths]
+
+
 def size_of_file(path: str) -> int | None:
-    """Bytes of a file; None where it can't be had."""
+    """Bytes of a file on this machine; None where it can't be had."""
     try:
         return os.stat(path).st_size  # noqa: PTH116 (a Path for each of 1,000,000 names is slow)
     except (OSError, ValueError):
@@ -66,23 +79,23 @@ def part_numbers(names: Sequence[str], sizes: Sequence[int | None], count: int) 
 
 
 def indices_of_part(
-    names: Sequence[str], part: Part | None, *, size_of: Callable[[str], int | None] = size_of_file
+    names: Sequence[str], part: Part | None, *, of_sizes: Callable[[Sequence[str]], list[int | None]] = sizes_of_files
 ) -> list[int]:
     """Which names are of a part, in the order of the list; all of them where there is no part.
 
     Args:
         names: each once.
         part: which.
-        size_of: the bytes of a name's file.
+        of_sizes: from names to the bytes of their files.
     """
     if part is None:
         return list(range(len(names)))
-    numbers = part_numbers(names, [size_of(name) for name in names], part.count)
+    numbers = part_numbers([shown(name) for name in names], of_sizes(names), part.count)
     return [n for n, number in enumerate(numbers) if number == part.number]
 
 
 def names_of_part(
-    names: Sequence[str], part: Part | None, *, size_of: Callable[[str], int | None] = size_of_file
+    names: Sequence[str], part: Part | None, *, of_sizes: Callable[[Sequence[str]], list[int | None]] = sizes_of_files
 ) -> list[str]:
     """The names of a part. See `indices_of_part`."""
-    return [names[n] for n in indices_of_part(names, part, size_of=size_of)]
+    return [names[n] for n in indices_of_part(names, part, of_sizes=of_sizes)]

@@ -13,11 +13,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "octvideo"
 
 # octvideo/<part> (a folder or a file; inside octave/ its rooms) -> the parts that it may import, beside `FREE` ones.
-FREE = {"errors", "files", "class_names", "batches", "_version"}
+FREE = {"errors", "files", "stores", "class_names", "batches", "_version"}
 PARTS: dict[str, set[str]] = {
     "": {"inference"},  # octvideo/__init__.py: from_pretrained, when it is asked for
     "errors": set(),
     "files": set(),
+    "stores": set(),
     "_version": set(),
     "class_names": set(),
     "batches": set(),
@@ -59,6 +60,7 @@ LIBRARIES: dict[str, set[str]] = {
     "batches": {"torch"},
     "compiling": {"torch"},
     "files": set(),
+    "stores": {"fsspec", "aiohttp"},
     "json_lines": set(),
     "json_joining": set(),
     "parts": set(),

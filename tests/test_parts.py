@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from octvideo.cli.arguments import part as read_part
 from octvideo.parts import Part, indices_of_part, names_of_part, part_numbers
+
+
+def known(sizes: dict[str, int | None]) -> Callable[[Sequence[str]], list[int | None]]:
+    return lambda names: [sizes.get(name) for name in names]
 
 
 def some_files(count: int) -> dict[str, int | None]:
@@ -21,7 +26,7 @@ def some_files(count: int) -> dict[str, int | None]:
 @pytest.mark.parametrize("videos", [0, 1, 6, 100])
 def test_parts_are_disjoint_and_complete(videos: int, count: int) -> None:
     files = some_files(videos)
-    parts = [names_of_part(list(files), Part(n, count), size_of=files.get) for n in range(1, count + 1)]
+    parts = [names_of_part(list(files), Part(n, count), of_sizes=known(files)) for n in range(1, count + 1)]
     assert sorted(name for part in parts for name in part) == sorted(files)
     assert all(part == [name for name in files if name in part] for part in parts), "the order is the list's"
 
@@ -30,14 +35,15 @@ def test_parts_do_not_depend_on_the_order_of_the_list() -> None:
     files = some_files(200) | {"same a.mp4": 1000, "same b.mp4": 1000, "none a.mp4": None, "none b.mp4": None}
     mixed = random.Random(2).sample(list(files), len(files))
     for n in range(1, 6):
-        own = names_of_part(list(files), Part(n, 5), size_of=files.get)
-        assert sorted(names_of_part(mixed, Part(n, 5), size_of=files.get)) == sorted(own)
+        own = names_of_part(list(files), Part(n, 5), of_sizes=known(files))
+        assert sorted(names_of_part(mixed, Part(n, 5), of_sizes=known(files))) == sorted(own)
 
 
 def test_parts_are_alike_in_bytes_and_without_sizes_in_number() -> None:
     files = some_files(2000)
     sizes = [
-        sum(files[name] or 0 for name in names_of_part(list(files), Part(n, 8), size_of=files.get)) for n in range(1, 9)
+        sum(files[name] or 0 for name in names_of_part(list(files), Part(n, 8), of_sizes=known(files)))
+        for n in range(1, 9)
     ]
     assert max(sizes) - min(sizes) < 0.001 * sum(sizes)
     assert sorted(map(part_numbers(["a", "b", "c", "d", "e"], [None] * 5, 2).count, (1, 2))) == [2, 3]
@@ -75,7 +81,7 @@ def test_a_million_names_take_less_than_a_gigabyte() -> None:
     }
     names = list(sizes)
     tracemalloc.start()
-    own = names_of_part(names, Part(3, 16), size_of=sizes.get)
+    own = names_of_part(names, Part(3, 16), of_sizes=known(sizes))
     assert tracemalloc.get_traced_memory()[1] < 500 * 2**20  # the names are as much again
     tracemalloc.stop()
     assert 62_000 < len(own) < 63_000

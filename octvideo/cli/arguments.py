@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from octvideo.cli.mistakes import meant
 from octvideo.errors import UserError
 from octvideo.parts import Part
+from octvideo.stores import StoredCopy, is_remote, shown
 
 Number = TypeVar("Number", int, float)
 DEBUG_HELP = "show tracebacks of errors too"
@@ -84,11 +85,26 @@ def cluster_address(text: str) -> str:
     return text
 
 
-def output_path(text: str) -> Path:
-    """A file or folder that is written whole or gone on with, which the standard output can't be, for argparse."""
+def output_path(text: str) -> Path | StoredCopy:
+    """A file or folder that is written whole or gone on with, which the standard output can't be, for argparse.
+
+    An address is one of a file in an object store, which `Parser.stores_output` allows.
+    """
     if text == "-":
         raise argparse.ArgumentTypeError("got -, expected the path of a file or folder")
-    return Path(text)
+    if not is_remote(text):
+        return Path(text)
+    try:
+        return StoredCopy(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def local_name(text: str) -> str:
+    """A name of something on this machine, for argparse."""
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"got {shown(text)}, expected a path on this machine")
+    return text
 
 
 def asked_views(views: tuple[int, int] | None, num_clips: Any, num_crops: Any, prefix: str = "") -> dict[str, Any]:
@@ -152,7 +168,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "S",
         "help": "a video is given up that shows no progress for so long on a cluster (600)",
     },
-    "runs_dir": {"default": "runs", "metavar": "DIR", "help": "where runs are (runs)"},
+    "runs_dir": {"type": local_name, "default": "runs", "metavar": "DIR", "help": "where runs are (runs)"},
     "seed": {"type": int, "default": 0},
     "threads": {"type": positive, "metavar": "N", "help": "CPU threads of the engine (all)"},
     "timeout": {"type": above_zero, "default": 60.0, "metavar": "S"},
@@ -163,11 +179,13 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
 }
 _SHORT = {"output": ["-o"]}
+_LIKE_AN_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # as Path leaves it of ://
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's, with --debug, descriptions as they are written, and a UserError for a mistake."""
 
+    stores_output = False  # whether --output may be an address
     takes_keys = False  # of a config, --data.KEY VALUE and the like, which become `keys` of what is parsed
 
     def __init__(self, **settings: Any) -> None:
@@ -197,7 +215,20 @@ class Parser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             kind = "option" if word.startswith("-") else "argument"
             raise UserError(f"no {kind} {word}{meant(word, known)}; all options: {self.prog} --help")
+        self._refuse_addresses(parsed)
         return parsed, unknown
+
+    def _refuse_addresses(self, parsed: argparse.Namespace) -> None:
+        """A path that was written as an address would be a folder called `s3:`."""
+        for action in self._actions:
+            value = getattr(parsed, action.dest, None)
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, StoredCopy) and not self.stores_output:
+                    raise UserError(f"--output: got {one}, expected a path on this machine; copy it there afterwards")
+                if isinstance(one, Path) and (found := _LIKE_AN_ADDRESS.match(str(one))):
+                    name = action.option_strings[-1] if action.option_strings else action.metavar or action.dest
+                    address = shown(str(one).replace(found[0], f"{found[0]}/", 1))
+                    raise UserError(f"{name}: got {address}, expected a path on this machine")
 
     def error(self, message: str) -> NoReturn:
         missing = message.removeprefix("the following arguments are required: ")

@@ -20,6 +20,7 @@ from octvideo.data.quarantine import printable, write_quarantine
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.progress import Progress
+from octvideo.stores import file_name
 from octvideo.video import Decoder, FrameNames
 from octvideo.video.reader import check_decoder
 
@@ -28,9 +29,11 @@ VERDICTS = ("ok", "partly", "unreadable")
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("sources", nargs="+", type=Path, metavar="FOLDER|VIDEO|LIST|CSV", help="what to check")
+    parser.add_argument(
+        "sources", nargs="+", metavar="FOLDER|VIDEO|LIST|CSV", help="what to check, here or at an address"
+    )
     parser.shared("output", metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where paths start: data.root (what sources share)")
+    parser.add_argument("--root", metavar="DIR", help="where paths start: data.root (what sources share)")
     parser.shared("frame_names", "first_frame", "part")
     parser.shared("decoder", choices=get_args(Decoder))
     parser.shared("num_workers", help="files decoded at once (one per CPU)")
@@ -52,7 +55,7 @@ def run(args: Namespace) -> int:
     check_decoder(args.decoder)
     frames = None if args.frame_names is None else FrameNames(args.frame_names, args.first_frame)
     selection = select(args.sources, root=args.root, frames=frames)
-    out = args.output or Path("runs/check_videos", Path(selection.root).name or "root")
+    out = args.output or Path("runs/check_videos", file_name(selection.root) or "root")
     if args.part is not None:
         if args.output is None:
             raise UserError(f"--part {args.part} without -o/--output: each part needs a folder of its own")
@@ -75,7 +78,8 @@ def run(args: Namespace) -> int:
         bad = (
             (entry["path"], entry["reason"])
             for entry in journal.not_ok().values()
-            if entry["verdict"] == "unreadable" or entry["frames"] < args.min_readable * entry["announced"]
+            if not entry.get("again")
+            and (entry["verdict"] == "unreadable" or entry["frames"] < args.min_readable * entry["announced"])
         )
         number = write_quarantine(out / "quarantine.txt", selection.root, bad)
         say(selection, summary, journal, out / "quarantine.txt", number)
@@ -124,5 +128,7 @@ def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Pa
         print(printable(f"{count:,} x {reason}, such as {summary.examples[reason]}"))
     if len(summary.reasons) > 10:
         print(f"and {len(summary.reasons) - 10} other reasons")
+    if hidden := sum(bool(entry.get("again")) for entry in journal.not_ok().values()):
+        print(f"{hidden:,} could not be reached for now; they are in no list, and the same command tries them again")
     print(printable(f"all results: {journal.file}"))
     print(printable(f"{number:,} in the quarantine list; to leave them out: --data.quarantine {quarantine.absolute()}"))

@@ -54,6 +54,7 @@ from octvideo.inference.conversion import (
 )
 from octvideo.models.weights import PixelScale
 from octvideo.progress import track
+from octvideo.stores import is_remote
 from octvideo.training.checkpoint_block import make_block
 
 STOPPED = "what is done is kept: the same command goes on"
@@ -296,7 +297,7 @@ def _distilled(
     _save(ordinary, folder / "teacher.ckpt")
     _save(octave, folder / "start.ckpt")
     with whole_text(folder / "videos.txt") as file:
-        file.writelines(f"{Path(video).absolute()}\n" for video in videos)
+        file.writelines(f"{video if is_remote(video) else Path(video).absolute()}\n" for video in videos)
     views = octave.views
     config = _config(octave, folder / "start.ckpt")
     config["model"] |= {

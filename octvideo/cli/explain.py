@@ -32,6 +32,8 @@ from octvideo.inference.checkpoint import expanded, find_checkpoint, network_of_
 from octvideo.inference.device import pick_device
 from octvideo.lettering import lacking
 from octvideo.progress import Progress, track
+from octvideo.stores import by_shown, file_name
+from octvideo.video.frames import Source, fetched
 from octvideo.video.overlay import OVERLAY_SUFFIXES, check_overlay, write_overlay
 
 _LOST = "share of the variance that half\nof the own resolution cannot hold"
@@ -77,24 +79,25 @@ def run(args: argparse.Namespace) -> int:
         check_picture(args.output)
     else:
         check_overlay(args.output, videos[0])
+    video = fetched(videos[0])
     checkpoint = _checkpoint(args.ckpt, args.runs_dir)
     how = {"method": args.method or "gradcam", "layer": args.layer, "device": args.device}
     explainer = Explainer.from_checkpoint(checkpoint, **how)
-    scores = explainer.scores(videos[0])
+    scores = explainer.scores(video)
     chosen = int(scores.argmax()) if args.class_name is None else explainer.class_index(args.class_name)
     name = explainer.class_names[chosen]
     scored = f"{name} {100 * float(scores[chosen]):.0f} %"
-    title = f"{Path(videos[0]).name}: {scored}"
+    title = f"{file_name(videos[0])}: {scored}"
     if line := lacking([], title if is_picture else scored):
         print(line, file=sys.stderr)
     print(f"looked at: {explainer.layer}, for {name} ({100 * float(scores[chosen]):.1f} %)", file=sys.stderr)
     if explainer.passes_beside():
         print("what passes beside this layer, by a shortcut or another pathway, is in no map", file=sys.stderr)
     if is_picture:
-        draw_clip(args.output, explainer.middle_clip(videos[0], chosen), title=title)
+        draw_clip(args.output, explainer.middle_clip(video, chosen), title=title)
         print(f"the picture is {args.output}", file=sys.stderr)
         return 0
-    return _overlay(args.output, explainer, videos[0], chosen, scored)
+    return _overlay(args.output, explainer, video, chosen, scored)
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
@@ -110,7 +113,7 @@ def _checkpoint(given: str, runs_dir: str) -> Path:
     return found
 
 
-def _overlay(output: Path, explainer: Explainer, video: str, chosen: int, title: str) -> int:
+def _overlay(output: Path, explainer: Explainer, video: Source, chosen: int, title: str) -> int:
     from octvideo.explain.painting import Painter
 
     painter = Painter(title)
@@ -134,7 +137,7 @@ def _spectrum(args: argparse.Namespace) -> int:
     check_picture(args.output)
     names = [name for name in (args.beside, args.ckpt) if name is not None]
     checkpoints = [_checkpoint(name, args.runs_dir) for name in names]
-    videos = list(dict.fromkeys(find_videos(args.videos)))
+    videos = list(by_shown(find_videos(args.videos)).values())
     if not videos:
         raise UserError(f"no video in {', '.join(args.videos)}")
     panels = [_panel(name, checkpoint, videos, args) for name, checkpoint in zip(names, checkpoints, strict=True)]

@@ -44,6 +44,7 @@ from octvideo.inference.features import FeatureExtractor, WindowFeatures
 from octvideo.inference.predictor import Predictor
 from octvideo.parts import names_of_part
 from octvideo.progress import Progress
+from octvideo.stores import by_shown, file_name, shown
 from octvideo.video import FileFrames, VideoReadError, ViewSettings
 
 STOPPED = "stopped: the same command goes on with the videos that are left"
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("-o/--output not given: a folder for the features")
     if args.parquet:
         parquet_library()
-    videos = list(dict.fromkeys(find_videos(args.videos)))
+    videos = list(by_shown(find_videos(args.videos)).values())
     if not videos:
         raise UserError("no video given: octvideo features VIDEO|FOLDER|@FILE ... -o DIR")
     check_part(args)
@@ -198,8 +199,8 @@ def _written(
     try:
         if isinstance(made, VideoReadError):
             return made
-        folder.write(video, _as_dtype(made, dtype, video))
-        return f"cannot read all of video '{video}': {made.trouble}" if made.trouble else ""
+        folder.write(shown(video), _as_dtype(made, dtype, video))
+        return f"cannot read all of video '{shown(video)}': {made.trouble}" if made.trouble else ""
     except VideoReadError as error:
         return error
 
@@ -210,7 +211,7 @@ def _write_all(
     videos: list[str],
     written: Callable[[list[str], Progress], Iterator[VideoReadError | str]],
 ) -> int:
-    left = [video for video in videos if folder.find(video) is None]
+    left = [video for video in videos if folder.find(shown(video)) is None]
     if len(left) < len(videos):
         print(f"{len(videos) - len(left)} of {len(videos)} videos are in {folder.folder} already", file=sys.stderr)
     failures: list[VideoReadError] = []
@@ -264,7 +265,7 @@ def features_of(
                     made = end.value
                     break
                 if progress is not None:
-                    progress.update(said=f"{Path(video).name} at {end_sec:.0f} s")
+                    progress.update(said=f"{file_name(video)} at {end_sec:.0f} s")
         yield made
 
 

@@ -22,7 +22,7 @@ from octvideo.cli.infer_output import RESULTS, Json, ResultFile, Text
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
-from octvideo.files import VIDEO_SUFFIXES, digest, read_text, text_lines, walk_videos
+from octvideo.files import VIDEO_SUFFIXES, digest, text_lines, walk_videos
 from octvideo.inference.budget import kept_in_words
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.choice import AUTO
@@ -32,6 +32,7 @@ from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.json_lines import first_line
 from octvideo.parts import Part, names_of_part
 from octvideo.progress import Progress
+from octvideo.stores import StoredCopy, by_shown, check_stores, file_name, is_remote, read_text, shown, videos_at
 from octvideo.video import FrameFolder, VideoReadError
 from octvideo.video.image_frames import IMAGE_SUFFIXES, folders_of_images
 
@@ -39,6 +40,7 @@ STOPPED = "stopped: the same command goes on where results go into a file (-o)"
 
 
 def add_arguments(parser: Parser) -> None:
+    parser.stores_output = True
     parser.add_argument(
         "videos",
         nargs="+",
@@ -94,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     check_part(args)
     videos = list(find_videos(args.videos, images=True))
     if args.part is not None:
-        videos = names_of_part(list(dict.fromkeys(videos)), args.part)
+        videos = names_of_part(list(by_shown(videos).values()), args.part)
     if args.on is not None and args.budget is not None:
         raise UserError(f"--budget with --on {args.on}: it measures one machine; name the views with --views")
     weights = weights_of(args)
@@ -205,7 +207,7 @@ class InferWorker:
 
 def _run_on_cluster(args: argparse.Namespace, videos: list[str], weights: Path | None, console: Console) -> int:
     """`run` with the network in processes of a cluster; results come in the order in which they are done."""
-    videos = list(dict.fromkeys(videos))
+    videos = list(by_shown(videos).values())
     its = as_begun(args, RESULTS)
     told: list[str] = []
     with ray_pool(args, InferWorker(its, len(videos)), told.append, batch=32) as pool:
@@ -265,7 +267,7 @@ def _settle_views(args: argparse.Namespace, asked: dict[str, Any], predictor: Pr
         return ""
 
 
-def views_of_results(file: Path) -> dict[str, Any] | None:
+def views_of_results(file: Path | StoredCopy) -> dict[str, Any] | None:
     """The views of the results in a file, as fields of `ViewSettings`, none for the model's own; None where there are
     no such results."""
     made_by = first_line(file) or {}
@@ -290,7 +292,7 @@ def check_part(args: argparse.Namespace) -> None:
         )
 
 
-def part_of_results(file: Path, part: Part | None) -> dict[str, Any]:
+def part_of_results(file: Path | StoredCopy, part: Part | None) -> dict[str, Any]:
     """What the first line of a file of results says of a part; nothing where there is none, as in older files."""
     if part is None and not (first_line(file) or {}).get("part"):
         return {}
@@ -299,11 +301,14 @@ def part_of_results(file: Path, part: Part | None) -> dict[str, Any]:
 
 def _opened(videos: Sequence[str], args: argparse.Namespace) -> list[str | FrameFolder]:
     """The same, folders of images as what they hold."""
-    return [FrameFolder.found(video, args.frame_fps) if os.path.isdir(video) else video for video in videos]  # noqa: PTH112
+    return [
+        FrameFolder.found(video, args.frame_fps) if not is_remote(video) and os.path.isdir(video) else video  # noqa: PTH112
+        for video in videos
+    ]
 
 
 def find_videos(names: Sequence[str], *, images: bool = False) -> Iterator[str]:
-    """Files as given, the videos under folders in natural order, and for @FILE the names in its lines.
+    """Files and addresses as given, the videos under folders in natural order, and for @FILE the names in its lines.
 
     With `images` a folder that holds no video, but images, is one, and so are those under it.
 
@@ -314,8 +319,13 @@ def find_videos(names: Sequence[str], *, images: bool = False) -> Iterator[str]:
     """
     for name in names:
         path = Path(name)
-        if name.startswith("@") and not path.exists():
-            yield from (line for line in text_lines(read_text(name[1:], names=True)) if line.strip())
+        if is_remote(name):
+            _check_is_video(file_name(name), shown(name))
+            yield from videos_at(name)
+        elif name.startswith("@") and (is_remote(name[1:]) or not path.exists()):
+            listed = [line for line in text_lines(read_text(name[1:], names=True)) if line.strip()]
+            check_stores(listed)
+            yield from listed
         elif path.is_dir():
             inside = [os.path.join(path, video) for video in walk_videos(path)]  # noqa: PTH118
             inside = inside or list(folders_of_images(path) if images else ())
@@ -323,12 +333,16 @@ def find_videos(names: Sequence[str], *, images: bool = False) -> Iterator[str]:
                 wanted = sorted(VIDEO_SUFFIXES | (IMAGE_SUFFIXES if images else frozenset()))
                 raise UserError(f"no video in folder {path} (looked for {', '.join(wanted)})")
             yield from inside
-        elif path.suffix.lower() == ".txt":  # which FFmpeg takes for a film of letters
-            raise UserError(f"{path} is no video: give @{path} for the names in it")
-        elif path.exists():
-            yield name
         else:
-            raise UserError(f"no file or folder {path}")
+            _check_is_video(path.name, name)
+            if not path.exists():
+                raise UserError(f"no file or folder {path}")
+            yield name
+
+
+def _check_is_video(name: str, given: str) -> None:
+    if name.lower().endswith(".txt"):  # which FFmpeg takes for a film of letters
+        raise UserError(f"{given} is no video: give @{given} for the names in it")
 
 
 def say_predictor(predictor: Predictor, console: Console) -> None:
@@ -398,7 +412,9 @@ def predictor_of(
     return predictor
 
 
-def engine_of_results(file: Path, engine: str, precision: str, results: str = RESULTS) -> tuple[str, str] | None:
+def engine_of_results(
+    file: Path | StoredCopy, engine: str, precision: str, results: str = RESULTS
+) -> tuple[str, str] | None:
     """Engine and precision of the results in a file, where "auto" leaves them open: a run is resumed as it began.
 
     Args:

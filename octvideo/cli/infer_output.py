@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from octvideo.files import json_text
 from octvideo.inference.predictor import Prediction
 from octvideo.json_lines import JsonLines, Words
+from octvideo.stores import StoredCopy, by_shown, shown
 from octvideo.video import VideoReadError
 
 RESULTS = "octvideo infer 1"
@@ -63,48 +64,56 @@ class ResultFile:
     """Lines as of `as_record`, after a first one that says what made them: a run that was stopped goes on with them.
 
     Args:
-        path: written anew, or gone on with.
+        path: written anew, or gone on with; here, or at an address.
         made_by: {"weights": ..., "sha256": ..., ...}: what must be the same for all results in it.
 
     Raises:
         UserError: see `JsonLines`.
     """
 
-    def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
+    def __init__(self, path: Path | StoredCopy, made_by: dict[str, Any]) -> None:
         self._lines = JsonLines(path, {"results": RESULTS, **made_by}, _WORDS)
-        entries = [entry for entry in self._lines.entries() if "path" in entry]
-        self._done = {entry["path"] for entry in entries}
-        self._unreadable = sum("reason" in entry for entry in entries)
+        self._entries: dict[str, Literal["result", "reason", "again"]] = {}
+        for entry in self._lines.entries():
+            if "path" in entry:
+                self._note(entry)
 
     def left(self, videos: Sequence[str]) -> list[str]:
-        """The videos that are not in the file, each once; says how many are."""
-        videos = list(dict.fromkeys(videos))
-        left = [video for video in videos if video not in self._done]
+        """The videos that are not in the file, each once, and those that a network's trouble kept from being read; says
+        how many are.
+        """
+        videos = list(by_shown(videos).values())
+        left = [video for video in videos if self._entries.get(shown(video), "again") == "again"]
         if len(left) < len(videos):
             done = len(videos) - len(left)
-            print(f"{done} of {len(videos)} videos are in {self._lines.file} already", file=sys.stderr)
+            print(f"{done} of {len(videos)} videos are in {self._lines.name} already", file=sys.stderr)
         return left
 
     def add(self, result: Prediction | VideoReadError) -> None:
         """Writes a line."""
         record = as_record(result)
         self._lines.add(record)
-        self._done.add(record["path"])
-        self._unreadable += "reason" in record
+        self._note(record)
 
     def end(self) -> None:
         """Lets others write the file, and says what is in it."""
         self._lines.close()
-        broken = f", {self._unreadable} of them of videos that can't be read" if self._unreadable else ""
-        print(f"{len(self._done)} results are in {self._lines.file}{broken}", file=sys.stderr)
+        unreadable = sum(kind != "result" for kind in self._entries.values())
+        broken = f", {unreadable} of them of videos that can't be read" if unreadable else ""
+        print(f"{len(self._entries)} results are in {self._lines.name}{broken}", file=sys.stderr)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        self._entries[record["path"]] = (
+            "result" if "reason" not in record else "again" if record.get("again") else "reason"
+        )
 
 
 def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
     """{"path", "top": [{"name", "score"}], "labels", "seconds": {...}}, labels where a video may have several; or
-    {"path", "reason"} of a video that can't be read.
+    {"path", "reason"} of a video that can't be read, with "again": true where that may pass.
     """
     if isinstance(result, VideoReadError):
-        return {"path": str(result.path), "reason": result.reason}
+        return {"path": result.path, "reason": result.reason, **({"again": True} if result.may_pass else {})}
     return {
         "path": result.path,
         "top": [{"name": name, "score": score} for name, score in result.top],

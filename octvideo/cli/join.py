@@ -8,7 +8,9 @@ Outputs of other models or settings are refused.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +20,37 @@ from octvideo.data.shard_joining import join_shards
 from octvideo.errors import UserError
 from octvideo.files import whole_text
 from octvideo.json_joining import join_lines
+from octvideo.stores import (
+    StoredCopy,
+    StoreError,
+    by_shown,
+    exists,
+    file_name,
+    glob,
+    is_remote,
+    open_file,
+    put_file,
+    remove_file,
+    shown,
+)
 
 _SHOWN = 5  # names of each kind
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("parts", nargs="+", type=Path, metavar="PART", help="files of results, or folders of shards")
-    parser.shared("output", required=True, metavar="OUT", help="the joined file; of shards the folder that holds them")
+    parser.stores_output = True
+    parser.add_argument(
+        "parts",
+        nargs="+",
+        metavar="PART",
+        help="files of results, here or in a store; folders of shards",
+    )
+    parser.shared(
+        "output",
+        required=True,
+        metavar="OUT",
+        help="the joined file; of shards their folder",
+    )
     parser.add_argument(
         "--list",
         nargs="+",
@@ -40,16 +66,61 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: parts that can't be joined, or OUT is there.
     """
-    parts = list(dict.fromkeys(args.parts))
-    for part in parts:
-        if not part.exists():
+    with tempfile.TemporaryDirectory(prefix="octvideo-join-") as folder:
+        given = [name for part in args.parts for name in (glob(part) if is_remote(part) and "*" in part else [part])]
+        parts = [_brought(part, Path(folder, str(number))) for number, part in enumerate(dict.fromkeys(given))]
+        if not isinstance(args.output, StoredCopy):
+            return _join(args, list(dict.fromkeys(parts)), args.output)
+        if parts[0].is_dir():
+            raise UserError(f"{args.output}: shards are joined on this machine; copy the folder afterwards")
+        return _join_into_store(args, parts, given, Path(folder, file_name(args.output.address)))
+
+
+def _brought(part: str, folder: Path) -> Path:
+    """A part on this machine."""
+    if not is_remote(part):
+        if not Path(part).exists():
             raise UserError(f"nothing at {part}: expected a file of results, or a folder of shards")
+        return Path(part)
+    folder.mkdir()
+    try:
+        content = open_file(part)
+        path = folder / file_name(part)
+        with path.open("wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                shutil.copyfileobj(content.reader(), file, 2**20)
+    except StoreError as error:
+        raise UserError(f"can't read {shown(part)}: {error}") from None
+    return path
+
+
+def _join_into_store(args: argparse.Namespace, parts: list[Path], given: list[str], out: Path) -> int:
+    address, missing = args.output.address, f"{args.output.address}.missing.txt"
+    try:
+        if exists(address) and (not args.overwrite or address in given):
+            raise UserError(
+                f"{args.output} is there: name another file, or give --overwrite (not for one of the parts)"
+            )
+        code = _join(args, parts, out)
+        put_file(out, address)
+        if (listed := out.with_name(f"{out.name}.missing.txt")).exists():
+            put_file(listed, missing)
+        else:
+            remove_file(missing)
+    except StoreError as error:
+        raise UserError(f"can't write {args.output}: {error}") from None
+    return code
+
+
+def _join(args: argparse.Namespace, parts: list[Path], out: Path) -> int:
     if parts[0].is_dir():
-        return _join_shards(parts, args.output)
-    if args.output.exists() and (not args.overwrite or args.output in parts or not args.output.is_file()):
-        raise UserError(f"{args.output} is there: name another file, or give --overwrite (not for one of the parts)")
-    names = None if args.list is None else list(dict.fromkeys(find_videos(args.list, images=True)))
-    joined = join_lines(parts, args.output, names)
+        return _join_shards(parts, out)
+    if out.exists() and (not args.overwrite or out in parts or not out.is_file()):
+        raise UserError(f"{out} is there: name another file, or give --overwrite (not for one of the parts)")
+    names = None if args.list is None else list(by_shown(find_videos(args.list, images=True)))
+    joined = join_lines(parts, out, names)
     broken = f", {joined.unreadable:,} of them can't be read to their end" if joined.unreadable else ""
     print(f"{args.output}: {joined.videos:,} videos of {len(parts)} files{broken}")
     for file in joined.cut_off:
@@ -64,12 +135,12 @@ def run(args: argparse.Namespace) -> int:
         _tell(
             "are not finished: the timeline goes on with them where it gets this file as its output", joined.unfinished
         )
-    missing_file = args.output.with_name(f"{args.output.name}.missing.txt")
+    missing_file = out.with_name(f"{out.name}.missing.txt")
     missing_file.unlink(missing_ok=True)
     if joined.missing:
         with whole_text(missing_file) as text:
             text.writelines(f"{name}\n" for name in joined.missing)
-        _tell(f"are missing, listed in {missing_file}", joined.missing)
+        _tell(f"are missing, listed in {args.output}.missing.txt", joined.missing)
     return 1 if joined.missing or joined.missing_parts or joined.unfinished else 0
 
 

@@ -39,6 +39,7 @@ from octvideo.errors import UserError
 from octvideo.inference.checkpoint import check_run_name, expanded, find_checkpoint, run_folder
 from octvideo.models.checkpoint import read_checkpoint
 from octvideo.models.weights import read_weights
+from octvideo.stores import is_remote, shown
 from octvideo.training import ResumeHint, RunFolder, VideoClassifier, WriteScores, checkpoint_callbacks
 from octvideo.training.callbacks import ProgressBar, SaveRunConfig, WriteUnreadable, is_sigterm
 from octvideo.training.distillation import weight_of_labels
@@ -260,6 +261,8 @@ class OctvideoCLI(LightningCLI):
 
     def _run_of(self, config: Namespace) -> RunFolder:
         """The run's folder; runs_dir and name are set so that they find it again."""
+        if is_remote(config.runs_dir):
+            raise UserError(f"runs_dir: got {shown(config.runs_dir)}, expected a folder on this machine")
         given, folder = config.ckpt_path, None
         typed = dict(itertools.pairwise(self._args)).get("--name")
         if typed is None:

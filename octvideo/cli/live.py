@@ -23,8 +23,9 @@ from octvideo.inference.timeline import Timeline
 from octvideo.inference.window_lines import TopClasses
 from octvideo.json_lines import JsonLines, Words
 from octvideo.progress import Progress
+from octvideo.stores import shown
 from octvideo.video import FileFrames, LiveFrames, VideoReadError
-from octvideo.video.addresses import has_no_end, is_address, is_live, open_address, shown
+from octvideo.video.addresses import has_no_end, is_address, is_live, open_address
 
 _RESULTS = "octvideo timeline, live 1"
 _WORDS = Words("file of window scores of a stream", "another model, or of other settings", "name another file")

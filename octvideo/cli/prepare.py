@@ -38,6 +38,7 @@ from octvideo.data.preparation.reencode import DAMAGED_FILE, FAILED_FILE, Summar
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.progress import Progress
+from octvideo.stores import is_remote
 
 _READERS = {
     "ucf101": ucf101_lists,
@@ -94,7 +95,7 @@ def add_arguments(parser: Parser) -> None:
     smaller, default = commands.add_parser("reencode", help="a smaller copy that loads faster"), EncodingSettings()
     smaller.set_defaults(run=_reencode)
     add = smaller.add_argument
-    add("source", type=Path, metavar="SOURCE", help="folder of videos; nothing in it is touched")
+    add("source", metavar="SOURCE", help="folder of videos, or its address; nothing in it is touched")
     add("output", type=Path, metavar="OUTPUT", help="folder to write: the same names, as .mp4")
     add("--short_side", type=positive, default=default.short_side_px, metavar="PX", help="(256); 320 is usual too")
     add("--gop", type=positive, default=default.gop_frames, metavar="FRAMES", help="between keyframes (12)")
@@ -352,6 +353,7 @@ def _print_copied(args: argparse.Namespace, summary: Summary) -> None:
     if summary.failed:
         print(f"failed (run again, these are tried again): {args.output / name_for_part(FAILED_FILE, args.part)}")
     if args.part is None:
-        print(f"\nNext:\n  {next_command(args.source, args.output)}")
+        source = args.output if is_remote(args.source) else Path(args.source)
+        print(f"\nNext:\n  {next_command(source, args.output)}")
     else:
         print(f"\nThis was part {args.part}. When all are done, the same command without --part says what is missing.")

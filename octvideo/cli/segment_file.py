@@ -11,6 +11,7 @@ from octvideo.errors import UserError
 from octvideo.files import whole_text
 from octvideo.inference.segment_files import OF_ONE_VIDEO, WRITERS
 from octvideo.inference.segments import Segment
+from octvideo.stores import file_name
 
 
 class SegmentFile:
@@ -46,7 +47,7 @@ class SegmentFile:
     def add(self, video: str, segments: Sequence[Segment], names: Sequence[str]) -> None:
         """Writes the files of a video into the folder."""
         if self._is_folder:
-            name = Path(video).name
+            name = file_name(video)
             self._num_called[name] += 1
             if self._num_called[name] > 1:  # of another folder
                 name += f".{self._num_called[name]}"

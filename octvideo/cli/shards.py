@@ -20,7 +20,7 @@ from octvideo.data.records import VideoRecord
 from octvideo.data.shard_joining import join_shards
 from octvideo.data.shard_writer import ShardReport, index_shards, write_shards
 from octvideo.errors import UserError
-from octvideo.parts import Part, indices_of_part, size_of_file
+from octvideo.parts import Part, indices_of_part, sizes_of_files
 from octvideo.progress import Progress
 
 STOPPED = "\nstopped: whole archives are kept, the same command goes on"
@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="list, csv of Kinetics, folder of class folders: as data.train")
     parser.shared("output", metavar="DIR", help="folder for the archives")
-    add("--root", type=Path, default=Path(), metavar="DIR", help="where the source and the paths in it start (.)")
+    add("--root", default=".", metavar="DIR", help="where the source and the paths in it start, or its address (.)")
     add(
         "--classes",
         metavar="NAME|FILE",
@@ -100,11 +100,11 @@ class ShardWriter:
         args = self._args
         images = {"frame_names": args.frame_names, "first_frame": args.first_frame, "frame_fps": args.frame_fps}
         several = {"several_labels": args.several_labels}
-        data = VideoDataModule(str(args.root), **{role: args.source}, classes=args.classes, **images, **several)
+        data = VideoDataModule(args.root, **{role: args.source}, classes=args.classes, **images, **several)
         self.videos, self._class_names = data.videos(role), data.class_names
         if self._args.on is None:
             return 1
-        total = sum(size_of_file(video.path) or 0 for video in self.videos)
+        total = sum(size or 0 for size in sizes_of_files([video.path for video in self.videos]))
         return max(1, min(-(-total // (_SHARDS_OF_PART * self._args.shard_mb * 2**20)), _MOST_PARTS))
 
     def write(self, out: Path, part: Part | None, advance: Callable[[], object]) -> ShardReport:

@@ -22,6 +22,7 @@ from octvideo.files import digest, json_text
 from octvideo.inference.checkpoint import find_checkpoint
 from octvideo.inference.feature_files import FeatureFolder
 from octvideo.inference.similar import Match, nearest
+from octvideo.stores import is_remote, shown
 from octvideo.video import VideoReadError, ViewSettings
 
 _AT = re.compile(r"(?P<video>.+)@(?P<sec>\d+(\.\d+)?)s?")
@@ -41,24 +42,26 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the nearest; returns 0, or 1 where the query can't be read."""
     folder = FeatureFolder(args.folder)
-    video, at_sec, stored = args.query, None, folder.find(args.query)
+    video, at_sec, stored = args.query, None, folder.find(shown(args.query))
     match = _AT.fullmatch(args.query)
     if stored is None and match and not Path(args.query).exists():
         video, at_sec = match["video"], float(match["sec"])
-        stored = folder.find(video)
+        stored = folder.find(shown(video))
     if stored is not None:
         vectors, starts, ends = (np.asarray(stored.array(name)) for name in ("features", "start_sec", "end_sec"))
-    elif Path(video).exists():
+    elif is_remote(video) or Path(video).exists():
         (made,) = features_of(_extractor(folder, args), [video])
         if isinstance(made, VideoReadError):
             print(f"error: {made}", file=sys.stderr)
             return 1
         vectors, starts, ends = made.features, made.start_sec, made.end_sec
     else:
-        raise UserError(f"{video} is neither a video nor one whose features are in {args.folder} (see its index)")
+        raise UserError(
+            f"{shown(video)} is neither a video nor one whose features are in {args.folder} (see its index)"
+        )
     if at_sec is not None:
         vectors, starts, ends = _around(at_sec, vectors, starts, ends, video)
-    found = nearest(folder, vectors, k=args.nearest, per_video=args.per_video, leave_out=video)
+    found = nearest(folder, vectors, k=args.nearest, per_video=args.per_video, leave_out=shown(video))
     if not found:
         print(f"there is no other video in {args.folder}", file=sys.stderr)
     if args.json:

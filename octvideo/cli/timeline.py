@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ from rich.console import Console
 
 from octvideo.class_names import ClassIndex
 from octvideo.cli.allocator import keep_freed_memory
-from octvideo.cli.arguments import Parser, above_zero, asked_views, positive, share, zero_or_more
+from octvideo.cli.arguments import (
+    Parser,
+    above_zero,
+    asked_views,
+    local_name,
+    positive,
+    share,
+    zero_or_more,
+)
 from octvideo.cli.infer import (
     as_begun,
     check_part,
@@ -48,14 +57,16 @@ from octvideo.inference.segments import Segment, SegmentSettings
 from octvideo.inference.timeline import Timeline, WindowScores
 from octvideo.parts import names_of_part
 from octvideo.progress import Progress
+from octvideo.stores import StoredCopy, by_shown, file_name, is_remote, shown
 from octvideo.video import FileFrames, FrameFolder, VideoReadError
-from octvideo.video.addresses import is_address, shown
+from octvideo.video.addresses import has_no_end, is_address
 from octvideo.video.image_source import FolderFrames
 
 STOPPED = "stopped: the same command goes on where scores go into a file (-o)"
 
 
 def add_arguments(parser: Parser) -> None:
+    parser.stores_output = True
     parser.add_argument(
         "videos", nargs="+", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )
@@ -85,6 +96,7 @@ def add_arguments(parser: Parser) -> None:
         "--segments",
         nargs="+",
         default=[],
+        type=local_name,
         metavar="FILE|FOLDER",
         help="write segments: .json, .csv, and of one video .srt, .vtt; in a folder each video gets all of them",
     )
@@ -116,20 +128,24 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     asked_views(args.views, args.num_clips, args.num_crops)  # refuses both ways at once
     check_part(args)
-    if args.on is not None and (first := next(filter(is_address, args.videos), None)) is not None:
-        raise UserError(f"{shown(first)} with --on {args.on}: of files that all machines see alone")
-    found_videos = names_of_part(list(dict.fromkeys(_find(args.videos))), args.part)
-    live = live_source(args, found_videos)
-    addresses = {shown(name): name for name in found_videos if is_address(name)}
-    videos = list(dict.fromkeys(map(shown, found_videos)))
+    if args.on is not None and (first := next(filter(has_no_end, args.videos), None)) is not None:
+        raise UserError(f"{shown(first)} with --on {args.on}: a stream is for one machine")
+    names = by_shown(names_of_part(list(by_shown(_find(args.videos)).values()), args.part))
+    videos = list(names)
+    live = live_source(args, list(names.values()))
+    if args.on is not None and live is not None:
+        raise UserError(f"{shown(live)} with --on {args.on}: a stream is for one machine")
+    addresses = [video for video in videos if is_remote(video) or is_address(video)]
     files = [SegmentFile(Path(name), len(videos)) for name in args.segments]
     if args.overlay is not None and addresses:
-        raise UserError(f"--overlay {args.overlay}: of files on this machine alone, got {next(iter(addresses))}")
+        raise UserError(f"--overlay {args.overlay}: of files on this machine alone, got {addresses[0]}")
+    if live is not None and isinstance(args.output, StoredCopy):
+        raise UserError(f"--output {args.output}: of a stream it is a file on this machine")
     if live is not None and args.picture is not None:
         raise UserError(f"--picture {args.picture}: a stream has no end; draw one of a file")
     if args.page is not None and (live is not None or addresses):
-        raise UserError(f"--page {args.page}: of files on this machine alone, got {next(iter(addresses))}")
-    _check_folders(args, found_videos)
+        raise UserError(f"--page {args.page}: of files on this machine alone, got {addresses[0]}")
+    _check_folders(args, videos)
     check_shown(args.picture, args.overlay, videos)
     weights = weights_of(args)
     console = Console(stderr=True)
@@ -144,8 +160,8 @@ def run(args: argparse.Namespace) -> int:
 
         def score_here(scores: Scores, progress: Progress) -> Generator[str, None, None]:
             for number, path in enumerate(videos, 1):
-                progress.begin(f"scoring {number} of {len(videos)}: {Path(path).name}, seconds")
-                _score(timeline, path, scores, progress, lambda path: _frames(args, path, addresses, timeline))
+                progress.begin(f"scoring {number} of {len(videos)}: {file_name(path)}, seconds")
+                _score(timeline, path, scores, progress, functools.partial(_frames, args, names[path], timeline))
                 yield path
 
         return _write(args, videos, files, _made_by(args, weights, facts), facts, console, score_here)
@@ -158,12 +174,13 @@ def run(args: argparse.Namespace) -> int:
         def score_there(scores: Scores, progress: Progress) -> Generator[str, None, None]:
             pool.tell = progress.print
             progress.begin("scoring", len(videos))
-            left = {path: scores.begun(path) for path in videos if not scores.is_done(path)}
+            left = {path: (names[path], scores.begun(path)) for path in videos if not scores.is_done(path)}
             for path in videos:
                 if path not in left:
                     progress.advance()
                     yield path
-            for (path, _), result in pool.run(iter(left.items()), len(left)):
+            for (name, _), result in pool.run(iter(left.values()), len(left)):
+                path = shown(name)
                 windows, cuts, trouble = (
                     ([], [], f"cannot read video '{path}': {result.reason}") if isinstance(result, Lost) else result
                 )
@@ -253,7 +270,9 @@ def _write(
 
 def _find(names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        yield from [name] if is_address(name) else find_videos([name], images=True)
+        # Behind http:// there may be a stream. What ends with a slash is a folder.
+        is_one = is_address(name) and not (name.lower().startswith("http") and name.endswith("/"))
+        yield from [name] if is_one else find_videos([name], images=True)
 
 
 def _check_folders(args: argparse.Namespace, videos: Sequence[str]) -> None:
@@ -262,7 +281,7 @@ def _check_folders(args: argparse.Namespace, videos: Sequence[str]) -> None:
     Raises:
         UserError: their rate is not given, or something is wanted that needs a file.
     """
-    folder = next((video for video in videos if Path(video).is_dir()), None)
+    folder = next((video for video in videos if not is_remote(video) and Path(video).is_dir()), None)
     if folder is None:
         return
     if args.frame_fps is None:
@@ -272,14 +291,13 @@ def _check_folders(args: argparse.Namespace, videos: Sequence[str]) -> None:
             raise UserError(f"{option} {value}: of video files alone, got the folder of images {folder}")
 
 
-def _frames(
-    args: argparse.Namespace, path: str, addresses: Mapping[str, str], timeline: Timeline
-) -> FileFrames | FolderFrames:
-    if path in addresses:
-        return address_frames(args, addresses[path], timeline.views.short_side_px)
-    if Path(path).is_dir():
-        return FolderFrames(FrameFolder.found(path, args.frame_fps), timeline.views.short_side_px)
-    return FileFrames(path, timeline.views.short_side_px)
+def _frames(args: argparse.Namespace, name: str, timeline: Timeline) -> FileFrames | FolderFrames:
+    short_side_px = timeline.views.short_side_px
+    if is_address(name):
+        return address_frames(args, name, short_side_px)
+    if not is_remote(name) and Path(name).is_dir():
+        return FolderFrames(FrameFolder.found(name, args.frame_fps), short_side_px)
+    return FileFrames(name, short_side_px)
 
 
 def _score(
@@ -287,7 +305,7 @@ def _score(
     path: str,
     scores: Scores,
     progress: Progress,
-    frames_of: Callable[[str], FileFrames | FolderFrames],
+    frames_of: Callable[[], FileFrames | FolderFrames],
 ) -> None:
     """Scores what is left of a video."""
     if scores.is_done(path):
@@ -314,13 +332,13 @@ def _windows(
     timeline: Timeline,
     path: str,
     skip: int,
-    frames_of: Callable[[str], FileFrames | FolderFrames],
+    frames_of: Callable[[], FileFrames | FolderFrames],
     lasts: Callable[[float | None], None] = lambda seconds: None,
 ) -> Generator[WindowScores, None, tuple[list[float], str]]:
     """The windows of a video after the first so many; returns its cuts, and why not all of it could be read."""
     cuts: list[float] = []
     try:
-        with frames_of(path) as frames:
+        with frames_of() as frames:
             lasts(frames.duration_sec)
             windows = timeline.of_source(frames, skip=skip)
             try:
@@ -354,10 +372,10 @@ class TimelineWorker:
 
     def work(self, items: Sequence[tuple[str, int]]) -> Iterator[tuple[list[Any], list[float], str] | None]:
         """Of each video its windows after the first so many, its cuts, and its trouble."""
-        short_side_px = self._timeline.views.short_side_px
-        for path, skip in items:
+        for name, skip in items:
             kept: list[Any] = []
-            windows = _windows(self._timeline, path, skip, lambda path: FileFrames(path, short_side_px))
+            frames_of = functools.partial(_frames, self.args, name, self._timeline)
+            windows = _windows(self._timeline, shown(name), skip, frames_of)
             while True:
                 try:
                     kept.append(self._scores.as_written(next(windows)))

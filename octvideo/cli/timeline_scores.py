@@ -12,7 +12,7 @@ from octvideo.inference.segments import Segment, SegmentSettings, segments_of_to
 from octvideo.inference.timeline import WindowScores
 from octvideo.inference.window_lines import TopClasses
 from octvideo.json_lines import JsonLines, Words
-from octvideo.video.addresses import is_address
+from octvideo.stores import StoredCopy, is_remote
 
 RESULTS = "octvideo timeline 1"
 _WORDS = Words("file of window scores", "another model, or of other settings", "name another file")
@@ -53,7 +53,7 @@ class Scores:
         self._top = TopClasses(names, topk, classes)
         self._lines: JsonLines | None = None
 
-    def go_on_with(self, file: Path, made_by: dict[str, Any]) -> None:
+    def go_on_with(self, file: Path | StoredCopy, made_by: dict[str, Any]) -> None:
         """Takes what is in a file, and writes there from now on.
 
         Raises:
@@ -93,7 +93,7 @@ class Scores:
         """Notes that a video has no more windows; of one on the net that breaks off, the next run may find more."""
         video = self.videos[path]
         video.is_done, video.trouble, video.cuts = True, trouble, cuts
-        if self._lines is not None and not (trouble and is_address(path)):
+        if self._lines is not None and not (trouble and is_remote(path)):
             done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": trouble}
             self._lines.add(done)
 
@@ -112,7 +112,7 @@ class Scores:
         if self._lines is not None:
             self._lines.close()
             windows = sum(len(video.starts) for video in self.videos.values())
-            print(f"{windows} windows are in {self._lines.file}", file=sys.stderr)
+            print(f"{windows} windows are in {self._lines.name}", file=sys.stderr)
 
     def _keep(self, video: ScoredVideo, start: float, end: float, top: dict[int, float]) -> None:
         video.starts.append(start)

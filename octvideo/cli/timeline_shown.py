@@ -10,6 +10,7 @@ from typing import Protocol
 from octvideo.errors import UserError
 from octvideo.inference.segments import Segment
 from octvideo.progress import Progress
+from octvideo.stores import file_name
 
 
 class Scored(Protocol):
@@ -63,7 +64,7 @@ def show(
         return
     from octvideo.lettering import lacking
 
-    title = Path(path).name
+    title = file_name(path)
     in_pixels = overlay is not None or (picture is not None and picture.suffix.lower() == ".png")
     shown = sorted({number for top in video.scores for number in top})
     if in_pixels and (line := lacking([names[n] for n in shown], title if picture is not None else "")):

@@ -19,7 +19,8 @@ from octvideo.data.shards import source_of
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, walk_videos
 from octvideo.json_lines import JsonLines, Words, first_line
-from octvideo.parts import Part, names_of_part, size_of_file
+from octvideo.parts import Part, names_of_part, sizes_of_files
+from octvideo.stores import file_name, is_remote, shown, videos_at
 from octvideo.video import Decoder, FrameFolder, FrameNames
 from octvideo.video.checking import Check, check_of, check_video, stamp_of
 from octvideo.video.isolated import IsolatedPool, Pool, Work
@@ -38,6 +39,7 @@ class Selection:
         num_passed_over: files of folders that are not called like videos.
         closed: folders that can't be listed, with the reason.
         images: what belongs to a name that is a folder of images.
+        addresses: what belongs to a name that is an address: the same with its secrets.
     """
 
     root: str
@@ -46,34 +48,52 @@ class Selection:
     num_passed_over: int = 0
     closed: list[tuple[str, str]] = field(default_factory=list)
     images: dict[str, FrameFolder] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    def path_of(self, name: str) -> str:
+        """What is opened for a name."""
+        return self.addresses[name] if name in self.addresses else os.path.join(self.root, name)  # noqa: PTH118
 
 
-def select(sources: Sequence[Path], *, root: Path | None = None, frames: FrameNames | None = None) -> Selection:
+def select(
+    sources: Sequence[str | Path], *, root: str | Path | None = None, frames: FrameNames | None = None
+) -> Selection:
     """The files of all sources; links are followed.
 
     Args:
         sources: videos; folders, searched for files that are called like videos; lists and csv, known by their
-            suffix (`LIST_SUFFIXES`).
+            suffix (`LIST_SUFFIXES`); or addresses of these.
         root: that paths in lists, and the names of files, start from; None takes the folder that all sources share.
+            Videos behind addresses are named by these.
         frames: names of images: lists are of folders of extracted frames.
 
     Raises:
         UserError: a source is not there, or lists no video.
     """
-    for source in sources:
+    local = [Path(source) for source in sources if not is_remote(source)]
+    for source in local:
         if not os.path.lexists(source):
             raise UserError(f"nothing at {source}: expected a video, a folder, a list or a csv of Kinetics")
-    if root is None:
-        folders = [source if source.is_dir() else source.absolute().parent for source in sources]
+    if root is None and not local:
+        root = str(sources[0]).rstrip("/")
+    elif root is None:
+        folders = [source if source.is_dir() else source.absolute().parent for source in local]
         root = Path(os.path.commonpath([folder.absolute() for folder in folders]))
-    elif not root.is_dir():
+    elif not is_remote(root) and not Path(root).is_dir():
         raise UserError(f"no folder {root}")
-    selection = Selection(os.path.abspath(root))  # noqa: PTH100
+    selection = Selection(shown(str(root)) if is_remote(root) else os.path.abspath(root))  # noqa: PTH100
     real_folders: dict[str, str] = {}
     seen: set[int] = set()
-    for source in sources:
+    for given in sources:
         before = len(seen) + selection.num_twice
-        for path, images in _paths(source, root, selection, frames):
+        for path, images in _paths(given, root, selection, frames):
+            if is_remote(path):
+                name = shown(path)
+                selection.num_twice += name in selection.addresses
+                if name not in selection.addresses:
+                    selection.names.append(name)
+                selection.addresses[name] = path
+                continue
             folder, base = os.path.split(os.path.abspath(path))  # noqa: PTH100
             if folder not in real_folders:
                 real_folders[folder] = os.path.realpath(folder)
@@ -87,8 +107,9 @@ def select(sources: Sequence[Path], *, root: Path | None = None, frames: FrameNa
             selection.names.append(name)
             if images is not None:
                 selection.images[name] = images
-        if source.is_dir() and len(seen) + selection.num_twice == before and not selection.closed:
-            raise UserError(f"no videos in {source}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
+        is_folder = not is_remote(given) and Path(given).is_dir()
+        if is_folder and len(seen) + selection.num_twice == before and not selection.closed:
+            raise UserError(f"no videos in {given}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
     return selection
 
 
@@ -97,15 +118,18 @@ def part_of_selection(selection: Selection, part: Part) -> Selection:
     names = names_of_part(
         selection.names,
         part,
-        size_of=lambda name: size_of_file(os.path.join(selection.root, name)),  # noqa: PTH118
+        of_sizes=lambda names: sizes_of_files([selection.path_of(name) for name in names]),
     )
     return replace(selection, names=names)
 
 
 def _paths(
-    source: Path, root: Path, selection: Selection, frames: FrameNames | None
+    given: str | Path, root: str | Path, selection: Selection, frames: FrameNames | None
 ) -> Iterator[tuple[str, FrameFolder | None]]:
-    if source.is_dir():
+    source = Path(file_name(str(given))) if is_remote(given) else Path(given)
+    if is_remote(given) and source.suffix.lower() not in LIST_SUFFIXES:
+        yield from ((video, None) for video in videos_at(str(given)))
+    elif not is_remote(given) and source.is_dir():
 
         def passed_over(path: str) -> None:
             selection.num_passed_over += 1
@@ -118,7 +142,7 @@ def _paths(
     elif source.suffix.lower() not in LIST_SUFFIXES:
         yield str(source), None
     else:
-        records = read_records(source, root=root, classes=_AnyClass(), labelled=False, frames=frames)
+        records = read_records(given, root=root, classes=_AnyClass(), labelled=False, frames=frames)
         for record in records:
             video = source_of(record)
             yield record.path, video if isinstance(video, FrameFolder) else None
@@ -177,11 +201,17 @@ class Journal(JsonLines):
         size, changed = check.stamp or (None, None)
         frames = {"frames": check.num_frames, "announced": check.num_announced}
         told = {"reason": check.reason, "seconds": round(check.seconds, 3)}
-        self.add({"path": name, "verdict": check.verdict, **frames, **told, "size": size, "mtime_ns": changed})
+        line = {"path": name, "verdict": check.verdict, **frames, **told, "size": size, "mtime_ns": changed}
+        self.add({**line, "again": True} if check.may_pass else line)
 
     def known(self) -> dict[str, tuple[str, tuple[int | None, int | None]]]:
-        """By name, the last verdict on each file and its stamp then."""
-        return {line["path"]: (line["verdict"], (line["size"], line["mtime_ns"])) for line in self.entries()}
+        """By name, the last verdict on each file and its stamp then; none of those that a network's trouble hid."""
+        known: dict[str, tuple[str, tuple[int | None, int | None]]] = {}
+        for line in self.entries():
+            known.pop(line["path"], None)
+            if not line.get("again"):
+                known[line["path"]] = line["verdict"], (line["size"], line["mtime_ns"])
+        return known
 
     def not_ok(self) -> dict[str, dict[str, Any]]:
         """The last line of each file that is not ok, by name."""
@@ -261,9 +291,10 @@ def check_all(
 
     def unknown() -> Iterator[tuple[str, str | FrameFolder, Decoder]]:
         for name in selection.names:
-            path = os.path.join(selection.root, name)  # noqa: PTH118
+            path = selection.path_of(name)
             verdict, stamp = known.get(name, (None, None))
-            if verdict is not None and _stamp_now(path) != stamp:  # a file that can't be had may come back
+            # A file that can't be had may come back. Addresses are not asked for their stamps, which may take hours.
+            if verdict is not None and (stamp == (None, None) if is_remote(path) else _stamp_now(path) != stamp):
                 verdict = None
             if verdict is None or (again and verdict != "ok"):
                 yield name, selection.images.get(name, path), decoder

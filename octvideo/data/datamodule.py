@@ -33,9 +33,10 @@ from octvideo.data.loading import Collate, EvaluationBatches, ResumableLoader, T
 from octvideo.data.manifest import check_files, read_records
 from octvideo.data.quarantine import Quarantine
 from octvideo.data.records import VideoList
-from octvideo.data.shards import check_archives, holds_shards, is_address, read_shards, read_text
+from octvideo.data.shards import INDEX, check_archives, holds_shards, read_shards, read_text
 from octvideo.data.workers import worker_settings
 from octvideo.errors import UserError
+from octvideo.stores import StoreError, exists, is_remote, joined, shown
 from octvideo.video import Decoder, FrameNames, Sampling, ShortVideo, ViewSettings
 
 SamplerName = Literal["shuffle", "balanced"]
@@ -47,8 +48,9 @@ class VideoDataModule(L.LightningDataModule):
     """Videos in folders or lists, as training clips and as evaluation items of all views.
 
     Args:
-        root: folder of the data set; lists and the paths in them start from it.
-        train: list, csv of Kinetics, folder of class folders or of shards, in `root`; or the address of shards.
+        root: folder of the data set, or its address; lists and the paths in them start from it.
+        train: list, csv of Kinetics, folder of class folders or of shards, in `root`; or the address of a list or of
+            shards. In a root behind an address, a list or shards.
         val: the same for validation; None validates nothing.
         test: the same for tests; None takes `val`.
         predict: list or folder of videos, labels not needed; None takes `test`.
@@ -152,7 +154,8 @@ class VideoDataModule(L.LightningDataModule):
             )
         self.frame_names = None if frame_names is None else FrameNames(frame_names, first_frame)
         self.frame_fps = frame_fps
-        self.root, self.sampler, self.several_labels = Path(root), sampler, several_labels
+        self.root: str | Path = root.rstrip("/") if is_remote(root) else Path(root)
+        self.sampler, self.several_labels = sampler, several_labels
         self.sources = {"train": train, "val": val, "test": test or val, "predict": predict or test or val}
         self.classes, self.quarantine = classes, quarantine
         self.augment, self.train_labels = augment, train_labels
@@ -182,8 +185,8 @@ class VideoDataModule(L.LightningDataModule):
             return read_class_names(
                 self.classes if self.classes in SHIPPED else self._look_for("classes", self.classes)
             )
-        if (self.root / "classes.txt").is_file():
-            return read_class_names(self.root / "classes.txt")
+        if self._has_own_classes:
+            return read_class_names(self._own_classes)
         for role, source in self.sources.items():
             if source is None:
                 continue
@@ -191,18 +194,26 @@ class VideoDataModule(L.LightningDataModule):
             if holds_shards(str(place)):
                 if (text := read_text(str(place), "classes.txt", wanted=False)) is not None:
                     return class_names_of(text, f"{place}/classes.txt")
-            elif Path(place).is_dir():
+            elif not is_remote(place) and Path(place).is_dir():
                 names = folder_class_names(Path(place))
                 if len(names) == 1:
                     raise UserError(
                         f"{place} has one class folder, {names[0]!r}, and a network nothing to tell it from: expected "
-                        f"{place}/<class>/<video> of two classes or more, or one in {self.root / 'classes.txt'}"
+                        f"{place}/<class>/<video> of two classes or more, or one in {shown(str(self._own_classes))}"
                     )
                 return names
         raise UserError(
             f"no class names: give data.classes (a file with a name a line, or kinetics400/600/700), "
-            f"or write {self.root / 'classes.txt'}"
+            f"or write {shown(str(self._own_classes))}"
         )
+
+    @property
+    def _own_classes(self) -> str | Path:
+        return joined(self.root, "classes.txt") if is_remote(self.root) else Path(self.root, "classes.txt")
+
+    @cached_property
+    def _has_own_classes(self) -> bool:
+        return _is_there(self._own_classes)
 
     def take_class_names(self, trained: Sequence[str]) -> None:
         """For prediction, and where a teacher alone teaches: names of the checkpoint, unless the data has the same
@@ -216,7 +227,7 @@ class VideoDataModule(L.LightningDataModule):
         except UserError:  # no data but the videos to predict
             match = None
         if match is None or match.order is None:
-            if match is not None and (self.classes is not None or (self.root / "classes.txt").is_file()):
+            if match is not None and (self.classes is not None or self._has_own_classes):
                 log.warning("the checkpoint has %s: its own are predicted, and labels are read as theirs", match.said)
             self.class_names = list(trained)
 
@@ -226,7 +237,7 @@ class VideoDataModule(L.LightningDataModule):
         return len(self.class_names)
 
     def _find(self, role: str) -> Path | str:
-        """The list or folder of a role; or the address of its shards.
+        """The list or folder of a role, or its address.
 
         Raises:
             UserError: it is not there, with the places looked in and how to get the data.
@@ -234,19 +245,22 @@ class VideoDataModule(L.LightningDataModule):
         source = self.sources[role]
         if source is None:
             raise UserError(f"data.{role} is not set: give a list of videos or a folder of class folders, in data.root")
-        if is_address(source):
-            return source
         return self._look_for(role, source)
 
-    def _look_for(self, key: str, source: str) -> Path:
-        places = list(dict.fromkeys([self.root / source, Path(source)]))
+    def _look_for(self, key: str, source: str) -> Path | str:
+        if is_remote(source):
+            return source
+        here = joined(self.root, source) if is_remote(self.root) else Path(self.root, source)
+        places = list(dict.fromkeys([here, Path(source)]))
         for place in places:
-            if place.exists():
+            if _is_there(place) or (is_remote(place) and _is_there(f"{place}/{INDEX}")):
                 return place
-        looked = " and ".join(str(place.absolute()) for place in places)
+        looked = " and ".join(shown(place) if isinstance(place, str) else str(place.absolute()) for place in places)
         advice = "octvideo check writes such a list" if key == "quarantine" else self.how_to_get
         if key == "flip_labels":
             advice = "It is a YAML file of `name: name` lines"
+        elif isinstance(self.root, str):
+            advice = f"data.root is {shown(self.root)}: a list there, or shards"
         elif not self.root.is_dir():
             advice = f"There is no folder {self.root}, which data.root names. {advice}"
         elif key != "quarantine" and not any(self.root.glob("*.txt")) and any(map(Path.is_dir, self.root.iterdir())):
@@ -282,7 +296,7 @@ class VideoDataModule(L.LightningDataModule):
             classes = ClassIndex(self.class_names) if is_read else UnreadLabels()
             how: dict[str, Any] = {"labelled": labelled, "several": self.several_labels}
             how |= {"frames": self.frame_names, "fps": self.frame_fps}
-            records = read_records(Path(source), root=self.root, classes=classes, **how)
+            records = read_records(source, root=self.root, classes=classes, **how)
             check_files(records, source, self.how_to_get)
         if self._quarantine is not None:
             records = self._quarantine.leave_out(records, source)
@@ -419,3 +433,12 @@ class VideoDataModule(L.LightningDataModule):
     def _workers(self, batch_bytes: int) -> dict[str, Any]:
         local_processes = 1 if self.trainer is None else self.trainer.num_devices
         return worker_settings(self.num_workers, batch_bytes=batch_bytes, local_processes=local_processes)
+
+
+def _is_there(place: str | Path) -> bool:
+    if isinstance(place, Path):
+        return place.exists()
+    try:
+        return exists(place)
+    except StoreError as error:
+        raise UserError(f"can't reach {shown(place)}: {error}") from None

@@ -17,6 +17,7 @@ from octvideo.data.augment import Augmentation, ClipTransform, apply_transform, 
 from octvideo.data.records import VideoRecord
 from octvideo.data.shards import source_of
 from octvideo.seeds import seed_of
+from octvideo.stores import shown
 from octvideo.video import (
     Decoder,
     Sampling,
@@ -147,13 +148,13 @@ class TrainingClips(Dataset[Item | list[Item] | Failure]):
                 source_of(record), clip_of, decoder=self.decoder, resize=regions, target_fps=self.target_fps
             )
         except VideoReadError as error:
-            return Failure(record.path, error.reason, index)
+            return Failure(shown(record.path), error.reason, index)
         items = [
             Item(
                 apply_transform(read.frames[:, repeat].permute(0, 3, 1, 2), transform, read.places),  # (C,T,S,S)
                 self._label(record.label, is_flipped=transform.flip),
                 index,
-                record.path,
+                shown(record.path),
                 tuple(self._label(other, is_flipped=transform.flip) for other in record.others),
             )
             for repeat, transform in enumerate(transforms)
@@ -184,5 +185,5 @@ class EvaluationVideos(Dataset[Item | Failure]):
         try:
             views = decode_views(source_of(record), self.views, decoder=self.decoder)
         except VideoReadError as error:
-            return Failure(record.path, error.reason, index)
-        return Item(views, record.label, index, record.path, record.others)
+            return Failure(shown(record.path), error.reason, index)
+        return Item(views, record.label, index, shown(record.path), record.others)

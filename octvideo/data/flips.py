@@ -10,13 +10,13 @@ import yaml
 
 from octvideo.class_names import ClassIndex, some
 from octvideo.errors import UserError
-from octvideo.files import read_text
+from octvideo.stores import read_text
 
 _OTHER_SIDE = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
 _SIDES = re.compile(rf"(?<![a-z])({'|'.join(_OTHER_SIDE)})(?![a-z])", re.IGNORECASE)
 
 
-def read_swaps(file: Path) -> dict[str, str]:
+def read_swaps(file: str | Path) -> dict[str, str]:
     """Pairs of classes from a YAML file, `move_left: move_right` a line.
 
     Raises:

@@ -32,7 +32,8 @@ from octvideo.data.frame_lists import split_frames
 from octvideo.data.kinetics import is_kinetics_csv, read_kinetics_csv
 from octvideo.data.records import FrameRange, VideoList, VideoRecord
 from octvideo.errors import UserError
-from octvideo.files import VIDEO_SUFFIXES, is_video, read_text, text_lines, walk_videos
+from octvideo.files import VIDEO_SUFFIXES, is_video, text_lines, walk_videos
+from octvideo.stores import StoreError, check_stores, exists, file_name, is_remote, joined, read_text, shown
 from octvideo.video import FrameNames
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst", ".list"})
@@ -44,12 +45,13 @@ _NAMED = re.compile(r"(.*\S)(\s*[\t,;]\s*)([^\t,;]*)")
 _PATHS = ("path", "file_path", "filepath", "video_path", "file", "filename", "file_name", "video", "video_name")
 _LABELS = ("label", "class", "class_name", "label_name", "category", "action", "label_id", "class_id")
 _CHECKED = 64  # files looked for before a run starts: a wrong root misses all of them
+_ASKED_FOR = 3  # the same behind addresses
 
 
 def read_records(
-    source: Path,
+    source: str | Path,
     *,
-    root: Path,
+    root: str | Path,
     classes: ClassIndex,
     labelled: bool = True,
     several: bool = False,
@@ -59,8 +61,8 @@ def read_records(
     """The videos of a list or a folder of classes, whatever its layout.
 
     Args:
-        source: list file, or folder with one folder per class (or of videos, where `labelled` is off).
-        root: what relative paths in a list start from.
+        source: list file, or its address, or folder with one folder per class (or of videos, where `labelled` is off).
+        root: what relative paths in a list start from, a folder or an address.
         classes: of the data set.
         labelled: every video must have a label.
         several: a video may have several labels in a list.
@@ -70,6 +72,9 @@ def read_records(
     Raises:
         UserError: with file and line; or there is no video.
     """
+    if is_remote(source) or is_remote(root):
+        return _read_remote(str(source), root, classes, labelled, several, frames)
+    source, root = Path(source), Path(root)
     if frames is not None and (source.is_dir() or not source.is_file() or is_kinetics_csv(source)):
         raise UserError(f"{source}: with data.frame_names expected a list of lines 'folder num_frames label'")
     if source.is_dir():
@@ -84,6 +89,22 @@ def read_records(
     return records
 
 
+def _read_remote(
+    source: str, root: str | Path, classes: ClassIndex, labelled: bool, several: bool, frames: FrameNames | None
+) -> VideoList:
+    """`read_records` of a list that lies behind an address, or is of videos that do."""
+    if frames is not None:
+        raise UserError(f"{shown(source)}: data.frame_names is for folders on this machine, not behind addresses")
+    if not is_remote(source) and (Path(source).is_dir() or is_kinetics_csv(Path(source))):
+        raise UserError(f"{source}: with data.root {shown(str(root))} expected a list of lines 'path label'")
+    lines = functools.partial(_lines, source, root, classes, several, None, None)
+    records = VideoList(_read_list(source, root, classes, labelled, lines))
+    if not records:
+        raise UserError(f"{shown(source)} lists no video")
+    check_stores(record.path for record in records)
+    return records
+
+
 def check_files(records: Sequence[VideoRecord], source: str | Path, advice: str = "") -> None:
     """Looks for some of the files, evenly spread, before hours of work start.
 
@@ -91,12 +112,23 @@ def check_files(records: Sequence[VideoRecord], source: str | Path, advice: str 
         UserError: none of them is there; single missing ones are left to reading.
     """
     some = records[:: max(len(records) // _CHECKED, 1)]
-    is_there = Path.is_file if some[0].frames is None else Path.is_dir
-    missing = [record.path for record in some if not is_there(Path(record.path))]
+    if any(is_remote(record.path) for record in some):
+        some = some[:: max(len(some) // _ASKED_FOR, 1)]
+
+    def is_there(record: VideoRecord) -> bool:
+        if is_remote(record.path):
+            try:
+                return exists(record.path)
+            except StoreError as error:
+                raise UserError(f"can't reach {shown(record.path)} of {shown(str(source))}: {error}") from None
+        return Path(record.path).is_file() if record.frames is None else Path(record.path).is_dir()
+
+    missing = [record.path for record in some if not is_there(record)]
     if len(missing) == len(some):
+        first = missing[0] if is_remote(missing[0]) else str(Path(missing[0]).absolute())
         raise UserError(
-            f"none of the videos of {source} is there: looked for {len(missing)} of its {len(records)}, the first "
-            f"{Path(missing[0]).absolute()}. Paths in a list start from data.root. {advice}".rstrip()
+            f"none of the videos of {shown(str(source))} is there: looked for {len(missing)} of its {len(records)}, "
+            f"the first {shown(first)}. Paths in a list start from data.root. {advice}".rstrip()
         )
 
 
@@ -136,10 +168,10 @@ class _Line(NamedTuple):
 
 
 def _read_list(
-    file: Path, root: Path, classes: ClassIndex, labelled: bool, lines: Callable[[], Iterator[_Line]]
+    file: str | Path, root: str | Path, classes: ClassIndex, labelled: bool, lines: Callable[[], Iterator[_Line]]
 ) -> Iterator[VideoRecord]:
-    if is_video(file.name):
-        raise UserError(f"{file} is a video: expected a list of videos, or a folder of them")
+    if is_video(file_name(str(file))):
+        raise UserError(f"{shown(str(file))} is a video: expected a list of videos, or a folder of them")
     bare = ((line.where, label) for line in lines() for label in line.labels if not line.may_name(label))
     are_names = classes.numbers_are_names(bare)
     for line in lines():
@@ -150,11 +182,11 @@ def _read_list(
             raise UserError(f"{line.where}: got {line.text!r}, expected '{expected}'")
         if -1 in others or (number < 0 and others):
             raise UserError(f"{line.where}: got -1, which is no label, beside others")
-        yield VideoRecord(str(root / line.path), number, None, frames=line.frames, others=tuple(others))
+        yield VideoRecord(joined(root, line.path), number, None, frames=line.frames, others=tuple(others))
 
 
 def _lines(
-    file: Path, root: Path, classes: ClassIndex, several: bool, names: FrameNames | None, fps: float | None
+    file: str | Path, root: str | Path, classes: ClassIndex, several: bool, names: FrameNames | None, fps: float | None
 ) -> Iterator[_Line]:
     frames = None
 
@@ -164,11 +196,11 @@ def _lines(
     columns: tuple[str, list[str], int, int] | None = None
     is_first = True
     for number, line in enumerate(text_lines(read_text(file, names=True)), 1):
-        text, where = line.strip(), f"{file}:{number}"
+        text, where = line.strip(), f"{shown(str(file))}:{number}"
         if not text or text.startswith("#"):
             continue
         if names is not None:
-            path, frames, between, label = split_frames(text, where, root=root, names=names, fps=fps)
+            path, frames, between, label = split_frames(text, where, root=Path(root), names=names, fps=fps)
             if not several:
                 _check_is_one(label, path, where, classes)
             yield _Line(where, text, path, labels_of(label, where), between, frames)
@@ -228,7 +260,7 @@ def _csv(text: str, delimiter: str) -> list[str]:
     return [cell.strip() for cell in cells]
 
 
-def _split(text: str, where: str, root: Path, classes: ClassIndex) -> tuple[str, str, str]:
+def _split(text: str, where: str, root: str | Path, classes: ClassIndex) -> tuple[str, str, str]:
     """Path, what stands between, and label."""
     for delimiter in ",;\t " if '"' in (text[0], text[-1]) else "":
         cells = _csv(text, delimiter)
@@ -245,7 +277,7 @@ def _split(text: str, where: str, root: Path, classes: ClassIndex) -> tuple[str,
     path, between, label = match.groups()
     # TSN's lists, `folder num_frames label`, are of extracted frames; others give start and end, or several labels.
     head = re.match(r"^(.*\S)[\s,;]+-?\d+$", path)
-    if head and (root / head[1]).is_dir():
+    if head and not is_remote(root) and (Path(root) / head[1]).is_dir():
         raise UserError(
             f"{where}: {head[1]} is a folder of frames: say how its images are called, such as "
             "data.frame_names 'img_{:05d}.jpg'; or give video files, 'path label'"

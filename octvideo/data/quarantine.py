@@ -19,7 +19,8 @@ from pathlib import Path
 
 from octvideo.data.records import VideoList
 from octvideo.errors import UserError
-from octvideo.files import read_text, text_lines, whole_text
+from octvideo.files import text_lines, whole_text
+from octvideo.stores import is_remote, joined, read_text, shown
 
 log = logging.getLogger("octvideo.data")
 
@@ -41,14 +42,14 @@ class Quarantine:
         UserError: the list can't be read.
     """
 
-    def __init__(self, file: Path, *, root: Path) -> None:
+    def __init__(self, file: str | Path, *, root: str | Path) -> None:
         self.file, self._root = file, str(root)
         self._folders: dict[str, str] = {}
         self._entries: dict[str, tuple[str, str]] = {}  # place → path and reason as written
         listed_root, entries = read_quarantine(file)
         for path, reason in entries:
             for start in dict.fromkeys([str(root), *([listed_root] if listed_root else [])]):
-                self._entries[self._place(os.path.join(start, path))] = path, reason  # noqa: PTH118
+                self._entries[self._place(joined(start, path))] = path, reason
 
     def __contains__(self, path: str) -> bool:
         return self._place(path) in self._entries
@@ -60,7 +61,7 @@ class Quarantine:
             UserError: there are no others.
         """
         # Names in archives start from where the files once were; entries of such names, from data.root.
-        paths = (os.path.join(self._root, r.path) if r.archive else r.path for r in records)  # noqa: PTH118
+        paths = (joined(self._root, r.path) if r.archive else r.path for r in records)
         kept = [index for index, path in enumerate(paths) if path not in self]
         if not kept:
             raise UserError(f"{source}: all of its {len(records)} videos are in the quarantine list {self.file}")
@@ -76,20 +77,26 @@ class Quarantine:
         for place, (path, reason) in self._entries.items():
             if reason != _GONE:
                 places.setdefault(path, []).append(place)
-        strangers = [path for path, where in places.items() if not any(map(os.path.lexists, where))]
+        strangers = [
+            path
+            for path, where in places.items()
+            if not any(is_remote(place) or os.path.lexists(place) for place in where)
+        ]
         if strangers:
             count = f"{len(strangers)} of its {len({path for path, _ in self._entries.values()})} entries"
             advice = f"paths in it are absolute, or start from data.root or from the folder that its line '{_ROOT}...'"
             log.warning("%s: %s name no file, the first %r: %s names", self.file, count, strangers[0], advice)
 
     def _place(self, path: str) -> str:
+        if is_remote(path):
+            return shown(path)
         folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
         if folder not in self._folders:  # few, where files are many
             self._folders[folder] = os.path.realpath(folder)
         return f"{self._folders[folder]}/{name}"
 
 
-def read_quarantine(file: Path) -> tuple[str | None, list[tuple[str, str]]]:
+def read_quarantine(file: str | Path) -> tuple[str | None, list[tuple[str, str]]]:
     """The folder that a list names, if any, and its entries, path and reason.
 
     Raises:

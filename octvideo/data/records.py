@@ -13,6 +13,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from octvideo.stores import shown
 from octvideo.video import FrameNames
 
 _AT_ONCE = 1024  # records that an iteration takes out of the tensors together
@@ -159,9 +160,14 @@ class VideoList(Sequence[VideoRecord]):
         return torch.cat([first[0], more]), torch.cat([first[1], self._others])
 
     def digest(self, root: str) -> str:
-        """SHA-256 over all paths in their order, without `root` in front: the same where a data set has moved."""
+        """SHA-256 over all paths in their order, without `root` in front: the same where a data set has moved, and
+        where addresses are signed anew.
+        """
         text, prefix = self._text.numpy().tobytes(), f"{root}/".encode("utf-8", "surrogateescape")
         paths = (text[start:end].removeprefix(prefix) for start, end in itertools.pairwise(self._ends.tolist()))
+        if b"://" in text:
+            names = (path.decode("utf-8", "surrogateescape") for path in paths)
+            paths = (shown(name).encode("utf-8", "surrogateescape") for name in names)
         return hashlib.sha256(b"\0".join(paths)).hexdigest()
 
     def _at(self, index: int) -> VideoRecord:

@@ -22,7 +22,9 @@ from octvideo.data.shards import ABOUT, INDEX, index_lines, source_of
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, natural_key, part_of, whole_text
 from octvideo.parts import Part, indices_of_part
-from octvideo.video import FrameFolder
+from octvideo.stores import file_name, is_remote, shown
+from octvideo.video import FrameFolder, VideoBytes, VideoReadError
+from octvideo.video.frames import RemoteVideo, fetched
 
 _FORMAT = 1
 
@@ -48,7 +50,7 @@ def write_shards(
     records: Sequence[VideoRecord],
     out: Path,
     *,
-    root: Path,
+    root: str | Path,
     class_names: Sequence[str],
     shard_bytes: int = 512 * 2**20,
     shuffle: int | None = None,
@@ -139,6 +141,10 @@ def _write_shard(
             record = records[index]
             try:
                 files = _files_of(record, f"{index:09d}")
+            except VideoReadError as error:
+                report.left_out.append((names[index], error.reason))
+                advance()
+                continue
             except OSError as error:
                 said = error.strerror or str(error)
                 image = "" if record.frames is None else f"its frame {Path(error.filename).name}: "
@@ -181,14 +187,18 @@ def _files_of(record: VideoRecord, key: str) -> list[tuple[str, bytes]]:
     """What goes into an archive for a video, by the name there: its file, or its images in order.
 
     Raises:
-        OSError: one can't be read.
+        OSError, VideoReadError: one can't be read.
     """
     video = source_of(record)
     if isinstance(video, FrameFolder):
         suffixes = [Path(video.image_name(n)).suffix.lower() for n in range(video.num_frames)]
         return [(f"{key}.{n:06d}{suffix}", video.content(n)) for n, suffix in enumerate(suffixes)]
-    path = Path(record.path)
-    return [(f"{key}{path.suffix.lower() if is_video(record.path) else '.mp4'}", path.read_bytes())]
+    name, source = Path(file_name(record.path)), fetched(record.path)
+    if isinstance(source, VideoBytes):
+        content = source.content
+    else:
+        content = source.file.reader().read() if isinstance(source, RemoteVideo) else Path(source).read_bytes()
+    return [(f"{key}{name.suffix.lower() if is_video(name.name) else '.mp4'}", content)]
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -242,8 +252,10 @@ def _short(value: object) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def _name(path: str, root: Path) -> str:
+def _name(path: str, root: str | Path) -> str:
     """Relative to the root, if it lies there; as text with / on every system."""
+    if is_remote(path):
+        return shown(path.removeprefix(f"{str(root).rstrip('/')}/"))
     file = Path(path)
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
 

@@ -19,25 +19,20 @@ counts are those of single files, on any number of nodes, and training from shar
 from __future__ import annotations
 
 import json
-import logging
 import os
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
+from octvideo.data.manifest import LIST_SUFFIXES
 from octvideo.data.records import ArchiveMember, FrameRange, VideoList, VideoRecord
 from octvideo.errors import UserError
 from octvideo.files import decode_text, one_line
+from octvideo.stores import StoreError, file_name, is_remote, read_file, read_range, shown, size_of
 from octvideo.video import FrameArchive, FrameFolder, ImageFrames, Source, VideoBytes, VideoReadError
 
 INDEX, ABOUT = "index.jsonl", "shards.json"
-_TRIES = 3  # of a request to an object store
 _KEYS = ("index", "name", "label", "shard", "offset", "size")
-
-log = logging.getLogger("octvideo.data")
 
 
 def check_archives(videos: VideoList) -> None:
@@ -51,24 +46,22 @@ def check_archives(videos: VideoList) -> None:
         if (member := record.archive) is not None:
             ends[member.url] = max(ends.get(member.url, 0), member.offset + member.size)
     urls = list(ends)
-    for url in [urls[0], urls[-1]] if is_address(urls[0]) else urls:
-        file_system, path = fsspec.core.url_to_fs(url)
+    for url in [urls[0], urls[-1]] if is_remote(urls[0]) else urls:
         try:
-            size = file_system.info(path)["size"]
-        except Exception as error:  # each store has errors of its own
-            raise UserError(f"no shard at {url} ({one_line(error)}), which the index names") from error
+            size = size_of(url) if is_remote(url) else Path(url).stat().st_size
+        except OSError as error:
+            raise UserError(f"no shard at {shown(url)} ({one_line(error)}), which the index names") from error
         if size is not None and size < ends[url]:
-            raise UserError(f"the shard {url} has {size} bytes, its index says {ends[url]}: copy it again")
-
-
-def is_address(source: str) -> bool:
-    """Whether `source` is an address (s3://, gs://, https://, ...) rather than a path."""
-    return "://" in source
+            raise UserError(f"the shard {shown(url)} has {size} bytes, its index says {ends[url]}: copy it again")
 
 
 def holds_shards(source: str) -> bool:
-    """Whether a folder, or an address, has an index of shards. An address without one is an error of `read_shards`."""
-    return is_address(source) or Path(source, INDEX).is_file()
+    """Whether a folder has an index of shards, or an address is no list of videos; one without an index is an error of
+    `read_shards`.
+    """
+    if is_remote(source):
+        return Path(file_name(source)).suffix.lower() not in LIST_SUFFIXES
+    return Path(source, INDEX).is_file()
 
 
 def read_shards(source: str, *, labelled: bool = True) -> VideoList:
@@ -128,17 +121,16 @@ def read_text(source: str, name: str, *, wanted: bool = True) -> str | None:
     """
     url = f"{source.rstrip('/')}/{name}"
     try:
-        with fsspec.open(url, "rb") as file:
-            content: bytes = file.read()
-        return decode_text(content, url)
-    except FileNotFoundError as error:
-        if not wanted:
+        content = read_file(url) if is_remote(url) else Path(url).read_bytes()
+    except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError) or (isinstance(error, StoreError) and error.is_missing)
+        if is_missing and not wanted:
             return None
-        raise UserError(f"no {name} at {source}: expected a folder of shards, as octvideo shards writes") from error
-    except UserError:
-        raise
-    except Exception as error:  # each store has errors of its own
-        raise UserError(f"can't read {url}: {one_line(error)}") from error
+        if is_missing:
+            expected = "expected a folder of shards, as octvideo shards writes, or a list of videos (.txt, .csv, ...)"
+            raise UserError(f"no {name} at {shown(source)}: {expected}") from error
+        raise UserError(f"can't read {shown(url)}: {one_line(error)}") from error
+    return decode_text(content, shown(url))
 
 
 def source_of(record: VideoRecord) -> Source | ImageFrames:
@@ -156,29 +148,18 @@ def source_of(record: VideoRecord) -> Source | ImageFrames:
     url, offset, size = record.archive.url, record.archive.offset, record.archive.size
     try:
         content = _range(url, offset, size)
-    except (OSError, ValueError, ImportError) as error:
-        raise VideoReadError(record.path, f"no access to {url}: {one_line(error)}") from error
+    except OSError as error:
+        may_pass = isinstance(error, StoreError) and error.may_pass
+        raise VideoReadError(record.path, f"no access to {shown(url)}: {one_line(error)}", may_pass=may_pass) from error
     if len(content) != size:
-        raise VideoReadError(record.path, f"{url} holds only {len(content)} of its {size} bytes")
+        raise VideoReadError(record.path, f"{shown(url)} holds only {len(content)} of its {size} bytes")
     if frames is not None:
         return FrameArchive(record.path, frames.count, content, frames.fps)
     return VideoBytes(record.path, content)
 
 
 def _range(url: str, offset: int, size: int) -> bytes:
-    if not is_address(url):
-        with open(url, "rb") as file:  # noqa: PTH123  (a Path costs more than the read)
-            return os.pread(file.fileno(), size, offset)
-    # fsspec keeps connections for each process and thread: nothing of them crosses a fork.
-    file_system, path = fsspec.core.url_to_fs(url)
-    for tried in range(1, _TRIES + 1):
-        try:
-            return file_system.cat_file(path, offset, offset + size)  # type: ignore[no-any-return]
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception as error:  # each store has errors of its own; a network's trouble may pass
-            if tried == _TRIES:
-                raise OSError(one_line(error)) from error
-            log.warning("%s: %s; request %d of %d failed", url, one_line(error), tried, _TRIES)
-            time.sleep(tried)
-    raise AssertionError
+    if is_remote(url):
+        return read_range(url, offset, offset + size)
+    with open(url, "rb") as file:  # noqa: PTH123  (a Path costs more than the read)
+        return os.pread(file.fileno(), size, offset)

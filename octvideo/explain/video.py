@@ -19,7 +19,7 @@ from octvideo.explain.saliency import Method, Saliency, explain_clip
 from octvideo.inference.checkpoint import EXPORT_FILE, network_of_checkpoint
 from octvideo.inference.device import pick_device
 from octvideo.inference.preparation import Normaliser
-from octvideo.video import Box, FileFrames, ViewSettings, decode_views, frame_windows, window_views
+from octvideo.video import Box, FileFrames, Source, ViewSettings, decode_views, frame_windows, window_views
 from octvideo.video.windows import clip_seconds
 
 
@@ -119,7 +119,7 @@ class Explainer:
         """Whether scores depend on more than the layer gives: on a shortcut around it, say, which no map shows."""
         return passes_beside(self.network, self.layer, self._empty_clip())
 
-    def scores(self, video: str | Path) -> Tensor:
+    def scores(self, video: Source) -> Tensor:
         """Scores (K,) of a video: those of the network's own clips, centre crops alone.
 
         Raises:
@@ -132,12 +132,12 @@ class Explainer:
                 logits.append(self.network(self._normalise(views.cut(n, n + 1))))
         return self._scoring.of_views(torch.cat(logits), len(logits))[0].cpu()
 
-    def predicted(self, video: str | Path) -> tuple[int, float]:
+    def predicted(self, video: Source) -> tuple[int, float]:
         """The class with the highest score, and that score."""
         scores = self.scores(video)
         return int(scores.argmax()), float(scores.max())
 
-    def middle_clip(self, video: str | Path, class_index: int) -> ExplainedClip:
+    def middle_clip(self, video: Source, class_index: int) -> ExplainedClip:
         """The clip in the middle of a video, its centre crop.
 
         Raises:
@@ -148,12 +148,12 @@ class Explainer:
         return self._explained(views.cut(), views.boxes[0], views.frames.shape[1:3], class_index, (0.0, 0.0))
 
     def clips(
-        self, video: str | Path, class_index: int, *, on_clip: Callable[[float], None] = lambda end_sec: None
+        self, video: Source, class_index: int, *, on_clip: Callable[[float], None] = lambda end_sec: None
     ) -> Generator[ExplainedClip, None, None]:
         """Clip after clip of a whole video, each as it is computed.
 
         Args:
-            video: a file.
+            video: a file, or its address.
             class_index: whose score is followed.
             on_clip: is told the end of each clip, in seconds.
 

@@ -15,6 +15,7 @@ from octvideo.class_names import read_class_names
 from octvideo.errors import UserError
 from octvideo.evaluation.scoring import Scoring
 from octvideo.files import one_line
+from octvideo.stores import is_remote
 from octvideo.video import ViewSettings
 
 EXPORT_FILE, EXPORT_FORMAT = "octvideo.json", 1  # what an exported folder says of its model
@@ -40,7 +41,7 @@ def check_run_name(name: str) -> str:
     """
     parts = Path(name).parts
     odd = name != name.strip() or any(char < " " for char in name)
-    if odd or not parts or name in ("last", "best", "/") or {"..", "checkpoints"} & set(parts):
+    if odd or is_remote(name) or not parts or name in ("last", "best", "/") or {"..", "checkpoints"} & set(parts):
         raise UserError(
             f"a run can't be called {name!r}: expected a name other than 'last' and 'best', or a path without '..' and "
             "'checkpoints'; give another --name"

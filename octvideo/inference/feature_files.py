@@ -10,6 +10,7 @@ A file has the path of its video, so that no two videos share one, and a video h
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import io
 import json
@@ -30,6 +31,7 @@ from safetensors.numpy import save
 from octvideo.errors import UserError
 from octvideo.files import json_text, one_line, whole_file, whole_text
 from octvideo.inference.engine import needs
+from octvideo.stores import is_remote
 
 log = logging.getLogger("octvideo.inference")
 
@@ -40,7 +42,8 @@ _FREE = ("weights", "class_names", "octvideo")
 _LOCK = ".features.lock"
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
 _LONGEST_HEADER = 2**24
-_NAMED = re.compile(r"_+(up|root)")
+_NAMED = re.compile(r"_+(up|root|store)")
+_LONGEST_NAME = 200  # bytes of a part of an address, which may have a long query
 
 
 @dataclass(frozen=True)
@@ -189,13 +192,18 @@ class FeatureFolder:
         return cls(path)
 
     def file_of(self, video: str) -> Path:
-        """Where the features of a video are: its path, in this folder. `..` and the root have names of their own."""
+        """Where the features of a video are: its path, in this folder. `..`, the root and the store of an address have
+        names of their own.
+        """
         names = []
-        for part in Path(os.path.normpath(video)).parts:
+        scheme, mark, inside = video.partition("://") if is_remote(video) else ("", "", video)
+        if mark:
+            names = ["_store", scheme.lower()]
+        for part in Path(os.path.normpath(inside)).parts:
             if part in ("..", "/"):
                 names.append("_up" if part == ".." else "_root")
             else:
-                names.append(f"_{part}" if _NAMED.fullmatch(part) else part)
+                names.append(f"_{part}" if _NAMED.fullmatch(part) else _short(part))
         return self.folder.joinpath(*names[:-1], f"{names[-1]}.{self.settings['format']}")
 
     def find(self, video: str) -> Entry | None:
@@ -291,6 +299,13 @@ class FeatureFolder:
     def _is_own(self, entry: Entry) -> bool:
         own = self._of_files()
         return all(entry.metadata.get(key) == value for key, value in own.items() if key not in _FREE)
+
+
+def _short(name: str) -> str:
+    content = name.encode("utf-8", "surrogateescape")
+    if len(content) <= _LONGEST_NAME:
+        return name
+    return f"{content[:100].decode('utf-8', 'ignore')}-{hashlib.sha256(content).hexdigest()[:24]}"
 
 
 def parquet_library() -> tuple[Any, Any]:

@@ -33,6 +33,7 @@ from octvideo.inference.features import FeatureExtractor, WindowFeatures
 from octvideo.inference.frame_units import FrameUnits, find_frame_units, may_have_units
 from octvideo.inference.preparation import Normaliser, Timing, prepared_chunks
 from octvideo.inference.timeline import Timeline, WindowScores
+from octvideo.stores import shown
 from octvideo.video import ImageFrames, VideoArray, VideoReadError, ViewSettings, read_views
 
 log = logging.getLogger("octvideo.inference")
@@ -45,7 +46,7 @@ class Prediction:
     """The best classes of one video.
 
     Args:
-        path: the video.
+        path: the video; of an address what may be shown.
         top: (class name, score) from best to worst; scores are softmax or sigmoid, averaged over the views.
         timing: where the time went.
         labels: all classes that the video has by their thresholds, the best first; None where there are none.
@@ -67,7 +68,7 @@ class NoScores(VideoReadError):  # noqa: N818 (named as what there is not)
 
     def __init__(self, path: str | Path, precision: str) -> None:
         super().__init__(str(path), f"its scores are not finite in precision {precision}, though the weights are")
-        self.args = (f"no result for video '{path}': {self.reason}",)
+        self.args = (f"no result for video '{self.path}': {self.reason}",)
 
 
 class Predictor:
@@ -344,7 +345,7 @@ class Predictor:
             top = [(self.class_names[k], float(scores[k])) for k in best_classes(scores, topk).tolist()]
             found = self.scoring.labels_of(scores)
             labels = None if found is None else [self.class_names[k] for k in found]
-            yield Prediction(str(path), top, timing, labels)
+            yield Prediction(shown(str(path)), top, timing, labels)
 
     def stream(
         self,

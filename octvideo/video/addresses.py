@@ -1,4 +1,4 @@
-"""Videos that are no files here: addresses (rtsp://, http://, ...) and cameras, opened by FFmpeg.
+"""Streams and cameras, and what http:// gives that may be a stream, opened by FFmpeg.
 
 Addresses hold passwords. What is said, written and raised names them by `shown`, and errors of FFmpeg, which repeat the
 address, are never passed on.
@@ -18,6 +18,7 @@ import av
 
 from octvideo.errors import UserError
 from octvideo.files import one_line
+from octvideo.stores import shown
 from octvideo.video.frames import VideoReadError
 from octvideo.video.pyav_file import OPEN_OPTIONS
 
@@ -25,9 +26,6 @@ Transport = Literal["tcp", "udp"]
 
 _ADDRESS = re.compile(r"(https?|rtsps?|rtmps?|srt|tcp|udp)://", re.IGNORECASE)
 _CAMERA = re.compile(r"camera(?::(?P<which>.+))?|(?P<device>/dev/video\d+)")
-# Also of passwords with signs that have no place in an address: rather too much is hidden than too little.
-_USER = re.compile(r"(?<=://)(?:[^/?#]*@|[^/?#:]*:(?!\d*[/?#]).*@)")
-_SECRET = re.compile(r"(?<=[?&])([^=&#]*(?:pass|pwd|user|token|auth|key|secret|sig)[^=&#]*)=[^&#]*", re.IGNORECASE)
 # The system's cameras in FFmpeg: input format, and the name of the first one.
 _SYSTEMS = {"linux": ("v4l2", "/dev/video0"), "darwin": ("avfoundation", "0"), "win32": ("dshow", "")}
 # Formats in which the size of an answer says nothing: of a playlist, or made up by a camera that has to state one.
@@ -47,18 +45,6 @@ def is_camera(name: str) -> bool:
 def has_no_end(name: str) -> bool:
     """Whether a name is a stream or a camera, whatever comes; behind http:// there may be a file."""
     return is_address(name) and not name.lower().startswith("http")
-
-
-def shown(name: str) -> str:
-    """An address as it may be read by others: without user, password, and keys in its query.
-
-    Example:
-        >>> shown("rtsp://me:pa@ss@cam/1?channel=2&token=abc")
-        'rtsp://***@cam/1?channel=2&token=***'
-    """
-    if not _ADDRESS.match(name):
-        return name
-    return _SECRET.sub(r"\1=***", _USER.sub("***@", name))
 
 
 def open_address(name: str, *, timeout_sec: float, transport: Transport = "tcp", as_file_sec: float = 0.0) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from octvideo.files import one_line
-from octvideo.video.frames import VideoReadError
+from octvideo.stores import is_remote
+from octvideo.video.frames import Source, VideoReadError, fetched, num_bytes
 from octvideo.video.image_frames import FrameFolder
 from octvideo.video.isolated import Alive, Outcome
 from octvideo.video.reader import Decoder, read_frames
@@ -30,7 +31,8 @@ class Check:
         reason: of what is not ok, in one line.
         seconds: that it took.
         stamp: size in bytes and time of the last change in ns, both from before; None where the file can't be had
-            (gone, not allowed), which may change without leaving a trace in them.
+            (gone, not allowed), which may change without leaving a trace in them. Behind an address the time is 0.
+        may_pass: it is the trouble of a network.
     """
 
     verdict: Verdict
@@ -39,22 +41,30 @@ class Check:
     reason: str = ""
     seconds: float = 0.0
     stamp: tuple[int, int] | None = None
+    may_pass: bool = False
 
 
 def check_video(item: tuple[str, str | FrameFolder, Decoder], alive: Alive) -> Check:
     """Decodes all frames and keeps none; work for an `IsolatedPool`.
 
     Args:
-        item: name in the report, path or folder of images, decoder.
+        item: name in the report, path, address or folder of images, decoder.
         alive: called for every piece of 64 MB of frames, with the frames read so far and the frames in all.
     """
-    _, path, decoder = item
+    _, given, decoder = item
+    path: Source | FrameFolder = given
     start = time.monotonic()
     try:
-        if isinstance(path, str):
-            with open(path, "rb") as file:  # noqa: PTH123
-                file.read(1)
-        stamp = stamp_of(str(path))
+        if is_remote(given):
+            path = fetched(str(given))
+            stamp = num_bytes(path), 0
+        else:
+            if isinstance(given, str):
+                with open(given, "rb") as file:  # noqa: PTH123
+                    file.read(1)
+            stamp = stamp_of(str(given))
+    except VideoReadError as error:
+        return Check("unreadable", reason=error.reason, seconds=time.monotonic() - start, may_pass=error.may_pass)
     except OSError as error:
         return Check("unreadable", reason=_in_words(error))
 
@@ -74,7 +84,8 @@ def check_video(item: tuple[str, str | FrameFolder, Decoder], alive: Alive) -> C
     try:
         read = read_frames(path, all_frames, decoder=decoder, resize=nothing)
     except VideoReadError as error:
-        return Check("unreadable", reason=error.reason, seconds=time.monotonic() - start, stamp=stamp)
+        took = time.monotonic() - start
+        return Check("unreadable", reason=error.reason, seconds=took, stamp=stamp, may_pass=error.may_pass)
     num_announced = read.num_frames + read.num_missing
     took = time.monotonic() - start
     if read.num_missing == 0:
@@ -88,6 +99,8 @@ def check_of(path: str, outcome: Outcome) -> Check:
     if outcome.ending == "returned":
         check: Check = outcome.value
         return check
+    if is_remote(path):  # a transfer may have been too slow
+        return Check("unreadable", reason=outcome.reason, stamp=(0, 0), may_pass=outcome.ending == "timeout")
     try:
         stamp = stamp_of(path)
     except OSError:

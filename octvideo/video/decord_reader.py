@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from octvideo.files import one_line
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, for_ffmpeg
+from octvideo.video.frames import FrameCollector, ReaderFailure, RemoteVideo, Resize, Source, for_ffmpeg
 from octvideo.video.pyav_reader import PyavVideo
 
 # decord offers its library's names to all that are loaded later, among them a `__cxa_thread_atexit` of its own, by
@@ -63,6 +63,8 @@ def read_decord(video: PyavVideo, wanted: list[int], resize: Resize | None) -> T
     Raises:
         ReaderFailure: decord can't.
     """
+    if isinstance(video.path, RemoteVideo):  # decord would hold all of it, for each chunk anew
+        raise ReaderFailure("decord reads no file behind an address that is this large")
     collector = FrameCollector(len(wanted), resize)
     size = collector.chunk_frames(video.frame_bytes)
     for start in range(0, len(wanted), size):

@@ -1,11 +1,12 @@
-"""What a reader reads and gives: a file, or its content in memory (out of an archive, or from an object store); frames,
-or one error with file and reason. And how frames become small during decoding.
+"""What a reader reads and gives: a file here or behind an address, or its content in memory; frames, or one error with
+file and reason. And how frames become small during decoding.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from octvideo.errors import UserError
+from octvideo.stores import StoredFile, StoreError, StoreSetupError, is_remote, open_file, shown
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,23 @@ class VideoArray:
         return rgb_image(self.frames, str(self))
 
 
-Source = str | Path | VideoBytes
+@dataclass(frozen=True, eq=False)
+class RemoteVideo:
+    """A video file behind an address, too large to be held whole: it is read block by block.
+
+    Args:
+        name: that messages call it by.
+        file: that blocks are read from.
+    """
+
+    name: str
+    file: StoredFile = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | VideoBytes | RemoteVideo
 
 
 def rgb_image(given: Tensor | np.ndarray, name: str) -> Tensor:
@@ -81,17 +99,62 @@ def rgb_image(given: Tensor | np.ndarray, name: str) -> Tensor:
     return image.cpu().contiguous()
 
 
-def for_ffmpeg(source: Source) -> str | io.BytesIO:
-    """What a reader opens.
+def fetched(source: Source) -> Source:
+    """What can be opened: the content of a small file behind an address, a `RemoteVideo` of a larger one, any other
+    source as it is. Only a `str` may be an address.
+
+    Raises:
+        VideoReadError: there is nothing at the address, or it can't be reached.
+        StoreSetupError: no address of its kind can be read here.
+    """
+    if not is_remote(source):
+        return source
+    name = str(source)
+    with of_store(name):
+        try:
+            content = open_file(name)
+        except StoreSetupError:  # which is no trouble of this video alone
+            raise
+        except UserError as error:
+            raise VideoReadError(name, str(error).removeprefix(f"{shown(name)}: ")) from None
+    return VideoBytes(shown(name), content) if isinstance(content, bytes) else RemoteVideo(shown(name), content)
+
+
+def num_bytes(source: Source) -> int:
+    """The size of a source that has been `fetched`.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    if isinstance(source, RemoteVideo):
+        return source.file.size
+    return len(source.content) if isinstance(source, VideoBytes) else Path(source).stat().st_size
+
+
+@contextlib.contextmanager
+def of_store(source: Source) -> Iterator[None]:
+    """Raises a store's error as the video's."""
+    try:
+        yield
+    except StoreError as error:
+        raise VideoReadError(source, str(error), may_pass=error.may_pass) from None
+
+
+def for_ffmpeg(source: Source) -> str | io.BufferedIOBase:
+    """What a reader opens. An address must be `fetched` before.
 
     A path is absolute: FFmpeg takes a name such as `concat:...` or `a:b.mp4` for something else; after a slash it
     does not.
     """
+    if isinstance(source, RemoteVideo):
+        return source.file.reader()
     return io.BytesIO(source.content) if isinstance(source, VideoBytes) else str(Path(source).absolute())
 
 
 def missing_reason(source: Source) -> str | None:
     """Why there is nothing to read, found without a reader; None where there is something."""
+    if isinstance(source, RemoteVideo):
+        return None
     if isinstance(source, VideoBytes):
         return None if source.content else "the file is empty"
     file = Path(source)
@@ -112,16 +175,17 @@ class VideoReadError(UserError):
     """A video that can't be read.
 
     Args:
-        path: of the video.
+        path: of the video; of an address what may be shown.
         reason: in one line.
+        may_pass: it is the trouble of a network: the same video may be read later.
     """
 
-    def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"cannot read video '{path}': {reason}")
-        self.path, self.reason = str(path), reason
+    def __init__(self, path: object, reason: str, *, may_pass: bool = False) -> None:
+        self.path, self.reason, self.may_pass = shown(str(path)), reason, may_pass
+        super().__init__(f"cannot read video '{self.path}': {reason}")
 
     def __reduce__(self) -> tuple[Any, ...]:  # worker processes pickle their errors
-        return VideoReadError, (self.path, self.reason)
+        return VideoReadError, (self.path, self.reason), {"may_pass": self.may_pass}
 
 
 class ReaderFailure(Exception):  # noqa: N818 (it is no error of the file: another reader may do better)

@@ -28,7 +28,8 @@ import av
 import numpy as np
 import torch
 
-from octvideo.video.addresses import Transport, open_address, reason_of, shown
+from octvideo.stores import shown
+from octvideo.video.addresses import Transport, open_address, reason_of
 from octvideo.video.frames import VideoReadError
 from octvideo.video.pyav_file import Colours, decoded_frames, drained_frames, main_stream, set_threads
 from octvideo.video.streaming import TimedFrame, resized

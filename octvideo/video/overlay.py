@@ -15,7 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from octvideo.errors import UserError
 from octvideo.files import one_line, whole_file
-from octvideo.video.frames import VideoReadError
+from octvideo.video.frames import Source, VideoReadError, fetched, of_store
 from octvideo.video.h264 import ENCODERS, encoder_name
 from octvideo.video.pyav_file import CONVERT_OPTIONS, main_stream, open_video
 from octvideo.video.sound import Sound
@@ -59,7 +59,7 @@ class OverlayReport:
     trouble: str = ""
 
 
-def check_overlay(path: Path, source: str | Path) -> None:
+def check_overlay(path: Path, source: Source) -> None:
     """Raises what is wrong with the name of an overlay, before hours of work.
 
     Raises:
@@ -69,12 +69,13 @@ def check_overlay(path: Path, source: str | Path) -> None:
         raise UserError(f"overlay {path}: got {path.suffix or 'no suffix'}, expected {', '.join(OVERLAY_SUFFIXES)}")
     if not path.absolute().parent.is_dir():
         raise UserError(f"overlay {path}: no folder {path.parent}")
-    if path.exists() and Path(source).exists() and path.samefile(source):
+    is_here = isinstance(source, str | Path) and Path(source).exists()
+    if is_here and path.exists() and path.samefile(str(source)):
         raise UserError(f"overlay {path}: this is the video itself; name another file")
 
 
 def write_overlay(
-    source: str | Path,
+    source: Source,
     path: str | Path,
     paint: Callable[[np.ndarray, float], None],
     *,
@@ -87,7 +88,7 @@ def write_overlay(
     added where a size is odd. Sound is copied as it is where the container takes it, and else encoded anew, to AAC.
 
     Args:
-        source: path of the video.
+        source: path of the video, or its address.
         path: of the new one: .mp4, .m4v, .mov or .mkv.
         paint: is called with each frame, RGB, uint8 (H, W, 3), which it may change, and its time in seconds.
         on_frame: is called with the time of each frame that is done.
@@ -99,9 +100,10 @@ def write_overlay(
     """
     path = Path(path)
     check_overlay(path, source)
+    name, source = source, fetched(source)
     container, usual = _CONTAINERS[path.suffix.lower()]
     report = OverlayReport()
-    with ExitStack() as stack:
+    with of_store(name), ExitStack() as stack:
         # One thread decodes, so that of damaged files the frames are those that are scored; more would lose some.
         frames = stack.enter_context(FileFrames(source, None))
         beside = stack.enter_context(open_video(source))  # frames come from one, sound and headers from the other

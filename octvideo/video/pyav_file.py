@@ -104,4 +104,4 @@ class Colours:
 
 def fail(path: Source, error: Exception) -> NoReturn:
     """Raises FFmpeg's error as ours."""
-    raise VideoReadError(path, one_line(error)) from error
+    raise VideoReadError(path, one_line(error), may_pass=getattr(error, "may_pass", False)) from error

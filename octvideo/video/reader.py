@@ -19,7 +19,16 @@ from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.video.decord_reader import read_decord
-from octvideo.video.frames import Frames, ReaderFailure, Resize, Source, VideoReadError, missing_reason
+from octvideo.video.frames import (
+    Frames,
+    ReaderFailure,
+    Resize,
+    Source,
+    VideoReadError,
+    fetched,
+    missing_reason,
+    of_store,
+)
 from octvideo.video.image_frames import ImageFrames, read_image_frames
 from octvideo.video.packets import Packets
 from octvideo.video.pyav_reader import FewerFramesError, PyavVideo
@@ -66,7 +75,7 @@ def read_frames(
     announces (cut off, rotten), `choose` is asked again with the number that can be read, and a warning says so.
 
     Args:
-        path: of the video; or its content; or its frames as images, which no decoder of videos reads.
+        path: of the video, or its address; or its content; or its frames as images, which no decoder of videos reads.
         choose: from the number of frames to the frame indices wanted, int64 of any shape.
         decoder: "auto" is PyAV. The others refuse what they may get wrong; "torchcodec" needs
             `pip install 'octvideo[torchcodec]'` and FFmpeg's shared libraries.
@@ -85,9 +94,10 @@ def read_frames(
         raise UserError(f"target_fps: got {target_fps}, expected more than 0 and at most 1000, or none")
     if isinstance(path, ImageFrames):
         return read_image_frames(path, choose, resize=resize, target_fps=target_fps)
+    path = fetched(path)
     if (reason := missing_reason(path)) is not None:
         raise VideoReadError(path, reason)
-    with PyavVideo(path, 1) as video:
+    with of_store(path), PyavVideo(path, 1) as video:
         packets = video.packets
         num_frames = packets.num_frames
         if num_frames == 0:

@@ -23,7 +23,7 @@ from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.video.bitstream import Bitstream
 from octvideo.video.cuts import CutFinder, brightness_grid
-from octvideo.video.frames import Source, VideoReadError, missing_reason, rgb_image
+from octvideo.video.frames import RemoteVideo, Source, VideoReadError, fetched, missing_reason, of_store, rgb_image
 from octvideo.video.packets import look_through_packets
 from octvideo.video.pyav_file import Colours, decoded_frames, drained_frames, main_stream, open_video, set_threads
 from octvideo.video.transforms import resize, short_side_size
@@ -102,13 +102,14 @@ class FileFrames:
     can't be decoded is left out, as `read_frames` does; `num_missing` and `trouble` say so at the end.
 
     Args:
-        path: of the video; or its content.
+        path: of the video, or its address; or its content.
         short_side_px: that frames are resized to; None leaves them as they are.
         num_threads: of the decoder.
         container: of PyAV, opened already, of a video that is no file here; `path` is its name then.
 
     Raises:
-        VideoReadError: it can't be opened, or holds no video. At the end: no frame can be decoded.
+        VideoReadError: it can't be opened, or holds no video. At the end: no frame can be decoded. On the way: its
+            store gives no more of it.
 
     Example:
         >>> with FileFrames("film.mp4", 256) as frames:  # doctest: +SKIP
@@ -117,8 +118,10 @@ class FileFrames:
     """
 
     def __init__(self, path: Source, short_side_px: int | None, *, num_threads: int = 1, container: Any = None) -> None:
-        if container is None and (reason := missing_reason(path)) is not None:
-            raise VideoReadError(path, reason)
+        if container is None:
+            path = fetched(path)
+            if (reason := missing_reason(path)) is not None:
+                raise VideoReadError(path, reason)
         self.name = str(path)
         self._path, self._short_side_px, self._num_threads = path, short_side_px, num_threads
         self._decoding, self._is_closed, self._given = threading.Lock(), False, container
@@ -174,7 +177,7 @@ class FileFrames:
 
         It reads the file once and decodes nothing. Damaged files may give other frames.
         """
-        if isinstance(self._path, str) and "://" in self._path:  # not twice over a network
+        if self._given is not None or isinstance(self._path, RemoteVideo):  # not twice over a network
             return None
         try:
             with open_video(self._path) as container:
@@ -212,7 +215,7 @@ class FileFrames:
     def __iter__(self) -> Iterator[TimedFrame]:
         frames = self._decoded()
         while True:
-            with self._decoding:
+            with self._decoding, of_store(self._path):
                 frame = None if self._is_closed else next(frames, None)
             if frame is None:
                 break

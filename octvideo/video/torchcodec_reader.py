@@ -15,7 +15,7 @@ from torch import Tensor
 
 from octvideo.errors import UserError
 from octvideo.files import one_line
-from octvideo.video.frames import FrameCollector, ReaderFailure, Resize, Source, VideoBytes
+from octvideo.video.frames import FrameCollector, ReaderFailure, RemoteVideo, Resize, Source, VideoBytes
 from octvideo.video.pyav_reader import PyavVideo
 
 _LIBRARIES = (
@@ -87,7 +87,11 @@ def _find_ffmpeg(decoder: Any) -> None:
 
 def _open(path: Source, stream: int) -> Any:
     decoder = load_torchcodec()
-    source = path.content if isinstance(path, VideoBytes) else str(Path(path).absolute())
+    source: Any
+    if isinstance(path, RemoteVideo):
+        source = path.file.reader()
+    else:
+        source = path.content if isinstance(path, VideoBytes) else str(Path(path).absolute())
     try:
         return decoder(source, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     except (RuntimeError, ValueError, UnicodeError) as error:

@@ -32,7 +32,7 @@ def test_pairs_count_both_ways() -> None:
 
 
 def test_mistakes_are_told() -> None:
-    with pytest.raises(UserError, match=r"data\.flip_labels: 'move_lift' is no class.*did you mean 'move_left'"):
+    with pytest.raises(UserError, match=r"data\.flip_labels: 'move_lift' is no known class.*did you mean 'move_left'"):
         flipped_classes({"move_lift": "move_right"}, NAMES)
     with pytest.raises(UserError, match=r"'move_left' has two partners, 'move_right' and 'jump': expected one"):
         flipped_classes({"move_left": "move_right", "jump": "move_left"}, NAMES)
@@ -102,7 +102,7 @@ def test_a_flip_of_sides_without_pairs_is_said(data: Callable[..., Any], caplog:
     [
         ("- left\n", r"swaps\.yaml: got other YAML than pairs of classes"),
         ("left: [\n", r"swaps\.yaml can't be read as YAML"),
-        ("left: rihgt\n", r"data\.flip_labels: 'rihgt' is no class"),
+        ("left: rihgt\n", r"data\.flip_labels: 'rihgt' is no known class"),
         (None, r"no data for data\.flip_labels 'swaps\.yaml'.*It is a YAML file"),
     ],
 )

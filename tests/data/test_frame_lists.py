@@ -71,7 +71,7 @@ def test_lists_without_labels(tmp_path: Path) -> None:
     [
         ("clip.mp4", r"list.txt:1: got 'clip.mp4', expected 'folder num_frames label', as data.frame_names is given"),
         ("a 0 1", r"list.txt:1: got 0 frames of a, expected 1 or more"),
-        ("a 5 jupm", r"list.txt:1: 'jupm' is no class"),
+        ("a 5 jupm", r"list.txt:1: 'jupm' is no known class"),
         ("a 5 3", r"list.txt:1: .*3"),
     ],
 )

@@ -24,6 +24,7 @@ from octvideo.serving.metrics import Metrics
 from octvideo.serving.service import Service
 from octvideo.serving.uploads import Refusal
 from octvideo.video import FileFrames
+from tests.file_server import file_server
 
 LIMITS = Limits(max_bytes=200_000, max_length_sec=2.5, queue=1, workers=1)
 FORM = "multipart/form-data; boundary=b"
@@ -253,6 +254,20 @@ def test_what_a_client_calls_its_file_is_not_used(
     answer = client.post("/predict", content=body, headers={"Content-Type": FORM})
     assert answer.status_code == 200, answer.text
     assert sorted(path.name for path in service.folder.parent.iterdir() if "evil" in path.name) == around
+
+
+def test_no_address_of_a_client_is_opened(client: TestClient, clips: list[Path]) -> None:
+    """Neither as the name of a file, nor as its content, nor as a playlist."""
+    with file_server() as server:
+        server.contents["a.mp4"] = clips[0].read_bytes()
+        url = server.url("a.mp4").encode()
+        named = form(("file", clips[0].read_bytes())).replace(b'"v"', b'"' + url + b'"')
+        assert client.post("/predict", content=named, headers={"Content-Type": FORM}).status_code == 200
+        for content in (url, b"@" + url, b"#EXTM3U\n#EXTINF:1,\n" + url, b"ffconcat version 1.0\nfile " + url):
+            for route in ("predict", "timeline"):
+                answer = client.post(f"/{route}", content=content, headers={"Content-Type": "video/mp4"})
+                assert answer.status_code == 422, answer.text
+        assert server.asked == []
 
 
 def test_other_routes(client: TestClient, service: Service) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 import octvideo.video.addresses as addresses
 from octvideo.errors import UserError
+from octvideo.stores import shown
 from octvideo.video import FileFrames, LiveFrames, VideoReadError
-from octvideo.video.addresses import is_address, is_live, open_address, shown
+from octvideo.video.addresses import is_address, is_live, open_address
 from octvideo.video.live import TIME_BASE, Arrival, AvConnection, LiveFrame, Moments, NewestFrames, Watch, wait_before
 from tests.video.servers import HttpServer, closed_port, http_server, rtsp_server
 

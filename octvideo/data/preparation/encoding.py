@@ -16,7 +16,8 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 
 from octvideo.files import is_full_disk, one_line, whole_file
-from octvideo.video import VideoReadError
+from octvideo.video import Source, VideoReadError
+from octvideo.video.frames import fetched, for_ffmpeg, num_bytes
 from octvideo.video.isolated import Alive
 from octvideo.video.pyav_file import OPEN_OPTIONS
 from octvideo.video.pyav_reader import PyavVideo
@@ -72,13 +73,13 @@ def encode_job(item: tuple[str, str, str, EncodingSettings], alive: Alive) -> En
     av.logging.set_level(None)
     _, source, target, settings = item
     try:
-        return encode(Path(source), Path(target), settings, alive)
+        return encode(source, Path(target), settings, alive)
     except EncodingError as error:
         return str(error)
 
 
 def encode(
-    source: Path, target: Path, settings: EncodingSettings, alive: Alive = lambda done=0, total=0, /: None
+    given: str | Path, target: Path, settings: EncodingSettings, alive: Alive = lambda done=0, total=0, /: None
 ) -> Encoded:
     """Re-encodes a video; `target` appears when it is whole.
 
@@ -87,7 +88,7 @@ def encode(
     is copied where encoding would make it no smaller.
 
     Args:
-        source: any video that FFmpeg reads.
+        given: any video that FFmpeg reads, or its address.
         target: an .mp4 in a folder that is there.
         settings: how.
         alive: called for every frame.
@@ -97,12 +98,15 @@ def encode(
         OSError: the disk is full.
     """
     try:
+        source = fetched(given)
         with whole_file(target) as part:
             frames, damage = _encode(source, part, settings, alive)
-            source_bytes = source.stat().st_size
+            source_bytes = num_bytes(source)
             keeps = part.stat().st_size >= source_bytes and not damage and _fulfils(source, settings, frames)
             if keeps:
-                shutil.copyfile(source, part)
+                _copy(source, part)
+    except VideoReadError as error:
+        raise EncodingError(error.reason) from error
     except (OSError, ValueError, av.FFmpegError) as error:
         if is_full_disk(error):  # no fault of the video's
             raise
@@ -110,7 +114,16 @@ def encode(
     return Encoded(frames, source_bytes, target.stat().st_size, damage, keeps)
 
 
-def _fulfils(source: Path, settings: EncodingSettings, frames: int) -> bool:
+def _copy(source: Source, part: Path) -> None:
+    opened = for_ffmpeg(source)
+    if isinstance(opened, str):
+        shutil.copyfile(opened, part)
+        return
+    with part.open("wb") as file:
+        shutil.copyfileobj(opened, file, 2**20)
+
+
+def _fulfils(source: Source, settings: EncodingSettings, frames: int) -> bool:
     """Whether a source is what encoding would make of it, but for its quality.
 
     Args:
@@ -119,7 +132,7 @@ def _fulfils(source: Path, settings: EncodingSettings, frames: int) -> bool:
         frames: in it.
     """
     try:
-        with av.open(str(source.absolute()), **OPEN_OPTIONS) as container, PyavVideo(source, 1) as video:
+        with av.open(for_ffmpeg(source), **OPEN_OPTIONS) as container, PyavVideo(source, 1) as video:
             if "mp4" not in container.format.name or [stream.type for stream in container.streams] != ["video"]:
                 return False
             stream, first = container.streams.video[0], next(container.decode(video=0))
@@ -133,9 +146,10 @@ def _fulfils(source: Path, settings: EncodingSettings, frames: int) -> bool:
         return False
 
 
-def _encode(source: Path, part: Path, settings: EncodingSettings, alive: Callable[[int, int], None]) -> tuple[int, str]:
-    # Absolute: FFmpeg takes a name such as `concat:...` for something else.
-    with av.open(str(source.absolute()), **OPEN_OPTIONS) as container:
+def _encode(
+    source: Source, part: Path, settings: EncodingSettings, alive: Callable[[int, int], None]
+) -> tuple[int, str]:
+    with av.open(for_ffmpeg(source), **OPEN_OPTIONS) as container:
         video = container.streams.best("video")
         if not isinstance(video, av.VideoStream) or video.codec_context is None:
             raise EncodingError("no video stream that can be decoded")

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode_job
 from octvideo.errors import UserError
 from octvideo.files import part_of, walk_videos
-from octvideo.parts import Part, names_of_part, size_of_file
+from octvideo.parts import Part, names_of_part, sizes_of_files
+from octvideo.stores import is_remote, joined, videos_at
 from octvideo.video.isolated import IsolatedPool, Pool, Work
 
 SETTINGS_FILE, FAILED_FILE, DAMAGED_FILE = "reencode.json", "reencode_failed.txt", "reencode_damaged.txt"
@@ -53,7 +54,7 @@ def name_for_part(name: str, part: Part | None) -> str:
 
 
 def reencode(
-    source: Path,
+    source: str | Path,
     out: Path,
     settings: EncodingSettings,
     *,
@@ -69,7 +70,7 @@ def reencode(
     (path, tab, reason).
 
     Args:
-        source: folder of videos; nothing in it is touched.
+        source: folder of videos, or its address; nothing in it is touched.
         out: folder to write, neither in `source` nor around it.
         settings: how.
         workers: videos at once.
@@ -84,12 +85,18 @@ def reencode(
             full.
     """
     _check_folders(source, out)
-    videos = list(walk_videos(source))
+    if is_remote(source):
+        root = f"{str(source).rstrip('/')}/"
+        videos = [video.removeprefix(root) for video in videos_at(root)]
+    else:
+        videos = list(walk_videos(source))
     if not videos:
         raise UserError(f"{source} holds no videos")
     targets = _targets(videos)
     if part is not None:
-        videos = names_of_part(videos, part, size_of=lambda name: size_of_file(os.path.join(source, name)))  # noqa: PTH118
+        videos = names_of_part(
+            videos, part, of_sizes=lambda names: sizes_of_files([joined(source, name) for name in names])
+        )
     out.mkdir(parents=True, exist_ok=True)
     summary = Summary()
     pool: Pool[tuple[str, str, str, EncodingSettings]]
@@ -126,7 +133,7 @@ def reencode(
 
 
 def _jobs(
-    source: Path,
+    source: str | Path,
     out: Path,
     settings: EncodingSettings,
     videos: list[str],
@@ -136,13 +143,13 @@ def _jobs(
 ) -> Iterator[tuple[str, str, str, EncodingSettings]]:
     """Videos that are still to do; others are counted."""
     folder = None
-    inside = source.resolve()
+    inside = None if is_remote(source) else Path(source).resolve()
     for path in videos:
         target = out / _target(path)
         if target.parent != folder:
             folder = target.parent
             folder.mkdir(parents=True, exist_ok=True)
-            if folder.resolve().is_relative_to(inside):
+            if inside is not None and folder.resolve().is_relative_to(inside):
                 raise UserError(f"{folder} is a link into {source}, which is not written to")
         first = targets[_target(path)]
         if first != path:
@@ -150,7 +157,7 @@ def _jobs(
         elif target.exists():
             summary.there += 1
         else:
-            yield path, str(source / path), str(target), settings
+            yield path, joined(source, path), str(target), settings
 
 
 def _target(path: str) -> str:
@@ -188,7 +195,10 @@ def _claimed(out: Path, settings: EncodingSettings, part: Part | None) -> Iterat
         yield
 
 
-def _check_folders(source: Path, out: Path) -> None:
+def _check_folders(given: str | Path, out: Path) -> None:
+    if is_remote(given):
+        return
+    source = Path(given)
     if not source.is_dir():
         raise UserError(f"no folder {source}")
     here, there = source.resolve(), out.resolve()

@@ -1,0 +1,160 @@
+"""A file that grows here and is kept at an address: what a long command writes, put there whole from time to time.
+
+The file here is what counts. It lies in a folder of the cache, by its address: a command that was killed between two
+uploads goes on with all that it had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from octvideo.errors import UserError
+from octvideo.files import cache_folder, digest, json_text, whole_file, whole_text
+from octvideo.stores.folders import size_of
+from octvideo.stores.names import file_name, shown
+from octvideo.stores.reading import open_file
+from octvideo.stores.requests import StoreError
+from octvideo.stores.writing import check_writable, put_file
+
+EVERY_SEC = 60.0  # an upload, at most
+_SHARE = 50  # of the time between uploads to that of one
+_PIECE = 1 << 20
+
+log = logging.getLogger("octvideo.stores")
+
+
+class StoredCopy:
+    """A file here that is kept at an address; `str` of it is the address as it may be shown.
+
+    Args:
+        address: of the file.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+
+    def __init__(self, address: str) -> None:
+        check_writable(address)
+        self.address = address
+        self._uploaded_at, self._took_sec = time.monotonic(), 0.0
+
+    def __str__(self) -> str:
+        return shown(self.address)
+
+    @cached_property
+    def path(self) -> Path:
+        """The file here, which may not be there yet; what is at the address has been brought.
+
+        Raises:
+            UserError: the store can't be reached, or what is there is neither an earlier nor a later state of what is
+                here.
+        """
+        place = hashlib.sha256(str(self).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        path = cache_folder() / "outputs" / place / file_name(self.address)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            there = open_file(self.address)
+        except StoreError as error:
+            if not error.is_missing:
+                raise UserError(f"can't read {self}: {error}") from None
+            was_there = (self._state(path) or {}).get("size") is not None
+            if path.exists() and was_there:  # and somebody has removed it
+                path.replace(path.with_name(f"{path.name}.before"))
+                self._note(path, None)
+            return path
+        size = len(there) if isinstance(there, bytes) else there.size
+        reader = io.BytesIO(there) if isinstance(there, bytes) else there.reader()
+
+        def piece(start: int) -> bytes:
+            reader.seek(start)
+            return reader.read(_PIECE)
+
+        try:
+            here = path.stat().st_size if path.exists() else 0
+            with path.open("rb") if here else open(os.devnull, "rb") as file:  # noqa: PTH123
+                for start in range(0, min(here, size), _PIECE):
+                    known = min(_PIECE, here - start, size - start)
+                    if file.read(known) != piece(start)[:known]:
+                        raise UserError(
+                            f"{self} is not what an earlier run here had written, which is in {path}: name another "
+                            "output, or remove one of both"
+                        )
+            if here < size:
+                with whole_file(path, to_disk=True) as part, part.open("wb") as brought:
+                    for start in range(0, size, _PIECE):
+                        brought.write(piece(start))
+        except StoreError as error:
+            raise UserError(f"can't read {self}: {error}") from None
+        self._note(path, size)
+        return path
+
+    def grown(self) -> None:
+        """The file has grown: puts it into the store if the last time is long enough ago. Trouble is a warning."""
+        if time.monotonic() - self._uploaded_at < max(EVERY_SEC, _SHARE * self._took_sec):
+            return
+        try:
+            self.upload()
+        except (StoreError, UserError) as error:
+            log.warning("%s is not written for now: %s; all is in %s", self, error, self.path)
+        self._uploaded_at = time.monotonic()
+
+    def upload(self) -> None:
+        """Puts the file into the store, whole.
+
+        Raises:
+            UserError: it can't be written, or another process has written it.
+        """
+        started, path = time.monotonic(), self.path
+        state = self._state(path)
+        if state == {"size": path.stat().st_size, "sha256": digest(path)}:
+            return
+        try:
+            # Of an upload that was stopped nobody knows whether it is there.
+            if (there := self._size_there()) not in ([None] if state is None else [state["size"], state.get("begun")]):
+                got = "is gone" if there is None else f"has {there:,} bytes that others have written"
+                raise UserError(f"{self} {got}: nothing is put there; all of this run is in {path}")
+            self._write_state(path, {**(state or {"size": None, "sha256": ""}), "begun": path.stat().st_size})
+            put_file(path, self.address)
+        except StoreError as error:
+            raise UserError(f"can't write {self}: {error}; all is in {path}, and the same command goes on") from None
+        self._note(path, path.stat().st_size)
+        self._uploaded_at = time.monotonic()
+        self._took_sec = self._uploaded_at - started
+
+    def _size_there(self) -> int | None:
+        try:
+            return size_of(self.address)
+        except StoreError as error:
+            if error.is_missing:
+                return None
+            raise
+
+    @staticmethod
+    def _state(path: Path) -> dict[str, Any] | None:
+        """What is at the address, as far as is known here; None where nothing is."""
+        try:
+            state: dict[str, Any] | None = json.loads(_state_file(path).read_text(encoding="utf-8"))
+            return state
+        except (OSError, ValueError):
+            return None
+
+    def _note(self, path: Path, size: int | None) -> None:
+        whole = size is not None and size == path.stat().st_size
+        self._write_state(path, None if size is None else {"size": size, "sha256": digest(path) if whole else ""})
+
+    @staticmethod
+    def _write_state(path: Path, state: dict[str, Any] | None) -> None:
+        with whole_text(_state_file(path)) as file:
+            file.write(json_text(state))
+
+
+def _state_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.uploaded")
