@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from octvideo.errors import UserError
+
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # Also of passwords with signs that have no place in an address: rather too much is hidden than too little.
 _USER = re.compile(r"(?<=://)(?:[^/?#]*@|[^/?#:]*:(?!\d*[/?#]).*@)")
@@ -49,9 +51,17 @@ def joined(root: str | Path, name: str) -> str:
 def by_shown(names: Iterable[str]) -> dict[str, str]:
     """What each is shown as, which is its name in everything that is written, with the name that it is opened by.
 
-    Of addresses that differ in secrets alone, such as those that were signed again, the last counts.
+    Raises:
+        UserError: two addresses differ in what is hidden alone, and may be two videos.
     """
-    return {shown(name): name for name in names}
+    found: dict[str, str] = {}
+    for name in names:
+        if found.setdefault(shown(name), name) != name:
+            raise UserError(
+                f"{shown(name)} is given twice, with other secrets (***): results could not tell which is which; "
+                "give it once, or addresses that differ elsewhere"
+            )
+    return found
 
 
 def file_name(name: str) -> str:
