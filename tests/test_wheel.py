@@ -111,7 +111,8 @@ def test_kernel_of_other_sources_is_not_taken(tmp_path: Path, monkeypatch: pytes
     assert VARIANTS[0].file.name != before
 
 
-@pytest.mark.parametrize("kind", ["wheel", pytest.param("sdist", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_all_commands_run_where_it_is_installed(kind: str, dist: Path, tmp_path: Path) -> None:
     python = virtual_environment(tmp_path / "venv")
     (file,) = dist.glob({"wheel": "*.whl", "sdist": "*.tar.gz"}[kind])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from lab.cluster import Course, course_of, main, run_watched, table
+from lab.cluster import Course, course_of, run_watched, table
 from octvideo.errors import UserError
 
 _WRITES = """
@@ -47,8 +46,3 @@ def test_rates_are_compared_within_a_round() -> None:
         ("plain", "1.0", "1.0", "10.0", "1.00 (1.00–1.00)"),
         ("ray", "5.0", "3.0", "9.0", "1.00 (0.90–1.10)"),
     ]
-
-
-def test_a_command_that_fails_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "none.mp4"), "--rounds", "1"]) == 2
-    assert re.search(r"exit code 2 of .*no file or folder .*none.mp4", capsys.readouterr().err, re.DOTALL)

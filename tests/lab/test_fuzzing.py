@@ -106,6 +106,7 @@ def test_what_must_not_be_is_kept_and_told(
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
+@pytest.mark.slow
 def test_reading_again_and_again_does_not_grow(
     clips: list[Path], tmp_path: Path, decoder: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,6 +45,7 @@ def do(tmp_path: Path) -> Callable[..., Records]:
 # ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_networks_agree_with_themselves_and_one_that_is_wrong_is_told(
     do: Callable[..., Records], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ def test_every_builder_is_checked() -> None:
     assert {name.partition(":")[0] for name in checked if ":" in name} == {"torchvision", "pytorchvideo"}
 
 
+@pytest.mark.slow
 def test_a_wrong_network_has_a_large_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(checks.VideoClassifier):
         def forward(self, clips: torch.Tensor) -> torch.Tensor:
@@ -123,6 +125,7 @@ def test_inference_and_forms(do: Callable[..., Records]) -> None:
     assert all(float(row[2]) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_where_memory_is_short_all_arms_begin_anew_with_half_the_batch(
     do: Callable[..., Records], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -143,6 +146,7 @@ def test_where_memory_is_short_all_arms_begin_anew_with_half_the_batch(
     assert (tmp_path / "batch_training.txt").read_text() == "1"
 
 
+@pytest.mark.slow
 def test_an_arm_that_does_not_run_is_a_row_and_time_ends_a_step(
     do: Callable[..., Records], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +183,7 @@ TESTS = """
         ("time.sleep(60)", 3, "stopped for want of time, after: "),
     ],
 )
+@pytest.mark.slow
 def test_the_tests_of_kernels(body: str, seconds: float, told: str, do: Callable[..., Records], tmp_path: Path) -> None:
     file = tmp_path / "test_kernels.py"
     file.write_text(textwrap.dedent(TESTS).format(body))
@@ -342,6 +347,7 @@ APART = """
 """
 
 
+@pytest.mark.slow
 def test_arms_compile_apart_and_take_turns(
     do: Callable[..., Records], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

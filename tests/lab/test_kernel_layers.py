@@ -19,6 +19,7 @@ CLASSES = 10
 
 @pytest.mark.parametrize(("network", "features"), [("torchvision:mobilenet_v2", 1280), ("i3d_small", 512)])
 @pytest.mark.parametrize("alpha", ["0", ".25"])
+@pytest.mark.slow
 def test_all_multiply_adds_are_counted_once(network: str, features: int, alpha: str) -> None:
     [arm] = parse_arms([f"{network}:alpha={alpha},frames=2,batch=2,crop=64,classes={CLASSES},engine=eager"])
     groups, whole = groups_of(arm, rounds=1)

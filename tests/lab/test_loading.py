@@ -46,6 +46,7 @@ def test_the_protocol_of_kinetics() -> None:
     assert Recipe().views == ViewSettings() and Recipe().augment == Augmentation()
 
 
+@pytest.mark.slow
 def test_everything_is_measured(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     code = main([str(folder), "--rounds", "1", "--num_workers", "1", "--repeats", "1", "--json"], recipe=SMALL)

@@ -97,6 +97,7 @@ def test_a_product_is_counted_as_it_is() -> None:
     assert result.numel() == size**2 and product.multiply_adds == size**3
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_network_and_the_backward_pass_is_two_more() -> None:
     octave = replace(TINY, alpha=0.25)
     network = build_network(octave)
@@ -184,6 +185,7 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", ["training", "inference"])
 @pytest.mark.parametrize("engine", ["eager", "compile"])
+@pytest.mark.slow
 def test_maps_have_the_layout_that_an_arm_names(
     engine: str, mode: str, no_kernel: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

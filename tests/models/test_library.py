@@ -22,7 +22,7 @@ from octvideo.octave import OctConv3d, count_cost, octavize
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25])
-@pytest.mark.parametrize("name", ["r2plus1d_r50", "csn_r101", "x3d_s"])
+@pytest.mark.parametrize("name", ["r2plus1d_r50", pytest.param("csn_r101", marks=pytest.mark.slow), "x3d_s"])
 def test_keys_are_pytorchvideos(name: str, alpha: float) -> None:
     with torch.device("meta"):
         theirs = getattr(hub, name)(pretrained=False).state_dict()
@@ -102,6 +102,7 @@ def test_last_stage_is_ordinary() -> None:
     assert written == {"1", "2", "3"}  # blocks: 0 stem, 1 to 4 res2 to res5, 5 head
 
 
+@pytest.mark.slow
 def test_trains_pickles_and_is_built_again() -> None:
     network = video_network("pytorchvideo:x3d_xs", 3, 0.25, dropout=0.1)
     x = torch.randn(2, 3, 4, 33, 33)
@@ -166,7 +167,8 @@ def test_torchs_swish_changes_no_key_and_the_last_bit_of_scores() -> None:
 _OF_PYTORCHVIDEO = ["x3d_s", "x3d_m", "x3d_l", "csn_r101", "r2plus1d_r50", "slowfast_r50"]
 
 
-@pytest.mark.parametrize("name", ["x3d_xs", *[pytest.param(name, marks=pytest.mark.slow) for name in _OF_PYTORCHVIDEO]])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x3d_xs", *_OF_PYTORCHVIDEO])
 def test_builders_of_pytorchvideos_names(name: str) -> None:
     """Keys and shapes of the hub's network; X3D's cost as PySlowFast's MODEL_ZOO.md prints it."""
     with torch.device("meta"):
@@ -183,6 +185,7 @@ def test_builders_of_pytorchvideos_names(name: str) -> None:
     assert float(row[2]) == pytest.approx(published.get(name, float(row[2])), abs=0.011)
 
 
+@pytest.mark.slow
 def test_a_builder_of_pytorchvideos_name_is_built_again() -> None:
     network = models.x3d_xs(3, {"blocks.2": 0.5}, dropout=0.1, octave={"inverted_residuals": "all"})
     with torch.device("meta"):

@@ -95,6 +95,7 @@ def test_multiply_adds_and_the_papers() -> None:
     assert network["products"] == pytest.approx(products / 1e9, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_octave_saves_in_the_blocks_convolutions_and_not_in_their_products() -> None:
     ordinary, octave = giga_multiply_adds("i3d_nl_r50", 0.0), giga_multiply_adds("i3d_nl_r50", 0.1)
     assert octave["products"] == ordinary["products"]

@@ -75,6 +75,7 @@ def test_multiply_adds(name: str, size: int, giga: float) -> None:
     assert count_cost(network, (1, 3, 32, size, size)).multiply_adds / 1e9 == pytest.approx(giga, abs=0.006)
 
 
+@pytest.mark.slow
 def test_octave_multiply_adds() -> None:
     """24.5 at alpha .1 in a later version of the paper; its layout is not published, ours comes within 2 %."""
     with torch.device("meta"):
@@ -167,6 +168,7 @@ def test_frames_that_do_not_divide_are_said_aloud() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25])
+@pytest.mark.slow
 def test_trains_in_bfloat16_and_channels_last(alpha: float) -> None:
     network = models.slowfast_small(num_classes=3, alpha=alpha).to(memory_format=torch.channels_last_3d)
     x = torch.randn(2, 3, 16, 48, 48).to(memory_format=torch.channels_last_3d)
