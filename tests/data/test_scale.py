@@ -1,4 +1,4 @@
-"""Data sets of Kinetics' size: lists, checks and the first batch stay within a minute and 1 GB."""
+"""Data sets of Kinetics' size: lists and the first batch take a minute at most, and 0.4 GB beside the libraries."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_240_000_videos(tmp_path: Path, real_videos: Path, repo: Path) -> None:
     for train in ("annotations/train.csv", "train.txt"):
         count, seconds_, peak, imported = first_batch(tmp_path, train, repo)
         print(f"{train}: {seconds_:.1f} s to the first batch, {peak} MiB, {imported} of these by imports")
-        assert count == 237_600 and seconds_ < 60 and peak < 1000
+        assert count == 237_600 and seconds_ < 60 and peak - imported < 400
 
 
 def test_lists_and_the_first_batch_of_many(
