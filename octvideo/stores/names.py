@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ _USER = re.compile(r"(?<=://)(?:[^/?#]*@|[^/?#:]*:(?!\d*[/?#]).*@)")
 # With the dates of signatures: an address that is signed anew names the same file.
 _SECRETS = "pass|pwd|user|token|auth|key|secret|sig|cred|policy|expires|accessid|x-amz-|x-goog-"
 _SECRET = re.compile(rf"(?<=[?&])([^=&#]*(?:{_SECRETS})[^=&#]*)=[^&#]*", re.IGNORECASE)
+
+log = logging.getLogger("octvideo.stores")
 
 
 def is_remote(name: object) -> bool:
@@ -49,9 +52,20 @@ def joined(root: str | Path, name: str) -> str:
 def by_shown(names: Iterable[str]) -> dict[str, str]:
     """What each is shown as, which is its name in everything that is written, with the name that it is opened by.
 
-    Of addresses that differ in secrets alone, such as those that were signed again, the last counts.
+    Of addresses that differ in secrets alone, such as those that were signed again, the last counts, and a warning
+    tells of them: in `?key=a.mp4` the name of the video is taken for a secret.
     """
-    return {shown(name): name for name in names}
+    found: dict[str, str] = {}
+    alike = []
+    for name in names:
+        if found.get(key := shown(name), name) != name:
+            alike.append(key)
+        found[key] = name
+    if alike:
+        log.warning(
+            "of addresses that differ in secrets alone the last counts: %d are left out, as %s", len(alike), alike[0]
+        )
+    return found
 
 
 def file_name(name: str) -> str:

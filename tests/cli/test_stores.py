@@ -15,6 +15,8 @@ import torch
 
 import octvideo.stores.copies as copies
 from octvideo.cli import main
+from octvideo.errors import UserError
+from octvideo.json_lines import JsonLines, Words
 from octvideo.models import i3d_small
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import ViewSettings
@@ -177,6 +179,24 @@ def test_uploads_on_the_way_and_after_a_stop(
     monkeypatch.setattr(copies, "put_file", stops)
     assert main(["infer", *words, *(server.url(f"v{n}.mp4") for n in range(5)), "-o", "s3://bucket/r.jsonl"]) == 130
     assert sizes == [1, 2, 3, 3] and len(results(bucket.cat_file("bucket/r.jsonl"))) == 2
+
+
+def test_two_commands_write_no_file_of_a_bucket(bucket: Any) -> None:
+    """The second moves nothing away, whatever it finds there; the first never writes over what others did."""
+    kind, words = {"results": 1}, Words("file", "others", "name another file")
+    copy = copies.StoredCopy("s3://bucket/r.jsonl")
+    first = JsonLines(copy, kind, words)
+    first.add({"path": "a"})
+    copy.upload()
+    bucket.rm_file("bucket/r.jsonl")
+    with pytest.raises(UserError, match=r"another process writes s3://bucket/r\.jsonl: wait for it, or name another"):
+        JsonLines(copies.StoredCopy("s3://bucket/r.jsonl"), kind, words)
+    first.add({"path": "b"})
+    with pytest.raises(UserError, match=r"s3://bucket/r\.jsonl is gone: nothing is put there; all of this run is in"):
+        first.close()
+    assert len(list(first.entries())) == 2 and not bucket.exists("bucket/r.jsonl")
+    JsonLines(copies.StoredCopy("s3://bucket/r.jsonl"), kind, words).close()  # free again, and begun anew
+    assert len(bucket.cat_file("bucket/r.jsonl").splitlines()) == 1
 
 
 def test_a_bucket_that_is_gone_loses_nothing(
