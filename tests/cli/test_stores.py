@@ -353,6 +353,16 @@ def test_shards_of_a_bucket(bucket: Any, tiny_data: Path, capsys: pytest.Capture
     assert "error: no data for data.train 'test.txt': looked for s3://bucket/none/test.txt and" in said
 
 
+def test_shards_hold_no_secrets(server: FileServer) -> None:
+    root = server.url("", "me:secret@")
+    Path("list.txt").write_text(f"{root}v1.mp4?token=secret 0\n{root}v2.mp4 0\n")
+    server.contents["classes.txt"] = b"down\nleft\n"
+    assert main(["shards", "list.txt", "--root", root, "-o", "stored"]) == 0
+    written = [file.read_bytes() for file in Path("stored").iterdir()]
+    assert any(b"v1.mp4?token=***" in content for content in written)
+    assert not any(b"secret" in content for content in written)
+
+
 @pytest.mark.slow
 def test_a_bucket_in_processes_of_their_own(bucket: Any, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "octvideo", "check", "s3://bucket/tiny/test/", "-o", "checked"]
