@@ -73,7 +73,7 @@ class JsonLines:
         """
         try:
             if self._stored is not None:
-                self._stored.upload()
+                self._stored.close()
         finally:
             os.close(self._descriptor)
 

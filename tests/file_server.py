@@ -27,7 +27,7 @@ class FileServer(ThreadingHTTPServer):
 
     `faults` has for a name what becomes of the next requests for it, one each: a status such as "503", "cut" (half of
     the answer), "silent" (none at all). `ways` has how a name is always served: "no ranges", "no length", "403",
-    "endless".
+    "endless", "redirects" to itself; or ranges that are "capped" at 1,000 bytes, begin a byte "later", are "nameless".
     """
 
     daemon_threads = True
@@ -68,10 +68,17 @@ class _Answer(BaseHTTPRequestHandler):
         if fault == "silent":
             server.released.wait(60)
             return
+        if way == "redirects":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.end_headers()
+            return
         found = None if way in ("no ranges", "no length", "endless") else re.match(r"bytes=(\d+)-(\d*)", asked)
         size, start, stop = len(content), 0, len(content)
         if found:
             start, stop = int(found[1]), min(int(found[2]) + 1 if found[2] else size, size)
+            start += way == "later"
+            stop = min(stop, start + 1000) if way == "capped" else stop
             if start >= size:
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{size}")
@@ -82,7 +89,7 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "none" if way == "no ranges" else "bytes")
         if way not in ("no length", "endless"):
             self.send_header("Content-Length", str(stop - start))
-        if found:
+        if found and way != "nameless":
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
         self.end_headers()
         self.close_connection = True

@@ -60,7 +60,7 @@ LIBRARIES: dict[str, set[str]] = {
     "batches": {"torch"},
     "compiling": {"torch"},
     "files": set(),
-    "stores": {"fsspec", "aiohttp"},
+    "stores": {"fsspec", "aiohttp", "filelock"},
     "json_lines": set(),
     "json_joining": set(),
     "parts": set(),

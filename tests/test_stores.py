@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import operator
@@ -17,6 +18,7 @@ from octvideo import stores
 from octvideo.errors import UserError
 from octvideo.parts import Part, names_of_part
 from octvideo.stores import StoredFile, StoreError, is_remote, joined, open_file, put_file, read_range, shown, sizes_of
+from octvideo.stores.requests import tried
 from tests.file_server import FileServer, file_server, s3_bucket
 
 CONTENT = bytes(range(256)) * 40
@@ -180,6 +182,36 @@ def test_stores_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed
     with pytest.raises(stores.StoreSetupError, match=r"^gs:// needs a library .*pip install 'octvideo\[gcs\]'"):
         stores.videos_at("gs://bucket/a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("capped", r"its server sends 1,000 of the 10,240 bytes that it was asked for"),
+        ("later", r"its server sends other bytes than it was asked for"),
+        ("nameless", r"its server sends other bytes than it was asked for, or does not say which"),
+        ("416", r"the server answers 416"),
+        ("redirects", r"its server redirects without end"),
+    ],
+)
+def test_wrong_answers_are_no_files(server: FileServer, way: str, said: str) -> None:
+    """A video that lacks its end would have other frames, and nobody would know."""
+    server.ways["a.mp4"] = way
+    for read in (open_file, functools.partial(read_range, start=0, stop=len(CONTENT))):
+        with pytest.raises(StoreError, match=said) as caught:
+            read(server.url("a.mp4"))
+        assert not caught.value.may_pass
+
+
+def test_a_disk_without_room_for_a_temporary_file_may_have_it_later() -> None:
+    def request() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("octvideo.stores.requests.FIRST_WAIT_SEC", 0.0)
+        with pytest.raises(StoreError, match="No space left on device") as caught:
+            tried("http://host/a.mp4", request)
+    assert caught.value.may_pass
 
 
 def test_sizes_and_parts(server: FileServer) -> None:

@@ -20,6 +20,7 @@ from octvideo.evaluation.scoring import Scoring
 from octvideo.files import one_line, read_text
 from octvideo.inference.checkpoint import EXPORT_FILE, find_checkpoint, read_export, run_folder
 from octvideo.models.checkpoint import read_checkpoint, trained_network
+from octvideo.stores import shown
 from octvideo.video import FrameNames, ViewSettings
 
 _TESTED = "metrics_test.json"
@@ -200,7 +201,7 @@ def own_name(place: object) -> str:
     """
     text = str(place)
     if "://" in text:
-        return text.partition("?")[0]
+        return shown(text).partition("?")[0]
     parts = Path(text).parts
     if len(parts) > 2 and parts[-2] == "checkpoints":
         return f"{parts[-3]}/{parts[-1]}"

@@ -163,11 +163,13 @@ class VideoList(Sequence[VideoRecord]):
         """SHA-256 over all paths in their order, without `root` in front: the same where a data set has moved, and
         where addresses are signed anew.
         """
-        text, prefix = self._text.numpy().tobytes(), f"{root}/".encode("utf-8", "surrogateescape")
-        paths = (text[start:end].removeprefix(prefix) for start, end in itertools.pairwise(self._ends.tolist()))
-        if b"://" in text:
+        text = self._text.numpy().tobytes()
+        paths = (text[start:end] for start, end in itertools.pairwise(self._ends.tolist()))
+        if b"://" in text:  # before the root is taken away: a rest is no address
             names = (path.decode("utf-8", "surrogateescape") for path in paths)
             paths = (shown(name).encode("utf-8", "surrogateescape") for name in names)
+        prefix = f"{shown(root)}/".encode("utf-8", "surrogateescape")
+        paths = (path.removeprefix(prefix) for path in paths)
         return hashlib.sha256(b"\0".join(paths)).hexdigest()
 
     def _at(self, index: int) -> VideoRecord:

@@ -255,7 +255,7 @@ def _short(value: object) -> str:
 def _name(path: str, root: str | Path) -> str:
     """Relative to the root, if it lies there; as text with / on every system."""
     if is_remote(path):
-        return shown(path.removeprefix(f"{str(root).rstrip('/')}/"))
+        return shown(path).removeprefix(f"{shown(str(root)).rstrip('/')}/")  # shown first: a rest is no address
     file = Path(path)
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
 

@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from octvideo.errors import UserError
 from octvideo.files import cache_folder, digest, json_text, whole_file, whole_text
 from octvideo.stores.folders import size_of
@@ -44,6 +46,7 @@ class StoredCopy:
     def __init__(self, address: str) -> None:
         check_writable(address)
         self.address = address
+        self._lock: FileLock | None = None
         self._uploaded_at, self._took_sec = time.monotonic(), 0.0
 
     def __str__(self) -> str:
@@ -51,15 +54,21 @@ class StoredCopy:
 
     @cached_property
     def path(self) -> Path:
-        """The file here, which may not be there yet; what is at the address has been brought.
+        """The file here, which may not be there yet; what is at the address has been brought. One process has it until
+        `close`.
 
         Raises:
             UserError: the store can't be reached, or what is there is neither an earlier nor a later state of what is
-                here.
+                here, or another process has the file.
         """
         place = hashlib.sha256(str(self).encode("utf-8", "surrogateescape")).hexdigest()[:24]
         path = cache_folder() / "outputs" / place / file_name(self.address)
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        try:
+            self._lock.acquire(timeout=0)  # before anything here is moved or replaced
+        except Timeout:
+            raise UserError(f"another process writes {self}: wait for it, or name another file") from None
         try:
             there = open_file(self.address)
         except StoreError as error:
@@ -118,7 +127,8 @@ class StoredCopy:
             return
         try:
             # Of an upload that was stopped nobody knows whether it is there.
-            if (there := self._size_there()) not in ([None] if state is None else [state["size"], state.get("begun")]):
+            known = [None] if state is None else [state["size"], state.get("begun", state["size"])]
+            if (there := self._size_there()) not in known:
                 got = "is gone" if there is None else f"has {there:,} bytes that others have written"
                 raise UserError(f"{self} {got}: nothing is put there; all of this run is in {path}")
             self._write_state(path, {**(state or {"size": None, "sha256": ""}), "begun": path.stat().st_size})
@@ -128,6 +138,18 @@ class StoredCopy:
         self._note(path, path.stat().st_size)
         self._uploaded_at = time.monotonic()
         self._took_sec = self._uploaded_at - started
+
+    def close(self) -> None:
+        """Puts the file into the store, and lets others have it.
+
+        Raises:
+            UserError: see `upload`.
+        """
+        try:
+            self.upload()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def _size_there(self) -> int | None:
         try:

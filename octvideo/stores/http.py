@@ -6,6 +6,7 @@ does both, and takes no more than it may.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +15,7 @@ from fsspec.asyn import sync
 from octvideo.stores.requests import LIMIT, StoreError, check_size, limit_bytes
 
 _PIECE = 1 << 20
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class Answer(NamedTuple):
@@ -70,15 +72,22 @@ def _headers(file_system: Any, start: int, stop: int) -> dict[str, Any]:
 async def _asked(file_system: Any, url: str, start: int, stop: int, begins: bool) -> Answer:
     session = await file_system.set_session()
     async with session.get(file_system.encode_url(url), **_headers(file_system, start, stop)) as answer:
-        if answer.status == 416:
-            return Answer(_size_of_range(answer), b"")
+        size = _size_of_range(answer)
+        if answer.status == 416 and size is not None and size <= start:
+            return Answer(size, b"")
         answer.raise_for_status()
         if answer.status == 206:
-            size = _size_of_range(answer)
+            found = _RANGE.match(answer.headers.get("Content-Range", ""))
+            if found is None or int(found[1]) != start:
+                raise StoreError("its server sends other bytes than it was asked for, or does not say which")
             if begins and size is not None and size > stop:
                 answer.close()
                 return Answer(size, None)
             content = await _at_most(answer, stop - start)
+            expected = int(found[2]) + 1 - start if size is None else min(stop, size) - start
+            # What is compressed has other lengths.
+            if len(content) != expected and "Content-Encoding" not in answer.headers:
+                raise StoreError(f"its server sends {len(content):,} of the {expected:,} bytes that it was asked for")
             return Answer(size, content)
         if not begins:
             return Answer(None, None)

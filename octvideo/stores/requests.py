@@ -15,7 +15,7 @@ from urllib.parse import quote
 import fsspec
 
 from octvideo.errors import UserError
-from octvideo.files import one_line
+from octvideo.files import is_full_disk, one_line
 from octvideo.stores.names import shown
 
 Value = TypeVar("Value")
@@ -160,10 +160,12 @@ def _failure(name: str, error: Exception) -> StoreError:
         return StoreError(f"not allowed{f' ({status})' if status else ''}: are there credentials for it?")
     if isinstance(error, IsADirectoryError):
         return StoreError("it is a folder")
+    kind = type(error).__name__
+    if "Redirect" in kind:
+        return StoreError("its server redirects without end, or to what is not HTTP")
     if status is not None:
         said = str(getattr(error, "message", "")).partition("\n")[0]
         return StoreError(f"the server answers {status} {said}".rstrip(), may_pass=status in _PASSING)
-    kind = type(error).__name__
     if isinstance(error, TimeoutError) or "Timeout" in kind:
         return StoreError(f"no answer for {_timeout_sec():g} s", may_pass=True)
     if kind in ("ClientPayloadError", "IncompleteReadError", "ServerDisconnectedError", "ResponseStreamingError"):
@@ -175,4 +177,5 @@ def _failure(name: str, error: Exception) -> StoreError:
         isinstance(error, OSError) and (error.errno is None or error.errno in _PASSING_ERRNO)
     ):
         return StoreError(said, may_pass=not kind.startswith("ClientError"))
-    return StoreError(said, may_pass=isinstance(error, ConnectionError))
+    # A temporary file of another process may make room.
+    return StoreError(said, may_pass=isinstance(error, ConnectionError) or is_full_disk(error))

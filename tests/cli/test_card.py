@@ -183,6 +183,7 @@ def test_names_leave_out_where_somebody_works() -> None:
     assert own_name("/home/me/runs/demo/checkpoints/best.ckpt") == "demo/best.ckpt"
     assert own_name("/data/kinetics/") == "kinetics" and own_name("timm:resnet50") == "timm:resnet50"
     assert own_name("https://host/a.pth?key=secret") == "https://host/a.pth"
+    assert own_name("https://me:pw@host/data") == "https://***@host/data"  # a card is for others
 
 
 @pytest.mark.slow  # it trains and converts

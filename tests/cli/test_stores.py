@@ -15,6 +15,8 @@ import torch
 
 import octvideo.stores.copies as copies
 from octvideo.cli import main
+from octvideo.errors import UserError
+from octvideo.json_lines import JsonLines, Words
 from octvideo.models import i3d_small
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import ViewSettings
@@ -179,6 +181,24 @@ def test_uploads_on_the_way_and_after_a_stop(
     assert sizes == [1, 2, 3, 3] and len(results(bucket.cat_file("bucket/r.jsonl"))) == 2
 
 
+def test_two_commands_write_no_file_of_a_bucket(bucket: Any) -> None:
+    """The second moves nothing away, whatever it finds there; the first never writes over what others did."""
+    kind, words = {"results": 1}, Words("file", "others", "name another file")
+    copy = copies.StoredCopy("s3://bucket/r.jsonl")
+    first = JsonLines(copy, kind, words)
+    first.add({"path": "a"})
+    copy.upload()
+    bucket.rm_file("bucket/r.jsonl")
+    with pytest.raises(UserError, match=r"another process writes s3://bucket/r\.jsonl: wait for it, or name another"):
+        JsonLines(copies.StoredCopy("s3://bucket/r.jsonl"), kind, words)
+    first.add({"path": "b"})
+    with pytest.raises(UserError, match=r"s3://bucket/r\.jsonl is gone: nothing is put there; all of this run is in"):
+        first.close()
+    assert len(list(first.entries())) == 2 and not bucket.exists("bucket/r.jsonl")
+    JsonLines(copies.StoredCopy("s3://bucket/r.jsonl"), kind, words).close()  # free again, and begun anew
+    assert len(bucket.cat_file("bucket/r.jsonl").splitlines()) == 1
+
+
 def test_a_bucket_that_is_gone_loses_nothing(
     server: FileServer, bucket: Any, words: list[str], cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +351,16 @@ def test_shards_of_a_bucket(bucket: Any, tiny_data: Path, capsys: pytest.Capture
     assert main(["shards", "test.txt", "--root", "s3://bucket/none", "-o", "no"]) == 2
     said = capsys.readouterr().err
     assert "error: no data for data.train 'test.txt': looked for s3://bucket/none/test.txt and" in said
+
+
+def test_shards_hold_no_secrets(server: FileServer) -> None:
+    root = server.url("", "me:secret@")
+    Path("list.txt").write_text(f"{root}v1.mp4?token=secret 0\n{root}v2.mp4 0\n")
+    server.contents["classes.txt"] = b"down\nleft\n"
+    assert main(["shards", "list.txt", "--root", root, "-o", "stored"]) == 0
+    written = [file.read_bytes() for file in Path("stored").iterdir()]
+    assert any(b"v1.mp4?token=***" in content for content in written)
+    assert not any(b"secret" in content for content in written)
 
 
 @pytest.mark.slow

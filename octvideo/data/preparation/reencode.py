@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode
 from octvideo.errors import UserError
 from octvideo.files import part_of, walk_videos
 from octvideo.parts import Part, names_of_part, sizes_of_files
-from octvideo.stores import is_remote, joined, videos_at
+from octvideo.stores import is_remote, videos_at
 from octvideo.video.isolated import IsolatedPool, Pool, Work
 
 SETTINGS_FILE, FAILED_FILE, DAMAGED_FILE = "reencode.json", "reencode_failed.txt", "reencode_damaged.txt"
@@ -95,7 +96,7 @@ def reencode(
     targets = _targets(videos)
     if part is not None:
         videos = names_of_part(
-            videos, part, of_sizes=lambda names: sizes_of_files([joined(source, name) for name in names])
+            videos, part, of_sizes=lambda names: sizes_of_files([_inside(source, name) for name in names])
         )
     out.mkdir(parents=True, exist_ok=True)
     summary = Summary()
@@ -157,12 +158,17 @@ def _jobs(
         elif target.exists():
             summary.there += 1
         else:
-            yield path, joined(source, path), str(target), settings
+            yield path, _inside(source, path), str(target), settings
+
+
+def _inside(source: str | Path, path: str) -> str:
+    """Not `joined`: a key of a store may begin with a slash."""
+    return f"{str(source).rstrip('/')}/{path}"
 
 
 def _target(path: str) -> str:
-    """The name of the copy, in the folder of copies."""
-    head, separator, name = path.rpartition(os.sep)
+    """The name of the copy, in the folder of copies and never outside it: keys of a store may hold `//`."""
+    head, separator, name = re.sub("/+", "/", path).lstrip("/").rpartition(os.sep)
     return f"{head}{separator}{name.rpartition('.')[0]}.mp4"
 
 

@@ -54,6 +54,34 @@ def test_the_copy(tmp_path: Path, encode: Callable[..., Path], moving: Callable[
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mkv", "b.mp4"]
 
 
+def test_keys_of_a_store_name_no_file_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Jobs(list[Any]):
+        """In place of processes: what they would get."""
+
+        def __enter__(self) -> Jobs:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """Nothing."""
+
+        def run(self, jobs: Any) -> list[Any]:
+            self.extend(jobs)
+            return []
+
+    keys = ["a.mp4", "/etc/b.mp4", "c//d.webm", "c/d.webm"]
+    monkeypatch.setattr(reencode, "videos_at", lambda root: [root + key for key in keys])
+    jobs = Jobs()
+    reencode.reencode(
+        "s3://bucket/v", tmp_path, SETTINGS, workers=1, timeout_sec=1.0, progress=print, make_pool=lambda *_: jobs
+    )
+    assert [(source, target) for _, source, target, _ in jobs] == [
+        ("s3://bucket/v/a.mp4", str(tmp_path / "a.mp4")),
+        ("s3://bucket/v//etc/b.mp4", str(tmp_path / "etc/b.mp4")),
+        ("s3://bucket/v/c//d.webm", str(tmp_path / "c/d.mp4")),
+    ]
+    assert (tmp_path / "reencode_failed.txt").read_text() == "c/d.webm\td.webm has the same name without suffix\n"
+
+
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 @pytest.mark.parametrize("full_range", [False, True])
 def test_pixels_and_rotation(
