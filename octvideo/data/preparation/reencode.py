@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode_job
 from octvideo.errors import UserError
-from octvideo.files import part_of, walk_videos
+from octvideo.files import part_of, walk_videos, whole_text
 from octvideo.parts import Part, names_of_part, sizes_of_files
 from octvideo.stores import is_remote, videos_at
 from octvideo.video.isolated import IsolatedPool, Pool, Work
@@ -227,4 +227,5 @@ def _claim(out: Path, settings: EncodingSettings) -> None:
             raise UserError(f"{out} holds videos of other settings ({differing}): choose another folder")
     elif next(walk_videos(out), None) is not None:
         raise UserError(f"{out} holds videos that this tool did not write: choose another folder")
-    file.write_text(json.dumps(wanted, indent=2) + "\n")
+    with whole_text(file) as text:  # half of it, from a full disk, would end all later runs
+        text.write(json.dumps(wanted, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -80,6 +81,20 @@ def test_keys_of_a_store_name_no_file_outside(tmp_path: Path, monkeypatch: pytes
         ("s3://bucket/v/c//d.webm", str(tmp_path / "c/d.mp4")),
     ]
     assert (tmp_path / "reencode_failed.txt").read_text() == "c/d.webm\td.webm has the same name without suffix\n"
+
+
+def test_a_disk_without_room_for_the_settings(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "a.mp4").write_bytes(b"x")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # as if there were so many bytes
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            reencode.reencode(source, out, SETTINGS, workers=1, timeout_sec=1.0, progress=print)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in out.iterdir()] == [".reencode.lock"]  # a later run begins as the first did
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
