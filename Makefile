@@ -55,6 +55,7 @@ docs: .venv/.installed-dev
 # torchcodec is tested where it finds FFmpeg; not everywhere do the links work, nor is it needed.
 .venv/.installed-dev: .venv/.installed
 	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) -e '.[bucket]'
 	-$(BIN)/python tools/link_ffmpeg.py "$(FFMPEG)" > /dev/null
 	@touch $@
 

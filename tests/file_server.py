@@ -123,8 +123,8 @@ def file_server() -> Iterator[FileServer]:
 @contextmanager
 def s3_bucket(monkeypatch: pytest.MonkeyPatch, name: str = "bucket") -> Iterator[Any]:
     """An empty bucket of a server of S3 on this machine, as fsspec's file system; the environment leads to it."""
-    pytest.importorskip("s3fs", reason="s3fs is in the dev extra")
-    server_of = pytest.importorskip("moto.server", reason="moto is in the dev extra")
+    pytest.importorskip("s3fs", reason="s3fs is in the extra bucket")
+    server_of = pytest.importorskip("moto.server", reason="moto is in the extra bucket")
     import fsspec
 
     server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

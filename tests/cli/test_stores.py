@@ -261,7 +261,7 @@ def test_parts_join_in_a_bucket(bucket: Any, words: list[str], capsys: pytest.Ca
 def test_addresses_that_cannot_be_meant(
     command: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("s3fs", reason="s3fs is in the dev extra")
+    pytest.importorskip("s3fs", reason="s3fs is in the extra bucket")
     assert main(command) == 2
     assert f"error: {said}" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []  # noqa: PTH208 (and no folder called s3:)
