@@ -13,13 +13,12 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from octvideo.files import one_line
+from octvideo.stores.requests import PASSING_STATUS
 
 log = logging.getLogger("octvideo.download")
 
 _BLOCK = 1 << 20
 _TIMEOUT_SEC = 30
-# Answers that another try may change: too many requests, and a server in trouble.
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_WAIT_SEC = 60.0
 
 # Is told bytes here so far, and in all (0 where the server does not say).
@@ -69,7 +68,7 @@ def fetch(
         try:
             result = _once(url, part, versions, begun, progress)
         except (OSError, HTTPException) as error:
-            if isinstance(error, HTTPError) and error.code not in _PASSING:
+            if isinstance(error, HTTPError) and error.code not in PASSING_STATUS:
                 raise  # an answer: asking again won't change it
             brought = (part.stat().st_size if part.exists() else 0) - begun
             failed = 1 if brought >= _BLOCK else failed + 1

@@ -7,6 +7,7 @@ import functools
 import io
 import operator
 import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +72,11 @@ def test_two_videos_that_differ_in_a_secret_alone_are_not_taken_for_one() -> Non
     names = ["https://host/get?key=a", "https://host/get?key=b"]
     with pytest.raises(UserError, match=r"^https://host/get\?key=\*\*\* is given twice, with other secrets"):
         stores.by_shown(names)
+
+
+def test_a_command_without_addresses_loads_no_library_of_stores(repo: Path) -> None:
+    code = "import sys, octvideo.cli.arguments as _; sys.exit('fsspec' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=repo).returncode == 0
 
 
 def test_a_small_file_takes_one_request(server: FileServer) -> None:

@@ -13,8 +13,8 @@ import contextlib
 import os
 import pickle
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -158,7 +158,7 @@ class RayPool(Generic[Item]):
                 "which a process here is asked to have: give fewer with --ray_cpus, --ray_gpus"
             )
         while True:
-            actor = self._start(next(iter(rooms)))
+            actor = self._start(next(iter(rooms)), rooms)
             try:
                 about = self._ray.get(actor.beginning)
             except self._gone as error:
@@ -286,14 +286,15 @@ class RayPool(Generic[Item]):
         self._had_room = bool(rooms)
         for actor in [actor for actor in self._actors if actor.beginning is not None and actor.node not in rooms]:
             self._kill(actor)
+        here = Counter(actor.node for actor in self._actors)
         for node, room in rooms.items():
-            for _ in range(room - sum(actor.node == node for actor in self._actors)):
-                self._start(node)
+            for _ in range(room - here[node]):
+                self._start(node, rooms)
 
-    def _start(self, node: str) -> _Actor:
+    def _start(self, node: str, rooms: Mapping[str, int]) -> _Actor:
         where = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         how = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0, "max_task_retries": 0}
-        every_s = max(1.0, sum(self._rooms().values()) / _MESSAGES_S)
+        every_s = max(1.0, sum(rooms.values()) / _MESSAGES_S)
         remote = self._ray.remote(_Process).options(scheduling_strategy=where, **how)
         handle = remote.remote(pickle.dumps(self.worker), str(Path.cwd()), max(int(self._cpus), 1), every_s)
         actor = _Actor(handle, node, handle.begin.remote())

@@ -20,7 +20,7 @@ from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, walk_videos
 from octvideo.json_lines import JsonLines, Words, first_line
 from octvideo.parts import Part, names_of_part, sizes_of_files
-from octvideo.stores import file_name, is_remote, shown, videos_at
+from octvideo.stores import add_shown, file_name, is_remote, shown, videos_at
 from octvideo.video import Decoder, FrameFolder, FrameNames
 from octvideo.video.checking import Check, check_of, check_video, stamp_of
 from octvideo.video.isolated import IsolatedPool, Pool, Work
@@ -68,7 +68,7 @@ def select(
         frames: names of images: lists are of folders of extracted frames.
 
     Raises:
-        UserError: a source is not there, or lists no video.
+        UserError: a source is not there, or lists no video, or two addresses differ in secrets alone.
     """
     local = [Path(source) for source in sources if not is_remote(source)]
     for source in local:
@@ -88,11 +88,10 @@ def select(
         before = len(seen) + selection.num_twice
         for path, images in _paths(given, root, selection, frames):
             if is_remote(path):
-                name = shown(path)
-                selection.num_twice += name in selection.addresses
-                if name not in selection.addresses:
-                    selection.names.append(name)
-                selection.addresses[name] = path
+                if add_shown(selection.addresses, path):
+                    selection.names.append(shown(path))
+                else:
+                    selection.num_twice += 1
                 continue
             folder, base = os.path.split(os.path.abspath(path))  # noqa: PTH100
             if folder not in real_folders:

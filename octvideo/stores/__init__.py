@@ -14,7 +14,7 @@ A request that breaks (a cut connection, no answer, 429, 5xx) is made again afte
 
 from octvideo.stores.copies import StoredCopy
 from octvideo.stores.folders import check_stores, exists, glob, size_of, sizes_of, videos_at
-from octvideo.stores.names import by_shown, file_name, is_remote, joined, shown
+from octvideo.stores.names import add_shown, by_shown, file_name, is_remote, joined, shown
 from octvideo.stores.reading import StoredFile, open_file, read_file, read_range, read_text
 from octvideo.stores.requests import StoreError, StoreSetupError
 from octvideo.stores.writing import check_writable, put_file, remove_file
@@ -24,6 +24,7 @@ __all__ = [
     "StoreSetupError",
     "StoredCopy",
     "StoredFile",
+    "add_shown",
     "by_shown",
     "check_stores",
     "check_writable",

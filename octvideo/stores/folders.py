@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_hidden, is_video, natural_key
-from octvideo.stores.http import is_http, measure
-from octvideo.stores.names import file_name, is_remote, shown
+from octvideo.stores.http import measure
+from octvideo.stores.names import file_name, is_http, is_remote, shown
 from octvideo.stores.requests import StoreError, StoreSetupError, store_of, tried
 
 _THREADS = 16  # that ask for sizes

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
-
-from fsspec.asyn import sync
 
 from octvideo.stores.requests import LIMIT, StoreError, check_size, limit_bytes
 
@@ -32,10 +31,6 @@ class Answer(NamedTuple):
     whole: Any = None
 
 
-def is_http(name: str) -> bool:
-    return name.lower().startswith(("http://", "https://"))
-
-
 def get(file_system: Any, url: str, start: int, stop: int, *, begins: bool = False) -> Answer:
     """A range of a file.
 
@@ -43,12 +38,18 @@ def get(file_system: Any, url: str, start: int, stop: int, *, begins: bool = Fal
         begins: the first request for a file: of one larger than the range no content is taken, and where there are
             no ranges the whole file is.
     """
-    return cast(Answer, sync(file_system.loop, _asked, file_system, url, start, stop, begins))
+    return cast(Answer, _done(file_system, _asked, url, start, stop, begins))
 
 
 def measure(file_system: Any, url: str) -> int | None:
     """The size of a file; None where its server does not say. Not by HEAD, which some servers refuse."""
-    return cast(int | None, sync(file_system.loop, _measured, file_system, url))
+    return cast(int | None, _done(file_system, _measured, url))
+
+
+def _done(file_system: Any, work: Callable[..., Any], *args: Any) -> Any:
+    from fsspec.asyn import sync
+
+    return sync(file_system.loop, work, file_system, *args)
 
 
 async def _measured(file_system: Any, url: str) -> int | None:

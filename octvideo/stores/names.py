@@ -22,6 +22,11 @@ def is_remote(name: object) -> bool:
     return isinstance(name, str) and bool(_ADDRESS.match(name))
 
 
+def is_http(name: str) -> bool:
+    """Whether an address is of a web server."""
+    return name.lower().startswith(("http://", "https://"))
+
+
 def shown(name: str) -> str:
     """An address as it may be read by others: without user, password, and keys and signatures in its query.
 
@@ -56,12 +61,23 @@ def by_shown(names: Iterable[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in names:
-        if found.setdefault(shown(name), name) != name:
-            raise UserError(
-                f"{shown(name)} is given twice, with other secrets (***): results could not tell which is which; "
-                "give it once, or addresses that differ elsewhere"
-            )
+        add_shown(found, name)
     return found
+
+
+def add_shown(found: dict[str, str], name: str) -> bool:
+    """Adds a name to what `by_shown` gives; whether it was new.
+
+    Raises:
+        UserError: see `by_shown`.
+    """
+    key, before = shown(name), len(found)
+    if found.setdefault(key, name) != name:
+        raise UserError(
+            f"{key} is given twice, with other secrets (***): results could not tell which is which; "
+            "give it once, or addresses that differ elsewhere"
+        )
+    return len(found) > before
 
 
 def file_name(name: str) -> str:
@@ -71,5 +87,5 @@ def file_name(name: str) -> str:
         >>> file_name("https://host/a/b.mp4?token=c")
         'b.mp4'
     """
-    path = urlsplit(name).path if name.lower().startswith(("http://", "https://")) else name
+    path = urlsplit(name).path if is_http(name) else name
     return path.rstrip("/").rpartition("/")[2]

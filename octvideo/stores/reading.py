@@ -10,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from fsspec.caching import BlockCache
-
 import octvideo.files as files
 from octvideo.errors import UserError
 from octvideo.files import decode_text
-from octvideo.stores.http import get, is_http
-from octvideo.stores.names import is_remote, shown
+from octvideo.stores.http import get
+from octvideo.stores.names import is_http, is_remote, shown
 from octvideo.stores.requests import StoreError, check_size, store_of, tried
 
 WHOLE_BYTES = 64 * 2**20  # a file up to this size is read by one request, and kept in memory
@@ -136,6 +134,8 @@ class StoredFile:
     """
 
     def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        from fsspec.caching import BlockCache
+
         self.size, self._fetch, self._one = size, fetch, threading.Lock()
         self._error: StoreError | None = None
         self._cache = BlockCache(BLOCK_BYTES, self._fetched, size, maxblocks=_BLOCKS)

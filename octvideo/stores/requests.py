@@ -12,8 +12,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import fsspec
-
 from octvideo.errors import UserError
 from octvideo.files import is_full_disk, one_line
 from octvideo.stores.names import shown
@@ -25,7 +23,7 @@ LIMIT, TIMEOUT, _TRIES = "OCTVIDEO_REMOTE_LIMIT_GB", "OCTVIDEO_REMOTE_TIMEOUT", 
 
 _ANY_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 # Answers that another try may change: too many requests, and a server in trouble.
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PASSING_ERRNO = frozenset({errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)})  # s3fs's for 5xx
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
@@ -59,6 +57,8 @@ def store_of(name: str) -> tuple[Any, str]:
         UserError: there is no such store.
         StoreSetupError: its library is missing.
     """
+    import fsspec  # comes with the first address, as do its parts elsewhere: 0.1 s of every command
+
     scheme = name.partition("://")[0].lower()
     try:
         file_system = fsspec.filesystem(scheme, **_options(scheme))
@@ -165,7 +165,7 @@ def _failure(name: str, error: Exception) -> StoreError:
         return StoreError("its server redirects without end, or to what is not HTTP")
     if status is not None:
         said = str(getattr(error, "message", "")).partition("\n")[0]
-        return StoreError(f"the server answers {status} {said}".rstrip(), may_pass=status in _PASSING)
+        return StoreError(f"the server answers {status} {said}".rstrip(), may_pass=status in PASSING_STATUS)
     if isinstance(error, TimeoutError) or "Timeout" in kind:
         return StoreError(f"no answer for {_timeout_sec():g} s", may_pass=True)
     if kind in ("ClientPayloadError", "IncompleteReadError", "ServerDisconnectedError", "ResponseStreamingError"):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from octvideo.errors import UserError
-from octvideo.stores.http import is_http
-from octvideo.stores.names import shown
+from octvideo.stores.names import is_http, shown
 from octvideo.stores.requests import StoreError, store_of, tried
 
 

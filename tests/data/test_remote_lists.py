@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from octvideo.data.checking import select
 from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.records import VideoList, VideoRecord
 from octvideo.errors import UserError
@@ -24,6 +25,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
         server.contents["data/train.txt"] = LIST.format(other=server.url("3.mp4?sig=secret")).encode()
         server.contents["data/a/1.mp4"] = b"x"
         yield server
+
+
+def test_two_videos_that_look_alike_are_not_checked_as_one() -> None:
+    same = "https://host/get?id=1"
+    selection = select([same, same, "https://host/get?id=2"])
+    assert selection.names == [same, "https://host/get?id=2"] and selection.num_twice == 1
+    with pytest.raises(UserError, match=r"^https://host/get\?key=\*\*\* is given twice, with other secrets"):
+        select(["https://host/get?key=a", "https://host/get?key=b"])
 
 
 def test_a_root_behind_an_address(server: FileServer, caplog: pytest.LogCaptureFixture) -> None:
