@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from octvideo.errors import UserError
 from octvideo.files import json_text, whole_file
-from octvideo.json_lines import first_line
+from octvideo.json_lines import first_difference, first_line
 
 # The first item of a first line -> how much is known of a video by the last of its lines.
 _KINDS: dict[tuple[str, str], Callable[[dict[str, Any]], int]] = {
@@ -79,20 +79,20 @@ def join_lines(files: Sequence[Path], out: Path, names: Sequence[str] | None = N
     headers = [_header(file) for file in files]
     first = {key: value for key, value in headers[0].items() if key != "part"}
     for file, header in zip(files, headers, strict=True):
-        for key in {**first, **header}:
-            if key != "part" and header.get(key) != first.get(key):
-                raise UserError(
-                    f"{file} is of another model, or of other settings, than {files[0]} "
-                    f"({key}: {header.get(key)!r} and {first.get(key)!r}): leave it out"
-                )
-    known_by = _KINDS[next(iter(first.items()))]
+        if key := first_difference(first, {key: value for key, value in header.items() if key != "part"}):
+            raise UserError(
+                f"{file} is of another model, or of other settings, than {files[0]} "
+                f"({key}: {header.get(key)!r} and {first.get(key)!r}): leave it out"
+            )
+    kind = next(iter(first.items()))
+    known_by, last_only = _KINDS[kind], kind[1] == "octvideo infer 1"
     joined = Joined(missing_parts=_missing_parts(headers))
     with contextlib.ExitStack() as stack:
         contents = [stack.enter_context(_unwritten(file)) for file in files]
         found: dict[str, _Lines] = {}
         double: dict[str, None] = {}
         for number, content in enumerate(contents):
-            lines, is_cut = _lines_of(number, content, known_by)
+            lines, is_cut = _lines_of(number, content, known_by, last_only=last_only)
             if is_cut:
                 joined.cut_off.append(files[number])
             for path, one in lines.items():
@@ -154,9 +154,11 @@ def _unwritten(file: Path) -> Iterator[BinaryIO]:
 
 
 def _lines_of(
-    number: int, content: BinaryIO, known_by: Callable[[dict[str, Any]], int]
+    number: int, content: BinaryIO, known_by: Callable[[dict[str, Any]], int], *, last_only: bool
 ) -> tuple[dict[str, _Lines], bool]:
-    """The videos of a file, and whether its last line is cut off."""
+    """The videos of a file, and whether its last line is cut off; with `last_only` a video that was tried again has the
+    line of the last time.
+    """
     found: dict[str, _Lines] = {}
     content.readline()
     stop = content.tell()
@@ -171,6 +173,8 @@ def _lines_of(
             raise UserError(f"{content.name}: got {line[:80]!r}, expected a line of results") from error
         one = found.setdefault(path, _Lines(number, known, []))
         one.known = known
+        if last_only:
+            one.spans.clear()
         if one.spans and one.spans[-1][1] == start:
             one.spans[-1] = one.spans[-1][0], stop
         else:

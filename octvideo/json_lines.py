@@ -116,15 +116,14 @@ class JsonLines:
             self.add(self._settings)
             return
         settings = _parsed(first)
-        kind, *others = self._settings.items()
-        if settings is None or settings.get(kind[0]) != kind[1]:
+        kind = next(iter(self._settings))
+        if settings is None or settings.get(kind) != self._settings[kind]:
             raise UserError(f"{self.name} is no {self._words.what} of this tool: {self._words.instead}")
-        for key, expected in others:
-            if settings.get(key) != expected:
-                raise UserError(
-                    f"{self.name} is of {self._words.others} ({key}: {settings.get(key)!r}, now {expected!r}): "
-                    f"{self._words.instead}"
-                )
+        if key := first_difference(self._settings, {key: settings.get(key) for key in self._settings}):
+            raise UserError(
+                f"{self.name} is of {self._words.others} ({key}: {settings.get(key)!r}, now {self._settings[key]!r}): "
+                f"{self._words.instead}"
+            )
         if torn:  # killed while it wrote another line
             os.ftruncate(self._descriptor, size - torn)
 
@@ -139,6 +138,18 @@ def first_line(file: Path | StoredCopy) -> dict[str, Any] | None:
             return _parsed(lines.readline(_LONGEST))
     except OSError:
         return None
+
+
+def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first of two files' settings that differs; None where both are of the same.
+
+    Weights of one checksum are the same, by whatever path they were given.
+    """
+    for key in {**one, **other}:
+        same_weights = key == "weights" and one.get("sha256") and one["sha256"] == other.get("sha256")
+        if one.get(key) != other.get(key) and not same_weights:
+            return key
+    return None
 
 
 def _line(entry: dict[str, Any]) -> bytes:

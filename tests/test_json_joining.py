@@ -15,6 +15,7 @@ from octvideo.json_lines import JsonLines, Words
 
 INFER: dict[str, Any] = {"results": "octvideo infer 1", "weights": "a.ckpt", "engine": "eager", "precision": "f32"}
 TIMELINE: dict[str, Any] = {**INFER, "results": "octvideo timeline 1"}
+SUMMED: dict[str, Any] = {**INFER, "sha256": "12"}
 CHECK: dict[str, Any] = {"journal": "octvideo check 1", "root": "/data", "decoder": "auto"}
 
 
@@ -95,6 +96,16 @@ def test_the_last_line_of_a_journal_counts(tmp_path: Path) -> None:
     written(tmp_path / "1", CHECK, *lines)
     joined = join_lines([tmp_path / "1"], tmp_path / "all")
     assert read(tmp_path / "all") == [CHECK, lines[0], lines[2], lines[1]] and joined.unreadable == 0
+
+
+def test_weights_are_the_same_by_any_name_where_their_checksum_is(tmp_path: Path) -> None:
+    one = written(tmp_path / "1", SUMMED, scored("a"))
+    two = written(tmp_path / "2", {**SUMMED, "weights": "/home/me/a.ckpt"}, scored("b"))
+    join_lines([one, two], tmp_path / "all")
+    assert read(tmp_path / "all") == [SUMMED, scored("a"), scored("b")]
+    JsonLines(two, SUMMED, Words("", "", "")).close()
+    with pytest.raises(UserError, match="weights: '/home/me/a.ckpt', now 'a.ckpt'"):
+        JsonLines(two, {**SUMMED, "sha256": "13"}, Words("", "", ""))
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ def output_path(text: str) -> Path | StoredCopy:
     if text == "-":
         raise argparse.ArgumentTypeError("got -, expected the path of a file or folder")
     if not is_remote(text):
+        if found := _LIKE_AN_ADDRESS.match(text):
+            raise argparse.ArgumentTypeError(f"got {text}, which is no path: an address begins with {found[0]}/")
         return Path(text)
     try:
         return StoredCopy(text)
@@ -168,6 +170,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "S",
         "help": "a video is given up that shows no progress for so long on a cluster (600)",
     },
+    "retry": {"action": "store_true", "help": "try videos again that could not be read"},
     "runs_dir": {"type": local_name, "default": "runs", "metavar": "DIR", "help": "where runs are (runs)"},
     "seed": {"type": int, "default": 0},
     "threads": {"type": positive, "metavar": "N", "help": "CPU threads of the engine (all)"},

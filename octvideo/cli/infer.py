@@ -36,7 +36,8 @@ from octvideo.stores import StoredCopy, by_shown, check_stores, file_name, is_re
 from octvideo.video import FrameFolder, VideoReadError
 from octvideo.video.image_frames import IMAGE_SUFFIXES, folders_of_images
 
-STOPPED = "stopped: the same command goes on where results go into a file (-o)"
+STOPPED = "stopped: results that go into a file (-o) are kept, and the same command goes on"
+_ERRORS = 5  # that are printed of those that a file has
 
 
 def add_arguments(parser: Parser) -> None:
@@ -56,7 +57,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="TIME",
         help="what a video may take, such as 200ms or 0.2s: the fastest engine, and the most views that keep it",
     )
-    parser.shared("part")
+    parser.shared("retry", "part")
     ray_arguments(parser)
     parser.add_argument("--timing", action="store_true", help="print where the time of each video went")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print per video (5)")
@@ -131,7 +132,7 @@ def _output_of(
     made_by = {**made_by, "topk": args.topk, "sha256": "" if weights is None else digest(weights)}
     made_by |= part_of_results(args.output, args.part)
     file = ResultFile(args.output, made_by)
-    return file, file.left(videos)
+    return file, file.left(videos, retry=args.retry)
 
 
 def _tell_results(
@@ -164,9 +165,8 @@ def _tell_results(
         output.end()
         if args.budget is not None and seconds:
             console.print(kept_in_words(seconds, args.budget), highlight=False, soft_wrap=True)
-        for failure in failures:
-            print(f"error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+        say_errors(failures, None if args.output is None else str(args.output))
+    return 1 if failures or output.num_unreadable else 0
 
 
 @dataclass
@@ -307,12 +307,17 @@ def _opened(videos: Sequence[str], args: argparse.Namespace) -> list[str | Frame
     ]
 
 
-def find_videos(names: Sequence[str], *, images: bool = False) -> Iterator[str]:
+def find_videos(names: Sequence[str], *, images: bool = False, are_here: bool = True) -> Iterator[str]:
     """Files and addresses as given, the videos under folders in natural order, and for @FILE the names in its lines.
 
     With `images` a folder that holds no video, but images, is one, and so are those under it.
 
     Of many names in a file one that is not there is left to the reader, whose error stops nothing.
+
+    Args:
+        names: of them.
+        images: see above.
+        are_here: of the names in a file one at least must be there.
 
     Raises:
         UserError: something is none of these, or a folder holds no video.
@@ -325,6 +330,11 @@ def find_videos(names: Sequence[str], *, images: bool = False) -> Iterator[str]:
         elif name.startswith("@") and (is_remote(name[1:]) or not path.exists()):
             listed = [line for line in text_lines(read_text(name[1:], names=True)) if line.strip()]
             check_stores(listed)
+            if are_here and listed and not any(is_remote(line) or os.path.exists(line) for line in listed):  # noqa: PTH110
+                raise UserError(
+                    f"{shown(name[1:])}: none of its {len(listed):,} names is there, such as {listed[0]}; they count "
+                    f"from the folder where the command runs, {Path.cwd()}"
+                )
             yield from listed
         elif path.is_dir():
             inside = [os.path.join(path, video) for video in walk_videos(path)]  # noqa: PTH118
@@ -354,6 +364,20 @@ def say_lines(lines: Sequence[str], console: Console) -> None:
     """Prints lines as they are."""
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_errors(errors: Sequence[object], file: str | None) -> None:
+    """Prints why videos can't be read.
+
+    Args:
+        errors: all there are.
+        file: that has them, too, so that a few will do.
+    """
+    shown_errors = errors if file is None else errors[:_ERRORS]
+    for error in shown_errors:
+        print(f"error: {error}", file=sys.stderr)
+    if more := len(errors) - len(shown_errors):
+        print(f"error: {more:,} more can't be read; {file} says why", file=sys.stderr)
 
 
 def lines_of_predictor(predictor: Predictor) -> list[str]:

@@ -23,6 +23,7 @@ class Text:
 
     def __init__(self, *, timing: bool) -> None:
         self._timing, self._between = timing, ""
+        self.num_unreadable = 0  # of videos that an earlier run has tried
 
     def add(self, result: Prediction | VideoReadError) -> None:
         """The path of a video, then a line for each class, then where the time went."""
@@ -50,6 +51,7 @@ class Json:
 
     def __init__(self, made_by: dict[str, Any]) -> None:
         self._content: dict[str, Any] = {**made_by, "videos": [], "errors": []}
+        self.num_unreadable = 0  # see `Text`
 
     def add(self, result: Prediction | VideoReadError) -> None:
         """Keeps the result for the end."""
@@ -72,21 +74,29 @@ class ResultFile:
     """
 
     def __init__(self, path: Path | StoredCopy, made_by: dict[str, Any]) -> None:
+        self.num_unreadable = 0  # see `Text`
         self._lines = JsonLines(path, {"results": RESULTS, **made_by}, _WORDS)
         self._entries: dict[str, Literal["result", "reason", "again"]] = {}
         for entry in self._lines.entries():
             if "path" in entry:
                 self._note(entry)
 
-    def left(self, videos: Sequence[str]) -> list[str]:
-        """The videos that are not in the file, each once, and those that a network's trouble kept from being read; says
-        how many are.
+    def left(self, videos: Sequence[str], *, retry: bool = False) -> list[str]:
+        """The videos that are not in the file, each once, and those that may be read now; says how many are there.
+
+        Args:
+            videos: all that are asked for.
+            retry: takes all again that could not be read.
         """
         videos = list(by_shown(videos).values())
-        left = [video for video in videos if self._entries.get(shown(video), "again") == "again"]
+        kinds = [self._entries.get(shown(video), "again") for video in videos]
+        open_kinds = ("again", "reason") if retry else ("again",)
+        left = [video for video, kind in zip(videos, kinds, strict=True) if kind in open_kinds]
+        self.num_unreadable = 0 if retry else kinds.count("reason")
         if len(left) < len(videos):
-            done = len(videos) - len(left)
-            print(f"{done} of {len(videos)} videos are in {self._lines.name} already", file=sys.stderr)
+            done = f"{len(videos) - len(left):,} of {len(videos):,} videos are in {self._lines.name} already"
+            broken = f", {self.num_unreadable:,} of them can't be read: --retry tries those again"
+            print(done + (broken if self.num_unreadable else ""), file=sys.stderr)
         return left
 
     def add(self, result: Prediction | VideoReadError) -> None:

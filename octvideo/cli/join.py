@@ -119,7 +119,7 @@ def _join(args: argparse.Namespace, parts: list[Path], out: Path) -> int:
         return _join_shards(parts, out)
     if out.exists() and (not args.overwrite or out in parts or not out.is_file()):
         raise UserError(f"{out} is there: name another file, or give --overwrite (not for one of the parts)")
-    names = None if args.list is None else list(by_shown(find_videos(args.list, images=True)))
+    names = None if args.list is None else list(by_shown(find_videos(args.list, images=True, are_here=False)))
     joined = join_lines(parts, out, names)
     broken = f", {joined.unreadable:,} of them can't be read to their end" if joined.unreadable else ""
     print(f"{args.output}: {joined.videos:,} videos of {len(parts)} files{broken}")

@@ -39,6 +39,7 @@ from octvideo.cli.infer import (
     model_arguments,
     part_of_results,
     predictor_of,
+    say_errors,
     say_lines,
     weights_of,
     with_engine,
@@ -62,7 +63,7 @@ from octvideo.video import FileFrames, FrameFolder, VideoReadError
 from octvideo.video.addresses import has_no_end, is_address
 from octvideo.video.image_source import FolderFrames
 
-STOPPED = "stopped: the same command goes on where scores go into a file (-o)"
+STOPPED = "stopped: scores that go into a file (-o) are kept, and the same command goes on"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -118,7 +119,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="write a line of JSON for each window when it is done; windows that are in FILE are not computed again",
     )
-    parser.shared("part")
+    parser.shared("retry", "part")
     ray_arguments(parser)
     live_arguments(parser)
 
@@ -234,7 +235,7 @@ def _write(
     settings = _segment_settings(args, names)
     scores = Scores(names, args.topk, settings.classes)
     if args.output is not None:
-        scores.go_on_with(args.output, made_by)
+        scores.go_on_with(args.output, made_by, retry=args.retry)
     say_lines(facts["said"], console)
     pages = None if args.page is None else TimelinePages(args.page, videos, names, settings.classes)
     found: dict[str, list[Segment]] = {}
@@ -263,8 +264,7 @@ def _write(
     if videos and (video := scores.videos[videos[0]]).starts:
         show(args.picture, args.overlay, videos[0], video, found[videos[0]], names, settings.classes)
     troubles = [trouble for path in videos if (trouble := scores.videos[path].trouble)]
-    for trouble in troubles:
-        print(f"error: {trouble}", file=sys.stderr)
+    say_errors(troubles, None if args.output is None else str(args.output))
     return 1 if troubles else 0
 
 

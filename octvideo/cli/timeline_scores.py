@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,8 +54,13 @@ class Scores:
         self._top = TopClasses(names, topk, classes)
         self._lines: JsonLines | None = None
 
-    def go_on_with(self, file: Path | StoredCopy, made_by: dict[str, Any]) -> None:
+    def go_on_with(self, file: Path | StoredCopy, made_by: dict[str, Any], *, retry: bool = False) -> None:
         """Takes what is in a file, and writes there from now on.
+
+        Args:
+            file: of window scores.
+            made_by: its first line.
+            retry: videos that could not be read to their end are gone on with.
 
         Raises:
             UserError: see `JsonLines`.
@@ -67,7 +73,8 @@ class Scores:
             if "top" in entry:
                 self._keep(video, entry["start"], entry["end"], self._top.of_listed(entry["top"]))
             else:
-                video.is_done, video.trouble, video.cuts = True, entry["trouble"], entry["cuts"]
+                is_done = not (retry and entry["trouble"])
+                video.is_done, video.trouble, video.cuts = is_done, entry["trouble"], entry["cuts"]
         if known := sum(len(video.starts) for video in self.videos.values()):
             print(f"{known} windows are in {file} already", file=sys.stderr)
 
@@ -90,10 +97,13 @@ class Scores:
             self._lines.add({"path": path, "start": start, "end": end, "top": self._top.listed(top)})
 
     def finish(self, path: str, trouble: str, cuts: list[float]) -> None:
-        """Notes that a video has no more windows; of one on the net that breaks off, the next run may find more."""
+        """Notes that a video has no more windows; of one that breaks off on the net, or is not there, the next run may
+        find more.
+        """
         video = self.videos[path]
         video.is_done, video.trouble, video.cuts = True, trouble, cuts
-        if self._lines is not None and not (trouble and is_remote(path)):
+        may_pass = trouble and (is_remote(path) or not os.path.exists(path))  # noqa: PTH110
+        if self._lines is not None and not may_pass:
             done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": trouble}
             self._lines.add(done)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from octvideo.files import is_full_disk, whole_file
 from octvideo.video.checking import stamp_of
-from octvideo.video.frames import VideoReadError, missing_reason
+from octvideo.video.frames import check_is_file
 from octvideo.video.overlay import write_overlay
 from octvideo.video.pyav_file import main_stream, open_video
 
@@ -94,8 +94,7 @@ def played_suffix(source: str | Path) -> str | None:
     Raises:
         VideoReadError: it can't be opened, or holds no video.
     """
-    if (reason := missing_reason(source)) is not None:
-        raise VideoReadError(source, reason)
+    check_is_file(source)
     with open_video(source) as container:
         stream = main_stream(source, container)
         kind = _kind(container, Path(source))

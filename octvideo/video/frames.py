@@ -151,18 +151,27 @@ def for_ffmpeg(source: Source) -> str | io.BufferedIOBase:
     return io.BytesIO(source.content) if isinstance(source, VideoBytes) else str(Path(source).absolute())
 
 
-def missing_reason(source: Source) -> str | None:
-    """Why there is nothing to read, found without a reader; None where there is something."""
+def check_is_file(source: Source) -> None:
+    """Raises where there is nothing to read, found without a reader.
+
+    Raises:
+        VideoReadError: no file is there, or an empty one. One that is not there may come, as with a disk.
+    """
     if isinstance(source, RemoteVideo):
-        return None
+        return
     if isinstance(source, VideoBytes):
-        return None if source.content else "the file is empty"
-    file = Path(source)
-    if not file.is_file():
-        if file.is_dir():
-            return "it is a folder"
-        return "it is a pipe or a device, and no file" if file.exists() else "no such file"
-    return None if file.stat().st_size else "the file is empty"
+        is_empty = not source.content
+    else:
+        file = Path(source)
+        if not file.is_file():
+            if file.exists():
+                raise VideoReadError(
+                    source, "it is a folder" if file.is_dir() else "it is a pipe or a device, and no file"
+                )
+            raise VideoReadError(source, "no such file", may_pass=True)
+        is_empty = not file.stat().st_size
+    if is_empty:
+        raise VideoReadError(source, "the file is empty")
 
 
 # From full-size frames (n, H, W, C) to what is kept of each of them, (n, ...), uint8 both.
@@ -177,7 +186,7 @@ class VideoReadError(UserError):
     Args:
         path: of the video; of an address what may be shown.
         reason: in one line.
-        may_pass: it is the trouble of a network: the same video may be read later.
+        may_pass: the same video may be read later: it is the trouble of a network, or the file is not there.
     """
 
     def __init__(self, path: object, reason: str, *, may_pass: bool = False) -> None:

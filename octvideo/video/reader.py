@@ -25,8 +25,8 @@ from octvideo.video.frames import (
     Resize,
     Source,
     VideoReadError,
+    check_is_file,
     fetched,
-    missing_reason,
     of_store,
 )
 from octvideo.video.image_frames import ImageFrames, read_image_frames
@@ -95,8 +95,7 @@ def read_frames(
     if isinstance(path, ImageFrames):
         return read_image_frames(path, choose, resize=resize, target_fps=target_fps)
     path = fetched(path)
-    if (reason := missing_reason(path)) is not None:
-        raise VideoReadError(path, reason)
+    check_is_file(path)
     with of_store(path), PyavVideo(path, 1) as video:
         packets = video.packets
         num_frames = packets.num_frames

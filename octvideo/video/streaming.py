@@ -23,7 +23,7 @@ from octvideo.errors import UserError
 from octvideo.files import one_line
 from octvideo.video.bitstream import Bitstream
 from octvideo.video.cuts import CutFinder, brightness_grid
-from octvideo.video.frames import RemoteVideo, Source, VideoReadError, fetched, missing_reason, of_store, rgb_image
+from octvideo.video.frames import RemoteVideo, Source, VideoReadError, check_is_file, fetched, of_store, rgb_image
 from octvideo.video.packets import look_through_packets
 from octvideo.video.pyav_file import Colours, decoded_frames, drained_frames, main_stream, open_video, set_threads
 from octvideo.video.transforms import resize, short_side_size
@@ -120,8 +120,7 @@ class FileFrames:
     def __init__(self, path: Source, short_side_px: int | None, *, num_threads: int = 1, container: Any = None) -> None:
         if container is None:
             path = fetched(path)
-            if (reason := missing_reason(path)) is not None:
-                raise VideoReadError(path, reason)
+            check_is_file(path)
         self.name = str(path)
         self._path, self._short_side_px, self._num_threads = path, short_side_px, num_threads
         self._decoding, self._is_closed, self._given = threading.Lock(), False, container

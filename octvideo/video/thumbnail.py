@@ -14,7 +14,7 @@ import torch
 
 from octvideo.files import whole_file
 from octvideo.video.browser import beside_name
-from octvideo.video.frames import VideoReadError, missing_reason
+from octvideo.video.frames import VideoReadError, check_is_file
 from octvideo.video.h264 import encoder_name
 from octvideo.video.isolated import Alive
 from octvideo.video.pyav_file import CONVERT_OPTIONS, Colours, decoded_frames, drained_frames, main_stream, open_video
@@ -60,8 +60,7 @@ def write_thumbnail(source: str | Path, path: Path, alive: Alive = lambda done=0
     Raises:
         VideoReadError: no frame can be decoded.
     """
-    if (reason := missing_reason(source)) is not None:
-        raise VideoReadError(source, reason)
+    check_is_file(source)
     if not (_write(source, path, alive, middle=True) or _write(source, path, alive, middle=False)):
         raise VideoReadError(source, "no frame can be decoded")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import av
 
-from octvideo.video.frames import VideoReadError, for_ffmpeg, missing_reason
+from octvideo.video.frames import VideoReadError, check_is_file, for_ffmpeg
 from octvideo.video.packets import look_through_packets
 from octvideo.video.pyav_file import OPEN_OPTIONS, main_stream
 
@@ -32,8 +32,7 @@ def check_untrusted(path: str, *, max_length_sec: float) -> float:
     Raises:
         VideoReadError: it is no video in one of `CONTAINERS`, or too long.
     """
-    if (reason := missing_reason(path)) is not None:
-        raise VideoReadError(path, reason)
+    check_is_file(path)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         with av.open(for_ffmpeg(path), options=options, **OPEN_OPTIONS) as container:

@@ -104,7 +104,7 @@ def test_infer_reads_addresses(
     # What the network's trouble hid is tried again, also under an address that was signed anew; all else is known.
     (tmp_path / "names.txt").write_text((tmp_path / "names.txt").read_text().replace("secret", "other"))
     server.asked.clear()
-    assert main(["infer", *named, *words, "-o", "out.jsonl"]) == 0
+    assert main(["infer", *named, *words, "-o", "out.jsonl"]) == 1
     assert [asked.name for asked in server.asked] == ["more.txt", "v3.mp4"]
     again = results((tmp_path / "out.jsonl").read_text())
     assert again.pop(server.url("v3.mp4?token=***", "***@")) == list(local.values())[3]

@@ -149,20 +149,24 @@ def test_a_file_of_results_is_gone_on_with(
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         assert main(["infer", *words]) == 130
-    assert "stopped: the same command goes on" in capsys.readouterr().err
+    assert "stopped: results that go into a file (-o) are kept" in capsys.readouterr().err
     first = file.read_bytes() + b'{"my": "note"}\n'
     file.write_bytes(first + b'{"path": "c.mp4", "to')  # as a kill leaves it
-    assert main(["infer", *words]) == 0  # the broken one was told of by the first run
+    assert main(["infer", *words]) == 1  # as the first run would have said, too
     out, err = capsys.readouterr()
-    assert out == "" and f"2 of 3 videos are in {file} already" in err and f"3 results are in {file}" in err
+    told = f"2 of 3 videos are in {file} already, 1 of them can't be read: --retry tries those again"
+    assert out == "" and told in err and f"3 results are in {file}" in err
     assert file.read_bytes().startswith(first)
     made_by, a, b, _, c = map(json.loads, file.read_text("ascii").splitlines())
     assert made_by["weights"] == str(checkpoint)
     assert [Path(record["path"]).name for record in (a, b, c)] == ["a.mp4", "b.mp4", "c.mp4"]
     assert b["reason"] and [t["name"] for t in a["top"]] == [t["name"] for t in c["top"]]
     assert sum(t["score"] for t in c["top"]) == pytest.approx(1, abs=1e-5)
-    assert main(["infer", words[0], *words]) == 0 and len(file.read_text().splitlines()) == 5
+    assert main(["infer", words[0], *words]) == 1 and len(file.read_text().splitlines()) == 5
     assert f"3 results are in {file}, 1 of them of videos that can't be read" in capsys.readouterr().err
+    (folder / "b.mp4").write_bytes((folder / "a.mp4").read_bytes())
+    assert main(["infer", *words, "--retry"]) == 0 and len(file.read_text().splitlines()) == 6
+    assert f"3 results are in {file}\n" in capsys.readouterr().err
     assert main(["infer", *words, "--topk", "2"]) == 2  # nor are others mixed with these
     assert "topk: 5, now 2" in capsys.readouterr().err
     content = torch.load(checkpoint, weights_only=True)
@@ -170,10 +174,34 @@ def test_a_file_of_results_is_gone_on_with(
     moved = shutil.copytree(checkpoint.parents[1], tmp_path / "runs" / "demo")
     monkeypatch.chdir(tmp_path)
     words[2], words[4] = "demo", "more.jsonl"
-    assert main(["infer", *words]) == 1
+    assert main(["infer", *words]) == 0
+    assert main(["infer", *words[:2], str(checkpoint), *words[3:]]) == 0  # the same weights by another name
     torch.save(content, moved / "checkpoints" / "last.ckpt")
     assert main(["infer", *words]) == 2
     assert "more.jsonl is of another model, or of other settings (sha256: '" in capsys.readouterr().err
+
+
+def test_names_that_are_not_there(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = Path("names.txt")
+    names.write_text("".join(f"videos/{n}.mp4\n" for n in range(9)))
+    words = ["infer", "@names.txt", "--ckpt", str(checkpoint), "-o", "out.jsonl"]
+    assert main(words) == 2
+    said = "names.txt: none of its 9 names is there, such as videos/0.mp4; they count from the folder where the command"
+    assert said in capsys.readouterr().err and not Path("out.jsonl").exists()
+    shutil.copy(folder / "a.mp4", folder / "8.mp4")
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 6 and "error: 3 more can't be read; out.jsonl says why" in err
+    shutil.copy(folder / "a.mp4", folder / "0.mp4")  # as when its disk is mounted: it is tried without being asked
+    assert main(words) == 1
+    assert "2 of 9 videos" not in capsys.readouterr().err  # of the first run only one was done
+    assert main(["join", "out.jsonl", "-o", "all.jsonl", "--list", "@names.txt"]) == 0
+    results = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()[1:]]
+    assert [result["path"] for result in results] == names.read_text().splitlines()  # each once
+    assert [result["path"] for result in results if "top" in result] == ["videos/0.mp4", "videos/8.mp4"]
 
 
 def engine_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -225,7 +253,7 @@ def test_a_run_is_resumed_by_the_engine_that_it_began_with(
     monkeypatch.setattr(choice, "product_rates", lambda: (1.0, 0.0, 0.0))
     for given in ([], ["--engine", "eager"], ["--precision", "bf16", "--engine", "auto"]):
         capsys.readouterr()
-        assert main([*words, *given]) == (1 if not given else 0)
+        assert main([*words, *given]) == 1
         assert engine_line(capsys) == f"engine: eager, bf16 (as the results in {file} so far)"
     for given in (["--precision", "f32"], ["--precision", "f32", "--engine", "eager"]):
         assert main([*words, *given]) == 2

@@ -336,7 +336,7 @@ def test_a_stopped_timeline_goes_on_and_ends_as_one_that_was_not(
     with monkeypatch.context() as patch:
         patch.setattr(Timeline, "of_source", some)
         assert main([*words, "-o", str(parts)]) == 130
-    assert "stopped: the same command goes on" in capsys.readouterr().err
+    assert "stopped: scores that go into a file (-o) are kept" in capsys.readouterr().err
     with parts.open("a") as file:
         file.write('{"path": "')  # as a kill leaves it
     assert main([*words, "-o", str(parts), "--segments", str(tmp_path / "parts.csv")]) == 0
