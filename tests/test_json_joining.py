@@ -104,7 +104,7 @@ def test_weights_are_the_same_by_any_name_where_their_checksum_is(tmp_path: Path
     join_lines([one, two], tmp_path / "all")
     assert read(tmp_path / "all") == [SUMMED, scored("a"), scored("b")]
     JsonLines(two, SUMMED, Words("", "", "")).close()
-    with pytest.raises(UserError, match="weights: '/home/me/a.ckpt', now 'a.ckpt'"):
+    with pytest.raises(UserError, match=r"weights: '/home/me/a.ckpt', now 'a.ckpt'"):
         JsonLines(two, {**SUMMED, "sha256": "13"}, Words("", "", ""))
 
 

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
                 yield _written(folder, video, made, args.dtype)
 
         return _write_all(args, folder, videos, written_here)
-    with ray_pool(args, FeaturesWorker(args, checkpoint, len(videos)), print, batch=8) as pool:
+    with ray_pool(args, FeaturesWorker(args, checkpoint, len(videos)), batch=8) as pool:
         with console.status("getting the network ready on the cluster"):
             made_by, said = pool.begin()
         folder = _folder_of(args, checkpoint, made_by)  # whose engine all others take
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         def written_there(left: list[str], progress: Progress) -> Iterator[VideoReadError | str]:
             pool.tell = progress.print
             for video, result in pool.run(left, len(left)):
-                progress.update(said=f"{pool.num_ready} processes")
+                progress.update(said=pool.state)
                 yield VideoReadError(video, result.reason) if isinstance(result, Lost) else result
 
         return _write_all(args, folder, videos, written_there)

@@ -191,12 +191,8 @@ class InferWorker:
         engine = self._predictor.engine
         made_by = {"weights": self._predictor.source, "engine": engine.name, "precision": engine.precision}
         views = self._predictor.views
-        return {
-            "made_by": made_by,
-            "views": views.name,
-            "has_own_views": views == own,
-            "said": lines_of_predictor(self._predictor),
-        }
+        said = [*lines_of_predictor(self._predictor), *([f"views: {views.name}"] if asked else [])]
+        return {"made_by": made_by, "views": views.name, "has_own_views": views == own, "said": said}
 
     def work(self, videos: Sequence[str]) -> Iterator[Prediction | VideoReadError]:
         """A prediction for each video, or the error why there is none."""
@@ -209,8 +205,7 @@ def _run_on_cluster(args: argparse.Namespace, videos: list[str], weights: Path |
     """`run` with the network in processes of a cluster; results come in the order in which they are done."""
     videos = list(by_shown(videos).values())
     its = as_begun(args, RESULTS)
-    told: list[str] = []
-    with ray_pool(args, InferWorker(its, len(videos)), told.append, batch=32) as pool:
+    with ray_pool(args, InferWorker(its, len(videos)), batch=32) as pool:
         with console.status("getting the network ready on the cluster"):
             about = pool.begin()
         # All others take what the first has chosen.
@@ -224,7 +219,7 @@ def _run_on_cluster(args: argparse.Namespace, videos: list[str], weights: Path |
         def compute(progress: Progress) -> Generator[Prediction | VideoReadError, None, None]:
             pool.tell = progress.print
             for video, result in pool.run(videos, len(videos)):
-                progress.update(said=f"{pool.num_ready} processes")
+                progress.update(said=pool.state)
                 yield VideoReadError(video, result.reason) if isinstance(result, Lost) else result
 
         return _tell_results(args, output, len(videos), console, compute)
@@ -236,7 +231,9 @@ def as_begun(args: argparse.Namespace, results: str) -> argparse.Namespace:
     if args.model is None and args.output is not None:
         before = engine_of_results(args.output, args.engine or AUTO, args.precision or AUTO, results)
     engine, precision = before or (args.engine, args.precision)
-    return argparse.Namespace(**{**vars(args), "engine": engine, "precision": precision, "output": None})
+    begun_in = str(args.output) if before else None
+    changed = {"engine": engine, "precision": precision, "output": None, "begun_in": begun_in}
+    return argparse.Namespace(**{**vars(args), **changed})
 
 
 def with_engine(args: argparse.Namespace, made_by: dict[str, Any]) -> argparse.Namespace:
@@ -431,8 +428,8 @@ def predictor_of(
     how |= {"views_per_chunk": views_per_chunk, "device": args.device}
     how |= {"num_threads": args.threads, "calibrate": list(find_videos(args.calibrate or []))}
     predictor = Predictor.from_pytorchvideo(**how) if weights is None else Predictor.from_checkpoint(weights, **how)
-    if before:
-        predictor.engine_reason = f"as the results in {args.output} so far"
+    if begun_in := str(args.output) if before else getattr(args, "begun_in", None):
+        predictor.engine_reason = f"as the results in {begun_in} so far"
     return predictor
 
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -33,12 +34,21 @@ def ray_arguments(parser: Parser, *, gpus: bool = True) -> None:
 
 @contextlib.contextmanager
 def ray_pool(
-    args: argparse.Namespace, worker: Worker, tell: Callable[[str], None], *, timeout_s: float | None = None, batch: int
+    args: argparse.Namespace,
+    worker: Worker,
+    tell: Callable[[str], None] | None = None,
+    *,
+    timeout_s: float | None = None,
+    batch: int,
 ) -> Iterator[RayPool[Any]]:
-    """Processes that work on the cluster of `--on`; see `RayPool`."""
-    with connected(args.on, cpus=available_cpus()):
+    """Processes that work on the cluster of `--on`; see `RayPool`. What is told goes to the standard error, unless
+    `tell` takes it.
+    """
+    tell = tell or functools.partial(print, file=sys.stderr)
+    with connected(args.on, cpus=available_cpus(), tell=tell) as cluster:
         how = {"cpus": args.ray_cpus, "gpus": getattr(args, "ray_gpus", 0.0), "batch": batch}
         with RayPool[Any](worker, timeout_s=timeout_s or args.ray_timeout, tell=tell, **how) as pool:
+            tell(f"Ray: {cluster}, room for {pool.room} of the processes here")
             yield pool
 
 

@@ -125,7 +125,7 @@ def _run_on_cluster(args: Namespace, out: Path) -> int:
         raise UserError(
             f"--part {args.part} with --on {args.on}: the cluster has parts of its own; leave one of them out"
         )
-    with ray_pool(args, ShardWriter(args), print, timeout_s=math.inf, batch=1) as pool:
+    with ray_pool(args, ShardWriter(args), timeout_s=math.inf, batch=1) as pool:
         count = pool.begin()
         parts = [Part(number, count) for number in range(1, count + 1)]
         with Progress("writing parts", count) as progress:
@@ -133,7 +133,7 @@ def _run_on_cluster(args: Namespace, out: Path) -> int:
             for part, report in pool.run(parts, count):
                 if isinstance(report, Lost):
                     raise UserError(f"part {part} is not written ({report.reason}): the same command goes on")
-                progress.update(said=f"{pool.num_ready} processes")
+                progress.update(said=pool.state)
                 progress.advance()
     joined = join_shards([folder_of_part(out, part) for part in parts], out)
     print(f"{out}: {joined.videos} videos in {count} folders")

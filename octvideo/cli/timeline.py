@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
 
         return _write(args, videos, files, _made_by(args, weights, facts), facts, console, score_here)
     its = as_begun(args, RESULTS)
-    with ray_pool(args, TimelineWorker(its), print, batch=4) as pool:
+    with ray_pool(args, TimelineWorker(its), batch=4) as pool:
         with console.status("getting the network ready on the cluster"):
             facts = pool.begin()
         pool.worker = TimelineWorker(with_engine(its, facts))
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
                 for window in windows:
                     scores.add(path, *window)
                 scores.finish(path, trouble, cuts)
-                progress.update(said=f"{pool.num_ready} processes")
+                progress.update(said=pool.state)
                 progress.advance()
                 yield path
 

@@ -145,6 +145,16 @@ class RayPool(Generic[Item]):
         """Actors that have begun."""
         return sum(actor.beginning is None for actor in self._actors)
 
+    @property
+    def room(self) -> int:
+        """Actors that the cluster has room for, were it empty."""
+        return sum(self._rooms().values())
+
+    @property
+    def state(self) -> str:
+        """How many there are, in words, for a progress bar."""
+        return f"{self.num_ready} process" + ("" if self.num_ready == 1 else "es")
+
     def begin(self) -> Any:
         """Starts one actor, and returns what its `begin` does; the others start when there is work.
 
@@ -397,7 +407,10 @@ class _Process:
                 f"no folder {self._folder} on {os.uname().nodename}: machines of the cluster need the same folders"
             ) from error
         self._worker: Worker = pickle.loads(self._pickled)
-        return self._worker.begin()
+        try:
+            return self._worker.begin()
+        except UserError as error:  # a file that the others have
+            raise UserError(f"{error} (on {os.uname().nodename})") from error
 
     def work(self, items: list[Any]) -> Iterator[list[Any] | _DiskFull]:
         """Results, some at a time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,11 +52,28 @@ def test_without_ray_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pyte
     assert "--on: got spark, expected ray, or ray://HOST:PORT" in capsys.readouterr().err
 
 
+def test_a_head_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"  # and nobody listens
+        said = rf"nothing answers at {place} \(connection refused\): is 'ray start --head' running there\?"
+        with pytest.raises(UserError, match=said), connected(f"ray://{place}", cpus=1, tell=print):
+            pass
+        monkeypatch.setenv("RAY_ADDRESS", place)
+        with pytest.raises(UserError, match=said), connected("ray", cpus=1, tell=print):
+            pass
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_what_ends_its_process_costs_itself_alone(cluster: Any) -> None:
     said: list[str] = []
-    with connected(f"ray://{cluster.address}", cpus=1), RayPool[int](Squares(), timeout_s=4, tell=said.append) as pool:
+    with (
+        connected(f"ray://{cluster.address}", cpus=1, tell=print),
+        RayPool[int](Squares(), timeout_s=4, tell=said.append) as pool,
+    ):
         assert pool.begin() > 0
         results = list(pool.run(range(40), 40))
         assert sorted(item for item, _ in results) == list(range(40))
@@ -72,7 +90,7 @@ def test_what_ends_its_process_costs_itself_alone(cluster: Any) -> None:
 def test_processes_and_nodes_that_are_killed_cost_nothing(cluster: Any) -> None:
     items = [n for n in range(400) if n % 13 and n % 17]
     first, second = cluster.worker_nodes
-    with connected(f"ray://{cluster.address}", cpus=1), RayPool[int](Squares(0.1)) as pool:
+    with connected(f"ray://{cluster.address}", cpus=1, tell=print), RayPool[int](Squares(0.1)) as pool:
         pool.begin()
         results = []
         for number, found in enumerate(pool.run(items, len(items))):
@@ -91,7 +109,7 @@ def test_processes_and_nodes_that_are_killed_cost_nothing(cluster: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_processes_that_can_not_begin_end_the_run(cluster: Any) -> None:
-    with connected(f"ray://{cluster.address}", cpus=1):
+    with connected(f"ray://{cluster.address}", cpus=1, tell=print):
         with RayPool[int](Squares(is_sound=False)) as pool, pytest.raises(UserError, match="no weights here"):
             pool.begin()
         with (
@@ -127,7 +145,7 @@ class Writes:
 def test_a_node_with_a_full_disk_costs_nothing(cluster: Any) -> None:
     first, second = (node.node_id for node in cluster.worker_nodes)
     said: list[str] = []
-    with connected(f"ray://{cluster.address}", cpus=1):
+    with connected(f"ray://{cluster.address}", cpus=1, tell=print):
         with RayPool[int](Writes((first,)), tell=said.append) as pool:
             pool.begin()
             found = dict(pool.run(range(200), 200))
