@@ -244,6 +244,16 @@ def test_http_has_listings_where_its_server_gives_pages(server: FileServer) -> N
     assert stores.videos_at(server.url("any?id=5")) == [server.url("any?id=5")]
 
 
+def test_pages_that_lead_around_end(server: FileServer) -> None:
+    for depth in range(20):
+        server.contents["a/" * depth] = server.contents["/".join("a" * depth)] = (
+            b"<a href='a/'>a</a> <a href='b.mp4'>b</a>"
+        )
+    with pytest.raises(UserError, match=r"folders are more than 12 deep, or its links lead around, as to http.*/a/a/"):
+        stores.videos_at(server.url(""))
+    assert max(asked.name.count("/") for asked in server.asked) < 16
+
+
 def test_threads_share_nothing_that_breaks(server: FileServer) -> None:
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(lambda n: open_file(server.url("a.mp4")), range(40))) == {CONTENT}

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from octvideo.errors import UserError
 from octvideo.files import cache_folder, digest, json_text, whole_file, whole_text
-from octvideo.stores.folders import size_of
+from octvideo.stores.folders import check_stores, size_of
 from octvideo.stores.names import file_name, shown
 from octvideo.stores.reading import open_file
 from octvideo.stores.requests import StoreError
@@ -70,15 +70,25 @@ class StoredCopy:
         except Timeout:
             raise UserError(f"another process writes {self}: wait for it, or name another file") from None
         try:
+            self._bring(path)
+        except BaseException:
+            self._lock.release()
+            raise
+        return path
+
+    def _bring(self, path: Path) -> None:
+        """What is at the address comes here, where it has more."""
+        try:
             there = open_file(self.address)
         except StoreError as error:
             if not error.is_missing:
                 raise UserError(f"can't read {self}: {error}") from None
+            check_stores([self.address])  # no bucket is said now, not at the first upload
             was_there = (self._state(path) or {}).get("size") is not None
             if path.exists() and was_there:  # and somebody has removed it
                 path.replace(path.with_name(f"{path.name}.before"))
                 self._note(path, None)
-            return path
+            return
         size = len(there) if isinstance(there, bytes) else there.size
         reader = io.BytesIO(there) if isinstance(there, bytes) else there.reader()
 
@@ -103,7 +113,6 @@ class StoredCopy:
         except StoreError as error:
             raise UserError(f"can't read {self}: {error}") from None
         self._note(path, size)
-        return path
 
     def grown(self) -> None:
         """The file has grown: puts it into the store if the last time is long enough ago. Trouble is a warning."""
@@ -111,8 +120,8 @@ class StoredCopy:
             return
         try:
             self.upload()
-        except (StoreError, UserError) as error:
-            log.warning("%s is not written for now: %s; all is in %s", self, error, self.path)
+        except UserError as error:
+            log.warning("%s", error)
         self._uploaded_at = time.monotonic()
 
     def upload(self) -> None:

@@ -13,6 +13,8 @@ from octvideo.stores.names import file_name, is_http, is_remote, shown
 from octvideo.stores.requests import StoreError, StoreSetupError, store_of, tried
 
 _THREADS = 16  # that ask for sizes
+_BUCKETS = ("s3://", "s3a://", "gs://", "gcs://")
+_DEEPEST = 12  # folders in folders that are walked; a server's links may lead around for ever
 _LISTED_FROM = 50  # names of one folder whose sizes a listing tells sooner than requests for each
 
 
@@ -23,8 +25,9 @@ def videos_at(name: str) -> list[str]:
         UserError: it can't be listed, or holds no video.
         StoreSetupError: no address of its kind can be read here.
     """
+    check_stores([name])
     try:
-        store_of(name)  # a missing library is said now
+        store_of(name)  # whatever kind it is
         if not is_folder(name):
             return [name]
         found = list(walk_store(name))
@@ -37,18 +40,29 @@ def videos_at(name: str) -> list[str]:
 
 
 def check_stores(names: Iterable[str]) -> None:
-    """Raises where no address of a kind that is among the names can be read here.
+    """Raises where no address of a kind that is among the names can be read here, or there is no such bucket.
 
     Raises:
         StoreSetupError: with what to install.
+        UserError: there is no bucket of this name.
     """
-    for name in {name.partition("://")[0]: name for name in names if is_remote(name)}.values():
+    # An address of each bucket, or of each kind where there are no buckets.
+    kinds = {"/".join(name.split("/", 3)[: 1 if is_http(name) else 3]): name for name in names if is_remote(name)}
+    for name in kinds.values():
         try:
-            store_of(name)
+            file_system, path = store_of(name)
         except StoreSetupError:
             raise
         except UserError:  # a kind that there is not: each such name has a line of its own
             continue
+        if not name.lower().startswith(_BUCKETS):
+            continue
+        try:
+            tried(name, lambda: file_system.info(path.partition("/")[0]))  # noqa: B023 (it is called now)
+        except StoreError as error:
+            if error.is_missing:
+                raise UserError(f"{shown(name)}: there is no bucket called {path.partition('/')[0]}") from None
+            # Who may read its files need not be allowed to look at the bucket.
 
 
 def is_folder(name: str) -> bool:
@@ -78,6 +92,7 @@ def walk_store(name: str) -> Iterator[str]:
     def request() -> list[str]:
         if is_http(name):
             measure(file_system, path)  # its find takes any trouble for an empty page
+            return list(file_system.find(path, maxdepth=_DEEPEST + 2))  # with what is too deep
         return list(file_system.find(path))
 
     scheme, root = name.partition("://")[0], path.rstrip("/") + "/"
@@ -85,6 +100,8 @@ def walk_store(name: str) -> Iterator[str]:
     for full in tried(name, request):
         inside = full.removeprefix(root)
         *folders, last = inside.split("/")
+        if is_http(name) and len(folders) > _DEEPEST:
+            raise StoreError(f"its folders are more than {_DEEPEST} deep, or its links lead around, as to {full}")
         if full.startswith(root) and is_video(last) and not any(map(is_hidden, (*folders, last))):
             key = [(1, natural_key(folder)) for folder in folders]
             found.append(([*key, (0, natural_key(last))], full))

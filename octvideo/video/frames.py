@@ -151,6 +151,9 @@ def for_ffmpeg(source: Source) -> str | io.BufferedIOBase:
     return io.BytesIO(source.content) if isinstance(source, VideoBytes) else str(Path(source).absolute())
 
 
+_PAGE_BYTES = 100  # of which the first say that it is HTML
+
+
 def check_is_file(source: Source) -> None:
     """Raises where there is nothing to read, found without a reader.
 
@@ -160,6 +163,8 @@ def check_is_file(source: Source) -> None:
     if isinstance(source, RemoteVideo):
         return
     if isinstance(source, VideoBytes):
+        if source.content[:_PAGE_BYTES].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise VideoReadError(source, "it is a page of the web, and no video; a folder's address ends with a slash")
         is_empty = not source.content
     else:
         file = Path(source)

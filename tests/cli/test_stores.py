@@ -200,9 +200,20 @@ def test_two_commands_write_no_file_of_a_bucket(bucket: Any) -> None:
 
 
 def test_a_bucket_that_is_gone_loses_nothing(
-    server: FileServer, bucket: Any, words: list[str], cache: Path, capsys: pytest.CaptureFixture[str]
+    server: FileServer,
+    bucket: Any,
+    words: list[str],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["infer", *words, server.url("v0.mp4"), "-o"]
+    server.asked.clear()
+    assert main([*command, "s3://nobucket/r.jsonl"]) == 2
+    assert "error: s3://nobucket/r.jsonl: there is no bucket called nobucket" in capsys.readouterr().err
+    assert main(["infer", *words, "s3://nobucket/a.mp4"]) == 2 and server.asked == []
+    assert "error: s3://nobucket/a.mp4: there is no bucket called nobucket" in capsys.readouterr().err
+    monkeypatch.setattr(copies, "check_stores", lambda names: None)  # it is removed afterwards
     assert main([*command, "s3://nobucket/r.jsonl"]) == 2
     said = capsys.readouterr().err
     assert "error: can't write s3://nobucket/r.jsonl: no such file; all is in " in said
@@ -255,6 +266,10 @@ def test_parts_join_in_a_bucket(bucket: Any, words: list[str], capsys: pytest.Ca
             "runs_dir: got s3://b/c, expected a folder",
         ),
         (["fit", "-c", "i3d_oct", "--name", "s3://b/c"], "a run can't be called 's3://b/c'"),
+        (
+            ["infer", "a.mp4", "-o", "s3:/b/c"],
+            "-o/--output: got s3:/b/c, which is no path: an address begins with s3://",
+        ),
         (["infer", "s3://b/names.txt"], "s3://b/names.txt is no video: give @s3://b/names.txt for the names in it"),
     ],
 )
