@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from octvideo.errors import UserError
 from octvideo.files import json_text, whole_file
 from octvideo.json_lines import first_difference, first_line
+from octvideo.stores import file_name
 
 # The first item of a first line -> how much is known of a video by the last of its lines.
 _KINDS: dict[tuple[str, str], Callable[[dict[str, Any]], int]] = {
@@ -51,6 +52,7 @@ class Joined:
         double: videos that were in several files, of which the best known was taken.
         missing: videos of the list that are in no file.
         not_listed: videos that are not in the list; they come last.
+        spelt_otherwise: a missing video, and one that is not listed and ends as it does.
         missing_parts: such as 3/16, where the files say that they are parts of so many.
         cut_off: files with a last line that is not whole.
     """
@@ -61,6 +63,7 @@ class Joined:
     double: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     not_listed: int = 0
+    spelt_otherwise: tuple[str, str] | None = None
     missing_parts: list[str] = field(default_factory=list)
     cut_off: list[Path] = field(default_factory=list)
 
@@ -107,6 +110,9 @@ def join_lines(files: Sequence[Path], out: Path, names: Sequence[str] | None = N
             joined.missing = [name for name in names if name not in found]
             rest = [path for path in found if path not in listed]
             joined.not_listed = len(rest)
+            ends = {file_name(path): path for path in rest}
+            pairs = ((name, ends[end]) for name in joined.missing if (end := file_name(name)) in ends)
+            joined.spelt_otherwise = next(pairs, None)
             order = [name for name in names if name in found] + rest
         with whole_file(out, to_disk=True) as part, part.open("wb") as written:
             contents[0].seek(0)

@@ -66,6 +66,14 @@ def test_lines_come_in_the_order_of_the_list(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "all.jsonl.missing.txt").exists()
 
 
+def test_a_list_whose_names_begin_elsewhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = written(tmp_path / "1.jsonl", INFER, scored("videos/a.mp4"), scored("videos/b.mp4"))
+    (tmp_path / "list.txt").write_text("/data/videos/a.mp4\n/data/videos/b.mp4\n")
+    assert main(["join", str(one), "-o", str(tmp_path / "all.jsonl"), "--list", f"@{tmp_path}/list.txt"]) == 1
+    said = "is /data/videos/a.mp4 of the list videos/a.mp4 of the files? Give the list as the parts got it"
+    assert said in capsys.readouterr().err
+
+
 def test_of_a_video_in_two_files_the_best_known_is_taken(tmp_path: Path) -> None:
     one = written(tmp_path / "1", INFER, broken("a"), scored("b", 0.1), scored("c"))
     two = written(tmp_path / "2", INFER, scored("a"), scored("b", 0.2))

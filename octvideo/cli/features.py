@@ -22,7 +22,7 @@ from torch import nn
 from octvideo._version import __version__
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, asked_views
-from octvideo.cli.infer import check_part, find_videos, lines_of_predictor, say_lines
+from octvideo.cli.infer import check_part, find_videos, lines_of_predictor, say_lines, videos_of_part
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.tables import print_table
 from octvideo.cluster.pool import Lost
@@ -42,7 +42,6 @@ from octvideo.inference.feature_files import (
 from octvideo.inference.feature_network import list_layers
 from octvideo.inference.features import FeatureExtractor, WindowFeatures
 from octvideo.inference.predictor import Predictor
-from octvideo.parts import names_of_part
 from octvideo.progress import Progress
 from octvideo.stores import by_shown, file_name, shown
 from octvideo.video import FileFrames, VideoReadError, ViewSettings
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if not videos:
         raise UserError("no video given: octvideo features VIDEO|FOLDER|@FILE ... -o DIR")
     check_part(args)
-    videos = names_of_part(videos, args.part)
+    videos = videos_of_part(args, videos)
     console = Console(stderr=True)
     if args.on is None:
         with console.status("getting the network ready"):

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     check_part(args)
     videos = list(find_videos(args.videos, images=True))
     if args.part is not None:
-        videos = names_of_part(list(by_shown(videos).values()), args.part)
+        videos = videos_of_part(args, list(by_shown(videos).values()))
     if args.on is not None and args.budget is not None:
         raise UserError(f"--budget with --on {args.on}: it measures one machine; name the views with --views")
     weights = weights_of(args)
@@ -287,6 +287,15 @@ def check_part(args: argparse.Namespace) -> None:
             f"--part {args.part} without --engine and --precision: parts that choose for themselves may choose "
             "differently, and can't be joined; name both, such as --engine eager --precision f32"
         )
+
+
+def videos_of_part(args: argparse.Namespace, videos: list[str]) -> list[str]:
+    """The videos of `--part`, or all; says how many these are."""
+    if args.part is None:
+        return videos
+    found = names_of_part(videos, args.part)
+    print(f"part {args.part}: {len(found):,} of {len(videos):,} videos", file=sys.stderr)
+    return found
 
 
 def part_of_results(file: Path | StoredCopy, part: Part | None) -> dict[str, Any]:

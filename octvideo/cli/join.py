@@ -141,6 +141,9 @@ def _join(args: argparse.Namespace, parts: list[Path], out: Path) -> int:
         with whole_text(missing_file) as text:
             text.writelines(f"{name}\n" for name in joined.missing)
         _tell(f"are missing, listed in {args.output}.missing.txt", joined.missing)
+    if joined.spelt_otherwise:
+        name, other = joined.spelt_otherwise
+        print(f"is {name} of the list {other} of the files? Give the list as the parts got it", file=sys.stderr)
     return 1 if joined.missing or joined.missing_parts or joined.unfinished else 0
 
 

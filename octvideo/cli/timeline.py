@@ -41,6 +41,7 @@ from octvideo.cli.infer import (
     predictor_of,
     say_errors,
     say_lines,
+    videos_of_part,
     weights_of,
     with_engine,
 )
@@ -56,7 +57,6 @@ from octvideo.files import digest, read_text, text_lines
 from octvideo.inference.predictor import Predictor
 from octvideo.inference.segments import Segment, SegmentSettings
 from octvideo.inference.timeline import Timeline, WindowScores
-from octvideo.parts import names_of_part
 from octvideo.progress import Progress
 from octvideo.stores import StoredCopy, by_shown, file_name, is_remote, shown
 from octvideo.video import FileFrames, FrameFolder, VideoReadError
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     check_part(args)
     if args.on is not None and (first := next(filter(has_no_end, args.videos), None)) is not None:
         raise UserError(f"{shown(first)} with --on {args.on}: a stream is for one machine")
-    names = by_shown(names_of_part(list(by_shown(_find(args.videos)).values()), args.part))
+    names = by_shown(videos_of_part(args, list(by_shown(_find(args.videos)).values())))
     videos = list(names)
     live = live_source(args, list(names.values()))
     if args.on is not None and live is not None:
