@@ -74,7 +74,7 @@ class _Call:
     done: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Actor:
     """The driver's side of an actor.
 

@@ -1,7 +1,8 @@
 """The driver of `octvideo infer --on ray` alone: the command itself on a list of so many names, with a stand-in for Ray
 whose processes answer at once.
 
-Each command runs in a process of its own. Memory is that process's peak, less what it had after its imports.
+Each command runs in a process of its own. Seconds are of its CPU, so that others on the machine change them little.
+Memory is its peak, less what it had after its imports.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _DESCRIPTION = """Time and memory of the driver of `octvideo infer --on ray`, wi
   tools/simulate_driver.py --names 1000000 10000000 --computed 100000000 --markdown
 
 Names are read, parted (--part 1/16), given to processes that answer at once, and their results written; then the same
-command goes on with all of them done. What Ray itself takes is not in it."""
+command goes on with all of them done. Seconds are of the CPU. What Ray itself takes is not in it, nor waiting for disks."""
 _STRIDE = 2**31 - 1  # a prime: names are in no order
 _IN_A_FOLDER = 1000
 _TOP = [("playing guitar", 0.8123456789), ("playing bass guitar", 0.1), ("tapping guitar", 0.05), ("singing", 0.02)]
@@ -63,7 +64,7 @@ class StandIn:
 
     def init(self, **_: Any) -> None:
         """The list is read, and its part chosen."""
-        self.connected_at = (time.monotonic(), resident("VmHWM"))
+        self.connected_at = (time.process_time(), resident("VmHWM"))
         if self._is_stopped:
             raise KeyboardInterrupt
 
@@ -108,7 +109,7 @@ def run_driver(words: Sequence[str], processes: int, is_stopped: bool) -> dict[s
     """Runs `octvideo infer` in this process, with a stand-in for Ray.
 
     Returns:
-        Seconds and peak bytes when the list was read and parted ("begun", "begun_bytes"), and at the end ("ended",
+        Seconds of the CPU, and peak bytes, when the list was read and parted ("begun", "begun_bytes"), and at the end ("ended",
         "ended_bytes").
 
     Raises:
@@ -116,7 +117,7 @@ def run_driver(words: Sequence[str], processes: int, is_stopped: bool) -> dict[s
     """
     ray = StandIn(processes, is_stopped=is_stopped)
     sys.modules["ray"] = ray  # type: ignore[assignment]
-    said, before, started = io.StringIO(), resident("VmRSS"), time.monotonic()
+    said, before, started = io.StringIO(), resident("VmRSS"), time.process_time()
     with contextlib.redirect_stderr(said):
         code = octvideo(["infer", *words, *_HOW])
     if code != (130 if is_stopped else 0):
@@ -125,7 +126,7 @@ def run_driver(words: Sequence[str], processes: int, is_stopped: bool) -> dict[s
     return {
         "begun": begun - started,
         "begun_bytes": bytes_then - before,
-        "ended": time.monotonic() - started,
+        "ended": time.process_time() - started,
         "ended_bytes": resident("VmHWM") - before,
     }
 
@@ -156,7 +157,7 @@ def make_files(folder: Path, count: int) -> None:
 
 
 def measure(count: int, folder: Path, args: Any) -> dict[str, float]:
-    """A row: seconds and bytes by column, for those that are measured.
+    """A row: seconds of the CPU and bytes by column, for those that are measured.
 
     Args:
         count: of names.
