@@ -36,7 +36,7 @@ _DESCRIPTION = """Time and memory of the driver of `octvideo infer --on ray`, wi
   tools/simulate_driver.py --names 1000000 10000000 --computed 100000000 --markdown
 
 Names are read, parted (--part 1/16), given to processes that answer at once, and their results written; then the same
-command goes on with all of them done. Seconds are of the CPU. What Ray itself takes is not in it, nor waiting for disks."""
+command goes on with all of them done. Seconds are of the CPU: waiting for disks is not in them, nor what Ray takes."""
 _STRIDE = 2**31 - 1  # a prime: names are in no order
 _IN_A_FOLDER = 1000
 _TOP = [("playing guitar", 0.8123456789), ("playing bass guitar", 0.1), ("tapping guitar", 0.05), ("singing", 0.02)]
@@ -109,8 +109,8 @@ def run_driver(words: Sequence[str], processes: int, is_stopped: bool) -> dict[s
     """Runs `octvideo infer` in this process, with a stand-in for Ray.
 
     Returns:
-        Seconds of the CPU, and peak bytes, when the list was read and parted ("begun", "begun_bytes"), and at the end ("ended",
-        "ended_bytes").
+        Seconds of the CPU and peak bytes: when the list was read and parted ("begun", "begun_bytes"), and at the end
+        ("ended", "ended_bytes").
 
     Raises:
         UserError: it has failed.
