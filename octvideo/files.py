@@ -234,8 +234,11 @@ _SAVE = "save the file as UTF-8"
 
 def json_text(content: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
     """JSON, in ASCII, as its standard has it: numbers that are not finite are null. See json.dumps."""
-    plain = json.loads(json.dumps(content, default=default), parse_constant=lambda constant: None)
-    return json.dumps(plain, indent=indent, allow_nan=False)
+    try:
+        return json.dumps(content, indent=indent, default=default, allow_nan=False)
+    except ValueError:
+        plain = json.loads(json.dumps(content, default=default), parse_constant=lambda constant: None)
+        return json.dumps(plain, indent=indent, allow_nan=False)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
@@ -246,7 +249,10 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int 
 
 def text_lines(text: str) -> list[str]:
     """Lines without their ends. Not splitlines: names of files may hold what else it takes for a line break."""
-    return text.removesuffix("\n").split("\n") if text else []
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def one_line(error: BaseException) -> str:

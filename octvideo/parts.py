@@ -67,7 +67,8 @@ def part_numbers(names: Sequence[str], sizes: Sequence[int | None], count: int) 
     known = [size for size in sizes if size is not None]
     mean = sum(known) // len(known) if known else 1
     weights = [mean if size is None else size for size in sizes]
-    order = sorted(range(len(names)), key=lambda n: (-weights[n], names[n]))
+    order = sorted(range(len(names)), key=names.__getitem__)
+    order.sort(key=weights.__getitem__, reverse=True)  # keeps the order of those that are equal
     # Bytes, files, number: files share out what has no bytes.
     parts = [(0, 0, number) for number in range(1, count + 1)]
     numbers = [0] * len(names)

@@ -195,6 +195,7 @@ def test_text_in_another_encoding_is_refused(content: bytes, said: str) -> None:
 def test_names_of_files_may_be_any_bytes() -> None:
     assert decode_text(b"caf\xe9.mp4", "f.txt", names=True) == os.fsdecode(b"caf\xe9.mp4")
     assert text_lines("a\x85b\n\nc") == ["a\x85b", "", "c"]  # a line break to splitlines
+    assert [text_lines(text) for text in ("", "\n", "a\n", "a\n\n")] == [[], [""], ["a"], ["a", ""]]
 
 
 def test_errors_in_one_line() -> None:

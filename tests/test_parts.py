@@ -50,6 +50,23 @@ def test_parts_are_alike_in_bytes_and_without_sizes_in_number() -> None:
     assert sorted(map(part_numbers(["a", "b", "c", "d"], [0] * 4, 2).count, (1, 2))) == [2, 2]
 
 
+def test_the_rule_is_the_largest_first_by_name_where_equal() -> None:
+    draw = random.Random(4)
+    names = draw.sample([f"v{n}.mp4" for n in range(300)], 300)
+    sizes = [draw.choice([None, 0, 7, 7, 20, 300]) for _ in names]
+    known_sizes = [size for size in sizes if size is not None]
+    mean = sum(known_sizes) // len(known_sizes)
+    expected, loads = {}, {number: [0, 0] for number in range(1, 8)}
+    for weight, name in sorted(
+        (-(mean if size is None else size), name) for name, size in zip(names, sizes, strict=True)
+    ):
+        number = min(loads, key=lambda number: (*loads[number], number))
+        loads[number][0] -= weight
+        loads[number][1] += 1
+        expected[name] = number
+    assert dict(zip(names, part_numbers(names, sizes, 7), strict=True)) == expected
+
+
 def test_no_part_is_larger_than_the_average_by_more_than_the_largest_file() -> None:
     sizes: list[int | None] = [1000, 1, 1, 1, 1, 500, 400]
     numbers = part_numbers([str(n) for n in range(7)], sizes, 3)

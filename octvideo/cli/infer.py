@@ -88,7 +88,6 @@ def model_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classifies the videos; returns 0, or 1 where some video could not be read (the others are done)."""
-    keep_freed_memory()
     asked = asked_views(args.views, args.num_clips, args.num_crops)
     if args.budget is not None and asked:
         raise UserError("--budget chooses the views, and --views, --num_clips or --num_crops name them: leave one out")
@@ -104,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     if args.on is not None:
         return _run_on_cluster(args, videos, weights, console)
+    keep_freed_memory()  # but not that of the list's text
     with console.status("getting the network ready"):
         # Who names a time wants the fastest engine, so one is measured however few videos there are.
         expected_videos = len(set(videos)) if args.budget is None else None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from octvideo.files import json_text
 from octvideo.inference.predictor import Prediction
 from octvideo.json_lines import JsonLines, Words
-from octvideo.stores import StoredCopy, by_shown, shown
+from octvideo.stores import StoredCopy, by_shown
 from octvideo.video import VideoReadError
 
+Kind = Literal["result", "reason", "again"]
 RESULTS = "octvideo infer 1"
 _WORDS = Words("file of results", "another model, or of other settings", "name another file")
 
@@ -76,25 +77,29 @@ class ResultFile:
     def __init__(self, path: Path | StoredCopy, made_by: dict[str, Any]) -> None:
         self.num_unreadable = 0  # see `Text`
         self._lines = JsonLines(path, {"results": RESULTS, **made_by}, _WORDS)
-        self._entries: dict[str, Literal["result", "reason", "again"]] = {}
-        for entry in self._lines.entries():
-            if "path" in entry:
-                self._note(entry)
+        self._troubles: dict[str, Kind] = {}  # of videos that an earlier run could not read
+        self._counts = Counter[str]()
 
     def left(self, videos: Sequence[str], *, retry: bool = False) -> list[str]:
         """The videos that are not in the file, each once, and those that may be read now; says how many are there.
+        Asked once, before any of them is added.
 
         Args:
             videos: all that are asked for.
             retry: takes all again that could not be read.
         """
-        videos = list(by_shown(videos).values())
-        kinds = [self._entries.get(shown(video), "again") for video in videos]
+        names, there = by_shown(videos), dict[str, Kind]()
+        for entry in self._lines.entries():
+            if (path := entry.get("path")) is not None:
+                path = names[path] if names.get(path) == path else path  # a long list is not held twice
+                there[path] = _kind_of(entry)
+        self._counts = Counter(there.values())
+        self._troubles = {path: kind for path, kind in there.items() if kind != "result"}
         open_kinds = ("again", "reason") if retry else ("again",)
-        left = [video for video, kind in zip(videos, kinds, strict=True) if kind in open_kinds]
-        self.num_unreadable = 0 if retry else kinds.count("reason")
-        if len(left) < len(videos):
-            done = f"{len(videos) - len(left):,} of {len(videos):,} videos are in {self._lines.name} already"
+        left = [video for path, video in names.items() if there.get(path, "again") in open_kinds]
+        self.num_unreadable = 0 if retry else sum(self._troubles.get(path) == "reason" for path in names)
+        if len(left) < len(names):
+            done = f"{len(names) - len(left):,} of {len(names):,} videos are in {self._lines.name} already"
             broken = f", {self.num_unreadable:,} of them can't be read: --retry tries those again"
             print(done + (broken if self.num_unreadable else ""), file=sys.stderr)
         return left
@@ -103,19 +108,21 @@ class ResultFile:
         """Writes a line."""
         record = as_record(result)
         self._lines.add(record)
-        self._note(record)
+        if (before := self._troubles.pop(record["path"], None)) is not None:
+            self._counts[before] -= 1
+        self._counts[_kind_of(record)] += 1
 
     def end(self) -> None:
         """Lets others write the file, and says what is in it."""
         self._lines.close()
-        unreadable = sum(kind != "result" for kind in self._entries.values())
-        broken = f", {unreadable} of them of videos that can't be read" if unreadable else ""
-        print(f"{len(self._entries)} results are in {self._lines.name}{broken}", file=sys.stderr)
+        total = self._counts.total()
+        unreadable = total - self._counts["result"]
+        broken = f", {unreadable:,} of them of videos that can't be read" if unreadable else ""
+        print(f"{total:,} results are in {self._lines.name}{broken}", file=sys.stderr)
 
-    def _note(self, record: dict[str, Any]) -> None:
-        self._entries[record["path"]] = (
-            "result" if "reason" not in record else "again" if record.get("again") else "reason"
-        )
+
+def _kind_of(record: dict[str, Any]) -> Kind:
+    return "result" if "reason" not in record else "again" if record.get("again") else "reason"
 
 
 def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
@@ -128,5 +135,5 @@ def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
         "path": result.path,
         "top": [{"name": name, "score": score} for name, score in result.top],
         **({} if result.labels is None else {"labels": result.labels}),
-        "seconds": {name: round(value, 4) for name, value in asdict(result.timing).items()},
+        "seconds": {name: round(value, 4) for name, value in vars(result.timing).items()},
     }

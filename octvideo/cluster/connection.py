@@ -95,9 +95,9 @@ def _has_token() -> bool:
 
 def _place_here() -> str | None:
     """The address of the cluster that this machine is part of, or was until it was killed; None where there is none."""
-    from ray._private.services import canonicalize_bootstrap_address
+    with contextlib.suppress(ConnectionError, ImportError):
+        from ray._private.services import canonicalize_bootstrap_address
 
-    with contextlib.suppress(ConnectionError):
         found: str | None = canonicalize_bootstrap_address("auto")
         return found
     return None

@@ -74,7 +74,7 @@ class _Call:
     done: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Actor:
     """The driver's side of an actor.
 
@@ -125,6 +125,7 @@ class RayPool(Generic[Item]):
         self._cpus, self._gpus, self._timeout_s, self.tell = cpus, gpus, timeout_s, tell
         self._batch = batch
         self._actors: list[_Actor] = []
+        self.num_ready = 0  # actors that have begun
         self._failed_starts = 0
         self._looked, self._had_room = 0.0, True
         self._full: dict[str, float] = {}  # nodes, and when they were found to be
@@ -139,11 +140,6 @@ class RayPool(Generic[Item]):
         """Ends the actors."""
         while self._actors:
             self._kill(self._actors[-1])
-
-    @property
-    def num_ready(self) -> int:
-        """Actors that have begun."""
-        return sum(actor.beginning is None for actor in self._actors)
 
     @property
     def room(self) -> int:
@@ -352,6 +348,7 @@ class RayPool(Generic[Item]):
 
     def _begun(self, actor: _Actor) -> None:
         actor.beginning = None
+        self.num_ready += 1
         self._failed_starts = 0
 
     def _not_begun(self, actor: _Actor, error: Exception) -> None:
@@ -366,6 +363,7 @@ class RayPool(Generic[Item]):
     def _kill(self, actor: _Actor) -> None:
         if actor in self._actors:
             self._actors.remove(actor)
+            self.num_ready -= actor.beginning is None
         with contextlib.suppress(Exception):  # it may be gone, and its cluster too
             self._ray.kill(actor.handle)
 

@@ -19,7 +19,7 @@ _SECRET = re.compile(rf"(?<=[?&])([^=&#]*(?:{_SECRETS})[^=&#]*)=[^&#]*", re.IGNO
 
 def is_remote(name: object) -> bool:
     """Whether a name is an address rather than a path. A `Path` never is."""
-    return isinstance(name, str) and bool(_ADDRESS.match(name))
+    return isinstance(name, str) and "://" in name and bool(_ADDRESS.match(name))
 
 
 def is_http(name: str) -> bool:

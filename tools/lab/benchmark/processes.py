@@ -73,15 +73,15 @@ def _memory_here(arm: Arm) -> tuple[int, int]:
         if arm.engine != "plain":
             importlib.import_module(ENGINES[arm.engine].library)
         _give_back()
-        start = _resident("VmRSS")
+        start = resident("VmRSS")
         call = make_call(arm, WeightStore(as_built=True), threads=1, device=torch.device("cpu"))
         for _ in range(2):
             call.once()
         _give_back()
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         _RESET.write_text("5")  # the peak starts anew
         call.once()
-        peak = _resident("VmHWM")
+        peak = resident("VmHWM")
     return peak - start, peak - before
 
 
@@ -92,7 +92,12 @@ def _give_back() -> None:
         trim(0)
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
+    """Bytes of this process that lie in memory: now ("VmRSS"), or at most so far ("VmHWM").
+
+    Raises:
+        UserError: the system is not Linux.
+    """
     for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
