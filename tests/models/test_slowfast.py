@@ -43,7 +43,10 @@ def test_ordinary_network_is_pytorchvideos() -> None:
         assert torch.equal(ours(clip), published([clip[:, :, ::4], clip]))
 
 
-@pytest.mark.parametrize(("name", "ratio", "kernel"), [("slowfast_4x16_r50", 8, 5), ("slowfast_8x8_r50", 4, 7)])
+@pytest.mark.parametrize(
+    ("name", "ratio", "kernel"),
+    [("slowfast_4x16_r50", 8, 5), pytest.param("slowfast_8x8_r50", 4, 7, marks=pytest.mark.slow)],
+)
 def test_keys_and_shapes_are_pytorchvideos(name: str, ratio: int, kernel: int) -> None:
     with torch.device("meta"):
         published = create_slowfast(
