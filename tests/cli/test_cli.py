@@ -150,9 +150,19 @@ def test_predict_takes_a_folder_without_labels_and_leaves_the_tests_scores(
 # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "name", ["a b/c_a0.25.yaml", *[pytest.param(n, marks=pytest.mark.slow) for n in ("exp/one", "{}/elsewhere/007")]]
-)
+def test_a_name_with_a_folder_a_space_and_dots(octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
+    """By its name and by what the fit said; all ways: the next test."""
+    name = "a b/c_a0.25.yaml"
+    out, _ = octvideo(*FIT, "--name", name, "--trainer.max_epochs", 1)
+    assert Path("runs", name, "checkpoints/last.ckpt").exists()
+    octvideo(*shlex.split(out[out.index("octvideo test") :])[1:4])
+    assert Path("runs", name, "scores.npz").exists()
+    _, err = octvideo("infer", next(tiny_data.glob("test/*/*.mp4")), "--ckpt", name)
+    assert f"weights: {Path('runs', name)}/checkpoints/last.ckpt" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a b/c_a0.25.yaml", "exp/one", "{}/elsewhere/007"])
 def test_a_run_is_found_by_the_name_that_was_typed(name: str, octvideo: Cli, workplace: Path, tiny_data: Path) -> None:
     name = name.format(workplace)
     folder = workplace / "runs" / name
@@ -401,6 +411,7 @@ def test_a_run_that_was_killed_within_an_epoch_goes_on_within_it(octvideo: Cli, 
     assert_same_runs("tiny", "whole")
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_within_an_epoch_goes_on_with_smaller_batches_or_says_why_not(
     octvideo: Cli, killed: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

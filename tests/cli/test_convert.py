@@ -86,6 +86,7 @@ def test_a_run_becomes_an_octave_run(octvideo: Cli, own: Path, tiny_data: Path) 
     assert "holds an octave network already" in said and not Path("runs/twice").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on(
     octvideo: Cli, own: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

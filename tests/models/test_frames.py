@@ -50,7 +50,9 @@ def test_gradients_are_those_of_the_mean() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.25, pytest.param(0.5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [RESNET, "timm:resnet10t", "torchvision:mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", [RESNET, "timm:resnet10t", pytest.param("torchvision:mobilenet_v2", marks=pytest.mark.slow)]
+)
 def test_constant_clip_gives_the_ordinary_logits(name: str, alpha: float) -> None:
     ordinary = frame_network(name, 7).eval().double()
     randomise_norms(ordinary)

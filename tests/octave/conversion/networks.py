@@ -175,7 +175,8 @@ def _clip(name: str, build: Callable[[], nn.Module], frames: int = 8, **options:
 TORCHVISION = {
     "resnet18": 0.56, "resnet50": 0.5, "resnet101": 0.475, "resnet152": 0.465, "resnext50_32x4d": 0.49,
     "resnext101_32x8d": 0.46, "densenet121": 0.48, "mobilenet_v2": 0.69, "mobilenet_v3_small": 0.7,
-    "mobilenet_v3_large": 0.68, "efficientnet_b0": 0.685, "shufflenet_v2_x1_0": 0.57, "regnet_y_400mf": 0.6, "vgg11_bn": 0.5,
+    "mobilenet_v3_large": 0.68, "efficientnet_b0": 0.685, "shufflenet_v2_x1_0": 0.57, "regnet_y_400mf": 0.6,
+    "vgg11_bn": 0.5,
 }  # fmt: skip
 TIMM = {
     "resnet18": 0.56, "resnet26": 0.54, "resnet50": 0.5, "resnet101": 0.475, "resnet152": 0.465, "resnet200": 0.46,

@@ -151,7 +151,11 @@ WIDE_TIME = Form((3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1))
 
 
 @every_format
-@pytest.mark.parametrize("form", [POINT, TIME, SPACE, WIDE_TIME], ids=["1x1x1", "3x1x1", "1x3x3", "3x1x1 dilated"])
+@pytest.mark.parametrize(
+    "form",
+    [POINT, pytest.param(TIME, marks=pytest.mark.slow), SPACE, WIDE_TIME],
+    ids=["1x1x1", "3x1x1", "1x3x3", "3x1x1 dilated"],
+)
 @pytest.mark.parametrize(
     ("channels", "size"),
     [
