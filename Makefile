@@ -36,6 +36,8 @@ mypy:
 	$(BIN)/mypy
 
 # passive: some tests run more threads than there are cores, which would spin while they wait for each other.
+# Without .pyc files each process would compile the tests anew.
+pytest: export PYTHONDONTWRITEBYTECODE =
 pytest:
 	LD_LIBRARY_PATH="$(FFMPEG)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
 		$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -1,21 +1,34 @@
-"""Shared fixtures: where the real clips are, and quiet, repeatable torch."""
+"""Shared fixtures: where the real clips are, and quiet, repeatable torch.
+
+Libraries are imported where they are used: pytest-xdist's controller, which runs no test, loads this file too.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
-import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from tests.fake_hub import Hub, serve_hub
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 REPO = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure() -> None:
+    """Searches for garbage took a tenth of the time."""
+    gc.set_threshold(20_000, 10, 10)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and all libraries stay to the end: they are no garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +56,9 @@ def repo() -> Path:
 
 def moving_frames(num_frames: int = 20, height: int = 48, width: int = 64) -> Tensor:
     """RGB frames (T, H, W, C) that all differ, and differ left from right and top from bottom."""
+    import numpy as np
+    import torch
+
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     frames = []
     for t in range(num_frames):
@@ -63,6 +79,8 @@ def encode_video(path: Path, frames: Tensor, codec: str = "libx264", *, rotation
         rotation: in degrees, counter-clockwise, for players to apply.
         options: of the encoder, with _ for -; also pix_fmt, rate, and movflags, of the container.
     """
+    import av
+
     path.parent.mkdir(parents=True, exist_ok=True)
     pix_fmt, rate = options.pop("pix_fmt", "yuv420p"), options.pop("rate", 20)
     flags = {key: options.pop(key) for key in ("movflags",) if key in options}
@@ -100,4 +118,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch
+
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from octvideo.class_names import ClassIndex, folder_class_names, read_class_names
+from octvideo.cli import main
 from octvideo.cli.infer import find_videos
 from octvideo.data.checking import select
 from octvideo.data.manifest import read_records
@@ -247,12 +248,30 @@ def test_a_table_on_a_terminal_that_has_ascii_only(tmp_path: Path) -> None:
     assert "café" in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
 
 
+IN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+READS = "import sys; from octvideo.files import read_text; print(ascii(read_text(sys.argv[1])))"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_text_is_read_alike_in_any_locale(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_bytes("café".encode(encoding))
+    command = [sys.executable, "-c", READS, tmp_path / "my.yaml"]
+    printed = subprocess.check_output(command, cwd=REPOSITORY, env={**os.environ, **IN_C}, text=True)
+    assert printed == "'caf\\xe9'\n"
+
+
+def test_a_config_is_read_as_text_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my.yaml").write_bytes("# café\nbase: demo\ndata:\n  root: /nowhere/café\n".encode("utf-16"))
+    assert main(["fit", "-c", str(tmp_path / "my.yaml")]) == 2
+    assert "looked for /nowhere/café/train.txt" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("encoding", "environ", "said"),
     [
         pytest.param("utf-8-sig", {}, "looked for /nowhere/café/train.txt", marks=pytest.mark.slow),
         pytest.param("utf-16", {}, "looked for /nowhere/café/train.txt", marks=pytest.mark.slow),
-        ("utf-8", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "/nowhere/caf\\xe9/train.txt"),
+        pytest.param("utf-8", IN_C, "/nowhere/caf\\xe9/train.txt", marks=pytest.mark.slow),
         pytest.param(
             "latin-1",
             {},

@@ -90,10 +90,23 @@ NOT_FOR: dict[str, set[str]] = {
 }
 
 
+@functools.cache
+def nodes_of(source: str) -> list[ast.AST]:
+    """All nodes of a module."""
+    return list(ast.walk(ast.parse(source)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """A million nodes would slow down every search for garbage in the tests that follow."""
+    yield
+    nodes_of.cache_clear()
+
+
 def imported(source: str, module: str, *, is_package: bool = False) -> Iterator[str]:
     """Absolute names of everything that the source of `module` imports, inside functions too."""
     package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -147,12 +160,15 @@ def test_programs_beside_exported_models_import_a_decoder_alone(path: Path) -> N
     assert tops - sys.stdlib_module_names == {"numpy", "av"}
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_keep_to_the_table(path: Path) -> None:
-    parts = ["octvideo", *path.relative_to(PACKAGE).with_suffix("").parts]
-    is_package = parts[-1] == "__init__"
-    module = ".".join(parts[:-1] if is_package else parts)
-    assert violations(path.read_text(encoding="utf-8"), module, is_package=is_package) == []
+def test_imports_keep_to_the_table() -> None:
+    found = [
+        violation
+        for path in files()
+        for violation in violations(
+            path.read_text(encoding="utf-8"), module_of(path), is_package=path.stem == "__init__"
+        )
+    ]
+    assert found == []
 
 
 def test_every_row_of_the_table_exists() -> None:
@@ -171,7 +187,7 @@ def import_graph() -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for module, path in known.items():
         found: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path.read_text(encoding="utf-8")):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -214,8 +230,7 @@ def test_octave_is_read_in_at_most_eight_steps() -> None:
 
 def private_names_of_others(source: str) -> list[str]:
     """Underscored names of octvideo that a module imports, or attributes that it reads and does not define itself."""
-    tree = ast.parse(source)
-    nodes = list(ast.walk(tree))
+    nodes = nodes_of(source)
     defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     defined |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
     defined |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
@@ -246,7 +261,7 @@ def private_names() -> frozenset[str]:
     """All underscored attributes and methods that octvideo's classes define (torch has such attributes as well)."""
     found = set()
     for path in files():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path.read_text(encoding="utf-8")):
             if isinstance(node, ast.ClassDef):
                 found |= {n.name for n in ast.walk(node) if isinstance(n, ast.FunctionDef)}
                 found |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and own_store(n)}
@@ -260,9 +275,9 @@ def own_store(node: ast.Attribute) -> bool:
     return isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_module_uses_what_is_private_to_another(path: Path) -> None:
-    assert private_names_of_others(path.read_text(encoding="utf-8")) == []
+def test_no_module_uses_what_is_private_to_another() -> None:
+    used = {module_of(path): private_names_of_others(path.read_text(encoding="utf-8")) for path in files()}
+    assert {module: names for module, names in used.items() if names} == {}
 
 
 @pytest.mark.parametrize(

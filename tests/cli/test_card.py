@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from octvideo.cli import main
 from octvideo.cli.card_facts import Facts, count_listed, own_name
 from octvideo.cli.card_sections import make_card
 from octvideo.evaluation.report import figures
@@ -24,7 +26,7 @@ from octvideo.octave import count_cost
 from octvideo.pages.card import Card, Section
 from octvideo.video import ViewSettings
 
-from .conftest import Cli
+from .conftest import Cli, one_thread
 
 
 def front_of(folder: Path) -> tuple[dict[str, Any], str]:
@@ -39,11 +41,20 @@ def row(text: str, name: str) -> str:
     return found[1]
 
 
+@pytest.fixture(scope="module")
+def tested_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tested")
+    shutil.copytree(trained_once, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        patch.chdir(folder)
+        assert main(["test", "--name", "tiny", "--trainer.enable_progress_bar", "false"]) == 0
+    return folder
+
+
 @pytest.fixture
-def tested(octvideo: Cli, trained: Path) -> Path:
+def tested(tested_once: Path, workplace: Path) -> Path:
     """The folder of a run that has been trained and tested."""
-    octvideo("test", "--name", "tiny", "--trainer.enable_progress_bar", "false")
-    return trained / "runs" / "tiny"
+    return Path(shutil.copytree(tested_once / "runs" / "tiny", workplace / "runs" / "tiny"))
 
 
 def test_a_card_of_a_tested_run(octvideo: Cli, tested: Path, tiny_data: Path) -> None:

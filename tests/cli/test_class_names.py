@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from octvideo.cli import main
 from octvideo.evaluation.scores import VideoScores
+
+from .conftest import one_thread
 
 Cli = Callable[..., tuple[str, str]]
 FIT = ("fit", "-c", "tiny", "--trainer.enable_progress_bar", "false")
@@ -27,12 +30,22 @@ def head(name: str) -> dict[str, torch.Tensor]:
     return {key: value for key, value in checkpoint(name)["state_dict"].items() if ".proj." in key}
 
 
+@pytest.fixture(scope="module")
+def trained_on_folders(tiny_config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folders")
+    (folder / "tiny.yaml").write_text(tiny_config)
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        patch.chdir(folder)
+        assert main([*FIT, *FOLDERS, "--trainer.max_epochs", "1", "--model.schedule", "constant"]) == 0
+    return folder
+
+
 @pytest.fixture
-def trained(octvideo: Cli, workplace: Path) -> Path:
+def trained(trained_on_folders: Path, workplace: Path) -> Path:
     """A run `tiny` on down, left, right, and files of other names."""
     Path("moved.txt").write_text("left\nright\ndown\n")
     Path("other.txt").write_text("down\nleft\nup\n")
-    octvideo(*FIT, *FOLDERS, "--trainer.max_epochs", 1, "--model.schedule", "constant")
+    shutil.copytree(trained_on_folders / "runs", "runs")
     return workplace
 
 

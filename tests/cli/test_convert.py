@@ -29,6 +29,7 @@ VIEWS = ViewSettings(clip_frames=4, frame_stride=2, num_clips=2, num_crops=1, sh
 
 
 HEAD = "blocks.6.proj.bias"
+ONE_STAGE = '{"blocks.1": 0.5}'  # sooner than the whole network
 
 
 def save(network: torch.nn.Module, path: Path) -> None:
@@ -85,10 +86,22 @@ def test_a_run_becomes_an_octave_run(octvideo: Cli, own: Path, tiny_data: Path) 
     assert "holds an octave network already" in said and not Path("runs/twice").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on(
     octvideo: Cli, own: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("convert", "own", "--data", tiny_data / "train", "--num_clips", 4, "--refit", "norms")
+    words = (
+        "convert",
+        "own",
+        "--data",
+        tiny_data / "train",
+        "--num_clips",
+        4,
+        "--refit",
+        "norms",
+        "--alpha",
+        ONE_STAGE,
+    )
     octvideo(*words, "-o", "runs/whole")
 
     def interrupted(*_: object, **__: object) -> None:
@@ -111,7 +124,7 @@ def test_an_interrupted_command_goes_on(
 @pytest.mark.parametrize(
     ("goal", "value"),
     [
-        ("--alpha", '{"blocks.1": 0.5}'),
+        ("--alpha", ONE_STAGE),
         *[pytest.param(*goal, marks=pytest.mark.slow) for goal in [("--cost", "0.9"), ("--time", "0.9")]],
     ],
 )
@@ -303,7 +316,7 @@ def test_broken_videos_a_single_one_and_few_clips_are_told(octvideo: Cli, own: P
     Path("broken.mp4").write_bytes(b"no video")
     good = next((tiny_data / "test").rglob("*.mp4"))
     words = ("convert", "own", "--data", "broken.mp4", good, good, "-o", "oct", "--num_clips", 10, "--refit", "none")
-    out, err = octvideo(*words)
+    out, err = octvideo(*words, "--alpha", ONE_STAGE)
     assert "left out, can't be read: broken.mp4" in err
     assert "one video alone" in err and "warning: 4 clips to measure on" in err
     assert "Measured on 4 clips without labels, compared on 1 clips of the one video" in out

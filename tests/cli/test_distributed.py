@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from octvideo.cli.lightning import run
 from octvideo.evaluation.scores import VideoScores
 
 Start = Callable[..., subprocess.CompletedProcess[str]]
 TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp")
+NEIGHBOUR_HAS_ENDED = "error: another process of this run has ended, its own message is above\n"
 FIT = ("fit", "-c", "tiny", "--trainer.enable_progress_bar", "false")
 
 
@@ -169,15 +171,23 @@ def test_the_learning_rate_of_processes_ends_with_their_last_step(start: Start, 
         "NCCL communicator was aborted on rank 1.",
     ],
 )
-def test_a_process_whose_neighbour_has_ended_says_so(
-    said: str, octvideo: Callable[..., tuple[str, str]], workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_process_says_whose_neighbour_has_ended(said: str, capsys: pytest.CaptureFixture[str]) -> None:
     def ended(*args: object) -> None:
         raise torch.distributed.DistBackendError(said)
 
+    assert run(["fit"], ended) == 1
+    assert capsys.readouterr().err == NEIGHBOUR_HAS_ENDED
+
+
+def test_a_process_whose_neighbour_has_ended_says_so(
+    octvideo: Callable[..., tuple[str, str]], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*args: object) -> None:
+        raise torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1.")
+
     monkeypatch.setattr("octvideo.training.VideoClassifier.on_fit_start", ended)
     _, err = octvideo(*FIT, code=1)
-    assert err.splitlines()[-1] == "error: another process of this run has ended, its own message is above"
+    assert err.endswith(NEIGHBOUR_HAS_ENDED)
 
 
 @pytest.mark.slow

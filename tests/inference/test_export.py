@@ -203,7 +203,7 @@ def test_int8_is_quantised_on_the_clips_given(tmp_path: Path, video: Path, capsy
     torch.testing.assert_close(predictor.scores(video), eager().scores(video), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_a_network_that_is_not_finite_is_not_exported(tmp_path: Path, value: float) -> None:
     network = tiny_network()
     network[3].bias.data[0] = value  # type: ignore[union-attr]
@@ -324,7 +324,10 @@ print("goes on")
     assert done.stdout.split("\n")[-3:] == ["told", "goes on", ""]
 
 
-@pytest.mark.parametrize("scoring", [Scoring("sigmoid", (0.2, 0.5, 0.9)), Scoring(temperature=0.3)])
+@pytest.mark.parametrize(
+    "scoring",
+    [Scoring("sigmoid", (0.2, 0.5, 0.9)), pytest.param(Scoring(temperature=0.3), marks=pytest.mark.slow)],
+)
 def test_an_export_makes_scores_as_its_checkpoint_does(scoring: Scoring, tmp_path: Path, tiny_video: Path) -> None:
     """In octvideo, and in the program beside the model."""
     pytest.importorskip("onnxruntime")

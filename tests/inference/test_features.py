@@ -94,7 +94,10 @@ def clips_of(predictor: Predictor, frames: Tensor) -> Tensor:
     return predictor.normalise(decode_views(VideoArray(frames, 10.0), predictor.views).cut())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("c2d", "octave", "frames") else name for name in NETWORKS],
+)
 def test_features_are_what_the_classifier_reads_of_the_views_of_each_window(name: str, frames: Tensor) -> None:
     predictor, network = predictor_of(name), copy.deepcopy(network_of(name))
     windows = list(predictor.features(frames, window_sec=1.0, stride_sec=0.5, fps=10.0))

@@ -71,7 +71,7 @@ def test_json_of_several_files_and_folders_with_one_broken(
     assert f"weights: {checkpoint}" in err
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--json"], marks=pytest.mark.slow)])
 def test_a_name_that_is_no_text_is_printed_as_it_is(
     options: list[str], checkpoint: Path, tiny_video: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -288,7 +288,11 @@ def test_what_a_file_says_of_its_engine(
     ("content", "message"),
     [
         (b"notes of mine", "FILE is no file of results of this tool: name another file"),
-        (b'{"my": "notes"}\n', "FILE is no file of results of this tool: name another file"),
+        pytest.param(
+            b'{"my": "notes"}\n',
+            "FILE is no file of results of this tool: name another file",
+            marks=pytest.mark.slow,
+        ),
         (
             b'{"results": "octvideo infer 1", "weights": "other.ckpt", "engine": "eager", "precision": "f32"}\n',
             "FILE is of another model, or of other settings (weights: 'other.ckpt', now '",
@@ -315,7 +319,9 @@ def test_one_process_at_a_time_writes_a_file(
     assert f"another process writes {file}: wait for it, or name another file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("option", "shown"), [("--json", '"path": "{}"'), ("--topk=2", "{}\n")])
+@pytest.mark.parametrize(
+    ("option", "shown"), [("--json", '"path": "{}"'), pytest.param("--topk=2", "{}\n", marks=pytest.mark.slow)]
+)
 def test_what_was_done_before_ctrl_c_is_shown(
     option: str,
     shown: str,

@@ -109,6 +109,7 @@ def test_what_is_not_there_yet_is_said(settings: ArmSettings) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_frame_network_is_compared_too_and_timed(settings: ArmSettings) -> None:
     runs = plan_runs(["torchvision:resnet18"], [0], alpha=0.25)
     for run in runs:

@@ -127,6 +127,7 @@ def test_mistakes_are_one_line(args: list[str], message: str, run: Tool) -> None
     assert err.startswith(f"error: {message}") and len(err.splitlines()) == 1, err
 
 
+@pytest.mark.slow
 def test_arms_are_measured_as_they_are_built_and_what_there_is_outlives_ctrl_c(
     run: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

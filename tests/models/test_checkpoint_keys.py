@@ -48,7 +48,10 @@ def timm_resnet50() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("build", "name"),
-    [(torchvision.models.resnet50, "resnet50.pth"), (timm_resnet50, "model.safetensors")],
+    [
+        (timm_resnet50, "model.safetensors"),
+        pytest.param(torchvision.models.resnet50, "resnet50.pth", marks=pytest.mark.slow),  # of the same keys
+    ],
 )
 def test_image_checkpoints_load_into_octave_i3d(build: Callable[[], nn.Module], name: str, tmp_path: Path) -> None:
     state = random_state(build())

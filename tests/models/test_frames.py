@@ -50,7 +50,9 @@ def test_gradients_are_those_of_the_mean() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.25, pytest.param(0.5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [RESNET, "timm:resnet10t", "torchvision:mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", [RESNET, "timm:resnet10t", pytest.param("torchvision:mobilenet_v2", marks=pytest.mark.slow)]
+)
 def test_constant_clip_gives_the_ordinary_logits(name: str, alpha: float) -> None:
     ordinary = frame_network(name, 7).eval().double()
     randomise_norms(ordinary)
@@ -126,7 +128,13 @@ def test_pickles_deep_copies_and_is_built_again_from_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [RESNET, "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "timm:resnet10t"]
+    "name",
+    [
+        RESNET,
+        pytest.param("torchvision:mobilenet_v2", marks=pytest.mark.slow),
+        "torchvision:mobilenet_v3_small",
+        "timm:resnet10t",
+    ],
 )
 def test_dropout_is_before_the_classifier(name: str) -> None:
     """All of it with p = 1 - 1e-9: nothing but the bias is left in training, and in evaluation all is."""
@@ -142,7 +150,9 @@ def test_dropout_is_before_the_classifier(name: str) -> None:
         assert not torch.allclose(network.eval()(x), classifier.bias.expand(2, 3))
 
 
-@pytest.mark.parametrize("name", ["MobileVitBlock", "timm.models.mobilevit.MobileVitBlock"])
+@pytest.mark.parametrize(
+    "name", ["MobileVitBlock", pytest.param("timm.models.mobilevit.MobileVitBlock", marks=pytest.mark.slow)]
+)
 def test_classes_are_kept_whole_by_name_and_the_checkpoint_knows(name: str) -> None:
     with pytest.raises(UserError, match=r"cannot trace stages.2.1 \(MobileVitBlock\): .* leaf_modules=\[Mob"):
         frame_network("timm:mobilevit_xxs", 3, 0.25)

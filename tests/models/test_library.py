@@ -70,7 +70,7 @@ def test_torchvisions_network_is_the_same() -> None:
     ("name", "alpha"),
     [
         ("pytorchvideo:x3d_xs", 0.25),
-        ("torchvision:r2plus1d_18", 0.5),
+        pytest.param("torchvision:r2plus1d_18", 0.5, marks=pytest.mark.slow),
         pytest.param("pytorchvideo:x3d_xs", 0.5, marks=pytest.mark.slow),
         pytest.param("torchvision:r2plus1d_18", 0.25, marks=pytest.mark.slow),
     ],

@@ -43,7 +43,10 @@ def test_ordinary_network_is_pytorchvideos() -> None:
         assert torch.equal(ours(clip), published([clip[:, :, ::4], clip]))
 
 
-@pytest.mark.parametrize(("name", "ratio", "kernel"), [("slowfast_4x16_r50", 8, 5), ("slowfast_8x8_r50", 4, 7)])
+@pytest.mark.parametrize(
+    ("name", "ratio", "kernel"),
+    [("slowfast_4x16_r50", 8, 5), pytest.param("slowfast_8x8_r50", 4, 7, marks=pytest.mark.slow)],
+)
 def test_keys_and_shapes_are_pytorchvideos(name: str, ratio: int, kernel: int) -> None:
     with torch.device("meta"):
         published = create_slowfast(
@@ -83,7 +86,7 @@ def test_octave_multiply_adds() -> None:
     assert count_cost(network, CLIP).multiply_adds / 1e9 == pytest.approx(24.5, rel=0.02)
 
 
-@pytest.mark.parametrize("alpha", [0.1, 1.0, *(pytest.param(alpha, marks=pytest.mark.slow) for alpha in (0.25, 0.5))])
+@pytest.mark.parametrize("alpha", [0.1, *(pytest.param(alpha, marks=pytest.mark.slow) for alpha in (0.25, 0.5, 1.0))])
 def test_constant_clip_gives_the_ordinary_logits(alpha: float) -> None:
     ordinary = models.slowfast_small(num_classes=7).eval().double()
     randomise_norms(ordinary)

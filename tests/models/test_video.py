@@ -66,7 +66,7 @@ def test_constant_clip_gives_the_ordinary_logits(name: str, alpha: float) -> Non
     [{"factor": [2, 2, 2]}, {"factor": [2, 1, 1]}, {"octave_downsample": "stride"}],
     ids=str,
 )
-@pytest.mark.parametrize("frames", [8, 5, 2])
+@pytest.mark.parametrize("frames", [pytest.param(8, marks=pytest.mark.slow), 5, 2])
 def test_other_ways_to_be_octave_on_a_constant_clip(octave: dict, frames: int) -> None:
     """Time octaves and strided convolutions, on odd numbers of frames too."""
     ordinary = models.i3d_small(num_classes=7).eval().double()
@@ -122,8 +122,15 @@ def test_pairs_of_frames_are_pooled_as_torch_pools_them(frames: int, ceil_mode: 
         assert torch.equal(pool(x.contiguous(memory_format=layout)), expected)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("name", ["c2d_small", "i3d_small"])
+@pytest.mark.parametrize(
+    ("name", "alpha"),
+    [
+        ("c2d_small", 0.0),
+        ("i3d_small", 0.25),
+        *(pytest.param("c2d_small", alpha, marks=pytest.mark.slow) for alpha in (0.25, 1.0)),
+        *(pytest.param("i3d_small", alpha, marks=pytest.mark.slow) for alpha in (0.0, 1.0)),
+    ],
+)
 def test_a_clip_of_one_frame_is_refused_in_words(name: str, alpha: float) -> None:
     network = getattr(models, name)(num_classes=3, alpha=alpha, width=4)
     message = "the clip has 1 frame, expected 2 or more: this network pools pairs of frames after res2; raise data.clip"

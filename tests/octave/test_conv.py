@@ -85,8 +85,9 @@ def test_any_partition_equals_reference() -> None:
 
 
 @pytest.mark.parametrize("alphas", [(0.0, 0.5), (0.5, 0.5), (0.5, 0.0)], ids=str)
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("stride", "groups"), [(1, 1), (2, 2), *(pytest.param(*p, marks=pytest.mark.slow) for p in [(1, 2), (2, 1)])]
+)
 def test_gradients(alphas: tuple[float, float], stride: int, groups: int) -> None:
     geometry = ((2, 3, 3), (1, stride, stride), (0, 1, 1))  # kernel, stride, padding
     layer = OctConv3d(4, 4, *geometry, groups=groups, alpha_in=alphas[0], alpha_out=alphas[1]).double()

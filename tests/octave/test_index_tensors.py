@@ -78,9 +78,9 @@ def x3d() -> nn.Module:
 
 IMAGE, CLIP = (2, 3, 64, 64), (2, 3, 8, 64, 64)
 NETWORKS = [
-    (resnext, IMAGE),
-    (densenet, IMAGE),
-    (shufflenet, IMAGE),
+    (shufflenet, IMAGE),  # the quickest; it has halves, groups and strides
+    pytest.param(resnext, IMAGE, marks=pytest.mark.slow),
+    pytest.param(densenet, IMAGE, marks=pytest.mark.slow),
     pytest.param(slowfast, CLIP, marks=pytest.mark.slow),
     pytest.param(x3d, CLIP, marks=pytest.mark.slow),
 ]

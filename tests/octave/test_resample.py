@@ -14,7 +14,7 @@ SIZES = [((4, 6), (2, 2)), ((5, 7), (2, 2)), ((5, 6), (1, 2)), ((1, 1), (2, 2)),
          ((3, 5, 7), (2, 2, 2)), ((4, 5, 3), (2, 1, 1))]  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("layout", ["contiguous", pytest.param("channels last", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("size", "factor"), SIZES)
 def test_in_place_it_gives_the_same_sum_and_gradients(
     size: tuple[int, ...], factor: tuple[int, ...], layout: str

@@ -207,7 +207,7 @@ def worse(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "ends", [{}, pytest.param({"max_epochs": -1, "max_steps": 7}, marks=pytest.mark.slow)], ids=["epochs", "steps"]
 )
-@pytest.mark.parametrize("window", [1, 2, 3, {0: 2, 1: 3}])
+@pytest.mark.parametrize("window", [1, 2, pytest.param(3, marks=pytest.mark.slow), {0: 2, 1: 3}])
 def test_a_run_resumed_from_whatever_it_saved_ends_with_the_same_weights(
     root: Path, window: int | dict[int, int], ends: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -360,8 +360,16 @@ def test_workers_draw_from_the_epoch_that_is_resumed(root: Path) -> None:
         assert differences(root / "run" / "checkpoints" / "last.ckpt", saved.kept[-1]) == [], checkpoint
 
 
-@pytest.mark.parametrize("window", [1, 2])
-@pytest.mark.parametrize("steps", [1, 4, 5, 7])
+@pytest.mark.parametrize(
+    ("steps", "window"),
+    [
+        (1, 1),
+        (4, 2),
+        (5, 1),
+        (7, 2),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in [(1, 2), (4, 1), (5, 2), (7, 1)]),
+    ],
+)
 def test_an_epoch_that_max_steps_cut_short_goes_on(
     root: Path, steps: int, window: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -515,13 +523,15 @@ def test_a_run_from_anothers_checkpoint_chooses_its_own_best_and_says_so(
 @pytest.mark.parametrize(
     ("before", "behind", "after", "rest"),
     [
-        ((4, 1), 1, (2, 1), 3),  # a smaller batch after one that did not fit into memory: 7 videos are 3 batches of 2
+        pytest.param(
+            (4, 1), 1, (2, 1), 3, marks=pytest.mark.slow
+        ),  # a smaller batch after one that did not fit into memory: 7 videos are 3 batches of 2
         ((4, 1), 1, (2, 2), 3),  # and the same number of videos for each step
-        ((4, 1), 1, (1, 1), 7),
+        pytest.param((4, 1), 1, (1, 1), 7, marks=pytest.mark.slow),
         ((2, 1), 4, (3, 1), 1),  # 8 are seen
         ((2, 2), 2, (3, 1), 2),
         ((1, 3), 9, (4, 2), 1),  # 2 are left: one batch that is not full
-        ((2, 1), 2, (8, 1), 1),
+        pytest.param((2, 1), 2, (8, 1), 1, marks=pytest.mark.slow),
     ],
 )
 def test_another_batch_size_goes_on_with_the_rest_each_once(

@@ -65,6 +65,13 @@ def _torchvision(name: str, **options: Any) -> nn.Module:
     return getattr(torchvision.models, name)(**options)
 
 
+def _resnet_few() -> nn.Module:
+    """ResNet-18 with one block a stage: the first has an identity beside it, the others a strided convolution."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=40)
+
+
 def _mobilenet_v3_few() -> nn.Module:
     """MobileNetV3 with every kind of block once: with and without expansion, gate, stride and shortcut."""
     from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
@@ -166,9 +173,10 @@ def _clip(name: str, build: Callable[[], nn.Module], frames: int = 8, **options:
 
 # Name -> how much of the multiply-adds may be left at alpha = .5; where a join merges, it is more.
 TORCHVISION = {
-    "resnet50": 0.5, "resnet101": 0.475, "resnet152": 0.465, "resnext50_32x4d": 0.49, "resnext101_32x8d": 0.46,
-    "densenet121": 0.48, "mobilenet_v2": 0.69, "mobilenet_v3_small": 0.7, "mobilenet_v3_large": 0.68,
-    "efficientnet_b0": 0.685, "shufflenet_v2_x1_0": 0.57, "regnet_y_400mf": 0.6, "vgg11_bn": 0.5,
+    "resnet18": 0.56, "resnet50": 0.5, "resnet101": 0.475, "resnet152": 0.465, "resnext50_32x4d": 0.49,
+    "resnext101_32x8d": 0.46, "densenet121": 0.48, "mobilenet_v2": 0.69, "mobilenet_v3_small": 0.7,
+    "mobilenet_v3_large": 0.68, "efficientnet_b0": 0.685, "shufflenet_v2_x1_0": 0.57, "regnet_y_400mf": 0.6,
+    "vgg11_bn": 0.5,
 }  # fmt: skip
 TIMM = {
     "resnet18": 0.56, "resnet26": 0.54, "resnet50": 0.5, "resnet101": 0.475, "resnet152": 0.465, "resnet200": 0.46,
@@ -189,7 +197,7 @@ SLOWFAST_4X16 = {
 }
 
 SMALL = [
-    _image("torchvision-resnet18", partial(_torchvision, "resnet18"), left=0.56, small=True, quickly_traced=True),
+    _image("torchvision-resnet-few", _resnet_few, left=0.64, small=True, quickly_traced=True),
     _image("torchvision-mobilenet_v3-few", _mobilenet_v3_few, left=0.75, small=True, quickly_traced=True),
     _image(
         "torchvision-densenet-thin",

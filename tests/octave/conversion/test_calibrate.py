@@ -62,6 +62,12 @@ def clips() -> Tensor:
 
 
 @pytest.fixture(scope="module")
+def few(clips: Tensor) -> Tensor:
+    """For what holds on any clips: each costs a pass forward and back."""
+    return clips[:6]
+
+
+@pytest.fixture(scope="module")
 def net(clips: Tensor) -> Net:
     """With the statistics of these clips, and no channel like another."""
     torch.manual_seed(0)
@@ -87,23 +93,23 @@ def error(network: nn.Module, net: nn.Module, clips: Tensor) -> float:
 
 
 @pytest.mark.parametrize("choose", ["output", "detail", "random", "worst", "first"])
-def test_channels_that_change_places_keep_the_function(net: Net, clips: Tensor, choose: Any) -> None:
-    octave = converted(net, clips, choose=choose, refit="none")
+def test_channels_that_change_places_keep_the_function(net: Net, few: Tensor, choose: Any) -> None:
+    octave = converted(net, few, choose=choose, refit="none")
     report = octave.octave_report.calibration
     # In each block the expanded width, which b, depthwise, reads and writes; its ends and the trunk stay ordinary.
     assert set(report.orders) == set(report.shares) == {"blocks.0.a", "blocks.1.a", "last"}
     assert any(order != tuple(range(len(order))) for order in report.orders.values())
     ordinary = octavize(net, 0.0)
     ordinary.load_state_dict(octave.state_dict())
-    torch.testing.assert_close(ordinary(clips), net(clips), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ordinary(few), net(few), rtol=1e-4, atol=1e-5)
     assert octave.state_dict().keys() == net.state_dict().keys()
 
 
-def test_the_network_is_built_again_from_its_shares(net: Net, clips: Tensor) -> None:
-    octave = converted(net, clips, spread="budget")
+def test_the_network_is_built_again_from_its_shares(net: Net, few: Tensor) -> None:
+    octave = converted(net, few, spread="budget")
     again = octavize(Net(), octave.octave_report.alpha, octave_downsample="keep").eval()
     again.load_state_dict(octave.state_dict())
-    assert torch.equal(again(clips), octave(clips))
+    assert torch.equal(again(few), octave(few))
     assert again.octave_report.layers == octave.octave_report.layers
 
 
@@ -150,22 +156,22 @@ def test_output_loss_ranks_channels_by_what_they_do_to_the_output(net: Net, clip
     assert torch.corrcoef(torch.stack(ranks))[0, 1] > 0.7
 
 
-def test_a_budget_is_kept(net: Net, clips: Tensor) -> None:
+def test_a_budget_is_kept(net: Net, few: Tensor) -> None:
     shape = (1, 3, 2, 12, 12)
-    even = converted(net, clips, refit="none")
-    spread = converted(net, clips, refit="none", spread="budget")
+    even = converted(net, few, refit="none")
+    spread = converted(net, few, refit="none", spread="budget")
     assert count_cost(spread, shape).multiply_adds <= count_cost(even, shape).multiply_adds
     shares = spread.octave_report.calibration.shares
     assert len(set(shares.values())) > 1 and max(shares.values()) <= 0.75
 
 
-def test_an_interrupted_conversion_goes_on_and_gives_the_same(net: Net, clips: Tensor) -> None:
-    whole = converted(net, clips)
+def test_an_interrupted_conversion_goes_on_and_gives_the_same(net: Net, few: Tensor) -> None:
+    whole = converted(net, few)
 
     class StopError(Exception):
         pass
 
-    for stop_at in (3, len(clips) + 4):
+    for stop_at in (3, len(few) + 4):
         states: list[dict[str, Any]] = []
 
         def keep(state: dict[str, Any], states: list[dict[str, Any]] = states, stop_at: int = stop_at) -> None:
@@ -174,15 +180,15 @@ def test_an_interrupted_conversion_goes_on_and_gives_the_same(net: Net, clips: T
                 raise StopError
 
         with pytest.raises(StopError):
-            converted(net, clips, keep=keep)
+            converted(net, few, keep=keep)
         steps: list[int] = []
 
         def watch(step: str, parts: Sequence[Any], steps: list[int] = steps) -> Sequence[Any]:
             steps.append(len(parts))
             return parts
 
-        again = converted(net, clips, begun=states[-1], watch=watch)
-        assert steps[0] == max(0, len(clips) - stop_at)
+        again = converted(net, few, begun=states[-1], watch=watch)
+        assert steps[0] == max(0, len(few) - stop_at)
         assert all(torch.equal(value, whole.state_dict()[key]) for key, value in again.state_dict().items())
 
 
@@ -239,10 +245,10 @@ def test_mistakes_are_told(net: Net, clips: Tensor, options: dict[str, Any], sai
         Calibration(**{"clips": clips, **options})
 
 
-def test_clips_may_be_any_sequence(net: Net, clips: Tensor) -> None:
-    a = converted(net, clips, refit="norms")
-    b = octavize(net, 0.5, octave_downsample="keep", calibration=[clips[n : n + 1] for n in range(len(clips))])
-    c = octavize(net, 0.5, octave_downsample="keep", calibration=clips)
+def test_clips_may_be_any_sequence(net: Net, few: Tensor) -> None:
+    a = converted(net, few, refit="norms")
+    b = octavize(net, 0.5, octave_downsample="keep", calibration=[few[n : n + 1] for n in range(len(few))])
+    c = octavize(net, 0.5, octave_downsample="keep", calibration=few)
     assert all(torch.equal(x, y) for x, y in zip(b.state_dict().values(), c.state_dict().values(), strict=True))
     assert a.octave_report.calibration.orders == b.octave_report.calibration.orders
     assert not a.training and not b.training
@@ -266,27 +272,27 @@ def test_a_network_without_octave_layers_is_given_back(clips: Tensor) -> None:
     assert torch.equal(octave(clips), network(clips)) and not octave.octave_report.layers
 
 
-def test_training_mode_is_kept_and_changes_nothing(net: Net, clips: Tensor) -> None:
+def test_training_mode_is_kept_and_changes_nothing(net: Net, few: Tensor) -> None:
     """Else norms would take statistics from single clips, and dropout would hide the function."""
     training = nn.Sequential(copy.deepcopy(net).train(), nn.Dropout(0.5))
     training[0].stem_norm.eval()
-    octave, expected = converted(training, clips), converted(net, clips)
+    octave, expected = converted(training, few), converted(net, few)
     for ours, other in zip(octave.state_dict().values(), expected.state_dict().values(), strict=True):
         assert torch.equal(ours, other)
     assert octave.training and octave.get_submodule("0.blocks").training and training.training
     assert not octave.get_submodule("0.stem_norm").training
 
 
-def test_clips_that_the_network_changes_in_place_are_kept(net: Net, clips: Tensor) -> None:
-    given = clips.clone()
+def test_clips_that_the_network_changes_in_place_are_kept(net: Net, few: Tensor) -> None:
+    given = few.clone()
     octave = converted(nn.Sequential(nn.ReLU(inplace=True), copy.deepcopy(net)).eval(), given)
-    assert torch.equal(given, clips)
-    expected = converted(net, clips.relu())
+    assert torch.equal(given, few)
+    expected = converted(net, few.relu())
     assert all(torch.equal(a, b) for a, b in zip(octave.state_dict().values(), expected.state_dict().values()))  # noqa: B905
 
 
 @pytest.mark.parametrize("form", ["dict", "vector"])
-def test_outputs_may_have_other_forms(net: Net, clips: Tensor, form: str) -> None:
+def test_outputs_may_have_other_forms(net: Net, few: Tensor, form: str) -> None:
     class Other(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -295,10 +301,10 @@ def test_outputs_may_have_other_forms(net: Net, clips: Tensor, form: str) -> Non
         def forward(self, x: Tensor) -> Any:
             return {"scores": self.net(x)} if form == "dict" else self.net(x)[:, 0]
 
-    report = converted(Other().eval(), clips, refit="none").octave_report.calibration
+    report = converted(Other().eval(), few, refit="none").octave_report.calibration
     assert set(report.orders) == {"net.blocks.0.a", "net.blocks.1.a", "net.last"}
     if form == "dict":
-        expected = converted(net, clips, refit="none").octave_report.calibration
+        expected = converted(net, few, refit="none").octave_report.calibration
         assert list(report.orders.values()) == list(expected.orders.values())
 
 
@@ -374,46 +380,46 @@ def test_clips_may_lie_on_another_device_than_the_network(net: Net, clips: Tenso
     assert error(octave.cpu(), net, clips) < 1.2 * error(converted(net, clips), net, clips)
 
 
-def test_clips_need_no_slices(net: Net, clips: Tensor) -> None:
+def test_clips_need_no_slices(net: Net, few: Tensor) -> None:
     class Set:
         def __len__(self) -> int:
-            return len(clips)
+            return len(few)
 
         def __getitem__(self, index: int) -> Tensor:
-            return clips[index : index + 1]
+            return few[index : index + 1]
 
-    octave, expected = converted(net, Set(), refit="norms"), converted(net, clips, refit="norms")  # type: ignore[arg-type]
-    assert torch.equal(octave(clips), expected(clips))
+    octave, expected = converted(net, Set(), refit="norms"), converted(net, few, refit="norms")  # type: ignore[arg-type]
+    assert torch.equal(octave(few), expected(few))
 
 
-def test_what_is_kept_of_one_clip_does_not_change_with_the_next(net: Net, clips: Tensor) -> None:
+def test_what_is_kept_of_one_clip_does_not_change_with_the_next(net: Net, few: Tensor) -> None:
     """Ctrl-C amid a clip would count part of it twice."""
     states: list[dict[str, Any]] = []
-    converted(net, clips, refit="none", keep=lambda state: states.append(dict(state)))
+    converted(net, few, refit="none", keep=lambda state: states.append(dict(state)))
     detail = [state["spectrum"]["losses"]["last"]["detail"] for state in states]
     assert not torch.equal(detail[0], detail[1])
     begun = copy.deepcopy(states[3])
-    converted(net, clips, refit="none", begun=begun)
+    converted(net, few, refit="none", begun=begun)
     assert torch.equal(begun["spectrum"]["losses"]["last"]["detail"], detail[3])
 
 
-def test_what_was_begun_of_other_channels_is_not_taken(net: Net, clips: Tensor) -> None:
+def test_what_was_begun_of_other_channels_is_not_taken(net: Net, few: Tensor) -> None:
     states: list[dict[str, Any]] = []
-    converted(net, clips, 0.25, choose="worst", keep=lambda state: states.append(copy.deepcopy(state)))
+    converted(net, few, 0.25, choose="worst", keep=lambda state: states.append(copy.deepcopy(state)))
     assert states[-1]["fitted"]
-    octave, expected = converted(net, clips, begun=states[-1]), converted(net, clips)
-    assert torch.equal(octave(clips), expected(clips))
-    again, expected = (converted(net, clips, {"": 0.5}, begun=begun, refit="none") for begun in (states[-1], None))
-    assert torch.equal(again(clips), expected(clips))  # the stem has low channels, too, of which nothing was measured
+    octave, expected = converted(net, few, begun=states[-1]), converted(net, few)
+    assert torch.equal(octave(few), expected(few))
+    again, expected = (converted(net, few, {"": 0.5}, begun=begun, refit="none") for begun in (states[-1], None))
+    assert torch.equal(again(few), expected(few))  # the stem has low channels, too, of which nothing was measured
 
 
-def test_reported_shares_are_those_that_are_stored(net: Net, clips: Tensor) -> None:
+def test_reported_shares_are_those_that_are_stored(net: Net, few: Tensor) -> None:
     options = {"octave_downsample": "stride", "channel_multiple": 5}
-    calibration = Calibration(clips, spread="budget", refit="none")
+    calibration = Calibration(few, spread="budget", refit="none")
     report = octavize(net, 0.5, calibration=calibration, **options).octave_report  # type: ignore[arg-type]
     written = {path: out for path, (_, out) in report.layers.items()}
     assert all(written[path] == share for path, share in report.calibration.shares.items())
-    assert converted(net, clips, choose="last", refit="none").octave_report.calibration.orders == {}
+    assert converted(net, few, choose="last", refit="none").octave_report.calibration.orders == {}
 
 
 def test_few_elements_fit_no_norm() -> None:

@@ -112,7 +112,7 @@ def test_weights_are_the_ordinary_networks(case: Case, alpha: float) -> None:
     assert copy.deepcopy(case.ordinary).load_state_dict(copied.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("alpha", [0.25, 0.5])
+@pytest.mark.parametrize("alpha", ALPHAS)
 def test_trains_like_the_ordinary_network(case: Case, alpha: float) -> None:
     octave, ordinary = copy.deepcopy(case.octave(alpha)), copy.deepcopy(case.ordinary)
     assert step(octave, case.entry.random_input()).isfinite().all()

@@ -164,6 +164,8 @@ NETWORKS = [
     Thirds,
     Residual,
 ]
+# Of gates, which are all multiplications, one; Methods is traced below.
+TRACED = [SqueezeExcitation, GlobalShift, Pools, Shuffle, Halves]
 
 
 def converted(network: nn.Module, alpha: float = 0.5) -> OctaveNetwork:
@@ -198,7 +200,7 @@ def test_trains_copies_pickles_and_takes_any_size(kind: type[Body]) -> None:
     ("kind", "backend"),
     [
         # That there is one graph is seen without taking it apart, which costs as much again.
-        *((kind, "eager") for kind in NETWORKS),
+        *(pytest.param(kind, "eager", marks=() if kind in TRACED else pytest.mark.slow) for kind in NETWORKS),
         (Methods, "aot_eager"),  # it has the most operations
         *(pytest.param(kind, "aot_eager", marks=pytest.mark.slow) for kind in NETWORKS if kind is not Methods),
     ],

@@ -117,11 +117,15 @@ def near(found: Tensor, expected: Tensor, most: float = 1e-4) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize(
+    ("axes", "way"),
+    [
+        *((3, way) for way in WAYS),
+        (2, "pool"),
+        *(pytest.param(2, way, marks=pytest.mark.slow) for way in WAYS if way not in ("pool", "time octave")),
+    ],
+)
 def test_scores_are_the_networks(axes: int, way: str) -> None:
-    if way == "time octave" and axes == 2:
-        return
     own = network(axes, way)
     prepared, before = prepare_inference(own), torch.get_num_threads()
     assert sum(isinstance(m, PreparedScale) for m in prepared.modules()) == 2

@@ -55,7 +55,7 @@ def fuzz(formats: Sequence[Format], first: int, count: int, repo: Path) -> None:
 @needs_library
 def test_random_layers(repo: Path) -> None:
     """In memory beside which nothing can be read or written, after scratch memory has been filled with NaN."""
-    fuzz([format for format in FORMATS.values() if has_format(format)], 0, 40, repo)
+    fuzz([format for format in FORMATS.values() if has_format(format)], 0, 25, repo)
 
 
 @pytest.mark.slow
