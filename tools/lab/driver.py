@@ -58,7 +58,12 @@ class StandIn:
         self.util = SimpleNamespace(
             scheduling_strategies=SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
         )
-        self._node = {"Alive": True, "NodeID": "1", "NodeManagerHostname": "here", "Resources": {"CPU": processes}}
+        self._node: dict[str, Any] = {
+            "Alive": True,
+            "NodeID": "1",
+            "NodeManagerHostname": "here",
+            "Resources": {"CPU": processes},
+        }
         self._is_stopped = is_stopped
         self.connected_at = (0.0, 0)  # when, and the most memory until then
 
@@ -77,7 +82,8 @@ class StandIn:
 
     def cluster_resources(self) -> dict[str, float]:
         """Those of the one."""
-        return dict(self._node["Resources"])
+        found: dict[str, float] = self._node["Resources"]
+        return found
 
     def remote(self, _: type) -> Any:
         """An actor's class, as the pool uses it."""
