@@ -62,7 +62,7 @@ class StoredCopy:
                 here, or another process has the file.
         """
         place = hashlib.sha256(str(self).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-        path = cache_folder() / "outputs" / place / file_name(self.address)
+        path = outputs_folder() / place / file_name(self.address)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path.with_name(f"{path.name}.lock"))
         try:
@@ -148,8 +148,12 @@ class StoredCopy:
         try:
             self.upload()
         finally:
-            if self._lock is not None:
-                self._lock.release()
+            self.release()
+
+    def release(self) -> None:
+        """Lets others have it, as it is in the store now."""
+        if self._lock is not None:
+            self._lock.release()
 
     def _size_there(self) -> int | None:
         try:
@@ -176,6 +180,11 @@ class StoredCopy:
     def _write_state(path: Path, state: dict[str, Any] | None) -> None:
         with whole_text(_state_file(path)) as file:
             file.write(json_text(state))
+
+
+def outputs_folder() -> Path:
+    """Where files lie that are kept at addresses, or on their way there."""
+    return cache_folder() / "outputs"
 
 
 def _state_file(path: Path) -> Path:

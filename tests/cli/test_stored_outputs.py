@@ -1,0 +1,227 @@
+"""Outputs that lie beside a store's videos: shards, features, smaller copies and journals, put into a bucket."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import octvideo.stores.copies as copies
+from octvideo.cli import main
+from octvideo.data.shards import read_shards, source_of
+from tests.file_server import s3_bucket
+
+Fault = Callable[[str, dict[str, Any]], Exception | None]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # Not by OCTVIDEO_CACHE: the kernel would be compiled anew.
+    monkeypatch.setattr(copies, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("octvideo.stores.requests.FIRST_WAIT_SEC", 0.0)
+    monkeypatch.setenv("OCTVIDEO_REMOTE_TRIES", "3")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with s3_bucket(monkeypatch) as bucket:
+        yield bucket
+
+
+class Requests:
+    """All requests to the bucket, some of which fail as `fault` says of a method and what it is given."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, str]] = []
+        self.fault: Fault = lambda method, given: None
+
+    def count(self, method: str) -> int:
+        return sum(made == method for made, _ in self.made)
+
+
+@pytest.fixture
+def requests(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Requests:
+    requests, kind = Requests(), type(bucket)
+    call = kind._call_s3
+
+    async def watched(self: Any, method: str, *given: Any, **more: Any) -> Any:
+        what = {key: value for one in (*given, more) if isinstance(one, dict) for key, value in one.items()}
+        requests.made.append((method, str(what.get("Key", ""))))
+        if (error := requests.fault(method, what)) is not None:
+            raise error
+        return await call(self, method, *given, **more)
+
+    monkeypatch.setattr(kind, "_call_s3", watched)
+    return requests
+
+
+def contents(bucket: Any, folder: str) -> dict[str, bytes]:
+    """All files below a folder of the bucket, by their names there."""
+    return {name.removeprefix(f"{folder}/"): bucket.cat_file(name) for name in bucket.find(folder)}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+# ── shards ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A list of nine files of 400 KB, of which an archive takes three."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for n in range(9):
+        (folder / f"v{n}.mp4").write_bytes(bytes([n]) * 400_000)
+    (folder / "list.txt").write_text("".join(f"v{n}.mp4 {n % 2}\n" for n in range(9)))
+    (folder / "classes.txt").write_text("sit\nwave\n")
+    return folder
+
+
+SHARDS = ["shards", "list.txt", "--root", "data", "--shard_mb", "1", "-o"]
+
+
+def test_shards_in_a_bucket_are_those_of_a_disk(
+    videos: Path, bucket: Any, requests: Requests, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passing = [OSError(errno.EBUSY, "Please reduce your request rate."), ConnectionResetError("cut")]
+
+    def in_trouble(method: str, given: dict[str, Any]) -> Exception | None:
+        return passing.pop() if method == "put_object" and given["Key"].endswith(".tar") and passing else None
+
+    requests.fault = in_trouble
+    assert main([*SHARDS, "s3://bucket/train"]) == 0 and passing == []
+    said = capsys.readouterr().out
+    assert "s3://bucket/train: 9 videos in 3 archives" in said and "--data.train s3://bucket/train\n" in said
+    assert main([*SHARDS, "local"]) == 0
+    assert contents(bucket, "bucket/train") == files(Path("local"))
+    assert not list(cache.rglob("*.tar*"))
+    read = [source_of(record).content for record in read_shards("s3://bucket/train")]  # type: ignore[union-attr]
+    assert read == [(videos / f"v{n}.mp4").read_bytes() for n in range(9)]
+    # Given again, nothing is packed; of other videos, it is refused.
+    requests.made.clear()
+    assert main([*SHARDS, "s3://bucket/train"]) == 0 and "9 videos (9 of them before)" in capsys.readouterr().out
+    assert {key for method, key in requests.made if method == "put_object"} == {
+        "train/shards.json",
+        "train/left_out.tsv",
+    }
+    (videos / "list.txt").write_text("v1.mp4 0\n")
+    assert main([*SHARDS, "s3://bucket/train"]) == 2
+    assert "error: s3://bucket/train holds shards of other videos or settings" in capsys.readouterr().err
+    assert contents(bucket, "bucket/train") == files(Path("local"))
+
+
+class Killed(BaseException):
+    """Nothing that follows is done, as after kill -9."""
+
+
+@pytest.mark.parametrize("when", ["before the archive", "after the archive", "within its rows"])
+def test_shards_go_on_after_a_kill(
+    when: str, videos: Path, bucket: Any, requests: Requests, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        real = copies.StoredCopy.grown
+
+        def killed(self: Any) -> None:
+            real(self)
+            patch.setattr("octvideo.data.shard_stores.StoredShards." + name, kill)
+
+        def kill(self: Any, shard: Path) -> None:
+            if when == "within its rows":
+                index = self.here / "index.jsonl"
+                index.write_bytes(index.read_bytes()[:-150])
+            elif when == "after the archive":
+                self._folder.put_new(shard, shard.name)
+            raise Killed
+
+        name = "added" if when == "within its rows" else "add"
+        patch.setattr(copies.StoredCopy, "grown", killed)  # the first archive is whole
+        patch.setattr(copies.StoredCopy, "close", copies.StoredCopy.release)
+        with pytest.raises(Killed):
+            main([*SHARDS, "s3://bucket/train"])
+    assert not bucket.exists("bucket/train/index.jsonl")
+    requests.made.clear()
+    assert main([*SHARDS, "s3://bucket/train"]) == 0
+    put = [key for method, key in requests.made if method == "put_object" and key.endswith(".tar")]
+    packed = ["train/shard-000001.tar", "train/shard-000002.tar"]
+    assert put == (packed if when == "before the archive" else packed[1:])
+    monkeypatch.setattr(copies, "cache_folder", lambda: Path("other cache"))
+    assert main([*SHARDS, "local"]) == 0
+    assert contents(bucket, "bucket/train") == files(Path("local")) and not list(cache.rglob("*.tar*"))
+
+
+def test_shards_never_replace_what_others_wrote(
+    videos: Path, bucket: Any, requests: Requests, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket.pipe_file("bucket/train/notes.txt", b"mine")
+    assert main([*SHARDS, "s3://bucket/train"]) == 2
+    assert "error: s3://bucket/train is there and holds no shards: give a new folder" in capsys.readouterr().err
+    assert contents(bucket, "bucket/train") == {"notes.txt": b"mine"}
+
+    def refused(method: str, given: dict[str, Any]) -> Exception | None:
+        return PermissionError("Access Denied") if method == "put_object" and given["Key"].endswith("1.tar") else None
+
+    requests.fault = refused
+    assert main([*SHARDS, "s3://bucket/new"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: can't write s3://bucket/new/shard-000001.tar: not allowed: are there credentials")
+    assert len(bucket.cat_file("bucket/new/index.jsonl").splitlines()) == 3
+    requests.fault = lambda method, given: None
+    bucket.pipe_file("bucket/new/shard-000001.tar", b"of another machine")
+    assert main([*SHARDS, "s3://bucket/new"]) == 2
+    assert "s3://bucket/new/shard-000001.tar is there and was not written by this command" in capsys.readouterr().err
+    assert bucket.cat_file("bucket/new/shard-000001.tar") == b"of another machine"
+    bucket.rm_file("bucket/new/shard-000000.tar")
+    assert main([*SHARDS, "s3://bucket/new"]) == 2
+    assert "s3://bucket/new/shard-000000.tar is not there or not whole, and " in capsys.readouterr().err
+    # A folder that somebody has removed is begun anew, also by a machine that had written a part of it.
+    bucket.rm("bucket/new", recursive=True)
+    assert main([*SHARDS, "s3://bucket/new"]) == 0
+    assert "s3://bucket/new: 9 videos in 3 archives" in capsys.readouterr().out
+
+
+def test_parts_of_shards_in_a_bucket_are_joined(
+    videos: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in ("s3://bucket/train", "local"):
+        for part in ("1/2", "2/2"):
+            assert main([*SHARDS, out, "--part", part]) == 0
+    join = ["join", "s3://bucket/train/part-*", "-o"]
+    assert main([*join, "local"]) == 2
+    assert "lies outside of local: give the folder around the parts as -o" in capsys.readouterr().err
+    assert main(["join", "local/part-1-of-2", "-o", "s3://bucket/train"]) == 2
+    assert "local/part-1-of-2 is on this machine, and s3://bucket/train is not" in capsys.readouterr().err
+    assert main([*join, "s3://bucket/train"]) == 0
+    assert "s3://bucket/train: 9 of 9 videos, in 2 folders" in capsys.readouterr().out
+    assert main(["join", "local/part-1-of-2", "local/part-2-of-2", "-o", "local"]) == 0
+    assert contents(bucket, "bucket/train") == files(Path("local"))
+    assert len(read_shards("s3://bucket/train")) == 9
+    assert main([*join, "s3://bucket/train"]) == 0  # its own
+    about = json.loads(bucket.cat_file("bucket/train/shards.json"))
+    bucket.pipe_file("bucket/train/shards.json", json.dumps({**about, "videos": 8}).encode())
+    assert main([*join, "s3://bucket/train"]) == 2
+    assert "error: s3://bucket/train holds shards of other videos or settings" in capsys.readouterr().err
+    assert main([*join, "s3://bucket/train", "--overwrite"]) == 0
+    assert json.loads(bucket.cat_file("bucket/train/shards.json")) == about
+
+
+def test_a_join_is_whole_where_a_store_lets_nobody_delete(
+    videos: Path, bucket: Any, requests: Requests, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("part.jsonl").write_text('{"results": "octvideo infer 1"}\n{"path": "a", "top": []}\n')
+    join = ["join", "part.jsonl", "-o", "s3://bucket/all.jsonl"]
+    requests.fault = lambda method, given: PermissionError() if method.startswith("delete_object") else None
+    assert main(join) == 0
+    said = capsys.readouterr()
+    assert said.err == (
+        "warning: nothing is missing, but s3://bucket/all.jsonl.missing.txt can't be removed: not allowed: "
+        "are there credentials for it?\n"
+    )
+    assert bucket.cat_file("bucket/all.jsonl") == Path("part.jsonl").read_bytes()
