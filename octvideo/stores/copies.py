@@ -61,8 +61,7 @@ class StoredCopy:
             UserError: the store can't be reached, or what is there is neither an earlier nor a later state of what is
                 here, or another process has the file.
         """
-        place = hashlib.sha256(str(self).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-        path = outputs_folder() / place / file_name(self.address)
+        path = place_of(self.address) / file_name(self.address)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path.with_name(f"{path.name}.lock"))
         try:
@@ -185,6 +184,11 @@ class StoredCopy:
 def outputs_folder() -> Path:
     """Where files lie that are kept at addresses, or on their way there."""
     return cache_folder() / "outputs"
+
+
+def place_of(address: str) -> Path:
+    """The folder here of what is kept at an address."""
+    return outputs_folder() / hashlib.sha256(shown(address).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _state_file(path: Path) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from octvideo.errors import UserError
-from octvideo.stores.copies import outputs_folder
-from octvideo.stores.folders import list_sizes, size_of
+from octvideo.stores.copies import outputs_folder, place_of
+from octvideo.stores.folders import exists, list_sizes, size_of
 from octvideo.stores.names import file_name, shown
 from octvideo.stores.reading import open_file, read_file
 from octvideo.stores.requests import StoreError
@@ -43,6 +43,13 @@ class StoredFolder:
     def __truediv__(self, name: str) -> str:
         return f"{self}/{name}"
 
+    @property
+    def here(self) -> Path:
+        """A folder of the cache for what is on its way there."""
+        path = place_of(self.address)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def address_of(self, name: str) -> str:
         """Where a file of it is."""
         return f"{self.address}/{name}"
@@ -61,6 +68,17 @@ class StoredFolder:
             return list_sizes(self.address)
         except StoreError as error:
             raise UserError(f"can't list {self}: {error}") from None
+
+    def exists(self, name: str) -> bool:
+        """Whether it has a file.
+
+        Raises:
+            UserError: the store can't be reached.
+        """
+        try:
+            return exists(self.address_of(name))
+        except StoreError as error:
+            raise UserError(f"can't read {self / name}: {error}") from None
 
     def read(self, name: str) -> bytes | None:
         """A small file; None where there is none.

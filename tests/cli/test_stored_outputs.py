@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import octvideo.stores.copies as copies
 from octvideo.cli import main
 from octvideo.data.shards import read_shards, source_of
+from octvideo.inference.stored_features import StoredFeatures
+from octvideo.models import i3d_small
+from octvideo.training.checkpoint_block import make_block
+from octvideo.video import ViewSettings
 from tests.file_server import s3_bucket
 
 Fault = Callable[[str, dict[str, Any]], Exception | None]
@@ -41,9 +46,6 @@ class Requests:
         self.made: list[tuple[str, str]] = []
         self.fault: Fault = lambda method, given: None
 
-    def count(self, method: str) -> int:
-        return sum(made == method for made, _ in self.made)
-
 
 @pytest.fixture
 def requests(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Requests:
@@ -68,6 +70,10 @@ def contents(bucket: Any, folder: str) -> dict[str, bytes]:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+class Killed(BaseException):
+    """Nothing that follows is done, as after kill -9."""
 
 
 # ── shards ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -116,10 +122,6 @@ def test_shards_in_a_bucket_are_those_of_a_disk(
     assert main([*SHARDS, "s3://bucket/train"]) == 2
     assert "error: s3://bucket/train holds shards of other videos or settings" in capsys.readouterr().err
     assert contents(bucket, "bucket/train") == files(Path("local"))
-
-
-class Killed(BaseException):
-    """Nothing that follows is done, as after kill -9."""
 
 
 @pytest.mark.parametrize("when", ["before the archive", "after the archive", "within its rows"])
@@ -225,3 +227,67 @@ def test_a_join_is_whole_where_a_store_lets_nobody_delete(
         "are there credentials for it?\n"
     )
     assert bucket.cat_file("bucket/all.jsonl") == Path("part.jsonl").read_bytes()
+
+
+# ── features ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    network = i3d_small(num_classes=3, alpha=0.25, width=8)
+    path = tmp_path_factory.mktemp("weights") / "last.ckpt"
+    views = ViewSettings(clip_frames=4, frame_stride=2, num_clips=1, num_crops=1, short_side_px=32, crop_px=32)
+    block = make_block(network, ["a", "b", "c"], views=views, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
+    weights = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, "octvideo": block}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_features_in_a_bucket_are_those_of_a_disk(
+    tiny_data: Path,
+    checkpoint: Path,
+    bucket: Any,
+    requests: Requests,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clips = sorted(map(str, (tiny_data / "test").rglob("*.mp4")))[:4]
+    Path("broken.mp4").write_bytes(b"no video")
+    how = ["--ckpt", str(checkpoint), "--engine", "eager", "--precision", "f32", "--device", "cpu", "--window", "0.5"]
+    command, out = ["features", *how, "broken.mp4"], "s3://bucket/f"
+    assert main([*command, *clips, "-o", "local"]) == 1
+    local = {name: content for name, content in files(Path("local")).items() if not name.startswith(".")}
+    # Killed after two videos, before the index: given again, two are done, and their rows are known here.
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredFeatures, "write_index", lambda self, *_, **__: Path("index.csv"))
+        assert main([*command, *clips[:2], "-o", out]) == 1
+    assert len(contents(bucket, "bucket/f")) == 3
+    capsys.readouterr()
+    requests.made.clear()
+    assert main([*command, *clips, "-o", out]) == 1
+    made, said = list(requests.made), capsys.readouterr().err
+    assert f"2 of 5 videos are in {out} already" in said and f"features are in {out}, listed in index.csv" in said
+    assert contents(bucket, "bucket/f") == local and not list(cache.rglob("*.safetensors*"))
+    assert [key for method, key in made if method == "get_object"] == ["f/features.json"]
+    assert sum(method == "put_object" for method, _ in made) == 3
+    assert not any(key.endswith(".safetensors") for method, key in made if method != "put_object")
+    # By another machine, after a kill of this one: what nobody has noted is read of the files.
+    bucket.rm_file("bucket/f/index.csv")
+    monkeypatch.setattr(copies, "cache_folder", lambda: Path("other"))
+    assert main([*command, *clips, "-o", out]) == 1 and contents(bucket, "bucket/f") == local
+    assert f"4 of 5 videos are in {out} already" in capsys.readouterr().err
+    # Of other settings, or where something else is.
+    assert main([*command, *clips, "--stride", "0.1", "-o", out]) == 2
+    assert f"error: {out} holds features of other settings (stride_sec: None, now 0.1)" in capsys.readouterr().err
+    bucket.pipe_file("bucket/g/x", b"mine")
+    assert main([*command, *clips, "-o", "s3://bucket/g"]) == 2
+    assert "error: s3://bucket/g holds other files: give another -o" in capsys.readouterr().err
+    requests.fault = lambda method, given: (
+        PermissionError() if method == "put_object" and given["Key"].endswith(".safetensors") else None
+    )
+    assert main([*command, clips[0], "-o", "s3://bucket/h"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: can't write s3://bucket/h/_root/") and "not allowed: are there credentials" in said

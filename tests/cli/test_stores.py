@@ -239,7 +239,6 @@ def test_parts_join_in_a_bucket(bucket: Any, words: list[str], capsys: pytest.Ca
             "-o/--output: https://***@host/r.jsonl: nothing can be written there",
         ),
         (["check", "a.mp4", "-o", "s3://b/c"], "--output: got s3://b/c, expected a path on this machine"),
-        (["features", "a.mp4", "-o", "s3://b/c"], "--output: got s3://b/c, expected a path on this machine"),
         (["shards", "--index", "s3://b/c"], "--index: got s3://b/c, expected a path on this machine"),
         (["shards", "a.txt", "-o", "https://b/c"], "-o/--output: https://b/c: nothing can be written there"),
         (["explain", "a.mp4", "--ckpt", "a", "-o", "s3://b/c.png"], "--output: got s3://b/c.png, expected a path"),
