@@ -27,7 +27,7 @@ from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.tables import print_table
 from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
-from octvideo.files import digest
+from octvideo.files import digest, writing_in
 from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint, network_of_pytorchvideo
 from octvideo.inference.choice import AUTO
 from octvideo.inference.engines import ENGINES
@@ -230,7 +230,7 @@ def _write_all(
     failures: list[VideoReadError] = []
     partly: list[str] = []
     try:
-        with Progress("computing features", len(left)) as progress:
+        with _alone(folder), Progress("computing features", len(left)) as progress:
             for result in written(left, progress):
                 if isinstance(result, VideoReadError):
                     failures.append(result)
@@ -244,6 +244,11 @@ def _write_all(
         for failure in (*failures, *partly):
             print(f"error: {failure}", file=sys.stderr)
     return 1 if failures or partly else 0
+
+
+def _alone(folder: FeatureFolder) -> contextlib.AbstractContextManager[None]:
+    stored = isinstance(folder, StoredFeatures)
+    return contextlib.nullcontext() if stored else writing_in(folder.folder, f".{folder.settings['format']}")
 
 
 def loaded_network(checkpoint: Path | None) -> tuple[nn.Module, dict[str, Any]]:

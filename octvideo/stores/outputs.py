@@ -7,7 +7,8 @@ import functools
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,6 +22,7 @@ from octvideo.stores.requests import StoreError
 from octvideo.stores.writing import check_writable, put_file
 
 _PIECE, _STAGED, _LOCK = 1 << 20, "staged-", ".lock"
+_SIGN_SEC = 1.0
 
 
 class StoredFolder:
@@ -138,9 +140,13 @@ class StoredFolder:
 
 
 @contextlib.contextmanager
-def staged(address: str) -> Iterator[Path]:
+def staged(address: str, alive: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """Gives a name here to write a file under. When the block has ended, unless by an error, the file is put at the
     address, whole. It does not stay here, not even of a process that was killed: the next one takes it away.
+
+    Args:
+        address: of the file.
+        alive: called now and then while it is put there.
 
     Raises:
         StoreError: it can't be put there.
@@ -152,7 +158,11 @@ def staged(address: str) -> Iterator[Path]:
     try:
         path = folder / f"whole{Path(file_name(address)).suffix}"
         yield path
-        put_file(path, address)
+        with ThreadPoolExecutor(1) as thread:
+            put = thread.submit(put_file, path, address)
+            while not wait([put], timeout=_SIGN_SEC).done:
+                alive()
+            put.result()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()

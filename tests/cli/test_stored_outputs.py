@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +17,16 @@ import torch
 
 import octvideo.stores.copies as copies
 from octvideo.cli import main
+from octvideo.data.preparation import reencode
+from octvideo.data.preparation.encoding import EncodingSettings
 from octvideo.data.shards import read_shards, source_of
 from octvideo.inference.stored_features import StoredFeatures
 from octvideo.models import i3d_small
+from octvideo.parts import Part
+from octvideo.stores import StoredFolder
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import ViewSettings
+from octvideo.video.isolated import Outcome
 from tests.file_server import s3_bucket
 
 Fault = Callable[[str, dict[str, Any]], Exception | None]
@@ -291,3 +300,118 @@ def test_features_in_a_bucket_are_those_of_a_disk(
     assert main([*command, clips[0], "-o", "s3://bucket/h"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: can't write s3://bucket/h/_root/") and "not allowed: are there credentials" in said
+
+
+# ── smaller copies ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Here:
+    """In place of processes, which are forked from one that knows no bucket: the work, done here."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+    def run(self, items: Any) -> Iterator[tuple[Any, Outcome]]:
+        for item in items:
+            yield item, Outcome("returned", self._work(item, lambda *_: None))
+
+
+SMALL = EncodingSettings(short_side_px=16, preset="ultrafast")
+
+
+def copied(source: Path | str, out: str | Path, **how: Any) -> reencode.Summary:
+    pool: dict[str, Any] = {"make_pool": lambda work, *_: Here(work)}
+    folder = StoredFolder(out) if isinstance(out, str) else out
+    return reencode.reencode(source, folder, SMALL, workers=1, timeout_sec=9, progress=lambda *_: None, **pool, **how)
+
+
+@pytest.fixture
+def clips(tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Any]) -> Path:
+    folder = tmp_path / "clips"
+    first = encode(folder / "a b.mkv", moving(3, 32, 48))
+    (folder / "sub").mkdir()
+    for name in ("b.mp4", "sub/c.mp4"):
+        (folder / name).write_bytes(first.read_bytes())
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def test_copies_in_a_bucket_are_those_of_a_disk(
+    clips: Path, bucket: Any, requests: Requests, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passing = [OSError(errno.EBUSY, "Please reduce your request rate."), ConnectionResetError("cut")]
+
+    def in_trouble(method: str, given: dict[str, Any]) -> Exception | None:
+        if method == "put_object" and given["Key"].endswith("b.mp4"):
+            return PermissionError() if "sub" in given["Key"] else passing.pop() if passing else None
+        return PermissionError() if method == "put_object" and given["Key"].endswith("c.mp4") else None
+
+    requests.fault = in_trouble
+    summary = copied(clips, "s3://bucket/small/")
+    assert (summary.done, summary.failed, summary.there) == (2, 2, 0) and passing == []
+    assert bucket.cat_file("bucket/small/reencode_failed.txt").decode().splitlines() == [
+        "broken.mp4\tInvalid data found when processing input",
+        "sub/c.mp4\tcan't write s3://bucket/small/sub/c.mp4: not allowed: are there credentials for it?",
+    ]
+    copied(clips, Path("local"))
+    requests.fault = lambda method, given: None
+    bucket.pipe_file("bucket/small/a b.mp4", b"")  # nothing whole
+    requests.made.clear()
+    summary = copied(clips, "s3://bucket/small", part=Part(1, 1))
+    assert (summary.done, summary.failed, summary.there) == (2, 1, 1)
+    assert not any(key.endswith("b.mp4") and method != "put_object" for method, key in requests.made)  # one listing
+    stored = contents(bucket, "bucket/small")
+    local = {name: content for name, content in files(Path("local")).items() if not name.startswith(".")}
+    assert stored.pop("reencode_failed-1-of-1.txt") == local["reencode_failed.txt"]
+    assert stored.pop("reencode_damaged-1-of-1.txt") == b"" and {*stored} == {*local}
+    for name, content in local.items():  # x264 gives other bytes now and then
+        assert stored[name] == content or name.endswith(".mp4") or name == "reencode_failed.txt"
+    assert not [file for file in cache.rglob("*") if file.suffix in (".mp4", ".part")]
+    # Of the source's own store, of other settings, of others.
+    words = ["prepare", "reencode", str(clips), "s3://bucket/small"]
+    assert main(words) == 2
+    assert "s3://bucket/small holds videos of other settings (short_side_px 16, not 256" in capsys.readouterr().err
+    for source, out in (("s3://bucket/small", "s3://bucket/small/x"), ("s3://bucket/small/", "s3://bucket")):
+        assert main(["prepare", "reencode", source, out]) == 2
+        assert f"the folders overlap ({source} and {out})" in capsys.readouterr().err
+    bucket.pipe_file("bucket/others/x.mp4", b"mine")
+    assert main([*words[:3], "s3://bucket/others"]) == 2
+    assert "s3://bucket/others holds videos that this tool did not write" in capsys.readouterr().err
+    requests.fault = lambda method, given: PermissionError() if method == "put_object" else None
+    assert main([*words[:3], "s3://bucket/closed"]) == 2
+    said = "error: can't write s3://bucket/closed/reencode.json: not allowed: are there credentials for it?"
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_nothing_here_and_is_gone_on_with(
+    bucket: Any, tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., Any]
+) -> None:
+    """By processes of their own."""
+    first = encode(tmp_path / "clips" / "0.mkv", moving(100, 240, 320))
+    for n in range(1, 8):
+        (tmp_path / "clips" / f"{n}.mkv").write_bytes(first.read_bytes())
+    words = ["prepare", "reencode", "clips", "s3://bucket/small", "--short_side", "224", "--num_workers", "1"]
+    env = {**os.environ, "OCTVIDEO_CACHE": str(tmp_path / "own")}
+    how: dict[str, Any] = {"env": env, "cwd": tmp_path, "text": True, "stderr": subprocess.STDOUT}
+    run = subprocess.Popen([sys.executable, "-m", "octvideo", *words], stdout=subprocess.PIPE, **how)
+    for _ in range(1200):
+        if len(bucket.find("bucket/small")) >= 3:  # the settings and two videos
+            break
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.05)
+    run.kill()
+    run.communicate()
+    before = {name: bucket.info(name)["LastModified"] for name in bucket.find("bucket/small") if name.endswith(".mp4")}
+    assert 2 <= len(before) < 8
+    done = subprocess.run([sys.executable, "-m", "octvideo", *words], stdout=subprocess.PIPE, check=False, **how)
+    assert done.returncode == 0 and f"{8 - len(before)} videos encoded, {len(before)} were there" in done.stdout
+    assert {name: bucket.info(name)["LastModified"] for name in before} == before
+    assert len([name for name in bucket.find("bucket/small") if name.endswith(".mp4")]) == 8
+    assert not [file for file in (tmp_path / "own" / "outputs").rglob("*") if file.suffix in (".mp4", ".part")]

@@ -242,7 +242,7 @@ def test_parts_join_in_a_bucket(bucket: Any, words: list[str], capsys: pytest.Ca
         (["shards", "--index", "s3://b/c"], "--index: got s3://b/c, expected a path on this machine"),
         (["shards", "a.txt", "-o", "https://b/c"], "-o/--output: https://b/c: nothing can be written there"),
         (["explain", "a.mp4", "--ckpt", "a", "-o", "s3://b/c.png"], "--output: got s3://b/c.png, expected a path"),
-        (["prepare", "reencode", "a", "s3://b/c"], "OUTPUT: got s3://b/c, expected a path on this machine"),
+        (["prepare", "reencode", "a", "http://b/c"], "OUTPUT: http://b/c: nothing can be written there"),
         (["timeline", "a.mp4", "--picture", "gs://b/c.png"], "--picture: got gs://b/c.png, expected a path on this"),
         (["timeline", "a.mp4", "--segments", "s3://b/c.csv"], "--segments: got s3://b/c.csv, expected a path on this"),
         (["infer", "a.mp4", "--runs_dir", "s3://b/c"], "--runs_dir: got s3://b/c, expected a path on this machine"),
