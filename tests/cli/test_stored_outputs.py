@@ -19,6 +19,7 @@ import octvideo.stores.copies as copies
 from octvideo.cli import main
 from octvideo.data.preparation import reencode
 from octvideo.data.preparation.encoding import EncodingSettings
+from octvideo.data.quarantine import Quarantine
 from octvideo.data.shards import read_shards, source_of
 from octvideo.inference.stored_features import StoredFeatures
 from octvideo.models import i3d_small
@@ -317,7 +318,7 @@ class Here:
     def __exit__(self, *_: object) -> None:
         """Nothing."""
 
-    def run(self, items: Any) -> Iterator[tuple[Any, Outcome]]:
+    def run(self, items: Any, *_: Any) -> Iterator[tuple[Any, Outcome]]:
         for item in items:
             yield item, Outcome("returned", self._work(item, lambda *_: None))
 
@@ -415,3 +416,29 @@ def test_a_killed_run_leaves_nothing_here_and_is_gone_on_with(
     assert {name: bucket.info(name)["LastModified"] for name in before} == before
     assert len([name for name in bucket.find("bucket/small") if name.endswith(".mp4")]) == 8
     assert not [file for file in (tmp_path / "own" / "outputs").rglob("*") if file.suffix in (".mp4", ".part")]
+
+
+# ── journals ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_check_into_a_bucket(
+    clips: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("octvideo.cli.check.isolated_on_ray", lambda *_: lambda work, *_: Here(work))
+    command = ["check", str(clips), "-o"]
+    assert main([*command, "s3://bucket/checked"]) == 1
+    said = capsys.readouterr().out
+    assert "all results: s3://bucket/checked/journal.jsonl\n1 in the quarantine list; " in said
+    assert "--data.quarantine s3://bucket/checked/quarantine.txt\n" in said
+    assert main([*command, "local"]) == 1
+    stored, local = contents(bucket, "bucket/checked"), files(Path("local"))
+    assert stored["quarantine.txt"] == local["quarantine.txt"] and {*stored} == {*local}
+    assert str(clips / "broken.mp4") in Quarantine("s3://bucket/checked/quarantine.txt", root=clips)
+    capsys.readouterr()
+    assert main([*command, "s3://bucket/checked"]) == 1
+    assert "4 of them were known from before" in capsys.readouterr().out
+    assert contents(bucket, "bucket/checked") == stored
+    bucket.pipe_file("bucket/checked/quarantine.txt", b"mine")
+    assert main([*command, "s3://bucket/checked"]) == 2
+    assert "error: s3://bucket/checked/quarantine.txt is there and was not written by" in capsys.readouterr().err
+    assert bucket.cat_file("bucket/checked/quarantine.txt") == b"mine"
