@@ -6,6 +6,7 @@ Only of files that none of these knows, such as another machine's, is the conten
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -29,11 +30,11 @@ from octvideo.inference.feature_files import (
     write_settings,
 )
 from octvideo.stores import StoredFolder, StoreError, staged
+from octvideo.video import VideoReadError
 
 log = logging.getLogger("octvideo.inference")
 
 _THREADS = 16  # that read files
-_ROWS = "rows.jsonl"
 
 
 class StoredFeatures(FeatureFolder):
@@ -54,6 +55,9 @@ class StoredFeatures(FeatureFolder):
 
         self.stored, self.folder = stored, stored.here  # the index is made in this
         self.settings = read_settings(stored, stored / SETTINGS_FILE, content)
+        # Of these settings alone: somebody may remove the folder, and begin it anew.
+        own = hashlib.sha256(json_text(self.settings).encode()).hexdigest()[:16]
+        self.noted_file = self.folder / f"rows-{own}.jsonl"
 
     def __str__(self) -> str:
         return str(self.stored)
@@ -71,7 +75,6 @@ class StoredFeatures(FeatureFolder):
                 raise UserError(f"{stored} holds other files: give another -o")
             write_settings(stored.here, settings)
             stored.put(stored.here / SETTINGS_FILE, SETTINGS_FILE)
-            (stored.here / _ROWS).unlink(missing_ok=True)  # of a folder that somebody has removed
         folder = cls(stored)  # of several parts, the one that was last has begun it
         folder.check(settings)
         return folder
@@ -89,8 +92,13 @@ class StoredFeatures(FeatureFolder):
 
         Raises:
             UserError: it can't be written.
+            VideoReadError: nothing there can have its name.
         """
-        name, rows = self.name_of(video), self.folder / _ROWS
+        name = self.name_of(video)
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise VideoReadError(video, "its name is no text, and a store's names are") from error
         try:
             with staged(self.stored.address_of(name)) as file:
                 self.write_file(file, video, features)
@@ -99,9 +107,9 @@ class StoredFeatures(FeatureFolder):
                 row = self.row_of(entry, name)
         except StoreError as error:
             raise UserError(f"can't write {self.stored / name}: {error}; the same command goes on") from None
-        with rows.open("a", encoding="utf-8") as noted:
+        with self.noted_file.open("a", encoding="utf-8") as noted:
             noted.write(f"\n{json_text(asdict(row))}\n")  # a line that a kill has cut off spoils no other
-        return rows
+        return self.noted_file
 
     def write_index(self, unreadable: Sequence[Row], *, parquet: bool = False) -> Path:
         """See `FeatureFolder.write_index`.
@@ -120,12 +128,12 @@ class StoredFeatures(FeatureFolder):
         file = self.write_rows(rows, parquet=parquet)
         for name in (file.name, *(["index.parquet"] if parquet else [])):
             self.stored.put(file.with_name(name), name)
-        (self.folder / _ROWS).unlink(missing_ok=True)
+        self.noted_file.unlink(missing_ok=True)
         return file
 
     def _noted(self) -> Iterator[Row]:
         """Rows of this run, and of one that was killed."""
-        file = self.folder / _ROWS
+        file = self.noted_file
         for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
             try:
                 yield Row(**json.loads(line))

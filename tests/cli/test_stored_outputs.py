@@ -134,7 +134,14 @@ def test_shards_in_a_bucket_are_those_of_a_disk(
     assert contents(bucket, "bucket/train") == files(Path("local"))
 
 
-@pytest.mark.parametrize("when", ["before the archive", "after the archive", "within its rows"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param("before the archive", marks=pytest.mark.slow),
+        pytest.param("after the archive", marks=pytest.mark.slow),
+        "within its rows",
+    ],
+)
 def test_shards_go_on_after_a_kill(
     when: str, videos: Path, bucket: Any, requests: Requests, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +206,7 @@ def test_shards_never_replace_what_others_wrote(
     assert "s3://bucket/new: 9 videos in 3 archives" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_parts_of_shards_in_a_bucket_are_joined(
     videos: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

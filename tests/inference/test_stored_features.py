@@ -13,6 +13,7 @@ from octvideo.errors import UserError
 from octvideo.inference.feature_files import FeatureFolder, Row
 from octvideo.inference.stored_features import StoredFeatures
 from octvideo.stores import StoredFolder
+from octvideo.video import VideoReadError
 from tests.file_server import s3_bucket
 from tests.inference.test_similar import SETTINGS, made
 
@@ -41,12 +42,14 @@ def test_two_machines_and_a_kill(bucket: Any, tmp_path: Path, monkeypatch: pytes
     first.write_index([bad])
     second = stored()
     second.write(videos[1], made(1, 1))  # and is killed, in the line that it notes
-    with (second.folder / "rows.jsonl").open("a") as rows:
+    with second.noted_file.open("a") as rows:
         rows.write('\n{"video": "x')
     monkeypatch.setattr(copies, "cache_folder", lambda: tmp_path / "other")
     other = stored()
     assert [other.has(video) for video in videos] == [True, True, False, False]
     other.write(videos[2], made(2, 2))
+    with pytest.raises(VideoReadError, match=r"odd .*its name is no text, and a store's names are"):
+        other.write("odd \udcff.mp4", made(1, 1))
     other.write_index([])
     monkeypatch.setattr(copies, "cache_folder", lambda: tmp_path / "cache")
     third = stored()
