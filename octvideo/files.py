@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -170,6 +171,30 @@ def whole_file(path: Path, *, to_disk: bool = False, keep: bool = False) -> Iter
     finally:
         if not keep:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_in(folder: Path, suffix: str) -> Iterator[None]:
+    """Says that this process fills a folder with `whole_file`, maybe beside others. Where it is alone, it first takes
+    away the parts that killed ones have left.
+
+    Args:
+        folder: that is there, and its folders.
+        suffix: of the files.
+    """
+    descriptor, ending = os.open(folder, os.O_RDONLY), part_of(Path(f"x{suffix}")).name.removeprefix(".x")
+    try:
+        with suppress(OSError):  # others write there, or the file system has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for here, _, names in os.walk(folder):
+                for name in names:
+                    if name.startswith(".") and name.endswith(ending):
+                        Path(here, name).unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

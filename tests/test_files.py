@@ -34,6 +34,7 @@ from octvideo.files import (
     walk_videos,
     whole_file,
     whole_text,
+    writing_in,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -286,6 +287,20 @@ def test_configs_are_read_alike(encoding: str, environ: dict[str, str], said: st
     command = [sys.executable, REPOSITORY / "tools/train.py", "--cfg", "my.yaml"]
     ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, text=True)
     assert ended.returncode == 2 and said in ended.stderr, ended.stderr
+
+
+def test_parts_of_killed_processes_are_taken_away_by_who_is_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    left, others = tmp_path / "a" / ".x.mp4.part", [tmp_path / name for name in (".y.part", "x.mp4.part", ".x.mp4")]
+    for file in (left, *others):
+        file.touch()
+    with writing_in(tmp_path, ".mp4"):
+        assert not left.exists() and all(file.exists() for file in others)
+        left.touch()  # another process's, which came after
+        with writing_in(tmp_path, ".mp4"):
+            assert left.exists()
+    with writing_in(tmp_path, ".mp4"):
+        assert not left.exists()
 
 
 def test_suffixes_of_videos_are_written_once() -> None:

@@ -14,11 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from octvideo import stores
 from octvideo.errors import UserError
 from octvideo.parts import Part, names_of_part
-from octvideo.stores import StoredFile, StoreError, is_remote, joined, open_file, put_file, read_range, shown, sizes_of
+from octvideo.stores import (
+    StoredFile,
+    StoreError,
+    is_remote,
+    joined,
+    open_file,
+    put_file,
+    read_range,
+    shown,
+    sizes_of,
+    staged,
+)
 from octvideo.stores.requests import tried
 from tests.file_server import FileServer, file_server, s3_bucket
 
@@ -285,3 +297,21 @@ def test_a_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             put_file(tmp_path / "file", "https://me:pw@h/x")
         with pytest.raises(StoreError, match="no such file"):
             put_file(tmp_path / "file", "s3://nobucket/file")
+
+
+def test_what_is_on_its_way_does_not_stay_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("octvideo.stores.copies.cache_folder", lambda: tmp_path)
+    left, used = tmp_path / "outputs/staged-gone/whole.mp4", tmp_path / "outputs/staged-used/whole.mp4"
+    for file in (left, used):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    with s3_bucket(monkeypatch) as bucket, FileLock(used.with_name(".lock")):
+        with staged("s3://bucket/a/b.mp4") as file:
+            assert not left.parent.exists() and used.exists()
+            file.write_bytes(b"b")
+            assert not bucket.exists("bucket/a/b.mp4")
+        assert bucket.cat_file("bucket/a/b.mp4") == b"b" and not file.parent.exists()
+        with pytest.raises(ValueError, match=r"^x$"), staged("s3://bucket/a/c.mp4") as file:
+            file.write_bytes(b"half")
+            raise ValueError("x")
+        assert not bucket.exists("bucket/a/c.mp4") and not file.parent.exists() and used.exists()

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from octvideo.cli.mistakes import meant
 from octvideo.errors import UserError
 from octvideo.parts import Part
-from octvideo.stores import StoredCopy, is_remote, shown
+from octvideo.stores import StoredCopy, StoredFolder, is_remote, shown
 
 Number = TypeVar("Number", int, float)
 DEBUG_HELP = "show tracebacks of errors too"
@@ -98,6 +98,18 @@ def output_path(text: str) -> Path | StoredCopy:
         return Path(text)
     try:
         return StoredCopy(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def output_folder(text: str) -> Path | StoredFolder:
+    """A folder that is filled with whole files, here or in an object store, for argparse."""
+    if not is_remote(text):
+        path = output_path(text)
+        assert isinstance(path, Path)
+        return path
+    try:
+        return StoredFolder(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -12,15 +12,15 @@ from argparse import Namespace
 from pathlib import Path
 from typing import get_args
 
-from octvideo.cli.arguments import Parser, above_zero, share
+from octvideo.cli.arguments import Parser, above_zero, output_folder, share
 from octvideo.cli.on_ray import isolated_on_ray, ray_arguments
 from octvideo.cli.tables import print_table
 from octvideo.data.checking import Journal, Selection, Summary, check_all, part_of_selection, select
-from octvideo.data.quarantine import printable, write_quarantine
+from octvideo.data.quarantine import QUARANTINE, printable, put_quarantine, write_quarantine
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.progress import Progress
-from octvideo.stores import file_name
+from octvideo.stores import StoredFolder, file_name
 from octvideo.video import Decoder, FrameNames
 from octvideo.video.reader import check_decoder
 
@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "sources", nargs="+", metavar="FOLDER|VIDEO|LIST|CSV", help="what to check, here or at an address"
     )
-    parser.shared("output", metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
+    parser.shared("output", type=output_folder, metavar="DIR", help="(runs/check_videos/NAME OF THE ROOT)")
     parser.add_argument("--root", metavar="DIR", help="where paths start: data.root (what sources share)")
     parser.shared("frame_names", "first_frame", "part")
     parser.shared("decoder", choices=get_args(Decoder))
@@ -81,8 +81,11 @@ def run(args: Namespace) -> int:
             if not entry.get("again")
             and (entry["verdict"] == "unreadable" or entry["frames"] < args.min_readable * entry["announced"])
         )
-        number = write_quarantine(out / "quarantine.txt", selection.root, bad)
-        say(selection, summary, journal, out / "quarantine.txt", number)
+        if isinstance(out, StoredFolder):
+            number = put_quarantine(out, selection.root, bad)
+        else:
+            number = write_quarantine(out / QUARANTINE, selection.root, bad)
+        say(selection, summary, journal, out / QUARANTINE, number)
     return 1 if summary.verdicts["partly"] or summary.verdicts["unreadable"] or selection.closed else 0
 
 
@@ -111,7 +114,7 @@ class Shown:
         self._progress.update(done, said="; ".join(filter(None, [self._counts, *self._within.values()])))
 
 
-def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Path, number: int) -> None:
+def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Path | str, number: int) -> None:
     """The summary."""
     counts = [(verdict, summary.verdicts[verdict]) for verdict in VERDICTS]
     rows = [(verdict, f"{count:,}", f"{count / max(len(selection.names), 1):.2%}") for verdict, count in counts]
@@ -130,5 +133,6 @@ def say(selection: Selection, summary: Summary, journal: Journal, quarantine: Pa
         print(f"and {len(summary.reasons) - 10} other reasons")
     if hidden := sum(bool(entry.get("again")) for entry in journal.not_ok().values()):
         print(f"{hidden:,} could not be reached for now; they are in no list, and the same command tries them again")
-    print(printable(f"all results: {journal.file}"))
-    print(printable(f"{number:,} in the quarantine list; to leave them out: --data.quarantine {quarantine.absolute()}"))
+    print(printable(f"all results: {journal.name}"))
+    place = quarantine.absolute() if isinstance(quarantine, Path) else quarantine
+    print(printable(f"{number:,} in the quarantine list; to leave them out: --data.quarantine {place}"))

@@ -21,13 +21,13 @@ from torch import nn
 
 from octvideo._version import __version__
 from octvideo.cli.allocator import keep_freed_memory
-from octvideo.cli.arguments import Parser, above_zero, asked_views
+from octvideo.cli.arguments import Parser, above_zero, asked_views, output_folder
 from octvideo.cli.infer import check_part, find_videos, lines_of_predictor, say_lines, videos_of_part
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.tables import print_table
 from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
-from octvideo.files import digest
+from octvideo.files import digest, writing_in
 from octvideo.inference.checkpoint import find_checkpoint, network_of_checkpoint, network_of_pytorchvideo
 from octvideo.inference.choice import AUTO
 from octvideo.inference.engines import ENGINES
@@ -42,8 +42,9 @@ from octvideo.inference.feature_files import (
 from octvideo.inference.feature_network import list_layers
 from octvideo.inference.features import FeatureExtractor, WindowFeatures
 from octvideo.inference.predictor import Predictor
+from octvideo.inference.stored_features import StoredFeatures
 from octvideo.progress import Progress
-from octvideo.stores import by_shown, file_name, shown
+from octvideo.stores import StoredFolder, by_shown, file_name, shown
 from octvideo.video import FileFrames, VideoReadError, ViewSettings
 
 STOPPED = "stopped: the same command goes on with the videos that are left"
@@ -53,7 +54,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "videos", nargs="*", metavar="VIDEO|FOLDER|@FILE", help="@FILE: names of videos from a text file, one in a line"
     )
-    parser.shared("output", metavar="DIR", help="made here; videos whose features are in it are not done again")
+    parser.shared(
+        "output",
+        type=output_folder,
+        metavar="DIR",
+        help="made, here or in a store; videos whose features are in it are not done again",
+    )
     parser.shared("ckpt")
     add = parser.add_argument
     add("--model", help="(exported models hold no layers: give --ckpt)")
@@ -150,7 +156,14 @@ def _extractor_of(
 def _folder_of(args: argparse.Namespace, checkpoint: Path | None, made_by: dict[str, Any]) -> FeatureFolder:
     weights, *others = made_by.items()
     made_by = dict([weights, ("sha256", "" if checkpoint is None else digest(checkpoint)), *others])
-    return FeatureFolder.made(args.output, {**made_by, "format": args.format, "dtype": args.dtype})
+    made_by |= {"format": args.format, "dtype": args.dtype}
+    if isinstance(args.output, StoredFolder):
+        return StoredFeatures.begun(args.output, made_by)
+    return FeatureFolder.made(args.output, made_by)
+
+
+def _open_folder(folder: Path | StoredFolder) -> FeatureFolder:
+    return StoredFeatures(folder) if isinstance(folder, StoredFolder) else FeatureFolder(folder)
 
 
 @dataclass
@@ -175,7 +188,7 @@ class FeaturesWorker:
 
     def work(self, videos: Sequence[str]) -> Iterator[VideoReadError | str | None]:
         """What `_written` returns."""
-        folder = FeatureFolder(self.args.output)
+        folder = _open_folder(self.args.output)
         for video in videos:  # one by one: what is written is told
             if self._extractor.whole:
                 (made,) = features_of(self._extractor, [video])
@@ -210,13 +223,13 @@ def _write_all(
     videos: list[str],
     written: Callable[[list[str], Progress], Iterator[VideoReadError | str]],
 ) -> int:
-    left = [video for video in videos if folder.find(shown(video)) is None]
+    left = [video for video in videos if not folder.has(shown(video))]
     if len(left) < len(videos):
-        print(f"{len(videos) - len(left)} of {len(videos)} videos are in {folder.folder} already", file=sys.stderr)
+        print(f"{len(videos) - len(left)} of {len(videos)} videos are in {folder} already", file=sys.stderr)
     failures: list[VideoReadError] = []
     partly: list[str] = []
     try:
-        with Progress("computing features", len(left)) as progress:
+        with _alone(folder), Progress("computing features", len(left)) as progress:
             for result in written(left, progress):
                 if isinstance(result, VideoReadError):
                     failures.append(result)
@@ -226,10 +239,15 @@ def _write_all(
                 progress.advance()
     finally:  # in any case what has been done
         file = folder.write_index([Row(error.path, reason=error.reason) for error in failures], parquet=args.parquet)
-        print(f"features are in {folder.folder}, listed in {file.name}", file=sys.stderr)
+        print(f"features are in {folder}, listed in {file.name}", file=sys.stderr)
         for failure in (*failures, *partly):
             print(f"error: {failure}", file=sys.stderr)
     return 1 if failures or partly else 0
+
+
+def _alone(folder: FeatureFolder) -> contextlib.AbstractContextManager[None]:
+    stored = isinstance(folder, StoredFeatures)
+    return contextlib.nullcontext() if stored else writing_in(folder.folder, f".{folder.settings['format']}")
 
 
 def loaded_network(checkpoint: Path | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -303,10 +321,13 @@ def _as_dtype(made: VideoFeatures, dtype: str, video: str) -> VideoFeatures:
     return replace(made, features=features)
 
 
-def _engine_before(folder: Path, engine: str, precision: str) -> tuple[str, str] | None:
+def _engine_before(folder: Path | StoredFolder, engine: str, precision: str) -> tuple[str, str] | None:
     """Engine and precision of the features in a folder, where "auto" leaves them open: a run is resumed as it began."""
-    if AUTO not in (engine, precision) or not (folder / SETTINGS_FILE).is_file():
+    if AUTO not in (engine, precision):
         return None
-    settings = FeatureFolder(folder).settings
+    is_begun = folder.exists(SETTINGS_FILE) if isinstance(folder, StoredFolder) else (folder / SETTINGS_FILE).is_file()
+    if not is_begun:
+        return None
+    settings = _open_folder(folder).settings
     name, computed_in = settings["engine"], settings["precision"]
     return (name, computed_in) if engine in (AUTO, name) and precision in (AUTO, computed_in) else None

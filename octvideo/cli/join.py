@@ -16,12 +16,15 @@ from pathlib import Path
 
 from octvideo.cli.arguments import Parser
 from octvideo.cli.infer import find_videos
+from octvideo.cli.shards import train_with
 from octvideo.data.shard_joining import join_shards
+from octvideo.data.shards import ABOUT
 from octvideo.errors import UserError
 from octvideo.files import whole_text
 from octvideo.json_joining import join_lines
 from octvideo.stores import (
     StoredCopy,
+    StoredFolder,
     StoreError,
     by_shown,
     exists,
@@ -66,14 +69,29 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: parts that can't be joined, or OUT is there.
     """
+    given = [name for part in args.parts for name in (glob(part) if is_remote(part) and "*" in part else [part])]
+    if _is_stored_shards(given[0]):
+        out = args.output
+        folder_out = StoredFolder(out.address) if isinstance(out, StoredCopy) else out
+        folders = [StoredFolder(part) if is_remote(part) else Path(part) for part in dict.fromkeys(given)]
+        return _join_shards(folders, folder_out, overwrite=args.overwrite)
     with tempfile.TemporaryDirectory(prefix="octvideo-join-") as folder:
-        given = [name for part in args.parts for name in (glob(part) if is_remote(part) and "*" in part else [part])]
         parts = [_brought(part, Path(folder, str(number))) for number, part in enumerate(dict.fromkeys(given))]
         if not isinstance(args.output, StoredCopy):
             return _join(args, list(dict.fromkeys(parts)), args.output)
         if parts[0].is_dir():
-            raise UserError(f"{args.output}: shards are joined on this machine; copy the folder afterwards")
+            raise UserError(
+                f"{parts[0]} is on this machine, and {args.output} is not: join it here and copy the folder, or write "
+                f"the parts there (octvideo shards --part -o {args.output})"
+            )
         return _join_into_store(args, parts, given, Path(folder, file_name(args.output.address)))
+
+
+def _is_stored_shards(part: str) -> bool:
+    try:
+        return is_remote(part) and exists(f"{part.rstrip('/')}/{ABOUT}")
+    except StoreError as error:
+        raise UserError(f"can't read {shown(part)}: {error}") from None
 
 
 def _brought(part: str, folder: Path) -> Path:
@@ -108,10 +126,18 @@ def _join_into_store(args: argparse.Namespace, parts: list[Path], given: list[st
         if (listed := out.with_name(f"{out.name}.missing.txt")).exists():
             put_file(listed, missing)
         else:
-            remove_file(missing)
+            _remove_missing(missing)
     except StoreError as error:
         raise UserError(f"can't write {args.output}: {error}") from None
     return code
+
+
+def _remove_missing(address: str) -> None:
+    """Of an earlier join. Where the store forbids it, all else is written."""
+    try:
+        remove_file(address)
+    except StoreError as error:
+        print(f"warning: nothing is missing, but {shown(address)} can't be removed: {error}", file=sys.stderr)
 
 
 def _join(args: argparse.Namespace, parts: list[Path], out: Path) -> int:
@@ -155,13 +181,13 @@ def _tell(what: str, names: Sequence[str]) -> None:
         print(f"  and {len(names) - _SHOWN:,} more", file=sys.stderr)
 
 
-def _join_shards(parts: Sequence[Path], out: Path) -> int:
-    joined = join_shards(parts, out)
+def _join_shards(parts: Sequence[Path | StoredFolder], out: Path | StoredFolder, *, overwrite: bool = False) -> int:
+    joined = join_shards(parts, out, overwrite=overwrite)
     print(f"{out}: {joined.videos:,} of {joined.expected:,} videos, in {len(parts)} folders")
     if joined.left_out:
         print(f"{len(joined.left_out):,} were left out, see {out / 'left_out.tsv'}", file=sys.stderr)
     if joined.missing:
         print(f"{len(joined.missing):,} videos are in no part: were all parts given?", file=sys.stderr)
         return 1
-    print(f"train with --data.train {out.resolve()}, or its address in an object store")
+    print(train_with(out))
     return 1 if joined.left_out else 0

@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.arguments import Parser, output_folder, positive
 from octvideo.cli.on_ray import isolated_on_ray, ray_arguments
 from octvideo.cli.tables import print_table
 from octvideo.data.preparation.archives import ALL, PUBLICATIONS, Archive, publication_of
@@ -38,7 +38,7 @@ from octvideo.data.preparation.reencode import DAMAGED_FILE, FAILED_FILE, Summar
 from octvideo.data.workers import available_cpus
 from octvideo.errors import UserError
 from octvideo.progress import Progress
-from octvideo.stores import is_remote
+from octvideo.stores import StoredFolder, is_remote
 
 _READERS = {
     "ucf101": ucf101_lists,
@@ -96,7 +96,7 @@ def add_arguments(parser: Parser) -> None:
     smaller.set_defaults(run=_reencode)
     add = smaller.add_argument
     add("source", metavar="SOURCE", help="folder of videos, or its address; nothing in it is touched")
-    add("output", type=Path, metavar="OUTPUT", help="folder to write: the same names, as .mp4")
+    add("output", type=output_folder, metavar="OUTPUT", help="folder to write, here or in a store: the names, as .mp4")
     add("--short_side", type=positive, default=default.short_side_px, metavar="PX", help="(256); 320 is usual too")
     add("--gop", type=positive, default=default.gop_frames, metavar="FRAMES", help="between keyframes (12)")
     add("--crf", type=int, default=default.crf, metavar="Q", help="quality of x264, 0 (best) to 51 (23)")
@@ -352,8 +352,8 @@ def _print_copied(args: argparse.Namespace, summary: Summary) -> None:
         print(f"{summary.damaged:,} were damaged, what could be decoded is kept: {damaged}")
     if summary.failed:
         print(f"failed (run again, these are tried again): {args.output / name_for_part(FAILED_FILE, args.part)}")
-    if args.part is None:
+    if args.part is None and not isinstance(args.output, StoredFolder):
         source = args.output if is_remote(args.source) else Path(args.source)
         print(f"\nNext:\n  {next_command(source, args.output)}")
-    else:
+    elif args.part is not None:
         print(f"\nThis was part {args.part}. When all are done, the same command without --part says what is missing.")

@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from octvideo.cli.arguments import Parser, positive
+from octvideo.cli.arguments import Parser, output_folder, positive
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cluster.pool import Lost
 from octvideo.data.datamodule import VideoDataModule
@@ -22,6 +22,7 @@ from octvideo.data.shard_writer import ShardReport, index_shards, write_shards
 from octvideo.errors import UserError
 from octvideo.parts import Part, indices_of_part, sizes_of_files
 from octvideo.progress import Progress
+from octvideo.stores import StoredFolder
 
 STOPPED = "\nstopped: whole archives are kept, the same command goes on"
 _SHARDS_OF_PART, _MOST_PARTS = 4, 10_000
@@ -30,7 +31,7 @@ _SHARDS_OF_PART, _MOST_PARTS = 4, 10_000
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="list, csv of Kinetics, folder of class folders: as data.train")
-    parser.shared("output", metavar="DIR", help="folder for the archives")
+    parser.shared("output", type=output_folder, metavar="DIR", help="folder for the archives, here or in a store")
     add("--root", default=".", metavar="DIR", help="where the source and the paths in it start, or its address (.)")
     add(
         "--classes",
@@ -52,7 +53,7 @@ def run(args: Namespace) -> int:
     if args.index is not None:
         print(f"{args.index}: {index_shards(args.index)} videos indexed")
         return 0
-    out: Path | None = args.output
+    out: Path | StoredFolder | None = args.output
     if args.source is None or out is None:
         raise UserError("give a source and a folder for the archives: octvideo shards SOURCE -o FOLDER")
     if args.on is not None:
@@ -73,13 +74,21 @@ def run(args: Namespace) -> int:
     if args.part is not None:
         print(f"when all parts are there: octvideo join {args.output}/part-*-of-{args.part.count} -o {args.output}")
         return 1 if report.left_out else 0
-    print(f"train with --data.train {out.resolve()}, or its address in an object store")
+    print(train_with(out))
     return 1 if report.left_out else 0
 
 
-def folder_of_part(out: Path, part: Part) -> Path:
+def train_with(out: Path | StoredFolder) -> str:
+    """What is said of a folder of shards that is whole."""
+    if isinstance(out, StoredFolder):
+        return f"train with --data.train {out}"
+    return f"train with --data.train {out.resolve()}, or its address in an object store"
+
+
+def folder_of_part(out: Path | StoredFolder, part: Part) -> Path | StoredFolder:
     """Where a part is."""
-    return out / f"part-{part.number}-of-{part.count}"
+    name = f"part-{part.number}-of-{part.count}"
+    return out.inside(name) if isinstance(out, StoredFolder) else out / name
 
 
 class ShardWriter:
@@ -107,7 +116,7 @@ class ShardWriter:
         total = sum(size or 0 for size in sizes_of_files([video.path for video in self.videos]))
         return max(1, min(-(-total // (_SHARDS_OF_PART * self._args.shard_mb * 2**20)), _MOST_PARTS))
 
-    def write(self, out: Path, part: Part | None, advance: Callable[[], object]) -> ShardReport:
+    def write(self, out: Path | StoredFolder, part: Part | None, advance: Callable[[], object]) -> ShardReport:
         """See `write_shards`."""
         args = self._args
         how = {"shard_bytes": args.shard_mb * 2**20, "shuffle": args.shuffle, "part": part, "advance": advance}
@@ -119,7 +128,7 @@ class ShardWriter:
             yield self.write(folder_of_part(self._args.output, part), part, lambda: None)
 
 
-def _run_on_cluster(args: Namespace, out: Path) -> int:
+def _run_on_cluster(args: Namespace, out: Path | StoredFolder) -> int:
     """Parts of a few archives each, written by a cluster and joined here."""
     if args.part is not None:
         raise UserError(
@@ -140,5 +149,5 @@ def _run_on_cluster(args: Namespace, out: Path) -> int:
     if joined.left_out:
         name, _, reason = joined.left_out[0].partition("\t")
         print(f"{len(joined.left_out)} left out, the first {name}: {reason}; all in {out / 'left_out.tsv'}")
-    print(f"train with --data.train {out.resolve()}, or its address in an object store")
+    print(train_with(out))
     return 1 if joined.left_out else 0

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from octvideo.errors import UserError
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # results are lines of text; Ray's default is 30 % of the memory
+_ASKS_FOR_TOKEN = "InvalidAuthToken"  # in what Ray prints
 _ANSWER_S = 10.0  # that a head has to take a connection
 
 
@@ -46,13 +47,9 @@ def connected(address: str, *, cpus: int, tell: Callable[[str], None]) -> Iterat
         UserError: Ray is not installed, or there is no such cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
-    if "RAY_AUTH_MODE" not in os.environ and _has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"  # as heads ask for it; one that asks for none is content, too
     _, _, named = address.partition("://")
     if not named and re.fullmatch(r"[^/\s]+:\d+", os.environ.get("RAY_ADDRESS", "")):
         named = os.environ["RAY_ADDRESS"]
-    if named:
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of 40 s each, where Ray makes 20
     ray = ray_library()
     place = named or _place_here()
     if place and (trouble := _no_answer(place)):
@@ -62,19 +59,7 @@ def connected(address: str, *, cpus: int, tell: Callable[[str], None]) -> Iterat
         place = None
     how: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if place:
-        try:
-            with _Unsaid() as unsaid:
-                ray.init(address=place, **how)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            if "InvalidAuthToken" in unsaid.text():
-                raise UserError(
-                    f"the cluster at {place} asks for a token: copy ~/.ray/auth_token of its head to this machine"
-                    + (", in place of the one that is here" if _has_token() else "")
-                ) from error
-            raise UserError(
-                f"no cluster at {place} for this machine ({str(error).strip().splitlines()[0]}): expected what "
-                "'ray start --head' prints, with the port 6379 of the head (not 10001), on a machine of the cluster"
-            ) from error
+        _join(ray, place, how)
     else:
         own = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
         with _Unsaid():
@@ -85,6 +70,48 @@ def connected(address: str, *, cpus: int, tell: Callable[[str], None]) -> Iterat
         yield f"{what}, {_counted(int(ray.cluster_resources().get('CPU', 0)), 'CPU')}"
     finally:
         ray.shutdown()
+
+
+def _join(ray: ModuleType, place: str, how: dict[str, Any]) -> None:
+    """Connects to a cluster, with this machine's token where it asks for one.
+
+    Raises:
+        UserError: there is none, or it takes no token that is here.
+    """
+    from ray._private import ray_constants
+
+    # Those that were found to answer answer soon; Ray would try for a quarter of an hour.
+    tries, ray_constants.NUM_REDIS_GET_RETRIES = ray_constants.NUM_REDIS_GET_RETRIES, 1
+    unsaid = _Unsaid()
+    try:
+        with unsaid:
+            try:
+                ray.init(address=place, **how)
+            except ConnectionError:
+                if not (_ASKS_FOR_TOKEN in unsaid.text() and _has_token() and "RAY_AUTH_MODE" not in os.environ):
+                    raise
+                _use_token()  # not before: processes of a cluster that asks for none could not begin
+                ray.init(address=place, **how)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if _ASKS_FOR_TOKEN in unsaid.text():
+            raise UserError(
+                f"the cluster at {place} asks for a token: copy ~/.ray/auth_token of its head to this machine"
+                + (", in place of the one that is here" if _has_token() else "")
+            ) from error
+        raise UserError(
+            f"no cluster at {place} for this machine ({str(error).strip().splitlines()[0]}): expected what "
+            "'ray start --head' prints, with the port 6379 of the head (not 10001), on a machine of the cluster"
+        ) from error
+    finally:
+        ray_constants.NUM_REDIS_GET_RETRIES = tries
+
+
+def _use_token() -> None:
+    """As Ray's own commands do it."""
+    from ray import _raylet
+
+    os.environ["RAY_AUTH_MODE"] = "token"
+    cast(Any, _raylet).Config.initialize("")  # which has read the variable already
 
 
 def _has_token() -> bool:

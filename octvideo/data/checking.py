@@ -20,7 +20,7 @@ from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, walk_videos
 from octvideo.json_lines import JsonLines, Words, first_line
 from octvideo.parts import Part, names_of_part, sizes_of_files
-from octvideo.stores import add_shown, file_name, is_remote, shown, videos_at
+from octvideo.stores import StoredCopy, StoredFolder, add_shown, file_name, is_remote, shown, videos_at
 from octvideo.video import Decoder, FrameFolder, FrameNames
 from octvideo.video.checking import Check, check_of, check_video, stamp_of
 from octvideo.video.isolated import IsolatedPool, Pool, Work
@@ -169,7 +169,7 @@ class Journal(JsonLines):
     """What is known of each file, in `folder/journal.jsonl`; the last line of a file counts.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it is not there; or in a store.
         root: that names start from.
         decoder: that files are read with.
         part: of the files, if they are not all.
@@ -178,12 +178,16 @@ class Journal(JsonLines):
         UserError: the journal is of another check, or another process writes it.
     """
 
-    def __init__(self, folder: Path, *, root: str, decoder: str, part: Part | None = None) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"can't write to {folder}: {error.strerror}") from error
-        file = folder / "journal.jsonl"
+    def __init__(self, folder: Path | StoredFolder, *, root: str, decoder: str, part: Part | None = None) -> None:
+        file: Path | StoredCopy
+        if isinstance(folder, StoredFolder):
+            file = StoredCopy(folder.address_of("journal.jsonl"))
+        else:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"can't write to {folder}: {error.strerror}") from error
+            file = folder / "journal.jsonl"
         settings: dict[str, Any] = {"journal": _KIND, "root": root, "decoder": decoder}
         if part is not None or (first_line(file) or {}).get("part"):
             settings["part"] = None if part is None else str(part)

@@ -20,10 +20,11 @@ from pathlib import Path
 from octvideo.data.records import VideoList
 from octvideo.errors import UserError
 from octvideo.files import text_lines, whole_text
-from octvideo.stores import is_remote, joined, read_text, shown
+from octvideo.stores import StoredFolder, is_remote, joined, read_text, shown
 
 log = logging.getLogger("octvideo.data")
 
+QUARANTINE = "quarantine.txt"
 _ROOT = "# paths start from "
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _GONE = "no such file"
@@ -112,10 +113,26 @@ def read_quarantine(file: str | Path) -> tuple[str | None, list[tuple[str, str]]
     return root, entries
 
 
-def write_quarantine(file: Path, root: str, entries: Iterable[tuple[str, str]]) -> int:
+def put_quarantine(folder: StoredFolder, root: str, entries: Iterable[tuple[str, str]]) -> int:
+    """`write_quarantine`, of a folder in a store.
+
+    Raises:
+        UserError: another file has this name, or the store can't be read or written.
+    """
+    file, there = folder.here / QUARANTINE, folder.read(QUARANTINE)
+    file.unlink(missing_ok=True)
+    if there is not None:
+        file.write_bytes(there)
+    number = write_quarantine(file, root, entries, told=folder / QUARANTINE)
+    folder.put(file, QUARANTINE)
+    return number
+
+
+def write_quarantine(file: Path, root: str, entries: Iterable[tuple[str, str]], *, told: str | None = None) -> int:
     """Writes a list in place of an older one, and never half of it; returns the number of entries.
 
     Args:
+        told: its name for errors, where it is not its own.
         entries: path and reason of each video, in any order; processes find them in another one each time.
             The list is sorted by path, so that the same videos give the same file.
 
@@ -123,7 +140,9 @@ def write_quarantine(file: Path, root: str, entries: Iterable[tuple[str, str]]) 
         UserError: another file has this name.
     """
     if file.exists() and not file.read_bytes().startswith(_ROOT.encode()):
-        raise UserError(f"{file} is there and was not written by this tool: move it, or write to another folder")
+        raise UserError(
+            f"{told or file} is there and was not written by this tool: move it, or write to another folder"
+        )
     number = 0
     with whole_text(file) as text:
         text.write(

@@ -18,11 +18,12 @@ import numpy as np
 
 from octvideo.class_names import ClassIndex, is_number, read_class_names
 from octvideo.data.records import VideoRecord
-from octvideo.data.shards import ABOUT, INDEX, index_lines, source_of
+from octvideo.data.shard_stores import StoredShards
+from octvideo.data.shards import ABOUT, CLASSES, INDEX, LEFT_OUT, index_lines, source_of
 from octvideo.errors import UserError
 from octvideo.files import VIDEO_SUFFIXES, is_video, natural_key, part_of, whole_text
 from octvideo.parts import Part, indices_of_part
-from octvideo.stores import file_name, is_remote, shown
+from octvideo.stores import StoredFolder, file_name, is_remote, shown
 from octvideo.video import FrameFolder, VideoBytes, VideoReadError
 from octvideo.video.frames import RemoteVideo, fetched
 
@@ -48,7 +49,7 @@ class ShardReport:
 
 def write_shards(
     records: Sequence[VideoRecord],
-    out: Path,
+    out: Path | StoredFolder,
     *,
     root: str | Path,
     class_names: Sequence[str],
@@ -64,7 +65,8 @@ def write_shards(
 
     Args:
         records: the videos; their files are only read.
-        out: folder of the archives; is made.
+        out: folder of the archives; is made. In a store it gets each archive when it is whole, which then is deleted
+            here.
         root: where the names of videos start; those outside keep their whole path.
         class_names: K names, in the order of their ids.
         shard_bytes: an archive ends with the video that reaches it.
@@ -86,18 +88,38 @@ def write_shards(
     settings |= {"part": None if part is None else str(part), "classes": list(class_names)}
     if records and (frames := records[0].frames) is not None:
         settings["fps"] = frames.fps
-    has_several = any(record.others for record in records)
-    if has_several:
+    if any(record.others for record in records):
         settings["several_labels"] = True
     names = [_name(record.path, root) for record in records]
-    rows = _begin(out, settings)
+    if isinstance(out, StoredFolder):
+        with StoredShards(out) as stored:
+            return _write(records, names, settings, out, stored=stored, here=stored.here, advance=advance, part=part)
+    return _write(records, names, settings, out, stored=None, here=out, advance=advance, part=part)
+
+
+def _write(
+    records: Sequence[VideoRecord],
+    names: Sequence[str],
+    settings: dict[str, Any],
+    out: Path | StoredFolder,
+    *,
+    here: Path,
+    stored: StoredShards | None,
+    part: Part | None,
+    advance: Callable[[], object],
+) -> ShardReport:
+    """`write_shards`, with its files `here`, from where they may go into a store."""
+    shuffle = settings["shuffle"]
+    rows = _begin(here, out, settings)
     for row in rows:
         if row["index"] >= len(names) or row["name"] != names[row["index"]]:
             raise _other_shards(out, f"video {row['index']} there is {row['name']}")
         there, now = [row["label"], *row.get("others", [])], _labels(records[row["index"]])
         if there != now:
             raise _other_shards(out, f"labels of {row['name']} were {there}, now {now}")
-    _write_settings(out, settings, complete=False)  # only now: a command with a mistake leaves whole shards whole
+    _write_settings(here, settings, complete=False)  # only now: a command with a mistake leaves whole shards whole
+    if stored is not None:
+        stored.begin(rows)
     report = ShardReport(kept=len(rows), num_shards=len({row["shard"] for row in rows}))
     done = {row["index"] for row in rows}
     own = set(indices_of_part([record.path for record in records], part))
@@ -106,19 +128,26 @@ def write_shards(
     queue = iter([index for index in order.tolist() if index in own])
     for _ in done:
         advance()
+    what = records, names, settings["shard_bytes"], report, advance
     while True:
-        shard = out / f"shard-{report.num_shards:06d}.tar"
-        rows = _write_shard(shard, queue, records, names, shard_bytes, report, advance, has_several=has_several)
+        shard = here / f"shard-{report.num_shards:06d}.tar"
+        rows = _write_shard(shard, queue, *what, has_several=settings.get("several_labels", False))
         if not rows:
             break
-        with (out / INDEX).open("a", encoding="utf-8") as file:
+        if stored is not None:
+            stored.add(shard)
+        with (here / INDEX).open("a", encoding="utf-8") as file:
             file.write(index_lines(rows))
             _to_disk(file)
+        if stored is not None:
+            stored.added(shard)
         report.num_shards += 1
         report.written += len(rows)
-    with whole_text(out / "left_out.tsv") as file:
+    with whole_text(here / LEFT_OUT) as file:
         file.writelines(f"{name}\t{reason}\n" for name, reason in report.left_out)
-    _write_settings(out, settings, complete=True)
+    _write_settings(here, settings, complete=True)
+    if stored is not None:
+        stored.end()
     return report
 
 
@@ -207,43 +236,44 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(info, io.BytesIO(content))
 
 
-def _begin(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def _begin(here: Path, out: Path | StoredFolder, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Makes the folder, or resumes: returns the rows of its whole archives."""
-    about = out / ABOUT
+    about = here / ABOUT
     if not about.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not isinstance(out, StoredFolder) and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is there and holds no shards: give a new folder")
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            with whole_text(out / "classes.txt") as file:
+            here.mkdir(parents=True, exist_ok=True)
+            with whole_text(here / CLASSES) as file:
                 file.writelines(f"{name}\n" for name in settings["classes"])
-            _write_settings(out, settings, complete=False)
+            _write_settings(here, settings, complete=False)
         except OSError as error:
-            raise UserError(f"can't write to {out}: {error.strerror}") from error
+            raise UserError(f"can't write to {here}: {error.strerror}") from error
         return []
     there = json.loads(about.read_text(encoding="utf-8"))
     for key, value in settings.items():
         if there.get(key) != value:
             raise _other_shards(out, f"{key} was {_short(there.get(key))}, now {_short(value)}")
-    if not (out / INDEX).exists():
+    if not (here / INDEX).exists():
         return []
-    text = (out / INDEX).read_text(encoding="utf-8")
+    text = (here / INDEX).read_text(encoding="utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may have cut the last one
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    if rows:
+    last = rows[-1]["shard"] if rows else ""
+    # One that goes into a store is here until the index has its rows.
+    if rows and (not isinstance(out, StoredFolder) or (here / last).exists()):
         # It may also have lost lines of the last archive, which is written again then.
-        last = rows[-1]["shard"]
-        with tarfile.open(out / last) as archive:
+        with tarfile.open(here / last) as archive:
             there_are = sum(name.endswith(".json") for name in archive.getnames())
         if there_are != sum(row["shard"] == last for row in rows):
             rows = [row for row in rows if row["shard"] != last]
     if len(index_lines(rows)) != len(text):
-        with whole_text(out / INDEX, to_disk=True) as file:
+        with whole_text(here / INDEX, to_disk=True) as file:
             file.write(index_lines(rows))
     return rows
 
 
-def _other_shards(out: Path, difference: str) -> UserError:
+def _other_shards(out: Path | StoredFolder, difference: str) -> UserError:
     return UserError(f"{out} holds shards of other videos or settings ({difference}): give a new folder")
 
 
@@ -260,8 +290,8 @@ def _name(path: str, root: str | Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
 
 
-def _write_settings(out: Path, settings: dict[str, Any], *, complete: bool) -> None:
-    with whole_text(out / ABOUT, to_disk=True) as file:
+def _write_settings(here: Path, settings: dict[str, Any], *, complete: bool) -> None:
+    with whole_text(here / ABOUT, to_disk=True) as file:
         file.write(json.dumps({**settings, "complete": complete}, indent=2) + "\n")
 
 

@@ -31,7 +31,7 @@ from octvideo.files import decode_text, one_line
 from octvideo.stores import StoreError, file_name, is_remote, read_file, read_range, shown, size_of
 from octvideo.video import FrameArchive, FrameFolder, ImageFrames, Source, VideoBytes, VideoReadError
 
-INDEX, ABOUT = "index.jsonl", "shards.json"
+INDEX, ABOUT, CLASSES, LEFT_OUT = "index.jsonl", "shards.json", "classes.txt", "left_out.tsv"
 _KEYS = ("index", "name", "label", "shard", "offset", "size")
 
 

@@ -19,7 +19,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -148,14 +148,10 @@ class FeatureFolder:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         file = self.folder / SETTINGS_FILE
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if content["features"] != KIND:
-                raise UserError(f"{file}: got {content['features']!r}, expected {KIND!r}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            said = one_line(error) if isinstance(error, OSError) else "it is something else"
-            raise UserError(f"no features in {folder} ({file.name}: {said}): octvideo features writes them") from error
-        self.settings: dict[str, Any] = content
+        self.settings = read_settings(folder, file, file.read_bytes)
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
     @classmethod
     def made(cls, folder: str | Path, settings: dict[str, Any]) -> FeatureFolder:
@@ -175,25 +171,36 @@ class FeatureFolder:
 
     @classmethod
     def _made(cls, path: Path, settings: dict[str, Any]) -> FeatureFolder:
-        content = json.loads(json_text({"features": KIND, **settings}))
         if (path / SETTINGS_FILE).exists():
             there = cls(path)
-            for key in {**content, **there.settings}:
-                got, expected = there.settings.get(key), content.get(key)
-                if key not in _FREE and got != expected:
-                    raise UserError(
-                        f"{path} holds features of other settings ({key}: {got!r}, now {expected!r}): give another -o"
-                    )
+            there.check(settings)
             return there
         if any(file.name != _LOCK for file in path.iterdir()):
             raise UserError(f"{path} holds other files: give another -o")
-        with whole_text(path / SETTINGS_FILE) as file:
-            file.write(json_text(content, indent=2) + "\n")
+        write_settings(path, settings)
         return cls(path)
 
+    def check(self, settings: dict[str, Any]) -> None:
+        """Raises where it is of other settings.
+
+        Raises:
+            UserError: it holds features of other settings.
+        """
+        content = json.loads(json_text({"features": KIND, **settings}))
+        for key in {**content, **self.settings}:
+            got, expected = self.settings.get(key), content.get(key)
+            if key not in _FREE and got != expected:
+                raise UserError(
+                    f"{self} holds features of other settings ({key}: {got!r}, now {expected!r}): give another -o"
+                )
+
     def file_of(self, video: str) -> Path:
-        """Where the features of a video are: its path, in this folder. `..`, the root and the store of an address have
-        names of their own.
+        """Where the features of a video are."""
+        return self.folder / self.name_of(video)
+
+    def name_of(self, video: str) -> str:
+        """The file of a video, in this folder: its path. `..`, the root and the store of an address have names of their
+        own.
         """
         names = []
         scheme, mark, inside = video.partition("://") if is_remote(video) else ("", "", video)
@@ -204,7 +211,11 @@ class FeatureFolder:
                 names.append("_up" if part == ".." else "_root")
             else:
                 names.append(f"_{part}" if _NAMED.fullmatch(part) else _short(part))
-        return self.folder.joinpath(*names[:-1], f"{names[-1]}.{self.settings['format']}")
+        return "/".join([*names[:-1], f"{names[-1]}.{self.settings['format']}"])
+
+    def has(self, video: str) -> bool:
+        """Whether there are features of a video."""
+        return self.find(video) is not None
 
     def find(self, video: str) -> Entry | None:
         """The features of a video; None where there are none, or what is there is not whole or of other settings."""
@@ -226,26 +237,34 @@ class FeatureFolder:
     def write(self, video: str, features: VideoFeatures) -> Path:
         """Writes the file of a video, whole or not at all; returns its path."""
         file = self.file_of(video)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as part:
+            self.write_file(part, video, features)
+        return file
+
+    def write_file(self, part: Path, video: str, features: VideoFeatures) -> None:
+        """Writes the features of a video under another name."""
         own = {"video": video, "fps": features.fps, "trouble": features.trouble}
         metadata = json_text({**own, **self._of_files()})
         arrays = {"features": features.features, "start_sec": features.start_sec, "end_sec": features.end_sec}
         arrays["window"] = features.window
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as part:
-            if self.settings["format"] == "npz":
-                with part.open("wb") as content:
-                    np.savez(content, **arrays, metadata=np.array(metadata))  # type: ignore[arg-type]
-            else:
-                contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-                part.write_bytes(save(contiguous, metadata={"octvideo": metadata}))
-        return file
+        if self.settings["format"] == "npz":
+            with part.open("wb") as content:
+                np.savez(content, **arrays, metadata=np.array(metadata))  # type: ignore[arg-type]
+        else:
+            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            part.write_bytes(save(contiguous, metadata={"octvideo": metadata}))
 
-    def row_of(self, entry: Entry) -> Row:
-        """The row of the index for a file."""
+    def row_of(self, entry: Entry, file: str | None = None) -> Row:
+        """The row of the index for a file.
+
+        Args:
+            file: its name in the folder, where it lies elsewhere now.
+        """
         starts, ends = entry.array("start_sec"), entry.array("end_sec")
         start, end = (float(starts[0]), float(ends[-1])) if len(starts) else (None, None)
         end = None if end != end else end  # NaN, of a whole video whose length is not stated
-        file = entry.file.relative_to(self.folder).as_posix()
+        file = file or entry.file.relative_to(self.folder).as_posix()
         return Row(entry.video, file, entry.shape[0], start, end, entry.metadata["fps"], entry.metadata["trouble"])
 
     def write_index(self, unreadable: Sequence[Row], *, parquet: bool = False) -> Path:
@@ -265,9 +284,14 @@ class FeatureFolder:
             return self._write_index(unreadable, parquet=parquet)
 
     def _write_index(self, unreadable: Sequence[Row], *, parquet: bool) -> Path:
-        rows = {row.video: row for row in self._unreadable_before()}
+        text = _index_text(self.folder / "index.csv")
+        rows = {row.video: row for row in rows_of_index(text) if not row.file}
         rows |= {row.video: row for row in unreadable}
         rows |= {entry.video: self.row_of(entry) for entry in self.entries()}
+        return self.write_rows(rows, parquet=parquet)
+
+    def write_rows(self, rows: dict[str, Row], *, parquet: bool) -> Path:
+        """Writes an index of these."""
         ordered = [rows[video] for video in sorted(rows)]
         names = [field.name for field in fields(Row)]
         file = self.folder / "index.csv"
@@ -284,14 +308,6 @@ class FeatureFolder:
                 tables.write_table(arrow.table(columns, schema=schema), part)
         return file
 
-    def _unreadable_before(self) -> list[Row]:
-        file = self.folder / "index.csv"
-        if not file.is_file():
-            return []
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
-        lines = csv.DictReader(io.StringIO(text, newline=""))
-        return [Row(line["video"], reason=line["reason"]) for line in lines if not line["file"]]
-
     def _of_files(self) -> dict[str, Any]:
         """What each file says of itself; the names of the classes are in `features.json` alone."""
         return {key: value for key, value in self.settings.items() if key != "class_names"}
@@ -299,6 +315,39 @@ class FeatureFolder:
     def _is_own(self, entry: Entry) -> bool:
         own = self._of_files()
         return all(entry.metadata.get(key) == value for key, value in own.items() if key not in _FREE)
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Begins a folder."""
+    with whole_text(folder / SETTINGS_FILE) as file:
+        file.write(json_text({"features": KIND, **settings}, indent=2) + "\n")
+
+
+def read_settings(folder: object, file: object, read: Callable[[], bytes]) -> dict[str, Any]:
+    """The settings of a folder, of their file as `read` gives it.
+
+    Raises:
+        UserError: there are none, or they are something else.
+    """
+    try:
+        content: dict[str, Any] = json.loads(read().decode("utf-8"))
+        if content["features"] != KIND:
+            raise UserError(f"{file}: got {content['features']!r}, expected {KIND!r}")
+        return content
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = one_line(error) if isinstance(error, OSError) else "it is something else"
+        raise UserError(f"no features in {folder} ({SETTINGS_FILE}: {said}): octvideo features writes them") from error
+
+
+def _index_text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else ""
+
+
+def rows_of_index(text: str) -> Iterator[Row]:
+    """The rows of an index.csv."""
+    for line in csv.DictReader(io.StringIO(text, newline="")):
+        start, end, fps = (float(line[name]) if line[name] else None for name in ("start_sec", "end_sec", "fps"))
+        yield Row(line["video"], line["file"], int(line["vectors"] or 0), start, end, fps, line["reason"])
 
 
 def _short(name: str) -> str:

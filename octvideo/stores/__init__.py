@@ -7,6 +7,7 @@ reading.py   files whole, or block by block
 folders.py   listings and sizes
 writing.py   files put into a store
 copies.py    a file that grows here and is kept in a store
+outputs.py   a folder in a store that is filled with whole files
 
 A request that breaks (a cut connection, no answer, 429, 5xx) is made again after growing waits; one that is refused
 (403, 404) is not. What is raised and logged is one line that never repeats passwords, tokens and signatures.
@@ -15,6 +16,7 @@ A request that breaks (a cut connection, no answer, 429, 5xx) is made again afte
 from octvideo.stores.copies import StoredCopy
 from octvideo.stores.folders import check_stores, exists, glob, size_of, sizes_of, videos_at
 from octvideo.stores.names import add_shown, by_shown, file_name, is_remote, joined, shown
+from octvideo.stores.outputs import StoredFolder, staged
 from octvideo.stores.reading import StoredFile, open_file, read_file, read_range, read_text
 from octvideo.stores.requests import StoreError, StoreSetupError
 from octvideo.stores.writing import check_writable, put_file, remove_file
@@ -24,6 +26,7 @@ __all__ = [
     "StoreSetupError",
     "StoredCopy",
     "StoredFile",
+    "StoredFolder",
     "add_shown",
     "by_shown",
     "check_stores",
@@ -42,5 +45,6 @@ __all__ = [
     "shown",
     "size_of",
     "sizes_of",
+    "staged",
     "videos_at",
 ]

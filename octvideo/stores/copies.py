@@ -61,8 +61,7 @@ class StoredCopy:
             UserError: the store can't be reached, or what is there is neither an earlier nor a later state of what is
                 here, or another process has the file.
         """
-        place = hashlib.sha256(str(self).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-        path = cache_folder() / "outputs" / place / file_name(self.address)
+        path = place_of(self.address) / file_name(self.address)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path.with_name(f"{path.name}.lock"))
         try:
@@ -157,8 +156,12 @@ class StoredCopy:
         try:
             self.upload()
         finally:
-            if self._lock is not None:
-                self._lock.release()
+            self.release()
+
+    def release(self) -> None:
+        """Lets others have it, as it is in the store now."""
+        if self._lock is not None:
+            self._lock.release()
 
     def _size_there(self) -> int | None:
         try:
@@ -185,6 +188,16 @@ class StoredCopy:
     def _write_state(path: Path, state: dict[str, Any] | None) -> None:
         with whole_text(_state_file(path)) as file:
             file.write(json_text(state))
+
+
+def outputs_folder() -> Path:
+    """Where files lie that are kept at addresses, or on their way there."""
+    return cache_folder() / "outputs"
+
+
+def place_of(address: str) -> Path:
+    """The folder here of what is kept at an address."""
+    return outputs_folder() / hashlib.sha256(shown(address).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _state_file(path: Path) -> Path:

@@ -185,6 +185,23 @@ def sizes_of(names: Sequence[str]) -> list[int | None]:
         return list(threads.map(one, names))
 
 
+def list_sizes(folder: str) -> dict[str, int]:
+    """Names of all files below an address, from there, and their bytes; none where there is no such folder.
+
+    Raises:
+        StoreError: it can't be listed.
+        UserError: see `store_of`.
+    """
+    file_system, path = store_of(folder)
+    root = f"{path.rstrip('/')}/"
+    entries = tried(folder, lambda: file_system.find(path, detail=True))
+    return {
+        full.removeprefix(root): int(entry["size"] or 0)
+        for full, entry in entries.items()
+        if entry["type"] == "file" and full.startswith(root)
+    }
+
+
 def _sizes_in(folder: str) -> dict[str, int | None]:
     file_system, path = store_of(folder)
     try:

@@ -89,7 +89,10 @@ def test_a_run_goes_on_with_what_is_left(
     kept, gone = Path("out/videos/left/clip 1.mp4.safetensors"), Path("out/videos/right/clip 2.mp4.safetensors")
     before, content, index = kept.stat().st_mtime_ns, gone.read_bytes(), Path("out/index.csv").read_text()
     gone.unlink()
+    left = Path("out/videos/.gone.mp4.safetensors.part")
+    left.touch()  # of a run that was killed, of a video that is no more
     _, err = octvideo(*words, code=1)
+    assert not left.exists()
     assert "1 of 3 videos are in out already" in err and "engine: eager, f32 (as the features in out so far)" in err
     assert "layer: blocks.6.proj:input" in err
     assert "error: cannot read video 'videos/broken.mp4': " in err and err.count("error") == 1

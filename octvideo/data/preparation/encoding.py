@@ -16,6 +16,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 
 from octvideo.files import is_full_disk, one_line, whole_file
+from octvideo.stores import StoreError, is_remote, shown, staged
 from octvideo.video import Source, VideoReadError
 from octvideo.video.frames import fetched, for_ffmpeg, num_bytes
 from octvideo.video.isolated import Alive
@@ -67,15 +68,20 @@ def encode_job(item: tuple[str, str, str, EncodingSettings], alive: Alive) -> En
     """Work for an `IsolatedPool`: what became of a video, or why there is nothing.
 
     Args:
-        item: name in the report, source, target, settings.
+        item: name in the report, source, target, settings. What has an address as its target is put there, whole.
         alive: called for every frame.
     """
     av.logging.set_level(None)
     _, source, target, settings = item
     try:
-        return encode(source, Path(target), settings, alive)
+        if not is_remote(target):
+            return encode(source, Path(target), settings, alive)
+        with staged(target, alive) as file:
+            return encode(source, file, settings, alive)
     except EncodingError as error:
         return str(error)
+    except StoreError as error:
+        return f"can't write {shown(target)}: {error}"
 
 
 def encode(

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 
 from octvideo.data.preparation.encoding import Encoded, EncodingSettings, encode_job
 from octvideo.errors import UserError
-from octvideo.files import part_of, walk_videos, whole_text
+from octvideo.files import is_video, part_of, walk_videos, whole_text, writing_in
 from octvideo.parts import Part, names_of_part, sizes_of_files
-from octvideo.stores import is_remote, videos_at
+from octvideo.stores import StoredCopy, StoredFolder, is_remote, shown, videos_at
 from octvideo.video.isolated import IsolatedPool, Pool, Work
 
 SETTINGS_FILE, FAILED_FILE, DAMAGED_FILE = "reencode.json", "reencode_failed.txt", "reencode_damaged.txt"
@@ -56,7 +56,7 @@ def name_for_part(name: str, part: Part | None) -> str:
 
 def reencode(
     source: str | Path,
-    out: Path,
+    out: Path | StoredFolder,
     settings: EncodingSettings,
     *,
     workers: int,
@@ -72,7 +72,7 @@ def reencode(
 
     Args:
         source: folder of videos, or its address; nothing in it is touched.
-        out: folder to write, neither in `source` nor around it.
+        out: folder to write, neither in `source` nor around it. Into a store each video is put when it is whole.
         settings: how.
         workers: videos at once.
         timeout_sec: longest time without a new frame.
@@ -98,44 +98,93 @@ def reencode(
         videos = names_of_part(
             videos, part, of_sizes=lambda names: sizes_of_files([_inside(source, name) for name in names])
         )
-    out.mkdir(parents=True, exist_ok=True)
+    here = out.here if isinstance(out, StoredFolder) else out
+    here.mkdir(parents=True, exist_ok=True)
     summary = Summary()
     pool: Pool[tuple[str, str, str, EncodingSettings]]
     if make_pool is None:
         pool = IsolatedPool(encode_job, num_processes=workers, timeout_s=timeout_sec, memory_bytes=_MEMORY_BYTES)
     else:
         pool = make_pool(encode_job, timeout_sec, _MEMORY_BYTES)
-    # What failed is tried again by each run; damaged videos are done, and stay named.
-    failed_file, damaged_file = (out / name_for_part(name, part) for name in (FAILED_FILE, DAMAGED_FILE))
     with (
-        _claimed(out, settings, part),
+        _claimed(here, out, settings, part),
         pool,
-        failed_file.open("w", encoding="utf-8", errors="surrogateescape") as failed,
-        damaged_file.open("a", encoding="utf-8", errors="surrogateescape") as damaged,
+        _StoredLists(out, part) if isinstance(out, StoredFolder) else _Lists(out, part) as lists,
+        contextlib.nullcontext() if isinstance(out, StoredFolder) else writing_in(out, ".mp4"),
     ):
 
         def fail(path: str, reason: str) -> None:
             summary.failed += 1
-            print(f"{path}\t{reason}", file=failed, flush=True)
+            lists.fail(path, reason)
 
         for (path, _, target, _), outcome in pool.run(_jobs(source, out, settings, videos, targets, summary, fail)):
             encoded = outcome.value
             if outcome.ending == "disk full":
                 raise UserError(f"{outcome.reason}: make room, and the same command goes on")
             if not isinstance(encoded, Encoded):
-                part_of(Path(target)).unlink(missing_ok=True)  # of a process that was killed
+                if not is_remote(target):
+                    part_of(Path(target)).unlink(missing_ok=True)  # of a process that was killed
                 fail(path, encoded or outcome.reason)
             else:
                 summary.add(encoded)
                 if encoded.damage:
-                    print(f"{path}\t{encoded.frames} frames; {encoded.damage}", file=damaged, flush=True)
+                    lists.damage(path, f"{encoded.frames} frames; {encoded.damage}")
             progress(summary.done + summary.failed + summary.there, len(videos), summary)
     return summary
 
 
+class _Lists:
+    """What failed, which each run tries again, and what was damaged, which is done and stays named; in a folder."""
+
+    def __init__(self, folder: Path, part: Part | None) -> None:
+        self._failed_file = folder / name_for_part(FAILED_FILE, part)
+        self._damaged_file = folder / name_for_part(DAMAGED_FILE, part)
+
+    def __enter__(self) -> _Lists:
+        self._failed = self._failed_file.open("w", encoding="utf-8", errors="surrogateescape")
+        self._damaged = self._damaged_file.open("a", encoding="utf-8", errors="surrogateescape")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._failed.close()
+        self._damaged.close()
+
+    def fail(self, path: str, reason: str) -> None:
+        """A video of which there is nothing."""
+        print(f"{path}\t{reason}", file=self._failed, flush=True)
+
+    def damage(self, path: str, reason: str) -> None:
+        """A video of which there is what could be decoded."""
+        print(f"{path}\t{reason}", file=self._damaged, flush=True)
+
+
+class _StoredLists(_Lists):
+    """The same in a store: put there at the end, damaged videos now and then."""
+
+    def __init__(self, folder: StoredFolder, part: Part | None) -> None:
+        super().__init__(folder.here, part)
+        self._folder = folder
+        self._copy = StoredCopy(folder.address_of(self._damaged_file.name))
+
+    def __enter__(self) -> _Lists:
+        self._damaged_file = self._copy.path
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        try:
+            self._folder.put(self._failed_file, self._failed_file.name)
+        finally:
+            self._copy.close()
+
+    def damage(self, path: str, reason: str) -> None:
+        super().damage(path, reason)
+        self._copy.grown()
+
+
 def _jobs(
     source: str | Path,
-    out: Path,
+    out: Path | StoredFolder,
     settings: EncodingSettings,
     videos: list[str],
     targets: dict[str, str],
@@ -145,17 +194,19 @@ def _jobs(
     """Videos that are still to do; others are counted."""
     folder = None
     inside = None if is_remote(source) else Path(source).resolve()
+    sizes = out.sizes() if isinstance(out, StoredFolder) else {}
     for path in videos:
-        target = out / _target(path)
-        if target.parent != folder:
+        name = _target(path)
+        target = out.address_of(name) if isinstance(out, StoredFolder) else out / name
+        if isinstance(target, Path) and target.parent != folder:
             folder = target.parent
             folder.mkdir(parents=True, exist_ok=True)
             if inside is not None and folder.resolve().is_relative_to(inside):
                 raise UserError(f"{folder} is a link into {source}, which is not written to")
-        first = targets[_target(path)]
+        first = targets[name]
         if first != path:
             fail(path, f"{Path(first).name} has the same name without suffix")
-        elif target.exists():
+        elif target.exists() if isinstance(target, Path) else sizes.get(name):
             summary.there += 1
         else:
             yield path, _inside(source, path), str(target), settings
@@ -181,32 +232,43 @@ def _targets(videos: list[str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, settings: EncodingSettings, part: Part | None) -> Iterator[None]:
-    """Has a folder for one run alone; or for the parts of one division, each once."""
+def _claimed(here: Path, out: Path | StoredFolder, settings: EncodingSettings, part: Part | None) -> Iterator[None]:
+    """Has a folder for one run alone; or for the parts of one division, each once. Of a store it is so on one machine
+    alone: the same video is there the same, whoever puts it there.
+    """
     locks = _LOCK.replace(".lock", "-*-of-{}.lock")
     with contextlib.ExitStack() as held:
         try:
             # Of a part only while it begins.
-            begins = held.enter_context(FileLock(out / _LOCK).acquire(timeout=0 if part is None else _BEGIN_S))
-            beside = set(out.glob(locks.format("*"))) - set(out.glob(locks.format(part.count)) if part else [])
+            begins = held.enter_context(FileLock(here / _LOCK).acquire(timeout=0 if part is None else _BEGIN_S))
+            beside = set(here.glob(locks.format("*"))) - set(here.glob(locks.format(part.count)) if part else [])
             for other in beside:
                 with FileLock(other).acquire(timeout=0):
                     pass
-            _claim(out, settings)
+            _claim(here, out, settings)
             if part is not None:
-                held.enter_context(FileLock(out / name_for_part(_LOCK, part)).acquire(timeout=0))
+                held.enter_context(FileLock(here / name_for_part(_LOCK, part)).acquire(timeout=0))
                 begins.release()
         except Timeout:
             raise UserError(f"another reencode writes to {out}: wait for it, or choose another folder") from None
         yield
 
 
-def _check_folders(given: str | Path, out: Path) -> None:
+def _check_folders(given: str | Path, out: Path | StoredFolder) -> None:
+    if is_remote(given) and isinstance(out, StoredFolder):
+        one, other = f"{str(given).rstrip('/')}/", f"{out.address}/"
+        if one.startswith(other) or other.startswith(one):
+            raise UserError(
+                f"the folders overlap ({shown(str(given))} and {out}): give a folder beside the source, which stays as "
+                "it is"
+            )
     if is_remote(given):
         return
     source = Path(given)
     if not source.is_dir():
         raise UserError(f"no folder {source}")
+    if isinstance(out, StoredFolder):
+        return
     here, there = source.resolve(), out.resolve()
     if there.is_relative_to(here) or here.is_relative_to(there):
         raise UserError(
@@ -214,18 +276,26 @@ def _check_folders(given: str | Path, out: Path) -> None:
         )
 
 
-def _claim(out: Path, settings: EncodingSettings) -> None:
+def _claim(here: Path, out: Path | StoredFolder, settings: EncodingSettings) -> None:
     """One folder holds videos of one kind."""
-    file = out / SETTINGS_FILE
+    file = here / SETTINGS_FILE
     wanted = asdict(settings)
-    if file.exists():
-        held = json.loads(file.read_text())
+    if isinstance(out, StoredFolder):
+        there = out.read(SETTINGS_FILE)
+        has_videos = there is None and any(map(is_video, out.sizes()))
+    else:
+        there = file.read_bytes() if file.exists() else None
+        has_videos = there is None and next(walk_videos(out), None) is not None
+    if there is not None:
+        held = json.loads(there)
         if held != wanted:
             differing = ", ".join(
                 f"{key} {held.get(key)}, not {wanted[key]}" for key in wanted if held.get(key) != wanted[key]
             )
             raise UserError(f"{out} holds videos of other settings ({differing}): choose another folder")
-    elif next(walk_videos(out), None) is not None:
+    elif has_videos:
         raise UserError(f"{out} holds videos that this tool did not write: choose another folder")
     with whole_text(file) as text:  # half of it, from a full disk, would end all later runs
         text.write(json.dumps(wanted, indent=2) + "\n")
+    if isinstance(out, StoredFolder):
+        out.put(file, SETTINGS_FILE)
