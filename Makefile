@@ -47,19 +47,23 @@ docs: .venv/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' tests/test_docs.py
 
-# torch and torchvision in one resolution: builds that differ do not import together.
-.venv/.installed: pyproject.toml setup.py
+.venv/.made:
 	@test -n "$(PYTHON)" || { echo "octvideo needs Python 3.10 or newer; if it has another name: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch and torchvision in one resolution: builds that differ do not import together.
+.venv/.installed: pyproject.toml setup.py | .venv/.made
 	$(PIP_INSTALL) -e .
 	@touch $@
 
+# What a user gets is in it, so that a fresh checkout resolves and builds once less.
 # torchcodec is tested where it finds FFmpeg; not everywhere do the links work, nor is it needed.
-.venv/.installed-dev: .venv/.installed
+.venv/.installed-dev: pyproject.toml setup.py | .venv/.made
 	$(PIP_INSTALL) -e '.[dev]'
 	$(PIP_INSTALL) -e '.[bucket]'
 	-$(BIN)/python tools/link_ffmpeg.py "$(FFMPEG)" > /dev/null
-	@touch $@
+	@touch .venv/.installed $@
 
 clean:
 	rm -rf .venv data/demo $(RUN) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

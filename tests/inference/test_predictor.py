@@ -398,6 +398,7 @@ def test_offline_without_weights_says_what_to_do(
         assert part in err
 
 
+@pytest.mark.slow
 def test_pytorchvideos_weights_go_through_kinetics_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from octvideo.models import i3d_r50
     from octvideo.models.weight_sources import cache_path

@@ -77,7 +77,9 @@ CLIP = IMAGE[:, :, None].expand(-1, -1, 4, -1, -1)
 HEADS = {"c2d_small": "blocks.6.proj", "i3d_small": "blocks.6.proj", "slow_small": "blocks.5.proj"}
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "slow_small" else ()) for name in HEADS]
+)
 def test_a_still_clip_has_the_features_of_its_image(resnet26: nn.Module, name: str) -> None:
     network = randomise_norms(getattr(models, name)(num_classes=10, width=64)).double()
     weights = weights_in(resnet26.state_dict(), source="resnet26.pth")

@@ -147,7 +147,7 @@ def without_padding(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return average
 
 
-@pytest.mark.parametrize("alpha, downsample", [(0.25, "stride"), (0.5, "pool")])
+@pytest.mark.parametrize("alpha, downsample", [(0.5, "pool"), pytest.param(0.25, "stride", marks=pytest.mark.slow)])
 def test_constant_input_gives_the_ordinary_output(
     case: Case, alpha: float, downsample: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
