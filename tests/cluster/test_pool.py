@@ -6,6 +6,9 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from octvideo.cli import main
 from octvideo.cluster.connection import connected
 from octvideo.cluster.pool import Lost, RayPool
 from octvideo.errors import UserError
-from tests.cluster.conftest import actors_of
+from tests.cluster.conftest import REPO, actors_of
 
 
 @dataclass
@@ -160,3 +163,54 @@ def test_a_node_with_a_full_disk_costs_nothing(cluster: Any) -> None:
             ):
                 given.extend(pool.run(range(200), 200))
             assert len(given) == 10
+
+
+_DRIVER = """
+import sys
+from octvideo.cluster.connection import connected
+from octvideo.cluster.pool import RayPool
+from octvideo.errors import UserError
+from tests.cluster.test_pool import Squares
+
+try:
+    with connected("ray://" + sys.argv[1], cpus=1, tell=print) as cluster, RayPool(Squares()) as pool:
+        print(cluster, 'begun' if pool.begin() else '')
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_a_token_is_given_to_a_head_that_asks_for_one(mode: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    env |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPO)}
+    own = {**env, "HOME": str(tmp_path)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["start", "--head", "--block", "--port", str(port), "--num-cpus", "1", "--include-dashboard", "false"]
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # sockets need a short path
+        command = [sys.executable, "-m", "ray.scripts.scripts", *words, "--temp-dir", folder]
+        head = subprocess.Popen(command, env={**own, "RAY_AUTH_MODE": mode}, start_new_session=True, **how)
+        try:
+            for line in head.stdout or ():
+                if "Ray runtime started" in line:
+                    break
+
+            def said(env: dict[str, str]) -> str:
+                driver = [sys.executable, "-c", _DRIVER, f"127.0.0.1:{port}"]
+                return subprocess.run(driver, env=env, timeout=120, check=False, **how).stdout
+
+            assert f"127.0.0.1:{port}, 1 node, 1 CPU begun" in said(own)
+            if mode == "token":
+                said_without = said({**env, "HOME": str(tmp_path / "elsewhere")})
+                assert "asks for a token: copy ~/.ray/auth_token of its head to this machine\n" in said_without
+        finally:
+            head.terminate()
+            head.communicate(timeout=60)
