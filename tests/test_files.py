@@ -14,7 +14,7 @@ import torch
 
 from octvideo.class_names import ClassIndex, folder_class_names, read_class_names
 from octvideo.cli import main
-from octvideo.cli.infer import find_videos
+from octvideo.cli.video_arguments import find_videos
 from octvideo.data.checking import select
 from octvideo.data.manifest import read_records
 from octvideo.data.preparation.folders import folder_lists

@@ -27,7 +27,7 @@ import psutil
 
 from octvideo.cli.arguments import Parser, above_zero, positive
 from octvideo.cli.ending import command, end_with
-from octvideo.cli.infer import find_videos
+from octvideo.cli.video_arguments import find_videos
 from octvideo.errors import UserError
 
 _SAME = 1e-4  # of scores, between batches of another size

@@ -16,8 +16,8 @@ from typing import get_args
 from lab.fuzzing import Finding, fuzz
 from octvideo.cli.arguments import Parser
 from octvideo.cli.ending import command, end_with
-from octvideo.cli.infer import find_videos
 from octvideo.cli.tables import print_table
+from octvideo.cli.video_arguments import find_videos
 from octvideo.progress import track
 from octvideo.video import Decoder
 from octvideo.video.reader import check_decoder

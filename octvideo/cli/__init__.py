@@ -7,6 +7,7 @@ infer.py, timeline.py, features.py, export.py, ...   the other commands: `add_ar
 live.py           the part of timeline for streams and cameras
 join.py           outputs of parts of a list become one
 on_ray.py         what several commands need to work on a cluster
+model_arguments.py, video_arguments.py   which network, which videos: options of several commands, and what they mean
 arguments.py      how words are read: options that several commands have, types, one spelling
 ending.py         how programs end: exit codes and errors in one place
 tables.py         how commands print tables

@@ -30,7 +30,7 @@ from torch import Tensor
 from octvideo.cli import lightning
 from octvideo.cli.arguments import Parser, above_zero, positive, share
 from octvideo.cli.convert_state import Kept
-from octvideo.cli.infer import find_videos
+from octvideo.cli.video_arguments import find_videos
 from octvideo.errors import UserError
 from octvideo.evaluation.spectrum_picture import draw_spectrum
 from octvideo.files import json_text, markdown, whole_file, whole_text

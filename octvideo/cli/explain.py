@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import get_args
 
 from octvideo.cli.arguments import Parser, positive
-from octvideo.cli.infer import find_videos
+from octvideo.cli.video_arguments import find_videos
 from octvideo.errors import UserError
 from octvideo.evaluation.spectrum_picture import SpectrumPanel, draw_spectra
 from octvideo.explain.picture import PICTURE_SUFFIX, check_picture, draw_clip

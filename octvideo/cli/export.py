@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from octvideo.cli.arguments import Parser, positive
-from octvideo.cli.infer import find_videos
+from octvideo.cli.video_arguments import find_videos
 from octvideo.errors import UserError
 from octvideo.evaluation.calibration import fit_temperature
 from octvideo.evaluation.scores import VideoScores, find_scores

@@ -22,9 +22,10 @@ from torch import nn
 from octvideo._version import __version__
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, asked_views, output_folder
-from octvideo.cli.infer import check_part, find_videos, lines_of_predictor, say_lines, videos_of_part
+from octvideo.cli.model_arguments import check_part, lines_of_predictor, say_lines
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.tables import print_table
+from octvideo.cli.video_arguments import find_videos, videos_of_part
 from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
 from octvideo.files import digest, writing_in

@@ -18,26 +18,32 @@ from rich.console import Console
 
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, asked_views, duration, positive, views
-from octvideo.cli.infer_output import RESULTS, Json, ResultFile, Text
+from octvideo.cli.infer_output import RESULTS, Json, ResultFile, Text, say_errors
+from octvideo.cli.model_arguments import (
+    as_begun,
+    check_part,
+    lines_of_predictor,
+    model_arguments,
+    part_of_results,
+    predictor_of,
+    say_lines,
+    say_predictor,
+    weights_of,
+    with_engine,
+)
 from octvideo.cli.on_ray import ray_arguments, ray_pool
+from octvideo.cli.video_arguments import find_videos, videos_of_part
 from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
-from octvideo.files import VIDEO_SUFFIXES, digest, text_lines, walk_videos
+from octvideo.files import digest
 from octvideo.inference.budget import kept_in_words
-from octvideo.inference.checkpoint import find_checkpoint
-from octvideo.inference.choice import AUTO
-from octvideo.inference.device import precision_in_words
-from octvideo.inference.engines import ENGINES, precisions_of
 from octvideo.inference.predictor import Prediction, Predictor
 from octvideo.json_lines import first_line
-from octvideo.parts import Part, names_of_part
 from octvideo.progress import Progress
-from octvideo.stores import StoredCopy, by_shown, check_stores, file_name, is_remote, read_text, shown, videos_at
+from octvideo.stores import StoredCopy, by_shown, is_remote
 from octvideo.video import FrameFolder, VideoReadError
-from octvideo.video.image_frames import IMAGE_SUFFIXES, folders_of_images
 
 STOPPED = "stopped: results that go into a file (-o) are kept, and the same command goes on"
-_ERRORS = 5  # that are printed of those that a file has
 
 
 def add_arguments(parser: Parser) -> None:
@@ -69,21 +75,6 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="write a line of JSON for each video when it is done; videos that are in FILE already are not done again",
     )
-
-
-def model_arguments(parser: Parser) -> None:
-    """The network, the engine that runs it, and where."""
-    parser.shared("ckpt")
-    parser.add_argument("--model", metavar="FOLDER", help="a model that octvideo export wrote, in place of --ckpt")
-    parser.add_argument("--engine", help=f"{AUTO}: the fastest here; {', '.join(ENGINES)} ({AUTO})")
-    parser.add_argument("--precision", help=f"{AUTO}, {precisions_of(ENGINES)}; int8 needs --calibrate ({AUTO})")
-    parser.add_argument(
-        "--calibrate",
-        nargs="+",
-        metavar="VIDEO|FOLDER|@FILE",
-        help="typical videos, from which int8 chooses its scales",
-    )
-    parser.shared("device", "threads", "runs_dir")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -225,24 +216,6 @@ def _run_on_cluster(args: argparse.Namespace, videos: list[str], weights: Path |
         return _tell_results(args, output, len(videos), console, compute)
 
 
-def as_begun(args: argparse.Namespace, results: str) -> argparse.Namespace:
-    """The arguments for processes of a cluster: a run is resumed with the engine that began it."""
-    before = None
-    if args.model is None and args.output is not None:
-        before = engine_of_results(args.output, args.engine or AUTO, args.precision or AUTO, results)
-    engine, precision = before or (args.engine, args.precision)
-    begun_in = str(args.output) if before else None
-    changed = {"engine": engine, "precision": precision, "output": None, "begun_in": begun_in}
-    return argparse.Namespace(**{**vars(args), **changed})
-
-
-def with_engine(args: argparse.Namespace, made_by: dict[str, Any]) -> argparse.Namespace:
-    """The arguments with the engine that a process has chosen; an exported model has its own."""
-    if args.model is not None or args.precision == "int8":
-        return args
-    return argparse.Namespace(**{**vars(args), "engine": made_by["engine"], "precision": made_by["precision"]})
-
-
 def _settle_views(args: argparse.Namespace, asked: dict[str, Any], predictor: Predictor, videos: Sequence[str]) -> str:
     """Gives the predictor the views that are asked for, or those that a budget allows; returns what to tell of them.
 
@@ -276,189 +249,9 @@ def views_of_results(file: Path | StoredCopy) -> dict[str, Any] | None:
         return None
 
 
-def check_part(args: argparse.Namespace) -> None:
-    """Results of all parts must be of one engine to be joined.
-
-    Raises:
-        UserError: each part would choose its own.
-    """
-    if args.part is not None and getattr(args, "model", None) is None and not (args.engine and args.precision):
-        raise UserError(
-            f"--part {args.part} without --engine and --precision: parts that choose for themselves may choose "
-            "differently, and can't be joined; name both, such as --engine eager --precision f32"
-        )
-
-
-def videos_of_part(args: argparse.Namespace, videos: list[str]) -> list[str]:
-    """The videos of `--part`, or all; says how many these are."""
-    if args.part is None:
-        return videos
-    found = names_of_part(videos, args.part)
-    print(f"part {args.part}: {len(found):,} of {len(videos):,} videos", file=sys.stderr)
-    return found
-
-
-def part_of_results(file: Path | StoredCopy, part: Part | None) -> dict[str, Any]:
-    """What the first line of a file of results says of a part; nothing where there is none, as in older files."""
-    if part is None and not (first_line(file) or {}).get("part"):
-        return {}
-    return {"part": None if part is None else str(part)}
-
-
 def _opened(videos: Sequence[str], args: argparse.Namespace) -> list[str | FrameFolder]:
     """The same, folders of images as what they hold."""
     return [
         FrameFolder.found(video, args.frame_fps) if not is_remote(video) and os.path.isdir(video) else video  # noqa: PTH112
         for video in videos
     ]
-
-
-def find_videos(names: Sequence[str], *, images: bool = False, are_here: bool = True) -> Iterator[str]:
-    """Files and addresses as given, the videos under folders in natural order, and for @FILE the names in its lines.
-
-    With `images` a folder that holds no video, but images, is one, and so are those under it.
-
-    Of many names in a file one that is not there is left to the reader, whose error stops nothing.
-
-    Args:
-        names: of them.
-        images: see above.
-        are_here: of the names in a file one at least must be there.
-
-    Raises:
-        UserError: something is none of these, or a folder holds no video.
-    """
-    for name in names:
-        path = Path(name)
-        if is_remote(name):
-            _check_is_video(file_name(name), shown(name))
-            yield from videos_at(name)
-        elif name.startswith("@") and (is_remote(name[1:]) or not path.exists()):
-            listed = [line for line in text_lines(read_text(name[1:], names=True)) if line.strip()]
-            check_stores(listed)
-            if are_here and listed and not any(is_remote(line) or os.path.exists(line) for line in listed):  # noqa: PTH110
-                raise UserError(
-                    f"{shown(name[1:])}: none of its {len(listed):,} names is there, such as {listed[0]}; they count "
-                    f"from the folder where the command runs, {Path.cwd()}"
-                )
-            yield from listed
-        elif path.is_dir():
-            inside = [os.path.join(path, video) for video in walk_videos(path)]  # noqa: PTH118
-            inside = inside or list(folders_of_images(path) if images else ())
-            if not inside:
-                wanted = sorted(VIDEO_SUFFIXES | (IMAGE_SUFFIXES if images else frozenset()))
-                raise UserError(f"no video in folder {path} (looked for {', '.join(wanted)})")
-            yield from inside
-        else:
-            _check_is_video(path.name, name)
-            if not path.exists():
-                raise UserError(f"no file or folder {path}")
-            yield name
-
-
-def _check_is_video(name: str, given: str) -> None:
-    if name.lower().endswith(".txt"):  # which FFmpeg takes for a film of letters
-        raise UserError(f"{given} is no video: give @{given} for the names in it")
-
-
-def say_predictor(predictor: Predictor, console: Console) -> None:
-    """Prints what computes."""
-    say_lines(lines_of_predictor(predictor), console)
-
-
-def say_lines(lines: Sequence[str], console: Console) -> None:
-    """Prints lines as they are."""
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def say_errors(errors: Sequence[object], file: str | None) -> None:
-    """Prints why videos can't be read.
-
-    Args:
-        errors: all there are.
-        file: that has them, too, so that a few will do.
-    """
-    shown_errors = errors if file is None else errors[:_ERRORS]
-    for error in shown_errors:
-        print(f"error: {error}", file=sys.stderr)
-    if more := len(errors) - len(shown_errors):
-        print(f"error: {more:,} more can't be read; {file} says why", file=sys.stderr)
-
-
-def lines_of_predictor(predictor: Predictor) -> list[str]:
-    """What computes: weights, and the engine with the reason for it."""
-    precision = precision_in_words(predictor.engine.precision, predictor.device)
-    reason = f" ({predictor.engine_reason})" if predictor.engine_reason else ""
-    return [f"weights: {predictor.source}", f"engine: {predictor.engine.name}, {precision}{reason}"]
-
-
-def weights_of(args: argparse.Namespace) -> Path | None:
-    """The checkpoint, or the folder of an exported model; None for pytorchvideo's weights."""
-    if args.model is not None:
-        return Path(args.model)
-    return None if args.ckpt is None else find_checkpoint(args.ckpt, args.runs_dir)
-
-
-def predictor_of(
-    args: argparse.Namespace,
-    weights: Path | None,
-    results: str,
-    expected_videos: int | None = None,
-    views_per_chunk: int | None = None,
-) -> Predictor:
-    """The predictor that `model_arguments` ask for.
-
-    Args:
-        args: with `output`, a file of results that may be there already.
-        weights: see `weights_of`.
-        results: the kind of that file.
-        expected_videos, views_per_chunk: see `Predictor`.
-
-    Raises:
-        UserError: options that can't be together, or what `Predictor` refuses.
-    """
-    if args.model is not None:
-        for option, value in (("--ckpt", args.ckpt), ("--engine", args.engine), ("--precision", args.precision)):
-            if value is not None:
-                raise UserError(f"{option} {value} with --model: an exported model has its own; leave one of them out")
-        return Predictor.from_export(args.model, device=args.device, num_threads=args.threads)
-    if args.precision == "int8" and not args.calibrate:
-        raise UserError(
-            "int8 needs typical videos to choose its scales from: --calibrate VIDEO|FOLDER ...; or export once with "
-            "octvideo export --precision int8 --calibrate VIDEO|FOLDER ..., and infer with --model FOLDER"
-        )
-    if args.calibrate and args.precision != "int8":
-        raise UserError("--calibrate is for --precision int8")
-    engine, precision = args.engine or AUTO, args.precision or AUTO
-    before = None if args.output is None else engine_of_results(args.output, engine, precision, results)
-    engine, precision = before or (engine, precision)
-    how: dict[str, Any] = {"engine": engine, "precision": precision, "expected_videos": expected_videos}
-    how |= {"views_per_chunk": views_per_chunk, "device": args.device}
-    how |= {"num_threads": args.threads, "calibrate": list(find_videos(args.calibrate or []))}
-    predictor = Predictor.from_pytorchvideo(**how) if weights is None else Predictor.from_checkpoint(weights, **how)
-    if begun_in := str(args.output) if before else getattr(args, "begun_in", None):
-        predictor.engine_reason = f"as the results in {begun_in} so far"
-    return predictor
-
-
-def engine_of_results(
-    file: Path | StoredCopy, engine: str, precision: str, results: str = RESULTS
-) -> tuple[str, str] | None:
-    """Engine and precision of the results in a file, where "auto" leaves them open: a run is resumed as it began.
-
-    Args:
-        file: that results go into.
-        engine, precision: as they are asked for.
-        results: the kind of the file.
-
-    Returns:
-        None where there are no such results, or what is given differs from them (then `ResultFile` refuses the file).
-    """
-    made_by = first_line(file) or {}
-    if AUTO not in (engine, precision) or made_by.get("results") != results:
-        return None
-    name, computed_in = str(made_by.get("engine")), str(made_by.get("precision"))
-    if name not in ENGINES or computed_in not in ENGINES[name].precisions or computed_in == "int8":
-        return None
-    return (name, computed_in) if engine in (AUTO, name) and precision in (AUTO, computed_in) else None

@@ -16,6 +16,7 @@ from octvideo.video import VideoReadError
 
 Kind = Literal["result", "reason", "again"]
 RESULTS = "octvideo infer 1"
+_ERRORS = 5  # that are printed of those that a file has
 _WORDS = Words("file of results", "another model, or of other settings", "name another file")
 
 
@@ -137,3 +138,17 @@ def as_record(result: Prediction | VideoReadError) -> dict[str, Any]:
         **({} if result.labels is None else {"labels": result.labels}),
         "seconds": {name: round(value, 4) for name, value in vars(result.timing).items()},
     }
+
+
+def say_errors(errors: Sequence[object], file: str | None) -> None:
+    """Prints why videos can't be read.
+
+    Args:
+        errors: all there are.
+        file: that has them, too, so that a few will do.
+    """
+    shown_errors = errors if file is None else errors[:_ERRORS]
+    for error in shown_errors:
+        print(f"error: {error}", file=sys.stderr)
+    if more := len(errors) - len(shown_errors):
+        print(f"error: {more:,} more can't be read; {file} says why", file=sys.stderr)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from octvideo.cli.arguments import Parser
-from octvideo.cli.infer import find_videos
 from octvideo.cli.shards import train_with
+from octvideo.cli.video_arguments import find_videos
 from octvideo.data.shard_joining import join_shards
 from octvideo.data.shards import ABOUT
 from octvideo.errors import UserError

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, asked_views, positive
-from octvideo.cli.infer import model_arguments, predictor_of, say_predictor, weights_of
+from octvideo.cli.model_arguments import model_arguments, predictor_of, say_predictor, weights_of
 from octvideo.errors import UserError
 
 STOPPED = "stopped"

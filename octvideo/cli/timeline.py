@@ -31,26 +31,25 @@ from octvideo.cli.arguments import (
     share,
     zero_or_more,
 )
-from octvideo.cli.infer import (
+from octvideo.cli.infer_output import say_errors
+from octvideo.cli.live import address_frames, live_arguments, live_source, score_live
+from octvideo.cli.model_arguments import (
     as_begun,
     check_part,
-    find_videos,
     lines_of_predictor,
     model_arguments,
     part_of_results,
     predictor_of,
-    say_errors,
     say_lines,
-    videos_of_part,
     weights_of,
     with_engine,
 )
-from octvideo.cli.live import address_frames, live_arguments, live_source, score_live
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.segment_file import SegmentFile
 from octvideo.cli.timeline_page import TimelinePages
 from octvideo.cli.timeline_scores import RESULTS, Scores
 from octvideo.cli.timeline_shown import check_shown, show
+from octvideo.cli.video_arguments import find_videos, videos_of_part
 from octvideo.cluster.pool import Lost
 from octvideo.errors import UserError
 from octvideo.files import digest, read_text, text_lines

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octvideo.cli import COMMANDS
-from octvideo.cli.arguments import Parser, output_path, with_underscores
+from octvideo.cli.arguments import Parser, output_folder, output_path, with_underscores
 
 Cli = Callable[..., tuple[str, str]]
 OWN = {name: command for name, command in COMMANDS.items() if command.module != "lightning"}
@@ -68,10 +68,11 @@ def test_an_option_is_the_same_in_all_commands() -> None:
     for name in OWN:
         for option, action in options(parser_of(name)):
             everywhere.setdefault(option, set()).add((*action.option_strings, action.type, type(action)))
-    # A file of scores, a list of parts; the share or the number of videos that are tested.
-    differing = {option for option, kinds in everywhere.items() if len(kinds) > 1}
-    assert differing == set()
-    assert ("-o", "--output", output_path, argparse._StoreAction) in everywhere["output"]
+    # A file that grows, or a folder of whole files.
+    assert everywhere.pop("output") == {
+        ("-o", "--output", kind, argparse._StoreAction) for kind in (output_path, output_folder)
+    }
+    assert {option for option, kinds in everywhere.items() if len(kinds) > 1} == set()
 
 
 @pytest.mark.parametrize("name", OWN)

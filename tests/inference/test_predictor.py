@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from octvideo.cli import end_with, main
-from octvideo.cli.infer import ResultFile, engine_of_results
+from octvideo.cli.infer_output import RESULTS, ResultFile
+from octvideo.cli.model_arguments import engine_of_results
 from octvideo.errors import UserError
 from octvideo.inference import Predictor, choice, predictor, torch_engines
 from octvideo.inference.checkpoint import network_of_checkpoint
@@ -281,7 +282,7 @@ def test_what_a_file_says_of_its_engine(
     file = tmp_path / "results.jsonl"
     if line is not None:
         file.write_text(json.dumps({"results": "octvideo infer 1", **line}) + "\n")
-    assert engine_of_results(file, *given) == expected
+    assert engine_of_results(file, *given, RESULTS) == expected
 
 
 @pytest.mark.parametrize(
