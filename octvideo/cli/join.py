@@ -147,7 +147,7 @@ def _join(args: argparse.Namespace, parts: list[Path], out: Path) -> int:
         raise UserError(f"{out} is there: name another file, or give --overwrite (not for one of the parts)")
     names = None if args.list is None else list(by_shown(find_videos(args.list, images=True, are_here=False)))
     joined = join_lines(parts, out, names)
-    broken = f", {joined.unreadable:,} of them can't be read to their end" if joined.unreadable else ""
+    broken = f", {joined.unreadable:,} of them can't be read, or not to their end" if joined.unreadable else ""
     print(f"{args.output}: {joined.videos:,} videos of {len(parts)} files{broken}")
     for file in joined.cut_off:
         print(f"the last line of {file} was cut off, and is left out", file=sys.stderr)

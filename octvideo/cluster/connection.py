@@ -57,8 +57,9 @@ def connected(address: str, *, cpus: int, tell: Callable[[str], None]) -> Iterat
             raise UserError(f"nothing answers at {named} ({trouble}): is 'ray start --head' running there?")
         tell(f"Ray: the cluster that ran here, {place}, does not answer ({trouble})")
         place = None
-    how: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    how: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     if place:
+        tell(f"Ray: joining {place}")
         _join(ray, place, how)
     else:
         own = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
@@ -82,15 +83,15 @@ def _join(ray: ModuleType, place: str, how: dict[str, Any]) -> None:
 
     # Those that were found to answer answer soon; Ray would try for a quarter of an hour.
     tries, ray_constants.NUM_REDIS_GET_RETRIES = ray_constants.NUM_REDIS_GET_RETRIES, 1
-    unsaid = _Unsaid()
     try:
-        with unsaid:
-            try:
+        try:
+            with _Unsaid() as unsaid:
                 ray.init(address=place, **how)
-            except ConnectionError:
-                if not (_ASKS_FOR_TOKEN in unsaid.text() and _has_token() and "RAY_AUTH_MODE" not in os.environ):
-                    raise
-                _use_token()  # not before: processes of a cluster that asks for none could not begin
+        except ConnectionError:
+            if not (_ASKS_FOR_TOKEN in unsaid.text() and _has_token() and "RAY_AUTH_MODE" not in os.environ):
+                raise
+            _use_token()  # not before: processes of a cluster that asks for none could not begin
+            with _Unsaid() as unsaid:
                 ray.init(address=place, **how)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         if _ASKS_FOR_TOKEN in unsaid.text():
@@ -99,8 +100,9 @@ def _join(ray: ModuleType, place: str, how: dict[str, Any]) -> None:
                 + (", in place of the one that is here" if _has_token() else "")
             ) from error
         raise UserError(
-            f"no cluster at {place} for this machine ({str(error).strip().splitlines()[0]}): expected what "
-            "'ray start --head' prints, with the port 6379 of the head (not 10001), on a machine of the cluster"
+            f"no cluster at {place} with a node on this machine ({str(error).strip().splitlines()[0]}): expected what "
+            "'ray start --head' prints, with the port 6379 of the head (not 10001); a machine joins by 'ray start "
+            f"--address {place}'"
         ) from error
     finally:
         ray_constants.NUM_REDIS_GET_RETRIES = tries

@@ -126,7 +126,7 @@ class RayPool(Generic[Item]):
         self._batch = batch
         self._actors: list[_Actor] = []
         self.num_ready = 0  # actors that have begun
-        self._failed_starts = 0
+        self._failed_starts = Counter[str]()  # by node, since one began there
         self._looked, self._had_room = 0.0, True
         self._full: dict[str, float] = {}  # nodes, and when they were found to be
 
@@ -164,12 +164,13 @@ class RayPool(Generic[Item]):
                 "which a process here is asked to have: give fewer with --ray_cpus, --ray_gpus"
             )
         while True:
-            actor = self._start(next(iter(rooms)), rooms)
+            actor = self._start(min(rooms, key=self._failed_starts.__getitem__), rooms)
             try:
                 about = self._ray.get(actor.beginning)
             except self._gone as error:
                 self._not_begun(actor, error)
-                rooms = self._rooms() or rooms
+                if not (rooms := self._rooms()):
+                    raise UserError("no node of the cluster is left") from error
                 continue
             except self._ray.exceptions.RayTaskError as error:
                 raise _of_task(error) from error
@@ -349,14 +350,16 @@ class RayPool(Generic[Item]):
     def _begun(self, actor: _Actor) -> None:
         actor.beginning = None
         self.num_ready += 1
-        self._failed_starts = 0
+        del self._failed_starts[actor.node]
 
     def _not_begun(self, actor: _Actor, error: Exception) -> None:
         self._kill(actor)
         self._looked = time.monotonic()  # another one after a while
-        self._failed_starts += 1
+        self._failed_starts[actor.node] += 1
         why = _of_task(error) if isinstance(error, self._ray.exceptions.RayTaskError) else _reason(error)
-        if self._failed_starts >= _STARTS and not self.num_ready:
+        # A node that is gone may take several with it.
+        rooms = self._rooms()
+        if rooms and not self.num_ready and all(self._failed_starts[node] >= _STARTS for node in rooms):
             raise UserError(f"{_STARTS} processes of the cluster could not begin: {why}")
         self.tell(f"a process of the cluster could not begin: {why}")
 
@@ -370,13 +373,13 @@ class RayPool(Generic[Item]):
 
 def _reason(error: Exception) -> str:
     """Why an actor ended, in words that are short."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).partition("Some common causes")[0]  # which name all signals
     if "node" in text.lower() and "died" in text.lower() and "The actor died unexpectedly before" not in text:
         return "its node is gone"
     for name in ("SIGSEGV", "SIGKILL", "SIGABRT", "SIGBUS", "OOM", "out of memory"):
         if name in text:
             return f"crashed, {name}"
-    return "crashed: its process ended"
+    return "killed or crashed"
 
 
 def _of_task(error: Any) -> Exception:

@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from octvideo.cli import main
@@ -82,7 +84,7 @@ def test_what_ends_its_process_costs_itself_alone(cluster: Any) -> None:
         assert sorted(item for item, _ in results) == list(range(40))
         lost = {item: result.reason for item, result in results if isinstance(result, Lost)}
         assert sorted(lost) == [13, 17, 26, 34, 39]
-        assert lost[17] == "timeout: no sign of life for 4 s" and lost[13].startswith("crashed")
+        assert lost[17] == "timeout: no sign of life for 4 s" and lost[13] == "killed or crashed"
         assert all(result == item * item for item, result in results if item not in lost)
         assert any("done again, one by one" in line for line in said)
         assert list(pool.run([], 0)) == []
@@ -107,6 +109,27 @@ def test_processes_and_nodes_that_are_killed_cost_nothing(cluster: Any) -> None:
             if number == 200:
                 cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
     assert sorted(results) == [(item, item * item) for item in items]
+
+
+@dataclass
+class SlowToBegin(Squares):
+    """Takes a while to load."""
+
+    def begin(self) -> int:
+        time.sleep(3)
+        return os.getpid()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_a_node_that_goes_while_processes_begin_costs_nothing(cluster: Any) -> None:
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    large = cluster.add_node(num_cpus=4, object_store_memory=100 * 2**20)
+    killer = threading.Timer(2.0, psutil.Process(large.all_processes["raylet"][0].process.pid).kill)
+    with connected(f"ray://{cluster.address}", cpus=1, tell=print), RayPool[int](SlowToBegin()) as pool:
+        killer.start()
+        results = list(pool.run([1, 2, 3], 3))
+    assert sorted(results) == [(1, 1), (2, 4), (3, 9)]
 
 
 @pytest.mark.slow
