@@ -90,14 +90,14 @@ def join_lines(files: Sequence[Path], out: Path, names: Sequence[str] | None = N
                 f"({key}: {header.get(key)!r} and {first.get(key)!r}): leave it out"
             )
     kind = next(iter(first.items()))
-    known_by, ends = _KINDS[kind], _ENDS.get(kind[1], ())
+    known_by, try_ends = _KINDS[kind], _ENDS.get(kind[1], ())
     joined = Joined(missing_parts=_missing_parts(headers))
     with contextlib.ExitStack() as stack:
         contents = [stack.enter_context(_unwritten(file)) for file in files]
         found: dict[str, _Lines] = {}
         double: dict[str, None] = {}
         for number, content in enumerate(contents):
-            lines, is_cut = _lines_of(number, content, known_by, ends)
+            lines, is_cut = _lines_of(number, content, known_by, try_ends)
             if is_cut:
                 joined.cut_off.append(files[number])
             for path, one in lines.items():
@@ -162,7 +162,7 @@ def _unwritten(file: Path) -> Iterator[BinaryIO]:
 
 
 def _lines_of(
-    number: int, content: BinaryIO, known_by: Callable[[dict[str, Any]], int], ends: Collection[int]
+    number: int, content: BinaryIO, known_by: Callable[[dict[str, Any]], int], try_ends: Collection[int]
 ) -> tuple[dict[str, _Lines], bool]:
     """The videos of a file, and whether its last line is cut off; a video that was tried again has the lines of the
     last time.
@@ -180,7 +180,7 @@ def _lines_of(
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{content.name}: got {line[:80]!r}, expected a line of results") from error
         one = found.setdefault(path, _Lines(number, known, []))
-        if one.known in ends:
+        if one.known in try_ends:
             one.spans.clear()
         one.known = known
         if one.spans and one.spans[-1][1] == start:
