@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,8 @@ _KINDS: dict[tuple[str, str], Callable[[dict[str, Any]], int]] = {
     ("results", "octvideo timeline 1"): lambda line: 0 if "windows" not in line else 1 if line["trouble"] else 2,
     ("journal", "octvideo check 1"): lambda line: 2 if line["verdict"] == "ok" else 1,
 }
+# How much is known where a try of a video ends: lines after that are of another one, which alone counts.
+_ENDS = {"octvideo infer 1": (1, 2), "octvideo timeline 1": (1,)}
 
 
 @dataclass(slots=True)
@@ -88,14 +90,14 @@ def join_lines(files: Sequence[Path], out: Path, names: Sequence[str] | None = N
                 f"({key}: {header.get(key)!r} and {first.get(key)!r}): leave it out"
             )
     kind = next(iter(first.items()))
-    known_by, last_only = _KINDS[kind], kind[1] == "octvideo infer 1"
+    known_by, try_ends = _KINDS[kind], _ENDS.get(kind[1], ())
     joined = Joined(missing_parts=_missing_parts(headers))
     with contextlib.ExitStack() as stack:
         contents = [stack.enter_context(_unwritten(file)) for file in files]
         found: dict[str, _Lines] = {}
         double: dict[str, None] = {}
         for number, content in enumerate(contents):
-            lines, is_cut = _lines_of(number, content, known_by, last_only=last_only)
+            lines, is_cut = _lines_of(number, content, known_by, try_ends)
             if is_cut:
                 joined.cut_off.append(files[number])
             for path, one in lines.items():
@@ -160,10 +162,10 @@ def _unwritten(file: Path) -> Iterator[BinaryIO]:
 
 
 def _lines_of(
-    number: int, content: BinaryIO, known_by: Callable[[dict[str, Any]], int], *, last_only: bool
+    number: int, content: BinaryIO, known_by: Callable[[dict[str, Any]], int], try_ends: Collection[int]
 ) -> tuple[dict[str, _Lines], bool]:
-    """The videos of a file, and whether its last line is cut off; with `last_only` a video that was tried again has the
-    line of the last time.
+    """The videos of a file, and whether its last line is cut off; a video that was tried again has the lines of the
+    last time.
     """
     found: dict[str, _Lines] = {}
     content.readline()
@@ -178,9 +180,9 @@ def _lines_of(
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{content.name}: got {line[:80]!r}, expected a line of results") from error
         one = found.setdefault(path, _Lines(number, known, []))
-        one.known = known
-        if last_only:
+        if one.known in try_ends:
             one.spans.clear()
+        one.known = known
         if one.spans and one.spans[-1][1] == start:
             one.spans[-1] = one.spans[-1][0], stop
         else:

@@ -99,6 +99,12 @@ def test_windows_that_stand_apart_come_together(tmp_path: Path) -> None:
     assert (joined.unfinished, joined.unreadable, joined.missing) == (["d"], 1, [])
 
 
+def test_of_a_film_that_was_tried_again_the_last_try_counts(tmp_path: Path) -> None:
+    film = window("a", 0), ended("a", 1, "cut off"), window("b", 0), window("a", 0), window("a", 1)
+    joined = join_lines([written(tmp_path / "1", TIMELINE, *film)], tmp_path / "all")
+    assert read(tmp_path / "all")[1:] == [film[3], film[4], film[2]] and joined.unfinished == ["a", "b"]
+
+
 def test_the_last_line_of_a_journal_counts(tmp_path: Path) -> None:
     lines = [{"path": "a", "verdict": "unreadable"}, {"path": "b", "verdict": "ok"}, {"path": "a", "verdict": "ok"}]
     written(tmp_path / "1", CHECK, *lines)

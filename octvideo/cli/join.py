@@ -27,6 +27,7 @@ from octvideo.stores import (
     StoredFolder,
     StoreError,
     by_shown,
+    check_stores,
     exists,
     file_name,
     glob,
@@ -116,6 +117,7 @@ def _brought(part: str, folder: Path) -> Path:
 
 def _join_into_store(args: argparse.Namespace, parts: list[Path], given: list[str], out: Path) -> int:
     address, missing = args.output.address, f"{args.output.address}.missing.txt"
+    check_stores([address])
     try:
         if exists(address) and (not args.overwrite or address in given):
             raise UserError(

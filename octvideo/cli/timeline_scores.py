@@ -60,7 +60,7 @@ class Scores:
         Args:
             file: of window scores.
             made_by: its first line.
-            retry: videos that could not be read to their end are gone on with.
+            retry: videos that could not be read to their end are begun anew.
 
         Raises:
             UserError: see `JsonLines`.
@@ -70,11 +70,16 @@ class Scores:
             if "path" not in entry:
                 continue
             video = self.videos.setdefault(entry["path"], ScoredVideo())
+            if video.trouble:  # what follows is of another try, from its first window on
+                video = self.videos[entry["path"]] = ScoredVideo()
             if "top" in entry:
                 self._keep(video, entry["start"], entry["end"], self._top.of_listed(entry["top"]))
             else:
-                is_done = not (retry and entry["trouble"])
-                video.is_done, video.trouble, video.cuts = is_done, entry["trouble"], entry["cuts"]
+                video.is_done, video.trouble, video.cuts = True, entry["trouble"], entry["cuts"]
+        if retry:
+            # Not gone on with: the last window was moved back to where the video broke off, and the length of all of
+            # them may have been judged by fewer frames.
+            self.videos = {path: video for path, video in self.videos.items() if not video.trouble}
         if known := sum(len(video.starts) for video in self.videos.values()):
             print(f"{known} windows are in {file} already", file=sys.stderr)
 

@@ -123,13 +123,23 @@ def _has_token() -> bool:
 
 
 def _place_here() -> str | None:
-    """The address of the cluster that this machine is part of, or was until it was killed; None where there is none."""
-    with contextlib.suppress(ConnectionError, ImportError):
+    """The address of the cluster that this machine is part of, or was until it was killed; None where there is none.
+
+    Raises:
+        UserError: RAY_ADDRESS is none.
+    """
+    try:
         from ray._private.services import canonicalize_bootstrap_address
 
         found: str | None = canonicalize_bootstrap_address("auto")
         return found
-    return None
+    except (ConnectionError, ImportError):
+        return None
+    except ValueError as error:  # which Ray raises with all of its calls in it
+        raise UserError(
+            f"RAY_ADDRESS: got {os.environ.get('RAY_ADDRESS', '')}, expected HOST:PORT, the address of a cluster's "
+            "head, or auto, or local for a new cluster"
+        ) from error
 
 
 def _no_answer(place: str) -> str:

@@ -21,7 +21,7 @@ from octvideo.data.records import VideoRecord
 from octvideo.data.shard_stores import StoredShards
 from octvideo.data.shards import ABOUT, CLASSES, INDEX, LEFT_OUT, index_lines, source_of
 from octvideo.errors import UserError
-from octvideo.files import VIDEO_SUFFIXES, is_video, natural_key, part_of, whole_text
+from octvideo.files import VIDEO_SUFFIXES, is_full_disk, is_video, natural_key, part_of, whole_text
 from octvideo.parts import Part, indices_of_part
 from octvideo.stores import StoredFolder, file_name, is_remote, shown
 from octvideo.video import FrameFolder, VideoBytes, VideoReadError
@@ -131,7 +131,13 @@ def _write(
     what = records, names, settings["shard_bytes"], report, advance
     while True:
         shard = here / f"shard-{report.num_shards:06d}.tar"
-        rows = _write_shard(shard, queue, *what, has_several=settings.get("several_labels", False))
+        try:
+            rows = _write_shard(shard, queue, *what, has_several=settings.get("several_labels", False))
+        except OSError as error:
+            part_of(shard).unlink(missing_ok=True)
+            if is_full_disk(error) and not error.filename:  # a full disk says no name
+                error.filename = str(shard)
+            raise
         if not rows:
             break
         if stored is not None:

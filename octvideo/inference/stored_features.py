@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from octvideo.errors import UserError
 from octvideo.files import json_text
 from octvideo.inference.feature_files import (
@@ -35,6 +37,7 @@ from octvideo.video import VideoReadError
 log = logging.getLogger("octvideo.inference")
 
 _THREADS = 16  # that read files
+_LOCK = ".index.lock"
 
 
 class StoredFeatures(FeatureFolder):
@@ -117,6 +120,10 @@ class StoredFeatures(FeatureFolder):
         Raises:
             UserError: pyarrow is not installed, or the store can't be read or written.
         """
+        with FileLock(self.folder / _LOCK):  # parts on one machine: none puts an older list in place of another's
+            return self._write_index(unreadable, parquet=parquet)
+
+    def _write_index(self, unreadable: Sequence[Row], *, parquet: bool) -> Path:
         noted = list(self._noted())
         there = {name for name, size in self.stored.sizes().items() if size and name.endswith(self.settings["format"])}
         before = list(rows_of_index((self.stored.read("index.csv") or b"").decode("utf-8", "surrogateescape")))

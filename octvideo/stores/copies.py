@@ -29,6 +29,7 @@ from octvideo.stores.writing import check_writable, put_file
 EVERY_SEC = 60.0  # an upload, at most
 _SHARE = 50  # of the time between uploads to that of one
 _PIECE = 1 << 20
+_SCHEMES = {"s3a": "s3", "gcs": "gs"}  # two names of one kind of store
 
 log = logging.getLogger("octvideo.stores")
 
@@ -196,8 +197,10 @@ def outputs_folder() -> Path:
 
 
 def place_of(address: str) -> Path:
-    """The folder here of what is kept at an address."""
-    return outputs_folder() / hashlib.sha256(shown(address).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    """The folder here of what is kept at an address, by whatever spelling of it."""
+    scheme, mark, rest = shown(address).partition("://")
+    name = f"{_SCHEMES.get(scheme.lower(), scheme.lower())}{mark}{rest.rstrip('/')}"
+    return outputs_folder() / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _state_file(path: Path) -> Path:

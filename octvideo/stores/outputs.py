@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from octvideo.errors import UserError
 from octvideo.stores.copies import outputs_folder, place_of
-from octvideo.stores.folders import exists, list_sizes, size_of
+from octvideo.stores.folders import check_stores, exists, list_sizes, size_of
 from octvideo.stores.names import file_name, shown
 from octvideo.stores.reading import open_file, read_file
 from octvideo.stores.requests import StoreError
@@ -69,6 +69,8 @@ class StoredFolder:
         try:
             return list_sizes(self.address)
         except StoreError as error:
+            if error.is_missing:  # a folder of no files is none to a store, which says nothing of it
+                check_stores([self.address])
             raise UserError(f"can't list {self}: {error}") from None
 
     def exists(self, name: str) -> bool:

@@ -18,6 +18,7 @@ from octvideo.cli import main
 from octvideo.errors import UserError
 from octvideo.json_lines import JsonLines, Words
 from octvideo.models import i3d_small
+from octvideo.stores import StoredFolder
 from octvideo.training.checkpoint_block import make_block
 from octvideo.video import ViewSettings
 from tests.cli.conftest import TINY_CONFIG
@@ -191,6 +192,9 @@ def test_two_commands_write_no_file_of_a_bucket(bucket: Any) -> None:
     bucket.rm_file("bucket/r.jsonl")
     with pytest.raises(UserError, match=r"another process writes s3://bucket/r\.jsonl: wait for it, or name another"):
         JsonLines(copies.StoredCopy("s3://bucket/r.jsonl"), kind, words)
+    for spelling in ("s3://bucket/r.jsonl/", "s3a://bucket/r.jsonl", "S3://bucket/r.jsonl"):
+        with pytest.raises(UserError, match="another process writes"):
+            JsonLines(copies.StoredCopy(spelling), kind, words)
     first.add({"path": "b"})
     with pytest.raises(UserError, match=r"s3://bucket/r\.jsonl is gone: nothing is put there; all of this run is in"):
         first.close()
@@ -211,6 +215,12 @@ def test_a_bucket_that_is_gone_loses_nothing(
     server.asked.clear()
     assert main([*command, "s3://nobucket/r.jsonl"]) == 2
     assert "error: s3://nobucket/r.jsonl: there is no bucket called nobucket" in capsys.readouterr().err
+    with pytest.raises(UserError, match="s3://nobucket/f: there is no bucket called nobucket"):
+        StoredFolder("s3://nobucket/f").sizes()
+    Path("one.jsonl").write_text('{"results": "octvideo infer 1"}\n')
+    assert main(["join", "one.jsonl", "-o", "s3://nobucket/r.jsonl"]) == 2
+    told = capsys.readouterr()
+    assert not told.out and "s3://nobucket/r.jsonl: there is no bucket called nobucket" in told.err
     assert main(["infer", *words, "s3://nobucket/a.mp4"]) == 2 and server.asked == []
     assert "error: s3://nobucket/a.mp4: there is no bucket called nobucket" in capsys.readouterr().err
     monkeypatch.setattr(copies, "check_stores", lambda names: None)  # it is removed afterwards

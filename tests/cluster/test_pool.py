@@ -69,6 +69,11 @@ def test_a_head_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("RAY_ADDRESS", place)
         with pytest.raises(UserError, match=said), connected("ray", cpus=1, tell=print):
             pass
+    for wrong in ("ray://host:10001", "nonsense"):
+        monkeypatch.setenv("RAY_ADDRESS", wrong)
+        said = f"RAY_ADDRESS: got {wrong}, expected HOST:PORT"
+        with pytest.raises(UserError, match=said), connected("ray", cpus=1, tell=print):
+            pass
 
 
 @pytest.mark.slow

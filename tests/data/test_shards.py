@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import json
@@ -69,6 +70,20 @@ def items(records: Any) -> list[Item]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_full_disk_is_named_and_keeps_no_half_of_an_archive(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "addfile", full)
+        with pytest.raises(OSError, match="No space left") as raised:
+            write()
+    assert raised.value.filename == str(tmp_path / "shards" / "shard-000000.tar")
+    assert not list((tmp_path / "shards").glob("*.part")) and write().written == 7
 
 
 @pytest.mark.parametrize("shuffle", [None, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,27 @@ def test_two_machines_and_a_kill(bucket: Any, tmp_path: Path, monkeypatch: pytes
         StoredFeatures.begun(StoredFolder("s3://bucket/f"), {**settings, "layer": "y"})
     with pytest.raises(UserError, match=r"^no features in s3://bucket/g \(features\.json: no such file\)"):
         StoredFeatures(StoredFolder("s3://bucket/g"))
+
+
+def test_parts_on_one_machine_list_one_after_the_other(bucket: Any) -> None:
+    """The older of two lists would be put in place of the newer one."""
+    parts = [StoredFeatures.begun(StoredFolder("s3://bucket/f"), {**SETTINGS, "format": "npz"}) for _ in range(2)]
+    parts[0].write("a.mp4", made(0, 0))
+    write_rows, second = StoredFeatures.write_rows, threading.Thread(target=parts[1].write_index, args=[[]])
+
+    def write_late(folder: StoredFeatures, *args: Any, **how: Any) -> Path:
+        if not second.ident:  # the first has its list, and the other part ends now
+            parts[1].write("b.mp4", made(1, 1))
+            second.start()
+            second.join(0.5)
+        return write_rows(folder, *args, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredFeatures, "write_rows", write_late)
+        parts[0].write_index([])
+        second.join()
+    assert [line.split(b",")[0] for line in bucket.cat_file("bucket/f/index.csv").splitlines()] == [
+        b"video",
+        b"a.mp4",
+        b"b.mp4",
+    ]

@@ -353,6 +353,26 @@ def test_a_stopped_timeline_goes_on_and_ends_as_one_that_was_not(
     assert "is of another model, or of other settings (window: 1.0, now 2.0)" in capsys.readouterr().err
 
 
+def test_a_film_that_was_not_whole_is_tried_again_from_its_beginning(
+    words: list[str], frames: Tensor, encode: Encode, tmp_path: Path
+) -> None:
+    film, tried, fresh = tmp_path / "film.mp4", tmp_path / "tried.jsonl", tmp_path / "fresh.jsonl"
+    content = encode(tmp_path / "whole.mp4", frames, rate=10, g=4, movflags="faststart").read_bytes()
+    film.write_bytes(content[: len(content) * 2 // 3])
+    words[1] = str(film)
+    assert main([*words, "-o", str(tried)]) == 1
+    before = tried.read_text()
+    assert main([*words, "-o", str(tried), "--retry"]) == 1 and main([*words, "-o", str(tried)]) == 1
+    _, *lines = before.splitlines()
+    assert tried.read_text().splitlines()[1:] == [*lines, *lines]
+    film.write_bytes(content)
+    assert main([*words, "-o", str(tried), "--retry", "--segments", str(tmp_path / "tried.csv")]) == 0
+    assert main([*words, "-o", str(fresh), "--segments", str(tmp_path / "fresh.csv")]) == 0
+    assert (tmp_path / "tried.csv").read_text() == (tmp_path / "fresh.csv").read_text()
+    assert main(["join", str(tried), "-o", str(tmp_path / "joined.jsonl")]) == 0
+    assert (tmp_path / "joined.jsonl").read_text() == fresh.read_text()
+
+
 def test_videos_that_can_not_be_read_are_told_and_the_others_are_done(
     words: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
