@@ -53,7 +53,7 @@ def test_lines_come_in_the_order_of_the_list(tmp_path: Path, capsys: pytest.Capt
     assert main(words) == 1
     out, err = capsys.readouterr()
     assert read(tmp_path / "all.jsonl") == [INFER, scored("a.mp4"), broken(odd), scored("c.mp4"), scored("other.mp4")]
-    assert "4 videos of 2 files, 1 of them can't be read to their end" in out
+    assert "4 videos of 2 files, 1 of them can't be read, or not to their end" in out
     assert "1 videos are not in the list; they come last" in err and "parts that were not given: 3/3" in err
     assert f"1 videos are missing, listed in {tmp_path}/all.jsonl.missing.txt:\n  b.mp4" in err
     assert (tmp_path / "all.jsonl.missing.txt").read_text() == "b.mp4\n"

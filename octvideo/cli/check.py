@@ -15,6 +15,7 @@ from typing import get_args
 from octvideo.cli.arguments import Parser, above_zero, output_folder, share
 from octvideo.cli.on_ray import isolated_on_ray, ray_arguments
 from octvideo.cli.tables import print_table
+from octvideo.cli.video_arguments import list_name
 from octvideo.data.checking import Journal, Selection, Summary, check_all, part_of_selection, select
 from octvideo.data.quarantine import QUARANTINE, printable, put_quarantine, write_quarantine
 from octvideo.data.workers import available_cpus
@@ -54,7 +55,7 @@ def run(args: Namespace) -> int:
     """Checks, writes the quarantine list and prints a summary; returns 0 if all is well, 1 if something is not."""
     check_decoder(args.decoder)
     frames = None if args.frame_names is None else FrameNames(args.frame_names, args.first_frame)
-    selection = select(args.sources, root=args.root, frames=frames)
+    selection = select([list_name(source) for source in args.sources], root=args.root, frames=frames)
     out = args.output or Path("runs/check_videos", file_name(selection.root) or "root")
     if args.part is not None:
         if args.output is None:

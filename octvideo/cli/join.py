@@ -145,6 +145,7 @@ def _remove_missing(address: str) -> None:
 def _join(args: argparse.Namespace, parts: list[Path], out: Path) -> int:
     if parts[0].is_dir():
         return _join_shards(parts, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and (not args.overwrite or out in parts or not out.is_file()):
         raise UserError(f"{out} is there: name another file, or give --overwrite (not for one of the parts)")
     names = None if args.list is None else list(by_shown(find_videos(args.list, images=True, are_here=False)))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from octvideo.cli.arguments import Parser, output_folder, positive
 from octvideo.cli.on_ray import ray_arguments, ray_pool
+from octvideo.cli.video_arguments import list_name
 from octvideo.cluster.pool import Lost
 from octvideo.data.datamodule import VideoDataModule
 from octvideo.data.records import VideoRecord
@@ -54,6 +55,7 @@ def run(args: Namespace) -> int:
         print(f"{args.index}: {index_shards(args.index)} videos indexed")
         return 0
     out: Path | StoredFolder | None = args.output
+    args.source = args.source and list_name(args.source)
     if args.source is None or out is None:
         raise UserError("give a source and a folder for the archives: octvideo shards SOURCE -o FOLDER")
     if args.on is not None:

@@ -47,7 +47,7 @@ from octvideo.cli.model_arguments import (
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.segment_file import SegmentFile
 from octvideo.cli.timeline_page import TimelinePages
-from octvideo.cli.timeline_scores import RESULTS, Scores
+from octvideo.cli.timeline_scores import RESULTS, End, Scores
 from octvideo.cli.timeline_shown import check_shown, show
 from octvideo.cli.video_arguments import find_videos, videos_of_part
 from octvideo.cluster.pool import Lost
@@ -181,12 +181,14 @@ def run(args: argparse.Namespace) -> int:
                     yield path
             for (name, _), result in pool.run(iter(left.values()), len(left)):
                 path = shown(name)
-                windows, cuts, trouble = (
-                    ([], [], f"cannot read video '{path}': {result.reason}") if isinstance(result, Lost) else result
+                windows, end = (
+                    ([], End([], f"cannot read video '{path}': {result.reason}"))
+                    if isinstance(result, Lost)
+                    else result
                 )
                 for window in windows:
                     scores.add(path, *window)
-                scores.finish(path, trouble, cuts)
+                scores.finish(path, end)
                 progress.update(said=pool.state)
                 progress.advance()
                 yield path
@@ -320,11 +322,10 @@ def _score(
             try:
                 window = next(windows)
             except StopIteration as end:
-                cuts, trouble = end.value
-                break
+                scores.finish(path, end.value)
+                return
             scores.add(path, *scores.as_written(window))
             progress.update(int(window.end_sec))
-    scores.finish(path, trouble, cuts)
 
 
 def _windows(
@@ -333,8 +334,8 @@ def _windows(
     skip: int,
     frames_of: Callable[[], FileFrames | FolderFrames],
     lasts: Callable[[float | None], None] = lambda seconds: None,
-) -> Generator[WindowScores, None, tuple[list[float], str]]:
-    """The windows of a video after the first so many; returns its cuts, and why not all of it could be read."""
+) -> Generator[WindowScores, None, End]:
+    """The windows of a video after the first so many; returns how it ends."""
     cuts: list[float] = []
     try:
         with frames_of() as frames:
@@ -345,9 +346,9 @@ def _windows(
                     yield from windows
             finally:
                 cuts = [round(cut, 6) for cut in frames.cuts_sec]
-        return cuts, f"cannot read all of video '{path}': {frames.trouble}" if frames.trouble else ""
+        return End(cuts, f"cannot read all of video '{path}': {frames.trouble}" if frames.trouble else "")
     except VideoReadError as error:
-        return cuts, str(error)
+        return End(cuts, str(error), may_pass=error.may_pass or is_address(path))
 
 
 @dataclass
@@ -369,8 +370,8 @@ class TimelineWorker:
         self._scores = Scores(names, self.args.topk, _segment_settings(self.args, names).classes)
         return facts
 
-    def work(self, items: Sequence[tuple[str, int]]) -> Iterator[tuple[list[Any], list[float], str] | None]:
-        """Of each video its windows after the first so many, its cuts, and its trouble."""
+    def work(self, items: Sequence[tuple[str, int]]) -> Iterator[tuple[list[Any], End] | None]:
+        """Of each video its windows after the first so many, and how it ends."""
         for name, skip in items:
             kept: list[Any] = []
             frames_of = functools.partial(_frames, self.args, name, self._timeline)
@@ -379,7 +380,7 @@ class TimelineWorker:
                 try:
                     kept.append(self._scores.as_written(next(windows)))
                 except StopIteration as end:
-                    yield kept, *end.value
+                    yield kept, end.value
                     break
                 yield None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from octvideo.inference.segments import Segment, SegmentSettings, segments_of_to
 from octvideo.inference.timeline import WindowScores
 from octvideo.inference.window_lines import TopClasses
 from octvideo.json_lines import JsonLines, Words
-from octvideo.stores import StoredCopy, is_remote
+from octvideo.stores import StoredCopy
 
 RESULTS = "octvideo timeline 1"
 _WORDS = Words("file of window scores", "another model, or of other settings", "name another file")
@@ -37,6 +36,21 @@ class ScoredVideo:
     is_done: bool = False
     trouble: str = ""
     cuts: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a video ends.
+
+    Args:
+        cuts: where shots begin, in seconds.
+        trouble: why not all of it could be read.
+        may_pass: see `VideoReadError`.
+    """
+
+    cuts: list[float]
+    trouble: str
+    may_pass: bool = False
 
 
 class Scores:
@@ -101,15 +115,12 @@ class Scores:
         if self._lines is not None:
             self._lines.add({"path": path, "start": start, "end": end, "top": self._top.listed(top)})
 
-    def finish(self, path: str, trouble: str, cuts: list[float]) -> None:
-        """Notes that a video has no more windows; of one that breaks off on the net, or is not there, the next run may
-        find more.
-        """
+    def finish(self, path: str, end: End) -> None:
+        """Notes that a video has no more windows; of one whose trouble may pass, the next run may find more."""
         video = self.videos[path]
-        video.is_done, video.trouble, video.cuts = True, trouble, cuts
-        may_pass = trouble and (is_remote(path) or not os.path.exists(path))  # noqa: PTH110
-        if self._lines is not None and not may_pass:
-            done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": trouble}
+        video.is_done, video.trouble, video.cuts = True, end.trouble, end.cuts
+        if self._lines is not None and not end.may_pass:
+            done = {"path": path, "windows": len(video.starts), "cuts": video.cuts, "trouble": video.trouble}
             self._lines.add(done)
 
     def segments(self, path: str, settings: SegmentSettings) -> list[Segment]:

@@ -58,6 +58,11 @@ def find_videos(names: Sequence[str], *, images: bool = False, are_here: bool = 
             yield name
 
 
+def list_name(source: str) -> str:
+    """A source of a command whose lists go without the @ that others want: it may have one."""
+    return source[1:] if source.startswith("@") and not Path(source).exists() else source
+
+
 def _check_is_video(name: str, given: str) -> None:
     if name.lower().endswith(".txt"):  # which FFmpeg takes for a film of letters
         raise UserError(f"{given} is no video: give @{given} for the names in it")

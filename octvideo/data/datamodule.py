@@ -203,8 +203,8 @@ class VideoDataModule(L.LightningDataModule):
                     )
                 return names
         raise UserError(
-            f"no class names: give data.classes (a file with a name a line, or kinetics400/600/700), "
-            f"or write {shown(str(self._own_classes))}"
+            "no class names: give data.classes (of octvideo shards: --classes, or --unlabelled), "
+            f"a file with a name a line or kinetics400/600/700, or write {shown(str(self._own_classes))}"
         )
 
     @property

@@ -26,6 +26,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -49,6 +50,7 @@ class Alive(Protocol):
 
 Work = Callable[[Any, Alive], Any]
 
+_LONGEST_FOLDER = 70  # bytes; a forkserver's socket has 32 more
 _START_S = 300  # for imports on a slow disk; they count in no file's time
 _GRACE_S = 5  # the alarm clock is for those whose parent is gone
 _LOOK_S = 0.05
@@ -246,7 +248,8 @@ def _too_large(limit: int) -> str:
 
 
 def _context(work: Work) -> Any:
-    if sys.platform == "darwin":
+    # The socket of a forkserver lies in the folder for temporary files, and its path may have 107 bytes.
+    if sys.platform == "darwin" or len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # Imported once, by the server, if this process has none yet.

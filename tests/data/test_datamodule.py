@@ -83,8 +83,8 @@ def test_no_class_names(root: Path) -> None:
     with pytest.raises(UserError) as error:
         _ = data(root, train="train.txt").class_names
     assert str(error.value) == (
-        "no class names: give data.classes (a file with a name a line, or kinetics400/600/700), "
-        f"or write {root / 'classes.txt'}"
+        "no class names: give data.classes (of octvideo shards: --classes, or --unlabelled), "
+        f"a file with a name a line or kinetics400/600/700, or write {root / 'classes.txt'}"
     )
 
 

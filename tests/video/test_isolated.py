@@ -167,3 +167,19 @@ def test_a_process_that_cannot_start_is_an_error_not_a_result(monkeypatch: pytes
         monkeypatch.setattr("octvideo.video.isolated._serve", broken)  # takes two arguments, gets four
         with pytest.raises(RuntimeError, match="a process for decoding can't start"):
             next(pool.run([1]))
+
+
+@pytest.mark.slow
+def test_a_folder_for_temporary_files_with_a_long_path(tmp_path: Path, repo: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    script = """
+from octvideo.video.isolated import IsolatedPool
+from tests.video.isolated_work import act
+if __name__ == "__main__":
+    with IsolatedPool(act, num_processes=1, timeout_s=60, memory_bytes=2**28) as pool:
+        print([outcome.ending for _, outcome in pool.run([("return", 1)])])
+"""
+    env = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(repo)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "['returned']\n", done.stderr
