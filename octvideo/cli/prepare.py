@@ -356,4 +356,4 @@ def _print_copied(args: argparse.Namespace, summary: Summary) -> None:
         source = args.output if is_remote(args.source) else Path(args.source)
         print(f"\nNext:\n  {next_command(source, args.output)}")
     elif args.part is not None:
-        print(f"\nThis was part {args.part}. When all are done, the same command without --part says what is missing.")
+        print(f"\nThis was part {args.part}. When all are done, the same command without --part does what is missing.")
