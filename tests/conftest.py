@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from tests.fake_hub import Hub, serve_hub
@@ -29,6 +30,17 @@ def pytest_configure() -> None:
 def pytest_collection_finish() -> None:
     """Thousands of tests and all libraries stay to the end: they are no garbage."""
     gc.freeze()
+
+
+_resident = [0]  # bytes after the last search for garbage
+
+
+def pytest_runtest_teardown() -> None:
+    """Garbage that holds networks is large before it is many objects."""
+    process = psutil.Process()
+    if process.memory_info().rss > _resident[0] + 2**30:
+        gc.collect()
+        _resident[0] = process.memory_info().rss
 
 
 @pytest.fixture(autouse=True)
