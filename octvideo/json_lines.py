@@ -61,8 +61,12 @@ class JsonLines:
         try:
             self._lock()
             self._begin()
+            if self._stored is not None:
+                self._stored.upload()  # who may not write there hears it before the work
         except BaseException:
             os.close(self._descriptor)
+            if self._stored is not None:
+                self._stored.release()
             raise
 
     def close(self) -> None:

@@ -223,16 +223,28 @@ def test_a_bucket_that_is_gone_loses_nothing(
     assert not told.out and "s3://nobucket/r.jsonl: there is no bucket called nobucket" in told.err
     assert main(["infer", *words, "s3://nobucket/a.mp4"]) == 2 and server.asked == []
     assert "error: s3://nobucket/a.mp4: there is no bucket called nobucket" in capsys.readouterr().err
-    monkeypatch.setattr(copies, "check_stores", lambda names: None)  # it is removed afterwards
-    assert main([*command, "s3://nobucket/r.jsonl"]) == 2
-    said = capsys.readouterr().err
-    assert "error: can't write s3://nobucket/r.jsonl: no such file; all is in " in said
+    monkeypatch.setattr(copies, "check_stores", lambda names: None)  # as where nobody may look at buckets
+    assert main([*command, "s3://nobucket/r.jsonl"]) == 2 and server.asked == []  # before any video is read
+    assert "error: can't write s3://nobucket/r.jsonl: no such file; all is in " in capsys.readouterr().err
+    bucket.mkdir("nobucket")
+    real = copies.put_file
+
+    def removes(file: Path, name: str) -> None:
+        real(file, name)
+        bucket.rm("nobucket/r.jsonl")
+        bucket.rmdir("nobucket")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copies, "put_file", removes)  # somebody else, after the beginning
+        assert main([*command, "s3://nobucket/r.jsonl"]) == 2
+    told = "error: s3://nobucket/r.jsonl is gone: nothing is put there; all of this run is in"
+    assert told in capsys.readouterr().err
     (kept,) = cache.rglob("r.jsonl")
     assert len(results(kept.read_text())) == 1
     bucket.mkdir("nobucket")
-    server.asked.clear()
-    assert main([*command, "s3://nobucket/r.jsonl"]) == 0 and server.asked == []
+    assert main([*command, "s3://nobucket/r.jsonl"]) == 0  # begun anew, and what was here stays
     assert bucket.cat_file("nobucket/r.jsonl") == kept.read_bytes()
+    assert len(results(kept.with_name("r.jsonl.before").read_text())) == 1
 
 
 @pytest.mark.slow
