@@ -38,7 +38,8 @@ _MATRICES = {
     6: Colorspace.ITU601,
     7: Colorspace.SMPTE240M,
 }
-_MATRICES[9] = Colorspace.BT2020
+if hasattr(Colorspace, "BT2020"):  # PyAV 18; without, such videos are written by the matrix of those that say nothing
+    _MATRICES[9] = Colorspace.BT2020
 _UNSAID = 2
 # Sound is read ahead of frames, so that the container finds some for the frames that the encoder gives.
 _AHEAD_SEC = Fraction(1, 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from enum import IntEnum
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from torch import Tensor
 
 from octvideo.errors import UserError
@@ -200,3 +203,10 @@ def test_odd_files_are_written_with_their_times_or_refused_in_one_line(real_vide
             new_times = [frame.time * new.time_base for frame in new]
         # A file without sound starts with its first frame.
         assert [time - times[0] for time in times] == pytest.approx([time - new_times[0] for time in new_times]), source
+
+
+def test_it_loads_with_a_pyav_that_knows_fewer_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyAV 17, the last for Python 3.10."""
+    fewer = {name: value.value for name, value in Colorspace.__members__.items() if name != "BT2020"}
+    monkeypatch.setattr("av.video.reformatter.Colorspace", IntEnum("Colorspace", fewer))
+    runpy.run_path(overlay.__file__)
