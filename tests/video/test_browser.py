@@ -58,7 +58,7 @@ def test_a_video_whose_clock_starts_late_is_written_anew_from_0(tmp_path: Path, 
         copy = late.add_stream_from_template(early.streams.video[0])
         for packet in early.demux(video=0):
             if packet.size:
-                packet.pts, packet.dts = (time + 2 / packet.time_base for time in (packet.pts, packet.dts))
+                packet.pts, packet.dts = (int(time + 2 / packet.time_base) for time in (packet.pts, packet.dts))
                 packet.stream = copy
                 late.mux(packet)
     with av.open(str(source)) as container:
