@@ -82,7 +82,7 @@ def is_live(name: str, container: Any) -> bool:
         return True
     if container.duration is not None:
         return False
-    return container.format.name in _SIZE_SAYS_NOTHING or container.size <= 0
+    return container.format.name in _SIZE_SAYS_NOTHING or (container.size or 0) <= 0  # none, PyAV 19
 
 
 def reason_of(name: str, error: Exception, timeout_sec: float) -> str:

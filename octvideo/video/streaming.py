@@ -259,7 +259,7 @@ class FileFrames:
 
     def _ends_untold(self) -> bool:
         """Whether all has come of an answer over the net without a length, whose end is an error to FFmpeg."""
-        if self._given is None or self._container.size > 0 or self.duration_sec is None:
+        if self._given is None or (self._container.size or 0) > 0 or self.duration_sec is None:
             return False
         return self.end * self.time_base > self.duration_sec - 1
 

@@ -73,7 +73,7 @@ def write_pair(first: str, second: str, target: Path, *, short_side_px: int | No
     if sizes[0] != sizes[1]:
         raise UserError(f"got {first} of {sizes[0]} and {second} of {sizes[1]} pixels, expected clips of one size")
     height, width = (side // 2 * 2 for side in sizes[0])  # H.264's are even
-    write_video(torch.cat(parts)[:, :height, :width], target, fps=round(rates[0] or 25))
+    write_video(torch.cat(parts)[:, :height, :width], target, fps=round(float(rates[0] or 25)))
 
 
 def write_pairs(clips: VideoList, out: Path, *, name: str, seed: int, short_side_px: int | None) -> None:
