@@ -40,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
     parser.shared("num_workers", help="files decoded at once (one per CPU)")
     parser.shared("timeout", help="without a new piece of a video (60)")
     parser.add_argument("--memory", type=above_zero, default=2.0, metavar="GB", help="for decoding one file (2)")
-    parser.add_argument("--retry", action="store_true", help="look again at what was not ok")
+    parser.shared("retry", help="look again at what was not ok")
     parser.add_argument(
         "--min_readable",
         type=share,

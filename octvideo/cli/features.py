@@ -22,6 +22,7 @@ from torch import nn
 from octvideo._version import __version__
 from octvideo.cli.allocator import keep_freed_memory
 from octvideo.cli.arguments import Parser, above_zero, asked_views, output_folder
+from octvideo.cli.infer_output import say_errors
 from octvideo.cli.model_arguments import check_part, lines_of_predictor, say_lines
 from octvideo.cli.on_ray import ray_arguments, ray_pool
 from octvideo.cli.tables import print_table
@@ -241,8 +242,7 @@ def _write_all(
     finally:  # in any case what has been done
         file = folder.write_index([Row(error.path, reason=error.reason) for error in failures], parquet=args.parquet)
         print(f"features are in {folder}, listed in {file.name}", file=sys.stderr)
-        for failure in (*failures, *partly):
-            print(f"error: {failure}", file=sys.stderr)
+        say_errors([*failures, *partly], f"{folder}/{file.name}")
     return 1 if failures or partly else 0
 
 

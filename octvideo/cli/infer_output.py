@@ -151,4 +151,4 @@ def say_errors(errors: Sequence[object], file: str | None) -> None:
     for error in shown_errors:
         print(f"error: {error}", file=sys.stderr)
     if more := len(errors) - len(shown_errors):
-        print(f"error: {more:,} more can't be read; {file} says why", file=sys.stderr)
+        print(f"error: {more:,} more can't be read, or not to their end; {file} says why", file=sys.stderr)
